@@ -1,0 +1,109 @@
+"""Nouns shared by everything else, and the legend of the shape letters used in docstrings.
+
+Shapes: N rows of a data set, B rows of a batch, P clusters and K instances of a P x K batch,
+C clusters (or classes), D feature width, H x W image, Q queries, G gallery rows.
+Labels: class ids from 0; -1 is an outlier everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+OUTLIER = -1
+
+
+class Modality(StrEnum):
+    """What a row was seen with. The papers' "rgb" and "ir" are VISIBLE and INFRARED here."""
+
+    VISIBLE = "visible"
+    INFRARED = "infrared"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of one person.
+
+    Attributes:
+        image: path relative to the root of the data set, with forward slashes.
+        modality: VISIBLE or INFRARED.
+        pid: person id, -1 where unknown. Read by evaluation and diagnostics only.
+        camera: camera id as the data set numbers it, -1 where unknown.
+        captions: sentences that describe this image, possibly none.
+    """
+
+    image: str
+    modality: Modality
+    pid: int = -1
+    camera: int = -1
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split in a fixed order; a row's index is its identity everywhere else."""
+
+    records: tuple[Record, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def pids(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.array([record.pid for record in self.records], dtype=np.int64)
+
+    @cached_property
+    def cameras(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.array([record.camera for record in self.records], dtype=np.int64)
+
+    def rows(self, modality: Modality) -> np.ndarray:
+        """Indices (n,) int64 of the rows of one modality, ascending."""
+        return np.array(
+            [i for i, record in enumerate(self.records) if record.modality == modality],
+            dtype=np.int64,
+        )
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Split:
+        """The given rows, in the given order."""
+        return Split(tuple(self.records[int(i)] for i in rows))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a loader returns: the splits of one data set below one root.
+
+    Attributes:
+        kind: layout name, e.g. "sysu".
+        root: folder that the records' paths are relative to.
+        train, val, test: val is empty where the layout has none.
+    """
+
+    kind: str
+    root: Path
+    train: Split
+    val: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of one global training batch of one modality. It has no person id.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        rows: (B,) int64 row ids in the training split.
+        labels: (B,) int64 pseudo or given classes.
+    """
+
+    images: Tensor
+    rows: Tensor
+    labels: Tensor
