@@ -1,0 +1,371 @@
+"""CLIP opened up: weights from anywhere, image tower in pieces, text tower that takes embeddings.
+
+The only file that knows how open_clip builds a model. Shapes: B images, C texts, L tokens,
+W text width, D trunk channels, E joint embedding.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+SMALL = "crossreid-small"
+# Buffers that OpenAI's archives carry beside the weights; no other checkpoint has them.
+_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
+
+
+class TextTower(nn.Module):
+    """CLIP's text transformer, from token embeddings to the joint space.
+
+    Shares its parameters with the model it was taken from.
+    """
+
+    attn_mask: Tensor
+
+    def __init__(self, model: open_clip.CLIP) -> None:
+        """Takes the text half out of `model`."""
+        super().__init__()
+        self.token_embedding: nn.Embedding = model.token_embedding
+        self.positional_embedding: nn.Parameter = model.positional_embedding
+        self.transformer: nn.Module = model.transformer
+        self.ln_final: nn.Module = model.ln_final
+        self.text_projection: nn.Parameter = model.text_projection
+        self.register_buffer("attn_mask", model.attn_mask, persistent=False)
+
+    @property
+    def width(self) -> int:
+        """W, the width of a token embedding."""
+        return self.token_embedding.embedding_dim
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a padded sentence: 77."""
+        return self.positional_embedding.shape[0]
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of a text feature."""
+        return self.text_projection.shape[1]
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Token ids (C, 77) int64, zero padded, on the tower's device."""
+        ids = _tokenizer()(texts, context_length=self.context_length)
+        return ids.to(self.positional_embedding.device)
+
+    def encode_text(self, ids: Tensor, *, chunk: int = 256) -> Tensor:
+        """Features (C, E), not normalised, of token ids (C, 77); the EOT is the largest id."""
+        # Padding behind the last EOT is cut before the lookup: it cannot matter.
+        eot = ids.argmax(dim=-1)
+        return self.encode_prompts(
+            self.token_embedding(ids[:, : int(eot.max()) + 1]), eot, chunk=chunk
+        )
+
+    def encode_prompts(self, embeddings: Tensor, eot: Tensor | int, *, chunk: int = 256) -> Tensor:
+        """Features of sentences that are given as token embeddings.
+
+        Attention is causal and only the EOT position is read, so what stands behind the largest
+        EOT is never computed: the result is exactly that of all 77 positions.
+
+        Args:
+            embeddings: (C, L, W) token embeddings without positions, L > eot; may carry gradients.
+            eot: position of the EOT token, (C,) int64 or one number for all.
+            chunk: sentences per pass. Bounds memory where no gradient is needed.
+
+        Returns:
+            (C, E) text features, not normalised.
+
+        Raises:
+            ValueError: an EOT position lies outside the L tokens.
+        """
+        ends = torch.as_tensor(eot, device=embeddings.device).expand(len(embeddings))
+        length = int(ends.max()) + 1
+        if length > embeddings.shape[1]:
+            raise ValueError(
+                f"the EOT token stands at position {length - 1}, but only "
+                f"{embeddings.shape[1]} token embeddings were given"
+            )
+        cut = embeddings[:, :length]
+        parts = [
+            self._encode(rows, at)
+            for rows, at in zip(cut.split(chunk), ends.split(chunk), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
+        length = embeddings.shape[1]
+        dtype = self.positional_embedding.dtype
+        x = embeddings.to(dtype) + self.positional_embedding[:length]
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        at_end = x[torch.arange(len(x), device=x.device), ends]
+        return self.ln_final(at_end) @ self.text_projection
+
+
+class AttentionPool(nn.Module):
+    """CLIP's attention pool for a grid of any shape; computes the class token alone.
+
+    Only token 0 of the pool's output is used, so there is one query per head. With one query
+    the key and value projections move from the L tokens to the query: q.(Wk x) = (Wk^T q).x and
+    sum_j a_j Wv x_j = Wv (sum_j a_j x_j). The result is that of the full attention, the
+    cost about a hundredth of it at 18 x 9. Parameter names are CLIP's.
+    """
+
+    def __init__(self, pool: nn.Module, *, grid: tuple[int, int]) -> None:
+        """Copies the weights of open_clip's pool and resizes its positions to `grid` (h, w)."""
+        super().__init__()
+        source: Any = deepcopy(pool)
+        positions = resize_positions(source.positional_embedding.detach(), grid)
+        self.positional_embedding = nn.Parameter(positions)
+        self.q_proj: nn.Linear = source.q_proj
+        self.k_proj: nn.Linear = source.k_proj
+        self.v_proj: nn.Linear = source.v_proj
+        self.c_proj: nn.Linear = source.c_proj
+        self.num_heads: int = source.num_heads
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, D, h, w) feature maps to (B, E) projected features, not normalised."""
+        heads = self.num_heads
+        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding
+        query = self.q_proj(tokens[:, 0]).unflatten(1, (heads, -1))
+        key_weight = self.k_proj.weight.unflatten(0, (heads, -1))
+        value_weight = self.v_proj.weight.unflatten(0, (heads, -1))
+        scores = torch.einsum("bhe,hed,bld->bhl", query, key_weight, tokens)
+        # Constant over the tokens, hence without effect; kept so that every parameter of the
+        # pool is in the graph, which DDP demands.
+        scores = scores + (query * self.k_proj.bias.unflatten(0, (heads, -1))).sum(-1)[..., None]
+        attention = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)
+        pooled = torch.einsum("bhl,bld->bhd", attention, tokens)
+        values = torch.einsum("bhd,hed->bhe", pooled, value_weight).flatten(1)
+        return self.c_proj(values + self.v_proj.bias)
+
+
+@dataclass(frozen=True)
+class ResNetParts:
+    """A ModifiedResNet image tower in the order in which an image passes it.
+
+    Attributes:
+        stem: three conv-bn-relu and an average pool, (B, 3, H, W) -> (B, width, H/4, W/4).
+        trunk: layer1..layer4, -> (B, D, H/32, W/32); H/16 with last stride 1.
+        attnpool: open_clip's attention pool, -> (B, E).
+    """
+
+    stem: nn.Sequential
+    trunk: nn.Sequential
+    attnpool: nn.Module
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A loaded CLIP.
+
+    Attributes:
+        name: architecture as open_clip names it, or "crossreid-small".
+        model: the whole `open_clip.CLIP`; `visual` and `text` share its parameters.
+        text: its text tower.
+    """
+
+    name: str
+    model: open_clip.CLIP
+    text: TextTower
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower as open_clip builds it."""
+        return self.model.visual
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the joint space."""
+        return self.text.embed_dim
+
+
+def load(name: str, pretrained: str | None = None, *, seed: int = 0) -> Clip:
+    """Builds a CLIP and fills it with weights, completely or not at all; float32, eval mode.
+
+    Args:
+        name: any open_clip model with CLIP's own text tower, or "crossreid-small".
+        pretrained: None (random weights), "bundled" (the weights that ship with crossreid-small),
+            an open_clip tag such as "openai" (downloaded), or a local file: plain state dict,
+            open_clip checkpoint, safetensors, or OpenAI's JIT archive.
+        seed: of the random weights; the global random state is left alone.
+
+    Raises:
+        ValueError: unknown name, missing or unreadable file, or weights of another
+            architecture, with the missing, unexpected and misshapen keys listed.
+    """
+    config = _model_config(name)
+    if pretrained is None:
+        return _build(name, config, quick_gelu=False, seed=seed)
+    path, quick_gelu = _locate(name, pretrained)
+    state, from_openai = _read_state(path)
+    clip = _build(name, config, quick_gelu=quick_gelu or from_openai, seed=seed)
+    _fill(clip, state, path)
+    return clip
+
+
+def resnet_parts(visual: nn.Module) -> ResNetParts:
+    """The pieces of a ModifiedResNet tower, sharing its parameters.
+
+    Raises:
+        ValueError: the tower is no ModifiedResNet.
+    """
+    if not isinstance(visual, ModifiedResNet):
+        raise ValueError(
+            f"this encoder needs CLIP's ModifiedResNet image tower (RN50, RN101, {SMALL}, ...), "
+            f"but the model has a {type(visual).__name__}"
+        )
+    stem_names = [f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn", "act")] + ["avgpool"]
+    layer_names = ["layer1", "layer2", "layer3", "layer4"]
+    return ResNetParts(
+        stem=nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in stem_names)),
+        trunk=nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in layer_names)),
+        attnpool=visual.attnpool,
+    )
+
+
+def set_last_stride(trunk: nn.Sequential, stride: int) -> None:
+    """Sets the stride of layer4 in place, 1 or 2.
+
+    CLIP strides by average pools: one behind the second convolution of the first block, one in
+    front of its shortcut.
+    """
+    block: Any = trunk.layer4[0]  # type: ignore[index]
+    block.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
+    block.downsample[0] = nn.AvgPool2d(stride)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resizes learnt positions of a class token and a square grid to another grid.
+
+    Args:
+        positions: (1 + s*s, D), class row first.
+        grid: (h, w) of the new grid.
+
+    Returns:
+        (1 + h*w, D): the class row untouched, the grid bilinear with align_corners False.
+
+    Reference: CCLNet and CSDN, 7x7 -> 18x9.
+    """
+    side = round((len(positions) - 1) ** 0.5)
+    assert side * side + 1 == len(positions), "positions of a square grid and a class token"
+    square = positions[1:].T.reshape(1, -1, side, side)
+    tall = F.interpolate(square, size=grid, mode="bilinear", align_corners=False)
+    return torch.cat([positions[:1], tall[0].flatten(1).T])
+
+
+@cache
+def _tokenizer() -> SimpleTokenizer:
+    return SimpleTokenizer()
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    if SMALL not in open_clip.list_models():
+        open_clip.add_model_config(ASSETS / f"{SMALL}.json")
+    if name not in open_clip.list_models():
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
+        raise ValueError(f"unknown CLIP model {name!r}; close names: {', '.join(near) or 'none'}")
+    config = open_clip.get_model_config(name)
+    text = config["text_cfg"]
+    if config.pop("custom_text", False) or "hf_model_name" in text or "multimodal_cfg" in config:
+        raise ValueError(
+            f"{name!r} has no text tower of CLIP's own kind (causal, read at EOT), which prompts "
+            f"need; take RN50, ViT-B-16, {SMALL} or another plain CLIP"
+        )
+    return config
+
+
+def _build(name: str, config: dict[str, Any], *, quick_gelu: bool, seed: int) -> Clip:
+    settings = config | {"quick_gelu": quick_gelu or config.get("quick_gelu", False)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(**settings)
+    return Clip(name=name, model=model.eval(), text=TextTower(model).eval())
+
+
+def _locate(name: str, pretrained: str) -> tuple[Path, bool]:
+    """The weight file and whether its tag says that it needs QuickGELU."""
+    if pretrained == "bundled":
+        if name != SMALL:
+            raise ValueError(f"'bundled' weights exist for {SMALL!r} only, not for {name!r}")
+        return ASSETS / f"{SMALL}.pt", False
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained in tags:
+        source = open_clip.get_pretrained_cfg(name, pretrained)
+        try:
+            path = open_clip.download_pretrained(source)
+        except Exception as error:  # each hub client raises its own kinds
+            raise ValueError(
+                f"could not download the weights {pretrained!r} of {name!r}: {error}. Download "
+                f"them elsewhere and give the path of the file as `pretrained`"
+            ) from error
+        return Path(path), bool(source.get("quick_gelu", False))
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"no weight file at {path}; expected a state dict, an open_clip checkpoint or OpenAI's "
+            f"JIT archive of {name!r}. Give an existing path, or one of the tags that open_clip "
+            f"downloads: {', '.join(tags) or 'none for this model'}"
+        )
+    return path, False
+
+
+def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
+    """Reads any kind of weight file; True beside it where the weights are OpenAI's own."""
+    content: Any
+    try:
+        if path.suffix == ".safetensors":
+            content = open_clip.load_state_dict(str(path))
+        else:
+            try:
+                content = torch.jit.load(path, map_location="cpu").state_dict()
+            except RuntimeError:  # no JIT archive
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors each raise their own kinds
+        raise ValueError(f"{path} is not a readable weight file: {error}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(torch.is_tensor(v) for v in content.values()):
+        raise ValueError(f"{path} holds no state dict (names -> tensors)")
+    state = {key.removeprefix("module."): value for key, value in content.items()}
+    marks = [state.pop(mark, None) for mark in _OPENAI_MARKS]
+    return state, any(mark is not None for mark in marks)
+
+
+def _fill(clip: Clip, state: dict[str, Tensor], path: Path) -> None:
+    """Loads every key or raises; half-precision weights become float32."""
+    wanted = clip.model.state_dict()
+    # Counters that no computation here reads; older files lack them.
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in wanted]
+    misshapen = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    if missing or unexpected or misshapen:
+        raise ValueError(
+            f"{path} does not hold the weights of {clip.name!r}: "
+            f"missing: {_listed(missing)}; unexpected: {_listed(unexpected)}; "
+            f"wrong shape: {_listed(misshapen)}. Name the architecture that the file was made for"
+        )
+    clip.model.load_state_dict(state, strict=False)
+
+
+def _listed(names: list[str], *, limit: int = 8) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + rest

@@ -1,0 +1,124 @@
+"""The image encoder of the cross-modality methods: a stem per modality, everything else shared.
+
+Shapes: B images, D trunk channels (2048 for RN50), E joint embedding (1024 for RN50).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid_core.models.clip import AttentionPool, Clip, resnet_parts, set_last_stride
+from reid_core.types import Modality
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one forward pass gives; visible rows first, then infrared ones.
+
+    Attributes:
+        pooled: p (B, D), GeM of the last feature map.
+        neck: f (B, D), batch-normalised p. f / ||f|| is the descriptor.
+        projected: g (B, E), CLIP's attention pool, not normalised: what texts are compared with.
+    """
+
+    pooled: Tensor
+    neck: Tensor
+    projected: Tensor
+
+
+class GeM(nn.Module):
+    """Generalised mean over positions with a fixed exponent: (mean(x^p) + 1e-12)^(1/p).
+
+    Reference: CCLNet, p = 3.
+    """
+
+    def __init__(self, *, p: float = 3.0) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, D, h, w), not negative, to (B, D) float32."""
+        # Cubes overflow half precision.
+        powers = maps.float().clamp(min=0).pow(self.p)
+        return (powers.mean(dim=(2, 3)) + 1e-12).pow(1 / self.p)
+
+
+class TwoStemEncoder(nn.Module):
+    """CLIP's ModifiedResNet with one stem per modality.
+
+    In training both modalities pass the trunk as one batch, so its BatchNorm sees the mixture
+    while each stem's BatchNorm sees its own modality. Which part learns is the caller's choice,
+    by `requires_grad_` on `visible_stem`, `infrared_stem`, `trunk`, `attnpool` and `neck`.
+
+    Reference: CCLNet, section "Model"; CSDN uses the same towers.
+    """
+
+    def __init__(self, clip: Clip, *, height: int, width: int, last_stride: int = 1) -> None:
+        """Copies the image tower of `clip`, which is left as it is.
+
+        Args:
+            clip: a CLIP with a ModifiedResNet image tower.
+            height, width: of the images, in pixels.
+            last_stride: of layer4. CLIP was trained with 2; re-identification takes 1.
+
+        Raises:
+            ValueError: another image tower, or a size that the tower's strides do not divide.
+        """
+        super().__init__()
+        stride = 16 * last_stride
+        if height % stride or width % stride:
+            raise ValueError(
+                f"images of {height} x {width} do not fit: height and width must be multiples of "
+                f"{stride} with last stride {last_stride}"
+            )
+        parts = resnet_parts(clip.visual)
+        self.visible_stem = deepcopy(parts.stem)
+        self.infrared_stem = deepcopy(parts.stem)
+        self.trunk = deepcopy(parts.trunk)
+        set_last_stride(self.trunk, last_stride)
+        self.attnpool = AttentionPool(parts.attnpool, grid=(height // stride, width // stride))
+        self.gem = GeM()
+        self.neck = nn.BatchNorm1d(self.attnpool.q_proj.in_features)
+        self.neck.bias.requires_grad_(False)
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of the descriptor."""
+        return self.neck.num_features
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the projected feature."""
+        return self.attnpool.c_proj.out_features
+
+    def forward(self, visible: Tensor | None, infrared: Tensor | None) -> Features:
+        """Features of one batch of each modality; either may be None, not both.
+
+        Args:
+            visible, infrared: (B_m, 3, H, W) normalised images.
+        """
+        stems = [
+            stem(images)
+            for stem, images in ((self.visible_stem, visible), (self.infrared_stem, infrared))
+            if images is not None
+        ]
+        maps = self.trunk(torch.cat(stems))
+        pooled = self.gem(maps)
+        return Features(pooled, self.neck(pooled), self.attnpool(maps))
+
+    def embed(self, images: Tensor, modality: Modality) -> Tensor:
+        """Descriptors f / ||f|| (B, D) of images (B, 3, H, W); skips the attention pool."""
+        return F.normalize(self.neck(self.gem(self._maps(images, modality))), dim=1)
+
+    def project(self, images: Tensor, modality: Modality) -> Tensor:
+        """Projected features g (B, E), not normalised, of images (B, 3, H, W)."""
+        return self.attnpool(self._maps(images, modality))
+
+    def _maps(self, images: Tensor, modality: Modality) -> Tensor:
+        stem = self.visible_stem if modality == Modality.VISIBLE else self.infrared_stem
+        return self.trunk(stem(images))

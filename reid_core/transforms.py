@@ -1,0 +1,222 @@
+"""From image files to network input: decode, augment a batch of bytes, normalise on the device.
+
+Images stay uint8 until they are on the device. Shapes: B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_MAX_TRIES = 100
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to an image, in this order; the defaults are the papers' at 288 x 144.
+
+    Attributes:
+        grayscale: probability of losing the colours (visible images only: 0.5 in CCLNet).
+        flip: probability of a horizontal flip.
+        pad: black pixels added on each side before a random crop back to H x W.
+        erase: probability of painting one rectangle over.
+        erase_area: smallest and largest share of the image that it covers.
+        erase_aspect: smallest and largest height / width of it.
+        erase_fill: its colour in bytes; the papers fill with (.4914, .4822, .4465) after
+            normalisation, which are these pixels.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Reference: CCLNet; CSDN, section "Transforms".
+    """
+
+    grayscale: float = 0.0
+    flip: float = 0.5
+    pad: int = 10
+    erase: float = 0.5
+    erase_area: tuple[float, float] = (0.02, 0.4)
+    erase_aspect: tuple[float, float] = (0.3, 3.33)
+    erase_fill: tuple[int, int, int] = (152, 144, 129)
+
+    def __post_init__(self) -> None:
+        for name in ("grayscale", "flip", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
+        if self.pad < 0:
+            raise ValueError(f"pad is a number of pixels, not {self.pad}")
+        if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
+            raise ValueError(f"erase_area are rising shares of the image, not {self.erase_area}")
+        if not 0 < self.erase_aspect[0] <= self.erase_aspect[1]:
+            raise ValueError(f"erase_aspect are rising ratios, not {self.erase_aspect}")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One batch's augmentation, a row per image.
+
+    Attributes:
+        gray, flip: (B,) bool.
+        top, left: (B,) int64, corner of the crop in the padded image, 0..2*pad.
+        box: (B, 4) int64, rows [0], [1] and columns [2], [3] of the erased rectangle; empty
+            (zeros) where nothing is erased.
+    """
+
+    gray: np.ndarray
+    flip: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    box: np.ndarray
+
+
+class TrainTransform:
+    """Augments batches of uint8 images; a row's result depends on its image and seed alone."""
+
+    def __init__(self, augmentation: Augmentation) -> None:
+        self.augmentation = augmentation
+
+    def __call__(self, images: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Augments each image with its own seed.
+
+        Args:
+            images: (B, 3, H, W) uint8; not changed.
+            seeds: (B,) uint64.
+
+        Returns:
+            (B, 3, H, W) uint8.
+        """
+        height, width = images.shape[2:]
+        draws = self.draw(seeds, height=height, width=width)
+        pad = self.augmentation.pad
+        fill = np.array(self.augmentation.erase_fill, dtype=np.uint8)[:, None, None]
+        out = np.zeros(images.shape, dtype=np.uint8)
+        rows = zip(
+            images,
+            out,
+            draws.gray.tolist(),
+            draws.flip.tolist(),
+            (draws.top - pad).tolist(),
+            (draws.left - pad).tolist(),
+            draws.box.tolist(),
+            strict=True,
+        )
+        for image, target, gray, flip, down, right, (y0, y1, x0, x1) in rows:
+            seen = image[:, max(down, 0) : height + down]
+            if flip:
+                seen = seen[:, :, ::-1]
+            seen = seen[:, :, max(right, 0) : width + right]
+            place = target[:, max(-down, 0) : height - down, max(-right, 0) : width - right]
+            place[...] = _luma(seen) if gray else seen
+            if y1:
+                target[:, y0:y1, x0:x1] = fill
+        return out
+
+    def draw(self, seeds: np.ndarray, *, height: int, width: int) -> Draws:
+        """The random part of `__call__`: what happens to images of this size."""
+        options = self.augmentation
+        states = _mix(seeds.astype(np.uint64))
+        offsets = 2 * options.pad + 1
+        return Draws(
+            gray=_uniform(states, 0) < options.grayscale,
+            flip=_uniform(states, 1) < options.flip,
+            top=(_uniform(states, 2) * offsets).astype(np.int64),
+            left=(_uniform(states, 3) * offsets).astype(np.int64),
+            box=self._boxes(states, height=height, width=width),
+        )
+
+    def _boxes(self, states: np.ndarray, *, height: int, width: int) -> np.ndarray:
+        """Rectangles by rejection: drawn anew, up to 100 times, until one fits into the image."""
+        options = self.augmentation
+        boxes = np.zeros((len(states), 4), dtype=np.int64)
+        (open_rows,) = np.nonzero(_uniform(states, 4) < options.erase)
+        for attempt in range(_MAX_TRIES):
+            if not len(open_rows):
+                break
+            area, aspect, at_y, at_x = (
+                _uniform(states[open_rows], 5 + 4 * attempt + i) for i in range(4)
+            )
+            pixels = _between(area, options.erase_area) * height * width
+            ratio = _between(aspect, options.erase_aspect)
+            tall = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)
+            wide = np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
+            fits = (tall < height) & (wide < width)
+            top = (at_y * (height - tall + 1)).astype(np.int64)
+            left = (at_x * (width - wide + 1)).astype(np.int64)
+            found = np.stack([top, top + tall, left, left + wide], axis=1)
+            boxes[open_rows[fits]] = found[fits]
+            open_rows = open_rows[~fits]
+        return boxes
+
+
+def decode(data: bytes, *, height: int, width: int) -> np.ndarray:
+    """Decodes an image file, resized with Lanczos only where its size differs.
+
+    Args:
+        data: bytes of a JPEG, PNG, BMP or anything else that Pillow reads.
+
+    Returns:
+        (3, height, width) uint8, RGB; one channel becomes three equal ones.
+
+    Raises:
+        ValueError: broken or truncated data.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":  # JPEG: same pixels as Pillow's in half the time
+            tensor = decode_jpeg(
+                torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
+            )
+            if tensor.shape[1:] == (height, width):
+                return tensor.numpy()
+        with Image.open(io.BytesIO(data)) as image:
+            rgb = image.convert("RGB")
+    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+        raise ValueError(f"not a complete image ({len(data)} bytes): {error}") from error
+    if rgb.size != (width, height):
+        rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
+    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 to float32 with ImageNet mean and standard deviation, on its device.
+
+    Reference: CCLNet and CSDN, which take ImageNet's statistics also for CLIP's weights.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
+    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+
+
+def _luma(image: np.ndarray) -> np.ndarray:
+    """(3, H, W) bytes to (H, W): ITU-R 601 luma in fixed point, as Pillow rounds it."""
+    red, green, blue = image.astype(np.uint32)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
+
+
+def _between(uniform: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    return bounds[0] + uniform * (bounds[1] - bounds[0])
+
+
+def _uniform(states: np.ndarray, index: int) -> np.ndarray:
+    """The index-th number in [0, 1) of each row's own stream."""
+    step = np.uint64((int(_GOLDEN) * index) % 2**64)
+    return (_mix(states + step) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(states: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser: a bijection of uint64 that scatters neighbours.
+
+    Reference: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
+    """
+    mixed = states + _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -1,0 +1,184 @@
+"""Weights from every kind of file, the opened attention pool, the shortened text tower."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from torch import nn
+
+from reid_core.models import clip as clips
+
+
+@pytest.fixture(scope="module")
+def small() -> clips.Clip:
+    return clips.load(clips.SMALL, seed=3)
+
+
+@pytest.fixture(scope="module")
+def tiny_openai(small):
+    """A state dict as OpenAI ships it: half precision, three marks beside the weights."""
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in small.model.state_dict().items()
+    }
+    marks = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
+    return state | {key: torch.tensor(value) for key, value in marks.items()}
+
+
+class Archive(nn.Module):
+    """Gives any state dict the names that OpenAI's scripted model has."""
+
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        for key, value in state.items():
+            place: nn.Module = self
+            *folders, leaf = key.split(".")
+            for folder in folders:
+                if folder not in place._modules:
+                    place.add_module(folder, nn.Module())
+                place = place._modules[folder]
+            place.register_buffer(leaf, value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def same_weights(a: clips.Clip, b: clips.Clip, *, atol: float = 0.0) -> bool:
+    first, second = a.model.state_dict(), b.model.state_dict()
+    return all(torch.allclose(first[k], second[k], rtol=0, atol=atol) for k in first)
+
+
+def activation(clip: clips.Clip) -> str:
+    return type(clip.text.transformer.resblocks[0].mlp.gelu).__name__
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(small):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    again = clips.load(clips.SMALL, seed=3)
+    assert torch.equal(torch.rand(3), expected)
+    assert same_weights(small, again)
+    assert not same_weights(small, clips.load(clips.SMALL, seed=4))
+
+
+def test_bundled_weights_load_as_float32_through_the_ordinary_path(small):
+    bundled = clips.load(clips.SMALL, "bundled")
+    assert {p.dtype for p in bundled.model.parameters()} == {torch.float32}
+    assert not same_weights(small, bundled)
+    by_path = clips.load(clips.SMALL, str(clips.ASSETS / f"{clips.SMALL}.pt"))
+    assert same_weights(bundled, by_path)
+    assert (clips.ASSETS / f"{clips.SMALL}.pt").stat().st_size < 15e6
+
+
+@pytest.mark.parametrize("kind", ["plain", "open_clip", "openai", "jit"])
+def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp_path):
+    path = tmp_path / f"{kind}.pt"
+    state = small.model.state_dict()
+    if kind == "plain":
+        torch.save(state, path)
+    elif kind == "open_clip":
+        wrapped = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"epoch": 3, "state_dict": wrapped}, path)
+    elif kind == "openai":
+        torch.save(tiny_openai, path)
+    else:
+        torch.jit.script(Archive(tiny_openai)).save(str(path))
+    loaded = clips.load(clips.SMALL, str(path), seed=9)
+    half = kind in ("openai", "jit")
+    assert same_weights(small, loaded, atol=2e-3 if half else 0.0)
+    assert activation(loaded) == ("QuickGELU" if half else "GELU")
+    assert not loaded.model.training
+
+
+def test_names_with_quickgelu_build_it():
+    config = clips._model_config("RN50-quickgelu")
+    assert config["quick_gelu"]
+
+
+def test_a_missing_file_names_the_path_and_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.pt.*state dict.*openai"):
+        clips.load("RN50", str(tmp_path / "nowhere.pt"))
+
+
+def test_a_broken_file_is_named(tmp_path):
+    path = tmp_path / "broken.pt"
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"broken\.pt is not a readable weight file"):
+        clips.load(clips.SMALL, str(path))
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match=r"broken\.pt holds no state dict"):
+        clips.load(clips.SMALL, str(path))
+
+
+def test_weights_of_another_architecture_list_what_differs(small, tmp_path):
+    state = dict(small.model.state_dict())
+    state["extra.weight"] = state.pop("logit_scale")
+    state["text_projection"] = state["text_projection"][:, :5]
+    path = tmp_path / "other.pt"
+    torch.save(state, path)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        clips.load(clips.SMALL, str(path))
+    message = str(caught.value)
+    assert "missing: logit_scale" in message
+    assert "unexpected: extra.weight" in message
+    assert "text_projection (64, 5) instead of (64, 128)" in message
+
+
+def test_unknown_and_unsuitable_names_are_refused():
+    with pytest.raises(ValueError, match=r"RN5O.*RN50"):
+        clips.load("RN5O")
+    with pytest.raises(ValueError, match="no text tower of CLIP's own kind"):
+        clips.load("roberta-ViT-B-32")
+    with pytest.raises(ValueError, match="crossreid-small"):
+        clips.load("RN50", "bundled")
+
+
+def test_text_features_equal_open_clip_on_all_77_positions(small):
+    texts = ["a man", "A visible photo of a tall person with a red coat and a bag.", "x"]
+    ids = small.text.tokenize(texts)
+    assert torch.equal(ids, open_clip.get_tokenizer(clips.SMALL)(texts))
+    with torch.no_grad():
+        expected = small.model.encode_text(ids)
+        embedded = small.text.token_embedding(ids)
+        eot = ids.argmax(dim=1)
+        torch.testing.assert_close(small.text.encode_text(ids), expected)
+        for chunk in (1, 2, 256):
+            torch.testing.assert_close(
+                small.text.encode_prompts(embedded, eot, chunk=chunk), expected
+            )
+        one = small.text.encode_prompts(embedded[1:2], int(eot[1]))
+    torch.testing.assert_close(one, expected[1:2])
+
+
+def test_an_eot_behind_the_embeddings_is_refused(small):
+    with pytest.raises(ValueError, match="position 9"):
+        small.text.encode_prompts(torch.zeros(2, 5, small.text.width), 9)
+
+
+def test_attention_pool_equals_the_full_attention_of_open_clip(small):
+    parts = clips.resnet_parts(small.visual)
+    # Zero biases, as CLIP is initialised, would hide their misuse.
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parts.attnpool.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    pool = clips.AttentionPool(parts.attnpool, grid=(2, 2))
+    maps = torch.randn(3, 384, 2, 2)
+    torch.testing.assert_close(pool(maps), parts.attnpool(maps), rtol=1e-4, atol=1e-4)
+    pool(maps).square().sum().backward()
+    assert all(p.grad is not None for p in pool.parameters())
+
+
+def test_positions_keep_the_class_row_and_grow_bilinearly():
+    positions = torch.tensor([[9.0], [0.0], [2.0], [4.0], [6.0]])
+    assert torch.equal(clips.resize_positions(positions, (2, 2)), positions)
+    tall = clips.resize_positions(positions, (4, 2))
+    # Rows at -1/4, 1/4, 3/4, 5/4 of the old grid: 0, 1, 3, 4 in the first column.
+    assert tall.flatten().tolist() == [9, 0, 2, 1, 3, 3, 5, 4, 6]
+
+
+def test_only_resnet_towers_can_be_opened():
+    with pytest.raises(ValueError, match="ModifiedResNet"):
+        clips.resnet_parts(nn.Linear(2, 2))

@@ -1,0 +1,99 @@
+"""Learning rates value for value, and what each parameter group gets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from reid_core import optim
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    layers[2].requires_grad_(False)
+    return layers
+
+
+@pytest.mark.parametrize(
+    ("epoch", "factor"),
+    [(0, 0.01), (1, 0.109), (5, 0.505), (9, 0.901), (10, 1.0), (29, 1.0), (30, 0.1), (49, 0.1)],
+)
+def test_cclnet_factors(epoch, factor):
+    assert optim.warmup_steps(epoch) == pytest.approx(factor, rel=1e-12)
+
+
+def test_cclnet_learns_with_one_percent_when_swapping_starts():
+    assert optim.warmup_steps(61) == pytest.approx(0.01)
+    assert optim.warmup_steps(120) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"),
+    [(0, 3e-6), (1, 3.27e-5), (5, 1.515e-4), (9, 2.703e-4), (10, 3e-4), (69, 3e-5), (70, 3e-6)],
+)
+def test_csdn_stage_3_rates(epoch, lr):
+    assert 3e-4 * optim.warmup_steps(epoch, milestones=(40, 70)) == pytest.approx(lr, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "lr"),
+    [(0, 1e-5), (1, 6.8e-5), (4, 2.42e-4), (5, 2.9491e-4), (30, 1.5050e-4), (59, 1.2049e-6)],
+)
+def test_csdn_prompt_rates(epoch, lr):
+    value = optim.warmup_cosine(
+        epoch, epochs=60, lr=3e-4, min_lr=1e-6, warmup_lr=1e-5, warmup_epochs=5
+    )
+    assert value == pytest.approx(lr, rel=5e-5)
+
+
+def test_cosine_goes_from_one_to_zero():
+    assert [optim.cosine(e, epochs=4) for e in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+
+
+def test_biases_learn_twice_as_fast_and_frozen_parts_are_left_out(network):
+    optimiser = optim.adam_per_tensor(network.named_parameters(), lr=1e-3, weight_decay=5e-4)
+    shapes = [[tuple(p.shape) for p in group["params"]] for group in optimiser.param_groups]
+    assert shapes == [[(4, 3), (4,)], [(4,), (4,)]]
+    assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 2e-3]
+    assert {group["weight_decay"] for group in optimiser.param_groups} == {5e-4}
+    optim.set_lr(optimiser, 1e-4)
+    assert [group["lr"] for group in optimiser.param_groups] == [1e-4, 2e-4]
+
+
+def test_steps_equal_one_group_per_tensor(network):
+    twin = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    twin.load_state_dict(network.state_dict())
+    twin[2].requires_grad_(False)
+    per_tensor = torch.optim.Adam(
+        [
+            {"params": [p], "lr": 1e-2 * (2 if "bias" in name else 1), "weight_decay": 5e-4}
+            for name, p in twin.named_parameters()
+            if p.requires_grad
+        ]
+    )
+    merged = optim.adam_per_tensor(network.named_parameters(), lr=1e-2, weight_decay=5e-4)
+    images = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        for model, optimiser in ((network, merged), (twin, per_tensor)):
+            optimiser.zero_grad()
+            model(images).square().sum().backward()
+            optimiser.step()
+    for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_adamw_decays_matrices_only(network):
+    optimiser = optim.adamw(network.named_parameters(), lr=1e-3, weight_decay=0.1)
+    decay = {p.ndim: g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
+    assert decay == {2: 0.1, 1: 0.0}
+    optim.set_lr(optimiser, 5e-4)
+    assert {group["lr"] for group in optimiser.param_groups} == {5e-4}
+
+
+@pytest.mark.parametrize("build", [optim.adam_per_tensor, optim.adamw])
+def test_nothing_to_train_is_an_error(build, network):
+    network.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train"):
+        build(network.named_parameters(), lr=1e-3, weight_decay=0.0)

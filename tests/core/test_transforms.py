@@ -1,0 +1,172 @@
+"""Augmentation: distributions of the papers, rows independent of their batch, exact pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reid_core.transforms import Augmentation, TrainTransform, decode, normalise
+
+NOTHING = Augmentation(grayscale=0, flip=0, pad=0, erase=0)
+
+
+def seeds(number: int, start: int = 0) -> np.ndarray:
+    return np.arange(start, start + number, dtype=np.uint64)
+
+
+def pictures(number: int, height: int = 64, width: int = 32, seed: int = 0) -> np.ndarray:
+    shape = (number, 3, height, width)
+    return np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_without_augmentation_nothing_changes():
+    images = pictures(5)
+    assert np.array_equal(TrainTransform(NOTHING)(images, seeds(5)), images)
+
+
+def test_a_row_depends_on_its_seed_alone():
+    transform = TrainTransform(Augmentation(grayscale=0.5, pad=4))
+    images, numbers = pictures(40), seeds(40, start=7)
+    whole = transform(images, numbers)
+    order = np.random.default_rng(0).permutation(40)
+    assert np.array_equal(transform(images[order], numbers[order]), whole[order])
+    assert np.array_equal(transform(images[13:14], numbers[13:14]), whole[13:14])
+    assert not np.array_equal(transform(images, numbers + np.uint64(1)), whole)
+    assert np.array_equal(images, pictures(40))  # inputs are not written to
+
+
+def test_probabilities_and_ranges_are_the_papers():
+    number = 20_000
+    draws = TrainTransform(Augmentation(grayscale=0.5)).draw(seeds(number), height=288, width=144)
+    tolerance = 4 * 0.5 / number**0.5
+    assert draws.gray.mean() == pytest.approx(0.5, abs=tolerance)
+    assert draws.flip.mean() == pytest.approx(0.5, abs=tolerance)
+    assert np.mean(draws.gray & draws.flip) == pytest.approx(0.25, abs=tolerance)
+    for offsets in (draws.top, draws.left):
+        counts = np.bincount(offsets, minlength=21)
+        assert len(counts) == 21
+        assert abs(counts - number / 21).max() < 5 * (number / 21) ** 0.5
+    assert abs(np.corrcoef(draws.top, draws.left)[0, 1]) < 0.03
+
+
+def test_erased_rectangles_have_the_papers_areas_and_aspects():
+    number, height, width = 20_000, 288, 144
+    box = TrainTransform(Augmentation()).draw(seeds(number), height=height, width=width).box
+    drawn = box[box[:, 1] > 0]
+    assert len(drawn) / number == pytest.approx(0.5, abs=4 * 0.5 / number**0.5)
+    tall, wide = drawn[:, 1] - drawn[:, 0], drawn[:, 3] - drawn[:, 2]
+    assert (drawn[:, [0, 2]] >= 0).all()
+    assert (drawn[:, 1] <= height).all()
+    assert (drawn[:, 3] <= width).all()
+    share, aspect = tall * wide / (height * width), tall / wide
+    assert 0.02 - 2e-3 < share.min() < 0.025
+    assert 0.35 < share.max() < 0.4 + 5e-3
+    assert 0.3 - 0.02 < aspect.min() < 0.4
+    assert 3.2 < aspect.max() < 3.33 + 0.1
+    assert share.mean() == pytest.approx(oracle_share(height, width), abs=0.006)
+
+
+def oracle_share(height: int, width: int) -> float:
+    """Mean erased share by the reference's loop, one image at a time."""
+    rng = np.random.default_rng(5)
+    shares = []
+    while len(shares) < 8_000:
+        area = rng.uniform(0.02, 0.4) * height * width
+        aspect = rng.uniform(0.3, 3.33)
+        tall, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
+        if tall < height and wide < width:
+            shares.append(tall * wide / (height * width))
+    return float(np.mean(shares))
+
+
+def test_pixels_are_those_of_the_slow_obvious_version():
+    options = Augmentation(grayscale=0.5, pad=5)
+    transform = TrainTransform(options)
+    images, numbers = pictures(60), seeds(60)
+    draws = transform.draw(numbers, height=64, width=32)
+    for i, (image, result) in enumerate(zip(images, transform(images, numbers), strict=True)):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        if draws.gray[i]:
+            picture = picture.convert("L").convert("RGB")
+        if draws.flip[i]:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        padded = np.pad(np.asarray(picture), ((5, 5), (5, 5), (0, 0)))
+        top, left = draws.top[i], draws.left[i]
+        expected = padded[top : top + 64, left : left + 32].copy()
+        y0, y1, x0, x1 = draws.box[i]
+        expected[y0:y1, x0:x1] = (152, 144, 129)
+        assert np.array_equal(result.transpose(1, 2, 0), expected)
+
+
+def test_infrared_settings_keep_colours_and_visible_settings_lose_half():
+    images = pictures(400, 8, 8)
+    plain = TrainTransform(Augmentation(flip=0, pad=0, erase=0))(images, seeds(400))
+    assert np.array_equal(plain, images)
+    visible = TrainTransform(Augmentation(grayscale=0.5, flip=0, pad=0, erase=0))
+    lost = (np.ptp(visible(images, seeds(400)), axis=1) == 0).all(axis=(1, 2))
+    assert 0.4 < lost.mean() < 0.6
+
+
+def test_an_empty_batch_stays_empty():
+    assert TrainTransform(Augmentation())(pictures(0), seeds(0)).shape == (0, 3, 64, 32)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("flip", 1.5), ("pad", -1), ("erase_area", (0.5, 0.1)), ("erase_aspect", (0.0, 2.0))],
+)
+def test_settings_outside_their_range_are_named(setting, value):
+    with pytest.raises(ValueError, match=setting):
+        Augmentation(**{setting: value})
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
+def test_decoding_equals_pillow(kind):
+    data = encoded(pictures(1)[0].transpose(1, 2, 0), kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(decode(data, height=64, width=32), expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_another_size_is_resized_with_lanczos(kind):
+    data = encoded(pictures(1, 50, 20)[0].transpose(1, 2, 0), kind)
+    picture = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 64), Image.Resampling.LANCZOS)
+    assert np.array_equal(decode(data, height=64, width=32), np.asarray(picture).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_one_channel_becomes_three_equal_ones(kind):
+    image = decode(encoded(pictures(1)[0, 0], kind), height=64, width=32)
+    assert image.shape == (3, 64, 32)
+    assert (image == image[:1]).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_broken_data_is_an_error(kind, share):
+    data = encoded(pictures(1)[0].transpose(1, 2, 0), kind)
+    with pytest.raises(ValueError, match="not a complete image"):
+        decode(data[: int(share * len(data))], height=64, width=32)
+
+
+def test_normalising_is_imagenets():
+    images = torch.tensor([0, 127, 255], dtype=torch.uint8).reshape(3, 1, 1, 1).repeat(1, 3, 2, 2)
+    mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+    torch.testing.assert_close(normalise(images), (images.float() / 255 - mean) / std)
+
+
+def test_the_erasing_colour_is_the_papers_normalised_colour():
+    fill = torch.tensor(Augmentation().erase_fill, dtype=torch.uint8).reshape(1, 3, 1, 1)
+    expected = torch.tensor([0.4914, 0.4822, 0.4465])
+    assert (normalise(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224
