@@ -1,0 +1,200 @@
+"""Training losses: scalars computed from features, labels and candidates, on the input's device.
+
+Shapes: B anchor rows, M candidate rows, C clusters or classes, D feature width.
+
+Anchors and candidates are separate arguments, so a candidate set gathered from other workers fits
+without a flag. A label of -1 marks an outlier: it never equals another -1, and its row is left out
+of the mean. Where no row is left the loss is a zero that still touches the graph, so that a worker
+without a valid row takes part in the backward pass. Each mean is over this call's valid rows; a
+caller that averages over workers scales it by `world_size * local count / global count`, with the
+count of `count_valid` or `count_positive_rows`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid_core.types import OUTLIER
+
+_MIN_SQUARED_DISTANCE = 1e-12
+_REFERENCE_WEIGHT_EPS = 1e-6
+_TARGET_EPS = 1e-8
+
+
+def count_valid(labels: Tensor) -> Tensor:
+    """Number of rows that a loss with these labels averages over, a scalar int64 tensor."""
+    return (labels != OUTLIER).sum()
+
+
+def count_positive_rows(labels_a: Tensor, labels_b: Tensor) -> Tensor:
+    """Number of rows of `a` that `supervised_contrast` averages over, a scalar int64 tensor."""
+    return _same_label(labels_a, labels_b).any(dim=1).sum()
+
+
+def cluster_contrast(x: Tensor, labels: Tensor, bank: Tensor, *, temperature: float) -> Tensor:
+    """Cross entropy of each row against all cluster prototypes.
+
+    Args:
+        x: (B, D) unit rows; not normalised here.
+        labels: (B,) int64 cluster of each row, -1 = left out.
+        bank: (C, D) unit prototypes. Gradients reach them only if they ask for it.
+        temperature: divides the cosines, 0.05 in the reference.
+
+    Returns:
+        Mean over the rows with a label; 0 where there is none.
+
+    Reference: CCLNet, stages 0 and 2, L_m.
+    """
+    return _cross_entropy(x @ bank.T / temperature, labels)
+
+
+def image_to_text(g: Tensor, labels: Tensor, anchors: Tensor, *, smoothing: float = 0.1) -> Tensor:
+    """Label-smoothed cross entropy of projected image features against one text per class.
+
+    Args:
+        g: (B, D) projected image features, neither normalised nor scaled.
+        labels: (B,) int64 class of each row, -1 = left out.
+        anchors: (C, D) text features, constant.
+        smoothing: share of the target spread evenly over all C classes.
+
+    Returns:
+        Mean over the rows with a label; 0 where there is none.
+
+    Reference: CCLNet, stage 2, I_m (0.1); CSDN, stage 3 (smoothing 0).
+    """
+    return _cross_entropy(g @ anchors.T, labels, smoothing=smoothing)
+
+
+def supervised_contrast(
+    a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor, *, temperature: float = 1.0
+) -> Tensor:
+    """Negative mean log-probability that a row of `a` gives to the rows of `b` with its label.
+
+    Args:
+        a: (B, D) anchors, not normalised here.
+        b: (M, D) candidates; all of them stand in the softmax, outliers too.
+        labels_a, labels_b: (B,) and (M,) int64, -1 = outlier.
+        temperature: divides the products, 1 in the references.
+
+    Returns:
+        Mean over the anchors that have at least one candidate of their label (per anchor the mean
+        over those candidates); 0 where there is none.
+
+    Reference: CCLNet, stage 1, SC(A, B); CSDN, stages 1 and 2.
+    """
+    positives = _same_label(labels_a, labels_b)
+    log_probability = F.log_softmax(a @ b.T / temperature, dim=1)
+    num_positives = positives.sum(dim=1)
+    per_row = -(log_probability * positives).sum(dim=1) / num_positives.clamp(min=1)
+    return per_row.sum() / (num_positives > 0).sum().clamp(min=1)
+
+
+def weighted_regularised_triplet(x: Tensor, labels: Tensor, *, stable: bool = True) -> Tensor:
+    """Softplus of the softly furthest positive minus the softly closest negative distance.
+
+    Every distance to a positive (the row itself included) is weighted by a softmax of the
+    distances, every distance to a negative by a softmax of the negated distances. No margin.
+
+    Args:
+        x: (B, D) raw features, not normalised here.
+        labels: (B,) int64; a row of -1 is neither anchor, positive nor negative.
+        stable: the true softmax. False repeats the public code, whose weights are not rescaled on
+            the negative side and carry 1e-6 in the denominator: they vanish once distances pass
+            about 18, and the push between classes with them.
+
+    Returns:
+        Mean over the rows with a label and at least one negative; 0 where there is none.
+
+    Reference: CSDN, section 2.2, WRT (from AGW), and quirk D6 for `stable=False`.
+    """
+    known = labels != OUTLIER
+    pairs = known[:, None] & known[None, :]
+    same = labels[:, None] == labels[None, :]
+    positives, negatives = pairs & same, pairs & ~same
+    distance = _euclidean(x)
+    weigh = _softmax_weights if stable else _reference_weights
+    furthest = (distance * weigh(distance, positives)).sum(dim=1)
+    closest = (distance * weigh(-distance, negatives)).sum(dim=1)
+    valid = negatives.any(dim=1)
+    return (F.softplus(furthest - closest) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def distribution_matching(
+    img: Tensor, txt: Tensor, positives: Tensor, *, temperature: float
+) -> Tensor:
+    """Similarity distribution matching in both directions, image to text plus text to image.
+
+    Args:
+        img: (B, D) unit image features; txt: (M, D) unit text features.
+        positives: (B, M) bool, the pairs that belong together; any pattern of pairs is allowed.
+        temperature: divides the cosines, 0.02 in the reference.
+
+    Returns:
+        Sum of the two one-way losses.
+
+    Reference: CPCL specification 6a (IRRA's SDM, with the target's rows normalised by row).
+    """
+    return distribution_matching_one_way(
+        img, txt, positives, temperature=temperature
+    ) + distribution_matching_one_way(txt, img, positives.T, temperature=temperature)
+
+
+def distribution_matching_one_way(
+    anchors: Tensor, candidates: Tensor, positives: Tensor, *, temperature: float
+) -> Tensor:
+    """KL divergence from the softmax over candidates to the even distribution over positives.
+
+    Args:
+        anchors: (B, D) unit rows; candidates: (M, D) unit rows, for example of all workers.
+        positives: (B, M) bool.
+        temperature: divides the cosines.
+
+    Returns:
+        Mean over the anchors with at least one positive of
+        sum_j p_ij (log p_ij - log(q_ij + 1e-8)); 0 where there is none.
+
+    Reference: CPCL specification 6a, L_i2t.
+    """
+    log_p = F.log_softmax(anchors @ candidates.T / temperature, dim=1)
+    num_positives = positives.sum(dim=1, keepdim=True)
+    q = positives / num_positives.clamp(min=1)
+    divergence = (log_p.exp() * (log_p - torch.log(q + _TARGET_EPS))).sum(dim=1)
+    valid = num_positives.squeeze(1) > 0
+    return (divergence * valid).sum() / valid.sum().clamp(min=1)
+
+
+def _same_label(labels_a: Tensor, labels_b: Tensor) -> Tensor:
+    """(B, M) bool, true where both labels are equal and known."""
+    return (labels_a[:, None] == labels_b[None, :]) & (labels_a != OUTLIER)[:, None]
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Mean over the rows with a label, written so that no row at all gives a zero with a graph."""
+    total = F.cross_entropy(
+        logits, labels, ignore_index=OUTLIER, reduction="sum", label_smoothing=smoothing
+    )
+    return total / count_valid(labels).clamp(min=1)
+
+
+def _euclidean(x: Tensor) -> Tensor:
+    """(B, B) distances; the clamp keeps the square root's gradient finite at zero."""
+    squares = x.square().sum(dim=1)
+    squared = squares[:, None] + squares[None, :] - 2 * (x @ x.T)
+    return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+
+
+def _softmax_weights(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the masked entries of each row; rows without any are all zero."""
+    # the lowest finite number and not -inf, whose softmax over an empty row would be NaN
+    filled = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return torch.softmax(filled, dim=1) * mask
+
+
+def _reference_weights(scores: Tensor, mask: Tensor) -> Tensor:
+    """The public code's weights: shifted by the largest of `scores * mask`, plus 1e-6."""
+    shift = (scores * mask).amax(dim=1, keepdim=True)
+    # masked before exp: there the unmasked entries could overflow and give 0 * inf
+    weights = torch.exp((scores - shift).masked_fill(~mask, 0.0)) * mask
+    return weights / (weights.sum(dim=1, keepdim=True) + _REFERENCE_WEIGHT_EPS)

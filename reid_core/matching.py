@@ -1,0 +1,141 @@
+"""Pairs between the clusters of two banks.
+
+Shapes: C_a and C_b clusters, D feature width, M pairs. Every function takes arrays or tensors (on
+any device; the products are computed there) and returns NumPy int64 (M, 2), at most one pair per
+cluster, rows sorted by the first column. C_a and C_b may differ: the surplus stays unmatched.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
+from torch.nn import functional as F
+
+Bank = np.ndarray | Tensor
+
+_BLOCK = 2048  # rows of one similarity block: 2048 x 50,000 float32 are 0.4 GB
+
+
+def hungarian_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) -> np.ndarray:
+    """One-to-one pairs of the largest total similarity, filtered afterwards.
+
+    The assignment is solved on the full matrix and the threshold then drops pairs of it. It holds
+    C_a x C_b float64 numbers, which suits the thousands of clusters of one data set.
+
+    Args:
+        bank_a: (C_a, D) unit rows.
+        bank_b: (C_b, D) unit rows.
+        min_similarity: pairs with a cosine below are dropped.
+
+    Returns:
+        int64 (M, 2), M <= min(C_a, C_b).
+
+    Reference: CCLNet, section 2 "Memory swap" (threshold 0).
+    """
+    similarity = _product(torch.as_tensor(bank_a), torch.as_tensor(bank_b))
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    kept = similarity[rows, columns] >= min_similarity
+    return _pairs(rows[kept], columns[kept])
+
+
+def sparse_hungarian_pairs(
+    bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0
+) -> np.ndarray:
+    """One-to-one pairs of the largest total similarity among the pairs above the threshold.
+
+    The threshold comes first, so the pairs differ from `hungarian_pairs` where its assignment had
+    to give way to a pair that the threshold then drops. Memory grows with the number of pairs
+    above the threshold. A pair with a negative similarity is never taken: it lowers the total.
+
+    Args:
+        bank_a, bank_b, min_similarity: as in `hungarian_pairs`.
+
+    Returns:
+        int64 (M, 2).
+    """
+    a, b = torch.as_tensor(bank_a), torch.as_tensor(bank_b)
+    rows, columns, values = _above(a, b, max(min_similarity, 0.0))
+    # a column of its own for every row stands for "unmatched" (similarity 0), so that a full
+    # matching exists; costs are 2 - similarity because the solver reads a stored 0 as no edge
+    own = np.arange(len(a))
+    cost = np.concatenate([2.0 - values, np.full(len(a), 2.0)])
+    row_ids, column_ids = np.concatenate([rows, own]), np.concatenate([columns, len(b) + own])
+    graph = csr_array((cost, (row_ids, column_ids)), shape=(len(a), len(b) + len(a)))
+    if not len(a):
+        return _pairs(own, own)
+    matched_rows, matched_columns = min_weight_full_bipartite_matching(graph)
+    real = matched_columns < len(b)
+    return _pairs(matched_rows[real], matched_columns[real])
+
+
+def mutual_nearest_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) -> np.ndarray:
+    """Pairs in which each is the other's most similar cluster (first row on ties).
+
+    Args:
+        bank_a, bank_b: (C_a, D) and (C_b, D) unit rows.
+        min_similarity: pairs with a cosine below are left out.
+
+    Returns:
+        int64 (M, 2).
+
+    Reconstruction: a stricter rule than the assignment, for identities that only one side has.
+    """
+    a, b = torch.as_tensor(bank_a), torch.as_tensor(bank_b)
+    if not len(a) or not len(b):
+        return _pairs(np.empty(0), np.empty(0))
+    best_b, similarity = _nearest(a, b)
+    best_a, _ = _nearest(b, a)
+    rows = np.flatnonzero(best_a[best_b] == np.arange(len(a)))
+    rows = rows[similarity[rows] >= min_similarity]
+    return _pairs(rows, best_b[rows])
+
+
+def centred(bank: Tensor) -> Tensor:
+    """The bank minus its mean row, with unit rows again.
+
+    Two modalities differ by a common shift; without it the cosines of their clusters compare
+    identities only. A bank of one row has nothing left after the shift: its row is zero.
+
+    Args:
+        bank: (C, D).
+
+    Returns:
+        (C, D) unit rows.
+
+    Reconstruction: ours, applied to both banks before matching them.
+    """
+    return F.normalize(bank - bank.mean(dim=0, keepdim=True), dim=1)
+
+
+def _product(a: Tensor, b: Tensor) -> np.ndarray:
+    """(C_a, C_b) float64 similarities on the host."""
+    return (a.float() @ b.float().T).double().cpu().numpy()
+
+
+def _above(a: Tensor, b: Tensor, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and similarities of all pairs at or above `threshold`, block by block."""
+    rows, columns, values = [], [], []
+    for start in range(0, len(a), _BLOCK):
+        similarity = _product(a[start : start + _BLOCK], b)
+        row, column = np.nonzero(similarity >= threshold)
+        rows.append(row + start)
+        columns.append(column)
+        values.append(similarity[row, column])
+    if not rows:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+
+
+def _nearest(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Most similar row of b for every row of a, and the similarity."""
+    blocks = [_product(a[start : start + _BLOCK], b) for start in range(0, len(a), _BLOCK)]
+    best = np.concatenate([block.argmax(axis=1) for block in blocks])
+    return best, np.concatenate([block.max(axis=1) for block in blocks])
+
+
+def _pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return np.stack([rows, columns], axis=1).astype(np.int64)

@@ -1,0 +1,206 @@
+"""Cluster memory: one unit prototype per cluster, its momentum update, and swaps of two banks.
+
+Shapes: B batch rows, C clusters (C_a and C_b of two banks), D feature width, M matched pairs.
+
+Everything here is deterministic and free of gradients. `pairs` are matched one to one, as
+`reid_core.matching` returns them: int64 (M, 2), NumPy or tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid_core.types import OUTLIER
+
+Pairs = np.ndarray | Tensor
+
+
+class ClusterMemory:
+    """A bank of cluster prototypes.
+
+    Attributes:
+        bank: (C, D) unit rows, float32.
+        momentum: share of the old prototype that an update keeps, in [0, 1].
+        temperature: divides the cosines in `scores`, above 0.
+
+    Reference: CCLNet, section 2 "Bank update" (momentum 0.1, temperature 0.05).
+    """
+
+    def __init__(self, bank: Tensor, *, momentum: float, temperature: float) -> None:
+        """Takes a copy of `bank`; its rows must have unit length and are not normalised here."""
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum is {momentum}; it must lie in [0, 1]")
+        if temperature <= 0.0:
+            raise ValueError(f"temperature is {temperature}; it must be above 0")
+        self.bank = torch.as_tensor(bank).detach().float().clone()
+        self.momentum = momentum
+        self.temperature = temperature
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Cosines of unit rows `x` (B, D) to all prototypes over the temperature, (B, C)."""
+        return x @ self.bank.T / self.temperature
+
+    @torch.no_grad()
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Moves each row's prototype towards the row, in batch order.
+
+        bank[y] <- normalise(momentum * bank[y] + (1 - momentum) * x). Rows of one label act one
+        after the other, so their order counts; the k-th rows of all labels are taken together.
+
+        Args:
+            x: (B, D) unit rows.
+            labels: (B,) int64 prototype of each row; -1 is skipped.
+        """
+        rows, occurrence = _rows_by_occurrence(labels)
+        if rows.numel() == 0:
+            return
+        x = x.detach().to(self.bank.dtype)
+        for turn in range(int(occurrence.max()) + 1):
+            now = rows[occurrence == turn]
+            target = labels[now]
+            mixed = self.momentum * self.bank[target] + (1 - self.momentum) * x[now]
+            self.bank[target] = F.normalize(mixed, dim=1)
+
+    def to(self, device: torch.device | str) -> ClusterMemory:
+        """Moves the bank to `device`; returns self."""
+        self.bank = self.bank.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs, with a copy of the bank."""
+        return {
+            "bank": self.bank.clone(),
+            "momentum": self.momentum,
+            "temperature": self.temperature,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over a state; the bank stays on this memory's device, its size may change."""
+        self.bank = state["bank"].to(self.bank.device).clone()
+        self.momentum = state["momentum"]
+        self.temperature = state["temperature"]
+
+
+def swap(
+    bank_a: Tensor, bank_b: Tensor, pairs: Pairs, *, keep: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Exchanges the prototypes of matched clusters, both from copies.
+
+    a <- normalise(keep * a + (1 - keep) * b) and b <- normalise(keep * b + (1 - keep) * a), each
+    reading the old values.
+
+    Args:
+        bank_a, bank_b: (C_a, D) and (C_b, D) unit rows; not changed.
+        pairs: (M, 2) matched rows, one to one.
+        keep: share of the own prototype, in [0, 1].
+
+    Returns:
+        New (C_a, D) and (C_b, D), unit rows.
+
+    Reference: CCLNet, section 2 "Memory swap", `swap.order: simultaneous`.
+    """
+    rows_a, rows_b = _columns(pairs, bank_a.device)
+    new_a = _blend(bank_a, rows_a, bank_b[rows_b], keep)
+    new_b = _blend(bank_b, rows_b, bank_a[rows_a], keep)
+    return new_a, new_b
+
+
+def swap_sequential(
+    bank_a: Tensor, bank_b: Tensor, pairs: Pairs, *, keep: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """`swap` in the public code's order: bank_b reads what bank_a has already become.
+
+    Reference: CCLNet, section 2 "Memory swap", `swap.order: sequential`.
+    """
+    rows_a, rows_b = _columns(pairs, bank_a.device)
+    new_a = _blend(bank_a, rows_a, bank_b[rows_b], keep)
+    return new_a, _blend(bank_b, rows_b, new_a[rows_a], keep)
+
+
+def swap_rows(
+    bank_a: Tensor,
+    bank_b: Tensor,
+    pairs: Pairs,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    *,
+    keep: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """`swap` for the prototypes of one batch: a pair changes bank_a only where its a is among
+    `labels_a`, and bank_b only where its b is among `labels_b`.
+
+    Args:
+        bank_a, bank_b, pairs, keep: as in `swap`.
+        labels_a, labels_b: int64 labels of the global batch; -1 names nothing.
+
+    Returns:
+        New (C_a, D) and (C_b, D), unit rows.
+
+    Reference: CCLNet, section 2 "Memory swap" (per step).
+    """
+    of_a, of_b = _touching(pairs, labels_a, labels_b, bank_a.device)
+    new_a = _blend(bank_a, of_a[:, 0], bank_b[of_a[:, 1]], keep)
+    new_b = _blend(bank_b, of_b[:, 1], bank_a[of_b[:, 0]], keep)
+    return new_a, new_b
+
+
+def swap_rows_sequential(
+    bank_a: Tensor,
+    bank_b: Tensor,
+    pairs: Pairs,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    *,
+    keep: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """`swap_rows` in the public code's order: bank_b reads what bank_a has already become."""
+    of_a, of_b = _touching(pairs, labels_a, labels_b, bank_a.device)
+    new_a = _blend(bank_a, of_a[:, 0], bank_b[of_a[:, 1]], keep)
+    return new_a, _blend(bank_b, of_b[:, 1], new_a[of_b[:, 0]], keep)
+
+
+def share(bank_a: Tensor, bank_b: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Gives both clusters of a pair one prototype, the normalised mean of the two.
+
+    Args:
+        bank_a, bank_b, pairs: as in `swap`.
+
+    Returns:
+        New (C_a, D) and (C_b, D), unit rows; the unmatched rows are unchanged.
+
+    Reconstruction: ours, the strongest coupling of two banks; no paper's rule.
+    """
+    return swap(bank_a, bank_b, pairs, keep=0.5)
+
+
+def _blend(bank: Tensor, rows: Tensor, other: Tensor, keep: float) -> Tensor:
+    """A copy of `bank` whose given rows are mixed with `other` and normalised."""
+    new = bank.clone()
+    new[rows] = F.normalize(keep * bank[rows] + (1 - keep) * other, dim=1)
+    return new
+
+
+def _columns(pairs: Pairs, device: torch.device) -> tuple[Tensor, Tensor]:
+    both = torch.as_tensor(pairs, device=device)
+    return both[:, 0], both[:, 1]
+
+
+def _touching(
+    pairs: Pairs, labels_a: Tensor, labels_b: Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The pairs whose a is in `labels_a`, and the pairs whose b is in `labels_b`."""
+    both = torch.as_tensor(pairs, device=device)
+    return both[torch.isin(both[:, 0], labels_a)], both[torch.isin(both[:, 1], labels_b)]
+
+
+def _rows_by_occurrence(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with a label, and how many earlier rows carry the same label, both (B',) int64."""
+    ordered, rows = torch.sort(labels, stable=True)
+    rows, ordered = rows[ordered != OUTLIER], ordered[ordered != OUTLIER]
+    position = torch.arange(len(ordered), device=labels.device)
+    return rows, position - torch.searchsorted(ordered, ordered)

@@ -1,0 +1,310 @@
+"""Retrieval scores from similarities and masks, and agreement of pseudo labels with the truth.
+
+Knows no data set: who is query, gallery and ignored is said by `reid_core.protocols`.
+Shapes: Q queries, G gallery rows, N rows of a data set, M pairs.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from reid_core.types import OUTLIER
+
+_BLOCK = 256  # queries that one thread takes at a time
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """Scores of one retrieval, all as fractions; NaN where no query is valid.
+
+    A query is valid if at least one gallery row that is not ignored for it has its identity; the
+    means go over the valid queries only.
+
+    Attributes:
+        cmc: (max_rank,) share of queries whose first hit stands at rank 1, 2, ... or before.
+        mAP: mean over queries of the average precision, itself the mean over hits of
+            (hits so far) / (rank of the hit).
+        mINP: mean over queries of (number of hits) / (rank of the last hit).
+        num_valid_queries: queries that the means go over.
+        ap: (Q,) average precision of each query, NaN for an invalid one.
+    """
+
+    cmc: np.ndarray
+    mAP: float  # noqa: N815
+    mINP: float  # noqa: N815
+    num_valid_queries: int
+    ap: np.ndarray
+
+    @property
+    def num_invalid_queries(self) -> int:
+        """Queries without any match, left out of every mean."""
+        return len(self.ap) - self.num_valid_queries
+
+
+@dataclass(frozen=True)
+class ClusteringAgreement:
+    """How well clusters follow the true identities, over the rows that are no outliers.
+
+    Attributes:
+        ari: adjusted Rand index, 1 = same partition, about 0 = chance.
+        purity: share of rows whose identity is the most frequent one of their cluster.
+    """
+
+    ari: float
+    purity: float
+
+
+def retrieval_metrics(
+    similarity: np.ndarray | Tensor,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    *,
+    ignore: np.ndarray | None = None,
+    cmc: Literal["image", "identity"] = "image",
+    max_rank: int = 20,
+) -> RetrievalScores:
+    """CMC, mAP and mINP of a similarity matrix. Equal similarities are ranked by gallery row.
+
+    Nothing is sorted over the gallery: the rank of a hit is one plus the number of rows before it,
+    which one pass per query counts. Beside the inputs the memory is O(Q + threads * G).
+
+    Args:
+        similarity: (Q, G), larger = more similar.
+        query_pids: (Q,) identities.
+        gallery_pids: (G,) identities.
+        ignore: (Q, G) bool, gallery rows that do not exist for a query; None = none.
+        cmc: "image" ranks gallery rows; "identity" counts each gallery identity once, at its best
+            row, as SYSU-MM01's public evaluation does. mAP and mINP rank rows in both.
+        max_rank: length of the CMC; ranks beyond the gallery repeat the last value.
+
+    Returns:
+        Scores as fractions.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown `cmc`, NaN among the similarities.
+
+    Reference: specification of SYSU-MM01's and RegDB's public evaluation; INP from AGW.
+    """
+    if cmc not in ("image", "identity"):
+        raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")
+    num_queries = _checked_shape(similarity, query_pids, gallery_pids, ignore)
+    known, gallery_ids = np.unique(gallery_pids, return_inverse=True)
+    query_ids = _positions(known, np.asarray(query_pids))
+    order = np.argsort(gallery_ids, kind="stable")
+    starts = np.searchsorted(gallery_ids[order], np.arange(len(known) + 1))
+    first_rank = np.zeros(num_queries, dtype=np.int64)
+    ap, inp = np.full(num_queries, np.nan), np.full(num_queries, np.nan)
+    nothing = np.zeros((1, 0), dtype=np.bool_)
+
+    def score(start: int) -> None:
+        rows = slice(start, start + _BLOCK)
+        _score_queries(
+            _on_host(similarity[rows]),
+            query_ids[rows],
+            gallery_ids,
+            order,
+            starts,
+            nothing if ignore is None else ignore[rows],
+            cmc == "identity",
+            first_rank[rows],
+            ap[rows],
+            inp[rows],
+        )
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(score, range(0, num_queries, _BLOCK)))
+    if (first_rank < 0).any():
+        raise ValueError(f"similarity row {int(np.argmax(first_rank < 0))} holds NaN")
+    return _summary(first_rank, ap, inp, max_rank)
+
+
+def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgreement:
+    """Agreement of pseudo labels with true identities; a diagnostic, never used in training.
+
+    Args:
+        labels: (N,) int64 pseudo labels; rows of -1 are left out.
+        truth: (N,) int64 identities; rows of -1 (unknown) are left out.
+
+    Returns:
+        ARI and purity over the remaining rows, NaN where none remains.
+    """
+    kept = (labels != OUTLIER) & (truth != OUTLIER)
+    if not kept.any():
+        return ClusteringAgreement(ari=float("nan"), purity=float("nan"))
+    counts = _contingency(labels[kept], truth[kept])
+    return ClusteringAgreement(
+        ari=float(adjusted_rand_score(truth[kept], labels[kept])),
+        purity=float(counts[:, 2][_majority(counts)].sum() / kept.sum()),
+    )
+
+
+def matching_accuracy(
+    pairs: np.ndarray,
+    labels_a: np.ndarray,
+    truth_a: np.ndarray,
+    labels_b: np.ndarray,
+    truth_b: np.ndarray,
+) -> float:
+    """Share of matched cluster pairs whose most frequent identities agree; a diagnostic.
+
+    Args:
+        pairs: (M, 2) cluster of side a, cluster of side b.
+        labels_a, truth_a: (N_a,) pseudo labels and identities of side a.
+        labels_b, truth_b: (N_b,) the same of side b.
+
+    Returns:
+        In [0, 1]; NaN without pairs. Of equally frequent identities the smallest id counts.
+    """
+    if not len(pairs):
+        return float("nan")
+    majority_a = _majority_identity(labels_a, truth_a)
+    majority_b = _majority_identity(labels_b, truth_b)
+    return float(np.mean(majority_a[pairs[:, 0]] == majority_b[pairs[:, 1]]))
+
+
+def _checked_shape(
+    similarity: np.ndarray | Tensor,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    ignore: np.ndarray | None,
+) -> int:
+    """The number of queries, once all shapes were found to fit."""
+    shape = (len(query_pids), len(gallery_pids))
+    if tuple(similarity.shape) != shape:
+        raise ValueError(
+            f"similarity has shape {tuple(similarity.shape)}, but there are {shape[0]} query and"
+            f" {shape[1]} gallery identities: it must be (queries, gallery)"
+        )
+    if ignore is not None and tuple(ignore.shape) != shape:
+        raise ValueError(f"ignore has shape {tuple(ignore.shape)}, similarity has {shape}")
+    return len(query_pids)
+
+
+def _positions(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Position of each id among the sorted known ones, -1 where it is not among them."""
+    if not len(known):
+        return np.full(len(ids), -1, dtype=np.int64)
+    position = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[position] == ids, position, -1)
+
+
+def _on_host(block: np.ndarray | Tensor) -> np.ndarray:
+    return block.detach().cpu().numpy() if isinstance(block, Tensor) else block
+
+
+def _summary(
+    first_rank: np.ndarray, ap: np.ndarray, inp: np.ndarray, max_rank: int
+) -> RetrievalScores:
+    valid = first_rank > 0
+    if not valid.any():
+        nowhere = np.full(max_rank, np.nan)
+        return RetrievalScores(nowhere, float("nan"), float("nan"), 0, ap)
+    hits = np.bincount(first_rank[valid], minlength=max_rank + 1)[1 : max_rank + 1]
+    return RetrievalScores(
+        cmc=np.cumsum(hits) / valid.sum(),
+        mAP=float(ap[valid].mean()),
+        mINP=float(inp[valid].mean()),
+        num_valid_queries=int(valid.sum()),
+        ap=ap,
+    )
+
+
+@numba.njit(nogil=True, cache=True)
+def _score_queries(
+    similarity: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    ignore: np.ndarray,
+    by_identity: bool,
+    first_rank: np.ndarray,
+    ap: np.ndarray,
+    inp: np.ndarray,
+) -> None:
+    """Fills first_rank (0 = invalid, -1 = NaN met), ap and inp of a block of queries.
+
+    `before[p]` counts the rows that stand before the p-th best hit but not before the better ones;
+    the running sum of it, hits included, is the rank.
+    """
+    num_gallery = len(gallery_ids)
+    seen = np.full(len(starts) - 1, -1, dtype=np.int64)
+    for q in range(len(query_ids)):
+        if query_ids[q] < 0:
+            continue
+        row = similarity[q]
+        members = order[starts[query_ids[q]] : starts[query_ids[q] + 1]]
+        hits = members
+        if ignore.shape[1]:
+            hits = members[~ignore[q][members]]
+        if len(hits) == 0:
+            continue
+        # members ascend and the sort is stable, so equal similarities stay in gallery order
+        hits = hits[np.argsort(-row[hits], kind="mergesort")]
+        scores = row[hits]
+        num_hits = len(hits)
+        lowest = scores[num_hits - 1]
+        before = np.zeros(num_hits, dtype=np.int64)
+        identities_before = 0
+        bad = False
+        for g in range(num_gallery):
+            value = row[g]
+            if value < lowest:
+                continue
+            if ignore.shape[1] and ignore[q, g]:
+                continue
+            if value != value:
+                bad = True
+                break
+            low, high = 0, num_hits
+            while low < high:
+                middle = (low + high) >> 1
+                if scores[middle] > value or (scores[middle] == value and hits[middle] < g):
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == num_hits:
+                continue
+            before[low] += 1
+            if by_identity and low == 0 and g != hits[0] and seen[gallery_ids[g]] != q:
+                seen[gallery_ids[g]] = q
+                identities_before += 1
+        if bad:
+            first_rank[q] = -1
+            continue
+        rank = 0
+        precision = 0.0
+        for p in range(num_hits):
+            rank += before[p]
+            precision += (p + 1) / rank
+            if p == 0:
+                first_rank[q] = identities_before + 1 if by_identity else rank
+        ap[q] = precision / num_hits
+        inp[q] = num_hits / rank
+
+
+def _contingency(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Rows (label, identity, count), sorted by label, then identity."""
+    pairs, counts = np.unique(np.stack([labels, truth], axis=1), axis=0, return_counts=True)
+    return np.concatenate([pairs, counts[:, None]], axis=1)
+
+
+def _majority(counts: np.ndarray) -> np.ndarray:
+    """Index of each label's largest count in a contingency table (the first of equals)."""
+    order = np.lexsort((-counts[:, 2], counts[:, 0]))
+    return order[np.unique(counts[order, 0], return_index=True)[1]]
+
+
+def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(C,) most frequent identity of each cluster, clusters numbered contiguously from 0."""
+    kept = labels != OUTLIER
+    counts = _contingency(labels[kept], truth[kept])
+    return counts[_majority(counts), 1]

@@ -1,0 +1,168 @@
+"""Losses against hand-worked values, row-by-row oracles and their edge cases."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid_core import losses
+from tests import oracles
+
+
+def rows(num: int, width: int = 8, *, seed: int = 0) -> Tensor:
+    return torch.randn(num, width, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(num: int, width: int = 8, *, seed: int = 0) -> Tensor:
+    return F.normalize(rows(num, width, seed=seed), dim=1)
+
+
+def test_cluster_contrast_by_hand() -> None:
+    bank = torch.eye(2)
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    loss = losses.cluster_contrast(x, torch.tensor([0, 0]), bank, temperature=0.5)
+    right = -math.log(math.exp(2) / (math.exp(2) + 1))
+    wrong = -math.log(1 / (math.exp(2) + 1))
+    assert loss.item() == pytest.approx((right + wrong) / 2)
+
+
+def test_cluster_contrast_means_over_labelled_rows_only() -> None:
+    x, bank = unit(6), unit(3, seed=1)
+    labels = torch.tensor([0, -1, 2, -1, 1, 0])
+    kept = labels != -1
+    assert torch.allclose(
+        losses.cluster_contrast(x, labels, bank, temperature=0.05),
+        F.cross_entropy(x[kept] @ bank.T / 0.05, labels[kept]),
+    )
+    assert int(losses.count_valid(labels)) == 4
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, none: losses.cluster_contrast(x, none, unit(3), temperature=0.05),
+        lambda x, none: losses.image_to_text(x, none, rows(3)),
+        lambda x, none: losses.supervised_contrast(x, rows(5), none, torch.full((5,), -1)),
+        lambda x, none: losses.weighted_regularised_triplet(x, none),
+        lambda x, none: losses.weighted_regularised_triplet(x, none, stable=False),
+        lambda x, none: losses.distribution_matching(
+            x, unit(4), torch.zeros(4, 4, dtype=torch.bool), temperature=0.02
+        ),
+    ],
+)
+def test_only_outliers_give_a_zero_that_touches_the_graph(loss) -> None:
+    x = unit(4).requires_grad_()
+    value = loss(x, torch.full((4,), -1))
+    value.backward()
+    assert value.item() == 0
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.zeros_like(x))
+
+
+def test_image_to_text_is_smoothed_over_all_classes() -> None:
+    g, anchors, labels = rows(4), rows(3, seed=1), torch.tensor([2, 0, -1, 1])
+    log_p = F.log_softmax(g @ anchors.T, dim=1)
+    expected = 0.0
+    for row in (0, 1, 3):
+        target = torch.full((3,), 0.1 / 3)
+        target[labels[row]] += 0.9
+        expected -= float((target * log_p[row]).sum()) / 3
+    assert losses.image_to_text(g, labels, anchors).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_supervised_contrast_equals_its_oracle(temperature: float) -> None:
+    a, b = rows(6), rows(9, seed=1)
+    labels_a, labels_b = [0, 1, -1, 2, 1, 7], [1, 0, 2, 2, -1, 1, 0, 3, -1]
+    loss = losses.supervised_contrast(
+        a, b, torch.tensor(labels_a), torch.tensor(labels_b), temperature=temperature
+    )
+    expected = oracles.supervised_contrast(a, b, labels_a, labels_b, temperature)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    # label 7 has no candidate and the outlier none by definition
+    assert int(losses.count_positive_rows(torch.tensor(labels_a), torch.tensor(labels_b))) == 4
+
+
+def test_stage_one_loss_of_csdn_cannot_tell_the_two_prompt_sets_apart() -> None:
+    images, first, second = rows(8), rows(8, seed=1), rows(8, seed=2)
+    y = torch.tensor([0, 0, 1, 1, 0, 0, 1, 1])
+    both, swapped = torch.cat([first, second]), torch.cat([second, first])
+    yy = torch.cat([y, y])
+    assert losses.supervised_contrast(images, both, y, yy).item() == pytest.approx(
+        losses.supervised_contrast(images, swapped, y, yy).item(), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("stable", [True, False])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_triplet_equals_its_oracle(stable: bool, scale: float) -> None:
+    x, labels = rows(10).double() * scale, [0, 0, 1, 1, 1, 2, -1, 2, -1, 0]
+    loss = losses.weighted_regularised_triplet(x, torch.tensor(labels), stable=stable)
+    assert loss.item() == pytest.approx(
+        oracles.weighted_triplet(x, labels, stable=stable), rel=1e-4, abs=1e-8
+    )
+
+
+def test_triplet_published_behaviour_over_the_feature_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(8, 2048, generator=generator).repeat_interleave(12, dim=0)
+    x = centres + 0.5 * torch.randn(96, 2048, generator=generator)
+    labels = torch.arange(8).repeat_interleave(12)
+    scales = (0.05, 0.2, 0.5, 1.0)
+
+    def at(scale: float, stable: bool) -> float:
+        return float(losses.weighted_regularised_triplet(x * scale, labels, stable=stable))
+
+    small, middle, large, collapsed = (at(scale, False) for scale in scales)
+    assert small == pytest.approx(0.13, abs=0.01)
+    assert middle == pytest.approx(0, abs=0.01)
+    assert large == pytest.approx(16, abs=0.5)
+    assert collapsed == pytest.approx(32, abs=1)
+    stable = [at(scale, True) for scale in scales]
+    assert stable == sorted(stable, reverse=True)
+    assert all(np.isfinite(stable))
+
+
+def test_triplet_gradient_is_finite_on_equal_rows() -> None:
+    x = torch.ones(4, 3, requires_grad=True)
+    losses.weighted_regularised_triplet(x, torch.tensor([0, 0, 1, 1])).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_distribution_matching_by_hand() -> None:
+    img = txt = torch.eye(2)
+    positives = torch.eye(2, dtype=torch.bool)
+    p = 1 / (1 + math.exp(-1 / 0.5))
+    one_way = p * (math.log(p) - math.log(1 + 1e-8)) + (1 - p) * (math.log(1 - p) - math.log(1e-8))
+    loss = losses.distribution_matching(img, txt, positives, temperature=0.5)
+    assert loss.item() == pytest.approx(2 * one_way, rel=1e-5)
+
+
+def test_distribution_matching_is_zero_where_the_distributions_agree() -> None:
+    same = torch.ones(3, 2) / math.sqrt(2)
+    loss = losses.distribution_matching(
+        same, same, torch.ones(3, 3, dtype=torch.bool), temperature=0.02
+    )
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_distribution_matching_normalises_targets_by_row() -> None:
+    """A pattern that is no equivalence relation: row sums differ from column sums."""
+    img, txt = unit(2), unit(3, seed=1)
+    positives = torch.tensor([[True, True, False], [True, False, False]])
+    expected = 0.0
+    for own, other, mask in ((img, txt, positives), (txt, img, positives.T)):
+        for i in range(len(own)):
+            if mask[i].any():
+                log_p = F.log_softmax(own[i] @ other.T / 0.1, dim=0)
+                q = mask[i] / mask[i].sum()
+                term = (log_p.exp() * (log_p - torch.log(q + 1e-8))).sum()
+                expected += float(term) / int(mask.any(dim=1).sum())
+    loss = losses.distribution_matching(img, txt, positives, temperature=0.1)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)

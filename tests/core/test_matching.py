@@ -1,0 +1,101 @@
+"""Pairs of two banks: the order of assignment and threshold, rectangles, and brute force."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from reid_core import matching
+
+
+def from_similarity(similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two banks (not of unit length) whose products are the given matrix."""
+    return np.eye(len(similarity)), similarity.T.copy()
+
+
+# The best assignment takes 0-1 and 1-0 (0.9 + 0.05 > 0.9 - 0.5 ...); 1-0 then falls below 0.3.
+GIVES_WAY = np.array([[0.8, 0.75], [0.2, -0.9]])
+
+
+def test_dense_assigns_first_and_then_drops() -> None:
+    a, b = from_similarity(GIVES_WAY)
+    assert matching.hungarian_pairs(a, b).tolist() == [[0, 1], [1, 0]]
+    assert matching.hungarian_pairs(a, b, min_similarity=0.3).tolist() == [[0, 1]]
+
+
+def test_sparse_drops_first_and_then_assigns() -> None:
+    a, b = from_similarity(GIVES_WAY)
+    assert matching.sparse_hungarian_pairs(a, b).tolist() == [[0, 1], [1, 0]]
+    assert matching.sparse_hungarian_pairs(a, b, min_similarity=0.3).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("min_similarity", [-1.0, 0.0, 0.4])
+def test_sparse_is_the_best_of_all_pairings_above_the_threshold(
+    seed: int, min_similarity: float
+) -> None:
+    similarity = np.random.default_rng(seed).uniform(-1, 1, size=(4, 5))
+    allowed = np.where(similarity >= min_similarity, similarity, 0)
+    best = max(
+        sum(max(allowed[i, j], 0) for i, j in enumerate(columns))
+        for columns in permutations(range(5), 4)
+    )
+    pairs = matching.sparse_hungarian_pairs(
+        *from_similarity(similarity), min_similarity=min_similarity
+    )
+    assert similarity[pairs[:, 0], pairs[:, 1]].sum() == pytest.approx(best, abs=1e-6)
+    assert (similarity[pairs[:, 0], pairs[:, 1]] >= min_similarity).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (1, 5), (5, 1)])
+def test_rectangles_leave_the_surplus_unmatched(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    a = F.normalize(torch.tensor(rng.normal(size=(shape[0], 16))), dim=1).float()
+    b = F.normalize(torch.tensor(rng.normal(size=(shape[1], 16))), dim=1).float()
+    pairs = matching.hungarian_pairs(a, b, min_similarity=-1.0)
+    assert len(pairs) == min(shape)
+    assert pairs.dtype == np.int64
+    assert (np.diff(pairs[:, 0]) > 0).all()
+    assert len(np.unique(pairs[:, 1])) == len(pairs)
+
+
+def test_a_hidden_permutation_is_found_by_all() -> None:
+    a = F.normalize(torch.randn(12, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    expected = [[i, int(torch.nonzero(order == i))] for i in range(12)]
+    for find in (
+        matching.hungarian_pairs,
+        matching.sparse_hungarian_pairs,
+        matching.mutual_nearest_pairs,
+    ):
+        assert find(a, a[order]).tolist() == expected
+
+
+def test_centring_removes_a_common_shift() -> None:
+    generator = torch.Generator().manual_seed(0)
+    people = F.normalize(torch.randn(20, 16, generator=generator), dim=1)
+    shift = torch.randn(16, generator=generator)
+    assert torch.allclose(matching.centred(people + shift), matching.centred(people), atol=1e-5)
+    assert torch.allclose(matching.centred(people).norm(dim=1), torch.ones(20), atol=1e-5)
+
+
+def test_mutual_nearest_needs_both_sides() -> None:
+    similarity = np.array([[0.9, 0.1, 0.0], [0.95, 0.2, 0.1], [0.0, 0.3, 0.1]])
+    banks = from_similarity(similarity)
+    assert matching.mutual_nearest_pairs(*banks).tolist() == [[1, 0], [2, 1]]
+    assert matching.mutual_nearest_pairs(*banks, min_similarity=0.5).tolist() == [[1, 0]]
+
+
+def test_an_empty_bank_has_no_pairs() -> None:
+    full, empty = torch.eye(3), torch.empty(0, 3)
+    for find in (
+        matching.hungarian_pairs,
+        matching.sparse_hungarian_pairs,
+        matching.mutual_nearest_pairs,
+    ):
+        for a, b in ((full, empty), (empty, full), (empty, empty)):
+            assert find(a, b).shape == (0, 2)

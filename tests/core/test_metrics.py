@@ -1,0 +1,151 @@
+"""Retrieval scores by hand and against the per-query loop; agreement diagnostics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reid_core import metrics
+from tests import oracles
+
+
+def test_three_queries_by_hand() -> None:
+    """Hits at ranks 1 and 3; at rank 2; nowhere."""
+    similarity = np.array([[0.9, 0.8, 0.7, 0.1], [0.2, 0.4, 0.9, 0.1], [0.3, 0.2, 0.1, 0.0]])
+    found = metrics.retrieval_metrics(
+        similarity, np.array([1, 2, 9]), np.array([1, 2, 1, 3]), max_rank=4
+    )
+    assert found.num_valid_queries == 2
+    assert found.num_invalid_queries == 1
+    assert found.cmc.tolist() == [0.5, 1, 1, 1]
+    assert found.mAP == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
+    assert found.mINP == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.ap[:2] == pytest.approx([5 / 6, 1 / 2])
+    assert np.isnan(found.ap[2])
+
+
+def test_identity_style_counts_a_person_once() -> None:
+    """Ranked 5 5 5 7 1: by rows the hit is fifth, by people third."""
+    gallery = np.array([5, 5, 5, 7, 1])
+    similarity = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]])
+    by_row = metrics.retrieval_metrics(similarity, np.array([1]), gallery)
+    by_person = metrics.retrieval_metrics(similarity, np.array([1]), gallery, cmc="identity")
+    assert int(np.argmax(by_row.cmc)) == 4
+    assert int(np.argmax(by_person.cmc)) == 2
+    assert by_row.mAP == by_person.mAP == pytest.approx(1 / 5)
+
+
+def test_ignored_rows_do_not_exist() -> None:
+    similarity = np.array([[0.9, 0.8, 0.7]])
+    gallery = np.array([1, 2, 1])
+    ignore = np.array([[True, True, False]])
+    found = metrics.retrieval_metrics(similarity, np.array([1]), gallery, ignore=ignore)
+    assert found.cmc[0] == 1
+    ignore = np.array([[True, False, True]])
+    found = metrics.retrieval_metrics(similarity, np.array([1]), gallery, ignore=ignore)
+    assert found.num_valid_queries == 0
+    assert np.isnan(found.mAP)
+    assert np.isnan(found.cmc).all()
+
+
+def test_ties_are_ranked_by_gallery_row() -> None:
+    similarity = np.zeros((2, 4), dtype=np.float32)
+    found = metrics.retrieval_metrics(
+        similarity, np.array([1, 2]), np.array([1, 2, 2, 1]), max_rank=3
+    )
+    assert found.cmc.tolist() == [0.5, 1, 1]
+    assert found.ap == pytest.approx([(1 + 2 / 4) / 2, (1 / 2 + 2 / 3) / 2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_queries=st.integers(1, 6),
+    num_gallery=st.integers(1, 30),
+    num_pids=st.integers(1, 8),
+    levels=st.integers(1, 40),
+    by_identity=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_the_loop(num_queries, num_gallery, num_pids, levels, by_identity, seed) -> None:
+    """Few levels make many ties."""
+    rng = np.random.default_rng(seed)
+    similarity = rng.integers(0, levels, size=(num_queries, num_gallery)).astype(np.float32)
+    gallery = rng.integers(0, num_pids, size=num_gallery)
+    queries = rng.integers(0, num_pids, size=num_queries)
+    queries[0] = gallery[0]
+    ignore = rng.random((num_queries, num_gallery)) < 0.3
+    ignore[0, 0] = False
+    cmc, aps, inps = oracles.retrieval(
+        similarity, queries, gallery, ignore, by_identity=by_identity, max_rank=10
+    )
+    found = metrics.retrieval_metrics(
+        similarity,
+        queries,
+        gallery,
+        ignore=ignore,
+        cmc="identity" if by_identity else "image",
+        max_rank=10,
+    )
+    assert found.num_valid_queries == len(aps)
+    np.testing.assert_allclose(found.cmc, cmc)
+    np.testing.assert_allclose(found.ap[~np.isnan(found.ap)], aps)
+    assert found.mINP == pytest.approx(np.mean(inps))
+
+
+def test_blocks_and_tensors_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    similarity = rng.normal(size=(700, 90)).astype(np.float32)
+    queries, gallery = rng.integers(0, 20, size=700), rng.integers(0, 20, size=90)
+    whole = metrics.retrieval_metrics(torch.from_numpy(similarity), queries, gallery)
+    parts = [
+        metrics.retrieval_metrics(similarity[i : i + 100], queries[i : i + 100], gallery).ap
+        for i in range(0, 700, 100)
+    ]
+    np.testing.assert_array_equal(whole.ap, np.concatenate(parts))
+
+
+def test_random_features_score_at_chance() -> None:
+    rng = np.random.default_rng(0)
+    gallery = np.repeat(np.arange(50), 2)
+    found = metrics.retrieval_metrics(
+        rng.normal(size=(5000, 100)), rng.integers(0, 50, size=5000), gallery
+    )
+    assert found.cmc[0] == pytest.approx(1 / 50, abs=0.01)
+    assert found.cmc[19] == pytest.approx(1 - (80 * 79) / (100 * 99), abs=0.03)
+
+
+def test_bad_input_is_named() -> None:
+    pids = np.array([0, 1])
+    with pytest.raises(ValueError, match=r"shape \(2, 3\).*2 gallery"):
+        metrics.retrieval_metrics(np.zeros((2, 3)), pids, pids)
+    with pytest.raises(ValueError, match="ignore has shape"):
+        metrics.retrieval_metrics(np.zeros((2, 2)), pids, pids, ignore=np.zeros((1, 2), bool))
+    with pytest.raises(ValueError, match="'image' or 'identity'"):
+        metrics.retrieval_metrics(np.zeros((2, 2)), pids, pids, cmc="person")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="row 1 holds NaN"):
+        metrics.retrieval_metrics(np.array([[0, 1], [0, np.nan]]), pids, pids)
+
+
+def test_clustering_agreement_leaves_outliers_out() -> None:
+    labels = np.array([0, 0, 0, 1, 1, -1, -1])
+    truth = np.array([5, 5, 6, 7, 7, 5, 7])
+    found = metrics.clustering_agreement(labels, truth)
+    assert found.purity == pytest.approx(4 / 5)
+    assert 0 < found.ari < 1
+    perfect = metrics.clustering_agreement(np.array([1, 1, 0, -1]), np.array([3, 3, 9, 3]))
+    assert (perfect.ari, perfect.purity) == (1, 1)
+    nothing = metrics.clustering_agreement(np.full(3, -1), np.arange(3))
+    assert np.isnan(nothing.ari)
+    assert np.isnan(nothing.purity)
+
+
+def test_matching_accuracy_compares_majorities() -> None:
+    labels_a, truth_a = np.array([0, 0, 0, 1, -1]), np.array([4, 4, 8, 8, 9])
+    labels_b, truth_b = np.array([1, 1, 0, 0]), np.array([4, 4, 3, 3])
+    pairs = np.array([[0, 1], [1, 0]])
+    assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
+    none = np.empty((0, 2), dtype=np.int64)
+    assert np.isnan(metrics.matching_accuracy(none, labels_a, truth_a, labels_b, truth_b))

@@ -1,0 +1,142 @@
+"""Slow, obvious versions that the fast ones are held against. Plain loops over plain NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def nearest(features: np.ndarray, k: int) -> np.ndarray:
+    """(N, min(k, N)) nearest rows: the row itself, then by (distance, row)."""
+    exact = features.astype(np.float64)
+    ranks = []
+    for i in range(len(exact)):
+        # an element-wise sum, so that equal rows get equal similarities to the last bit
+        similarity = (exact * exact[i]).sum(axis=1)
+        similarity[i] = np.inf
+        ranks.append(np.argsort(-similarity, kind="stable")[:k])
+    return np.array(ranks)
+
+
+def jaccard_distance(
+    features: np.ndarray, *, k1: int = 30, k2: int = 6, ranks: np.ndarray | None = None
+) -> np.ndarray:
+    """(N, N) dense float64 k-reciprocal Jaccard distance, row by row from the definition."""
+    num_rows = len(features)
+    ranks = nearest(features, k1) if ranks is None else ranks
+    exact = features.astype(np.float64)
+
+    def reciprocal(i: int, columns: int) -> set[int]:
+        return {int(j) for j in ranks[i, :columns] if i in ranks[j, :columns]}
+
+    half = int(np.around(k1 / 2)) + 1
+    weights = np.zeros((num_rows, num_rows))
+    for i in range(num_rows):
+        own = reciprocal(i, k1)
+        expanded = set(own)
+        for q in own:
+            others = reciprocal(q, half)
+            if 3 * len(others & own) > 2 * len(others):
+                expanded |= others
+        members = sorted(expanded)
+        raw = np.exp(-(2 - 2 * (exact[members] @ exact[i])))
+        weights[i, members] = raw / raw.sum()
+    averaged = np.stack([weights[ranks[i, :k2]].mean(axis=0) for i in range(num_rows)])
+    shared = np.stack([np.minimum(averaged, row).sum(axis=1) for row in averaged])
+    return np.maximum(1 - shared / (2 - shared), 0)
+
+
+def retrieval(
+    similarity: np.ndarray,
+    query_pids: np.ndarray,
+    gallery_pids: np.ndarray,
+    ignore: np.ndarray,
+    *,
+    by_identity: bool,
+    max_rank: int,
+) -> tuple[np.ndarray, list[float], list[float]]:
+    """CMC, and AP and INP of each valid query, one query after the other."""
+    curves, aps, inps = [], [], []
+    for q, pid in enumerate(query_pids):
+        order = np.argsort(-similarity[q], kind="stable")
+        ranked = [int(gallery_pids[g]) for g in order if not ignore[q, g]]
+        if pid not in ranked:
+            continue
+        hit_ranks = [rank for rank, other in enumerate(ranked, start=1) if other == pid]
+        aps.append(float(np.mean([(n + 1) / rank for n, rank in enumerate(hit_ranks)])))
+        inps.append(len(hit_ranks) / hit_ranks[-1])
+        listed = list(dict.fromkeys(ranked)) if by_identity else ranked
+        first = listed.index(pid)
+        curves.append([float(first <= rank) for rank in range(max_rank)])
+    return np.mean(curves, axis=0), aps, inps
+
+
+def update_bank(bank: Tensor, x: Tensor, labels: Tensor, momentum: float) -> Tensor:
+    """The momentum update, one row after the other."""
+    bank = bank.clone()
+    for row, label in zip(x, labels.tolist(), strict=True):
+        if label >= 0:
+            mixed = momentum * bank[label] + (1 - momentum) * row
+            bank[label] = mixed / mixed.norm()
+    return bank
+
+
+def swap_in_batch(
+    bank_a: Tensor,
+    bank_b: Tensor,
+    pairs: np.ndarray,
+    labels_a: set[int],
+    labels_b: set[int],
+    *,
+    keep: float,
+    alias: bool,
+) -> tuple[Tensor, Tensor]:
+    """Pair after pair; with `alias` the second line reads what the first has written."""
+    new_a, new_b = bank_a.clone(), bank_b.clone()
+    for a, b in pairs.tolist():
+        if a in labels_a:
+            mixed = keep * bank_a[a] + (1 - keep) * bank_b[b]
+            new_a[a] = mixed / mixed.norm()
+        if b in labels_b:
+            mixed = keep * bank_b[b] + (1 - keep) * (new_a if alias else bank_a)[a]
+            new_b[b] = mixed / mixed.norm()
+    return new_a, new_b
+
+
+def supervised_contrast(
+    a: Tensor, b: Tensor, labels_a: list[int], labels_b: list[int], temperature: float
+) -> float:
+    """Row by row from the formula."""
+    rows = []
+    for i, label in enumerate(labels_a):
+        scores = torch.stack([(a[i] * b[j]).sum() / temperature for j in range(len(b))])
+        log_probability = scores - torch.logsumexp(scores, dim=0)
+        positives = [j for j, other in enumerate(labels_b) if other == label and label != -1]
+        if positives:
+            rows.append(-float(log_probability[positives].mean()))
+    return float(np.mean(rows)) if rows else 0.0
+
+
+def weighted_triplet(x: Tensor, labels: list[int], *, stable: bool) -> float:
+    """Row by row; with `stable` false as the public code, shift and 1e-6 included."""
+    rows = []
+    known = [i for i, label in enumerate(labels) if label != -1]
+    for i in known:
+        distance = {j: max(float((x[i] - x[j]).square().sum()), 1e-12) ** 0.5 for j in known}
+        same = [j for j in known if labels[j] == labels[i]]
+        other = [j for j in known if labels[j] != labels[i]]
+        if not other:
+            continue
+        if stable:
+            up = np.array([np.exp(distance[j] - max(distance[q] for q in same)) for j in same])
+            down = np.array([np.exp(min(distance[q] for q in other) - distance[j]) for j in other])
+            up, down = up / up.sum(), down / down.sum()
+        else:
+            up = np.array([np.exp(distance[j] - max(distance[q] for q in same)) for j in same])
+            down = np.array([np.exp(-distance[j]) for j in other])
+            up, down = up / (up.sum() + 1e-6), down / (down.sum() + 1e-6)
+        furthest = float(np.dot(up, [distance[j] for j in same]))
+        closest = float(np.dot(down, [distance[j] for j in other]))
+        rows.append(float(np.logaddexp(0, furthest - closest)))
+    return float(np.mean(rows)) if rows else 0.0
