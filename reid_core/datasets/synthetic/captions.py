@@ -29,7 +29,7 @@ _TEMPLATES = (
     "a {who} wearing {upper}, {lower} and {shoes}{bag}.",
     "a photo of a {who} in {upper} with {lower} and {shoes}{bag}, {view}.",
     "a {who}, {view}, dressed in {upper} and {lower}, with {shoes}{bag}.",
-    "a {view} picture: a {who} wears {lower} and {upper} and has {shoes} on{bag}.",
+    "this is a {who} {view}: {lower} and {upper}, {shoes}{bag}.",
 )
 
 WORDS: tuple[str, ...] = (
@@ -72,8 +72,7 @@ def caption(person: Person, view: str, rng: np.random.Generator, *, colours: boo
         sleeves = ""
     bag = ""
     if person.bag.kind != "none":
-        verb = ("carrying", "with")[rng.integers(2)]
-        bag = f", {verb} {_garment(person.bag, colours)}"
+        bag = f", carrying {_garment(person.bag, colours)}"
     phrases = _VIEW_PHRASE[view]
     return template.format(
         who=_who(person, colours),

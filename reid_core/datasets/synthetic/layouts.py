@@ -5,6 +5,7 @@ A layout is a small table: its cameras, where a picture goes, and which lists na
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -156,7 +157,7 @@ def _is_complete(root: Path, recipe: Recipe) -> bool:
     if found != asdict(recipe):
         held = "something else" if found is None else f"a generated data set of {found}"
         raise ValueError(
-            f"{root} is not empty and holds {held}, not {asdict(recipe)}; choose another root or "
+            f"{root} exists and holds {held}, not {asdict(recipe)}; choose another root or "
             "remove it"
         )
     return (root / _EXPECTED).exists()
@@ -247,4 +248,7 @@ def _save(picture: np.ndarray, path: Path) -> None:
         image = Image.fromarray(picture[..., 0]).convert("RGB")
     else:
         image = Image.fromarray(picture)
-    image.save(path, quality=_JPEG_QUALITY, subsampling=0)
+    # Encoded in memory: a full disk is then reported as such, not as an encoder's error.
+    encoded = io.BytesIO()
+    image.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    path.write_bytes(encoded.getvalue())
