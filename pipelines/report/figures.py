@@ -1,0 +1,309 @@
+"""Charts as inline SVG, small enough to be read on a phone.
+
+Every chart is one narrow panel; the page lays panels side by side where there is room. Text stays
+text, so that the page's font applies and the numbers can be searched and copied. The colours of
+the two modalities and of right and wrong are told apart by colour-blind readers; line style or
+hatching says the same once more.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipelines.report import words
+
+COLOURS = {"visible": "#b87a00", "infrared": "#5a4fa3"}
+INK, MUTED, LINE = "#1d2433", "#5d6678", "#e3e6ec"
+RIGHT, WRONG = "#008a64", "#d55e00"
+SPARE = ("#0f7b8a", "#a8447e", "#6b7d3a", "#8a6d5b")
+PHASE_COLOURS = {
+    "embed": "#3b6ea5",
+    "cluster": "#8263a6",
+    "match": "#c26a9e",
+    "plan": "#b9bfca",
+    "input": "#e2a653",
+    "step": "#2f9488",
+    "checkpoint": "#7a8494",
+    "evaluate": "#a9cbe0",
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "crossreid",
+    "text.parse_math": False,
+    "font.size": 9.0,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 3.6,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 1.5,
+    "legend.handletextpad": 0.5,
+    "legend.columnspacing": 1.0,
+}
+_SIZE_INCHES = (3.9, 2.45)
+_MAX_MARKED = 30  # Beyond this many epochs, markers hide the line.
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart over epochs.
+
+    Attributes:
+        label: its name in the legend.
+        colour: of the line.
+        values: one per epoch; None where nothing was measured (the line goes on), NaN breaks it.
+        dash: matplotlib line style.
+        start: height of a thin line for the value before training, None for no such line.
+    """
+
+    label: str
+    colour: str
+    values: Sequence[float | None]
+    dash: str = "-"
+    start: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One row's CMC in a chart of ranks; `cmc` (R,) holds fractions."""
+
+    label: str
+    cmc: np.ndarray
+    colour: str
+    dash: str
+
+
+def epochs_chart(
+    stages: Sequence[tuple[str, int]],
+    series: Sequence[Series],
+    *,
+    alt: str,
+    least: tuple[float, float] | None = None,
+) -> Markup:
+    """Lines over the epochs of one or more stages.
+
+    Args:
+        stages: (stage, epoch from 0) of each point on the axis, in order.
+        series: lines with one value per point.
+        alt: what a screen reader says.
+        least: range that the value axis shows in any case, None to fit the values alone.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel()
+        marker = "o" if len(stages) <= _MAX_MARKED else None
+        for one in series:
+            for number, span in enumerate(_spans(stages)):
+                points = {x: value for x in span if (value := one.values[x]) is not None}
+                axes.plot(
+                    list(points),
+                    list(points.values()),
+                    color=one.colour,
+                    linestyle=one.dash,
+                    marker=marker,
+                    label=one.label if number == 0 else None,
+                )
+            if one.start is not None:
+                axes.axhline(one.start, color=one.colour, linewidth=1.0, linestyle=":")
+        if least:
+            _cover(axes, series, least)
+        _epoch_axis(axes, stages)
+        _legend(axes)
+        return _svg(figure, alt)
+
+
+def phase_chart(
+    stages: Sequence[tuple[str, int]], phases: Mapping[str, Sequence[float]], *, alt: str
+) -> Markup:
+    """Stacked bars: seconds of each phase in every epoch.
+
+    Args:
+        stages: (stage, epoch from 0) of each bar, in order.
+        phases: phase -> seconds per bar.
+        alt: what a screen reader says.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel()
+        middles = np.arange(len(stages))
+        edges = np.ravel([middles - 0.41, middles + 0.41], order="F")
+        below = np.zeros(len(edges) - 1)  # Every second interval is the gap after a bar: 0 high.
+        for name, colour in phase_colours(phases).items():
+            above = below.copy()
+            above[::2] += phases[name]
+            axes.stairs(above, edges, baseline=below, fill=True, color=colour)
+            below = above
+        _epoch_axis(axes, stages)
+        return _svg(figure, alt)
+
+
+def cmc_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
+    """Share of queries with a right answer among the first k, for k = 1, 2, ...
+
+    Args:
+        curves: one per row of the main table.
+        alt: what a screen reader says.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel()
+        for curve in curves:
+            ranks = np.arange(1, len(curve.cmc) + 1)
+            axes.plot(ranks, 100 * curve.cmc, curve.dash, color=curve.colour, label=curve.label)
+        axes.set(ylim=(0, 102), xlabel="k, answers looked at")
+        axes.set_xticks([1, 5, 10, 15, 20])
+        _legend(axes)
+        return _svg(figure, alt)
+
+
+def similarity_chart(
+    right: np.ndarray,
+    wrong: np.ndarray,
+    edges: np.ndarray,
+    *,
+    alt: str,
+    limits: tuple[float, float],
+    top: float,
+) -> Markup:
+    """Shares of right and wrong pairs by similarity.
+
+    Args:
+        right: (B,) counts of pairs of one person.
+        wrong: (B,) counts of pairs of two people.
+        edges: (B + 1,) similarities between which they were counted.
+        alt: what a screen reader says.
+        limits: shown range of similarities.
+        top: upper end of the value axis, %.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel()
+        for counts, colour, face, hatch, label in (
+            (wrong, WRONG, "none", "////", "two different people"),
+            (right, RIGHT, RIGHT + "40", None, "the same person"),
+        ):
+            axes.stairs(
+                share(counts), edges, fill=True, facecolor=face, edgecolor=colour, hatch=hatch,
+                linewidth=1.4, label=label,
+            )  # fmt: skip
+        axes.set(xlim=limits, ylim=(0, top), xlabel="similarity")
+        _legend(axes)
+        return _svg(figure, alt)
+
+
+def share(counts: np.ndarray) -> np.ndarray:
+    """Counts as percentages of their sum, all 0 where there is none."""
+    return 100 * counts / max(counts.sum(), 1)
+
+
+def phase_colours(phases: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
+    """A colour for each phase, in the order in which phases follow each other in an epoch."""
+    known = [name for name in words.PHASES if name in phases]
+    others = [name for name in phases if name not in words.PHASES]
+    spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(others)}
+    return {name: PHASE_COLOURS[name] for name in known} | spare
+
+
+def _panel() -> tuple[Figure, Axes]:
+    """An empty panel; the same margins everywhere, so that panels side by side line up."""
+    figure = Figure(figsize=_SIZE_INCHES)
+    figure.subplots_adjust(left=0.12, right=0.97, bottom=0.19, top=0.88)
+    return figure, figure.add_subplot()
+
+
+def _cover(axes: Axes, series: Sequence[Series], least: tuple[float, float]) -> None:
+    """Let the value axis show at least a range, and a little air beyond values outside of it."""
+    values = [value for one in series for value in one.values if value is not None]
+    values = [value for value in values if math.isfinite(value)]
+    low, high = min([*values, least[0]]), max([*values, least[1]])
+    air = 0.08 * (high - low) or 1.0
+    axes.set_ylim(low - air * (low < least[0]), high + air * (high > least[1] or high == low))
+
+
+def _spans(stages: Sequence[tuple[str, int]]) -> list[range]:
+    """Runs of positions that belong to one stage."""
+    starts = [i for i in range(len(stages)) if i == 0 or stages[i][0] != stages[i - 1][0]]
+    return [range(a, b) for a, b in zip(starts, [*starts[1:], len(stages)], strict=True)]
+
+
+def _epoch_axis(axes: Axes, stages: Sequence[tuple[str, int]]) -> None:
+    """Epochs counted from 1 within each stage, with the stage's name below its part of the axis."""
+    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**9) if len(stages) / s <= 12)
+    ticks = [x for x, (_, epoch) in enumerate(stages) if (epoch + 1) % step == 0]
+    axes.set_xticks(ticks, [str(stages[x][1] + 1) for x in ticks])
+    axes.set_xlim(-0.6, len(stages) - 0.4)
+    spans = _spans(stages)
+    for number, span in enumerate(spans):
+        if number:
+            axes.axvline(span.start - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        if len(span) < 0.12 * len(stages):
+            continue
+        label = words.stage(stages[span.start][0]).label
+        axes.text(
+            (span.start + span.stop - 1) / 2, -0.13,
+            label if len(spans) > 1 else f"{label}, epoch",
+            transform=axes.get_xaxis_transform(), ha="center", va="top", color=MUTED,
+        )  # fmt: skip
+
+
+def _legend(axes: Axes) -> None:
+    """A line of names above the axes, where there is more than one thing to name."""
+    handles, _ = axes.get_legend_handles_labels()
+    if len(handles) < 2:
+        return
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=min(len(handles), 4), borderpad=0.2
+    )
+
+
+def _svg(figure: Figure, alt: str) -> Markup:
+    """The figure as an element that can stand in a page beside others.
+
+    Name spaces and metadata are dropped: HTML needs none, and a page without them holds no foreign
+    address. Fonts are dropped for the page's own. Ids get a prefix from `alt`, which must therefore
+    differ between the charts of a page: all of them share one name space.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    prefix = re.sub(r"\W+", "-", alt.lower())
+    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    text = re.sub(r'^<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1">', text)
+    head = f'<svg role="img" aria-label="{escape(alt)}" '
+    return Markup(text.replace("<svg ", head, 1))

@@ -1,0 +1,261 @@
+"""Writes report.html: everything in one file, readable on a phone and on paper."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines.report import panels, ranklists, scores, words
+from pipelines.report.panels import Panel
+from pipelines.report.run import Run, read
+
+FILE_NAME = "report.html"
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        anchor: id of its heading.
+        title: its heading.
+        words: what it is about.
+        panels: its charts.
+        missing: what is not shown, and why.
+    """
+
+    anchor: str
+    title: str
+    words: str
+    panels: list[Panel]
+    missing: list[str]
+
+
+def write(run_dir: Path) -> Path:
+    """Write the report of a run beside its results.
+
+    Args:
+        run_dir: directory with metrics.jsonl and whatever else the run left: config.yaml,
+            environment.json, summary.json, evaluation/<row>.npz (`bins` there are the edges of the
+            histograms). A missing part is left out with a sentence that says so.
+
+    Returns:
+        Path of report.html, which replaces an older one at once or not at all.
+
+    Raises:
+        ValueError: there is no metrics.jsonl.
+    """
+    run = read(Path(run_dir))
+    target = run.directory / FILE_NAME
+    unfinished = run.directory / f".{FILE_NAME}.{os.getpid()}"
+    try:
+        unfinished.write_text(_render(run), encoding="utf-8")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _render(run: Run) -> str:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["duration"] = duration
+    time_panels, phases = panels.times(run.epochs)
+    return templates.get_template("template.html").render(
+        run=run,
+        method=words.method(run.method),
+        facts=_facts(run),
+        told=_told(run),
+        stages=_stages(run),
+        headline=scores.headline(run.summary),
+        rows=scores.rows(run.summary),
+        score_names=words.SCORES,
+        scores_in_words=words.SCORES_IN_WORDS,
+        protocol_in_words=words.protocol_in_words(str(run.summary.get("protocol", ""))),
+        evaluation=run.summary.get("evaluation") or {},
+        sections=_sections(run),
+        rank_groups=_rank_groups(run),
+        rank_missing=_rank_missing(run),
+        time_panels=time_panels,
+        phases=phases,
+        whole_run=_whole_run(run.summary),
+        config=_listing(run.config),
+        machine=run.environment.get("machine") or {},
+        versions=_versions(run.environment),
+    )
+
+
+def duration(seconds: float) -> str:
+    """ "8.2 s", "4 min 05 s" or "2 h 07 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """The line of small print below the headline."""
+    kind = str(run.data.get("kind", ""))
+    data = words.KINDS.get(kind, kind)
+    facts = {
+        "Method": words.method(run.method).name,
+        "Data": f"generated people, {data} layout" if run.generated else data,
+    }
+    facts["Seed"] = str(run.summary.get("seed", run.config.get("seed", "")))
+    started = str(run.environment.get("started", ""))
+    try:
+        facts["Started"] = datetime.fromisoformat(started).strftime("%d %B %Y, %H:%M").lstrip("0")
+    except ValueError:
+        facts["Started"] = started
+    if total := (run.summary.get("seconds") or {}).get("total"):
+        facts["Took"] = duration(total)
+    return {name: value for name, value in facts.items() if value}
+
+
+def _told(run: Run) -> str:
+    """What was done, continued from the method's introduction."""
+    parts = []
+    rows = next((epoch["rows"] for epoch in run.epochs if epoch.get("rows")), None)
+    if rows:
+        counts = " and ".join(f"{count:,} {name}" for name, count in rows.items())
+        parts.append(f"It trained on {counts} pictures.")
+    if run.generated:
+        parts.append("The people in this run do not exist: a program drew them.")
+    if run.stages:
+        num = len(run.stages)
+        spelled = _NUMBERS[num] if num < len(_NUMBERS) else str(num)
+        parts.append(f"Training went through {spelled} {'stages' if num > 1 else 'stage'}.")
+    else:
+        parts.append("No epoch of training has finished yet.")
+    return " ".join(parts)
+
+
+def _stages(run: Run) -> list[dict[str, Any]]:
+    """Name, description, number of epochs and time of each stage."""
+    found = []
+    for name in run.stages:
+        own = [epoch for epoch in run.epochs if epoch["stage"] == name]
+        seconds = sum(sum(filter(None, (epoch.get("seconds") or {}).values())) for epoch in own)
+        found.append({"stage": words.stage(name), "num_epochs": len(own), "seconds": seconds})
+    return found
+
+
+def _sections(run: Run) -> list[Section]:
+    known = (
+        "known because these people are generated; never used in training"
+        if run.generated
+        else "known for this data set; never used in training"
+    )
+    curves, curves_missing = _finding(run)
+    planned = (
+        ("losses", "Losses", "", panels.losses(run.epochs), ["metrics.jsonl holds no losses."]),
+        ("groups", "Groups and pairs",
+         "Nobody tells the program who is who, so it has to find out by itself which pictures "
+         "belong together.",
+         panels.groups(run.epochs), ["this run formed no groups."]),
+        ("truth", "Were the groups right?", f"Who is who is {known}.", panels.truth(run.epochs),
+         ["the groups were not compared with the true people."]),
+    )  # fmt: skip
+    return [
+        *(
+            Section(anchor, title, text, found, [] if found else missing)
+            for anchor, title, text, found, missing in planned
+        ),
+        Section(
+            "finding",
+            "Finding people",
+            "Queries and answers show people that were never trained on.",
+            curves,
+            curves_missing,
+        ),
+    ]
+
+
+def _finding(run: Run) -> tuple[list[Panel], list[str]]:
+    """Charts of how well people are found, and what is not among them."""
+    by_epoch = panels.scores(run.epochs, run.summary)
+    after = panels.retrieval(run.rankings)
+    missing = []
+    if not by_epoch:
+        missing.append("scores by epoch, since no epoch was evaluated during training.")
+    if not after:
+        missing.append(
+            "ranks and similarities, since there is no readable evaluation/*.npz in this run."
+        )
+    return by_epoch + after, missing
+
+
+def _rank_groups(run: Run) -> list[ranklists.Group]:
+    if _rank_missing(run):
+        return []
+    root = Path(run.data["root"])
+    return ranklists.groups(run.rankings["final"], run.rankings.get("start"), root=root)
+
+
+def _rank_missing(run: Run) -> str:
+    """Why there are no rank lists, "" where there are."""
+    if not set(ranklists.NEEDED) <= set(run.rankings.get("final", {})):
+        return "evaluation/final.npz is missing or holds no rank lists."
+    root = run.data.get("root")
+    if not root or not Path(root).is_dir():
+        return f"The pictures are not at {root or 'a known place (data.root in config.yaml)'}."
+    return ""
+
+
+def _whole_run(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of the run's big steps under plain names, the total last."""
+    seconds = summary.get("seconds") or {}
+    order = [name for name in words.WHOLE_RUN if name in seconds]
+    order[-1:-1] = [name for name in seconds if name not in words.WHOLE_RUN]
+    return {words.WHOLE_RUN.get(name, name): seconds[name] for name in order}
+
+
+def _listing(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The configuration in groups: section -> dotted key -> value."""
+    groups: dict[str, dict[str, str]] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            groups[str(key)] = _flat(value)
+        else:
+            groups.setdefault("run", {})[str(key)] = _plain(value)
+    return {name: group for name, group in groups.items() if group}
+
+
+def _flat(section: Mapping[str, Any]) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": one for name, one in _flat(value).items()}
+        else:
+            flat[str(key)] = _plain(value)
+    return flat
+
+
+def _plain(value: object) -> str:
+    """A configuration value as one would write it on the command line, lists with commas."""
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Every plain entry that is neither the command nor the time."""
+    return {
+        name: str(value)
+        for name, value in environment.items()
+        if name not in ("command", "started") and not isinstance(value, Mapping)
+    }

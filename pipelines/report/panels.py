@@ -1,0 +1,317 @@
+"""Which charts a run has: every panel is made from what the run recorded, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from pipelines.report import figures, words
+from pipelines.report.figures import Curve, Series
+
+Epoch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A chart with a heading and the sentence above it."""
+
+    title: str
+    words: str
+    chart: Markup
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Share of one phase in the training time.
+
+    Attributes:
+        name: as recorded.
+        words: what happens in it.
+        colour: of its bars.
+        seconds: over all epochs.
+        share: of all phases, %.
+    """
+
+    name: str
+    words: str
+    colour: str
+    seconds: float
+    share: float
+
+
+def losses(epochs: Sequence[Epoch]) -> list[Panel]:
+    """One panel per stage that recorded losses."""
+    panels = []
+    for name in dict.fromkeys(epoch["stage"] for epoch in epochs):
+        stage = words.stage(name)
+        own = [epoch for epoch in epochs if epoch["stage"] == name and epoch.get("losses")]
+        if own:
+            series = _by_key(own, lambda epoch: epoch["losses"])
+            total = _first_and_last(own, lambda epoch: epoch["losses"].get("total"))
+            text = "What the optimiser makes smaller; lower means a better fit to the groups."
+            if total:
+                text += f" In total from {total[0]:.2f} to {total[1]:.2f}."
+            chart = figures.epochs_chart(
+                _points(own), series, alt=f"Loss by epoch, {stage.label} {stage.name}"
+            )
+            panels.append(Panel(f"Loss in {stage.label.lower()} ({stage.name})", text, chart))
+    return panels
+
+
+def groups(epochs: Sequence[Epoch]) -> list[Panel]:
+    """Number of groups, outliers and pairs of groups."""
+    panels = []
+    if own := _with(epochs, "clusters"):
+        last = _spoken(own[-1]["clusters"], "{:.0f}")
+        panels.append(
+            _modalities(
+                own,
+                lambda epoch: epoch["clusters"],
+                "Groups found",
+                f"How many groups of look-alike pictures were formed. At the end: {last}.",
+            )
+        )
+    if own := [epoch for epoch in _with(epochs, "outliers") if epoch.get("rows")]:
+        last = _spoken(_outlier_share(own[-1]), "{:.1f} %")
+        panels.append(
+            _modalities(
+                own,
+                _outlier_share,
+                "Pictures left out, %",
+                "Pictures that resemble no group are left out of an epoch rather than forced into "
+                f"one. At the end: {last}.",
+            )
+        )
+    if own := _with(epochs, "pairs"):
+        series = [Series("pairs", figures.INK, [epoch["pairs"] for epoch in own])]
+        text = "How many visible groups were paired with an infrared group."
+        if similarity := (own[-1].get("pair_similarity") or {}).get("mean"):
+            text += f" Mean similarity of a pair in the last epoch: {similarity:.2f}."
+        chart = figures.epochs_chart(
+            _points(own), series, alt="Paired groups by epoch", least=(0, 0)
+        )
+        panels.append(Panel("Paired groups", text, chart))
+    return panels
+
+
+def truth(epochs: Sequence[Epoch]) -> list[Panel]:
+    """How right the groups and pairs were, where the people are known."""
+    own = _with(epochs, "truth")
+    panels = []
+    for key, title, text in (
+        (
+            "ari",
+            "Agreement with the people (ARI)",
+            "Adjusted Rand index between groups and people: 1 is perfect, 0 is what random groups "
+            "reach.",
+        ),
+        (
+            "purity",
+            "Purity of the groups",
+            "Share of pictures that belong to the most frequent person of their group. Small "
+            "groups are pure easily, so read it beside the number of groups.",
+        ),
+    ):
+
+        def score(epoch: Epoch, key: str = key) -> dict[str, float]:
+            found = epoch["truth"]
+            return {name: found[name][key] for name in found if _holds(found[name], key)}
+
+        if shown := [epoch for epoch in own if score(epoch)]:
+            last = _spoken(score(shown[-1]), "{:.2f}")
+            text = f"{text} At the end: {last}."
+            panels.append(_modalities(shown, score, title, text, least=(0, 1)))
+    matched = [epoch for epoch in own if epoch["truth"].get("matching_accuracy") is not None]
+    if matched:
+        values = [100 * epoch["truth"]["matching_accuracy"] for epoch in matched]
+        chart = figures.epochs_chart(
+            _points(matched),
+            [Series("right pairs", figures.INK, values)],
+            alt="Matching accuracy by epoch",
+            least=(0, 100),
+        )
+        text = (
+            "Share of the pairs of one visible and one infrared group that show the same person. "
+            f"First {values[0]:.0f} %, at the end {values[-1]:.0f} %."
+        )
+        panels.append(Panel("Matching accuracy, %", text, chart))
+    return panels
+
+
+def scores(epochs: Sequence[Epoch], summary: Mapping[str, Any]) -> list[Panel]:
+    """Rank-1 and mAP of the epochs that were evaluated."""
+    own = _with(epochs, "scores")
+    if not own:
+        return []
+    start = (summary.get("rows") or {}).get("start") or {}
+    series = [
+        Series(label, colour, [epoch["scores"].get(key) for epoch in own], dash, start.get(key))
+        for key, label, colour, dash in (
+            ("rank1", "Rank-1", figures.INK, "-"),
+            ("mAP", "mAP", figures.SPARE[0], "--"),
+        )
+    ]
+    text = "Scores on people that were never trained on."
+    if start:
+        text += " The dotted lines are the start."
+    chart = figures.epochs_chart(_points(own), series, alt="Scores by epoch")
+    return [Panel("Rank-1 and mAP, %", text, chart)]
+
+
+def retrieval(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
+    """CMC of all rows in one panel, similarity histograms of start and full method."""
+    panels = []
+    styles = {
+        "start": ("start", figures.MUTED, ":"),
+        "prepare": ("after stage 0", figures.SPARE[0], "--"),
+        "final": ("full method", figures.INK, "-"),
+    }
+    curves = [
+        Curve(label, rankings[row]["cmc"], colour, dash)
+        for row, (label, colour, dash) in styles.items()
+        if "cmc" in rankings.get(row, {})
+    ]
+    if curves:
+        text = (
+            "How often a right answer is among the first k. The curve starts at Rank-1; the higher "
+            "and the earlier it rises, the fewer pictures somebody has to look through."
+        )
+        panels.append(
+            Panel("Right answers among the first k, %", text, figures.cmc_chart(curves, alt="CMC"))
+        )
+    return panels + _similarities(rankings)
+
+
+def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
+    """Seconds per phase and epoch as bars, and the share of each phase."""
+    own = _with(epochs, "seconds")
+    if not own:
+        return [], []
+    names = dict.fromkeys(name for epoch in own for name in epoch["seconds"])
+    seconds = {name: [epoch["seconds"].get(name) or 0.0 for epoch in own] for name in names}
+    total = sum(sum(values) for values in seconds.values())
+    per_epoch = np.sum(list(seconds.values()), axis=0)
+    text = (
+        f"Where the time of each epoch went. Half of the epochs took less than "
+        f"{np.median(per_epoch):.1f} s."
+    )
+    if memory := [epoch["memory_mb"] for epoch in own if epoch.get("memory_mb")]:
+        text += f" Peak memory: {max(memory) / 1024:.1f} GB."
+    chart = figures.phase_chart(_points(own), seconds, alt="Seconds per phase and epoch")
+    phases = [
+        Phase(name, words.PHASES.get(name, ""), colour, sum(seconds[name]),
+              100 * sum(seconds[name]) / max(total, 1e-9))
+        for name, colour in figures.phase_colours(seconds).items()
+    ]  # fmt: skip
+    return [Panel("Seconds per epoch", text, chart)], phases
+
+
+def _similarities(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
+    shown = {
+        row: arrays
+        for row, arrays in rankings.items()
+        if row != "prepare" and {"same_hist", "different_hist", "bins"} <= set(arrays)
+    }
+    shares = [
+        figures.share(arrays[key])
+        for arrays in shown.values()
+        for key in ("same_hist", "different_hist")
+    ]
+    if not shown:
+        return []
+    top = 1.08 * max(one.max() for one in shares)
+    used = [_used(arrays) for arrays in shown.values()]
+    limits = (min(low for low, _ in used), max(high for _, high in used))
+    panels = []
+    for row, arrays in shown.items():
+        right, wrong = arrays["same_hist"], arrays["different_hist"]
+        overlap = np.minimum(figures.share(right), figures.share(wrong)).sum()
+        when = "at the start" if row == "start" else "after training"
+        chart = figures.similarity_chart(
+            right, wrong, arrays["bins"], alt=f"Similarities {when}", limits=limits, top=top
+        )
+        text = (
+            "How similar a query is to pictures of the same person and to pictures of others. The "
+            f"less the two hills overlap, the better; here they share {overlap:.0f} %."
+        )
+        panels.append(Panel(f"Similarities {when}, % of pairs", text, chart))
+    return panels
+
+
+def _used(arrays: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Range of similarities that occur."""
+    filled = np.flatnonzero(arrays["same_hist"] + arrays["different_hist"])
+    if not filled.size:
+        return float(arrays["bins"][0]), float(arrays["bins"][-1])
+    return float(arrays["bins"][filled[0]]), float(arrays["bins"][filled[-1] + 1])
+
+
+def _modalities(
+    epochs: Sequence[Epoch],
+    values: Callable[[Epoch], Mapping[str, float]],
+    title: str,
+    text: str,
+    *,
+    least: tuple[float, float] = (0, 0),
+) -> Panel:
+    chart = figures.epochs_chart(
+        _points(epochs), _by_key(epochs, values), alt=f"{title} by epoch", least=least
+    )
+    return Panel(title, text, chart)
+
+
+def _by_key(
+    epochs: Sequence[Epoch], values: Callable[[Epoch], Mapping[str, float]]
+) -> list[Series]:
+    """A line per key; modalities in their colour, a total in ink, others in spare colours."""
+    names = list(dict.fromkeys(name for epoch in epochs for name in values(epoch)))
+    fixed = {"total": figures.INK, **figures.COLOURS}
+    others = [name for name in names if name not in fixed]
+    dashes = {"infrared": "--", "total": "-", "visible": "-"}
+    return [
+        Series(
+            name.replace("_", " "),
+            fixed.get(name) or figures.SPARE[others.index(name) % len(figures.SPARE)],
+            [values(epoch).get(name) for epoch in epochs],
+            dashes.get(name, "-."),
+        )
+        for name in names
+    ]
+
+
+def _outlier_share(epoch: Epoch) -> dict[str, float]:
+    """Outliers as a percentage of all rows, per modality."""
+    rows = epoch["rows"]
+    return {
+        name: 100 * count / rows[name]
+        for name, count in epoch["outliers"].items()
+        if rows.get(name)
+    }
+
+
+def _with(epochs: Sequence[Epoch], key: str) -> list[Epoch]:
+    return [epoch for epoch in epochs if epoch.get(key)]
+
+
+def _holds(found: object, key: str) -> bool:
+    return isinstance(found, Mapping) and found.get(key) is not None
+
+
+def _points(epochs: Sequence[Epoch]) -> list[tuple[str, int]]:
+    return [(epoch["stage"], epoch["epoch"]) for epoch in epochs]
+
+
+def _first_and_last(
+    epochs: Sequence[Epoch], value: Callable[[Epoch], float | None]
+) -> tuple[float, float] | None:
+    found = [one for epoch in epochs if (one := value(epoch)) is not None]
+    return (found[0], found[-1]) if found else None
+
+
+def _spoken(values: Mapping[str, float], form: str) -> str:
+    """ "12 visible, 13 infrared"."""
+    return ", ".join(f"{form.format(value)} {name}" for name, value in values.items())

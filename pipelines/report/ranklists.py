@@ -1,0 +1,179 @@
+"""Queries with their best answers as pictures: some that went best, middling and worst."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+NUM_ANSWERS = 8
+NUM_QUERIES_PER_GROUP = 3
+_HEIGHT_PX = 160  # A surveillance crop of 64 pixels is recognisable from here on.
+NEEDED = ("ap", "query_images", "gallery_images", "top", "top_similarity", "top_correct")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One gallery picture in a rank list.
+
+    Attributes:
+        picture: data URI, None where the picture cannot be read.
+        path: where it lies below the data set's root.
+        similarity: to the query.
+        right: whether it shows the query's person.
+    """
+
+    picture: str | None
+    path: str
+    similarity: float
+    right: bool
+
+
+@dataclass(frozen=True)
+class RankList:
+    """One query and its best answers.
+
+    Attributes:
+        picture: data URI of the query, None where the picture cannot be read.
+        path: where it lies below the data set's root.
+        ap: average precision of the query, %.
+        ap_before: the same for the start, None where unknown.
+        answers: best first.
+    """
+
+    picture: str | None
+    path: str
+    ap: float
+    ap_before: float | None
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rank lists that belong under one heading."""
+
+    title: str
+    words: str
+    lists: tuple[RankList, ...]
+
+
+def groups(
+    final: Mapping[str, np.ndarray], start: Mapping[str, np.ndarray] | None, *, root: Path
+) -> list[Group]:
+    """Rank lists of the best, middling and worst queries.
+
+    Args:
+        final: arrays of evaluation/final.npz, with every key of `NEEDED`.
+        start: arrays of evaluation/start.npz, None where there is none.
+        root: folder that the picture paths are relative to.
+
+    Returns:
+        Up to three groups of up to `NUM_QUERIES_PER_GROUP` queries; no query is shown twice.
+    """
+    before = None
+    if start is not None and np.array_equal(start.get("query_images", ()), final["query_images"]):
+        before = start.get("ap")
+    best, middle, worst = choose(final["ap"], final["query_images"], num=NUM_QUERIES_PER_GROUP)
+
+    def lists(queries: list[int]) -> tuple[RankList, ...]:
+        return tuple(_rank_list(final, before, query, root) for query in queries)
+
+    found = [
+        Group("Went best", "Queries with the highest average precision.", lists(best)),
+        Group("In the middle", "Half of all queries did better, half did worse.", lists(middle)),
+        Group("Went worst", "Queries with the lowest average precision.", lists(worst)),
+    ]
+    return [group for group in found if group.lists]
+
+
+def choose(
+    ap: np.ndarray, images: np.ndarray, *, num: int
+) -> tuple[list[int], list[int], list[int]]:
+    """Best, middling and worst queries, of different people where folders tell people apart.
+
+    Args:
+        ap: (Q,) average precision; NaN marks a query that has no right answer.
+        images: (Q,) paths; pictures of one person share the name of their folder in most layouts.
+        num: queries per group; fewer where there are not enough.
+
+    Returns:
+        Three lists of query indices without overlap.
+    """
+    order = np.argsort(-ap, kind="stable")
+    order = order[np.isfinite(ap[order])]
+    num = min(num, len(order) // 3) if len(order) >= 3 else len(order)
+    distance = np.abs(np.arange(len(order)) - (len(order) - 1) / 2)
+    taken: set[int] = set()
+    chosen = []
+    for candidates in (order, order[::-1], order[np.argsort(distance, kind="stable")]):
+        free = [int(query) for query in candidates if int(query) not in taken]
+        picked = _different_people(free, images)[:num]
+        taken.update(picked)
+        chosen.append(picked)
+    best, worst, middle = chosen
+    return best, middle, worst
+
+
+def thumbnail(root: Path, path: str) -> str | None:
+    """A picture as a data URI.
+
+    Args:
+        root: folder of the data set.
+        path: below it; one that is absolute or climbs out with ".." is refused.
+
+    Returns:
+        JPEG of a fixed height, None where there is no readable picture.
+    """
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        return None
+    try:
+        with Image.open(root / relative) as image:
+            width = max(round(image.width * _HEIGHT_PX / image.height), 1)
+            small = image.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _different_people(queries: list[int], images: np.ndarray) -> list[int]:
+    """The same queries; each folder's first comes before any folder's second."""
+    seen: set[str] = set()
+    first: list[int] = []
+    later: list[int] = []
+    for query in queries:
+        person = PurePosixPath(str(images[query])).parent.name
+        (later if person in seen else first).append(query)
+        seen.add(person)
+    return first + later
+
+
+def _rank_list(
+    final: Mapping[str, np.ndarray], before: np.ndarray | None, query: int, root: Path
+) -> RankList:
+    answers = []
+    for rank, row in enumerate(final["top"][query][:NUM_ANSWERS]):
+        path = str(final["gallery_images"][row])
+        answers.append(
+            Answer(
+                picture=thumbnail(root, path),
+                path=path,
+                similarity=float(final["top_similarity"][query, rank]),
+                right=bool(final["top_correct"][query, rank]),
+            )
+        )
+    path = str(final["query_images"][query])
+    return RankList(
+        picture=thumbnail(root, path),
+        path=path,
+        ap=100 * float(final["ap"][query]),
+        ap_before=None if before is None else 100 * float(before[query]),
+        answers=tuple(answers),
+    )

@@ -1,0 +1,142 @@
+"""Reads what a run left behind. Only metrics.jsonl is required; the rest may be missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import yaml
+
+# evaluation/<row>.npz, in the order in which they are shown.
+RANKING_ROWS = ("start", "prepare", "final")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory in memory.
+
+    Attributes:
+        directory: where it was read.
+        config: resolved configuration, {} where missing.
+        environment: versions, machine, command and start time, {} where missing.
+        epochs: one mapping per finished epoch, in training order, each with "stage" and "epoch".
+        summary: rows, protocol, seconds and seed, {} where missing (a run that has not finished).
+        rankings: row name -> arrays of evaluation/<row>.npz.
+        notes: sentences about files that could not be read in full.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    epochs: tuple[Mapping[str, Any], ...]
+    summary: Mapping[str, Any]
+    rankings: Mapping[str, Mapping[str, np.ndarray]]
+    notes: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        """Name of the method in lower case, "" where unknown."""
+        return str(self.config.get("method", "")).lower()
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The configuration's data section, {} where missing."""
+        section = self.config.get("data")
+        return section if isinstance(section, Mapping) else {}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Stage names in the order in which they ran."""
+        return tuple(dict.fromkeys(epoch["stage"] for epoch in self.epochs))
+
+    @property
+    def generated(self) -> bool:
+        """Whether the people were drawn by the product's own generator."""
+        seconds = self.summary.get("seconds") or {}
+        root = self.data.get("root")
+        return "generate" in seconds or bool(root and (Path(root) / "expected.json").is_file())
+
+
+def read(directory: Path) -> Run:
+    """Read a run directory.
+
+    Args:
+        directory: folder that `crossreid train` or `crossreid demo` wrote.
+
+    Returns:
+        What was found. A file that cannot be read becomes a note.
+
+    Raises:
+        ValueError: there is no metrics.jsonl.
+    """
+    metrics = directory / "metrics.jsonl"
+    if not metrics.is_file():
+        raise ValueError(
+            f"{metrics} does not exist, so there is no run to report on; give the directory that "
+            "was passed to `crossreid train ... --out DIR` or `crossreid demo --out DIR`"
+        )
+    notes: list[str] = []
+    return Run(
+        directory=directory,
+        config=_mapping(directory / "config.yaml", notes),
+        environment=_mapping(directory / "environment.json", notes),
+        epochs=_epochs(metrics, notes),
+        summary=_mapping(directory / "summary.json", notes),
+        rankings=_rankings(directory / "evaluation", notes),
+        notes=tuple(notes),
+    )
+
+
+def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON or YAML mapping; {} and perhaps a note where there is none."""
+    if not path.is_file():
+        return {}
+    load = json.loads if path.suffix == ".json" else yaml.safe_load
+    try:
+        content = load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        content = None
+    if isinstance(content, dict):
+        return content
+    notes.append(f"{path.name} is damaged and was left out.")
+    return {}
+
+
+def _epochs(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
+    """Finished epochs. A killed run leaves half a line, a resumed run writes an epoch again."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            epoch = json.loads(line)
+            key = (str(epoch["stage"]), int(epoch["epoch"]))
+        except (ValueError, TypeError, KeyError):
+            where = "The last line" if number == len(lines) else f"Line {number}"
+            notes.append(
+                f"{where} of {path.name} is damaged and was skipped, as happens when a run is "
+                "stopped while it writes."
+            )
+            continue
+        found[key] = {**epoch, "stage": key[0], "epoch": key[1]}
+    return tuple(found.values())
+
+
+def _rankings(folder: Path, notes: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    rankings = {}
+    for row in RANKING_ROWS:
+        path = folder / f"{row}.npz"
+        if not path.is_file():
+            continue
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                rankings[row] = dict(arrays)
+        except (OSError, ValueError, EOFError, BadZipFile):
+            notes.append(f"{folder.name}/{path.name} is damaged and was left out.")
+    return rankings

@@ -1,0 +1,101 @@
+"""The main table as data, shared by the page and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.report import words
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score as text: the percentage, and the difference to the start ("" for the start)."""
+
+    value: str
+    gain: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the main table.
+
+    Attributes:
+        key: "start", "chance", a stage or "final".
+        title: what is shown first.
+        note: what it means.
+        cells: one per entry of `words.SCORES`.
+    """
+
+    key: str
+    title: str
+    note: str
+    cells: tuple[Cell, ...]
+
+
+def rows(summary: Mapping[str, Any]) -> list[Row]:
+    """Lines of the main table: chance, start, stages, full method.
+
+    Args:
+        summary: content of summary.json; scores are percentages.
+
+    Returns:
+        A line per row present. A stage that scored exactly what the full method scored is the
+        full method's last stage, evaluated once, and is not shown twice.
+    """
+    found: Mapping[str, Mapping[str, float]] = summary.get("rows") or {}
+    start, final = found.get("start", {}), found.get("final")
+    stages = [key for key in found if key not in words.ROWS and found[key] != final]
+    order = ["start"] * ("start" in found) + stages + ["final"] * ("final" in found)
+    table = []
+    if summary.get("chance"):
+        table.append(Row("chance", "Chance", "guessing", _cells(summary["chance"], {})))
+    for key in order:
+        title, note = _title(key)
+        reference = {} if key == "start" else start
+        table.append(Row(key, title, note, _cells(found[key], reference)))
+    return table
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one or two sentences, "" where the start or the full method was not scored."""
+    found = summary.get("rows") or {}
+    try:
+        before, after = found["start"]["rank1"], found["final"]["rank1"]
+    except KeyError:
+        return ""
+    text = (
+        f"After training, the first answer is right for {after:.1f} % of the queries; before "
+        f"training it was {before:.1f} % ({signed(after - before)} points)."
+    )
+    chance = (summary.get("chance") or {}).get("rank1")
+    return text if chance is None else f"{text} Guessing would be right for {chance:.1f} %."
+
+
+def signed(value: float) -> str:
+    """One decimal with its sign, a real minus sign and no "-0.0"."""
+    rounded = round(value, 1)
+    if rounded == 0:
+        return "\N{PLUS-MINUS SIGN}0.0"
+    return f"{'+' if rounded > 0 else MINUS}{abs(rounded):.1f}"
+
+
+def _title(key: str) -> tuple[str, str]:
+    if key in words.ROWS:
+        return words.ROWS[key]
+    stage = words.stage(key)
+    return f"After {stage.label.lower()}", f"{stage.name} alone"
+
+
+def _cells(scores: Mapping[str, float], start: Mapping[str, float]) -> tuple[Cell, ...]:
+    def cell(name: str) -> Cell:
+        if scores.get(name) is None:
+            return Cell(NONE, "")
+        gain = "" if start.get(name) is None else signed(scores[name] - start[name])
+        return Cell(f"{scores[name]:.1f}", gain)
+
+    return tuple(cell(name) for name in words.SCORES)

@@ -1,0 +1,35 @@
+"""The main table of a run for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.report import scores, words
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The report's main table, to be printed by a rich console.
+
+    Args:
+        summary: content of summary.json; scores are percentages.
+
+    Returns:
+        A table with one line per row of the summary and the difference to the start in brackets.
+    """
+    table = Table(
+        title="Scores in % (difference to the start)",
+        caption=escape(str(summary.get("protocol", ""))) or None,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("")
+    for name in words.SCORES.values():
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in scores.rows(summary):
+        cells = [f"{cell.value} ({cell.gain})" if cell.gain else cell.value for cell in row.cells]
+        table.add_row(escape(row.title), *cells, style="bold" if row.key == "final" else None)
+    return table

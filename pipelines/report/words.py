@@ -1,0 +1,170 @@
+"""Names and sentences by key. A new method adds entries here and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a training stage is shown.
+
+    Attributes:
+        label: short name, as the paper counts.
+        name: its name in configurations.
+        description: what happens in it, in plain words.
+    """
+
+    label: str
+    name: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is introduced.
+
+    Attributes:
+        name: as its paper writes it.
+        title: headline of the page.
+        lead: what was asked and what the program was told, in plain words.
+    """
+
+    name: str
+    title: str
+    lead: str
+
+
+STAGES = {
+    "prepare": Stage(
+        "Stage 0",
+        "prepare",
+        "Day and night pictures are sorted into groups that look alike, each kind of camera on its "
+        "own. The encoder learns to pull a picture towards the centre of its group and away from "
+        "the other groups; the groups are formed anew in every epoch.",
+    ),
+    "prompts": Stage(
+        "Stage 1",
+        "prompts",
+        "The encoder stands still. For every group a short phrase of learned words is found that "
+        "describes its pictures, using the link between pictures and text that CLIP brings along.",
+    ),
+    "align": Stage(
+        "Stage 2",
+        "align",
+        "Groups are formed again, and day groups are paired with the night groups that resemble "
+        "them. Pairs are drawn together, so that both views of a person end up in the same place.",
+    ),
+    "fusion": Stage(
+        "Stage 2",
+        "fusion",
+        "The encoder stands still. The phrases of both kinds of camera are merged into one "
+        "description per person.",
+    ),
+    "images": Stage(
+        "Stage 3",
+        "images",
+        "The image encoder learns to place every picture of a person at that description.",
+    ),
+    "train": Stage(
+        "Training",
+        "train",
+        "Pictures and captions are sorted into groups, and each is drawn towards the groups that "
+        "belong to it on both sides.",
+    ),
+}
+
+METHODS = {
+    "cclnet": Method(
+        "CCLNet",
+        "The same person, by day and by night",
+        "A person is seen by ordinary cameras during the day and by infrared cameras at night. Can "
+        "a program tell which night picture shows which person of the day? It was given pictures "
+        "only: no identity labels, no pairs, nobody who says who is who.",
+    ),
+    "csdn": Method(
+        "CSDN",
+        "The same person, by day and by night",
+        "A person is seen by ordinary cameras during the day and by infrared cameras at night. The "
+        "program learned from labelled people, with descriptions in words as a bridge between the "
+        "two kinds of picture, to find people that it has never seen.",
+    ),
+    "cpcl": Method(
+        "CPCL",
+        "Finding a person from a description",
+        "Given a sentence about a person, find the pictures that show this person. The program "
+        "learned from pictures with captions, without identity labels.",
+    ),
+}
+
+KINDS = {
+    "sysu": "SYSU-MM01",
+    "regdb": "RegDB",
+    "llcm": "LLCM",
+    "cuhk": "CUHK-PEDES",
+    "icfg": "ICFG-PEDES",
+    "rstp": "RSTPReid",
+}
+
+ROWS = {
+    "start": ("Start", "before training"),
+    "final": ("Full method", "after the last epoch"),
+}
+
+SCORES = {
+    "rank1": "Rank-1",
+    "rank5": "Rank-5",
+    "rank10": "Rank-10",
+    "mAP": "mAP",
+    "mINP": "mINP",
+}
+SCORES_IN_WORDS = (
+    "All numbers are percentages. Rank-k: share of the queries with a right answer among the "
+    "first k. mAP: how early all right answers come, on average. mINP: how early the hardest right "
+    "answer comes. The small number below is the difference to the start in percentage points."
+)
+
+PROTOCOL_TERMS = {
+    "all-search": "answers are searched among all day cameras, indoors and outdoors",
+    "indoor-search": "answers are searched among the indoor day cameras",
+    "single-shot": "each camera contributes one picture per person",
+    "multi-shot": "each camera contributes up to ten pictures per person",
+    "10 galleries": "the pictures to search are drawn ten times and the mean is shown",
+    "infrared query": "each query is a night picture, each answer a day picture",
+    "visible query": "each query is a day picture, each answer a night picture",
+}
+
+PHASES = {
+    "embed": "pass all pictures through the encoder",
+    "cluster": "form groups",
+    "match": "pair day and night groups",
+    "plan": "draw the batches",
+    "input": "wait for decoded, augmented pictures",
+    "step": "forward, backward, update",
+    "checkpoint": "save everything needed to resume",
+    "evaluate": "score on people never trained on",
+}
+
+WHOLE_RUN = {
+    "generate": "Draw the people",
+    "start": "Score the start",
+    "train": "Train",
+    "evaluate": "Score the result",
+    "total": "Total",
+}
+
+
+def method(name: str) -> Method:
+    """The method's entry, or a plain one for a method that has none."""
+    return METHODS.get(name, Method(name, "Report of a training run", ""))
+
+
+def stage(name: str) -> Stage:
+    """The stage's entry, or a plain one for a stage that has none."""
+    return STAGES.get(name, Stage(name.capitalize(), name, ""))
+
+
+def protocol_in_words(protocol: str) -> str:
+    """Plain words for the terms that occur in a protocol's name, "" where none is known."""
+    known = [words for term, words in PROTOCOL_TERMS.items() if term in protocol]
+    return "; ".join(known).capitalize() + "." if known else ""
