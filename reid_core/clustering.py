@@ -1,0 +1,278 @@
+"""Clusters of unlabelled features: k-reciprocal Jaccard graph, DBSCAN, centroids.
+
+Shapes: N rows, D feature width, C clusters. Everything is sparse: memory grows with the number of
+neighbours kept, never with N x N. The same features give the same labels on any number of threads.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from torch import Tensor
+
+from reid_core import jaccard
+from reid_core.neighbours import (
+    Features,
+    Neighbours,
+    nearest,
+    nearest_from_both,
+    similarity_of_pairs,
+)
+from reid_core.types import OUTLIER
+
+
+def jaccard_graph(
+    features: Features, *, k1: int = 30, k2: int = 6, max_distance: float = 1.0
+) -> csr_array:
+    """k-reciprocal Jaccard distances between rows, as a sparse symmetric graph.
+
+    Args:
+        features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
+        k1: neighbours that reciprocity is asked for, the row itself included; N where N is less.
+        k2: neighbours that the weights are averaged over, the row itself included.
+        max_distance: in [0, 1]; entries above are absent. At 1 all pairs that share anything stay,
+            which may be N^2 of them.
+
+    Returns:
+        float32 CSR (N, N). Every kept entry is stored, zeros and the diagonal (0) too; columns are
+        sorted within a row.
+
+    Raises:
+        ValueError: settings out of range; a row that is zero, not finite or not of unit length.
+
+    Reference: CPCL specification, section 3 step 2; CCLNet, section 2.2.
+    """
+    return jaccard_graph_of_neighbours(
+        nearest(features, k1), features, k1=k1, k2=k2, max_distance=max_distance
+    )
+
+
+def jaccard_graph_of_neighbours(
+    found: Neighbours,
+    features: Features,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    max_distance: float = 1.0,
+) -> csr_array:
+    """`jaccard_graph` for neighbours that were found elsewhere: in parallel, approximately, ...
+
+    Args:
+        found: (N, min(k1, N)) neighbours of each row, the row itself first.
+        features: (N, D) unit rows, for the few similarities that the lists do not hold.
+        k1, k2, max_distance: as in `jaccard_graph`.
+
+    Returns:
+        As `jaccard_graph`.
+
+    Raises:
+        ValueError: settings out of range.
+    """
+    if k2 < 1 or k2 > k1:
+        raise ValueError(f"k2 is {k2}; it must lie in 1 ... k1 = {k1}")
+    if not 0 <= max_distance <= 1:
+        raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
+    weights = _reciprocal_weights(found, features, k1)
+    averaged = jaccard.averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
+    return _symmetric(jaccard.close_pairs(averaged, max_distance=max_distance))
+
+
+def cluster(
+    features: Features, *, k1: int = 30, k2: int = 6, eps: float = 0.6, min_samples: int = 4
+) -> np.ndarray:
+    """Pseudo labels: DBSCAN on the k-reciprocal Jaccard distance.
+
+    Args:
+        features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
+        k1, k2: as in `jaccard_graph`.
+        eps: largest distance between neighbours, in [0, 1].
+        min_samples: neighbours, itself included, that make a row a core of a cluster.
+
+    Returns:
+        int64 (N,), contiguous from 0; -1 = outlier.
+
+    Raises:
+        ValueError: as `jaccard_graph`.
+
+    Reference: CCLNet, section 2.2 (k1=30, k2=6, eps=0.6, min_samples=4).
+    """
+    graph = jaccard_graph(features, k1=k1, k2=k2, max_distance=eps)
+    return dbscan(graph, eps=eps, min_samples=min_samples)
+
+
+def cluster_together(
+    features: Features,
+    is_second: np.ndarray,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    eps: float = 0.6,
+    min_samples: int = 4,
+) -> np.ndarray:
+    """One clustering over two modalities, half of each row's neighbours from either.
+
+    Without the balance a row's nearest neighbours are all of its own modality, and no cluster
+    reaches across.
+
+    Args:
+        features: (N, D) float32 unit rows of both modalities.
+        is_second: (N,) bool, which rows belong to the second modality.
+        k1: even, k1 / 2 neighbours come from each modality; k2, eps, min_samples: as in `cluster`.
+
+    Returns:
+        int64 (N,), contiguous from 0; -1 = outlier.
+
+    Raises:
+        ValueError: as `jaccard_graph`; also an odd k1 or a modality with fewer than k1 / 2 rows.
+
+    Reconstruction: after what is reported of BMIL; see `neighbours.nearest_from_both`.
+    """
+    found = nearest_from_both(features, is_second, k1)
+    graph = jaccard_graph_of_neighbours(found, features, k1=k1, k2=k2, max_distance=eps)
+    return dbscan(graph, eps=eps, min_samples=min_samples)
+
+
+def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
+    """DBSCAN on stored distances; an absent entry is no neighbour.
+
+    Labels equal scikit-learn's on the same graph, their order included: clusters are numbered by
+    their first core row, and a row at the border of several belongs to the first of them.
+
+    Args:
+        graph: (N, N) symmetric distances with a stored diagonal, as `jaccard_graph` gives.
+        eps: largest distance between neighbours.
+        min_samples: neighbours, itself included, that make a row a core.
+
+    Returns:
+        int64 (N,), contiguous from 0; -1 = outlier.
+    """
+    labels = np.full(graph.shape[0], OUTLIER, dtype=np.int64)
+    _dbscan(graph.indptr, graph.indices, graph.data, float(np.float32(eps)), min_samples, labels)
+    return labels
+
+
+def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
+    """Mean feature of each cluster, not normalised.
+
+    Args:
+        features: (N, D), array or tensor; the mean is taken where it is.
+        labels: (N,) int64, contiguous from 0; -1 is left out.
+
+    Returns:
+        (C, D) of the features' kind and device; (0, D) where all rows are outliers.
+
+    Raises:
+        ValueError: a label below the largest has no row.
+
+    Reference: CCLNet, section 2.3.
+    """
+    rows = torch.as_tensor(features)
+    names = torch.as_tensor(labels, device=rows.device)
+    ordered, order = torch.sort(names, stable=True)
+    order, ordered = order[ordered != OUTLIER], ordered[ordered != OUTLIER]
+    counts = torch.bincount(ordered)
+    if not len(counts):
+        return features[:0]
+    if (counts == 0).any():
+        raise ValueError(f"label {int(torch.argmin(counts))} has no row: labels must be contiguous")
+    # sorted segments and not index_add, whose sums on CUDA differ from run to run
+    means = torch.segment_reduce(rows[order], "mean", lengths=counts, axis=0)
+    return means if isinstance(features, Tensor) else means.numpy()
+
+
+def _reciprocal_weights(found: Neighbours, features: Features, k1: int) -> jaccard.SparseRows:
+    """Softmax weights over each row's expanded k-reciprocal set."""
+    half = int(np.around(k1 / 2)) + 1
+    sets = jaccard.expanded_sets(
+        found.rows, jaccard.reciprocal(found.rows, k1), jaccard.reciprocal(found.rows, half)
+    )
+    jaccard.fill_known(sets, found.rows, found.similarity)
+    unknown = np.flatnonzero(np.isnan(sets.values))
+    owners = np.searchsorted(sets.indptr, unknown, side="right") - 1
+    sets.values[unknown] = similarity_of_pairs(features, owners, sets.columns[unknown])
+    # softmax of -(2 - 2 cos) over the set; the constant cancels
+    np.exp(2 * sets.values, out=sets.values)
+    sums = np.add.reduceat(sets.values, sets.indptr[:-1])
+    np.divide(sets.values, np.repeat(sums, np.diff(sets.indptr)), out=sets.values)
+    return sets
+
+
+def _symmetric(lower: jaccard.SparseRows) -> csr_array:
+    """Both triangles and the zero diagonal from the strictly lower triangle, columns sorted."""
+    num_rows = len(lower)
+    shape = (num_rows, num_rows)
+    triangle = csr_array((lower.values, lower.columns, lower.indptr), shape=shape)
+    upper = triangle.T.tocsr()
+    triangle = upper.T.tocsr()
+    counts = np.diff(triangle.indptr) + np.diff(upper.indptr) + 1
+    indptr = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    indices = np.empty(indptr[-1], dtype=triangle.indices.dtype)
+    data = np.empty(indptr[-1], dtype=np.float32)
+    _interleave(
+        triangle.indptr, triangle.indices, triangle.data,
+        upper.indptr, upper.indices, upper.data, indptr, indices, data,
+    )  # fmt: skip
+    return csr_array((data, indices, indptr), shape=shape)
+
+
+@numba.njit(nogil=True, cache=True)
+def _interleave(
+    lower_indptr: np.ndarray,
+    lower_indices: np.ndarray,
+    lower_data: np.ndarray,
+    upper_indptr: np.ndarray,
+    upper_indices: np.ndarray,
+    upper_data: np.ndarray,
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+) -> None:
+    for i in range(len(indptr) - 1):
+        place = indptr[i]
+        for e in range(lower_indptr[i], lower_indptr[i + 1]):
+            indices[place], data[place] = lower_indices[e], lower_data[e]
+            place += 1
+        indices[place], data[place] = i, 0
+        place += 1
+        for e in range(upper_indptr[i], upper_indptr[i + 1]):
+            indices[place], data[place] = upper_indices[e], upper_data[e]
+            place += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _dbscan(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    data: np.ndarray,
+    eps: float,
+    min_samples: int,
+    labels: np.ndarray,
+) -> None:
+    num_rows = len(labels)
+    is_core = np.zeros(num_rows, dtype=np.bool_)
+    for i in range(num_rows):
+        near = 0
+        for e in range(indptr[i], indptr[i + 1]):
+            near += data[e] <= eps
+        is_core[i] = near >= min_samples
+    stack = np.empty(num_rows, dtype=np.int64)
+    label = 0
+    for seed in range(num_rows):
+        if labels[seed] != -1 or not is_core[seed]:
+            continue
+        labels[seed] = label
+        stack[0], waiting = seed, 1
+        while waiting:
+            waiting -= 1
+            i = stack[waiting]
+            if not is_core[i]:
+                continue
+            for e in range(indptr[i], indptr[i + 1]):
+                j = indices[e]
+                if data[e] <= eps and labels[j] == -1:
+                    labels[j] = label
+                    stack[waiting] = j
+                    waiting += 1
+        label += 1

@@ -1,0 +1,149 @@
+"""The neighbour search against brute force: ties, equal rows, splits, tensors, bad rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reid_core import neighbours
+from reid_core.neighbours import NeighbourSearch
+from tests import oracles
+
+
+def unit(num: int, width: int = 16, *, seed: int = 0) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=(num, width))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_rows=st.integers(1, 60),
+    num_distinct=st.integers(1, 60),
+    k=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_equals_brute_force_with_many_equal_rows(num_rows, num_distinct, k, seed) -> None:
+    rng = np.random.default_rng(seed)
+    x = unit(num_distinct, seed=seed)[rng.integers(0, num_distinct, size=num_rows)]
+    found = neighbours.nearest(x, k)
+    np.testing.assert_array_equal(found.rows, oracles.nearest(x, k))
+    cosines = (x[:, None].astype(np.float64) * x[found.rows]).sum(axis=2)
+    np.testing.assert_allclose(found.similarity, cosines, atol=1e-6)
+
+
+def test_exact_ties_between_different_rows_go_by_row() -> None:
+    """Axes: all similarities but the own one are 0; each axis occurs twice."""
+    x = np.eye(4, dtype=np.float32)[[2, 0, 1, 2, 3, 0, 1, 3]]
+    found = neighbours.nearest(x, 5)
+    assert found.rows[0].tolist() == [0, 3, 1, 2, 4]
+    assert found.rows[7].tolist() == [7, 4, 0, 1, 2]
+    np.testing.assert_array_equal(found.rows, oracles.nearest(x, 5))
+
+
+def test_self_is_first_among_equal_rows() -> None:
+    x = np.repeat(unit(1), 50, axis=0)
+    found = neighbours.nearest(x, 30)
+    assert (found.rows[:, 0] == np.arange(50)).all()
+    assert found.rows[40, 1:].tolist() == list(range(29))
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 7])
+def test_any_split_over_tasks_gives_the_same_neighbours(num_tasks: int) -> None:
+    x = unit(7500, 8)
+    x[5000:5400] = x[100:500]
+    tasks = [NeighbourSearch(x, 10) for _ in range(num_tasks)]
+    num_blocks = tasks[0].num_blocks
+    assert num_blocks == 7
+    shares = np.array_split(np.arange(num_blocks), num_tasks)
+    parts = [task.run(int(b)) for task, share in zip(tasks, shares, strict=True) for b in share]
+    split, whole = tasks[-1].join(parts), neighbours.nearest(x, 10)
+    np.testing.assert_array_equal(split.rows, whole.rows)
+    np.testing.assert_array_equal(split.similarity, whole.similarity)
+
+
+def test_threads_and_tensors_change_nothing() -> None:
+    x = unit(300)
+    array, tensor = neighbours.nearest(x, 12), neighbours.nearest(torch.from_numpy(x), 12)
+    np.testing.assert_array_equal(array.rows, tensor.rows)
+    np.testing.assert_array_equal(array.similarity, tensor.similarity)
+
+
+def test_product_and_topk_find_what_faiss_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = unit(500)
+    with_faiss = neighbours.nearest(x, 20)
+    monkeypatch.setattr(neighbours, "faiss", None)
+    monkeypatch.setattr(neighbours, "_DEVICE_BYTES", 4 * 500 * 64)  # several chunks to merge
+    without = neighbours.nearest(x, 20)
+    np.testing.assert_array_equal(with_faiss.rows, without.rows)
+    np.testing.assert_array_equal(with_faiss.similarity, without.similarity)
+
+
+def test_approximate_search_is_exhaustive_with_all_lists_and_recall_falls_with_few() -> None:
+    x = unit(2000, 24)
+    exact = neighbours.nearest(x, 10)
+    whole = neighbours.nearest_approximately(x, 10, num_lists=20, num_probes=20, seed=0)
+    np.testing.assert_array_equal(whole.rows, exact.rows)
+    few = neighbours.nearest_approximately(x, 10, num_lists=20, num_probes=4, seed=0)
+    one = neighbours.nearest_approximately(x, 10, num_lists=20, num_probes=1, seed=0)
+    assert (few.rows[:, 0] == np.arange(2000)).all()
+    assert neighbours.recall(whole, exact) == 1
+    assert 0.1 < neighbours.recall(one, exact) < neighbours.recall(few, exact) < 1
+
+
+def test_balanced_lists_take_turns_between_the_modalities() -> None:
+    x, is_second = unit(90), np.random.default_rng(1).random(90) < 0.4
+    found = neighbours.nearest_from_both(x, is_second, 10)
+    assert (found.rows[:, 0] == np.arange(90)).all()
+    assert (is_second[found.rows[:, 0::2]] == is_second[:, None]).all()
+    assert (is_second[found.rows[:, 1::2]] != is_second[:, None]).all()
+    for i in (0, 17, 89):
+        similarity = x.astype(np.float64) @ x[i]
+        similarity[i] = 2
+        for column in (0, 1):
+            side = np.flatnonzero(is_second == (is_second[i] if column == 0 else ~is_second[i]))
+            best = side[np.argsort(-similarity[side], kind="stable")[:5]]
+            assert found.rows[i, column::2].tolist() == best.tolist()
+
+
+def test_balanced_lists_need_both_modalities_and_an_even_k() -> None:
+    with pytest.raises(ValueError, match="must be even"):
+        neighbours.nearest_from_both(unit(20), np.arange(20) < 10, 5)
+    with pytest.raises(ValueError, match=r"18 and 2 rows.*lower k1"):
+        neighbours.nearest_from_both(unit(20), np.arange(20) < 2, 6)
+
+
+def test_similarity_of_pairs() -> None:
+    x, rng = unit(50), np.random.default_rng(0)
+    first, second = rng.integers(0, 50, size=(2, 9000))
+    found = neighbours.similarity_of_pairs(x, first, second)
+    np.testing.assert_allclose(found, (x[first] * x[second]).sum(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(0.0, "row 7 is zero"), (np.nan, "row 7 has length nan"), (3.0, "row 7 has length 12")],
+)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_a_row_without_unit_length_is_named(value, message, as_tensor) -> None:
+    x = unit(20)
+    x[7] = value
+    x[9] = value
+    with pytest.raises(ValueError, match=rf"{message}.*\(2 such rows\)"):
+        neighbours.nearest(torch.from_numpy(x) if as_tensor else x, 5)
+
+
+def test_k_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="k is 0"):
+        neighbours.nearest(unit(3), 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_finds_the_same_rows() -> None:
+    x = unit(3000, 64)
+    x[2000:2100] = x[:100]
+    host, device = neighbours.nearest(x, 30), neighbours.nearest(torch.from_numpy(x).cuda(), 30)
+    assert (host.rows == device.rows).mean() > 0.9999
+    np.testing.assert_allclose(host.similarity, device.similarity, atol=1e-6)
