@@ -99,7 +99,7 @@ def _render(run: Run) -> str:
 
 def duration(seconds: float) -> str:
     """ "8.2 s", "4 min 05 s" or "2 h 07 min"."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -131,8 +131,10 @@ def _told(run: Run) -> str:
     parts = []
     rows = next((epoch["rows"] for epoch in run.epochs if epoch.get("rows")), None)
     if rows:
-        counts = " and ".join(f"{count:,} {name}" for name, count in rows.items())
-        parts.append(f"It trained on {counts} pictures.")
+        counts = " and ".join(
+            f"{count:,} {words.ROWS_TRAINED.get(name, name)}" for name, count in rows.items()
+        )
+        parts.append(f"It trained on {counts}.")
     if run.generated:
         parts.append("The people in this run do not exist: a program drew them.")
     if run.stages:

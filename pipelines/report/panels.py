@@ -88,7 +88,7 @@ def groups(epochs: Sequence[Epoch]) -> list[Panel]:
         )
     if own := _with(epochs, "pairs"):
         series = [Series("pairs", figures.INK, [epoch["pairs"] for epoch in own])]
-        text = "How many visible groups were paired with an infrared group."
+        text = "How many groups of one kind of camera were paired with a group of the other."
         if similarity := (own[-1].get("pair_similarity") or {}).get("mean"):
             text += f" Mean similarity of a pair in the last epoch: {similarity:.2f}."
         chart = figures.epochs_chart(
@@ -135,7 +135,7 @@ def truth(epochs: Sequence[Epoch]) -> list[Panel]:
             least=(0, 100),
         )
         text = (
-            "Share of the pairs of one visible and one infrared group that show the same person. "
+            "Share of the paired groups whose most frequent person is the same on both sides. "
             f"First {values[0]:.0f} %, at the end {values[-1]:.0f} %."
         )
         panels.append(Panel("Matching accuracy, %", text, chart))
@@ -294,7 +294,8 @@ def _outlier_share(epoch: Epoch) -> dict[str, float]:
 
 
 def _with(epochs: Sequence[Epoch], key: str) -> list[Epoch]:
-    return [epoch for epoch in epochs if epoch.get(key)]
+    """Epochs that recorded something under a key; 0 is something."""
+    return [epoch for epoch in epochs if epoch.get(key) not in (None, {})]
 
 
 def _holds(found: object, key: str) -> bool:

@@ -134,6 +134,12 @@ PROTOCOL_TERMS = {
     "visible query": "each query is a day picture, each answer a night picture",
 }
 
+ROWS_TRAINED = {
+    "visible": "visible pictures",
+    "infrared": "infrared pictures",
+    "text": "captions",
+}
+
 PHASES = {
     "embed": "pass all pictures through the encoder",
     "cluster": "form groups",

@@ -1,0 +1,261 @@
+"""The report says what the run recorded, names what is missing, and trusts nothing it is given."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines.report import panels, ranklists
+from pipelines.report.page import write
+from pipelines.report.run import read
+from tests.pipelines.fake_run import Page, epoch_line, fake_evaluation, fake_run, small_run
+
+
+def html_of(directory: Path) -> str:
+    return write(directory).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("report")
+    return fake_run(base / "demo-7", base / "data")
+
+
+@pytest.fixture(scope="module")
+def html(run_dir: Path) -> str:
+    return html_of(run_dir)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_page_is_one_file_that_loads_nothing(html: str, page: Page) -> None:
+    assert "http" not in html
+    assert "@import" not in html
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert all(source.startswith("data:image/jpeg;base64,") for source in page.values("src"))
+    assert all(target.startswith("#") for target in page.values("href"))
+
+
+def test_elements_are_closed_and_ids_unique_and_found(html: str, page: Page) -> None:
+    assert page.open == []
+    ids = Counter(page.values("id"))
+    assert max(ids.values()) == 1
+    used = {piece.split(")")[0] for piece in html.split("url(#")[1:]}
+    used |= {target.removeprefix("#") for target in page.values("href")}
+    assert used <= set(ids)
+
+
+def test_main_table_shows_scores_and_differences_to_the_start(page: Page) -> None:
+    table = {row[0]: row[1:] for row in page.rows if len(row) == 6}
+    assert table["Chance guessing"] == ["1.2", "–", "–", "–", "–"]  # noqa: RUF001
+    assert table["Start before training"] == ["32.5", "60.1", "72.3", "29.6", "15.2"]
+    assert table["After stage 0 prepare alone"][0] == "31.4 −1.1"  # noqa: RUF001
+    assert table["Full method after the last epoch"] == [
+        "38.2 +5.7", "68.2 +8.1", "79.4 +7.1", "37.7 +8.1", "22.9 +7.7",
+    ]  # fmt: skip
+    assert "After stage 2 align alone" not in table, "equals the full method: shown once"
+
+
+def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None:
+    assert page.says("the first answer is right for 38.2 % of the queries; before training it was")
+    assert page.says("each camera contributes one picture per person")
+    assert page.says("4,800 visible pictures and 3,600 infrared pictures")
+    assert page.says("Training went through three stages.")
+    assert page.says("no identity labels, no pairs")
+    assert page.says("known because these people are generated; never used in training")
+    assert page.says("crossreid demo --out runs/demo --seed 7")
+    assert page.says("align.swap.when epoch")
+    assert page.says("38.2 ± 1.3")
+    assert page.says("4 March 2026, 09:05")
+    assert "left-out" not in page.classes()
+
+
+def test_every_quantity_has_its_chart(page: Page) -> None:
+    charts = page.values("aria-label")
+    assert charts == [
+        "Loss by epoch, Stage 0 prepare",
+        "Loss by epoch, Stage 1 prompts",
+        "Loss by epoch, Stage 2 align",
+        "Groups found by epoch",
+        "Pictures left out, % by epoch",
+        "Paired groups by epoch",
+        "Agreement with the people (ARI) by epoch",
+        "Purity of the groups by epoch",
+        "Matching accuracy by epoch",
+        "Scores by epoch",
+        "CMC",
+        "Similarities at the start",
+        "Similarities after training",
+        "Seconds per phase and epoch",
+    ]
+
+
+def test_rank_lists_mark_right_and_wrong_by_symbol_as_well(run_dir: Path, page: Page) -> None:
+    classes = page.classes()
+    num_answers = 3 * ranklists.NUM_QUERIES_PER_GROUP * ranklists.NUM_ANSWERS
+    frames = Counter(attrs.get("class") for tag, attrs in page.elements if tag == "li")
+    assert classes["rank-list"] == 3 * ranklists.NUM_QUERIES_PER_GROUP
+    assert frames["right"] + frames["wrong"] == num_answers
+    assert page.text.count("✓") == frames["right"] + 1, "one in the explanation"
+    assert page.text.count("✗") == frames["wrong"] + 1
+    final = read(run_dir).rankings["final"]
+    best, middle, worst = ranklists.choose(final["ap"], final["query_images"], num=3)
+    shown = final["top_correct"][best + middle + worst, : ranklists.NUM_ANSWERS]
+    assert frames["right"] == shown.sum()
+
+
+def test_same_run_gives_the_same_charts(run_dir: Path) -> None:
+    rankings = read(run_dir).rankings
+    assert panels.retrieval(rankings) == panels.retrieval(rankings)
+
+
+def test_without_metrics_the_error_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metrics\.jsonl does not exist.*--out DIR"):
+        write(tmp_path)
+
+
+def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
+    page = Page(html_of(small_run(tmp_path, {"stage": "prepare", "epoch": 0})))
+    assert page.classes()["left-out"] == 10
+    for sentence in (
+        "summary.json is missing or holds no scores, so this run has not finished",
+        "metrics.jsonl holds no losses",
+        "this run formed no groups",
+        "the groups were not compared with the true people",
+        "no epoch was evaluated during training",
+        "there is no readable evaluation/*.npz",
+        "evaluation/final.npz is missing",
+        "metrics.jsonl holds no times",
+        "environment.json is missing",
+        "config.yaml is missing",
+    ):
+        assert page.says(sentence)
+
+
+def test_run_that_finished_no_epoch_has_a_page(tmp_path: Path) -> None:
+    assert Page(html_of(small_run(tmp_path))).says("No epoch of training has finished yet.")
+
+
+def test_missing_pictures_are_named(tmp_path: Path, run_dir: Path) -> None:
+    run = small_run(tmp_path / "run", {"stage": "align", "epoch": 0})
+    gone = tmp_path / "gone"
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"root": str(gone)}}))
+    arrays: dict[str, Any] = dict(read(run_dir).rankings["final"])
+    (run / "evaluation").mkdir()
+    np.savez(run / "evaluation" / "final.npz", **arrays)
+    assert Page(html_of(run)).says(f"The pictures are not at {gone}.")
+    gone.mkdir()
+    page = Page(html_of(run))
+    assert page.classes()["gone"] == 9 * 9
+    assert page.says("picture not readable")
+
+
+def test_damaged_last_line_is_skipped_with_a_note(tmp_path: Path) -> None:
+    good = {"stage": "prepare", "epoch": 0, "losses": {"total": 2.0}}
+    run = small_run(tmp_path, good, '{"stage": "prepare", "epoch": 1, "los')
+    assert len(read(run).epochs) == 1
+    assert Page(html_of(run)).says("The last line of metrics.jsonl is damaged and was skipped")
+
+
+def test_resumed_run_counts_a_repeated_epoch_once(tmp_path: Path) -> None:
+    epochs = [{"stage": "align", "epoch": epoch, "losses": {"total": 1.0}} for epoch in (0, 1, 1)]
+    epochs[2]["losses"] = {"total": 0.5}
+    found = read(small_run(tmp_path, epochs[0], epochs[1], '{"stage": "al', epochs[2]))
+    assert [(one["epoch"], one["losses"]["total"]) for one in found.epochs] == [(0, 1.0), (1, 0.5)]
+    assert found.notes[0].startswith("Line 3 of metrics.jsonl is damaged")
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[]", "null", '{"epoch": 1}', '{"stage": "a", "epoch": "b"}']
+)
+def test_line_that_is_no_epoch_is_damaged(tmp_path: Path, line: str) -> None:
+    found = read(small_run(tmp_path, line))
+    assert found.epochs == ()
+    assert len(found.notes) == 1
+
+
+def test_damaged_side_files_become_notes(tmp_path: Path) -> None:
+    run = small_run(tmp_path, {"stage": "align", "epoch": 0})
+    (run / "summary.json").write_text('{"rows": ')
+    (run / "config.yaml").write_text("a: [1")
+    (run / "environment.json").write_text("[]")
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "start.npz").write_bytes(b"PK nonsense")
+    np.savez(run / "evaluation" / "final.npz", ap=np.array([{}], dtype=object))
+    assert read(run).notes == (
+        "config.yaml is damaged and was left out.",
+        "environment.json is damaged and was left out.",
+        "summary.json is damaged and was left out.",
+        "evaluation/start.npz is damaged and was left out.",
+        "evaluation/final.npz is damaged and was left out.",
+    )
+
+
+def test_nothing_that_a_run_recorded_becomes_markup(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script><img src=x onerror=y> $x_'
+    root = tmp_path / "data"
+    line = epoch_line("align", 1, 1.0, np.random.default_rng(0))
+    line |= {"stage": evil, "losses": {evil: 1.0}, "clusters": {evil: 3}, "seconds": {evil: 1.0}}
+    run = small_run(tmp_path / "a<b>&c", line, "{" + evil)
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({"method": evil, evil: {evil: [evil]}, "data": {"root": str(root)}})
+    )
+    (run / "environment.json").write_text(
+        json.dumps({"command": evil, "started": evil, evil: evil, "machine": {evil: evil}})
+    )
+    rows = {name: {"rank1": 1.0} for name in ("start", evil, "final")}
+    rows[evil] = {"rank1": 2.0}
+    (run / "summary.json").write_text(
+        json.dumps({"rows": rows, "protocol": evil, "seed": evil, "evaluation": {evil: {}}})
+    )
+    arrays = fake_evaluation(root, 1.0, np.random.default_rng(0))
+    arrays["query_images"] = np.array([evil] * len(arrays["query_images"]))
+    (run / "evaluation").mkdir()
+    np.savez(run / "evaluation" / "final.npz", **arrays)
+    html = html_of(run)
+    page = Page(html)
+    assert "<script" not in html.lower()
+    assert page.open == []
+    assert "onerror" not in {name for _, attrs in page.elements for name in attrs}
+    assert all(source.startswith("data:image/jpeg") for source in page.values("src"))
+    assert page.text.count("<script>alert(1)</script>") > 10, "shown as what it is: text"
+
+
+def test_stages_of_other_methods_need_no_special_case(tmp_path: Path) -> None:
+    lines = [
+        {"stage": stage, "epoch": epoch, "losses": {"total": 1.0, "matching": float("nan")}}
+        for stage in ("prompts", "fusion", "images", "polish")
+        for epoch in (0, 1)
+    ]
+    page = Page(html_of(small_run(tmp_path, *lines)))
+    charts = page.values("aria-label")
+    assert [chart.removeprefix("Loss by epoch, ") for chart in charts] == [
+        "Stage 1 prompts", "Stage 2 fusion", "Stage 3 images", "Polish polish",
+    ]  # fmt: skip
+    assert page.says("Training went through four stages.")
+
+
+def test_old_page_survives_when_the_new_one_cannot_be_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    before = html_of(run)
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(OSError, match="No space left"):
+        write(run)
+    assert (run / "report.html").read_text(encoding="utf-8") == before
+    assert sorted(path.name for path in run.iterdir()) == ["metrics.jsonl", "report.html"]

@@ -1,0 +1,126 @@
+"""Parts of the report by themselves: choice of queries, pictures, charts, numbers as text."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from pipelines.report import figures, panels, ranklists, scores
+from pipelines.report.page import duration
+from pipelines.report.terminal import summary_table
+from tests.pipelines.fake_run import SUMMARY, Page, draw_person, epoch_line
+
+
+def test_pictures_outside_the_root_are_refused(tmp_path: Path) -> None:
+    draw_person(tmp_path / "secret.jpg", 1, infrared=False)
+    draw_person(tmp_path / "data" / "open.jpg", 1, infrared=False)
+    root = tmp_path / "data"
+    assert ranklists.thumbnail(root, "open.jpg") is not None
+    assert ranklists.thumbnail(root, "../secret.jpg") is None
+    assert ranklists.thumbnail(root, "sub/../../secret.jpg") is None
+    assert ranklists.thumbnail(root, str(tmp_path / "secret.jpg")) is None
+
+
+def test_truncated_picture_is_no_picture(tmp_path: Path) -> None:
+    draw_person(tmp_path / "a.jpg", 1, infrared=False)
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
+    assert ranklists.thumbnail(tmp_path, "a.jpg") is None
+    assert ranklists.thumbnail(tmp_path, "") is None
+
+
+def test_chosen_queries_are_best_middle_and_worst_of_different_people() -> None:
+    ap = np.array([0.9, 1.0, 1.0, np.nan, 0.5, 0.1, 0.4, 0.0])
+    folders = ["a", "b", "b", "x", "c", "d", "e", "d"]
+    images = np.array([f"cam/{name}/{i}.jpg" for i, name in enumerate(folders)])
+    best, middle, worst = ranklists.choose(ap, images, num=2)
+    assert best == [1, 0], "the second picture of b waits for the first of a"
+    assert worst == [7, 6], "the second picture of d waits for the first of e"
+    assert middle == [4, 2], "what is free around the median 0.5"
+
+
+@pytest.mark.parametrize(("num_valid", "sizes"), [(0, (0, 0, 0)), (2, (2, 0, 0)), (4, (1, 1, 1))])
+def test_few_queries_are_never_shown_twice(num_valid: int, sizes: tuple[int, ...]) -> None:
+    ap = np.full(6, np.nan)
+    ap[:num_valid] = np.linspace(1, 0, num_valid)
+    chosen = ranklists.choose(ap, np.array(["a/b.jpg"] * 6), num=3)
+    assert tuple(map(len, chosen)) == sizes
+    assert len({*chosen[0], *chosen[1], *chosen[2]}) == sum(sizes)
+
+
+@pytest.mark.parametrize(
+    ("same", "different", "words"),
+    [([0, 0, 4], [5, 5, 0], "share 0 %"), ([1, 2, 1], [2, 4, 2], "share 100 %")],
+)
+def test_overlap_of_similarities(same: list[int], different: list[int], words: str) -> None:
+    arrays = {
+        "same_hist": np.array(same),
+        "different_hist": np.array(different),
+        "bins": np.array([-1.0, 0.0, 0.5, 1.0]),
+    }
+    (panel,) = panels.retrieval({"final": arrays})
+    assert words in panel.words
+
+
+def test_chart_has_lines_of_each_stage_and_survives_gaps() -> None:
+    stages = [("prepare", 0), ("prepare", 1), ("align", 0), ("align", 1)]
+    series = figures.Series("a & b", "#123456", [1.0, None, float("nan"), 2.0], start=0.5)
+    svg = figures.epochs_chart(stages, [series], alt="test", least=(0, 1))
+    labels = Page(svg).text.split()
+    assert labels.count("1") >= 2, "epochs are counted within each stage"
+    assert "Stage 0 Stage 2" in " ".join(labels)
+    assert svg.count("stroke: #123456") >= 3, "a line per stage and one for the start"
+
+
+def test_epoch_that_paired_nothing_is_shown() -> None:
+    epochs = [{"stage": "align", "epoch": i, "pairs": count} for i, count in enumerate((0, 3))]
+    (panel,) = panels.groups(epochs)
+    assert Page(panel.chart).text.split().count("2") >= 1, "two epochs on the axis"
+
+
+def test_chart_of_a_long_run_stays_small() -> None:
+    stages = [(stage, i) for stage in ("prepare", "prompts", "align") for i in range(120)]
+    phases = {name: [1.0] * len(stages) for name in ("embed", "cluster", "step", "other")}
+    assert len(figures.phase_chart(stages, phases, alt="long")) < 200_000
+
+
+def test_phases_add_up_to_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    epochs = [epoch_line("prompts", 0, 0.0, rng), epoch_line("align", 1, 1.0, rng)]
+    _, phases = panels.times(epochs)
+    assert sum(phase.share for phase in phases) == pytest.approx(100)
+    assert sum(phase.seconds for phase in phases) == pytest.approx(
+        sum(sum(epoch["seconds"].values()) for epoch in epochs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(5.71, "+5.7"), (-1.14, "−1.1"), (0.04, "±0.0"), (-0.04, "±0.0")],  # noqa: RUF001
+)
+def test_difference_has_its_sign(value: float, text: str) -> None:
+    assert scores.signed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8.24, "8.2 s"), (59.97, "1 min 00 s"), (245, "4 min 05 s"), (7620, "2 h 07 min")],
+)
+def test_duration_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_terminal_shows_the_same_table() -> None:
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(summary_table({**SUMMARY, "protocol": "[red]SYSU-MM01[/red]"}))
+    lines = console.export_text().splitlines()
+    final = next(line for line in lines if "Full method" in line)
+    assert final.replace("│", " ").split()[2:4] == ["38.2", "(+5.7)"]
+    assert any("[red]SYSU-MM01[/red]" in line for line in lines), "no markup from a summary"
+
+
+def test_terminal_table_of_an_unfinished_run_is_empty() -> None:
+    assert summary_table({}).row_count == 0
