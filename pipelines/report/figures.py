@@ -65,6 +65,7 @@ _STYLE: Any = {
     "legend.columnspacing": 1.0,
 }
 _SIZE_INCHES = (3.9, 2.45)
+_MAX_TICKS = 10
 _MAX_MARKED = 30  # Beyond this many epochs, markers hide the line.
 
 
@@ -260,8 +261,10 @@ def _spans(stages: Sequence[tuple[str, int]]) -> list[range]:
 
 def _epoch_axis(axes: Axes, stages: Sequence[tuple[str, int]]) -> None:
     """Epochs counted from 1 within each stage, with the stage's name below its part of the axis."""
-    step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**9) if len(stages) / s <= 12)
-    ticks = [x for x, (_, epoch) in enumerate(stages) if (epoch + 1) % step == 0]
+    for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000):
+        ticks = [x for x, (_, epoch) in enumerate(stages) if (epoch + 1) % step == 0]
+        if len(ticks) <= _MAX_TICKS:
+            break
     axes.set_xticks(ticks, [str(stages[x][1] + 1) for x in ticks])
     axes.set_xlim(-0.6, len(stages) - 0.4)
     spans = _spans(stages)
@@ -271,21 +274,22 @@ def _epoch_axis(axes: Axes, stages: Sequence[tuple[str, int]]) -> None:
         if len(span) < 0.12 * len(stages):
             continue
         label = words.stage(stages[span.start][0]).label
-        axes.text(
-            (span.start + span.stop - 1) / 2, -0.13,
+        axes.annotate(
             label if len(spans) > 1 else f"{label}, epoch",
-            transform=axes.get_xaxis_transform(), ha="center", va="top", color=MUTED,
+            ((span.start + span.stop - 1) / 2, 0), xycoords=axes.get_xaxis_transform(),
+            xytext=(0, -17), textcoords="offset points", ha="center", va="top", color=MUTED,
         )  # fmt: skip
 
 
 def _legend(axes: Axes) -> None:
-    """A line of names above the axes, where there is more than one thing to name."""
-    handles, _ = axes.get_legend_handles_labels()
+    """Names above the axes, where there is more than one thing to name, in as few lines as fit."""
+    handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
         return
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=min(len(handles), 4), borderpad=0.2
-    )
+    length = sum(map(len, labels))
+    columns = 4 if length <= 36 else 3 if length <= 50 else 2
+    axes.figure.subplots_adjust(top=0.95 - 0.07 * math.ceil(len(handles) / columns))
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.14, 0.98), ncols=columns)
 
 
 def _svg(figure: Figure, alt: str) -> Markup:
