@@ -107,3 +107,21 @@ class Batch:
     images: Tensor
     rows: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of a step: a mean over the valid rows of this worker's slice.
+
+    Several workers combine terms as sum(mean * count) / sum(count), which is why the count travels
+    with the mean.
+
+    Attributes:
+        mean: scalar that carries the graph.
+        count: number of valid rows behind it, possibly 0.
+        weight: factor in the total loss.
+    """
+
+    mean: Tensor
+    count: Tensor | int
+    weight: float = 1.0

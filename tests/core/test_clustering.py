@@ -119,7 +119,7 @@ def test_clear_people_become_clusters_and_a_stranger_an_outlier() -> None:
     x = np.concatenate([x, rng.normal(size=(1, 64))])
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     labels = clustering.cluster(x, k1=20, k2=1)
-    assert labels.tolist() == np.repeat(np.arange(6), 20).tolist() + [-1]
+    assert labels.tolist() == [*np.repeat(np.arange(6), 20), -1]
 
 
 @settings(max_examples=60, deadline=None)

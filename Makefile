@@ -1,0 +1,43 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test test-slow check bench bench-demo pretrain clean
+
+$(READY): pyproject.toml constraints.txt
+	@echo "installing into .venv (about 3 minutes and 6 GB the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,dev]"
+	@touch $@
+
+setup: $(READY)
+
+demo: setup  ## draw people, train CCLNet on a local Ray cluster, evaluate, write the report
+	@$(BIN)/crossreid demo --out runs/demo
+
+test: setup  ## the fast suite, under 2 minutes
+	@$(BIN)/python -m pytest
+
+test-slow: setup  ## everything that takes minutes
+	@$(BIN)/python -m pytest -m slow
+
+check: setup  ## style, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+	@$(BIN)/mypy
+
+bench: setup  ## every claim of docs/benchmarks.md but the demo table
+	@$(BIN)/python benchmarks/clustering.py
+	@$(BIN)/python benchmarks/metrics.py
+	@$(BIN)/python benchmarks/epoch.py
+
+bench-demo: setup  ## the table of learning results: rows x seeds x difficulty, about two hours
+	@$(BIN)/python benchmarks/demo_table.py
+
+pretrain: setup  ## train the small CLIP that ships with the package again
+	@$(BIN)/python -m pipelines.pretrain
+
+clean:
+	rm -rf .venv runs build dist *.egg-info

@@ -1,0 +1,94 @@
+"""One checkpoint: everything that a run needs to go on, in one file, and facts beside it.
+
+`state.pt` holds tensors and plain values only and is what `content_hash` covers; times and paths
+go into `info.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.errors import UserError
+
+STATE, INFO = "state.pt", "info.json"
+FORMAT = 1
+
+
+def save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
+    """Write both files; each appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{STATE}.partial"
+    torch.save({"format": FORMAT, **state}, partial)
+    partial.replace(folder / STATE)
+    (folder / INFO).write_text(json.dumps(info, indent=1))
+
+
+def load(folder: Path) -> dict[str, Any]:
+    """The state of a checkpoint folder, on the CPU.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or one of another format.
+    """
+    path = folder / STATE
+    if not path.is_file():
+        raise UserError(f"{folder} holds no checkpoint: {STATE} is missing")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is damaged or not a checkpoint: {error}") from error
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
+    return state
+
+
+def find(path: Path) -> Path:
+    """The checkpoint folder that a path means: itself, or the newest one of a run directory.
+
+    Raises:
+        UserError: nothing there.
+    """
+    if (path / STATE).is_file():
+        return path
+    found = sorted(
+        (entry.parent for entry in path.glob(f"*/{STATE}")),
+        key=lambda folder: (folder / STATE).stat().st_mtime,
+    )
+    if not found:
+        raise UserError(f"no checkpoint in {path}: expected {STATE} there or one folder below")
+    return found[-1]
+
+
+def content_hash(state: Any) -> str:
+    """SHA-256 over sorted (key, dtype, shape, bytes): equal for equal content."""
+    digest = hashlib.sha256()
+    for key, value in _leaves("", state):
+        digest.update(f"{key}\0".encode())
+        if isinstance(value, Tensor):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
+
+
+def _leaves(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict):
+        for key in sorted(tree, key=str):
+            yield from _leaves(f"{prefix}/{key}", tree[key])
+    elif isinstance(tree, (list, tuple)):
+        for index, item in enumerate(tree):
+            yield from _leaves(f"{prefix}/{index}", item)
+    else:
+        yield prefix, tree

@@ -1,0 +1,81 @@
+"""The few collective operations of training, which also work without a process group.
+
+Rows are gathered in (rank, position) order, the order of the global batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_functional
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of workers; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """(B, ...) of every worker -> (world B, ...), without gradient. Equal B everywhere."""
+    if world_size() == 1:
+        return x.detach()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts)
+
+
+def gather_rows_with_gradient(x: Tensor) -> Tensor:
+    """Like `gather_rows`; the gradient of every worker's loss flows back to the owner."""
+    if world_size() == 1:
+        return x
+    return torch.cat(dist_functional.all_gather(x.contiguous()))
+
+
+def sum_over_workers(x: Tensor) -> Tensor:
+    """Element-wise sum, without gradient."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gather_shares(x: Tensor, num_rows: int) -> Tensor:
+    """Every worker's contiguous share (see `slice_of`) of rows -> all (num_rows, ...), in order."""
+    if world_size() == 1:
+        return x
+    parts = shares(num_rows, world_size())
+    longest = parts[0].stop
+    padded = x.new_zeros(longest, *x.shape[1:])
+    padded[: len(x)] = x
+    gathered = gather_rows(padded).view(world_size(), longest, *x.shape[1:])
+    return torch.cat([gathered[r, : p.stop - p.start] for r, p in enumerate(parts)])
+
+
+def broadcast_int(value: int) -> int:
+    """Rank 0's value, on every worker."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def slice_of(num_rows: int) -> slice:
+    """This worker's contiguous share of rows; shares differ by one at most."""
+    return shares(num_rows, world_size())[rank()]
+
+
+def shares(num_rows: int, parts: int) -> list[slice]:
+    """`num_rows` cut into contiguous slices, the first ones one longer."""
+    base, extra = divmod(num_rows, parts)
+    starts = [i * base + min(i, extra) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in itertools.pairwise(starts)]

@@ -1,0 +1,236 @@
+"""A run's configuration: YAML and key=value overrides -> one validated, immutable object.
+
+An unknown key is an error that names the valid ones; a file holds only what differs from the
+defaults, and the defaults of a method are its paper's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import UserError
+from reid_core.methods.cclnet import Config as CCLNetConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Where the images are.
+
+    Attributes:
+        kind: layout of the tree.
+        root: folder that holds it; must be visible under the same path on every node.
+        fit: which people are trained on. The published protocols train on train and val together;
+            "train" keeps val apart, for choosing settings.
+        max_unreadable: share of images that may be broken. Broken images are named and left out;
+            more than this stops the run before training.
+    """
+
+    kind: Literal["sysu"] = "sysu"
+    root: Path
+    fit: Literal["train+val", "train"] = "train+val"
+    max_unreadable: float = Field(0.001, ge=0, le=1)
+
+
+class ModelConfig(_Section):
+    """The CLIP model that everything starts from.
+
+    Attributes:
+        name: an open_clip model name, or "crossreid-small".
+        pretrained: an open_clip tag, the path of a local checkpoint, "bundled" for the small model
+            that ships with the package, or null for random weights.
+        height, width: image size in pixels.
+    """
+
+    name: str = "RN50"
+    pretrained: str | None = "openai"
+    height: int = Field(288, ge=32)
+    width: int = Field(144, ge=16)
+
+
+class AugmentationConfig(_Section):
+    """Training transforms; the values are CCLNet's (section 3 of its configuration).
+
+    Attributes:
+        grayscale: probability, visible images only.
+        flip: probability of a horizontal flip.
+        pad: black border in pixels before the random crop.
+        erase: probability of erasing a rectangle of 2 to 40 % of the area.
+        erase_fill: its colour, RGB.
+    """
+
+    grayscale: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(0.5, ge=0, le=1)
+    pad: int = Field(10, ge=0)
+    erase: float = Field(0.5, ge=0, le=1)
+    erase_fill: tuple[int, int, int] = (152, 144, 129)
+
+
+class TrainerConfig(_Section):
+    """How the work is spread.
+
+    Attributes:
+        num_workers: processes that train together; one per GPU. Results do not depend on it.
+        use_gpu: null takes GPUs when the cluster has them.
+        cpus_per_worker: CPUs reserved for each worker, and its number of torch threads.
+        embed_batch: images per forward pass when a split is embedded.
+        batches_per_block: global batches that Ray Data decodes in one task.
+        barrier_timeout_s: longest wait for the other workers' features, in seconds.
+        keep_checkpoints: newest checkpoints kept on disk.
+        max_failures: restarts of the worker group before the run gives up.
+    """
+
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool | None = None
+    cpus_per_worker: int = Field(1, ge=1)
+    embed_batch: int = Field(256, ge=1)
+    batches_per_block: int = Field(4, ge=1)
+    barrier_timeout_s: float = Field(1800, gt=0)
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(2, ge=0)
+
+
+class EvaluationConfig(_Section):
+    """What is measured.
+
+    Attributes:
+        split: "test" for reported numbers; "val" (needs data.fit=train) for choosing settings.
+        start: also measure the encoder before training.
+    """
+
+    split: Literal["test", "val"] = "test"
+    start: bool = True
+
+
+class RayConfig(_Section):
+    """Which cluster.
+
+    Attributes:
+        address: "local" starts one on this machine and ends it afterwards; "auto" or an address
+            joins a running one. Null: "auto" inside a Ray job, else "local".
+        namespace: of the named actors.
+    """
+
+    address: str | None = None
+    namespace: str = "crossreid"
+
+
+class RunConfig(_Section):
+    """One training run."""
+
+    method: Literal["cclnet"] = "cclnet"
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    cclnet: CCLNetConfig = CCLNetConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    ray: RayConfig = RayConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result of a run; a resumed run must agree in it."""
+        return self.model_dump(mode="json", exclude={"ray": True, "trainer": True})
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file and apply `key=value` overrides, later ones winning.
+
+    Args:
+        path: a YAML file, or the name of one of the recipes in tune_configs.
+        overrides: such as "data.root=/data/SYSU-MM01" or "cclnet.align.epochs=3"; values are YAML.
+
+    Raises:
+        UserError: no such file, broken YAML, an unknown key, a value of the wrong kind.
+    """
+    path = _find(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values")
+    for override in overrides:
+        _apply(tree, override)
+    return validate(tree, source=str(path))
+
+
+def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
+    """A nested mapping -> RunConfig, or a UserError that lists every mistake."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise UserError(f"{source}:\n  " + "\n  ".join(lines)) from error
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf in which two nested mappings differ."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {before} -> {after}")
+    return lines
+
+
+def _find(path: Path) -> Path:
+    recipes = Path(__file__).resolve().parent.parent / "tune_configs"
+    for candidate in (path, recipes / path.name, recipes / f"{path.name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.yaml")))
+    raise UserError(f"no configuration file {path}; the recipes that ship are: {names}")
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} must look like section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    key = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        valid = _fields_at(location[:-1])
+        close = difflib.get_close_matches(location[-1], valid, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"unknown key {key}{hint}; valid keys here: {', '.join(valid)}"
+    if item["type"] == "missing":
+        return f"missing key {key}: add it to the file or pass {key}=VALUE"
+    return f"{key}: {item['msg']}, got {item['input']!r}"
+
+
+def _fields_at(location: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for name in location:
+        model = model.model_fields[name].annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,65 @@
+"""The whole pipeline on generated people: draw them, train on Ray, evaluate, write the report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import config as configuration
+from pipelines import runlog
+from pipelines.errors import UserError
+from pipelines.progress import console
+from pipelines.report import page
+from pipelines.train import train
+from reid_core.datasets import synthetic
+
+NUM_IDENTITIES = 430
+FAST_IDENTITIES = 80
+FAST = (
+    "cclnet.prepare.epochs=1",
+    "cclnet.prepare.batches_per_epoch=4",
+    "cclnet.prompts.epochs=2",
+    "cclnet.align.epochs=2",
+    "cclnet.align.batches_per_epoch=4",
+)
+
+
+def run(out: Path, *, seed: int, fast: bool, command: Sequence[str]) -> dict[str, Any]:
+    """Run the demo; the same path with fewer people and steps where `fast`.
+
+    Args:
+        out: run directory; the people are drawn into its folder "data".
+        seed: of the people and of the training.
+        fast: a smoke test; its scores mean nothing.
+        command: the command line, for the record.
+
+    Returns:
+        The summary.
+
+    Raises:
+        UserError: see `pipelines.train.train`.
+    """
+    people = FAST_IDENTITIES if fast else NUM_IDENTITIES
+    console.print(f"drawing {people} people and what six cameras see of them ...")
+    began = time.perf_counter()
+    root = out / "data"
+    try:
+        synthetic.write(root, num_identities=people, seed=seed, workers=2)
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot generate people in {root}: {error}") from error
+    drawn = time.perf_counter() - began
+    overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(FAST if fast else ())]
+    config = configuration.load(Path("demo.yaml"), overrides)
+    console.print(
+        f"training {config.method} with {config.trainer.num_workers} workers on "
+        f"{config.model.name}, {config.model.height}x{config.model.width} pixels ..."
+    )
+    summary = train(config, out, command)
+    summary["seconds"] = {"generate": drawn, **summary["seconds"]}
+    summary["seconds"]["total"] += drawn
+    runlog.write_summary(out, summary)
+    page.write(out)
+    return summary

@@ -1,0 +1,122 @@
+"""The files of a run directory: configuration, environment, one line per epoch, summary."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+_PACKAGES = ("crossreid", "torch", "torchvision", "ray", "open_clip_torch", "numpy", "scipy")
+
+
+def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
+    """Make the run directory, or continue in it when it belongs to the same configuration.
+
+    Raises:
+        UserError: not writable, or used by a run with another configuration; names the keys.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        known = run_dir / CONFIG
+        if known.exists():
+            old = yaml.safe_load(known.read_text())
+            before = configuration.validate(old, source=str(known)).identity()
+            changed = configuration.differences(before, config.identity())
+            if changed:
+                raise UserError(
+                    f"{run_dir} holds a run with another configuration:\n  "
+                    + "\n  ".join(changed)
+                    + "\nchoose another --out, or delete that folder"
+                )
+        elif any(run_dir.glob("checkpoint_*")):
+            raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
+        known.write_text(configuration.dump(config))
+        _write_json(run_dir / ENVIRONMENT, environment(command))
+    except OSError as error:
+        raise UserError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Versions and machine, for repeating a run."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": ", ".join(gpus) or "none",
+        },
+        "command": " ".join(command),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
+    """Add one epoch to the log."""
+    with (run_dir / METRICS).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The epochs logged so far; a line that a killed run left unfinished is passed over."""
+    path = run_dir / METRICS
+    if not path.exists():
+        return
+    for text in path.read_text().splitlines():
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError:
+            continue
+
+
+def rewind(run_dir: Path, done: Sequence[tuple[str, int]]) -> None:
+    """Keep only the lines of the given (stage, epoch)s: those that a checkpoint holds."""
+    kept = [line for line in read_metrics(run_dir) if (line["stage"], line["epoch"]) in set(done)]
+    partial = run_dir / f"{METRICS}.partial"
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(run_dir / METRICS)
+
+
+def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json."""
+    _write_json(run_dir / SUMMARY, summary)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

@@ -1,0 +1,244 @@
+"""Training on Ray: the data stream, the memory actor and the worker group, assembled.
+
+The driver reads and checks the data, starts the memory bank as an actor, and runs `TrainingLoop`
+in every worker of one TorchTrainer. Ray Train restores the last checkpoint after a failure and
+when the same run directory is used again.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from pipelines import checkpoint, collectives, runlog
+from pipelines.cluster import num_gpus, session
+from pipelines.config import RunConfig
+from pipelines.data import ImageFiles, find_unreadable, plan_dataset, training_batches
+from pipelines.errors import UserError
+from pipelines.loop import Job, Progress, TrainingLoop
+from pipelines.memory_bank import EpochStart, Key, MemoryBank
+from pipelines.prepare import Prepared, check_disk, check_weights, prepare
+from pipelines.progress import follow
+from reid_core.protocols import HEADLINE
+from reid_core.types import Batch, Modality
+
+log = logging.getLogger(__name__)
+_FAILURE = "failure.txt"
+_CHECK_ROWS = 2000
+
+
+def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str, Any]:
+    """Train, or go on training, in a run directory.
+
+    Args:
+        config: the run's configuration.
+        run_dir: where everything goes; a directory of the same configuration is continued.
+        command: the command line, for the record.
+
+    Returns:
+        The summary, as written to summary.json.
+
+    Raises:
+        UserError: something the user can put right, found before or during training.
+    """
+    began = time.perf_counter()
+    run_dir = run_dir.resolve()
+    model_bytes = check_weights(config)
+    runlog.claim(run_dir, config, command)
+    check_disk(config, run_dir, model_bytes)
+    with session(config):
+        prepared = prepare(config, _find_broken_everywhere)
+        started = time.perf_counter()
+        with follow(run_dir, config):
+            progress = _fit(config, prepared, run_dir)
+    seconds = {"start": started - began, "train": time.perf_counter() - started}
+    summary = summarise(config, progress, seconds)
+    runlog.write_summary(run_dir, summary)
+    return summary
+
+
+def summarise(config: RunConfig, progress: Progress, seconds: dict[str, float]) -> dict[str, Any]:
+    """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
+    rows = dict(progress.scores)
+    if progress.stage in rows:
+        rows["final"] = rows[progress.stage]
+    _, protocol = HEADLINE[config.data.kind]
+    if config.evaluation.split == "val":
+        protocol += " (validation people)"
+    return {
+        "rows": rows,
+        "protocol": protocol,
+        "chance": {"rank1": progress.chance},
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seed": config.seed,
+        "evaluation": progress.table,
+    }
+
+
+def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
+    (run_dir / _FAILURE).unlink(missing_ok=True)
+    bank = _MemoryBankActor.options(
+        name=f"memory-bank-{run_dir.name}-{time.time_ns()}",
+        max_concurrency=2 * config.trainer.num_workers + 2,
+    ).remote(config, prepared.pids)
+    try:
+        result = _trainer(config, prepared, run_dir, bank).fit()
+    except ray.train.TrainingFailedError as error:
+        raise UserError(f"training failed: {error}\nthe logs are in {run_dir}") from error
+    finally:
+        ray.kill(bank)
+    if (run_dir / _FAILURE).exists():
+        raise UserError((run_dir / _FAILURE).read_text())
+    assert result.checkpoint is not None
+    state = checkpoint.load(Path(result.checkpoint.path))
+    return Progress.from_state(state["progress"])
+
+
+def _trainer(config: RunConfig, prepared: Prepared, run_dir: Path, bank: Any) -> TorchTrainer:
+    settings = config.trainer
+    use_gpu = num_gpus() > 0 if settings.use_gpu is None else settings.use_gpu
+    stream = plan_dataset(
+        lambda: ray.get(bank.current_plan.remote()),
+        prepared.train_files,
+        config.augmentation,
+        world=settings.num_workers,
+        batches_per_block=settings.batches_per_block,
+    )
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    job = Job(config, run_dir, prepared.train_files, prepared.test_files, prepared.test)
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "bank": bank},
+        scaling_config=ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={
+                "CPU": settings.cpus_per_worker,
+                **({"GPU": 1} if use_gpu else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name=run_dir.name,
+            storage_path=str(run_dir.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+        ),
+        datasets={"train": stream},
+        dataset_config=ray.train.DataConfig(execution_options=options),
+    )
+
+
+# In the workers ----------------------------------------------------------------------------------
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """The training function of one worker."""
+    job: Job = settings["job"]
+    torch.set_num_threads(job.config.trainer.cpus_per_worker)
+    kept = ray.train.get_checkpoint()
+    state = None
+    if kept is not None:
+        with kept.as_directory() as folder:
+            state = checkpoint.load(Path(folder))
+    bank = RemoteBank(settings["bank"])
+    loop = TrainingLoop(
+        job,
+        bank,
+        lambda: _stream(bank.sizes, job.config.trainer.num_workers),
+        _report,
+        device=ray.train.torch.get_device(),
+        state=state,
+    )
+    try:
+        loop.run()
+    except BankRefusedError as error:
+        # Every worker was refused alike; trying again would not change it.
+        if collectives.rank() == 0:
+            (job.run_dir / _FAILURE).write_text(str(error))
+
+
+def _stream(sizes: dict[Modality, int], world: int) -> Iterator[dict[Modality, Batch]]:
+    rank = collectives.rank()
+    rows = sum(
+        part.stop - part.start
+        for size in sizes.values()
+        for part in [collectives.shares(size, world)[rank]]
+    )
+    shard = ray.train.get_dataset_shard("train")
+    blocks = shard.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=2)
+    return training_batches(blocks, sizes=sizes, rank=rank, world=world)
+
+
+def _report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
+    if state is None:
+        ray.train.report(line)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        info = {"stage": line["stage"], "epoch": line["epoch"], "written": time.time()}
+        checkpoint.save(Path(folder), state, info)
+        ray.train.report(line, checkpoint=Checkpoint.from_directory(folder))
+
+
+class BankRefusedError(Exception):
+    """The memory bank cannot make an epoch out of what it was given; same for every worker."""
+
+
+@dataclass
+class RemoteBank:
+    """The memory actor, called like a plain `MemoryBank`."""
+
+    handle: Any
+    sizes: dict[Modality, int] = field(default_factory=dict)
+
+    def open(self) -> int:
+        """See `MemoryBank.open`."""
+        return ray.get(self.handle.open.remote())
+
+    def add_features(
+        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+    ) -> None:
+        """Hand features over by reference; returns at once."""
+        shard = ray.put(features)
+        self.handle.add_features.remote(token, key, modality, shard, rank, world)
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
+        """See `MemoryBank.begin_epoch`."""
+        try:
+            start = ray.get(self.handle.begin_epoch.remote(token, key, world))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise BankRefusedError(str(error.cause)) from error
+            raise
+        self.sizes = start.batch_sizes
+        return start
+
+
+_MemoryBankActor: Any = ray.remote(num_cpus=0)(MemoryBank)
+
+
+# Checks that are spread over the cluster ---------------------------------------------------------
+
+
+def _find_broken_everywhere(files: ImageFiles, modality: Modality) -> list[tuple[int, str]]:
+    """`find_unreadable` over all rows, as Ray tasks."""
+    rows = np.arange(len(files.paths[modality]))
+    shared = ray.put(files)
+    chunks = [rows[i : i + _CHECK_ROWS] for i in range(0, len(rows), _CHECK_ROWS)]
+    found = ray.get([_find_unreadable.remote(shared, modality, chunk) for chunk in chunks])
+    return [item for part in found for item in part]
+
+
+_find_unreadable = ray.remote(find_unreadable)
