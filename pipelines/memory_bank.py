@@ -199,10 +199,19 @@ class MemoryBank:
             pairs=begun.pairs,
             num_batches=plan.num_batches,
             batch_sizes={m: rows.shape[1] for m, rows in plan.rows.items()},
-            metrics=self._diagnose(begun),
+            metrics={**self._diagnose(begun), "warnings": self._warnings(stage, begun)},
             seconds=seconds,
         )
         return start, plan
+
+    def _warnings(self, stage: str, begun: cclnet.Epoch) -> list[str]:
+        wanted = getattr(self._method, stage).clusters_per_batch
+        return [
+            f"only {len(begun.banks[m])} {m} clusters for clusters_per_batch={wanted}: "
+            "every batch repeats them"
+            for m in cclnet.MODALITIES
+            if len(begun.banks[m]) < wanted
+        ]
 
     def _diagnose(self, begun: cclnet.Epoch) -> dict[str, object]:
         labels, pids = begun.labels, self._pids

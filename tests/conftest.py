@@ -1,0 +1,86 @@
+"""Fixtures shared by the suite: one small generated tree, one local Ray."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from reid_core.datasets import synthetic
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SYSU-MM01 tree of 20 generated people: 14 train, 2 val, 4 test. Read only."""
+    root = tmp_path_factory.mktemp("people") / "sysu"
+    synthetic.write(root, num_identities=20, seed=5)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_config(tree: Path) -> Callable[..., RunConfig]:
+    """A configuration that trains all three stages on `tree` in seconds, plus overrides."""
+
+    def make(*overrides: str, root: Path = tree) -> RunConfig:
+        stage = {
+            "epochs": 1,
+            "clusters_per_batch": 4,
+            "instances": 4,
+            "batches_per_epoch": 3,
+            "optimiser": "adamw",
+            "lr": 1e-3,
+            "schedule": "cosine",
+            "evaluate_every": 0,
+        }
+        content: dict[str, Any] = {
+            "data": {"root": str(root)},
+            "model": {
+                "name": "crossreid-small",
+                "pretrained": None,
+                "height": 64,
+                "width": 32,
+            },
+            "augmentation": {"pad": 2},
+            "cclnet": {
+                "clustering": {"k1": 8, "k2": 3},
+                "swap": {"start_epoch": 0},
+                "prepare": stage,
+                "prompts": {"epochs": 1, "batch_size": 32},
+                "align": stage,
+            },
+            "trainer": {"num_workers": 2, "batches_per_block": 2, "max_failures": 0},
+        }
+        for override in overrides:
+            configuration._apply(content, override)
+        return configuration.validate(content, source="test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for all tests that need one, ended with the session; other Rays are left alone."""
+    import ray
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as folder:
+        ray.init(
+            address="local",
+            namespace="tests",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=200 * 2**20,
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()

@@ -1,0 +1,86 @@
+"""Configurations: a typo must not train for a night."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import config as configuration
+from pipelines.errors import UserError
+
+RECIPES = sorted((Path(configuration.__file__).parent.parent / "tune_configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {root: /somewhere}\ncclnet: {align: {epochs: 3}}\n")
+    return path
+
+
+def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> None:
+    config = configuration.load(file, ["cclnet.align.lr=0.5", "cclnet.align.lr=0.25", "seed=7"])
+    assert config.cclnet.align.epochs == 3
+    assert config.cclnet.align.lr == 0.25
+    assert config.cclnet.prepare.epochs == 120
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("cclnet.align.epoch=3", "did you mean epochs"),
+        ("cclnet.swap.kept=0.5", "valid keys here: keep, order, start_epoch, when"),
+        ("trainer.workers=2", "unknown key trainer.workers"),
+        ("cclnet.swap.when=sometimes", "cclnet.swap.when"),
+        ("seed=minus", "seed"),
+        ("seed", "section.key=value"),
+        ("seed.x=1", "unknown key|seed"),
+    ],
+)
+def test_mistake_is_named(file: Path, override: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        configuration.load(file, [override])
+
+
+def test_every_mistake_is_listed_at_once(file: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        configuration.load(file, ["sed=1", "cclnet.memory.momentum=2"])
+    assert "sed" in str(caught.value)
+    assert "cclnet.memory.momentum" in str(caught.value)
+
+
+def test_missing_root_says_how_to_give_it(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    with pytest.raises(UserError, match=r"missing key data.*pass data"):
+        configuration.load(path)
+
+
+def test_unknown_file_names_the_recipes() -> None:
+    with pytest.raises(UserError, match="demo"):
+        configuration.load(Path("no_such_recipe.yaml"))
+
+
+def test_dump_reads_back_equal(file: Path, tmp_path: Path) -> None:
+    config = configuration.load(file, ["seed=3"])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(configuration.dump(config))
+    assert configuration.load(copy) == config
+
+
+def test_differences_name_the_leaf(file: Path) -> None:
+    old = configuration.load(file).identity()
+    new = configuration.load(file, ["cclnet.memory.momentum=0.5"]).identity()
+    assert configuration.differences(old, new) == ["cclnet.memory.momentum: 0.1 -> 0.5"]
+
+
+def test_number_of_workers_is_not_part_of_a_runs_identity(file: Path) -> None:
+    one = configuration.load(file, ["trainer.num_workers=1"]).identity()
+    assert one == configuration.load(file, ["trainer.num_workers=4"]).identity()
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_valid(recipe: Path) -> None:
+    assert configuration.load(recipe, ["data.root=/data"]).method == "cclnet"

@@ -1,0 +1,127 @@
+"""The data stream: slices of global batches, checked on arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.collectives import shares
+from pipelines.config import RunConfig
+from pipelines.data import (
+    DecodeAndAugment,
+    Plan,
+    PlanDatasource,
+    find_unreadable,
+    training_batches,
+)
+from pipelines.prepare import image_files
+from reid_core.datasets import sysu
+from reid_core.types import Modality
+
+VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
+BATCHES, SIZE = 5, 8
+
+
+@pytest.fixture
+def plan() -> Plan:
+    rng = np.random.default_rng(0)
+    shape = (BATCHES, SIZE)
+    rows = {m: rng.integers(0, 30, shape) for m in (VISIBLE, INFRARED)}
+    return Plan(
+        rows=rows,
+        labels={m: x % 7 for m, x in rows.items()},
+        seeds={m: rng.integers(0, 2**63, shape).astype(np.uint64) for m in rows},
+    )
+
+
+def columns(plan: Plan, config: RunConfig, tree: Path, *, rank: int, world: int) -> list[dict]:
+    """One rank's batches, through the read tasks and the map, as Ray Data would hand them over."""
+    files = image_files(sysu.read(tree).train, tree, config)
+    source = PlanDatasource(lambda: plan, files, world=world, batches_per_block=2)
+    tasks = source.get_read_tasks(1)[rank::world]
+    transform = DecodeAndAugment(files, config.augmentation)
+    batches = []
+    for task in tasks:
+        (block,) = list(task())
+        arrays = {name: block[name].to_numpy(zero_copy_only=False) for name in block.column_names}
+        arrays = transform(arrays)
+        for number in np.unique(arrays["batch"]):
+            batches.append({k: v[arrays["batch"] == number] for k, v in arrays.items()})
+    return batches
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_together_hold_the_global_batches(
+    plan: Plan, make_config: Callable[..., RunConfig], tree: Path, world: int
+) -> None:
+    config = make_config()
+    sizes = {VISIBLE: SIZE, INFRARED: SIZE}
+    ranks = [
+        list(
+            training_batches(
+                columns(plan, config, tree, rank=rank, world=world),
+                sizes=sizes,
+                rank=rank,
+                world=world,
+            )
+        )
+        for rank in range(world)
+    ]
+    whole = list(
+        training_batches(columns(plan, config, tree, rank=0, world=1), sizes=sizes, rank=0, world=1)
+    )
+    for number in range(BATCHES):
+        for m in sizes:
+            rows = np.concatenate([batches[number][m].rows for batches in ranks])
+            images = np.concatenate([batches[number][m].images for batches in ranks])
+            np.testing.assert_array_equal(rows, plan.rows[m][number])
+            np.testing.assert_array_equal(images, whole[number][m].images)
+
+
+@pytest.mark.parametrize("change", ["swapped batches", "wrong rank", "missing rows"])
+def test_a_reordered_stream_is_refused(
+    plan: Plan, make_config: Callable[..., RunConfig], tree: Path, change: str
+) -> None:
+    batches = columns(plan, make_config(), tree, rank=0, world=2)
+    if change == "swapped batches":
+        batches[0], batches[1] = batches[1], batches[0]
+    elif change == "wrong rank":
+        batches = columns(plan, make_config(), tree, rank=1, world=2)
+    else:
+        batches[0] = {name: column[1:] for name, column in batches[0].items()}
+    stream = training_batches(batches, sizes={VISIBLE: SIZE, INFRARED: SIZE}, rank=0, world=2)
+    with pytest.raises(RuntimeError, match="reordered"):
+        list(stream)
+
+
+def test_no_plan_no_tasks(make_config: Callable[..., RunConfig], tree: Path) -> None:
+    files = image_files(sysu.read(tree).train, tree, make_config())
+    source = PlanDatasource(lambda: None, files, world=2, batches_per_block=2)
+    assert source.get_read_tasks(1) == []
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(10, 4), (3, 4), (0, 2), (8, 2)])
+def test_shares_cover_all_rows_in_order(rows: int, parts: int) -> None:
+    found = shares(rows, parts)
+    assert [i for part in found for i in range(rows)[part]] == list(range(rows))
+    sizes = [part.stop - part.start for part in found]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_truncated_image_is_named(
+    tmp_path: Path, make_config: Callable[..., RunConfig], tree: Path
+) -> None:
+    train = sysu.read(tree).train
+    files = image_files(train, tree, make_config())
+    victim = files.paths[VISIBLE][3]
+    broken = tmp_path / victim
+    for path in files.paths[VISIBLE][:5]:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes((tree / path).read_bytes())
+    broken.write_bytes(broken.read_bytes()[:200])
+    here = image_files(train, tmp_path, make_config())
+    assert [row for row, _ in find_unreadable(here, VISIBLE, range(5))] == [3]
+    assert victim in find_unreadable(here, VISIBLE, [3])[0][1]

@@ -1,0 +1,118 @@
+"""The memory bank as a plain class: waiting, repeating, refusing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipelines.config import RunConfig
+from pipelines.errors import BarrierTimeoutError, StaleBankError
+from pipelines.memory_bank import EpochStart, MemoryBank
+from reid_core.types import Modality
+
+VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
+KEY = ("align", 0)
+PEOPLE, SHOTS, WIDTH = 6, 8, 16
+
+
+def features(seed: int = 0) -> dict[Modality, np.ndarray]:
+    """Tight groups of unit rows; person i is group i in both modalities."""
+    rng = np.random.default_rng(seed)
+    centres = np.repeat(np.eye(PEOPLE, WIDTH), SHOTS, axis=0)
+    found = {}
+    for m in (VISIBLE, INFRARED):
+        x = centres + 0.05 * rng.standard_normal(centres.shape)
+        found[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def bank_of(config: RunConfig, pids: np.ndarray | None = None) -> MemoryBank:
+    known = np.repeat(np.arange(PEOPLE), SHOTS) if pids is None else pids
+    return MemoryBank(config, {VISIBLE: known, INFRARED: known})
+
+
+def begin(bank: MemoryBank, *, world: int = 1) -> EpochStart:
+    token = bank.open()
+    for m, x in features().items():
+        for rank, part in enumerate(np.array_split(x, world)):
+            bank.add_features(token, KEY, m, part, rank, world)
+    return bank.begin_epoch(token, KEY, world)
+
+
+def test_finds_the_groups_and_matches_them(make_config: Callable[..., RunConfig]) -> None:
+    start = begin(bank_of(make_config()))
+    assert start.metrics["clusters"] == {"visible": PEOPLE, "infrared": PEOPLE}
+    assert start.metrics["truth"]["matching_accuracy"] == 1.0  # type: ignore[index]
+    assert start.num_batches == 3
+    assert start.batch_sizes == {VISIBLE: 16, INFRARED: 16}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_number_of_shares_changes_nothing(
+    make_config: Callable[..., RunConfig], world: int
+) -> None:
+    one_bank, many_bank = bank_of(make_config()), bank_of(make_config())
+    one, many = begin(one_bank), begin(many_bank, world=world)
+    for m in (VISIBLE, INFRARED):
+        np.testing.assert_array_equal(one.labels[m], many.labels[m])
+        np.testing.assert_array_equal(one.banks[m], many.banks[m])
+        np.testing.assert_array_equal(
+            one_bank.current_plan().rows[m], many_bank.current_plan().rows[m]
+        )
+
+
+def test_true_identities_never_reach_the_epoch(make_config: Callable[..., RunConfig]) -> None:
+    shuffled = np.random.default_rng(1).permutation(PEOPLE * SHOTS)
+    known, unknown = bank_of(make_config()), bank_of(make_config(), shuffled)
+    one, other = begin(known), begin(unknown)
+    np.testing.assert_array_equal(one.pairs, other.pairs)
+    for m in (VISIBLE, INFRARED):
+        np.testing.assert_array_equal(one.banks[m], other.banks[m])
+        np.testing.assert_array_equal(known.current_plan().rows[m], unknown.current_plan().rows[m])
+
+
+def test_asking_again_repeats_the_answer(make_config: Callable[..., RunConfig]) -> None:
+    bank = bank_of(make_config())
+    start = begin(bank)
+    assert bank.begin_epoch(bank._token, KEY, 1) is start
+
+
+def test_missing_worker_is_named_after_the_timeout(make_config: Callable[..., RunConfig]) -> None:
+    bank = bank_of(make_config("trainer.barrier_timeout_s=0.05"))
+    token = bank.open()
+    for m, x in features().items():
+        bank.add_features(token, KEY, m, x[::2], 0, 3)
+    bank.add_features(token, KEY, VISIBLE, x[::2], 2, 3)
+    with pytest.raises(BarrierTimeoutError, match=r"workers \[1, 2\].*barrier_timeout_s=0\.05"):
+        bank.begin_epoch(token, KEY, 3)
+
+
+def test_calls_of_an_earlier_incarnation_are_refused(make_config: Callable[..., RunConfig]) -> None:
+    bank = bank_of(make_config())
+    old = bank.open()
+    bank.open()
+    with pytest.raises(StaleBankError, match="reload the last checkpoint"):
+        bank.begin_epoch(old, KEY, 1)
+
+
+def test_no_cluster_names_modality_and_remedy(make_config: Callable[..., RunConfig]) -> None:
+    bank = bank_of(make_config("cclnet.clustering.min_samples=100"))
+    with pytest.raises(ValueError, match=r"no cluster in the visible modality.*raise eps"):
+        begin(bank)
+
+
+def test_fewer_clusters_than_a_batch_holds_is_said(make_config: Callable[..., RunConfig]) -> None:
+    bank = bank_of(make_config("cclnet.align.clusters_per_batch=50"))
+    start = begin(bank)
+    assert start.batch_sizes[VISIBLE] == 200
+    assert any("50" in str(line) for line in start.metrics["warnings"])  # type: ignore[union-attr]
+
+
+def test_given_identities_are_pairs_without_clustering(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    start = begin(bank_of(make_config("cclnet.labels=identities")))
+    np.testing.assert_array_equal(start.pairs, np.repeat(np.arange(PEOPLE)[:, None], 2, axis=1))
+    np.testing.assert_array_equal(start.banks[VISIBLE], start.banks[INFRARED])
