@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,11 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.collectives import shares
-from pipelines.config import AugmentationConfig
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Batch, Modality
+
+if TYPE_CHECKING:  # its imports would cost every data task two seconds
+    from pipelines.config import AugmentationConfig
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,7 @@ class MemoryBank:
             self._method,
             stage,
             features=pending.features,
-            labels=pending.labels,
+            labels={m: pending.labels[m] for m in cclnet.MODALITIES},
             epoch=epoch,
             seed=seed,
         )

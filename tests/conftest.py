@@ -53,9 +53,9 @@ def make_config(tree: Path) -> Callable[..., RunConfig]:
             "cclnet": {
                 "clustering": {"k1": 8, "k2": 3},
                 "swap": {"start_epoch": 0},
-                "prepare": stage,
+                "prepare": dict(stage),
                 "prompts": {"epochs": 1, "batch_size": 32},
-                "align": stage,
+                "align": dict(stage),
             },
             "trainer": {"num_workers": 2, "batches_per_block": 2, "max_failures": 0},
         }

@@ -1,0 +1,177 @@
+"""The number of workers is not a hyper-parameter: two processes take the step of one.
+
+All checks share one pair of gloo processes; each worker sends back its results, the tests compare
+them with the same computation in this process.
+"""
+
+from __future__ import annotations
+
+import socket
+from copy import deepcopy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines import batchnorm, collectives
+from pipelines.loop import Means, total_loss
+from reid_core import losses
+from reid_core.types import Term
+
+WORLD, ROWS = 2, 12
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 8),
+        nn.BatchNorm1d(8),
+    )
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Images, labels with outliers on one worker only, text anchors."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(ROWS, 3, 8, 8, generator=generator) + 3
+    labels = torch.tensor([-1] * (ROWS // 2) + [0, 1, 2, -1, 1, 0])
+    return images, labels, torch.randn(3, 8, generator=generator)
+
+
+def step(model: nn.Module, part: slice) -> dict[str, float]:
+    """One backward pass of two terms, one of which leaves rows out."""
+    images, labels, anchors = batch()
+    means = Means(torch.device("cpu"))
+    x = model(images[part])
+    targets = torch.arange(ROWS)[part] % 3
+    terms = {
+        "all": Term(losses.image_to_text(x, targets, anchors), len(targets)),
+        "some": Term(
+            losses.image_to_text(x, labels[part], anchors), losses.count_valid(labels[part]), 0.5
+        ),
+    }
+    total_loss(terms, means).backward()
+    return means.read()
+
+
+def contrast(texts: Tensor, part: slice) -> Tensor:
+    """Supervised contrast of this worker's rows against everybody's."""
+    labels = torch.arange(ROWS) % 4
+    everyone = collectives.gather_rows_with_gradient(texts)
+    return losses.supervised_contrast(
+        batch()[0].flatten(1)[part, :8], everyone, labels[part], labels
+    )
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(seconds=60),
+    )
+    part = collectives.slice_of(ROWS)
+    model = batchnorm.convert(network())
+    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    found: dict[str, Any] = {"means": step(wrapped, part), "gradients": gradients(model)}
+    found["buffers"] = dict(model.named_buffers())
+    model.eval()
+    found["eval"] = model(batch()[0])
+    naive = DistributedDataParallel(network())
+    step(naive, part)
+    found["naive"] = gradients(naive.module)
+    table = nn.Linear(8, 8, bias=False)
+    nn.init.eye_(table.weight)
+    rows = DistributedDataParallel(table)
+    contrast(rows(batch()[0].flatten(1)[part, 8:16]), part).backward()
+    found["contrast"] = table.weight.grad
+    found["shares"] = collectives.gather_shares(torch.arange(7)[collectives.slice_of(7)], 7)
+    found["token"] = collectives.broadcast_int(41 + rank)
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("workers")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(worker, args=(port, str(folder)), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[nn.Module, dict[str, float]]:
+    model = network()
+    return model, step(model, slice(0, ROWS))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def test_gradients_are_those_of_one_worker(workers: list, alone: tuple) -> None:
+    expected = gradients(alone[0])
+    # A bias in front of a BatchNorm has a gradient of zero up to rounding.
+    shifted = {"0.bias", "4.bias"}
+    for found in workers:
+        for name in expected.keys() - shifted:
+            assert relative(found["gradients"][name], expected[name]) < 1e-5, name
+
+
+def test_means_count_every_valid_row_once(workers: list, alone: tuple) -> None:
+    for found in workers:
+        for name, mean in alone[1].items():
+            assert found["means"][name] == pytest.approx(mean, rel=1e-5), name
+
+
+def test_batchnorm_statistics_are_those_of_the_global_batch(workers: list, alone: tuple) -> None:
+    expected = dict(alone[0].named_buffers())
+    for found in workers:
+        for name, buffer in expected.items():
+            torch.testing.assert_close(found["buffers"][name], buffer, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_mode_is_unchanged(workers: list, alone: tuple) -> None:
+    model = deepcopy(alone[0]).eval()
+    for found in workers:
+        torch.testing.assert_close(found["eval"], model(batch()[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_naive_way_differs(workers: list, alone: tuple) -> None:
+    """Local statistics and local means give another gradient: the checks above can fail."""
+    expected = gradients(alone[0])
+    assert max(relative(workers[0]["naive"][name], expected[name]) for name in expected) > 0.05
+
+
+def test_contrast_against_gathered_candidates(workers: list) -> None:
+    table = nn.Linear(8, 8, bias=False)
+    nn.init.eye_(table.weight)
+    contrast(table(batch()[0].flatten(1)[:, 8:16]), slice(0, ROWS)).backward()
+    for found in workers:
+        assert relative(found["contrast"], table.weight.grad) < 1e-5
+
+
+def test_unequal_shares_come_back_in_order(workers: list) -> None:
+    for found in workers:
+        assert found["shares"].tolist() == list(range(7))
+
+
+def test_everybody_hears_rank_zero(workers: list) -> None:
+    assert [found["token"] for found in workers] == [41, 41]

@@ -1,0 +1,207 @@
+"""The whole path on a real local Ray: train, evaluate, repeat, refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.plain_loop import train as train_plainly
+from pipelines import checkpoint, runlog
+from pipelines.config import RunConfig
+from pipelines.data import find_unreadable
+from pipelines.errors import UserError
+from pipelines.evaluate import evaluate_checkpoint
+from pipelines.prepare import Prepared, prepare
+from pipelines.report import page
+from pipelines.train import train
+from reid_core.types import Modality, Record, Split
+
+
+def read_everything(files: Any, modality: Modality) -> list[tuple[int, str]]:
+    return find_unreadable(files, modality, range(len(files.paths[modality])))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    local_ray: None, make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], RunConfig]:
+    """A run of all three stages with two workers."""
+    config = make_config("cclnet.align.epochs=2")
+    run_dir = tmp_path_factory.mktemp("runs") / "two-workers"
+    summary = train(config, run_dir, ["crossreid", "train"])
+    return run_dir, summary, config
+
+
+@pytest.mark.ray
+class TestTrainingOnRay:
+    def test_leaves_everything_that_a_run_should(self, finished: tuple) -> None:
+        run_dir, summary, _ = finished
+        stages = [(line["stage"], line["epoch"]) for line in runlog.read_metrics(run_dir)]
+        assert stages == [("prepare", 0), ("prompts", 0), ("align", 0), ("align", 1)]
+        assert list(summary["rows"]) == ["start", "prepare", "align", "final"]
+        assert summary["rows"]["final"] == summary["rows"]["align"]
+        assert json.loads((run_dir / runlog.SUMMARY).read_text()) == summary
+        assert {"torch", "ray", "machine", "command"} <= json.loads(
+            (run_dir / runlog.ENVIRONMENT).read_text()
+        ).keys()
+        assert "<html" in page.write(run_dir).read_text()
+
+    def test_epochs_tell_their_phases(self, finished: tuple) -> None:
+        line = list(runlog.read_metrics(finished[0]))[-1]
+        phases = {"embed", "cluster", "match", "plan", "input", "step", "checkpoint", "evaluate"}
+        assert phases <= line["seconds"].keys()
+        assert all(seconds >= 0 for seconds in line["seconds"].values())
+
+    def test_two_workers_take_the_steps_of_a_single_process(
+        self, finished: tuple, tmp_path: Path
+    ) -> None:
+        run_dir, _, config = finished
+        prepared = prepare(config, read_everything)
+        _, lines = train_plainly(config, prepared, tmp_path / "plain")
+        # Later epochs may cluster a borderline row differently; the first one may not.
+        first, other = lines[0], next(runlog.read_metrics(run_dir))
+        assert {k: first[k] for k in ("rows", "clusters", "outliers")} == {
+            k: other[k] for k in ("rows", "clusters", "outliers")
+        }
+        assert first["losses"] == pytest.approx(other["losses"], rel=1e-3)
+
+    def test_checkpoint_measures_as_the_run_did(self, finished: tuple, tree: Path) -> None:
+        run_dir, summary, _ = finished
+        result = evaluate_checkpoint(run_dir, kind="sysu", root=tree, split="test")
+        assert result.headline == pytest.approx(summary["rows"]["final"], abs=1e-3)
+        assert len(result.table) == 4
+
+    @pytest.mark.slow
+    def test_a_finished_run_is_not_trained_again(self, finished: tuple) -> None:
+        run_dir, summary, config = finished
+        before = checkpoint.content_hash(checkpoint.load(checkpoint.find(run_dir)))
+        lines = list(runlog.read_metrics(run_dir))
+        again = train(config, run_dir, ["crossreid", "train"])
+        assert again["rows"] == summary["rows"]
+        assert list(runlog.read_metrics(run_dir)) == lines
+        assert checkpoint.content_hash(checkpoint.load(checkpoint.find(run_dir))) == before
+
+    def test_a_used_name_with_another_configuration_is_refused(
+        self, finished: tuple, make_config: Callable[..., RunConfig]
+    ) -> None:
+        with pytest.raises(UserError, match=r"cclnet\.memory\.momentum: 0\.1 -> 0\.5"):
+            train(
+                make_config("cclnet.align.epochs=2", "cclnet.memory.momentum=0.5"), finished[0], []
+            )
+
+    @pytest.mark.slow
+    def test_no_cluster_stops_with_the_remedy(
+        self, local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path
+    ) -> None:
+        config = make_config(
+            "cclnet.clustering.min_samples=500", "cclnet.image_to_text=0", "evaluation.start=false"
+        )
+        with pytest.raises(UserError, match=r"no cluster in the visible modality.*min_samples"):
+            train(config, tmp_path / "run", [])
+
+
+class TestBadInput:
+    def test_missing_folder(self, make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="is not a folder"):
+            prepare(make_config(root=tmp_path / "nowhere"), read_everything)
+
+    def test_folder_of_another_layout(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match="no readable sysu"):
+            prepare(make_config(root=tmp_path), read_everything)
+
+    def test_empty_modality(
+        self, make_config: Callable[..., RunConfig], tree: Path, tmp_path: Path
+    ) -> None:
+        copy = tmp_path / "sysu"
+        shutil.copytree(tree, copy)
+        for camera in ("cam3", "cam6"):
+            for image in (copy / camera).rglob("*.jpg"):
+                image.unlink()
+        with pytest.raises(UserError, match="infrared"):
+            prepare(make_config(root=copy), read_everything)
+
+    @pytest.mark.parametrize("allowed", [0.0, 0.01])
+    def test_truncated_image(
+        self,
+        make_config: Callable[..., RunConfig],
+        tree: Path,
+        tmp_path: Path,
+        allowed: float,
+    ) -> None:
+        copy = tmp_path / "sysu"
+        shutil.copytree(tree, copy)
+        whole = prepare(make_config(root=copy), read_everything)
+        victim = whole.train.records[7].image
+        (copy / victim).write_bytes((copy / victim).read_bytes()[:150])
+        config = make_config(f"data.max_unreadable={allowed}", root=copy)
+        if not allowed:
+            with pytest.raises(UserError, match=victim):
+                prepare(config, read_everything)
+            return
+        left = prepare(config, read_everything)
+        assert len(left.train) == len(whole.train) - 1
+        assert victim in left.unreadable[0]
+        assert victim not in [record.image for record in left.train.records]
+
+    def test_batch_that_workers_cannot_share(self, make_config: Callable[..., RunConfig]) -> None:
+        with pytest.raises(UserError, match=r"= 16 cannot be shared by trainer.num_workers=3"):
+            prepare(make_config("trainer.num_workers=3"), read_everything)
+
+    def test_choosing_on_people_that_are_trained_on(
+        self, make_config: Callable[..., RunConfig]
+    ) -> None:
+        with pytest.raises(UserError, match=r"data\.fit=train"):
+            prepare(make_config("evaluation.split=val"), read_everything)
+
+    def test_setting_without_effect_is_said(
+        self, make_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        prepare(make_config("cclnet.swap.start_epoch=60"), read_everything)
+        assert "never coupled" in caplog.text
+
+    def test_full_disk_is_found_before_training(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        from pipelines.prepare import check_disk
+
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        with pytest.raises(UserError, match=r"GiB free.*lower trainer\.keep_checkpoints"):
+            check_disk(make_config(), tmp_path, 10**6)
+
+    def test_too_little_shared_memory(self, monkeypatch: Any) -> None:
+        from pipelines import cluster
+
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        with pytest.raises(UserError, match="shm-size"):
+            cluster._check_shared_memory()
+
+
+def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    """Every id of the training set permuted: bit-identical losses and weights."""
+    config = make_config("evaluation.start=false")
+    prepared = prepare(config, read_everything)
+    shuffled = np.random.default_rng(0).permutation(prepared.train.pids)
+    renamed = Prepared(
+        train=Split(
+            tuple(
+                Record(record.image, record.modality, int(pid), record.camera)
+                for record, pid in zip(prepared.train.records, shuffled, strict=True)
+            )
+        ),
+        test=prepared.test,
+        train_files=prepared.train_files,
+        test_files=prepared.test_files,
+        unreadable=(),
+    )
+    _, one = train_plainly(config, prepared, tmp_path / "one")
+    _, other = train_plainly(config, renamed, tmp_path / "other")
+    assert [line["losses"] for line in one] == [line["losses"] for line in other]
+    assert one[-1]["scores"] == other[-1]["scores"]
