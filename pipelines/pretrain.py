@@ -4,7 +4,7 @@ A visitor of the demo cannot fetch OpenAI's weights; these take their place and 
 same path. `python -m pipelines.pretrain OUT` repeats the run whose result and log are
 `reid_core/assets/crossreid-small.*`.
 
-Pictures are cropped to 64 x 32, and layer4 has stride 1, as re-identification uses the tower. An
+Pictures are cropped to 64 x 32 and layer4 has stride 1, as re-identification uses the tower. An
 open_clip tower is square, so the 4 x 2 positions are stored with each column twice: resizing the
 square grid to 4 x 2 gives back exactly the trained ones.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.sentences import Sentences, colour_words
+from pipelines.captioning import Sentences, has_colour, is_colour
 from reid_core import optim
 from reid_core.datasets.synthetic import Catalogue, catalogue
 from reid_core.models import clip as clips
-from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.models.encoders import TwoStemEncoder
 from reid_core.transforms import Augmentation, TrainTransform, normalise
 from reid_core.types import Modality
 
@@ -45,16 +44,17 @@ class Settings:
 
     Attributes:
         num_images: catalogue pictures, four per person.
-        held_out: people of them that only the log's scores see.
+        held_out: people of them that only the scores in the log see.
         steps: optimiser steps.
         num_people, num_pictures: people in a batch, and pictures of each.
-        lr, weight_decay: of AdamW: linear warm-up over `warmup` steps, then half a cosine to 0.
-        word_weight: of the prediction of a picture's words beside InfoNCE, which alone stays near
-            chance.
+        lr, weight_decay: of AdamW; linear warm-up over `warmup` steps, then half a cosine to 0.
+        word_weight: of the prediction of a picture's words; InfoNCE alone stays near chance.
+        view_weight: of the contrast between pictures, in which those of one person belong together.
+        background: share of the pictures that get another background.
         gray: share of the colour pictures that lose their colours, and their sentences with them.
-        prompt_like: share of sentences of the form "A visible photo of a <words> person.", so that
-            the prompts of CCLNet are nothing new to the text tower.
-        log_every, score_every: steps between two lines of the log, and two held-out scores.
+        prompt_like: share of sentences "A visible photo of a <words> person.", so that CCLNet's
+            prompts are nothing new to the text tower.
+        log_every: steps between two lines of the log.
     """
 
     num_images: int = 24_000
@@ -66,10 +66,11 @@ class Settings:
     weight_decay: float = 0.02
     warmup: int = 100
     word_weight: float = 30.0
+    view_weight: float = 0.5
+    background: float = 0.7
     gray: float = 0.5
     prompt_like: float = 0.5
     log_every: int = 100
-    score_every: int = 1000
 
 
 @dataclass(frozen=True)
@@ -91,64 +92,109 @@ class Sample:
     known: Tensor
 
 
+class Sampler:
+    """Draws batches: some people, some pictures of each, one sentence per picture."""
+
+    def __init__(self, book: Catalogue, settings: Settings, *, seed: int) -> None:
+        self.settings = settings
+        self.rng = np.random.default_rng(seed)
+        margin = (book.images.shape[2] - WIDTH) // 2
+        tall = book.images[:, :, margin : margin + WIDTH]
+        self.images = np.ascontiguousarray(tall.transpose(0, 3, 1, 2))
+        self.background = _background(book.images)[:, :, margin : margin + WIDTH]
+        self.person, self.words = book.person, book.words
+        self.is_colour, self.has_colour = is_colour(book), has_colour(book)
+        self.sentences = Sentences(book, prompt_like=settings.prompt_like)
+        self.transform = TrainTransform(Augmentation(pad=4, erase_area=(0.02, 0.2)))
+
+    def draw(self) -> Sample:
+        """The next batch of people who are not held out."""
+        chosen = self.settings
+        trained = int(self.person[-1]) + 1 - chosen.held_out
+        people = self.rng.choice(trained, chosen.num_people, replace=False)
+        first = np.searchsorted(self.person, people)
+        count = np.searchsorted(self.person, people, side="right") - first
+        order = self.rng.random((chosen.num_people, int(count.max()))).argsort(axis=1)
+        rows = (first[:, None] + order[:, : chosen.num_pictures] % count[:, None]).ravel()
+        coloured = self.has_colour[rows] & (self.rng.random(len(rows)) >= chosen.gray)
+        return self.sample(rows, coloured)
+
+    def sample(self, rows: np.ndarray, coloured: np.ndarray) -> Sample:
+        """Augmented pictures of the rows; those that are not `coloured` become gray."""
+        seeds = self.rng.integers(0, 2**63, len(rows)).astype(np.uint64)
+        gray = torch.from_numpy(~coloured)
+        known = torch.ones(len(rows), len(self.is_colour))
+        known[gray[:, None] & torch.from_numpy(self.is_colour)] = 0.0
+        pictures = self.transform(self.with_backgrounds(rows), seeds)
+        return Sample(
+            images=_spoil(torch.from_numpy(pictures), gray, self.rng),
+            tokens=self.sentences.draw(rows, coloured, self.rng),
+            people=torch.from_numpy(self.person[rows]),
+            words=torch.from_numpy(self.words[rows]).float(),
+            known=known,
+        )
+
+    def with_backgrounds(self, rows: np.ndarray) -> np.ndarray:
+        """(B, 3, H, W) uint8 pictures of the rows, some of them in front of random patchwork."""
+
+        def patches(height: int, width: int, channels: int, mode: str) -> Tensor:
+            shape = (len(rows), channels, height, width)
+            drawn = torch.from_numpy(self.rng.random(shape, dtype=np.float32)) - 0.5
+            strength = torch.from_numpy(self.rng.random((len(rows), 1, 1, 1), dtype=np.float32))
+            return F.interpolate(drawn, size=(HEIGHT, WIDTH), mode=mode) * strength
+
+        level = torch.from_numpy(self.rng.uniform(0.1, 0.9, (len(rows), 1, 1, 1))).float()
+        field = level + 0.3 * patches(1, 1, 3, "nearest") + 0.8 * patches(4, 2, 3, "bilinear")
+        field = field + 0.8 * patches(6, 3, 1, "nearest") + 0.4 * patches(16, 8, 1, "nearest")
+        pixels = field.clamp(0, 1).mul(255).to(torch.uint8).numpy()
+        changed = self.rng.random(len(rows)) < self.settings.background
+        where = self.background[rows] & changed[:, None, None]
+        return np.where(where[:, None], pixels, self.images[rows])
+
+
 class Learner(nn.Module):
     """The CLIP in training and the word heads that are thrown away afterwards."""
 
     def __init__(self, clip: clips.Clip, *, word_rates: Tensor) -> None:
         super().__init__()
         self.encoder = TwoStemEncoder(clip, height=HEIGHT, width=WIDTH)
-        self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder.to(memory_format=torch.channels_last)
         self.encoder.infrared_stem.requires_grad_(False)
         self.encoder.neck.requires_grad_(False)
         self.text = clip.text
         self.logit_scale = clip.model.logit_scale
-        dims = {"pooled": self.encoder.feature_dim, "image": clip.embed_dim, "text": clip.embed_dim}
-        self.norms = nn.ModuleDict({k: nn.BatchNorm1d(d, affine=False) for k, d in dims.items()})
+        widths = {
+            "pooled": self.encoder.feature_dim,
+            "image": clip.embed_dim,
+            "text": clip.embed_dim,
+        }
+        self.norms = nn.ModuleDict(
+            {name: nn.BatchNorm1d(width, affine=False) for name, width in widths.items()}
+        )
         self.pooled_words = nn.Linear(self.encoder.feature_dim, len(word_rates))
         # One head for pictures and sentences: both must say "red coat" in the same direction.
         self.joint_words = nn.Linear(clip.embed_dim, len(word_rates))
         for head in (self.pooled_words, self.joint_words):
-            nn.init.normal_(head.weight, std=0.02)
             # From the base rates on, every step goes into telling pictures apart.
             head.bias.data.copy_(torch.logit(word_rates, eps=1e-3))
+            head.weight.data.mul_(0.3)
 
     def forward(self, sample: Sample) -> dict[str, Tensor]:
         """The terms of the loss, unweighted."""
-        features = self.image_features(sample.images)
+        images = sample.images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            features = self.encoder(images, None)
         image = F.normalize(features.projected.float(), dim=1)
         text = F.normalize(self.text.encode_text(sample.tokens), dim=1)
         scale = self.logit_scale.exp().clamp(max=100)
+        pooled = self.pooled_words(self.norms["pooled"](features.pooled))
         return {
             "contrast": person_contrast(scale * image @ text.T, sample.people),
-            "words_pooled": self._word_loss(
-                self.pooled_words(self.norms["pooled"](features.pooled)), sample
-            ),
-            "words_image": self._word_loss(self.joint_words(self.norms["image"](image)), sample),
-            "words_text": self._word_loss(self.joint_words(self.norms["text"](text)), sample),
+            "views": view_contrast(image, sample.people),
+            "words_pooled": _word_loss(pooled, sample),
+            "words_image": _word_loss(self.joint_words(self.norms["image"](image)), sample),
+            "words_text": _word_loss(self.joint_words(self.norms["text"](text)), sample),
         }
-
-    def image_features(self, images: Tensor) -> Features:
-        """Features of normalised images, in bfloat16 where that is safe."""
-        with torch.autocast(images.device.type, torch.bfloat16):
-            return self.encoder(images.contiguous(memory_format=torch.channels_last), None)
-
-    @staticmethod
-    def _word_loss(logits: Tensor, sample: Sample) -> Tensor:
-        losses = F.binary_cross_entropy_with_logits(logits, sample.words, reduction="none")
-        return (losses * sample.known).sum() / sample.known.sum()
-
-
-def person_contrast(similarity: Tensor, people: Tensor) -> Tensor:
-    """InfoNCE both ways in which every sentence about a person fits each of their pictures.
-
-    Args:
-        similarity: (B, B) scaled similarities, pictures x sentences.
-        people: (B,) int64.
-    """
-    same = (people[:, None] == people).float()
-    target = same / same.sum(dim=1, keepdim=True)
-    rows = F.cross_entropy(similarity, target)
-    return 0.5 * (rows + F.cross_entropy(similarity.T, target))
 
 
 def pretrain(out_dir: str | Path, *, seed: int, settings: Settings | None = None) -> Path:
@@ -160,48 +206,188 @@ def pretrain(out_dir: str | Path, *, seed: int, settings: Settings | None = None
         settings: None takes the defaults.
 
     Returns:
-        The weight file: float16 state dict of the open_clip model.
+        The weight file: a float16 state dict of the open_clip model.
     """
     settings = settings or Settings()
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
-    book = catalogue(settings.num_images, seed=seed, size=HEIGHT)
-    held_from = int(book.person.max()) + 1 - settings.held_out
+    sampler = Sampler(catalogue(settings.num_images, seed=seed, size=HEIGHT), settings, seed=seed)
     clip = clips.load(clips.SMALL, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        learner = Learner(clip, word_rates=_word_rates(book))
+        learner = Learner(clip, word_rates=_word_rates(sampler))
+    with (out / f"{clips.SMALL}.jsonl").open("w") as lines:
+        lines.write(json.dumps({"seed": seed, **asdict(settings)}) + "\n")
+        for line in _train(learner, sampler, settings):
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            log.info("%s", line)
+    path = out / f"{clips.SMALL}.pt"
+    torch.save(exported(learner.encoder, clip), path)
+    return path
+
+
+def _train(learner: Learner, sampler: Sampler, settings: Settings) -> Iterator[dict[str, float]]:
+    """Yields the log, line by line; the last one holds the held-out scores."""
     optimiser = optim.adamw(
         learner.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     started = time.monotonic()
-    sums: dict[str, float] = {}
-    with (out / f"{clips.SMALL}.jsonl").open("w") as lines:
-        lines.write(json.dumps({"seed": seed, **asdict(settings)}) + "\n")
-        samples = draw_samples(book, settings, num_people=held_from, seed=seed)
-        for step, sample in zip(range(1, settings.steps + 1), samples, strict=False):
-            warm = min(1.0, step / settings.warmup)
-            optim.set_lr(
-                optimiser, settings.lr * warm * optim.cosine(step - 1, epochs=settings.steps)
-            )
-            terms = learner.train()(sample)
-            words = terms["words_pooled"] + terms["words_image"] + 0.3 * terms["words_text"]
-            loss = terms["contrast"] + settings.word_weight * words
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.item() / settings.log_every
-            line: dict[str, float] = {"step": step}
-            if step % settings.log_every == 0:
-                line |= {name: round(value, 4) for name, value in sums.items()}
-                line |= {"scale": round(float(learner.logit_scale.exp()), 2)}
-                sums = {}
-            if step % settings.score_every == 0 or step == settings.steps:
-                line |= held_out_scores(learner, book, held_from)
-            if len(line) > 1:
-                line["seconds"] = round(time.monotonic() - started, 1)
-                lines.write(json.dumps(line) + "\n")
-                lines.flush()
-                log.info("%s", line)
-    return _export(learner.encoder, clip, out / f"{clips.SMALL}.pt")
+    recent: list[Tensor] = []
+    for step in range(settings.steps):
+        warm = min(1.0, (step + 1) / settings.warmup)
+        optim.set_lr(optimiser, settings.lr * warm * optim.cosine(step, epochs=settings.steps))
+        terms = learner.train()(sampler.draw())
+        words = terms["words_pooled"] + terms["words_image"] + 0.3 * terms["words_text"]
+        optimiser.zero_grad(set_to_none=True)
+        loss = terms["contrast"] + settings.view_weight * terms["views"]
+        (loss + settings.word_weight * words).backward()
+        optimiser.step()
+        recent.append(torch.stack(list(terms.values())).detach())
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+            means = torch.stack(recent).mean(dim=0).tolist()
+            recent = []
+            yield {
+                "step": step + 1,
+                **{name: round(mean, 4) for name, mean in zip(terms, means, strict=True)},
+                "scale": round(float(learner.logit_scale.detach().exp()), 2),
+                "seconds": round(time.monotonic() - started, 1),
+            }
+    yield {"step": settings.steps, **held_out_scores(learner, sampler)}
+
+
+def person_contrast(similarity: Tensor, people: Tensor) -> Tensor:
+    """InfoNCE both ways in which every sentence about a person fits each of their pictures.
+
+    Args:
+        similarity: (B, B) scaled similarities, pictures x sentences.
+        people: (B,) int64.
+    """
+    same = (people[:, None] == people).float()
+    target = same / same.sum(dim=1, keepdim=True)
+    return 0.5 * (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target))
+
+
+def view_contrast(image: Tensor, people: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """InfoNCE between pictures: the others of the same person against all others.
+
+    Args:
+        image: (B, E) unit rows.
+        people: (B,) int64, everyone at least twice.
+    """
+    itself = torch.eye(len(people), dtype=torch.bool)
+    same = ((people[:, None] == people) & ~itself).float()
+    logits = (image @ image.T / temperature).masked_fill(itself, -1e4)
+    return F.cross_entropy(logits, same / same.sum(dim=1, keepdim=True))
+
+
+@torch.no_grad()
+def held_out_scores(learner: Learner, sampler: Sampler) -> dict[str, float]:
+    """Shares of right first answers among people that were never trained on.
+
+    Returns:
+        "sentence": the sentence of the right person for a picture, by the projected feature;
+        "projected", "pooled": a coloured picture of the right person for a gray one.
+    """
+    learner.eval()
+    encoder = learner.encoder
+    rows = np.flatnonzero(sampler.person > sampler.person[-1] - sampler.settings.held_out)
+    sample = sampler.sample(rows, sampler.has_colour[rows])
+    projected = F.normalize(encoder.project(sample.images, Modality.VISIBLE), dim=1)
+    pooled = encoder.embed(sample.images, Modality.VISIBLE)
+    text = F.normalize(learner.text.encode_text(sample.tokens), dim=1)
+    coloured = torch.from_numpy(sampler.has_colour[rows])
+
+    def first_answers(queries: Tensor, answers: Tensor, asked: Tensor, given: Tensor) -> float:
+        best = (queries[asked] @ answers[given].T).argmax(dim=1)
+        known = torch.isin(sample.people[asked], sample.people[given])
+        right = sample.people[asked] == sample.people[given][best]
+        return round(float(right[known].float().mean()), 4)
+
+    everyone = torch.ones_like(coloured)
+    return {
+        "sentence": first_answers(projected, text, everyone, everyone),
+        "projected": first_answers(projected, projected, ~coloured, coloured),
+        "pooled": first_answers(pooled, pooled, ~coloured, coloured),
+    }
+
+
+def exported(encoder: TwoStemEncoder, clip: clips.Clip) -> dict[str, Tensor]:
+    """State dict of the open_clip model with the encoder's weights, in float16."""
+    pool = encoder.attnpool.state_dict()
+    positions = pool["positional_embedding"]
+    grid = positions[1:].unflatten(0, (HEIGHT // 16, WIDTH // 16)).repeat_interleave(2, dim=1)
+    pool["positional_embedding"] = torch.cat([positions[:1], grid.flatten(0, 1)])
+    visual = encoder.visible_stem.state_dict() | encoder.trunk.state_dict()
+    visual |= {f"attnpool.{name}": value for name, value in pool.items()}
+    state = clip.model.state_dict() | {f"visual.{name}": value for name, value in visual.items()}
+    return {
+        name: value.half() if value.is_floating_point() else value for name, value in state.items()
+    }
+
+
+def _background(images: np.ndarray, *, tolerance: float = 14.0) -> np.ndarray:
+    """(N, H, W) bool where pictures (N, H, W, 3) look like a blend of their left and right edge."""
+    background = np.empty(images.shape[:3], dtype=bool)
+    right = (np.arange(images.shape[2]) + 0.5)[:, None] / images.shape[2]
+    for picture, mask in zip(images, background, strict=True):
+        edges = picture[:, :4].mean(axis=1), picture[:, -4:].mean(axis=1)
+        wall = edges[0][:, None] * (1 - right) + edges[1][:, None] * right
+        mask[:] = np.abs(picture - wall).max(axis=2) < tolerance
+    return background
+
+
+def _word_rates(sampler: Sampler) -> Tensor:
+    """(V,) share of the pictures for which a word holds; colours among the coloured ones."""
+    rates = sampler.words.mean(axis=0)
+    rates[sampler.is_colour] = sampler.words[sampler.has_colour][:, sampler.is_colour].mean(axis=0)
+    return torch.from_numpy(rates).float()
+
+
+def _word_loss(logits: Tensor, sample: Sample) -> Tensor:
+    losses = F.binary_cross_entropy_with_logits(logits, sample.words, reduction="none")
+    return (losses * sample.known).sum() / sample.known.sum()
+
+
+def _spoil(images: Tensor, gray: Tensor, rng: np.random.Generator) -> Tensor:
+    """Takes colours away where `gray`, and varies light, colour cast, contrast, blur and noise.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        gray: (B,) bool.
+
+    Returns:
+        (B, 3, H, W) float32, normalised.
+    """
+
+    def uniform(spread: float, channels: int = 1) -> Tensor:
+        drawn = rng.uniform(-spread, spread, (len(images), channels, 1, 1))
+        return torch.from_numpy(drawn).float()
+
+    flat = gray[:, None, None, None]
+    x = images.float() / 255
+    x = torch.where(flat, (x * torch.tensor(_LUMA)[:, None, None]).sum(1, keepdim=True), x)
+    x = x * (1 + uniform(0.2)) * (1 + uniform(0.12, 3) * ~flat)
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    x = (x - mean) * (1 + uniform(0.3)) + mean + uniform(0.06)
+    x = x.lerp(F.avg_pool2d(x, 3, stride=1, padding=1), uniform(0.8).abs())
+    grain = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+    x = x + uniform(0.03).abs() * torch.where(flat, grain[:, :1], grain)
+    return normalise(x.mul(255).round().clamp(0, 255).to(torch.uint8))
+
+
+def main() -> None:
+    """Command line: python -m pipelines.pretrain OUT [--seed N] [--steps N] [--threads N]."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(chosen.threads)
+    pretrain(chosen.out, seed=chosen.seed, settings=replace(Settings(), steps=chosen.steps))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The small CLIP's pre-training: what it says about pictures, its loss, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+
+from pipelines import captioning, pretrain
+from reid_core.datasets.synthetic import catalogue
+from reid_core.models import clip as clips
+from reid_core.models.encoders import TwoStemEncoder
+from reid_core.types import Modality
+
+SETTINGS = pretrain.Settings(
+    num_images=48, held_out=4, steps=3, num_people=4, warmup=1, log_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def book():
+    return catalogue(48, seed=3)
+
+
+def test_captions_lose_their_colour_words_and_nothing_else():
+    full = "a man with a white cap in a maroon and blue striped coat with red jeans."
+    assert captioning.without_colours(full) == "a man with a cap in a striped coat with jeans."
+
+
+def test_words_become_phrases_with_the_colour_in_front():
+    names = ("woman", "hair long", "hair black", "upper coat", "upper striped", "upper red")
+    names += ("lower jeans", "lower blue", "bag none", "view back")
+    said = captioning.phrases(names, colours=True)
+    assert said == ["back view", "blue jeans", "red striped coat", "black long hair", "woman"]
+    plain = captioning.phrases(names, colours=False)
+    assert plain == ["back view", "jeans", "striped coat", "long hair", "woman"]
+
+
+def test_prompts_have_the_papers_frame_and_gray_pictures_no_colours(book):
+    sentences = captioning.Sentences(book, prompt_like=1.0)
+    rows, spelled = np.arange(48), SimpleTokenizer()
+    ids = sentences.draw(rows, np.zeros(48, dtype=bool), np.random.default_rng(0))
+    for line in ids:
+        end = int(line.argmax())
+        text = spelled.decode(line[1:end].tolist())
+        assert text.startswith(("a visible photo of a ", "an infrared photo of a "))
+        assert text.rstrip().endswith("person .")
+        assert not captioning.COLOUR_WORDS & set(text.split())
+
+
+def test_every_sentence_about_a_person_is_right_for_them():
+    people = torch.tensor([0, 0, 1])
+    similarity = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
+    # Two right answers out of two: the smallest loss is the entropy of choosing one.
+    expected = 2 / 3 * np.log(2)
+    assert pretrain.person_contrast(similarity, people).item() == pytest.approx(expected, abs=1e-4)
+    assert pretrain.person_contrast(similarity.flip(0), people).item() > 5
+
+
+def test_pictures_of_one_person_belong_together():
+    people = torch.tensor([0, 0, 1, 1])
+    axes = torch.eye(2)
+    assert pretrain.view_contrast(axes[people], people).item() < 1e-3
+    assert pretrain.view_contrast(axes[[0, 1, 0, 1]], people).item() > 9
+
+
+def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
+    sampler = pretrain.Sampler(book, SETTINGS, seed=0)
+    sample = sampler.draw()
+    assert sample.images.shape == (8, 3, 64, 32)
+    assert sorted(np.bincount(sample.people.numpy())[sample.people.unique()]) == [2] * 4
+    assert int(sample.people.max()) < 12 - SETTINGS.held_out
+    gray = sampler.sample(np.arange(4), np.zeros(4, dtype=bool))
+    assert not gray.known[:, torch.from_numpy(sampler.is_colour)].any()
+    assert gray.known[:, torch.from_numpy(~sampler.is_colour)].all()
+    equal = (gray.images * torch.tensor([0.229, 0.224, 0.225])[:, None, None]) + torch.tensor(
+        [0.485, 0.456, 0.406]
+    )[:, None, None]
+    assert (equal - equal[:, :1]).abs().max() < 1e-5
+
+
+def test_backgrounds_change_and_people_do_not(book):
+    sampler = pretrain.Sampler(book, SETTINGS, seed=0)
+    share = sampler.background.mean(axis=(1, 2))
+    assert 0.3 < np.median(share) < 0.9
+    rows = np.arange(40)
+    changed = sampler.with_backgrounds(rows) != sampler.images[rows]
+    assert not (changed.any(axis=1) & ~sampler.background[rows]).any()
+    assert changed.any()
+
+
+def test_a_run_leaves_a_log_and_weights_that_reload_to_the_trained_encoder(tmp_path):
+    path = pretrain.pretrain(tmp_path, seed=1, settings=SETTINGS)
+    lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [None, 2, 3, 3]
+    assert lines[0]["seed"] == 1
+    assert {"sentence", "projected", "pooled"} <= lines[-1].keys()
+    again = pretrain.pretrain(tmp_path / "again", seed=1, settings=SETTINGS)
+    first, second = (torch.load(p, weights_only=True) for p in (path, again))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert {v.dtype for v in first.values() if v.is_floating_point()} == {torch.float16}
+
+
+def test_stored_positions_resize_to_the_trained_ones():
+    clip = clips.load(clips.SMALL, seed=0)
+    trained = TwoStemEncoder(clip, height=64, width=32).eval()
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.copy_(parameter.half())
+        trained.attnpool.positional_embedding.copy_(torch.randn(9, 384).half())
+    state = {name: v.float() for name, v in pretrain.exported(trained, clip).items()}
+    clip.model.load_state_dict(state)
+    loaded = TwoStemEncoder(clip, height=64, width=32).eval()
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.project(images, Modality.INFRARED), trained.project(images, Modality.VISIBLE)
+        )
