@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from pipelines import runlog
 from pipelines.config import RunConfig
 from pipelines.data import ImageFiles, Plan, training_batches, transforms
-from pipelines.loop import Job, Progress, TrainingLoop
+from pipelines.loop import Job, TrainingLoop
 from pipelines.memory_bank import MemoryBank
 from pipelines.prepare import Prepared
+from pipelines.state import Progress
 from reid_core.methods.cclnet import MODALITIES
 from reid_core.types import Batch, Modality
 

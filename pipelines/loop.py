@@ -6,11 +6,8 @@ batches, in a single process. It holds no formula: those are in `reid_core.metho
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,13 +22,15 @@ from pipelines.config import RunConfig
 from pipelines.data import ImageFiles
 from pipelines.evaluate import evaluate
 from pipelines.memory_bank import EpochStart, Key
+from pipelines.objective import Means, total_loss
+from pipelines.state import Progress, kept
 from reid_core import optim, sampling
 from reid_core.memory import ClusterMemory
 from reid_core.methods import cclnet
 from reid_core.models import clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.transforms import normalise
-from reid_core.types import OUTLIER, Batch, Modality, Split, Term
+from reid_core.types import OUTLIER, Batch, Modality, Split
 
 MODALITIES = cclnet.MODALITIES
 
@@ -66,49 +65,6 @@ class Job:
     test: Split
 
 
-@dataclass
-class Progress:
-    """Where a run stands: what is handed from stage to stage, and the scores so far."""
-
-    stage: str = ""
-    epoch: int = -1
-    labels: dict[Modality, Tensor] = field(default_factory=dict)
-    anchors: dict[Modality, Tensor] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    table: dict[str, Any] = field(default_factory=dict)
-    chance: float = float("nan")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
-        return vars(self) | {
-            "labels": {str(m): x for m, x in self.labels.items()},
-            "anchors": {str(m): x for m, x in self.anchors.items()},
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Progress:
-        """The inverse of `state_dict`."""
-        per_modality = {
-            name: {Modality(m): x for m, x in state[name].items()} for name in ("labels", "anchors")
-        }
-        return cls(**{**state, **per_modality})
-
-
-class Clock:
-    """Seconds per phase of one epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - began
-
-
 class TrainingLoop:
     """One worker's run through all stages.
 
@@ -138,6 +94,7 @@ class TrainingLoop:
         model = self.config.model
         self.clip = clip.load(model.name, model.pretrained)
         self.clip.text.requires_grad_(False).to(device)
+        self.memories: dict[Modality, ClusterMemory] = {}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
 
     def run(self) -> Progress:
@@ -167,7 +124,7 @@ class TrainingLoop:
         model = self._distributed(encoder)
         settings: cclnet.ImageStage = getattr(self.method, stage)
         for epoch in range(first, settings.epochs):
-            clock = Clock()
+            clock = runlog.Clock()
             line = self._image_epoch(stage, epoch, encoder, model, optimiser, clock)
             last = epoch + 1 == settings.epochs
             every = settings.evaluate_every
@@ -183,7 +140,7 @@ class TrainingLoop:
         encoder: TwoStemEncoder,
         model: nn.Module,
         optimiser: torch.optim.Optimizer,
-        clock: Clock,
+        clock: runlog.Clock,
     ) -> dict[str, Any]:
         start = self._begin_epoch((stage, epoch), encoder, clock)
         memories = {
@@ -194,7 +151,7 @@ class TrainingLoop:
             )
             for m in MODALITIES
         }
-        self.memories, self.epoch_labels = memories, start.labels
+        self.memories, self.epoch = memories, start
         lr = cclnet.learning_rate(self.method, stage, epoch)
         optim.set_lr(optimiser, lr)
         guidance = self._guidance(stage)
@@ -214,7 +171,7 @@ class TrainingLoop:
             self.progress.labels = {m: torch.tensor(start.labels[m]) for m in MODALITIES}
         return {"lr": lr, "losses": means.read(), **start.metrics}
 
-    def _begin_epoch(self, key: Key, encoder: TwoStemEncoder, clock: Clock) -> EpochStart:
+    def _begin_epoch(self, key: Key, encoder: TwoStemEncoder, clock: runlog.Clock) -> EpochStart:
         """Hand this worker's features to the bank; the visible ones are clustered meanwhile."""
         encoder.eval()
         for m in MODALITIES:
@@ -277,7 +234,7 @@ class TrainingLoop:
         first = self._resume("prompts", prompts, optimiser)
         model = self._distributed(prompts)
         for epoch in range(first, self.method.prompts.epochs):
-            clock = Clock()
+            clock = runlog.Clock()
             with clock("step"):
                 line = self._prompt_epoch(epoch, model, optimiser, images, labels)
             if epoch + 1 == self.method.prompts.epochs:
@@ -374,7 +331,7 @@ class TrainingLoop:
         stage: str,
         epoch: int,
         line: dict[str, Any],
-        clock: Clock,
+        clock: runlog.Clock,
         module: nn.Module,
         optimiser: torch.optim.Optimizer,
     ) -> None:
@@ -387,33 +344,30 @@ class TrainingLoop:
             runlog.append_metrics(self.job.run_dir, {**line, "seconds": dict(clock.seconds)})
 
     def _state(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        trained = {name for name, p in module.named_parameters() if p.requires_grad}
-        keep_all = isinstance(module, TwoStemEncoder)
         state = {
             "config": self.config.model_dump(mode="json"),
             "progress": self.progress.state_dict(),
-            "module": {
-                name: x for name, x in module.state_dict().items() if keep_all or name in trained
-            },
+            "module": kept(module),
             "optimiser": optimiser.state_dict(),
             "random": torch.get_rng_state(),
         }
-        if keep_all:
+        if self.memories:
             state["memories"] = {str(m): self.memories[m].state_dict() for m in MODALITIES}
-            state["labels"] = {str(m): torch.tensor(y) for m, y in self.epoch_labels.items()}
+            state["labels"] = {str(m): torch.tensor(self.epoch.labels[m]) for m in MODALITIES}
+            state["pairs"] = torch.tensor(self.epoch.pairs)
         return state
 
     def _resume(self, stage: str, module: nn.Module, optimiser: torch.optim.Optimizer) -> int:
         """Load the saved state if it belongs to this stage; returns the first epoch to run."""
         if not self.state or self.state["progress"]["stage"] != stage:
             return 0
-        missing, unexpected = module.load_state_dict(self.state["module"], strict=False)
-        frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-        lost = [
-            name for name in missing if isinstance(module, TwoStemEncoder) or name not in frozen
-        ]
-        if unexpected or (lost and isinstance(module, TwoStemEncoder)):
-            raise ValueError(f"the checkpoint does not fit: missing {lost}, extra {unexpected}")
+        saved, expected = self.state["module"], kept(module)
+        if saved.keys() != expected.keys():
+            raise ValueError(
+                f"the checkpoint is of another model: missing {expected.keys() - saved.keys()}, "
+                f"unexpected {saved.keys() - expected.keys()}"
+            )
+        module.load_state_dict(saved, strict=False)
         optimiser.load_state_dict(self.state["optimiser"])
         torch.set_rng_state(self.state["random"])
         return int(self.state["progress"]["epoch"]) + 1
@@ -427,56 +381,6 @@ class TrainingLoop:
             until = self.progress.epoch + 1 if name == self.progress.stage else epochs
             done += [(name, epoch) for epoch in range(until)]
         return done
-
-
-class Means:
-    """Means of the loss terms over an epoch and all workers."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sums: dict[str, Tensor] = {}
-
-    def add(self, name: str, weighted_sum: Tensor, count: Tensor) -> None:
-        """Add one step's sum over rows and its number of rows."""
-        pair = torch.stack([weighted_sum.detach(), count]).double()
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
-
-    def read(self) -> dict[str, float]:
-        """Mean of each term, and their weighted "total" under its own name.
-
-        Raises:
-            RuntimeError: a loss that is not finite.
-        """
-        means = {}
-        for name, pair in self._sums.items():
-            total, count = collectives.sum_over_workers(pair).tolist()
-            means[name] = total / count if count else 0.0
-        broken = [name for name, mean in means.items() if not np.isfinite(mean)]
-        if broken:
-            raise RuntimeError(
-                f"the loss is not finite ({', '.join(broken)}): lower the learning rate"
-            )
-        return means
-
-
-def total_loss(terms: Mapping[str, Term], means: Means) -> Tensor:
-    """Weighted sum of the terms, scaled so that the average over workers is the global mean.
-
-    DDP averages gradients over workers. A mean over valid rows must therefore be this worker's
-    sum times the number of workers over the *global* number of valid rows.
-    """
-    first = next(iter(terms.values())).mean
-    counts = torch.stack(
-        [torch.as_tensor(term.count, device=first.device).float() for term in terms.values()]
-    )
-    everywhere = collectives.sum_over_workers(counts)
-    scale = collectives.world_size() * counts / everywhere.clamp_min(1)
-    total = torch.zeros_like(first)
-    for index, (name, term) in enumerate(terms.items()):
-        total = total + term.weight * scale[index] * term.mean
-        means.add(name, term.mean * counts[index], counts[index])
-    means.add("total", total * everywhere.max(), everywhere.max())
-    return total
 
 
 def _by_modality(output: Features, sizes: list[int]) -> dict[Modality, Features]:

@@ -28,10 +28,11 @@ from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.data import ImageFiles, find_unreadable, plan_dataset, training_batches
 from pipelines.errors import UserError
-from pipelines.loop import Job, Progress, TrainingLoop
+from pipelines.loop import Job, TrainingLoop
 from pipelines.memory_bank import EpochStart, Key, MemoryBank
 from pipelines.prepare import Prepared, check_disk, check_weights, prepare
 from pipelines.progress import follow
+from pipelines.state import Progress
 from reid_core.protocols import HEADLINE
 from reid_core.types import Batch, Modality
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines import batchnorm, collectives
-from pipelines.loop import Means, total_loss
+from pipelines.objective import Means, total_loss
 from reid_core import losses
 from reid_core.types import Term
 

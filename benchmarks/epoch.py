@@ -1,0 +1,137 @@
+"""What does Ray cost? One epoch of the demo, phase by phase, against a plain loop without Ray.
+
+Every variant trains the demo's "align" stage (no text) on the same generated people in a process
+tree of its own: the plain loop (one process, torch DataLoader, all cores) is the rival; the product
+runs with 1 and with 2 workers. The first two epochs warm up and are left out.
+
+    python benchmarks/epoch.py [--identities 430] [--epochs 6]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+WARM = 2
+PHASES = ("embed", "cluster", "match", "plan", "input", "step", "checkpoint")
+VARIANTS = ("plain loop, DataLoader", "Ray, 1 worker", "Ray, 2 workers")
+
+
+def overrides(root: Path, epochs: int, workers: int) -> list[str]:
+    """The demo's settings, images only, without evaluation."""
+    cores = os.cpu_count() or 1
+    return [
+        f"data.root={root}",
+        "cclnet.image_to_text=0",
+        f"cclnet.align.epochs={epochs}",
+        "evaluation.start=false",
+        f"trainer.num_workers={workers}",
+        f"trainer.cpus_per_worker={max(1, cores // workers)}",
+    ]
+
+
+def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
+    """Train one variant in this process; metrics.jsonl in `out` is the result."""
+    from pipelines import config as configuration
+
+    workers = 2 if "2" in variant else 1
+    config = configuration.load(Path("demo.yaml"), overrides(root, epochs, workers))
+    if variant.startswith("Ray"):
+        from pipelines.train import train as train_on_ray
+
+        train_on_ray(config, out, sys.argv)
+        return
+    import torch
+
+    from benchmarks.plain_loop import train as train_plainly
+    from pipelines.prepare import prepare
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    prepared = prepare(config, lambda files, modality: [])
+    train_plainly(config, prepared, out, processes=2)
+
+
+def measure(variant: str, root: Path, epochs: int, folder: Path) -> dict[str, Any]:
+    """Start a variant and watch the memory of its process tree."""
+    out = folder / variant.replace(" ", "-").replace(",", "")
+    command = [sys.executable, __file__, "--variant", variant, "--root", str(root)]
+    child = subprocess.Popen(
+        [*command, "--epochs", str(epochs), "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        stdout=subprocess.DEVNULL,
+    )
+    peak = 0
+    while child.poll() is None:
+        peak = max(peak, _proportional_memory(child.pid))
+        time.sleep(1)
+    if child.returncode:
+        raise SystemExit(f"{variant} failed with exit code {child.returncode}")
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    warm = [line["seconds"] for line in lines[WARM:]]
+    seconds = {p: statistics.mean(line.get(p, 0.0) for line in warm) for p in PHASES}
+    return {"seconds": seconds, "total": sum(seconds.values()), "peak": peak}
+
+
+def _proportional_memory(pid: int) -> int:
+    """Sum of the proportional set sizes of a process and all its descendants, in bytes."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.Error:
+        return 0
+    for process in family:
+        try:
+            total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
+def table(found: dict[str, dict[str, Any]], images: int) -> str:
+    """Markdown: a line per variant, the ratio against the plain loop at the end."""
+    rival = found[VARIANTS[0]]["total"]
+    head = ["seconds per epoch", *PHASES, "total", "images/s in step + input", "peak MiB", "ratio"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for variant, result in found.items():
+        seconds = result["seconds"]
+        rate = images / (seconds["step"] + seconds["input"])
+        cells = [variant, *(f"{seconds[phase]:.2f}" for phase in PHASES), f"{result['total']:.2f}"]
+        cells += [f"{rate:.0f}", f"{result['peak'] / 2**20:.0f}", f"{result['total'] / rival:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """All variants in one run, or one variant when started by `measure`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--identities", type=int, default=430)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--variant", choices=VARIANTS)
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        run_variant(arguments.variant, arguments.root, arguments.epochs, arguments.out)
+        return
+    from reid_core.datasets import synthetic
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "data"
+        synthetic.write(root, num_identities=arguments.identities, seed=0, workers=2)
+        found = {v: measure(v, root, arguments.epochs, Path(folder)) for v in VARIANTS}
+    images = 2 * 16 * 4 * 30
+    print(table(found, images))
+
+
+if __name__ == "__main__":
+    main()
