@@ -55,8 +55,8 @@ def test_resnet50_maps_are_18_by_9_at_last_stride_1(resnet50):
 
 
 def test_square_stride_2_projection_is_open_clips_image_feature(small):
-    encoder = TwoStemEncoder(small, height=64, width=64, last_stride=2).eval()
-    square = images(2, 64, 64)
+    encoder = TwoStemEncoder(small, height=128, width=128, last_stride=2).eval()
+    square = images(2, 128, 128)
     with torch.no_grad():
         expected = small.model.encode_image(square)
         for modality in (Modality.VISIBLE, Modality.INFRARED):
