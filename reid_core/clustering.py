@@ -12,14 +12,10 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from reid_core import jaccard
-from reid_core.neighbours import (
-    Features,
-    Neighbours,
-    nearest,
-    nearest_from_both,
-    similarity_of_pairs,
-)
+from reid_core.jaccard import jaccard_distances
+from reid_core.neighbours import Neighbours, nearest, nearest_from_both
+from reid_core.products import Features
+from reid_core.reciprocal import averaged, reciprocal_weights
 from reid_core.types import OUTLIER
 
 
@@ -74,9 +70,9 @@ def jaccard_graph_of_neighbours(
         raise ValueError(f"k2 is {k2}; it must lie in 1 ... k1 = {k1}")
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
-    weights = _reciprocal_weights(found, features, k1)
-    averaged = jaccard.averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
-    return _symmetric(jaccard.close_pairs(averaged, max_distance=max_distance))
+    weights = reciprocal_weights(found, features, k1)
+    weights = averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
+    return jaccard_distances(weights, max_distance=max_distance)
 
 
 def cluster(
@@ -180,65 +176,6 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
     # sorted segments and not index_add, whose sums on CUDA differ from run to run
     means = torch.segment_reduce(rows[order], "mean", lengths=counts, axis=0)
     return means if isinstance(features, Tensor) else means.numpy()
-
-
-def _reciprocal_weights(found: Neighbours, features: Features, k1: int) -> jaccard.SparseRows:
-    """Softmax weights over each row's expanded k-reciprocal set."""
-    half = int(np.around(k1 / 2)) + 1
-    sets = jaccard.expanded_sets(
-        found.rows, jaccard.reciprocal(found.rows, k1), jaccard.reciprocal(found.rows, half)
-    )
-    jaccard.fill_known(sets, found.rows, found.similarity)
-    unknown = np.flatnonzero(np.isnan(sets.values))
-    owners = np.searchsorted(sets.indptr, unknown, side="right") - 1
-    sets.values[unknown] = similarity_of_pairs(features, owners, sets.columns[unknown])
-    # softmax of -(2 - 2 cos) over the set; the constant cancels
-    np.exp(2 * sets.values, out=sets.values)
-    sums = np.add.reduceat(sets.values, sets.indptr[:-1])
-    np.divide(sets.values, np.repeat(sums, np.diff(sets.indptr)), out=sets.values)
-    return sets
-
-
-def _symmetric(lower: jaccard.SparseRows) -> csr_array:
-    """Both triangles and the zero diagonal from the strictly lower triangle, columns sorted."""
-    num_rows = len(lower)
-    shape = (num_rows, num_rows)
-    triangle = csr_array((lower.values, lower.columns, lower.indptr), shape=shape)
-    upper = triangle.T.tocsr()
-    triangle = upper.T.tocsr()
-    counts = np.diff(triangle.indptr) + np.diff(upper.indptr) + 1
-    indptr = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    indices = np.empty(indptr[-1], dtype=triangle.indices.dtype)
-    data = np.empty(indptr[-1], dtype=np.float32)
-    _interleave(
-        triangle.indptr, triangle.indices, triangle.data,
-        upper.indptr, upper.indices, upper.data, indptr, indices, data,
-    )  # fmt: skip
-    return csr_array((data, indices, indptr), shape=shape)
-
-
-@numba.njit(nogil=True, cache=True)
-def _interleave(
-    lower_indptr: np.ndarray,
-    lower_indices: np.ndarray,
-    lower_data: np.ndarray,
-    upper_indptr: np.ndarray,
-    upper_indices: np.ndarray,
-    upper_data: np.ndarray,
-    indptr: np.ndarray,
-    indices: np.ndarray,
-    data: np.ndarray,
-) -> None:
-    for i in range(len(indptr) - 1):
-        place = indptr[i]
-        for e in range(lower_indptr[i], lower_indptr[i + 1]):
-            indices[place], data[place] = lower_indices[e], lower_data[e]
-            place += 1
-        indices[place], data[place] = i, 0
-        place += 1
-        for e in range(upper_indptr[i], upper_indptr[i + 1]):
-            indices[place], data[place] = upper_indices[e], upper_data[e]
-            place += 1
 
 
 @numba.njit(nogil=True, cache=True)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import torch
-from torch import Tensor
 
-Features = np.ndarray | Tensor
+from reid_core.products import Features, on_device, on_host
 
-_HASH_NUMBERS = 1 << 20  # size of one block of products, 8 MiB
+_HASH_NUMBERS = 1 << 24  # size of one block of products on a device, 128 MiB
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,9 @@ def _row_hashes(features: Features) -> np.ndarray:
     """64 bits per row: a sum of its bit patterns times fixed odd numbers, modulo 2^64."""
     factors = np.random.Philox(key=0).random_raw(features.shape[1]).astype(np.int64) | 1
     hashes = np.empty(len(features), dtype=np.int64)
+    if not on_device(features):
+        _hash(on_host(features).view(np.int32), factors, hashes)
+        return hashes
     step = max(1, _HASH_NUMBERS // features.shape[1])
     for start in range(0, len(features), step):
         bits = torch.as_tensor(features[start : start + step]).view(torch.int32).long()
@@ -93,6 +95,15 @@ def _same_bits(features: Features, first: np.ndarray, second: np.ndarray) -> np.
     chunks = zip(a.split(step), b.split(step), strict=True)
     same = [(bits[i] == bits[j]).all(dim=1).cpu() for i, j in chunks]
     return torch.cat(same).numpy()
+
+
+@numba.njit(nogil=True, cache=True)
+def _hash(bits: np.ndarray, factors: np.ndarray, hashes: np.ndarray) -> None:
+    for i in range(bits.shape[0]):
+        total = np.int64(0)
+        for d in range(bits.shape[1]):
+            total += np.int64(bits[i, d]) * factors[d]
+        hashes[i] = total
 
 
 @numba.njit(nogil=True, cache=True)

@@ -6,19 +6,18 @@ Shapes: Q queries, G gallery rows, N rows of a data set, M pairs.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numba
 import numpy as np
-import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
+from reid_core.threads import over_blocks
 from reid_core.types import OUTLIER
 
-_BLOCK = 256  # queries that one thread takes at a time
+_BLOCK = 128  # queries that one thread takes at a time
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,8 @@ def retrieval_metrics(
 ) -> RetrievalScores:
     """CMC, mAP and mINP of a similarity matrix. Equal similarities are ranked by gallery row.
 
-    Nothing is sorted over the gallery: the rank of a hit is one plus the number of rows before it,
-    which one pass per query counts. Beside the inputs the memory is O(Q + threads * G).
+    The gallery is not sorted: the rank of a hit is one plus the number of rows before it, and those
+    are counted. Beside the inputs the memory is O(Q + threads * G).
 
     Args:
         similarity: (Q, G), larger = more similar.
@@ -98,19 +97,19 @@ def retrieval_metrics(
     num_queries = _checked_shape(similarity, query_pids, gallery_pids, ignore)
     known, gallery_ids = np.unique(gallery_pids, return_inverse=True)
     query_ids = _positions(known, np.asarray(query_pids))
-    order = np.argsort(gallery_ids, kind="stable")
-    starts = np.searchsorted(gallery_ids[order], np.arange(len(known) + 1))
+    members = np.argsort(gallery_ids, kind="stable")
+    starts = np.searchsorted(gallery_ids[members], np.arange(len(known) + 1))
     first_rank = np.zeros(num_queries, dtype=np.int64)
     ap, inp = np.full(num_queries, np.nan), np.full(num_queries, np.nan)
     nothing = np.zeros((1, 0), dtype=np.bool_)
 
-    def score(start: int) -> None:
-        rows = slice(start, start + _BLOCK)
+    def score(start: int, stop: int) -> None:
+        rows = slice(start, stop)
         _score_queries(
             _on_host(similarity[rows]),
             query_ids[rows],
             gallery_ids,
-            order,
+            members,
             starts,
             nothing if ignore is None else ignore[rows],
             cmc == "identity",
@@ -119,8 +118,7 @@ def retrieval_metrics(
             inp[rows],
         )
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(score, range(0, num_queries, _BLOCK)))
+    over_blocks(score, num_queries, _BLOCK)
     if (first_rank < 0).any():
         raise ValueError(f"similarity row {int(np.argmax(first_rank < 0))} holds NaN")
     return _summary(first_rank, ap, inp, max_rank)
@@ -197,7 +195,9 @@ def _positions(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def _on_host(block: np.ndarray | Tensor) -> np.ndarray:
-    return block.detach().cpu().numpy() if isinstance(block, Tensor) else block
+    """A block of similarities as an array of a floating type that the kernel knows."""
+    array = block.detach().float().cpu().numpy() if isinstance(block, Tensor) else block
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
 
 
 def _summary(
@@ -222,7 +222,7 @@ def _score_queries(
     similarity: np.ndarray,
     query_ids: np.ndarray,
     gallery_ids: np.ndarray,
-    order: np.ndarray,
+    members: np.ndarray,
     starts: np.ndarray,
     ignore: np.ndarray,
     by_identity: bool,
@@ -230,65 +230,61 @@ def _score_queries(
     ap: np.ndarray,
     inp: np.ndarray,
 ) -> None:
-    """Fills first_rank (0 = invalid, -1 = NaN met), ap and inp of a block of queries.
-
-    `before[p]` counts the rows that stand before the p-th best hit but not before the better ones;
-    the running sum of it, hits included, is the rank.
-    """
-    num_gallery = len(gallery_ids)
+    """Fills first_rank (0 = invalid, -1 = NaN met), ap and inp of a block of queries."""
+    row = np.empty(len(gallery_ids), dtype=similarity.dtype)
     seen = np.full(len(starts) - 1, -1, dtype=np.int64)
     for q in range(len(query_ids)):
         if query_ids[q] < 0:
             continue
-        row = similarity[q]
-        members = order[starts[query_ids[q]] : starts[query_ids[q] + 1]]
-        hits = members
-        if ignore.shape[1]:
-            hits = members[~ignore[q][members]]
-        if len(hits) == 0:
-            continue
-        # members ascend and the sort is stable, so equal similarities stay in gallery order
-        hits = hits[np.argsort(-row[hits], kind="mergesort")]
-        scores = row[hits]
-        num_hits = len(hits)
-        lowest = scores[num_hits - 1]
-        before = np.zeros(num_hits, dtype=np.int64)
-        identities_before = 0
-        bad = False
-        for g in range(num_gallery):
-            value = row[g]
-            if value < lowest:
-                continue
-            if ignore.shape[1] and ignore[q, g]:
-                continue
-            if value != value:
-                bad = True
-                break
-            low, high = 0, num_hits
-            while low < high:
-                middle = (low + high) >> 1
-                if scores[middle] > value or (scores[middle] == value and hits[middle] < g):
-                    low = middle + 1
-                else:
-                    high = middle
-            if low == num_hits:
-                continue
-            before[low] += 1
-            if by_identity and low == 0 and g != hits[0] and seen[gallery_ids[g]] != q:
-                seen[gallery_ids[g]] = q
-                identities_before += 1
-        if bad:
+        row[:] = similarity[q]
+        if np.isnan(row).any():
             first_rank[q] = -1
             continue
-        rank = 0
-        precision = 0.0
-        for p in range(num_hits):
-            rank += before[p]
-            precision += (p + 1) / rank
-            if p == 0:
-                first_rank[q] = identities_before + 1 if by_identity else rank
-        ap[q] = precision / num_hits
-        inp[q] = num_hits / rank
+        hits = members[starts[query_ids[q]] : starts[query_ids[q] + 1]]
+        if ignore.shape[1]:
+            hits = hits[~ignore[q][hits]]
+            # NaN is neither above nor equal to anything: these rows do not exist any more
+            row[ignore[q]] = np.nan
+        if len(hits) == 0:
+            continue
+        ranks = np.sort(_ranks(row, hits))
+        ap[q] = np.mean(np.arange(1, len(hits) + 1) / ranks)
+        inp[q] = len(hits) / ranks[-1]
+        first_rank[q] = ranks[0]
+        if by_identity and ranks[0] > 1:
+            first_rank[q] = 1 + _identities_above(row, hits, gallery_ids, seen, q)
+
+
+@numba.njit(nogil=True, cache=True)
+def _ranks(row: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Rank of each hit. Counted and not sorted: a handful of SIMD passes over the row."""
+    ranks = np.empty(len(hits), dtype=np.int64)
+    for p in range(len(hits)):
+        score = row[hits[p]]
+        above, equal = np.int32(0), np.int32(0)
+        for g in range(len(row)):
+            above += np.int32(row[g] > score)
+            equal += np.int32(row[g] == score)
+        if equal > 1:
+            for g in range(hits[p]):
+                above += np.int32(row[g] == score)
+        ranks[p] = above + 1
+    return ranks
+
+
+@numba.njit(nogil=True, cache=True)
+def _identities_above(
+    row: np.ndarray, hits: np.ndarray, gallery_ids: np.ndarray, seen: np.ndarray, query: int
+) -> int:
+    """Identities with a row before the best hit; `seen` remembers the query that met them last."""
+    best = hits[np.argmax(row[hits])]
+    count = 0
+    for g in range(len(row)):
+        before = row[g] > row[best] or (row[g] == row[best] and g < best)
+        if before and seen[gallery_ids[g]] != query:
+            seen[gallery_ids[g]] = query
+            count += 1
+    return count
 
 
 def _contingency(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_core import neighbours
+from reid_core import neighbours, products
 from reid_core.neighbours import NeighbourSearch
 from tests import oracles
 
@@ -74,8 +74,8 @@ def test_threads_and_tensors_change_nothing() -> None:
 def test_product_and_topk_find_what_faiss_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     x = unit(500)
     with_faiss = neighbours.nearest(x, 20)
-    monkeypatch.setattr(neighbours, "faiss", None)
-    monkeypatch.setattr(neighbours, "_DEVICE_BYTES", 4 * 500 * 64)  # several chunks to merge
+    monkeypatch.setattr(products, "faiss", None)
+    monkeypatch.setattr(products, "_DEVICE_BYTES", 4 * 500 * 64)  # several chunks to merge
     without = neighbours.nearest(x, 20)
     np.testing.assert_array_equal(with_faiss.rows, without.rows)
     np.testing.assert_array_equal(with_faiss.similarity, without.similarity)
@@ -115,10 +115,10 @@ def test_balanced_lists_need_both_modalities_and_an_even_k() -> None:
         neighbours.nearest_from_both(unit(20), np.arange(20) < 2, 6)
 
 
-def test_similarity_of_pairs() -> None:
+def test_products_of_pairs() -> None:
     x, rng = unit(50), np.random.default_rng(0)
     first, second = rng.integers(0, 50, size=(2, 9000))
-    found = neighbours.similarity_of_pairs(x, first, second)
+    found = products.products_of_pairs(x, first, second)
     np.testing.assert_allclose(found, (x[first] * x[second]).sum(axis=1), atol=1e-6)
 
 

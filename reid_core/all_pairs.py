@@ -1,0 +1,171 @@
+"""Candidates for the nearest rows of every row at once, on the CPU: each product is made once.
+
+A search by queries multiplies every pair of rows twice, as (i, j) and as (j, i). Here square tiles
+of the upper triangle are multiplied, one per thread at a time and small enough for its cache, and
+each tile is offered both to its rows and to its columns.
+
+Shapes: U rows, D feature width, T rows of a tile, c candidates.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache
+from threading import Lock, local
+
+import numba
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+_TILE = 512  # 1 MiB of products
+_CHUNK = 32  # products that are compared with the thresholds in one go
+_ROOM = 2  # candidates kept before the best are selected, in multiples of c
+
+
+def all_pairs_candidates(features: np.ndarray, count: int) -> np.ndarray:
+    """The rows of the largest float32 products with each row.
+
+    Equal products are decided by the row number, so the order of the threads does not show.
+
+    Args:
+        features: (U, D) float32.
+        count: c, at most U.
+
+    Returns:
+        int32 (U, c) row numbers, in no particular order.
+    """
+    num_rows = len(features)
+    keys = np.empty((num_rows, _ROOM * count), dtype=np.int64)
+    filled = np.zeros(num_rows, dtype=np.int32)
+    least = np.full(num_rows, -np.inf, dtype=np.float32)
+    starts = range(0, num_rows, _TILE)
+    locks = {start: Lock() for start in starts}
+    scratch = local()
+
+    def work(corner: tuple[int, int]) -> None:
+        top, left = corner
+        rows, columns = features[top : top + _TILE], features[left : left + _TILE]
+        if not hasattr(scratch, "products"):
+            scratch.products = np.empty(_TILE * _TILE, dtype=np.float32)
+        tile = scratch.products[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        np.matmul(rows, columns.T, out=tile)
+        # the upper lock first, always: no two threads can wait for each other
+        with locks[top], nullcontext() if left == top else locks[left]:
+            _offer(tile, top, left, keys, filled, least, count)
+
+    # the diagonal first: after it every row has a threshold, and few products reach it
+    corners = [(start, start) for start in starts]
+    corners += [(top, left) for top in starts for left in starts if left > top]
+    single = _controller().limit(limits=1, user_api="blas")
+    with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, corners))
+    return _selected_rows(keys, filled, count)
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """Looks the loaded libraries up once: it takes milliseconds."""
+    return ThreadpoolController()
+
+
+@numba.njit(nogil=True, cache=True)
+def _select(keys: np.ndarray, count: int) -> None:
+    """Moves the `count` largest keys to the front, the smallest of them to place count - 1."""
+    low, high = 0, len(keys) - 1
+    while low < high:
+        pivot = keys[(low + high) >> 1]
+        left, right = low, high
+        while left <= right:
+            while keys[left] > pivot:
+                left += 1
+            while keys[right] < pivot:
+                right -= 1
+            if left <= right:
+                keys[left], keys[right] = keys[right], keys[left]
+                left += 1
+                right -= 1
+        if count - 1 <= right:
+            high = right
+        elif count - 1 >= left:
+            low = left
+        else:
+            return
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _rising(bits: int) -> int:
+    """Bits of a float32 as an integer that rises with it; the same step leads back."""
+    return bits ^ 0x7FFFFFFF if bits < 0 else bits
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _key(bits: int, row: int) -> int:
+    """One integer that orders by larger product first, then by smaller row."""
+    return (np.int64(_rising(bits)) << 32) | (0x7FFFFFFF - row)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"nnan"}, inline="always")
+def _largest_margin(row: np.ndarray, own: float, others: np.ndarray) -> float:
+    """Largest excess of a product over the lower of its two thresholds, made for SIMD."""
+    margin = np.float32(-1)
+    for c in range(len(row)):
+        margin = max(margin, row[c] - min(own, others[c]))
+    return margin
+
+
+@numba.njit(nogil=True, cache=True)
+def _cut(keys: np.ndarray, filled: np.ndarray, least: np.ndarray, owner: int, count: int) -> None:
+    """Cuts a full list to its best, the worst of which becomes the row's threshold."""
+    _select(keys[owner], count)
+    filled[owner] = count
+    value = np.empty(1, dtype=np.int32)
+    value[0] = _rising(np.int32(keys[owner, count - 1] >> 32))
+    least[owner] = value.view(np.float32)[0]
+
+
+@numba.njit(nogil=True, cache=True)
+def _offer(
+    tile: np.ndarray,
+    top: int,
+    left: int,
+    keys: np.ndarray,
+    filled: np.ndarray,
+    least: np.ndarray,
+    count: int,
+) -> None:
+    """Adds the products that reach a row's threshold; a tile beside the diagonal serves both."""
+    bits = tile.view(np.int32)
+    num_columns = tile.shape[1]
+    room = keys.shape[1]
+    mirrored = left > top
+    for r in range(tile.shape[0]):
+        row, i = tile[r], top + r
+        for first in range(0, num_columns, _CHUNK):
+            last = min(first + _CHUNK, num_columns)
+            margin = _largest_margin(row[first:last], least[i], least[left + first : left + last])
+            if margin < 0:
+                continue
+            for c in range(first, last):
+                j = left + c
+                if row[c] >= least[i]:
+                    keys[i, filled[i]] = _key(bits[r, c], j)
+                    filled[i] += 1
+                    if filled[i] == room:
+                        _cut(keys, filled, least, i, count)
+                if mirrored and row[c] >= least[j]:
+                    keys[j, filled[j]] = _key(bits[r, c], i)
+                    filled[j] += 1
+                    if filled[j] == room:
+                        _cut(keys, filled, least, j, count)
+
+
+@numba.njit(nogil=True, cache=True)
+def _selected_rows(keys: np.ndarray, filled: np.ndarray, count: int) -> np.ndarray:
+    rows = np.empty((len(keys), count), dtype=np.int32)
+    for i in range(len(keys)):
+        _select(keys[i, : filled[i]], count)
+        for c in range(count):
+            rows[i, c] = 0x7FFFFFFF - (keys[i, c] & 0x7FFFFFFF)
+    return rows
