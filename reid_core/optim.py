@@ -46,7 +46,7 @@ def adam_per_tensor(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("no parameter needs a gradient: there is nothing to train")
-    optimiser = Adam(groups, lr=lr, weight_decay=weight_decay)
+    optimiser = Adam(groups, lr=lr, weight_decay=weight_decay, fused=True)
     set_lr(optimiser, lr)
     return optimiser
 
@@ -69,7 +69,7 @@ def adamw(
     groups = [group | {"lr_factor": 1.0} for group in groups if group["params"]]
     if not groups:
         raise ValueError("no parameter needs a gradient: there is nothing to train")
-    return AdamW(groups, lr=lr)
+    return AdamW(groups, lr=lr, fused=True)
 
 
 def set_lr(optimiser: Optimizer, lr: float) -> None:
