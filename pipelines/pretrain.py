@@ -44,22 +44,21 @@ class Settings:
 
     Attributes:
         num_images: catalogue pictures, four per person.
-        held_out: people of them that only the scores in the log see.
+        held_out: people of them that only the scores at the end of the log see.
         steps: optimiser steps.
         num_people, num_pictures: people in a batch, and pictures of each.
         lr, weight_decay: of AdamW; linear warm-up over `warmup` steps, then half a cosine to 0.
         word_weight: of the prediction of a picture's words; InfoNCE alone stays near chance.
-        view_weight: of the contrast between pictures, in which those of one person belong together.
-        background: share of the pictures that get another background.
+        view_weight: of the contrast between pictures, in which those of a person belong together.
         gray: share of the colour pictures that lose their colours, and their sentences with them.
         prompt_like: share of sentences "A visible photo of a <words> person.", so that CCLNet's
             prompts are nothing new to the text tower.
         log_every: steps between two lines of the log.
     """
 
-    num_images: int = 24_000
+    num_images: int = 12_000
     held_out: int = 200
-    steps: int = 4_000
+    steps: int = 3_000
     num_people: int = 32
     num_pictures: int = 2
     lr: float = 4e-3
@@ -67,7 +66,6 @@ class Settings:
     warmup: int = 100
     word_weight: float = 30.0
     view_weight: float = 0.5
-    background: float = 0.7
     gray: float = 0.5
     prompt_like: float = 0.5
     log_every: int = 100
@@ -79,15 +77,17 @@ class Sample:
 
     Attributes:
         images: (B, 3, H, W) float32, normalised.
-        tokens: (B, 77) int64.
         people: (B,) int64.
+        told: (T,) int64, the pictures that come with a sentence.
+        tokens: (T, 77) int64, their sentences.
         words: (B, V) float32, 1 where a word holds.
         known: (B, V) float32, 0 for colour words of pictures without colours.
     """
 
     images: Tensor
-    tokens: Tensor
     people: Tensor
+    told: Tensor
+    tokens: Tensor
     words: Tensor
     known: Tensor
 
@@ -101,7 +101,6 @@ class Sampler:
         margin = (book.images.shape[2] - WIDTH) // 2
         tall = book.images[:, :, margin : margin + WIDTH]
         self.images = np.ascontiguousarray(tall.transpose(0, 3, 1, 2))
-        self.background = _background(book.images)[:, :, margin : margin + WIDTH]
         self.person, self.words = book.person, book.words
         self.is_colour, self.has_colour = is_colour(book), has_colour(book)
         self.sentences = Sentences(book, prompt_like=settings.prompt_like)
@@ -117,39 +116,25 @@ class Sampler:
         order = self.rng.random((chosen.num_people, int(count.max()))).argsort(axis=1)
         rows = (first[:, None] + order[:, : chosen.num_pictures] % count[:, None]).ravel()
         coloured = self.has_colour[rows] & (self.rng.random(len(rows)) >= chosen.gray)
-        return self.sample(rows, coloured)
+        # One sentence per person: reading costs more than looking.
+        told = np.arange(0, len(rows), chosen.num_pictures)
+        return self.sample(rows, coloured, told=told)
 
-    def sample(self, rows: np.ndarray, coloured: np.ndarray) -> Sample:
-        """Augmented pictures of the rows; those that are not `coloured` become gray."""
+    def sample(self, rows: np.ndarray, coloured: np.ndarray, *, told: np.ndarray) -> Sample:
+        """Augmented pictures of the rows, gray where not `coloured`; sentences of rows[told]."""
         seeds = self.rng.integers(0, 2**63, len(rows)).astype(np.uint64)
         gray = torch.from_numpy(~coloured)
         known = torch.ones(len(rows), len(self.is_colour))
         known[gray[:, None] & torch.from_numpy(self.is_colour)] = 0.0
-        pictures = self.transform(self.with_backgrounds(rows), seeds)
+        pictures = self.transform(self.images[rows], seeds)
         return Sample(
             images=_spoil(torch.from_numpy(pictures), gray, self.rng),
-            tokens=self.sentences.draw(rows, coloured, self.rng),
             people=torch.from_numpy(self.person[rows]),
+            told=torch.from_numpy(told),
+            tokens=self.sentences.draw(rows[told], coloured[told], self.rng),
             words=torch.from_numpy(self.words[rows]).float(),
             known=known,
         )
-
-    def with_backgrounds(self, rows: np.ndarray) -> np.ndarray:
-        """(B, 3, H, W) uint8 pictures of the rows, some of them in front of random patchwork."""
-
-        def patches(height: int, width: int, channels: int, mode: str) -> Tensor:
-            shape = (len(rows), channels, height, width)
-            drawn = torch.from_numpy(self.rng.random(shape, dtype=np.float32)) - 0.5
-            strength = torch.from_numpy(self.rng.random((len(rows), 1, 1, 1), dtype=np.float32))
-            return F.interpolate(drawn, size=(HEIGHT, WIDTH), mode=mode) * strength
-
-        level = torch.from_numpy(self.rng.uniform(0.1, 0.9, (len(rows), 1, 1, 1))).float()
-        field = level + 0.3 * patches(1, 1, 3, "nearest") + 0.8 * patches(4, 2, 3, "bilinear")
-        field = field + 0.8 * patches(6, 3, 1, "nearest") + 0.4 * patches(16, 8, 1, "nearest")
-        pixels = field.clamp(0, 1).mul(255).to(torch.uint8).numpy()
-        changed = self.rng.random(len(rows)) < self.settings.background
-        where = self.background[rows] & changed[:, None, None]
-        return np.where(where[:, None], pixels, self.images[rows])
 
 
 class Learner(nn.Module):
@@ -185,16 +170,24 @@ class Learner(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16):
             features = self.encoder(images, None)
         image = F.normalize(features.projected.float(), dim=1)
-        text = F.normalize(self.text.encode_text(sample.tokens), dim=1)
+        text = F.normalize(self._sentence_features(sample.tokens), dim=1)
         scale = self.logit_scale.exp().clamp(max=100)
-        pooled = self.pooled_words(self.norms["pooled"](features.pooled))
+        told = sample.told
+        pooled_words = self.pooled_words(self.norms["pooled"](features.pooled))
+        image_words = self.joint_words(self.norms["image"](image))
+        text_words = self.joint_words(self.norms["text"](text))
         return {
-            "contrast": person_contrast(scale * image @ text.T, sample.people),
+            "contrast": person_contrast(scale * image @ text.T, sample.people, sample.people[told]),
             "views": view_contrast(image, sample.people),
-            "words_pooled": _word_loss(pooled, sample),
-            "words_image": _word_loss(self.joint_words(self.norms["image"](image)), sample),
-            "words_text": _word_loss(self.joint_words(self.norms["text"](text)), sample),
+            "words_pooled": word_loss(pooled_words, sample.words, sample.known),
+            "words_image": word_loss(image_words, sample.words, sample.known),
+            "words_text": word_loss(text_words, sample.words[told], sample.known[told]),
         }
+
+    def _sentence_features(self, tokens: Tensor) -> Tensor:
+        # Short sentences apart from long ones: half of the tokens would be padding.
+        order = tokens.argmax(dim=1).argsort()
+        return self.text.encode_text(tokens[order], chunk=16)[order.argsort()]
 
 
 def pretrain(out_dir: str | Path, *, seed: int, settings: Settings | None = None) -> Path:
@@ -240,8 +233,10 @@ def _train(learner: Learner, sampler: Sampler, settings: Settings) -> Iterator[d
         terms = learner.train()(sampler.draw())
         words = terms["words_pooled"] + terms["words_image"] + 0.3 * terms["words_text"]
         optimiser.zero_grad(set_to_none=True)
-        loss = terms["contrast"] + settings.view_weight * terms["views"]
-        (loss + settings.word_weight * words).backward()
+        loss = (
+            terms["contrast"] + settings.view_weight * terms["views"] + settings.word_weight * words
+        )
+        loss.backward()
         optimiser.step()
         recent.append(torch.stack(list(terms.values())).detach())
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
@@ -256,16 +251,17 @@ def _train(learner: Learner, sampler: Sampler, settings: Settings) -> Iterator[d
     yield {"step": settings.steps, **held_out_scores(learner, sampler)}
 
 
-def person_contrast(similarity: Tensor, people: Tensor) -> Tensor:
+def person_contrast(similarity: Tensor, pictured: Tensor, told: Tensor) -> Tensor:
     """InfoNCE both ways in which every sentence about a person fits each of their pictures.
 
     Args:
-        similarity: (B, B) scaled similarities, pictures x sentences.
-        people: (B,) int64.
+        similarity: (B, T) scaled similarities, pictures x sentences.
+        pictured, told: (B,) and (T,) int64, the people; everyone stands in both.
     """
-    same = (people[:, None] == people).float()
-    target = same / same.sum(dim=1, keepdim=True)
-    return 0.5 * (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target))
+    same = (pictured[:, None] == told).float()
+    by_picture = F.cross_entropy(similarity, same / same.sum(dim=1, keepdim=True))
+    by_sentence = F.cross_entropy(similarity.T, same.T / same.T.sum(dim=1, keepdim=True))
+    return 0.5 * (by_picture + by_sentence)
 
 
 def view_contrast(image: Tensor, people: Tensor, *, temperature: float = 0.1) -> Tensor:
@@ -292,7 +288,7 @@ def held_out_scores(learner: Learner, sampler: Sampler) -> dict[str, float]:
     learner.eval()
     encoder = learner.encoder
     rows = np.flatnonzero(sampler.person > sampler.person[-1] - sampler.settings.held_out)
-    sample = sampler.sample(rows, sampler.has_colour[rows])
+    sample = sampler.sample(rows, sampler.has_colour[rows], told=np.arange(len(rows)))
     projected = F.normalize(encoder.project(sample.images, Modality.VISIBLE), dim=1)
     pooled = encoder.embed(sample.images, Modality.VISIBLE)
     text = F.normalize(learner.text.encode_text(sample.tokens), dim=1)
@@ -326,17 +322,6 @@ def exported(encoder: TwoStemEncoder, clip: clips.Clip) -> dict[str, Tensor]:
     }
 
 
-def _background(images: np.ndarray, *, tolerance: float = 14.0) -> np.ndarray:
-    """(N, H, W) bool where pictures (N, H, W, 3) look like a blend of their left and right edge."""
-    background = np.empty(images.shape[:3], dtype=bool)
-    right = (np.arange(images.shape[2]) + 0.5)[:, None] / images.shape[2]
-    for picture, mask in zip(images, background, strict=True):
-        edges = picture[:, :4].mean(axis=1), picture[:, -4:].mean(axis=1)
-        wall = edges[0][:, None] * (1 - right) + edges[1][:, None] * right
-        mask[:] = np.abs(picture - wall).max(axis=2) < tolerance
-    return background
-
-
 def _word_rates(sampler: Sampler) -> Tensor:
     """(V,) share of the pictures for which a word holds; colours among the coloured ones."""
     rates = sampler.words.mean(axis=0)
@@ -344,9 +329,10 @@ def _word_rates(sampler: Sampler) -> Tensor:
     return torch.from_numpy(rates).float()
 
 
-def _word_loss(logits: Tensor, sample: Sample) -> Tensor:
-    losses = F.binary_cross_entropy_with_logits(logits, sample.words, reduction="none")
-    return (losses * sample.known).sum() / sample.known.sum()
+def word_loss(logits: Tensor, words: Tensor, known: Tensor) -> Tensor:
+    """Binary cross entropy over the words (B, V) whose truth is known, mean over those."""
+    losses = F.binary_cross_entropy_with_logits(logits, words, reduction="none")
+    return (losses * known).sum() / known.sum()
 
 
 def _spoil(images: Tensor, gray: Tensor, rng: np.random.Generator) -> Tensor:

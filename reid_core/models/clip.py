@@ -77,13 +77,13 @@ class TextTower(nn.Module):
     def encode_prompts(self, embeddings: Tensor, eot: Tensor | int, *, chunk: int = 256) -> Tensor:
         """Features of sentences that are given as token embeddings.
 
-        Attention is causal and only the EOT position is read, so what stands behind the largest
-        EOT is never computed: the result is exactly that of all 77 positions.
+        Attention is causal and only the EOT position is read, so what stands behind a chunk's
+        largest EOT is never computed: the result is exactly that of all 77 positions.
 
         Args:
             embeddings: (C, L, W) token embeddings without positions, L > eot; may carry gradients.
             eot: position of the EOT token, (C,) int64 or one number for all.
-            chunk: sentences per pass. Bounds memory where no gradient is needed.
+            chunk: sentences per pass; bounds memory where no gradient is needed.
 
         Returns:
             (C, E) text features, not normalised.
@@ -92,23 +92,18 @@ class TextTower(nn.Module):
             ValueError: an EOT position lies outside the L tokens.
         """
         ends = torch.as_tensor(eot, device=embeddings.device).expand(len(embeddings))
-        length = int(ends.max()) + 1
-        if length > embeddings.shape[1]:
+        if len(ends) and int(ends.max()) >= embeddings.shape[1]:
             raise ValueError(
-                f"the EOT token stands at position {length - 1}, but only "
+                f"the EOT token stands at position {int(ends.max())}, but only "
                 f"{embeddings.shape[1]} token embeddings were given"
             )
-        cut = embeddings[:, :length]
-        parts = [
-            self._encode(rows, at)
-            for rows, at in zip(cut.split(chunk), ends.split(chunk), strict=True)
-        ]
-        return torch.cat(parts)
+        parts = zip(embeddings.split(chunk), ends.split(chunk), strict=True)
+        return torch.cat([self._encode(rows, at) for rows, at in parts])
 
     def _encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
-        length = embeddings.shape[1]
-        dtype = self.positional_embedding.dtype
-        x = embeddings.to(dtype) + self.positional_embedding[:length]
+        length = int(ends.max()) + 1 if len(ends) else 0
+        x = embeddings[:, :length].to(self.positional_embedding.dtype)
+        x = x + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         at_end = x[torch.arange(len(x), device=x.device), ends]
         return self.ln_final(at_end) @ self.text_projection

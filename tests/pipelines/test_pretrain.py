@@ -56,8 +56,12 @@ def test_every_sentence_about_a_person_is_right_for_them():
     similarity = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
     # Two right answers out of two: the smallest loss is the entropy of choosing one.
     expected = 2 / 3 * np.log(2)
-    assert pretrain.person_contrast(similarity, people).item() == pytest.approx(expected, abs=1e-4)
-    assert pretrain.person_contrast(similarity.flip(0), people).item() > 5
+    loss = pretrain.person_contrast(similarity, people, people)
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
+    assert pretrain.person_contrast(similarity.flip(0), people, people).item() > 5
+    # One sentence each: pictures 0 and 1 share it, so only the other direction has a choice.
+    one_each = pretrain.person_contrast(similarity[:, 1:], people, people[1:])
+    assert one_each.item() == pytest.approx(np.log(2) / 2 / 2, abs=1e-4)
 
 
 def test_pictures_of_one_person_belong_together():
@@ -72,24 +76,16 @@ def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
     sample = sampler.draw()
     assert sample.images.shape == (8, 3, 64, 32)
     assert sorted(np.bincount(sample.people.numpy())[sample.people.unique()]) == [2] * 4
+    assert sample.tokens.shape == (4, 77)
+    assert sample.people[sample.told].unique().equal(sample.people.unique())
     assert int(sample.people.max()) < 12 - SETTINGS.held_out
-    gray = sampler.sample(np.arange(4), np.zeros(4, dtype=bool))
+    gray = sampler.sample(np.arange(4), np.zeros(4, dtype=bool), told=np.arange(2))
     assert not gray.known[:, torch.from_numpy(sampler.is_colour)].any()
     assert gray.known[:, torch.from_numpy(~sampler.is_colour)].all()
     equal = (gray.images * torch.tensor([0.229, 0.224, 0.225])[:, None, None]) + torch.tensor(
         [0.485, 0.456, 0.406]
     )[:, None, None]
     assert (equal - equal[:, :1]).abs().max() < 1e-5
-
-
-def test_backgrounds_change_and_people_do_not(book):
-    sampler = pretrain.Sampler(book, SETTINGS, seed=0)
-    share = sampler.background.mean(axis=(1, 2))
-    assert 0.3 < np.median(share) < 0.9
-    rows = np.arange(40)
-    changed = sampler.with_backgrounds(rows) != sampler.images[rows]
-    assert not (changed.any(axis=1) & ~sampler.background[rows]).any()
-    assert changed.any()
 
 
 def test_a_run_leaves_a_log_and_weights_that_reload_to_the_trained_encoder(tmp_path):
