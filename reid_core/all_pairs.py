@@ -10,7 +10,6 @@ Shapes: U rows, D feature width, T rows of a tile, c candidates.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import cache
 from threading import Lock, local
 
@@ -40,6 +39,7 @@ def all_pairs_candidates(features: np.ndarray, count: int) -> np.ndarray:
     keys = np.empty((num_rows, _ROOM * count), dtype=np.int64)
     filled = np.zeros(num_rows, dtype=np.int32)
     least = np.full(num_rows, -np.inf, dtype=np.float32)
+    least_bits = least.view(np.int32)
     starts = range(0, num_rows, _TILE)
     locks = {start: Lock() for start in starts}
     scratch = local()
@@ -50,17 +50,20 @@ def all_pairs_candidates(features: np.ndarray, count: int) -> np.ndarray:
         if not hasattr(scratch, "products"):
             scratch.products = np.empty(_TILE * _TILE, dtype=np.float32)
         tile = scratch.products[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        bits = tile.view(np.int32)
         np.matmul(rows, columns.T, out=tile)
+        if top == left:
+            _start_lists(bits, top, keys, filled, least_bits, count)
+            return
         # the upper lock first, always: no two threads can wait for each other
-        with locks[top], nullcontext() if left == top else locks[left]:
-            _offer(tile, top, left, keys, filled, least, count)
+        with locks[top], locks[left]:
+            _offer(tile, bits, top, left, keys, filled, least, least_bits, count)
 
-    # the diagonal first: after it every row has a threshold, and few products reach it
-    corners = [(start, start) for start in starts]
-    corners += [(top, left) for top in starts for left in starts if left > top]
     single = _controller().limit(limits=1, user_api="blas")
     with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, corners))
+        # the diagonal first: after it every row has a threshold, and few products reach it
+        list(pool.map(work, [(start, start) for start in starts]))
+        list(pool.map(work, [(top, left) for top in starts for left in starts if left > top]))
     return _selected_rows(keys, filled, count)
 
 
@@ -95,19 +98,19 @@ def _select(keys: np.ndarray, count: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _rising(bits: int) -> int:
+def _rising(bits: np.int32) -> np.int32:
     """Bits of a float32 as an integer that rises with it; the same step leads back."""
-    return bits ^ 0x7FFFFFFF if bits < 0 else bits
+    return bits ^ np.int32(0x7FFFFFFF) if bits < 0 else bits
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _key(bits: int, row: int) -> int:
+def _key(bits: np.int32, row: int) -> np.int64:
     """One integer that orders by larger product first, then by smaller row."""
     return (np.int64(_rising(bits)) << 32) | (0x7FFFFFFF - row)
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"nnan"}, inline="always")
-def _largest_margin(row: np.ndarray, own: float, others: np.ndarray) -> float:
+def _margin(row: np.ndarray, own: float, others: np.ndarray) -> np.float32:
     """Largest excess of a product over the lower of its two thresholds, made for SIMD."""
     margin = np.float32(-1)
     for c in range(len(row)):
@@ -116,36 +119,60 @@ def _largest_margin(row: np.ndarray, own: float, others: np.ndarray) -> float:
 
 
 @numba.njit(nogil=True, cache=True)
-def _cut(keys: np.ndarray, filled: np.ndarray, least: np.ndarray, owner: int, count: int) -> None:
+def _cut(
+    keys: np.ndarray, filled: np.ndarray, least_bits: np.ndarray, owner: int, count: int
+) -> None:
     """Cuts a full list to its best, the worst of which becomes the row's threshold."""
     _select(keys[owner], count)
     filled[owner] = count
-    value = np.empty(1, dtype=np.int32)
-    value[0] = _rising(np.int32(keys[owner, count - 1] >> 32))
-    least[owner] = value.view(np.float32)[0]
+    least_bits[owner] = _rising(np.int32(keys[owner, count - 1] >> 32))
+
+
+@numba.njit(nogil=True, cache=True)
+def _start_lists(
+    bits: np.ndarray,
+    top: int,
+    keys: np.ndarray,
+    filled: np.ndarray,
+    least_bits: np.ndarray,
+    count: int,
+) -> None:
+    """Begins the lists of a diagonal tile's rows with the best of the tile."""
+    width = bits.shape[1]
+    own = np.empty(width, dtype=np.int64)
+    for r in range(bits.shape[0]):
+        for c in range(width):
+            own[c] = _key(bits[r, c], top + c)
+        _select(own, count)
+        filled[top + r] = min(width, count)
+        for c in range(filled[top + r]):
+            keys[top + r, c] = own[c]
+        if width >= count:
+            least_bits[top + r] = _rising(np.int32(own[count - 1] >> 32))
 
 
 @numba.njit(nogil=True, cache=True)
 def _offer(
     tile: np.ndarray,
+    bits: np.ndarray,
     top: int,
     left: int,
     keys: np.ndarray,
     filled: np.ndarray,
     least: np.ndarray,
+    least_bits: np.ndarray,
     count: int,
 ) -> None:
-    """Adds the products that reach a row's threshold; a tile beside the diagonal serves both."""
-    bits = tile.view(np.int32)
-    num_columns = tile.shape[1]
-    room = keys.shape[1]
-    mirrored = left > top
+    """Adds the products that reach a threshold to the lists of their row and of their column.
+
+    `bits` and `least_bits` are the same memory as `tile` and `least`, seen as integers.
+    """
+    num_columns, room = tile.shape[1], keys.shape[1]
     for r in range(tile.shape[0]):
         row, i = tile[r], top + r
         for first in range(0, num_columns, _CHUNK):
             last = min(first + _CHUNK, num_columns)
-            margin = _largest_margin(row[first:last], least[i], least[left + first : left + last])
-            if margin < 0:
+            if _margin(row[first:last], least[i], least[left + first : left + last]) < 0:
                 continue
             for c in range(first, last):
                 j = left + c
@@ -153,12 +180,12 @@ def _offer(
                     keys[i, filled[i]] = _key(bits[r, c], j)
                     filled[i] += 1
                     if filled[i] == room:
-                        _cut(keys, filled, least, i, count)
-                if mirrored and row[c] >= least[j]:
+                        _cut(keys, filled, least_bits, i, count)
+                if row[c] >= least[j]:
                     keys[j, filled[j]] = _key(bits[r, c], i)
                     filled[j] += 1
                     if filled[j] == room:
-                        _cut(keys, filled, least, j, count)
+                        _cut(keys, filled, least_bits, j, count)
 
 
 @numba.njit(nogil=True, cache=True)

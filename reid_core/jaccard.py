@@ -11,6 +11,8 @@ that are left are summed over the columns left out.
 
 from __future__ import annotations
 
+import math
+
 import numba
 import numpy as np
 from scipy.sparse import csr_array
@@ -19,6 +21,7 @@ from reid_core.reciprocal import SparseRows, grown, offsets, rows_per_block
 from reid_core.threads import over_blocks
 
 _SLACK = 1e-5  # float32 sums of a few hundred weights are off by less
+_CLASSES = 64  # weights above 2^-32 and columns below 2^31 fit
 _LEFT_OUT = 0.85  # share of the lower limit; less means longer walks, more means more sums
 
 
@@ -89,22 +92,39 @@ def _transpose(
 
 
 @numba.njit(nogil=True, cache=True)
-def _split_columns(
-    columns: np.ndarray, values: np.ndarray, lengths: np.ndarray, may_skip: float
-) -> tuple[np.ndarray, int, float]:
-    """Order of a row's entries, how many at its front are left out, and what those weigh.
+def _choose_left_out(
+    columns: np.ndarray,
+    values: np.ndarray,
+    index_indptr: np.ndarray,
+    allowed: float,
+    is_left_out: np.ndarray,
+) -> float:
+    """Marks which of a row's columns its walk leaves out, and returns what they weigh.
 
-    The first to go have the least weight per row that a walk through their column meets.
+    The first to go are those with the most rows to meet per weight, in classes of a factor of two.
     """
-    worth = np.empty(len(columns), dtype=np.float32)
+    weight_of_class = np.zeros(_CLASSES, dtype=np.float64)
     for e in range(len(columns)):
-        worth[e] = values[e] / (lengths[columns[e] + 1] - lengths[columns[e]])
-    order = np.argsort(worth)
-    skipped, num_skipped = 0.0, 0
-    while num_skipped < len(order) and skipped + values[order[num_skipped]] <= may_skip:
-        skipped += values[order[num_skipped]]
-        num_skipped += 1
-    return order, num_skipped, skipped
+        is_left_out[e] = _class(columns[e], values[e], index_indptr)
+        weight_of_class[is_left_out[e]] += values[e]
+    last, weight = _CLASSES, 0.0
+    while last > 0 and weight + weight_of_class[last - 1] <= allowed:
+        last -= 1
+        weight += weight_of_class[last]
+    for e in range(len(columns)):
+        # of the first class that does not fit as a whole, as many as fit
+        partly = is_left_out[e] == last - 1 and weight + values[e] <= allowed
+        if partly:
+            weight += values[e]
+        is_left_out[e] = partly or is_left_out[e] >= last
+    return weight
+
+
+@numba.njit(nogil=True, cache=True)
+def _class(column: int, value: float, index_indptr: np.ndarray) -> int:
+    """Logarithm of the rows that a column makes one meet per weight, in 0 ... _CLASSES - 1."""
+    met_per_weight = (index_indptr[column + 1] - index_indptr[column]) / value
+    return min(int(math.log2(met_per_weight)), _CLASSES - 1)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -127,16 +147,24 @@ def _close_pairs(
     num_rows = len(indptr) - 1
     shared = np.zeros(num_rows, dtype=np.float32)
     left_out = np.zeros(num_rows, dtype=np.float32)
+    is_left_out = np.empty(num_rows, dtype=np.int8)
     met = np.empty(num_rows, dtype=np.int32)
     filled = 0
     for i in range(start, stop):
-        own = slice(indptr[i], indptr[i + 1])
-        order, num_skipped, skipped = _split_columns(
-            columns[own], values[own], index_indptr, _LEFT_OUT * least_shared
+        first, last = indptr[i], indptr[i + 1]
+        weight_left_out = _choose_left_out(
+            columns[first:last],
+            values[first:last],
+            index_indptr,
+            _LEFT_OUT * least_shared,
+            is_left_out,
         )
         num_met = 0
-        for e in order[num_skipped:]:
-            column, value = columns[indptr[i] + e], values[indptr[i] + e]
+        for e in range(first, last):
+            column, value = columns[e], values[e]
+            if is_left_out[e - first]:
+                left_out[column] = value
+                continue
             for p in range(index_indptr[column], index_indptr[column + 1]):
                 j = index_rows[p]
                 if j >= i:
@@ -145,12 +173,11 @@ def _close_pairs(
                     met[num_met] = j
                     num_met += 1
                 shared[j] += min(value, index_values[p])
-        for e in order[:num_skipped]:
-            left_out[columns[indptr[i] + e]] = values[indptr[i] + e]
         begin = filled
-        for j in met[:num_met]:
+        for m in range(num_met):
+            j = met[m]
             total, shared[j] = shared[j], 0
-            if total + skipped < least_shared:
+            if total + weight_left_out < least_shared:
                 continue
             for e in range(indptr[j], indptr[j + 1]):
                 total += min(left_out[columns[e]], values[e])
@@ -160,8 +187,8 @@ def _close_pairs(
                 out_rows[filled], out_values[filled] = j, distance
                 filled += 1
         counts[i - start] = filled - begin
-        for e in order[:num_skipped]:
-            left_out[columns[indptr[i] + e]] = 0
+        for e in range(first, last):
+            left_out[columns[e]] = 0
     return counts, out_rows[:filled].copy(), out_values[:filled].copy()
 
 

@@ -232,32 +232,51 @@ def _score_queries(
 ) -> None:
     """Fills first_rank (0 = invalid, -1 = NaN met), ap and inp of a block of queries."""
     row = np.empty(len(gallery_ids), dtype=similarity.dtype)
+    hits = np.empty(len(gallery_ids), dtype=np.int64)
     seen = np.full(len(starts) - 1, -1, dtype=np.int64)
     for q in range(len(query_ids)):
         if query_ids[q] < 0:
             continue
-        row[:] = similarity[q]
-        if np.isnan(row).any():
+        # without a mask `ignore` is one empty row, which serves every query
+        if not _copy_without_ignored(similarity[q], ignore[q % len(ignore)], row):
             first_rank[q] = -1
             continue
-        hits = members[starts[query_ids[q]] : starts[query_ids[q] + 1]]
-        if ignore.shape[1]:
-            hits = hits[~ignore[q][hits]]
-            # NaN is neither above nor equal to anything: these rows do not exist any more
-            row[ignore[q]] = np.nan
-        if len(hits) == 0:
+        num_hits = 0
+        for m in range(starts[query_ids[q]], starts[query_ids[q] + 1]):
+            if row[members[m]] == row[members[m]]:
+                hits[num_hits] = members[m]
+                num_hits += 1
+        if num_hits == 0:
             continue
-        ranks = np.sort(_ranks(row, hits))
-        ap[q] = np.mean(np.arange(1, len(hits) + 1) / ranks)
-        inp[q] = len(hits) / ranks[-1]
+        ranks = _ranks(row, hits[:num_hits])
+        precision = 0.0
+        for p in range(num_hits):
+            precision += (p + 1) / ranks[p]
+        ap[q], inp[q] = precision / num_hits, num_hits / ranks[-1]
         first_rank[q] = ranks[0]
         if by_identity and ranks[0] > 1:
-            first_rank[q] = 1 + _identities_above(row, hits, gallery_ids, seen, q)
+            first_rank[q] = 1 + _identities_above(row, hits[:num_hits], gallery_ids, seen, q)
+
+
+@numba.njit(nogil=True, cache=True)
+def _copy_without_ignored(similarity: np.ndarray, ignore: np.ndarray, row: np.ndarray) -> bool:
+    """Copies a query's similarities; False where one is NaN.
+
+    Ignored rows become NaN: neither above nor equal to anything, they do not exist any more.
+    """
+    sound = True
+    for g in range(len(row)):
+        sound &= similarity[g] == similarity[g]
+        row[g] = similarity[g]
+    for g in range(len(ignore)):
+        if ignore[g]:
+            row[g] = np.nan
+    return sound
 
 
 @numba.njit(nogil=True, cache=True)
 def _ranks(row: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Rank of each hit. Counted and not sorted: a handful of SIMD passes over the row."""
+    """Ranks of the hits, ascending. Counted, not sorted: a SIMD pass over the row for each."""
     ranks = np.empty(len(hits), dtype=np.int64)
     for p in range(len(hits)):
         score = row[hits[p]]
@@ -268,7 +287,11 @@ def _ranks(row: np.ndarray, hits: np.ndarray) -> np.ndarray:
         if equal > 1:
             for g in range(hits[p]):
                 above += np.int32(row[g] == score)
-        ranks[p] = above + 1
+        place = p
+        while place > 0 and ranks[place - 1] > above:
+            ranks[place] = ranks[place - 1]
+            place -= 1
+        ranks[place] = above + 1
     return ranks
 
 
@@ -277,7 +300,10 @@ def _identities_above(
     row: np.ndarray, hits: np.ndarray, gallery_ids: np.ndarray, seen: np.ndarray, query: int
 ) -> int:
     """Identities with a row before the best hit; `seen` remembers the query that met them last."""
-    best = hits[np.argmax(row[hits])]
+    best = hits[0]
+    for hit in hits:
+        if row[hit] > row[best]:
+            best = hit
     count = 0
     for g in range(len(row)):
         before = row[g] > row[best] or (row[g] == row[best] and g < best)

@@ -164,7 +164,8 @@ def _products(
 ) -> None:
     query = np.empty(features.shape[1])
     for i in range(candidates.shape[0]):
-        query[:] = queries[i]
+        for d in range(len(query)):
+            query[d] = queries[i, d]
         for c in range(candidates.shape[1]):
             total = 0.0
             row = features[candidates[i, c]]

@@ -59,7 +59,8 @@ def grown(array: np.ndarray, needed: int) -> np.ndarray:
     if needed <= len(array):
         return array
     longer = np.empty(max(needed, 2 * len(array)), dtype=array.dtype)
-    longer[: len(array)] = array
+    for place in range(len(array)):
+        longer[place] = array[place]
     return longer
 
 
@@ -167,7 +168,7 @@ def _expand(
     filled = 0
     for r in range(stop - start):
         i, own, begin = start + r, np.int32(2 * r + 1), filled
-        members = grown(members, filled + rows.shape[1])
+        members = grown(members, filled + rows.shape[1] * (rows.shape[1] + 1))
         for c in range(rows.shape[1]):
             known[rows[i, c]] = similarity[i, c]
             if places[i, c] >= 0:
@@ -175,17 +176,17 @@ def _expand(
                 members[filled] = rows[i, c]
                 filled += 1
         for m in range(begin, filled):
-            others = half_columns[half_indptr[members[m]] : half_indptr[members[m] + 1]]
+            first, last = half_indptr[members[m]], half_indptr[members[m] + 1]
             shared = 0
-            for other in others:
-                shared += mark[other] == own
-            if 3 * shared > 2 * len(others):
-                members = grown(members, filled + len(others))
-                for other in others:
-                    if mark[other] < own:
-                        mark[other] = own + 1
-                        members[filled] = other
-                        filled += 1
+            for e in range(first, last):
+                shared += mark[half_columns[e]] == own
+            if 3 * shared <= 2 * (last - first):
+                continue
+            for e in range(first, last):
+                if mark[half_columns[e]] < own:
+                    mark[half_columns[e]] = own + 1
+                    members[filled] = half_columns[e]
+                    filled += 1
         values = grown(values, filled)
         for m in range(begin, filled):
             values[m] = known[members[m]]

@@ -38,7 +38,7 @@ def assert_well_formed(graph: csr_array) -> None:
     assert (stored(graph) == stored(graph).T).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     num_rows=st.integers(1, 80),
     num_people=st.integers(1, 12),
@@ -64,7 +64,7 @@ def test_equals_the_dense_definition(
 
 @pytest.mark.parametrize("noise", [0.3, 0.8, 3.0])
 def test_larger_world_equals_the_dense_definition(noise: float) -> None:
-    x = people(700, 60, noise, width=32)
+    x = people(400, 40, noise, width=32)
     dense = oracles.jaccard_distance(x)
     np.testing.assert_allclose(stored(clustering.jaccard_graph(x)), dense, atol=1e-5)
     near = clustering.jaccard_graph(x, max_distance=0.6)
@@ -122,7 +122,7 @@ def test_clear_people_become_clusters_and_a_stranger_an_outlier() -> None:
     assert labels.tolist() == [*np.repeat(np.arange(6), 20), -1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     num_rows=st.integers(1, 40),
     density=st.floats(0, 0.4),

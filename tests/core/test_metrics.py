@@ -60,7 +60,7 @@ def test_ties_are_ranked_by_gallery_row() -> None:
     assert found.ap == pytest.approx([(1 + 2 / 4) / 2, (1 / 2 + 2 / 3) / 2])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     num_queries=st.integers(1, 6),
     num_gallery=st.integers(1, 30),

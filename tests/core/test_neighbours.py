@@ -18,7 +18,7 @@ def unit(num: int, width: int = 16, *, seed: int = 0) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     num_rows=st.integers(1, 60),
     num_distinct=st.integers(1, 60),

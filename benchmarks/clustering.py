@@ -1,0 +1,206 @@
+"""How fast and how small is the clustering? Prints the tables of docs/benchmarks.md.
+
+    python benchmarks/clustering.py            all tables, about ten minutes on two cores
+    python benchmarks/clustering.py --quick    small sizes, under a minute
+
+Every run is a process of its own, so that its peak memory is its own. "Memory" is the highest
+resident size during the call minus the resident size before it, when libraries, compiled kernels
+and the features are already there. The rival is benchmarks/dense_clustering.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import dense_clustering
+import numpy as np
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from reid_core import clustering, neighbours, products
+
+WORLDS = ("easy", "hard", "random", "copies")
+MEBIBYTE = 2**20
+
+
+def world(kind: str, num_rows: int, width: int) -> np.ndarray:
+    """Unit rows.
+
+    easy: people far apart. hard: four looks per person, from clear to drowned in noise. random: no
+    people. copies: hard, each row repeated up to 8 times and some 60 times more.
+    """
+    rng = np.random.default_rng(0)
+    if kind == "easy":
+        centres = rng.normal(size=(num_rows // 30, width)).astype(np.float32)
+        x = centres[rng.integers(0, len(centres), num_rows)]
+        x = x + 0.7 * rng.normal(size=x.shape).astype(np.float32)
+    elif kind == "random":
+        x = rng.normal(size=(num_rows, width)).astype(np.float32)
+    elif kind == "hard":
+        people = rng.normal(size=(num_rows // 40, width)).astype(np.float32)
+        looks = np.repeat(people, 4, axis=0)
+        looks += rng.normal(size=looks.shape).astype(np.float32)
+        x = looks[rng.integers(0, len(looks), num_rows)]
+        x += rng.uniform(1, 6, (num_rows, 1)) * rng.normal(size=x.shape)
+    else:
+        distinct = world("hard", max(80, num_rows // 4), width)
+        x = np.repeat(distinct, rng.integers(1, 9, len(distinct)), axis=0)[:num_rows]
+        x = np.concatenate([x, np.repeat(distinct[:50], 60, axis=0)])[-num_rows:]
+        return np.ascontiguousarray(x[rng.permutation(len(x))])
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def resident(field: str) -> float:
+    """VmRSS or VmHWM of this process in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def job(who: str, kind: str, num_rows: int, width: int, labels_file: str) -> None:
+    """Runs one clustering in this process and prints its figures as JSON."""
+    features: np.ndarray | torch.Tensor = world(kind, num_rows, width)
+    clustering.cluster(world("easy", 300, 16))
+    if who == "cuda":
+        features = torch.from_numpy(features).cuda()
+        clustering.cluster(features[:2000])
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    before, start = resident("VmRSS"), time.perf_counter()
+    if who == "rival":
+        timed = dense_clustering.cluster(np.asarray(features))
+        labels, search, seconds = timed.labels, timed.search_seconds, timed.seconds
+    else:
+        found = neighbours.nearest(features, 30)
+        search = time.perf_counter() - start
+        graph = clustering.jaccard_graph_of_neighbours(found, features, max_distance=0.6)
+        labels = clustering.dbscan(graph, eps=0.6, min_samples=4)
+        seconds = time.perf_counter() - start
+    figures = {
+        "seconds": seconds,
+        "search": search,
+        "memory": resident("VmHWM") - before,
+        "clusters": int(labels.max()) + 1,
+        "outliers": float((labels < 0).mean()),
+        "device": torch.cuda.max_memory_allocated() / MEBIBYTE if who == "cuda" else 0.0,
+    }
+    np.save(labels_file, labels)
+    print(json.dumps(figures))
+
+
+def run(who: str, kind: str, num_rows: int, width: int) -> dict:
+    """One job in a fresh process: its figures and labels."""
+    with tempfile.TemporaryDirectory() as folder:
+        labels_file = f"{folder}/labels.npy"
+        command = [sys.executable, __file__, "--job", who, kind, str(num_rows), str(width)]
+        printed = subprocess.run(
+            [*command, labels_file], check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+        return json.loads(printed.splitlines()[-1]) | {"labels": np.load(labels_file)}
+
+
+def against_rival(sizes: list[int], width: int) -> None:
+    """Labels, seconds and memory of both on the same rows."""
+    print(f"\nAgainst the dense row-by-row algorithm, {width} wide, k1 30, k2 6, eps 0.6\n")
+    print(
+        "| rows | world | clusters | outliers | ARI | same outliers | rival s | ours s | its search"
+        " | faster | rival MiB | ours MiB | smaller |"
+    )
+    print("|" + "---|" * 13)
+    for num_rows in sizes:
+        for kind in WORLDS:
+            rival, ours = run("rival", kind, num_rows, width), run("ours", kind, num_rows, width)
+            ari = adjusted_rand_score(rival["labels"], ours["labels"])
+            same = bool(((rival["labels"] < 0) == (ours["labels"] < 0)).all())
+            print(
+                f"| {num_rows} | {kind} | {ours['clusters']} | {ours['outliers']:.1%} | {ari:.4f} |"
+                f" {'yes' if same else 'NO'} | {rival['seconds']:.2f} | {ours['seconds']:.2f} |"
+                f" {ours['search']:.2f} | {rival['seconds'] / ours['seconds']:.0f}x |"
+                f" {rival['memory']:.0f} | {ours['memory']:.0f} |"
+                f" 1/{rival['memory'] / ours['memory']:.0f} |",
+                flush=True,
+            )
+
+
+def growth(sizes: list[int], width: int) -> None:
+    """How time and memory grow where the rival cannot go."""
+    print(f"\nGrowth, {width} wide ({torch.get_num_threads()} threads)\n")
+    print("| rows | world | search s | the rest s | rest / search | memory above the features |")
+    print("|" + "---|" * 6)
+    for num_rows in sizes:
+        for kind in ("hard", "random"):
+            ours = run("ours", kind, num_rows, width)
+            rest = ours["seconds"] - ours["search"]
+            print(
+                f"| {num_rows} | {kind} | {ours['search']:.1f} | {rest:.1f} |"
+                f" {rest / ours['search']:.2f} | {ours['memory']:.0f} MiB |",
+                flush=True,
+            )
+
+
+def on_a_gpu(sizes: list[tuple[int, int]]) -> None:
+    """Features on CUDA, neighbours found there, graph and labels on the host."""
+    print("\nOn a GPU\n")
+    if not torch.cuda.is_available():
+        print("not measured: this machine has no GPU")
+        return
+    print(f"{torch.cuda.get_device_name()}, {torch.get_num_threads()} threads on the host\n")
+    print("| rows | width | search s | all s | device MiB | host MiB |")
+    print("|" + "---|" * 6)
+    for num_rows, width in sizes:
+        ours = run("cuda", "hard", num_rows, width)
+        print(
+            f"| {num_rows} | {width} | {ours['search']:.2f} | {ours['seconds']:.2f} |"
+            f" {ours['device']:.0f} | {ours['memory']:.0f} |",
+            flush=True,
+        )
+
+
+def approximate(num_rows: int, width: int) -> None:
+    """Recall and time of the inverted file against the exact search."""
+    features = world("hard", num_rows, width)
+    start = time.perf_counter()
+    exact = neighbours.nearest(features, 30)
+    print(f"\nApproximate search, {num_rows} x {width}, 30 neighbours\n")
+    print("| search | seconds | recall |\n|---|---|---|")
+    print(f"| exact | {time.perf_counter() - start:.1f} | 1 |")
+    if products.faiss is None:
+        return
+    num_lists = int(2 * num_rows**0.5)
+    for num_probes in (4, 16, 64):
+        start = time.perf_counter()
+        found = neighbours.nearest_approximately(
+            features, 30, num_lists=num_lists, num_probes=num_probes, seed=0
+        )
+        print(
+            f"| {num_probes} of {num_lists} lists | {time.perf_counter() - start:.1f} |"
+            f" {neighbours.recall(found, exact):.3f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Reads the command line and prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
+    parser.add_argument("--job", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        who, kind, num_rows, width, labels_file = arguments.job
+        job(who, kind, int(num_rows), int(width), labels_file)
+        return
+    quick = arguments.quick
+    against_rival([1000, 2000] if quick else [2000, 5000, 10_000], 512)
+    growth([2000, 5000] if quick else [10_000, 30_000, 100_000], 256)
+    approximate(5000 if quick else 50_000, 256)
+    on_a_gpu([(34_000, 2048)] if quick else [(34_000, 2048), (1_000_000, 256)])
+
+
+if __name__ == "__main__":
+    main()
