@@ -14,11 +14,8 @@ Knob ``difficulty`` of ``write``: how much of a garment's infrared reflectance i
 - "easy": close to luminance (spread 0.03, 10 % of the patterns wash out), so that a grayscale
   copy already resembles the infrared picture.
 
-Measured once with a small encoder (0.5 M parameters, 900 steps on the catalogue; 300 people to
-train with true identities, 86 unseen people, infrared query, single-shot gallery; chance is
-1.2 %), Rank-1 of the start -> after training: easy 35 -> 90, default 19 -> 61, hard 21 -> 44 (in
-100, 300 and 150 steps of 128). "hard" is not harder for a start that knows no law; it leaves less
-to learn.
+"hard" need not be harder for a start that knows no law; it leaves less to learn. Scores belong to
+one version of the drawings (``layouts.WORLD``) and stand with it in docs/benchmarks.md.
 
 Fixed for all settings: each person is seen by each camera in two tracks of different views, two
 frames each in colour and three in infrared; 15 % of the tracks are partly occluded; six places,
