@@ -269,8 +269,7 @@ def _copy_without_ignored(similarity: np.ndarray, ignore: np.ndarray, row: np.nd
         sound &= similarity[g] == similarity[g]
         row[g] = similarity[g]
     for g in range(len(ignore)):
-        if ignore[g]:
-            row[g] = np.nan
+        row[g] = np.nan if ignore[g] else row[g]
     return sound
 
 
@@ -279,14 +278,12 @@ def _ranks(row: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Ranks of the hits, ascending. Counted, not sorted: a SIMD pass over the row for each."""
     ranks = np.empty(len(hits), dtype=np.int64)
     for p in range(len(hits)):
-        score = row[hits[p]]
-        above, equal = np.int32(0), np.int32(0)
-        for g in range(len(row)):
-            above += np.int32(row[g] > score)
-            equal += np.int32(row[g] == score)
-        if equal > 1:
-            for g in range(hits[p]):
-                above += np.int32(row[g] == score)
+        score, above = row[hits[p]], np.int32(0)
+        earlier, later = row[: hits[p]], row[hits[p] + 1 :]
+        for g in range(len(earlier)):
+            above += np.int32(earlier[g] >= score)
+        for g in range(len(later)):
+            above += np.int32(later[g] > score)
         place = p
         while place > 0 and ranks[place - 1] > above:
             ranks[place] = ranks[place - 1]
@@ -306,7 +303,7 @@ def _identities_above(
             best = hit
     count = 0
     for g in range(len(row)):
-        before = row[g] > row[best] or (row[g] == row[best] and g < best)
+        before = row[g] >= row[best] if g < best else row[g] > row[best]
         if before and seen[gallery_ids[g]] != query:
             seen[gallery_ids[g]] = query
             count += 1
