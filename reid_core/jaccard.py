@@ -38,11 +38,11 @@ def jaccard_distances(weights: SparseRows, *, max_distance: float) -> csr_array:
     """
     least_shared = max(2 * (1 - max_distance) / (2 - max_distance) - _SLACK, 0.0)
     limit = float(np.float32(max_distance))  # the distances are float32 as well
-    index = _transposed(weights)
+    index, num_earlier = _transposed(weights)
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _close_pairs(
-            weights.indptr, weights.columns, weights.values,
+            weights.indptr, weights.columns, weights.values, num_earlier,
             index.indptr, index.columns, index.values, least_shared, limit, start, stop,
         )  # fmt: skip
 
@@ -51,20 +51,22 @@ def jaccard_distances(weights: SparseRows, *, max_distance: float) -> csr_array:
     )
 
 
-def _transposed(rows: SparseRows) -> SparseRows:
-    """Columns as rows, their entries ascending."""
+def _transposed(rows: SparseRows) -> tuple[SparseRows, np.ndarray]:
+    """Columns as rows, ascending within; and per entry how many earlier rows have its column."""
     indptr = offsets(np.bincount(rows.columns, minlength=len(rows)))
     index = SparseRows(indptr, np.empty_like(rows.columns), np.empty_like(rows.values))
+    num_earlier = np.empty_like(rows.columns)
     _transpose(
-        rows.indptr, rows.columns, rows.values, indptr[:-1].copy(), index.columns, index.values
-    )
-    return index
+        rows.indptr, rows.columns, rows.values, indptr,
+        index.columns, index.values, num_earlier, np.zeros(len(rows), dtype=np.int32),
+    )  # fmt: skip
+    return index, num_earlier
 
 
 def _symmetric(lower: SparseRows) -> csr_array:
     """Both triangles and the zero diagonal from the strictly lower triangle, columns sorted."""
-    upper = _transposed(lower)
-    lower = _transposed(upper)  # twice transposed is sorted
+    upper, _ = _transposed(lower)
+    lower, _ = _transposed(upper)  # twice transposed is sorted
     indptr = offsets(np.diff(lower.indptr) + np.diff(upper.indptr) + 1)
     indices = np.empty(indptr[-1], dtype=np.int32 if indptr[-1] < 2**31 else np.int64)
     data = np.empty(indptr[-1], dtype=np.float32)
@@ -80,15 +82,19 @@ def _transpose(
     indptr: np.ndarray,
     columns: np.ndarray,
     values: np.ndarray,
-    place: np.ndarray,
-    out_rows: np.ndarray,
-    out_values: np.ndarray,
+    index_indptr: np.ndarray,
+    index_rows: np.ndarray,
+    index_values: np.ndarray,
+    num_earlier: np.ndarray,
+    filled: np.ndarray,
 ) -> None:
     for i in range(len(indptr) - 1):
         for e in range(indptr[i], indptr[i + 1]):
-            p = place[columns[e]]
-            out_rows[p], out_values[p] = i, values[e]
-            place[columns[e]] = p + 1
+            column = columns[e]
+            place = index_indptr[column] + filled[column]
+            index_rows[place], index_values[place] = i, values[e]
+            num_earlier[e] = filled[column]
+            filled[column] += 1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -132,6 +138,7 @@ def _close_pairs(
     indptr: np.ndarray,
     columns: np.ndarray,
     values: np.ndarray,
+    num_earlier: np.ndarray,
     index_indptr: np.ndarray,
     index_rows: np.ndarray,
     index_values: np.ndarray,
@@ -148,7 +155,7 @@ def _close_pairs(
     shared = np.zeros(num_rows, dtype=np.float32)
     left_out = np.zeros(num_rows, dtype=np.float32)
     is_left_out = np.empty(num_rows, dtype=np.int8)
-    met = np.empty(num_rows, dtype=np.int32)
+    met = np.empty(num_rows + 1, dtype=np.int32)
     filled = 0
     for i in range(start, stop):
         first, last = indptr[i], indptr[i + 1]
@@ -165,13 +172,12 @@ def _close_pairs(
             if is_left_out[e - first]:
                 left_out[column] = value
                 continue
-            for p in range(index_indptr[column], index_indptr[column + 1]):
+            begin = index_indptr[column]
+            for p in range(begin, begin + num_earlier[e]):
                 j = index_rows[p]
-                if j >= i:
-                    break
-                if shared[j] == 0:
-                    met[num_met] = j
-                    num_met += 1
+                # written every time and counted the first time: a branch would be a guess
+                met[num_met] = j
+                num_met += shared[j] == 0
                 shared[j] += min(value, index_values[p])
         begin = filled
         for m in range(num_met):
