@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import UserError
-from reid_core.methods.cclnet import Config as CCLNetConfig
+from reid_core.methods.cclnet_settings import Config as CCLNetConfig
 
 
 class _Section(BaseModel):

@@ -26,7 +26,7 @@ from pipelines.objective import Means, total_loss
 from pipelines.state import Progress, kept
 from reid_core import optim, sampling
 from reid_core.memory import ClusterMemory
-from reid_core.methods import cclnet
+from reid_core.methods import cclnet, cclnet_settings
 from reid_core.models import clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.transforms import normalise
@@ -119,10 +119,10 @@ class TrainingLoop:
     def _train_images(self, stage: str) -> None:
         encoder = self._fresh_encoder()
         cclnet.train_only(stage, encoder, self.method)
-        optimiser = cclnet.optimiser(self.method, stage, encoder)
+        optimiser = cclnet_settings.optimiser(self.method, stage, encoder)
         first = self._resume(stage, encoder, optimiser)
         model = self._distributed(encoder)
-        settings: cclnet.ImageStage = getattr(self.method, stage)
+        settings: cclnet_settings.ImageStage = getattr(self.method, stage)
         for epoch in range(first, settings.epochs):
             clock = runlog.Clock()
             line = self._image_epoch(stage, epoch, encoder, model, optimiser, clock)
@@ -152,7 +152,7 @@ class TrainingLoop:
             for m in MODALITIES
         }
         self.memories, self.epoch = memories, start
-        lr = cclnet.learning_rate(self.method, stage, epoch)
+        lr = cclnet_settings.learning_rate(self.method, stage, epoch)
         optim.set_lr(optimiser, lr)
         guidance = self._guidance(stage)
         means = Means(self.device)
@@ -230,7 +230,7 @@ class TrainingLoop:
         labels = {m: labels[m][kept[m]] for m in MODALITIES}
         classes = {m: int(labels[m].max()) + 1 for m in MODALITIES}
         prompts = cclnet.Prompts(self.clip, classes, seed=self.config.seed).to(self.device)
-        optimiser = cclnet.optimiser(self.method, "prompts", prompts)
+        optimiser = cclnet_settings.optimiser(self.method, "prompts", prompts)
         first = self._resume("prompts", prompts, optimiser)
         model = self._distributed(prompts)
         for epoch in range(first, self.method.prompts.epochs):
@@ -249,7 +249,7 @@ class TrainingLoop:
         images: Mapping[Modality, Tensor],
         labels: Mapping[Modality, Tensor],
     ) -> dict[str, Any]:
-        lr = cclnet.learning_rate(self.method, "prompts", epoch)
+        lr = cclnet_settings.learning_rate(self.method, "prompts", epoch)
         optim.set_lr(optimiser, lr)
         size = self.method.prompts.batch_size
         plan = sampling.prompt_plan(
@@ -289,7 +289,7 @@ class TrainingLoop:
         if self.world > 1:
             batchnorm.convert(encoder)
         # Channels last is a third faster, on CPUs and on tensor cores.
-        return encoder.to(self.device, memory_format=torch.channels_last)
+        return encoder.to(self.device).to(memory_format=torch.channels_last)
 
     def _distributed(self, module: nn.Module) -> nn.Module:
         if self.world == 1:

@@ -51,7 +51,8 @@ class Settings:
         num_people, num_pictures: people in a batch, and pictures of each.
         lr, weight_decay: of AdamW; linear warm-up over `warmup` steps, then half a cosine to 0.
         word_weight: of the prediction of a picture's words; InfoNCE alone stays near chance.
-        view_weight: of the contrast between pictures, in which those of a person belong together.
+        view_weight: of the contrasts between pictures, in which those of a person belong together:
+            one for the projected feature, one for the pooled one, which is the descriptor.
         gray: share of the colour pictures that lose their colours, and their sentences with them.
         prompt_like: share of sentences "A visible photo of a <words> person.", so that CCLNet's
             prompts are nothing new to the text tower.
@@ -180,7 +181,8 @@ class Learner(nn.Module):
         text_words = self.joint_words(self.norms["text"](text))
         return {
             "contrast": person_contrast(scale * image @ text.T, sample.people, sample.people[told]),
-            "views": view_contrast(image, sample.people),
+            "views_image": view_contrast(image, sample.people),
+            "views_pooled": view_contrast(F.normalize(features.pooled, dim=1), sample.people),
             "words_pooled": word_loss(pooled_words, sample.words, sample.known),
             "words_image": word_loss(image_words, sample.words, sample.known),
             "words_text": word_loss(text_words, sample.words[told], sample.known[told]),
@@ -217,6 +219,7 @@ def pretrain(out_dir: str | Path, *, seed: int, settings: Settings | None = None
             lines.write(json.dumps(line) + "\n")
             lines.flush()
             log.info("%s", line)
+    fold_scale(learner, sampler)
     path = out / f"{clips.SMALL}.pt"
     torch.save(exported(learner.encoder, clip), path)
     return path
@@ -234,7 +237,8 @@ def _train(learner: Learner, sampler: Sampler, settings: Settings) -> Iterator[d
         optim.set_lr(optimiser, settings.lr * warm * optim.cosine(step, epochs=settings.steps))
         terms = learner.train()(sampler.draw())
         words = terms["words_pooled"] + terms["words_image"] + 0.3 * terms["words_text"]
-        loss = terms["contrast"] + settings.view_weight * terms["views"]
+        views = terms["views_image"] + terms["views_pooled"]
+        loss = terms["contrast"] + settings.view_weight * views
         optimiser.zero_grad(set_to_none=True)
         (loss + settings.word_weight * words).backward()
         optimiser.step()
@@ -306,6 +310,24 @@ def held_out_scores(learner: Learner, sampler: Sampler) -> dict[str, float]:
         "projected": first_answers(projected, projected, ~coloured, coloured),
         "pooled": first_answers(pooled, pooled, ~coloured, coloured),
     }
+
+
+@torch.no_grad()
+def fold_scale(learner: Learner, sampler: Sampler) -> None:
+    """Scales both projections so that the plain product of two features is the trained logit.
+
+    Prompt methods compare projected and text features without norm or temperature; they count on
+    products of the size that CLIP's have.
+    """
+    learner.eval()
+    rows = np.arange(min(512, len(sampler.images)))
+    sample = sampler.sample(rows, sampler.has_colour[rows], told=rows)
+    length = float(learner.logit_scale.exp()) ** 0.5
+    image = learner.encoder.project(sample.images, Modality.VISIBLE).norm(dim=1).mean()
+    text = learner.text.encode_text(sample.tokens).norm(dim=1).mean()
+    for weight in learner.encoder.attnpool.c_proj.parameters():
+        weight.mul_(length / image)
+    learner.text.text_projection.mul_(length / text)
 
 
 def exported(encoder: TwoStemEncoder, clip: clips.Clip) -> dict[str, Tensor]:

@@ -7,24 +7,23 @@ stage 0 "prepare"  cluster each modality, contrast images with their cluster pro
 stage 1 "prompts"  learn four prompt tokens per stage-0 cluster against frozen image features
 stage 2 "align"    cluster again; swap matched prototypes between the modalities; text guides images
 
-Stages 1 and 2 start from fresh CLIP weights; only stage 0's last labels are handed on. Everything
-a published value fixes is a default below. Options that are not the paper's say "Ours".
+Stages 1 and 2 start from fresh CLIP weights; only stage 0's last labels are handed on. The
+settings, with the published values as defaults, are in `cclnet_settings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reid_core import clustering, losses, matching, memory, optim, sampling
+from reid_core import clustering, losses, matching, memory, sampling
 from reid_core.memory import ClusterMemory
+from reid_core.methods.cclnet_settings import Config, ImageStage
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.models.prompts import PromptLearner
@@ -35,112 +34,6 @@ TEMPLATES = {
     Modality.VISIBLE: "A visible photo of a",
     Modality.INFRARED: "An infrared photo of a",
 }
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Clustering(_Section):
-    """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2, step 2)."""
-
-    k1: int = Field(30, ge=1)
-    k2: int = Field(6, ge=1)
-    eps: float = Field(0.6, gt=0, lt=1)
-    min_samples: int = Field(4, ge=1)
-
-
-class Memory(_Section):
-    """Cluster prototypes: share of the old prototype in an update, softmax temperature."""
-
-    momentum: float = Field(0.1, ge=0, lt=1)
-    temperature: float = Field(0.05, gt=0)
-
-
-class Swap(_Section):
-    """When and how matched prototypes change places (stage 2).
-
-    Attributes:
-        when: "epoch" matches once between epochs and repeats the fixed pairs after every update;
-            "step" matches anew in every step (the authors' code); "epoch_once" swaps only before
-            the first batch; "never" trains the modalities side by side.
-        order: "simultaneous" swaps from copies; "sequential" is the authors' code, whose second
-            line reads what the first one changed.
-        keep: share of the own prototype.
-        start_epoch: first epoch with swapping, from 0. The authors count from 1 and say 61.
-    """
-
-    when: Literal["epoch", "step", "epoch_once", "never"] = "epoch"
-    order: Literal["simultaneous", "sequential"] = "simultaneous"
-    keep: float = Field(0.1, ge=0, le=1)
-    start_epoch: int = Field(60, ge=0)
-
-
-class Matching(_Section):
-    """Which prototypes of the two modalities belong together (stage 2).
-
-    Attributes:
-        min_similarity: pairs below it are dropped after the assignment.
-        centred: Ours. Subtract each modality's mean prototype before matching.
-        shared: Ours. Matched clusters share one prototype instead of swapping two.
-    """
-
-    min_similarity: float = Field(0.0, ge=-1, le=1)
-    centred: bool = False
-    shared: bool = False
-
-
-class ImageStage(_Section):
-    """Optimisation of stages 0 and 2 (config_sysu.yaml of the authors' code)."""
-
-    epochs: int = Field(120, ge=1)
-    clusters_per_batch: int = Field(4, ge=1, description="P, per modality")
-    instances: int = Field(16, ge=1, description="K, per cluster")
-    batches_per_epoch: int | None = Field(None, ge=1, description="None: max(N) // (P K) + 1")
-    optimiser: Literal["adam", "adamw"] = "adam"
-    lr: float = Field(3.5e-4, gt=0)
-    weight_decay: float = Field(5e-4, ge=0)
-    bias_lr_factor: float = Field(2.0, gt=0, description="adam only")
-    schedule: Literal["steps", "cosine"] = "steps"
-    warmup_epochs: int = Field(10, ge=0)
-    milestones: tuple[int, ...] = (30, 50)
-    evaluate_every: int = Field(5, ge=0, description="0: only after the last epoch")
-
-
-class PromptStage(_Section):
-    """Optimisation of stage 1."""
-
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(128, ge=1, description="per modality")
-    lr: float = Field(3.5e-4, gt=0)
-    min_lr: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_epochs: int = Field(5, ge=0)
-    warmup_lr: float = Field(1e-5, gt=0)
-    temperature: float = Field(1.0, gt=0)
-
-
-class Config(_Section):
-    """Everything CCLNet can be told.
-
-    Attributes:
-        labels: "clusters" is the method. "identities" trains on the given person ids with one
-            prototype per person shared by both modalities: an upper bound, not unsupervised.
-        image_to_text: weight of the text guidance in stage 2 (reference 1). At 0, stages 0 and 1
-            have nothing to hand on and are left out.
-        smoothing: label smoothing of the text guidance.
-    """
-
-    labels: Literal["clusters", "identities"] = "clusters"
-    clustering: Clustering = Clustering()
-    memory: Memory = Memory()
-    swap: Swap = Swap()
-    matching: Matching = Matching()
-    image_to_text: float = Field(1.0, ge=0)
-    smoothing: float = Field(0.1, ge=0, lt=1)
-    prepare: ImageStage = ImageStage()
-    prompts: PromptStage = PromptStage()
-    align: ImageStage = ImageStage()
 
 
 def stages(config: Config) -> tuple[str, ...]:
@@ -491,44 +384,3 @@ def prompt_terms(
         found[f"{m}_to_text"] = Term(to_text, count)
         found[f"text_to_{m}"] = Term(to_image, count)
     return found
-
-
-# Optimisation ------------------------------------------------------------------------------------
-
-
-def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a stage over the parameters that it trains."""
-    if stage == "prompts":
-        settings = config.prompts
-        return optim.adam_per_tensor(
-            module.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
-    image: ImageStage = getattr(config, stage)
-    if image.optimiser == "adamw":
-        return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
-    return optim.adam_per_tensor(
-        module.named_parameters(),
-        lr=image.lr,
-        weight_decay=image.weight_decay,
-        bias_lr_factor=image.bias_lr_factor,
-    )
-
-
-def learning_rate(config: Config, stage: str, epoch: int) -> float:
-    """Base learning rate of an epoch, set before the epoch starts."""
-    if stage == "prompts":
-        s = config.prompts
-        return optim.warmup_cosine(
-            epoch,
-            epochs=s.epochs,
-            lr=s.lr,
-            min_lr=s.min_lr,
-            warmup_lr=s.warmup_lr,
-            warmup_epochs=s.warmup_epochs,
-        )
-    image: ImageStage = getattr(config, stage)
-    if image.schedule == "cosine":
-        return image.lr * optim.cosine(epoch, epochs=image.epochs)
-    return image.lr * optim.warmup_steps(
-        epoch, warmup_epochs=image.warmup_epochs, milestones=image.milestones
-    )
