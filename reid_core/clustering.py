@@ -27,7 +27,8 @@ def jaccard_graph(
     Args:
         features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
         k1: neighbours that reciprocity is asked for, the row itself included; N where N is less.
-        k2: neighbours that the weights are averaged over, the row itself included.
+        k2: neighbours that the weights are averaged over, the row itself included; k1 where k1 is
+            less.
         max_distance: in [0, 1]; entries above are absent. At 1 all pairs that share anything stay,
             which may be N^2 of them.
 
@@ -64,10 +65,14 @@ def jaccard_graph_of_neighbours(
         As `jaccard_graph`.
 
     Raises:
-        ValueError: settings out of range.
+        ValueError: settings out of range, or neighbours of another k1 or other features.
     """
-    if k2 < 1 or k2 > k1:
-        raise ValueError(f"k2 is {k2}; it must lie in 1 ... k1 = {k1}")
+    if k2 < 1:
+        raise ValueError(f"k2 is {k2}; the weights are averaged over the row itself at least")
+    if found.rows.shape != (len(features), min(k1, len(features))):
+        raise ValueError(
+            f"neighbours of shape {found.rows.shape} do not fit {len(features)} rows and k1={k1}"
+        )
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
     weights = reciprocal_weights(found, features, k1)

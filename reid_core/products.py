@@ -148,7 +148,8 @@ def _topk(queries: Tensor, features: Tensor, count: int) -> np.ndarray:
     best_value = queries.new_empty((len(queries), 0))
     best_row = torch.empty((len(queries), 0), dtype=torch.int64, device=queries.device)
     for start in range(0, len(features), step):
-        product = queries @ features[start : start + step].T
+        with torch.autocast(queries.device.type, enabled=False):  # half precision finds others
+            product = queries @ features[start : start + step].T
         value, row = product.topk(min(count, product.shape[1]), dim=1, sorted=False)
         best_value = torch.cat([best_value, value], dim=1)
         best_row = torch.cat([best_row, row + start], dim=1)

@@ -51,8 +51,8 @@ def assert_well_formed(graph: csr_array) -> None:
 def test_equals_the_dense_definition(
     num_rows, num_people, noise, k1, k2, max_distance, seed
 ) -> None:
-    """Also N < k1, N = 1, and (noise 0) rows that are equal to the last bit."""
-    x, k2 = people(num_rows, num_people, noise, seed=seed), min(k1, k2)
+    """Also N < k1, k1 < k2, N = 1, and (noise 0) rows that are equal to the last bit."""
+    x = people(num_rows, num_people, noise, seed=seed)
     graph = clustering.jaccard_graph(x, k1=k1, k2=k2, max_distance=max_distance)
     assert_well_formed(graph)
     dense = oracles.jaccard_distance(x, k1=k1, k2=k2)
@@ -104,8 +104,10 @@ def test_threads_blocks_and_tensors_change_no_bit() -> None:
 
 def test_settings_out_of_range_are_named() -> None:
     x = people(10, 2, 0.1)
-    with pytest.raises(ValueError, match="k2 is 7"):
-        clustering.jaccard_graph(x, k1=5, k2=7)
+    with pytest.raises(ValueError, match="k2 is 0"):
+        clustering.jaccard_graph(x, k2=0)
+    with pytest.raises(ValueError, match=r"shape \(10, 5\) do not fit 10 rows and k1=6"):
+        clustering.jaccard_graph_of_neighbours(neighbours.nearest(x, 5), x, k1=6)
     with pytest.raises(ValueError, match=r"max_distance is 1\.5"):
         clustering.jaccard_graph(x, max_distance=1.5)
     x[3] = 0

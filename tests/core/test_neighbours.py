@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_core import neighbours, products
+from reid_core import equal_rows, neighbours, products
 from reid_core.neighbours import NeighbourSearch
 from tests import oracles
 
@@ -79,6 +79,29 @@ def test_product_and_topk_find_what_faiss_finds(monkeypatch: pytest.MonkeyPatch)
     without = neighbours.nearest(x, 20)
     np.testing.assert_array_equal(with_faiss.rows, without.rows)
     np.testing.assert_array_equal(with_faiss.similarity, without.similarity)
+
+
+@pytest.mark.parametrize(("num_rows", "k"), [(1, 1), (513, 40), (1300, 600)])
+def test_tiles_that_do_not_fit_and_lists_longer_than_a_tile(num_rows: int, k: int) -> None:
+    x = unit(num_rows)
+    np.testing.assert_array_equal(neighbours.nearest(x, k).rows, oracles.nearest(x, k))
+
+
+def test_the_path_for_devices_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches for features on a device, run on tensors of the CPU."""
+    x = unit(1200)
+    x[700:800] = x[:100]
+    host = neighbours.nearest(x, 20)
+    pairs = products.products_of_pairs(x, np.arange(100), np.arange(100, 200))
+    monkeypatch.setattr(products, "on_device", lambda _: True)
+    monkeypatch.setattr(equal_rows, "on_device", lambda _: True)
+    monkeypatch.setattr(products, "_DEVICE_BYTES", 1 << 18)
+    tensor = torch.from_numpy(x)
+    device = neighbours.nearest(tensor, 20)
+    np.testing.assert_array_equal(host.rows, device.rows)
+    np.testing.assert_allclose(host.similarity, device.similarity, atol=1e-7)
+    found = products.products_of_pairs(tensor, np.arange(100), np.arange(100, 200))
+    np.testing.assert_allclose(found, pairs, atol=1e-6)
 
 
 def test_approximate_search_is_exhaustive_with_all_lists_and_recall_falls_with_few() -> None:
