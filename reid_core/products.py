@@ -20,8 +20,8 @@ except ImportError:  # without either faiss extra, torch searches
 Features = np.ndarray | Tensor
 
 _DEVICE_BYTES = 1 << 30  # size of one similarity block, or of one gather, on a device
-_THREAD_ROWS = 64
-_THREAD_PAIRS = 4096
+_THREAD_ROWS = 512
+_THREAD_PAIRS = 16384
 _MAX_NORM_ERROR = 1e-2  # bfloat16 rows normalised in bfloat16 are off by 4e-3
 
 
