@@ -37,9 +37,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "swap epoch": (*NO_TEXT, "cclnet.swap.when=epoch"),
     "swap step": (*NO_TEXT, "cclnet.swap.when=step"),
     "CCLNet: swap epoch + prompts": ("cclnet.swap.when=epoch",),
-    "CCLNet: swap step + prompts": ("cclnet.swap.when=step",),
     "ours: shared prototype": (*NO_TEXT, "cclnet.matching.shared=true"),
-    "ours: shared prototype + prompts": ("cclnet.matching.shared=true",),
     "true identities": (*NO_TEXT, "cclnet.labels=identities"),
 }
 

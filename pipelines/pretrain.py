@@ -1,10 +1,8 @@
 """Pre-training of the small CLIP on captioned catalogue pictures; one process, no Ray.
 
 A visitor of the demo cannot fetch OpenAI's weights; `reid_core/assets/crossreid-small.pt` takes
-their place and is loaded by the same path. That file comes from an earlier form of this recipe,
-with a sentence for every picture instead of every person and the catalogue's first drawings; its
-log lies beside it. `python -m pipelines.pretrain OUT` gives weights with an equal start, in about
-seven minutes on one core.
+their place and is loaded by the same path. `python -m pipelines.pretrain OUT` makes it again, in
+about five minutes on two cores; its log lies beside it.
 
 Pictures are cropped to 64 x 32 and layer4 has stride 1, as re-identification uses the tower. An
 open_clip tower is square, so the 4 x 2 positions are stored with each column twice: resizing the

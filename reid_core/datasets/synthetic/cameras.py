@@ -49,12 +49,12 @@ class Camera:
 
 
 SYSU_CAMERAS = (
-    Camera(1, Modality.VISIBLE, "hall", (1.01, 0.985, 0.93), 1.0, 0.05, 0.012),
-    Camera(2, Modality.VISIBLE, "corridor", (0.90, 0.93, 0.95), 0.95, 0.10, 0.018),
-    Camera(3, Modality.INFRARED, "corridor", (0.975,), 1.0, 0.07, 0.012, vignette=0.15),
-    Camera(4, Modality.VISIBLE, "street", (1.0, 1.025, 1.05), 1.075, 0.03, 0.012),
-    Camera(5, Modality.VISIBLE, "park", (1.07, 1.03, 0.96), 1.05, 0.07, 0.015),
-    Camera(6, Modality.INFRARED, "gate", (0.975,), 1.0, 0.07, 0.015, vignette=0.21),
+    Camera(1, Modality.VISIBLE, "hall", (1.02, 0.97, 0.86), 1.0, 0.08, 0.02),
+    Camera(2, Modality.VISIBLE, "corridor", (0.80, 0.86, 0.90), 0.9, 0.16, 0.03),
+    Camera(3, Modality.INFRARED, "corridor", (0.95,), 1.0, 0.12, 0.02, vignette=0.25),
+    Camera(4, Modality.VISIBLE, "street", (1.0, 1.05, 1.10), 1.15, 0.05, 0.02),
+    Camera(5, Modality.VISIBLE, "park", (1.14, 1.06, 0.92), 1.1, 0.12, 0.025),
+    Camera(6, Modality.INFRARED, "gate", (0.95,), 1.0, 0.12, 0.025, vignette=0.35),
 )
 
 

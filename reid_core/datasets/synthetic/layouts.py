@@ -27,7 +27,7 @@ from reid_core.datasets.synthetic.palettes import (
 from reid_core.datasets.synthetic.people import Person, draw_person
 from reid_core.types import Modality
 
-WORLD = 3  # raise it when the drawings change: an old tree is then not taken for a new one
+WORLD = 4  # raise it when the drawings change: an old tree is then not taken for a new one
 
 # Namespaces of the random streams: the people do not depend on layout, size or difficulty.
 _PEOPLE, _IDS, _DYES, _SHOTS = range(4)
