@@ -1,11 +1,14 @@
 # Everything sets itself up: `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: setup demo test test-slow check bench bench-demo pretrain clean
 
 $(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
 	@echo "installing into .venv (about 3 minutes and 6 GB the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,dev]"
