@@ -139,15 +139,19 @@ def growth(sizes: list[int], width: int) -> None:
     print(f"\nGrowth, {width} wide ({torch.get_num_threads()} threads)\n")
     print("| rows | world | search s | the rest s | rest / search | memory above the features |")
     print("|" + "---|" * 6)
-    for num_rows in sizes:
-        for kind in ("hard", "random"):
+    for kind in ("hard", "random"):
+        steps = []
+        for num_rows in sizes:
             ours = run("ours", kind, num_rows, width, repeats=1)
-            rest = ours["seconds"] - ours["search"]
+            search, rest = ours["search"], ours["seconds"] - ours["search"]
+            steps.append((search, rest))
             print(
-                f"| {num_rows} | {kind} | {ours['search']:.1f} | {rest:.1f} |"
-                f" {rest / ours['search']:.2f} | {ours['memory']:.0f} MiB |",
+                f"| {num_rows} | {kind} | {search:.2f} | {rest:.2f} | {rest / search:.2f} |"
+                f" {ours['memory']:.0f} MiB |",
                 flush=True,
             )
+        search, rest = (last / first for first, last in zip(steps[0], steps[-1], strict=True))
+        print(f"| x{sizes[-1] / sizes[0]:.0f} | {kind} | x{search:.0f} | x{rest:.0f} | | |")
 
 
 def on_a_gpu(sizes: list[tuple[int, int]]) -> None:

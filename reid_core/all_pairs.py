@@ -61,9 +61,10 @@ def all_pairs_candidates(features: np.ndarray, count: int) -> np.ndarray:
 
     single = _controller().limit(limits=1, user_api="blas")
     with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        # the diagonal first: after it every row has a threshold, and few products reach it
-        list(pool.map(work, [(start, start) for start in starts]))
-        list(pool.map(work, [(top, left) for top in starts for left in starts if left > top]))
+        # the diagonal first: after it every row has a threshold, and few products reach it. Then
+        # its neighbours, each along its length: tiles in work at a time share no lists
+        for shift in range(len(starts)):
+            list(pool.map(work, zip(starts, starts[shift:], strict=False)))
     return _selected_rows(keys, filled, count)
 
 
