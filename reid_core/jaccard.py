@@ -108,6 +108,7 @@ def _choose_left_out(
     """Marks which of a row's columns its walk leaves out, and returns what they weigh.
 
     The first to go are those with the most rows to meet per weight, in classes of a factor of two.
+    `is_left_out` holds the classes in between.
     """
     weight_of_class = np.zeros(_CLASSES, dtype=np.float64)
     for e in range(len(columns)):
@@ -118,11 +119,12 @@ def _choose_left_out(
         last -= 1
         weight += weight_of_class[last]
     for e in range(len(columns)):
+        own = is_left_out[e]
         # of the first class that does not fit as a whole, as many as fit
-        partly = is_left_out[e] == last - 1 and weight + values[e] <= allowed
+        partly = own == last - 1 and weight + values[e] <= allowed
         if partly:
             weight += values[e]
-        is_left_out[e] = partly or is_left_out[e] >= last
+        is_left_out[e] = partly or own >= last
     return weight
 
 
@@ -131,6 +133,54 @@ def _class(column: int, value: float, index_indptr: np.ndarray) -> int:
     """Logarithm of the rows that a column makes one meet per weight, in 0 ... _CLASSES - 1."""
     met_per_weight = (index_indptr[column + 1] - index_indptr[column]) / value
     return min(int(math.log2(met_per_weight)), _CLASSES - 1)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _walk(
+    first: int,
+    last: int,
+    columns: np.ndarray,
+    values: np.ndarray,
+    num_earlier: np.ndarray,
+    is_left_out: np.ndarray,
+    index_indptr: np.ndarray,
+    index_rows: np.ndarray,
+    index_values: np.ndarray,
+    shared: np.ndarray,
+    met: np.ndarray,
+) -> int:
+    """Adds up in `shared` what earlier rows share with a row's entries first ... last - 1.
+
+    Returns how many rows were `met`. Inlined: the compiler sees that no two arrays overlap.
+    """
+    num_met = 0
+    for e in range(first, last):
+        column, value = columns[e], values[e]
+        if is_left_out[e - first]:
+            continue
+        begin = index_indptr[column]
+        for p in range(begin, begin + num_earlier[e]):
+            j = index_rows[p]
+            # written every time and counted the first time: a branch would be a guess
+            met[num_met] = j
+            num_met += shared[j] == 0
+            shared[j] += min(value, index_values[p])
+    return num_met
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _distance(
+    shared: np.float32,
+    left_out: np.ndarray,
+    first: int,
+    last: int,
+    columns: np.ndarray,
+    values: np.ndarray,
+) -> np.float32:
+    """Distance to the row of entries first ... last - 1, given what the walk found shared."""
+    for e in range(first, last):
+        shared += min(left_out[columns[e]], values[e])
+    return max(np.float32(1) - shared / (np.float32(2) - shared), np.float32(0))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -151,50 +201,39 @@ def _close_pairs(
     counts = np.zeros(stop - start, dtype=np.int64)
     out_rows = np.empty(16 * (stop - start), dtype=np.int32)
     out_values = np.empty(16 * (stop - start), dtype=np.float32)
-    num_rows = len(indptr) - 1
-    shared = np.zeros(num_rows, dtype=np.float32)
-    left_out = np.zeros(num_rows, dtype=np.float32)
-    is_left_out = np.empty(num_rows, dtype=np.int8)
-    met = np.empty(num_rows + 1, dtype=np.int32)
+    shared = np.zeros(len(indptr) - 1, dtype=np.float32)
+    left_out = np.zeros(len(indptr) - 1, dtype=np.float32)
+    is_left_out = np.empty(len(indptr) - 1, dtype=np.int8)
+    met = np.empty(len(indptr), dtype=np.int32)
     filled = 0
     for i in range(start, stop):
-        first, last = indptr[i], indptr[i + 1]
-        weight_left_out = _choose_left_out(
+        first, last, begin = indptr[i], indptr[i + 1], filled
+        weight = _choose_left_out(
             columns[first:last],
             values[first:last],
             index_indptr,
             _LEFT_OUT * least_shared,
             is_left_out,
         )
-        num_met = 0
         for e in range(first, last):
-            column, value = columns[e], values[e]
-            if is_left_out[e - first]:
-                left_out[column] = value
-                continue
-            begin = index_indptr[column]
-            for p in range(begin, begin + num_earlier[e]):
-                j = index_rows[p]
-                # written every time and counted the first time: a branch would be a guess
-                met[num_met] = j
-                num_met += shared[j] == 0
-                shared[j] += min(value, index_values[p])
-        begin = filled
+            left_out[columns[e]] = values[e] if is_left_out[e - first] else 0
+        num_met = _walk(
+            first, last, columns, values, num_earlier, is_left_out,
+            index_indptr, index_rows, index_values, shared, met,
+        )  # fmt: skip
         for m in range(num_met):
             j = met[m]
             total, shared[j] = shared[j], 0
-            if total + weight_left_out < least_shared:
+            if total + weight < least_shared:
                 continue
-            for e in range(indptr[j], indptr[j + 1]):
-                total += min(left_out[columns[e]], values[e])
-            distance = max(np.float32(1) - total / (np.float32(2) - total), np.float32(0))
+            distance = _distance(total, left_out, indptr[j], indptr[j + 1], columns, values)
             if distance <= limit:
                 out_rows, out_values = grown(out_rows, filled + 1), grown(out_values, filled + 1)
                 out_rows[filled], out_values[filled] = j, distance
                 filled += 1
-        counts[i - start] = filled - begin
         for e in range(first, last):
             left_out[columns[e]] = 0
+        counts[i - start] = filled - begin
     return counts, out_rows[:filled].copy(), out_values[:filled].copy()
 
 

@@ -32,8 +32,11 @@ def unit_rows(features: Features) -> Features:
         features: (N, D), array or tensor, CPU or CUDA.
 
     Raises:
-        ValueError: names the first row that is zero, not finite or not of unit length.
+        ValueError: no row at all; or names the first row that is zero, not finite or not of unit
+            length.
     """
+    if features.ndim != 2 or not len(features):
+        raise ValueError(f"features have shape {tuple(features.shape)}; at least one row is needed")
     if isinstance(features, Tensor):
         features = features.detach().float().contiguous()
         norms = features.norm(dim=1).cpu().numpy()

@@ -158,6 +158,11 @@ def test_a_row_without_unit_length_is_named(value, message, as_tensor) -> None:
         neighbours.nearest(torch.from_numpy(x) if as_tensor else x, 5)
 
 
+def test_no_row_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(0, 8\)"):
+        neighbours.nearest(np.empty((0, 8), dtype=np.float32), 5)
+
+
 def test_k_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="k is 0"):
         neighbours.nearest(unit(3), 0)
