@@ -8,6 +8,7 @@ when the same run directory is used again.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,9 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     seconds = {"start": started - began, "train": time.perf_counter() - started}
     summary = summarise(config, progress, seconds)
     runlog.write_summary(run_dir, summary)
+    # The report shows the last epoch's rank lists under the name of the summary's last row.
+    evaluation = run_dir / "evaluation"
+    shutil.copyfile(evaluation / f"{progress.stage}.npz", evaluation / "final.npz")
     return summary
 
 
