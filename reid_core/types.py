@@ -29,21 +29,22 @@ class Modality(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image of one person.
+    """One image of one person, or one sentence about an image.
 
     Attributes:
-        image: path relative to the root of the data set, with forward slashes.
-        modality: VISIBLE or INFRARED.
+        image: path relative to the root of the data set, with forward slashes; of a TEXT record
+            the image that the sentence describes.
+        modality: VISIBLE, INFRARED or TEXT.
         pid: person id, -1 where unknown. Read by evaluation and diagnostics only.
         camera: camera id as the data set numbers it, -1 where unknown.
-        captions: sentences that describe this image, possibly none.
+        caption: the sentence of a TEXT record, else empty.
     """
 
     image: str
     modality: Modality
     pid: int = -1
     camera: int = -1
-    captions: tuple[str, ...] = ()
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,18 @@ class Batch:
     """One worker's share of one global training batch of one modality. It has no person id.
 
     Attributes:
-        images: (B, 3, H, W) uint8.
-        rows: (B,) int64 row ids in the training split.
+        images: (B V, 3, H, W) uint8; the V views of a row stand together.
+        rows: (B,) int64 row ids within the modality of the training split.
         labels: (B,) int64 pseudo or given classes.
+        captions: (B,) int64 row ids of the captions that belong to the images, or None.
+        tokens: (B, 77) int64 token ids of those captions, or None.
     """
 
     images: Tensor
     rows: Tensor
     labels: Tensor
+    captions: Tensor | None = None
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)

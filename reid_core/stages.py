@@ -1,0 +1,154 @@
+"""What a method is to the machinery: three plain types that every method speaks.
+
+A method is a module in `reid_core.methods` with these names:
+
+    Config                                  its settings, a pydantic model; the paper's values are
+                                            the defaults
+    INPUTS                                  modalities that it embeds, clusters and trains on
+    SUPERVISION                             "none", "identities" or "pairs" of image and caption
+    stages(config)                          -> names of the stages to run, in order
+    augmentations(base)                     -> {modality: one `Augmentation` per view}
+    open_stage(config, name, clip, *, height, width, identities, handed, seed) -> `Stage`
+    load_encoder(config, clip, *, height, width, state) -> `Encoder`, from a stage's module state
+    check(config)                           -> warnings about settings without effect
+
+and, where epochs start by clustering (`Stage.clusters`), or from given identities:
+
+    cluster(config, features, *, owners)    -> labels of one modality
+    begin_epoch(config, stage, *, features, labels, owners, epoch, seed) -> `Epoch`
+
+All of them are pure functions of their arguments. A stage is one worker's; it knows neither how
+many workers there are nor how a global batch was cut: it is given `gather`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reid_core.types import Batch, Modality, Term
+
+Gather = Callable[[Tensor], Tensor]
+"""(B, ...) of this worker -> (global B, ...) in (rank, position) order, the order of the plan.
+
+In a loss its gradient flows back to every owner, so a term that is computed on gathered rows by
+every worker counts as the same global mean everywhere.
+"""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch trains on, the same for all workers.
+
+    Rows of images count within their modality, rows of captions within the captions.
+
+    Attributes:
+        plan: per image modality (batches, B) int64 rows, the global batches.
+        labels: per modality (n,) int64 classes, -1 = outlier.
+        captions: (batches, B) int64, the caption of each planned visible row; None without text.
+        banks: per modality (C, D) float32 unit prototypes; empty where a method has none.
+        pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
+        similarity: (M,) cosine of the matched prototypes.
+        counts: further numbers for the log.
+    """
+
+    plan: dict[Modality, np.ndarray]
+    labels: dict[Modality, np.ndarray]
+    captions: np.ndarray | None = None
+    banks: dict[Modality, np.ndarray] = field(default_factory=dict)
+    pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
+    similarity: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+class Encoder(Protocol):
+    """Turns images, or captions, into descriptors; what retrieval needs of a trained model."""
+
+    feature_dim: int
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, D).
+
+        Args:
+            inputs: (B, 3, H, W) uint8 images, or (B, 77) int64 token ids where modality is TEXT.
+            modality: of the inputs.
+        """
+
+
+class Stage(Protocol):
+    """One stage of a method on one worker.
+
+    Attributes:
+        module: what is trained and kept in checkpoints. Its BatchNorm layers may be replaced, so
+            `optimiser` is asked for afterwards.
+        epochs: length of the stage.
+        evaluate_every: epochs between evaluations; 0 only after the last one, None never.
+        clusters: whether epochs start by embedding and clustering every training image.
+        encoder: what embeds, for clustering, for caching and for evaluation; part of `module` or
+            frozen.
+    """
+
+    module: nn.Module
+    epochs: int
+    evaluate_every: int | None
+    clusters: bool
+    encoder: Encoder
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """A fresh optimiser of the module's trained parameters."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """Base learning rate of an epoch, set before it starts."""
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Take what was decided between epochs; streamed stages only."""
+
+    def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
+        """Losses of one step on this worker's slice of the global batch.
+
+        Args:
+            model: `module`, possibly wrapped for several workers; call it, not `module`.
+            batch: per image modality, or of a cached stage what `batches` yielded.
+            gather: see `Gather`.
+        """
+
+    def update(self, gather: Gather) -> None:
+        """What follows the optimiser's step: memory updates with the last batch's features."""
+
+    def hand_on(self) -> dict[str, Tensor]:
+        """What later stages need, called after the last epoch; on the CPU."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Banks, labels and pairs of the epoch, for the checkpoint; not the module."""
+
+
+Terms = dict[str, Term]
+
+
+class CachedStage(Stage, Protocol):
+    """A stage that trains on features of a frozen encoder, embedded once.
+
+    Attributes:
+        batch_rows: rows of a global batch that the workers share.
+    """
+
+    batch_rows: int
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """The frozen features (B, E) to cache; inputs as in `Encoder.embed`."""
+
+    def take(self, features: Mapping[Modality, Tensor]) -> None:
+        """All cached features (n, E), in row order, before the first epoch."""
+
+    def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[Any]:
+        """The epoch's batches.
+
+        Args:
+            epoch: from 0.
+            share: number of rows -> this worker's contiguous slice of them.
+        """
