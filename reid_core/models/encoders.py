@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.clip import AttentionPool, Clip, resnet_parts, set_last_stride
+from reid_core.models.clip import Clip
+from reid_core.models.towers import AttentionPool, position_grid, resnet_parts, set_last_stride
+from reid_core.transforms import normalise
 from reid_core.types import Modality
 
 
@@ -32,20 +35,25 @@ class Features:
 
 
 class GeM(nn.Module):
-    """Generalised mean over positions with a fixed exponent: (mean(x^p) + 1e-12)^(1/p).
+    """Generalised mean over positions, (mean(x^p))^(1/p).
 
-    Reference: CCLNet, p = 3.
+    Attributes:
+        p: the exponent; where it learns, a parameter of shape (1,).
+
+    Reference: CCLNet, p = 3 fixed, with 1e-12 added to the mean; CSDN, p learnt from 3 on, with
+    x clamped at 1e-6 instead, because the gradient of 0^p with respect to p does not exist.
     """
 
-    def __init__(self, *, p: float = 3.0) -> None:
+    def __init__(self, *, p: float = 3.0, learnable: bool = False) -> None:
         super().__init__()
-        self.p = p
+        self.p: nn.Parameter | float = nn.Parameter(torch.tensor([p])) if learnable else p
+        self._floor, self._added = (1e-6, 0.0) if learnable else (0.0, 1e-12)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, D, h, w), not negative, to (B, D) float32."""
         # Cubes overflow half precision.
-        powers = maps.float().clamp(min=0).pow(self.p)
-        return (powers.mean(dim=(2, 3)) + 1e-12).pow(1 / self.p)
+        powers = maps.float().clamp(min=self._floor).pow(self.p)
+        return (powers.mean(dim=(2, 3)) + self._added).pow(1 / self.p)
 
 
 class TwoStemEncoder(nn.Module):
@@ -55,34 +63,46 @@ class TwoStemEncoder(nn.Module):
     while each stem's BatchNorm sees its own modality. Which part learns is the caller's choice,
     by `requires_grad_` on `visible_stem`, `infrared_stem`, `trunk`, `attnpool` and `neck`.
 
+    Images are bytes, normalised here, or floats that are normalised already.
+
     Reference: CCLNet, section "Model"; CSDN uses the same towers.
     """
 
-    def __init__(self, clip: Clip, *, height: int, width: int, last_stride: int = 1) -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        *,
+        height: int,
+        width: int,
+        last_stride: int = 1,
+        stem_relu: Literal["all", "last"] = "all",
+        gem: GeM | None = None,
+    ) -> None:
         """Copies the image tower of `clip`, which is left as it is.
 
         Args:
             clip: a CLIP with a ModifiedResNet image tower.
             height, width: of the images, in pixels.
             last_stride: of layer4. CLIP was trained with 2; re-identification takes 1.
+            stem_relu: "all" three rectifiers of CLIP's stem, or the "last" alone, which is how
+                CSDN's public code rebuilds the stem (its released weights need it).
+            gem: pooling of the last map; None for CCLNet's.
 
         Raises:
             ValueError: another image tower, or a size that the tower's strides do not divide.
         """
         super().__init__()
-        stride = 16 * last_stride
-        if height % stride or width % stride:
-            raise ValueError(
-                f"images of {height} x {width} do not fit: height and width must be multiples of "
-                f"{stride} with last stride {last_stride}"
-            )
         parts = resnet_parts(clip.visual)
-        self.visible_stem = deepcopy(parts.stem)
-        self.infrared_stem = deepcopy(parts.stem)
+        grid = position_grid(height, width, stride=16 * last_stride)
+        stem = deepcopy(parts.stem)
+        if stem_relu == "last":
+            del stem.act1, stem.act2
+        self.visible_stem = stem
+        self.infrared_stem = deepcopy(stem)
         self.trunk = deepcopy(parts.trunk)
         set_last_stride(self.trunk, last_stride)
-        self.attnpool = AttentionPool(parts.attnpool, grid=(height // stride, width // stride))
-        self.gem = GeM()
+        self.attnpool = AttentionPool(parts.attnpool, grid=grid)
+        self.gem = GeM() if gem is None else gem
         self.neck = nn.BatchNorm1d(self.attnpool.q_proj.in_features)
         self.neck.bias.requires_grad_(False)
 
@@ -100,10 +120,10 @@ class TwoStemEncoder(nn.Module):
         """Features of one batch of each modality; either may be None, not both.
 
         Args:
-            visible, infrared: (B_m, 3, H, W) normalised images.
+            visible, infrared: (B_m, 3, H, W) images.
         """
         stems = [
-            stem(images)
+            stem(_normalised(images))
             for stem, images in ((self.visible_stem, visible), (self.infrared_stem, infrared))
             if images is not None
         ]
@@ -121,4 +141,8 @@ class TwoStemEncoder(nn.Module):
 
     def _maps(self, images: Tensor, modality: Modality) -> Tensor:
         stem = self.visible_stem if modality == Modality.VISIBLE else self.infrared_stem
-        return self.trunk(stem(images))
+        return self.trunk(stem(_normalised(images)))
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return normalise(images) if images.dtype == torch.uint8 else images

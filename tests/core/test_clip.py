@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from reid_core.models import clip as clips
+from reid_core.models import towers
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +159,13 @@ def test_an_eot_behind_the_embeddings_is_refused(small):
 
 
 def test_attention_pool_equals_the_full_attention_of_open_clip(small):
-    parts = clips.resnet_parts(small.visual)
+    parts = towers.resnet_parts(small.visual)
     # Zero biases, as CLIP is initialised, would hide their misuse.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in parts.attnpool.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    pool = clips.AttentionPool(parts.attnpool, grid=(4, 4))
+    pool = towers.AttentionPool(parts.attnpool, grid=(4, 4))
     maps = torch.randn(3, 384, 4, 4)
     torch.testing.assert_close(pool(maps), parts.attnpool(maps), rtol=1e-4, atol=1e-4)
     pool(maps).square().sum().backward()
@@ -173,12 +174,12 @@ def test_attention_pool_equals_the_full_attention_of_open_clip(small):
 
 def test_positions_keep_the_class_row_and_grow_bilinearly():
     positions = torch.tensor([[9.0], [0.0], [2.0], [4.0], [6.0]])
-    assert torch.equal(clips.resize_positions(positions, (2, 2)), positions)
-    tall = clips.resize_positions(positions, (4, 2))
+    assert torch.equal(towers.resize_positions(positions, (2, 2)), positions)
+    tall = towers.resize_positions(positions, (4, 2))
     # Rows at -1/4, 1/4, 3/4, 5/4 of the old grid: 0, 1, 3, 4 in the first column.
     assert tall.flatten().tolist() == [9, 0, 2, 1, 3, 3, 5, 4, 6]
 
 
 def test_only_resnet_towers_can_be_opened():
     with pytest.raises(ValueError, match="ModifiedResNet"):
-        clips.resnet_parts(nn.Linear(2, 2))
+        towers.resnet_parts(nn.Linear(2, 2))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from reid_core.models import clip as clips
 from reid_core.models.encoders import GeM, TwoStemEncoder
+from reid_core.transforms import normalise
 from reid_core.types import Modality
 
 
@@ -114,6 +115,46 @@ def test_gem_is_the_written_formula():
     zeros = torch.zeros(1, 2, 2, 2, requires_grad=True)
     GeM()(zeros).sum().backward()
     assert bool(torch.isfinite(zeros.grad).all())
+
+
+def test_gem_learns_its_exponent_where_asked():
+    gem = GeM(learnable=True)
+    maps = torch.tensor([1.0, 2.0, 0.0, 3.0]).reshape(1, 1, 2, 2)
+    # d/dp log of (mean x^p)^(1/p) at p = 3, from finite differences of the written formula
+    log = [
+        torch.tensor([1.0, 2.0, 3.0]).double().pow(p).sum().div(4).log() / p for p in (2.999, 3.001)
+    ]
+    gem(maps).log().sum().backward()
+    assert gem.p.grad.item() == pytest.approx(float(log[1] - log[0]) / 0.002, rel=1e-4)
+    assert gem(torch.zeros(1, 1, 2, 2)).item() == pytest.approx(1e-6, rel=1e-3)
+    assert [name for name, _ in gem.named_parameters()] == ["p"]
+
+
+def test_the_last_rectifier_alone_is_csdns_stem(small):
+    every = TwoStemEncoder(small, height=64, width=32).eval()
+    last = TwoStemEncoder(
+        small, height=64, width=32, stem_relu="last", gem=GeM(learnable=True)
+    ).eval()
+    assert set(last.state_dict()) == set(every.state_dict()) | {"gem.p"}
+    stem, x = last.infrared_stem, images(2)
+    with torch.no_grad():
+        for i in (1, 2, 3):
+            x = getattr(stem, f"bn{i}")(getattr(stem, f"conv{i}")(x))
+        torch.testing.assert_close(stem(images(2)), F.avg_pool2d(x.relu(), 2))
+        assert not torch.allclose(stem(images(2)), every.infrared_stem(images(2)))
+
+
+def test_bytes_are_normalised_and_floats_are_taken_as_they_are(small):
+    encoder = TwoStemEncoder(small, height=64, width=32).eval()
+    pixels = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        for head in (encoder.embed, encoder.project):
+            torch.testing.assert_close(
+                head(pixels, Modality.VISIBLE), head(normalise(pixels), Modality.VISIBLE)
+            )
+        torch.testing.assert_close(
+            encoder(pixels, pixels).neck, encoder(normalise(pixels), normalise(pixels)).neck
+        )
 
 
 def test_every_part_learns_but_the_necks_bias(small):

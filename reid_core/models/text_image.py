@@ -1,0 +1,82 @@
+"""The text-image encoder: a plain CLIP for upright images, fully trainable.
+
+Shapes: B images or captions, E joint embedding (512 for ViT-B/16).
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid_core.models.clip import Clip
+from reid_core.models.towers import image_tower
+from reid_core.types import Modality
+
+
+class TextImageEncoder(nn.Module):
+    """CLIP's two towers with the image positions resized; both give unit rows of one space.
+
+    With a vision transformer, 384 x 128 pixels are 24 x 8 patches and the feature is the class
+    token behind the final norm and projection. A ModifiedResNet gets last stride 1 and ends in
+    its attention pool. A text's feature is read at EOT.
+
+    Attributes:
+        visual, text: the towers, copies that share nothing with the CLIP they came from.
+
+    Reference: CPCL specification, section 2.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, clip: Clip, *, height: int, width: int) -> None:
+        """Copies both towers of `clip`, which is left as it is.
+
+        Args:
+            clip: a CLIP with a VisionTransformer or a ModifiedResNet image tower.
+            height, width: of the images, in pixels.
+
+        Raises:
+            ValueError: another image tower, or a size that its stride does not divide.
+        """
+        super().__init__()
+        self.visual = image_tower(clip.visual, height=height, width=width)
+        self.text = deepcopy(clip.text)
+        self.requires_grad_(True)
+        for name, values in (("pixel_mean", clip.pixel_mean), ("pixel_std", clip.pixel_std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    @property
+    def feature_dim(self) -> int:
+        """E, the width of a feature of either kind."""
+        return self.text.embed_dim
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to float32 with the mean and deviation that CLIP was trained with."""
+        return (images.float() / 255 - self.pixel_mean) / self.pixel_std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit rows (B, E) of normalised images (B, 3, H, W)."""
+        return F.normalize(self.visual(images), dim=1)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Unit rows (B, E) of token ids (B, 77)."""
+        return F.normalize(self.text.encode_text(ids), dim=1)
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Descriptors: unit rows (B, E).
+
+        Args:
+            inputs: (B, 3, H, W) uint8 images, or (B, 77) int64 token ids where modality is TEXT.
+            modality: of the inputs.
+        """
+        if modality == Modality.TEXT:
+            return self.encode_text(inputs)
+        return self.encode_image(self.normalise(inputs))
+
+    def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit rows (B, E) of normalised images and of token ids, for training."""
+        return self.encode_image(images), self.encode_text(ids)
