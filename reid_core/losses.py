@@ -67,6 +67,21 @@ def image_to_text(g: Tensor, labels: Tensor, anchors: Tensor, *, smoothing: floa
     return _cross_entropy(g @ anchors.T, labels, smoothing=smoothing)
 
 
+def identity_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of class scores, without smoothing.
+
+    Args:
+        logits: (B, C) scores.
+        labels: (B,) int64 class of each row, -1 = left out.
+
+    Returns:
+        Mean over the rows with a label; 0 where there is none.
+
+    Reference: CSDN, stage 3, the identity loss.
+    """
+    return _cross_entropy(logits, labels)
+
+
 def supervised_contrast(
     a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -119,6 +134,32 @@ def weighted_regularised_triplet(x: Tensor, labels: Tensor, *, stable: bool = Tr
     closest = (distance * weigh(-distance, negatives)).sum(dim=1)
     valid = negatives.any(dim=1)
     return (F.softplus(furthest - closest) * valid).sum() / valid.sum().clamp(min=1)
+
+
+def modality_shared_enhancement(x: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+    """Squared gap between two mean distances of a row to its class: across and within modality.
+
+    Args:
+        x: (B, D) raw features, not normalised here.
+        labels: (B,) int64; a row of -1 takes no part.
+        groups: (B,) int64 modality of each row, any two numbers.
+
+    Returns:
+        Mean of (c - a)^2 over the rows that have both kinds of partners, 0 where there is none:
+        a is the mean distance to the other rows of the same label and modality, c to those of the
+        same label and the other modality.
+
+    Reference: CSDN, section 2.2, MSEL. The public code means over each modality first, which is
+    the same wherever both have equally many rows.
+    """
+    same = _same_label(labels, labels)
+    alike = groups[:, None] == groups[None, :]
+    itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    within, across = same & alike & ~itself, same & ~alike
+    distance = _euclidean(x)
+    gap = _masked_mean(distance, across) - _masked_mean(distance, within)
+    valid = within.any(dim=1) & across.any(dim=1)
+    return (gap.square() * valid).sum() / valid.sum().clamp(min=1)
 
 
 def distribution_matching(
@@ -183,6 +224,11 @@ def _euclidean(x: Tensor) -> Tensor:
     squares = x.square().sum(dim=1)
     squared = squares[:, None] + squares[None, :] - 2 * (x @ x.T)
     return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(B,) mean of the masked entries of each row; 0 where a row has none."""
+    return (values * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def _softmax_weights(scores: Tensor, mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 # Philox counters start at a word of their own for each purpose, so that plans and augmentation
 # seeds of the same (seed, epoch) share no random number.
 _PK_STREAM, _PROMPT_STREAM, _AUGMENTATION_STREAM = 1, 2, 3
+_PAIRED_STREAM, _PARTNER_STREAM, _SHUFFLE_STREAM = 4, 5, 6
 
 
 def pk_plan(
@@ -121,6 +122,88 @@ def prompt_plan(
     )
 
 
+def paired_pk_plan(
+    labels_a: np.ndarray,
+    labels_b: np.ndarray,
+    *,
+    num_classes: int,
+    num_instances: int,
+    num_batches: int,
+    seed: int,
+    epoch: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """P x K batches of two modalities with the same classes in the same places.
+
+    Args:
+        labels_a, labels_b: (N_a,) and (N_b,) int64 classes; rows of -1, and of a class that the
+            other modality lacks, are never drawn.
+        num_classes: P, classes in one global batch.
+        num_instances: K, rows per class and modality.
+        num_batches, seed, epoch: as in `pk_plan`.
+
+    Returns:
+        Two int64 (num_batches, P * K) of rows; place by place, both rows have one class.
+
+    Raises:
+        ValueError: the modalities share no class.
+
+    Reference: CSDN, section 3.1 (8 x 4).
+    """
+    plan = pk_plan(
+        _shared_only(labels_a, labels_b),
+        num_clusters=num_classes,
+        num_instances=num_instances,
+        num_batches=num_batches,
+        seed=seed,
+        epoch=epoch,
+    )
+    return plan, _partners(labels_b, labels_a[plan], seed=seed, epoch=epoch)
+
+
+def paired_plan(
+    labels_a: np.ndarray, labels_b: np.ndarray, *, batch_size: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Batches once through the larger of two modalities, each row with a partner of its class.
+
+    The larger modality is permuted, and topped up with random rows to max(n) // batch_size + 1
+    batches; partners are drawn at random, with replacement.
+
+    Args:
+        labels_a, labels_b: as in `paired_pk_plan`.
+        batch_size: rows per modality in a global batch.
+        seed, epoch: as in `pk_plan`.
+
+    Returns:
+        Two int64 (num_batches, batch_size) of rows; place by place, both rows have one class.
+
+    Raises:
+        ValueError: the modalities share no class.
+
+    Reference: CSDN, stage 1, with every image in place of one random sample of them (D5).
+    """
+    kept_a = np.flatnonzero(_shared_only(labels_a, labels_b) >= 0)
+    kept_b = np.flatnonzero(_shared_only(labels_b, labels_a) >= 0)
+    larger = kept_a if len(kept_a) >= len(kept_b) else kept_b
+    length = (len(larger) // batch_size + 1) * batch_size
+    rng = _generator(seed, epoch, _PAIRED_STREAM)
+    rows = larger[_topped_up(rng, len(larger), length)].reshape(-1, batch_size)
+    if larger is kept_a:
+        return rows, _partners(labels_b, labels_a[rows], seed=seed, epoch=epoch)
+    return _partners(labels_a, labels_b[rows], seed=seed, epoch=epoch), rows
+
+
+def shuffled_batches(num_rows: int, *, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation cut into batches; what does not fill a last batch is left out this epoch.
+
+    Returns:
+        int64 (num_rows // batch_size, batch_size).
+
+    Reference: CSDN, stages 1 and 2.
+    """
+    order = _generator(seed, epoch, _SHUFFLE_STREAM).permutation(num_rows)
+    return order[: num_rows - num_rows % batch_size].reshape(-1, batch_size)
+
+
 def augmentation_seeds(shape: tuple[int, ...], *, seed: int, epoch: int) -> np.ndarray:
     """One augmentation seed for each place of a plan.
 
@@ -142,6 +225,26 @@ def _philox(seed: int, epoch: int, stream: int) -> np.random.Philox:
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
     return np.random.Generator(_philox(seed, epoch, stream))
+
+
+def _shared_only(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The labels, -1 where no row of `others` has the same one."""
+    shared = np.where(np.isin(labels, others), labels, -1)
+    if shared.max(initial=-1) < 0:
+        raise ValueError(
+            f"no identity occurs in both modalities ({len(labels)} and {len(others)} images): "
+            "paired batches need people that were seen in both; check the identity labels"
+        )
+    return shared
+
+
+def _partners(labels: np.ndarray, wanted: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
+    """For each wanted class, in any shape, a random row of it; every class must have one."""
+    order = np.argsort(labels, kind="stable")
+    classes, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    place = np.searchsorted(classes, wanted)
+    member = _generator(seed, epoch, _PARTNER_STREAM).integers(0, counts[place])
+    return order[starts[place] + member]
 
 
 def _distinct(rng: np.random.Generator, total: int, num: int, num_draws: int) -> np.ndarray:

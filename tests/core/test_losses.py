@@ -50,6 +50,8 @@ def test_cluster_contrast_means_over_labelled_rows_only() -> None:
         lambda x, none: losses.supervised_contrast(x, rows(5), none, torch.full((5,), -1)),
         lambda x, none: losses.weighted_regularised_triplet(x, none),
         lambda x, none: losses.weighted_regularised_triplet(x, none, stable=False),
+        lambda x, none: losses.identity_cross_entropy(x, none),
+        lambda x, none: losses.modality_shared_enhancement(x, none, torch.tensor([0, 0, 1, 1])),
         lambda x, none: losses.distribution_matching(
             x, unit(4), torch.zeros(4, 4, dtype=torch.bool), temperature=0.02
         ),
@@ -166,3 +168,39 @@ def test_distribution_matching_normalises_targets_by_row() -> None:
                 expected += float(term) / int(mask.any(dim=1).sum())
     loss = losses.distribution_matching(img, txt, positives, temperature=0.1)
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_modality_shared_enhancement_equals_the_published_formula() -> None:
+    """Eight people with four rows per modality, person after person, as the public code needs."""
+    x = rows(64).double()
+    labels = torch.arange(8).repeat_interleave(4).repeat(2)
+    groups = torch.arange(2).repeat_interleave(32)
+    total = 0.0
+    for i in range(64):
+        partners = [j for j in range(64) if labels[j] == labels[i] and j != i]
+        a = [float((x[i] - x[j]).norm()) for j in partners if groups[j] == groups[i]]
+        c = [float((x[i] - x[j]).norm()) for j in partners if groups[j] != groups[i]]
+        assert (len(a), len(c)) == (3, 4)
+        total += (np.mean(c) - np.mean(a)) ** 2 / 64
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    for rows_in in (torch.arange(64), order):
+        loss = losses.modality_shared_enhancement(x[rows_in], labels[rows_in], groups[rows_in])
+        assert loss.item() == pytest.approx(total, rel=1e-6)
+
+
+def test_modality_shared_enhancement_leaves_out_rows_without_both_kinds_of_partners() -> None:
+    x = torch.tensor([[0.0], [1.0], [5.0], [9.0], [9.0]], requires_grad=True)
+    labels, groups = torch.tensor([0, 0, 0, 1, -1]), torch.tensor([0, 0, 1, 0, 1])
+    loss = losses.modality_shared_enhancement(x, labels, groups)
+    # rows 0 and 1: (5 - 1)^2 and (4 - 1)^2; row 2 has no second image of its modality
+    assert loss.item() == pytest.approx((16 + 9) / 2)
+    loss.backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad[3:], torch.zeros(2, 1))
+
+
+def test_identity_cross_entropy_is_not_smoothed() -> None:
+    logits, labels = rows(4, 3), torch.tensor([2, 0, -1, 1])
+    kept = labels != -1
+    expected = -F.log_softmax(logits[kept], dim=1)[torch.arange(3), labels[kept]].mean()
+    assert losses.identity_cross_entropy(logits, labels).item() == pytest.approx(expected.item())

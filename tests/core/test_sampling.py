@@ -127,3 +127,65 @@ def test_augmentation_seeds_are_distinct_and_repeatable() -> None:
     assert len(np.unique(seeds)) == 6400
     assert np.array_equal(seeds, sampling.augmentation_seeds((100, 64), seed=1, epoch=2))
     assert not np.isin(seeds, sampling.augmentation_seeds((100, 64), seed=1, epoch=3)).any()
+
+
+VISIBLE = np.repeat(np.arange(12), 5)
+INFRARED = np.array([3, -1, 0, 0, 1, 2, 2, -1, 4, 5, 6, 7, 8, 9, 10, 99])
+
+
+def test_paired_batches_hold_the_same_people_place_by_place() -> None:
+    a, b = sampling.paired_pk_plan(
+        VISIBLE, INFRARED, num_classes=8, num_instances=4, num_batches=300, seed=3, epoch=1
+    )
+    assert a.shape == b.shape == (300, 32)
+    assert np.array_equal(VISIBLE[a], INFRARED[b])
+    people = VISIBLE[a].reshape(300, 8, 4)
+    assert (people == people[:, :, :1]).all()
+    assert all(len(set(batch[:, 0])) == 8 for batch in people)
+    # 11 was never seen in infrared, 99 never in colour
+    assert set(people.ravel()) == set(range(11))
+
+
+def test_partners_are_drawn_evenly_and_change_with_seed_and_epoch() -> None:
+    settings = {"num_classes": 8, "num_instances": 4, "num_batches": 600}
+    drawn = [
+        sampling.paired_pk_plan(INFRARED, VISIBLE, **settings, seed=seed, epoch=epoch)[1]
+        for seed, epoch in ((3, 1), (3, 1), (4, 1), (3, 2))
+    ]
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+    assert not np.array_equal(drawn[0], drawn[3])
+    of_first = np.bincount(drawn[0].ravel(), minlength=60)[:5]
+    assert np.abs(of_first / of_first.sum() - 0.2).max() < 0.03
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_paired_plan_goes_once_through_the_larger_modality(swapped: bool) -> None:
+    sides = (INFRARED, VISIBLE) if swapped else (VISIBLE, INFRARED)
+    plan = sampling.paired_plan(*sides, batch_size=8, seed=0, epoch=0)
+    large, small = plan[::-1] if swapped else plan
+    assert large.shape == small.shape == (55 // 8 + 1, 8)
+    assert np.array_equal(VISIBLE[large], INFRARED[small])
+    assert sorted(large.ravel()[:55]) == list(range(55))  # those with a partner
+    later = sampling.paired_plan(*sides, batch_size=8, seed=0, epoch=1)
+    assert not np.array_equal(plan[0], later[0])
+
+
+@pytest.mark.parametrize(("rows", "people", "batches"), [(22_258, 395, 696), (2060, 206, 65)])
+def test_published_numbers_of_paired_batches(rows, people, batches) -> None:
+    labels = np.arange(rows) % people
+    a, b = sampling.paired_plan(labels, labels[: rows // 2], batch_size=32, seed=0, epoch=0)
+    assert a.shape == b.shape == (batches, 32)
+
+
+def test_modalities_without_a_common_person_are_refused() -> None:
+    with pytest.raises(ValueError, match="no identity occurs in both"):
+        sampling.paired_plan(np.array([0, 1]), np.array([2, -1]), batch_size=2, seed=0, epoch=0)
+
+
+def test_shuffled_batches_are_a_permutation_without_its_tail() -> None:
+    plan = sampling.shuffled_batches(23, batch_size=4, seed=1, epoch=0)
+    assert plan.shape == (5, 4)
+    assert len(set(plan.ravel())) == 20
+    assert plan.max() < 23
+    assert not np.array_equal(plan, sampling.shuffled_batches(23, batch_size=4, seed=1, epoch=1))
