@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_TRIES = 100
+# What all three channels of an image may become: one of them, or grey (the papers' weights).
+_KEEP, _GREY = -1, 3
+_MIXTURES = np.vstack([np.eye(3), (0.2989, 0.5870, 0.1140)]).astype(np.float32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -33,6 +37,10 @@ class Augmentation:
         erase_aspect: smallest and largest height / width of it.
         erase_fill: its colour in bytes; the papers fill with (.4914, .4822, .4465) after
             normalisation, which are these pixels.
+        channels: last of all, on normalised values. "exchange" writes one channel, drawn evenly,
+            into all three; "adapt" does so with probability 3/4, and with 1/8 writes a grey
+            mixture. Bytes then differ between the channels, because each has a mean and
+            deviation of its own; values beyond black or white are clipped.
 
     Raises:
         ValueError: a value outside its range.
@@ -47,6 +55,7 @@ class Augmentation:
     erase_area: tuple[float, float] = (0.02, 0.4)
     erase_aspect: tuple[float, float] = (0.3, 3.33)
     erase_fill: tuple[int, int, int] = (152, 144, 129)
+    channels: Literal["keep", "exchange", "adapt"] = "keep"
 
     def __post_init__(self) -> None:
         for name in ("grayscale", "flip", "erase"):
@@ -69,6 +78,7 @@ class Draws:
         top, left: (B,) int64, corner of the crop in the padded image, 0..2*pad.
         box: (B, 4) int64, rows [0], [1] and columns [2], [3] of the erased rectangle; empty
             (zeros) where nothing is erased.
+        mixture: (B,) int64, what all channels become: 0, 1, 2 one of them, 3 grey, -1 nothing.
     """
 
     gray: np.ndarray
@@ -76,6 +86,7 @@ class Draws:
     top: np.ndarray
     left: np.ndarray
     box: np.ndarray
+    mixture: np.ndarray
 
 
 class TrainTransform:
@@ -107,9 +118,10 @@ class TrainTransform:
             (draws.top - pad).tolist(),
             (draws.left - pad).tolist(),
             draws.box.tolist(),
+            draws.mixture.tolist(),
             strict=True,
         )
-        for image, target, gray, flip, down, right, (y0, y1, x0, x1) in rows:
+        for image, target, gray, flip, down, right, (y0, y1, x0, x1), mixture in rows:
             seen = image[:, max(down, 0) : height + down]
             if flip:
                 seen = seen[:, :, ::-1]
@@ -118,6 +130,8 @@ class TrainTransform:
             place[...] = _luma(seen) if gray else seen
             if y1:
                 target[:, y0:y1, x0:x1] = fill
+            if mixture != _KEEP:
+                target[...] = _mixed(target, _MIXTURES[mixture])
         return out
 
     def draw(self, seeds: np.ndarray, *, height: int, width: int) -> Draws:
@@ -131,7 +145,17 @@ class TrainTransform:
             top=(_uniform(states, 2) * offsets).astype(np.int64),
             left=(_uniform(states, 3) * offsets).astype(np.int64),
             box=self._boxes(states, height=height, width=width),
+            mixture=self._mixtures(_uniform(states, 5 + 4 * _MAX_TRIES)),
         )
+
+    def _mixtures(self, drawn: np.ndarray) -> np.ndarray:
+        """Reference: CSDN, section 3.2, the channel operations of both modalities."""
+        if self.augmentation.channels == "keep":
+            return np.full(len(drawn), _KEEP)
+        if self.augmentation.channels == "exchange":
+            return (drawn * 3).astype(np.int64)
+        quarter = (drawn * 4).astype(np.int64)
+        return np.where(drawn < 0.875, quarter, _KEEP)
 
     def _boxes(self, states: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Rectangles by rejection: drawn anew, up to 100 times, until one fits into the image."""
@@ -199,6 +223,15 @@ def _luma(image: np.ndarray) -> np.ndarray:
     """(3, H, W) bytes to (H, W): ITU-R 601 luma in fixed point, as Pillow rounds it."""
     red, green, blue = image.astype(np.uint32)
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
+
+
+def _mixed(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(3, H, W) bytes whose normalised channels all equal one mixture of the normalised ones."""
+    mean = 255 * np.array(IMAGENET_MEAN, dtype=np.float32)
+    std = 255 * np.array(IMAGENET_STD, dtype=np.float32)
+    mixture = np.tensordot(weights / std, image, axes=1) - np.dot(weights / std, mean)
+    bytes_ = mixture * std[:, None, None] + mean[:, None, None]
+    return np.rint(bytes_).clip(0, 255).astype(np.uint8)
 
 
 def _between(uniform: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -108,6 +108,54 @@ def test_pixels_are_those_of_the_slow_obvious_version():
         assert np.array_equal(result.transpose(1, 2, 0), expected)
 
 
+def one_step(normalised: torch.Tensor, bytes_: np.ndarray) -> None:
+    """Bytes are normalised values, rounded, and clipped where no byte is dark or bright enough."""
+    std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1) * 255
+    mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1) * 255
+    expected = (normalised * std + mean).clamp(0, 255)
+    assert (expected - torch.from_numpy(bytes_).float()).abs().max() < 0.51
+
+
+def test_exchanging_writes_one_normalised_channel_into_all_three():
+    transform = TrainTransform(Augmentation(pad=3, channels="exchange"))
+    before = TrainTransform(Augmentation(pad=3))(pictures(40), seeds(40))
+    draws = transform.draw(seeds(40), height=64, width=32)
+    assert set(draws.mixture) == {0, 1, 2}
+    for i, image in enumerate(transform(pictures(40), seeds(40))):
+        chosen = normalise(torch.from_numpy(before[i : i + 1]))[0, draws.mixture[i]]
+        one_step(chosen.expand(3, -1, -1), image)
+        assert np.array_equal(image[draws.mixture[i]], before[i, draws.mixture[i]])
+
+
+def test_adapting_also_writes_grey_or_nothing():
+    transform = TrainTransform(Augmentation(pad=3, channels="adapt"))
+    before = TrainTransform(Augmentation(pad=3))(pictures(60), seeds(60))
+    mixture = transform.draw(seeds(60), height=64, width=32).mixture
+    weights = torch.tensor([0.2989, 0.5870, 0.1140]).reshape(3, 1, 1)
+    for i, image in enumerate(transform(pictures(60), seeds(60))):
+        if mixture[i] == -1:
+            assert np.array_equal(image, before[i])
+        elif mixture[i] == 3:
+            normalised = normalise(torch.from_numpy(before[i : i + 1]))[0]
+            one_step((weights * normalised).sum(dim=0).expand(3, -1, -1), image)
+    assert set(mixture) == {-1, 0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("channels", "shares"),
+    [
+        ("keep", (1, 0, 0, 0, 0)),
+        ("exchange", (0, 1 / 3, 1 / 3, 1 / 3, 0)),
+        ("adapt", (1 / 8, 1 / 4, 1 / 4, 1 / 4, 1 / 8)),
+    ],
+)
+def test_channel_operations_have_the_papers_shares(channels, shares):
+    number = 20_000
+    draws = TrainTransform(Augmentation(channels=channels)).draw(seeds(number), height=8, width=8)
+    found = np.bincount(draws.mixture + 1, minlength=5) / number
+    assert found == pytest.approx(shares, abs=4 * 0.5 / number**0.5)
+
+
 def test_infrared_settings_keep_colours_and_visible_settings_lose_half():
     images = pictures(400, 8, 8)
     plain = TrainTransform(Augmentation(flip=0, pad=0, erase=0))(images, seeds(400))
