@@ -1,0 +1,169 @@
+"""Labels for outliers out of the pairs: what one modality left out, its partner may place.
+
+Shapes: N pairs of an image and a caption, D feature width, M candidates, Q queries, R owners
+(images). Everything is decided from the labels as they were before, by similarity and label alone,
+so neither the order of the rows nor the order of the steps matters.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from reid_core.clustering import centroids
+from reid_core.types import OUTLIER
+
+# Feature pairs that are compared at a time: bounds memory at 2 x 8,192 x D float64.
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Labels after mining.
+
+    Attributes:
+        labels: (N,) int64; a row that was no outlier keeps its label.
+        similarity: (N,) float64 cosine of a mined row to what gave it its label; 1 for a row that
+            had a label before, -inf for one that still has none.
+    """
+
+    labels: np.ndarray
+    similarity: np.ndarray
+
+
+def mine_nearest(
+    labels: np.ndarray,
+    partners: np.ndarray,
+    features: np.ndarray,
+    *,
+    min_similarity: float | None = None,
+) -> Mined:
+    """Gives an outlier the label of the nearest row whose partner shares its partner's cluster.
+
+    A row n with labels[n] = -1 and partners[n] != -1 looks at P = {m: partners[m] = partners[n],
+    labels[m] != -1} and takes the label of the m in P with the largest cosine; it stays an outlier
+    where P is empty. Equal cosines give the smallest label.
+
+    Args:
+        labels: (N,) int64 clusters of one side of the pairs, -1 = outlier; not changed.
+        partners: (N,) int64 clusters of the other side.
+        features: (N, D) unit rows of the side that `labels` belong to.
+        min_similarity: smallest cosine that gives a label; None = any.
+
+    Reconstruction: CPCL's abstract says that valuable outliers of each modality are mined through
+    the pairs, not how; specification, section 4, after the public code of CLPC.
+    """
+    rows = np.flatnonzero((labels != OUTLIER) & (partners != OUTLIER))
+    candidates = _Candidates(features[rows], labels[rows], partners[rows])
+    return _mine(labels, partners, features, candidates, min_similarity)
+
+
+def mine_prototype(
+    labels: np.ndarray,
+    partners: np.ndarray,
+    features: np.ndarray,
+    *,
+    min_similarity: float | None = None,
+) -> Mined:
+    """As `mine_nearest`, but compared with the mean features of the clusters present in P.
+
+    Args:
+        labels, partners, features, min_similarity: as in `mine_nearest`; labels contiguous.
+
+    Reconstruction: specification, section 4, `oplm_vote: prototype`.
+    """
+    means = centroids(features, labels)
+    prototypes = means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
+    both = (labels != OUTLIER) & (partners != OUTLIER)
+    present = np.unique(np.stack([partners[both], labels[both]], axis=1), axis=0)
+    candidates = _Candidates(prototypes[present[:, 1]], present[:, 1], present[:, 0])
+    return _mine(labels, partners, features, candidates, min_similarity)
+
+
+def vote(
+    labels: np.ndarray, owners: np.ndarray, similarity: np.ndarray, *, num_owners: int
+) -> np.ndarray:
+    """One label per owner: the most frequent one among its rows; outliers have no vote.
+
+    Args:
+        labels: (N,) int64, -1 = outlier.
+        owners: (N,) int64 owner of each row, for example the image of a caption.
+        similarity: (N,); among equally frequent labels the one with the largest similarity wins,
+            then the smallest label.
+        num_owners: R.
+
+    Returns:
+        int64 (R,); -1 for an owner without a labelled row.
+
+    Reconstruction: one label per image where its rows disagree; specification, section 4.
+    """
+    result = np.full(num_owners, OUTLIER, dtype=np.int64)
+    (rows,) = np.nonzero(labels != OUTLIER)
+    if not len(rows):
+        return result
+    order = rows[np.lexsort((-similarity[rows], labels[rows], owners[rows]))]
+    pairs = np.stack([owners[order], labels[order]], axis=1)
+    pairs, first, count = np.unique(pairs, axis=0, return_index=True, return_counts=True)
+    ranked = np.lexsort((pairs[:, 1], -similarity[order[first]], -count, pairs[:, 0]))
+    owner, best = np.unique(pairs[ranked, 0], return_index=True)
+    result[owner] = pairs[ranked[best], 1]
+    return result
+
+
+def contiguous(labels: np.ndarray) -> np.ndarray:
+    """The same clusters, numbered 0, 1, ... in the order of their old numbers; -1 stays."""
+    known = labels != OUTLIER
+    result = np.full(len(labels), OUTLIER, dtype=np.int64)
+    result[known] = np.unique(labels[known], return_inverse=True)[1]
+    return result
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What a label can come from: (M, D) features, their labels (M,), partners' clusters (M,)."""
+
+    features: np.ndarray
+    labels: np.ndarray
+    partners: np.ndarray
+
+
+def _mine(
+    labels: np.ndarray,
+    partners: np.ndarray,
+    features: np.ndarray,
+    candidates: _Candidates,
+    min_similarity: float | None,
+) -> Mined:
+    order = np.argsort(candidates.partners, kind="stable")
+    queries = np.flatnonzero((labels == OUTLIER) & (partners != OUTLIER))
+    start = np.searchsorted(candidates.partners[order], partners[queries], side="left")
+    stop = np.searchsorted(candidates.partners[order], partners[queries], side="right")
+    queries, start, stop = (x[stop > start] for x in (queries, start, stop))
+    found = np.full(len(labels), OUTLIER, dtype=np.int64)
+    similarity = np.where(labels == OUTLIER, -np.inf, 1.0)
+    for part in _parts(stop - start):
+        lengths = stop[part] - start[part]
+        heads = np.cumsum(lengths) - lengths
+        among = order[np.arange(lengths.sum()) + np.repeat(start[part] - heads, lengths)]
+        own = np.repeat(features[queries[part]].astype(np.float64), lengths, axis=0)
+        # each row's products are summed alone: the same to the last bit wherever the row stands
+        cosine = (own * candidates.features[among]).sum(axis=1)
+        best = np.maximum.reduceat(cosine, heads)
+        names = candidates.labels[among]
+        winners = np.where(cosine == np.repeat(best, lengths), names, names.max() + 1)
+        found[queries[part]] = np.minimum.reduceat(winners, heads)
+        similarity[queries[part]] = best
+    if min_similarity is not None:
+        found[similarity < min_similarity] = OUTLIER
+        similarity[similarity < min_similarity] = -np.inf
+    return Mined(np.where(labels == OUTLIER, found, labels), similarity)
+
+
+def _parts(lengths: np.ndarray) -> list[slice]:
+    """Consecutive queries with about `_CHUNK` candidates in all, or one query with more."""
+    total = np.cumsum(lengths)
+    cuts = np.flatnonzero(np.diff(total // _CHUNK, prepend=0))
+    edges = np.unique(np.concatenate([[0], cuts, [len(lengths)]]))
+    return [slice(a, b) for a, b in itertools.pairwise(edges.tolist())]
