@@ -1,0 +1,86 @@
+"""Captions: ids as open_clip gives them, a cut that keeps EOT, masking by (seed, epoch, row)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from open_clip.tokenizer import SimpleTokenizer
+
+from reid_core import text
+
+CAPTIONS = [
+    "A woman in a striped dress with a backpack.",
+    "",
+    "  \n",
+    "a man &amp; his  RED bag",
+    "a long red coat " * 40,
+    "naïve café 50 % — odd signs",
+]
+
+
+def test_ids_are_open_clips_with_cut_and_empty_captions_marked() -> None:
+    tokens = text.tokenise(CAPTIONS)
+    assert np.array_equal(tokens.ids, SimpleTokenizer()(CAPTIONS, context_length=77).numpy())
+    assert tokens.truncated.tolist() == [False, False, False, False, True, False]
+    assert tokens.empty.tolist() == [False, True, True, False, False, False]
+
+
+def test_every_caption_ends_with_one_end_token_also_when_cut() -> None:
+    ids = text.tokenise(CAPTIONS).ids
+    assert ((ids == text.EOT).sum(axis=1) == 1).all()
+    assert (ids.max(axis=1) == text.EOT).all()
+    assert ids[4, -1] == text.EOT
+    assert (ids[:, 0] == text.SOT).all()
+
+
+@pytest.mark.parametrize(("num_words", "truncated"), [(75, False), (76, True)])
+def test_75_words_fit(num_words: int, truncated: bool) -> None:
+    tokens = text.tokenise([" ".join(["red"] * num_words)])
+    assert tokens.truncated.tolist() == [truncated]
+    assert (tokens.ids[0, 1:76] == tokens.ids[0, 1]).all()
+
+
+def test_no_captions_give_no_rows() -> None:
+    assert text.tokenise([]).ids.shape == (0, 77)
+
+
+def masked(ids: np.ndarray, rows: np.ndarray, **changes: float) -> np.ndarray:
+    settings: dict = {"probability": 0.15, "seed": 3, "epoch": 1}
+    return text.mask_tokens(ids, rows, **(settings | changes))
+
+
+def test_masking_depends_on_the_caption_not_on_its_batch() -> None:
+    ids = text.tokenise(CAPTIONS[:1] * 8).ids
+    rows = np.arange(8)
+    together = masked(ids, rows)
+    assert np.array_equal(together[[5, 2]], masked(ids[:2], np.array([5, 2])))
+    assert len(np.unique(together, axis=0)) > 1
+    assert not np.array_equal(together, masked(ids, rows, epoch=2))
+    assert not np.array_equal(together, masked(ids, rows, seed=4))
+
+
+def test_special_tokens_stay_and_every_caption_with_words_may_lose_one() -> None:
+    ids = text.tokenise(CAPTIONS).ids
+    special = (ids == 0) | (ids == text.SOT) | (ids == text.EOT)
+    for epoch in range(20):
+        changed = masked(ids, np.arange(len(ids)), epoch=epoch) != ids
+        assert not changed[special].any()
+    assert not changed[1:3].any()
+
+
+def test_at_least_one_word_is_masked_where_chance_chooses_none() -> None:
+    ids = text.tokenise(["red"] * 2000).ids
+    found = masked(ids, np.arange(2000), probability=0.0)
+    share = (found == text.MASK).sum() / 2000
+    assert abs(share - 0.8) < 0.04  # chosen for sure, then 80 %
+
+
+def test_shares_are_the_published_ones() -> None:
+    ids = text.tokenise([" ".join(["red"] * 75)] * 1000).ids
+    found = masked(ids, np.arange(1000))
+    words = 75_000
+    is_mask, changed = (found == text.MASK).sum(), (found != ids).sum()
+    assert abs(is_mask / words - 0.15 * 0.8) < 0.006
+    assert abs((changed - is_mask) / words - 0.15 * 0.1) < 0.003
+    assert found[found != 0].min() >= 1
+    assert found.max() == text.EOT
