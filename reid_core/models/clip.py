@@ -149,7 +149,9 @@ def load(name: str, pretrained: str | None = None, *, seed: int = 0) -> Clip:
         name: any open_clip model with CLIP's own text tower, or "crossreid-small".
         pretrained: None (random weights), "bundled" (the weights that ship with crossreid-small),
             an open_clip tag such as "openai" (downloaded), or a local file: plain state dict,
-            open_clip checkpoint, safetensors, or OpenAI's JIT archive.
+            open_clip checkpoint, safetensors, or OpenAI's JIT archive. OpenAI's own files and
+            tags bring QuickGELU with them; any other file that needs it takes the name that
+            says so, such as "RN50-quickgelu".
         seed: of the random weights; the global random state is left alone.
 
     Raises:
@@ -259,7 +261,9 @@ def _fill(clip: Clip, state: dict[str, Tensor], path: Path) -> None:
         raise ValueError(
             f"{path} does not hold the weights of {clip.name!r}: "
             f"missing: {_listed(missing)}; unexpected: {_listed(unexpected)}; "
-            f"wrong shape: {_listed(misshapen)}. Name the architecture that the file was made for"
+            f"wrong shape: {_listed(misshapen)}. Name the architecture that the file was made for, "
+            f"or take one of the tags that open_clip downloads: "
+            f"{_listed(open_clip.list_pretrained_tags_by_model(clip.name))}"
         )
     clip.model.load_state_dict(state, strict=False)
 

@@ -82,7 +82,8 @@ def resnet_parts(visual: nn.Module) -> ResNetParts:
     if not isinstance(visual, ModifiedResNet):
         raise ValueError(
             "this encoder needs CLIP's ModifiedResNet image tower (RN50, RN101, crossreid-small, "
-            f"...), but the model has a {type(visual).__name__}"
+            f"...), but the model has a {type(visual).__name__}; vision transformers serve "
+            "text-image retrieval"
         )
     stem_names = [f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn", "act")] + ["avgpool"]
     layer_names = ["layer1", "layer2", "layer3", "layer4"]

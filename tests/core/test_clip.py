@@ -9,6 +9,7 @@ from torch import nn
 
 from reid_core.models import clip as clips
 from reid_core.models import towers
+from tests.core.openai_layout import Archive
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +26,6 @@ def tiny_openai(small):
     }
     marks = {"input_resolution": 64, "context_length": 77, "vocab_size": 49408}
     return state | {key: torch.tensor(value) for key, value in marks.items()}
-
-
-class Archive(nn.Module):
-    """Gives any state dict the names that OpenAI's scripted model has."""
-
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        for key, value in state.items():
-            place: nn.Module = self
-            *folders, leaf = key.split(".")
-            for folder in folders:
-                if folder not in place._modules:
-                    place.add_module(folder, nn.Module())
-                place = place._modules[folder]
-            place.register_buffer(leaf, value)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x
 
 
 def same_weights(a: clips.Clip, b: clips.Clip, *, atol: float = 0.0) -> bool:
