@@ -68,7 +68,5 @@ def test_the_visible_path_is_open_clips_encoder_of_the_same_archive(loaded, arch
 
 
 def test_an_archive_of_another_architecture_is_refused_by_name(archive):
-    with pytest.raises(
-        ValueError, match=r"RN50\.pt does not hold the weights of 'cross"
-    ):
+    with pytest.raises(ValueError, match=r"RN50\.pt does not hold the weights of 'cross"):
         clips.load(clips.SMALL, str(archive))
