@@ -7,7 +7,7 @@ without a flag. A label of -1 marks an outlier: it never equals another -1, and 
 of the mean. Where no row is left the loss is a zero that still touches the graph, so that a worker
 without a valid row takes part in the backward pass. Each mean is over this call's valid rows; a
 caller that averages over workers scales it by `world_size * local count / global count`, with the
-count of `count_valid` or `count_positive_rows`.
+count of `count_valid`, `count_positive_rows` or `count_targets`.
 """
 
 from __future__ import annotations
@@ -198,12 +198,122 @@ def distribution_matching_one_way(
 
     Reference: CPCL specification 6a, L_i2t.
     """
+    q = _shares(positives)
     log_p = F.log_softmax(anchors @ candidates.T / temperature, dim=1)
-    num_positives = positives.sum(dim=1, keepdim=True)
-    q = positives / num_positives.clamp(min=1)
-    divergence = (log_p.exp() * (log_p - torch.log(q + _TARGET_EPS))).sum(dim=1)
-    valid = num_positives.squeeze(1) > 0
-    return (divergence * valid).sum() / valid.sum().clamp(min=1)
+    return _mean_over_targets(_divergence(log_p, q), q)
+
+
+def image_text_contrast(
+    img: Tensor, txt: Tensor, positives: Tensor, *, temperature: float
+) -> Tensor:
+    """Contrast with any number of positives, the mean of image to text and text to image.
+
+    Per anchor -log( sum_{j positive} e^{s_ij} / sum_j e^{s_ij} ). With the identity matrix as
+    `positives` this is CLIP's symmetric cross entropy.
+
+    Args:
+        img: (B, D) unit image features; txt: (M, D) unit text features.
+        positives: (B, M) bool, the pairs that belong together.
+        temperature: divides the cosines.
+
+    Returns:
+        Mean of the two directions, each over the anchors with a positive; 0 where there is none.
+
+    Reference: CPCL specification 6a, `multi_pos_nce` and `itc`.
+    """
+    logits = img @ txt.T / temperature
+    to_text, to_image = (
+        _contrast_one_way(logits, positives),
+        _contrast_one_way(logits.T, positives.T),
+    )
+    return (to_text + to_image) / 2
+
+
+def count_targets(targets: Tensor) -> Tensor:
+    """Number of rows that the prototype losses average over, a scalar int64 tensor."""
+    return (targets != 0).any(dim=1).sum()
+
+
+def prototype_contrast(
+    x: Tensor,
+    targets: Tensor,
+    bank: Tensor,
+    *,
+    temperature: float,
+    num_negatives: int | None = None,
+) -> Tensor:
+    """Cross entropy -sum_c q_c log p_c of each row's softmax p over prototypes with its target q.
+
+    Args:
+        x: (B, D) unit rows, for example of the other modality than the bank's.
+        targets: (B, C), not negative; scaled to sum 1 here. A row of zeros is left out.
+        bank: (C, D) unit prototypes.
+        temperature: divides the cosines.
+        num_negatives: keep only this many prototypes without target in the softmax, the highest
+            scores of each row; None = all.
+
+    Returns:
+        Mean over the rows with a target; 0 where there is none.
+
+    Reference: CPCL specification 6b, 6c (cross entropy) and 6d.
+    """
+    q = _shares(targets)
+    log_p = _prototype_log_p(x, q, bank, temperature=temperature, num_negatives=num_negatives)
+    return _mean_over_targets(-(q * log_p).sum(dim=1), q)
+
+
+def prototype_divergence(
+    x: Tensor,
+    targets: Tensor,
+    bank: Tensor,
+    *,
+    temperature: float,
+    num_negatives: int | None = None,
+) -> Tensor:
+    """KL divergence sum_c p_c (log p_c - log(q_c + 1e-8)); arguments as in `prototype_contrast`.
+
+    Reference: CPCL specification 6c (as in 6a).
+    """
+    q = _shares(targets)
+    log_p = _prototype_log_p(x, q, bank, temperature=temperature, num_negatives=num_negatives)
+    return _mean_over_targets(_divergence(log_p, q), q)
+
+
+def _contrast_one_way(logits: Tensor, positives: Tensor) -> Tensor:
+    # the lowest finite number and not -inf, whose logsumexp over an empty row has no gradient
+    lowest = torch.finfo(logits.dtype).min
+    among = torch.logsumexp(logits.masked_fill(~positives, lowest), dim=1)
+    return _mean_over_targets(torch.logsumexp(logits, dim=1) - among, positives)
+
+
+def _prototype_log_p(
+    x: Tensor, targets: Tensor, bank: Tensor, *, temperature: float, num_negatives: int | None
+) -> Tensor:
+    """(B, C) log-softmax over prototypes, of which some may be left out."""
+    logits = x @ bank.T / temperature
+    if num_negatives is not None:
+        negatives = logits.detach().masked_fill(targets != 0, -torch.inf)
+        bound = negatives.topk(min(num_negatives, len(bank)), dim=1).values[:, -1:]
+        kept = (targets != 0) | (negatives >= bound)
+        logits = logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
+    return F.log_softmax(logits, dim=1)
+
+
+def _shares(targets: Tensor) -> Tensor:
+    """Rows scaled to sum 1; rows of zeros stay zeros."""
+    total = targets.sum(dim=1, keepdim=True)
+    return targets / torch.where(total == 0, 1, total)
+
+
+def _divergence(log_p: Tensor, q: Tensor) -> Tensor:
+    """(B,) sum_j p_j (log p_j - log(q_j + 1e-8))."""
+    return (log_p.exp() * (log_p - torch.log(q + _TARGET_EPS))).sum(dim=1)
+
+
+def _mean_over_targets(values: Tensor, targets: Tensor) -> Tensor:
+    """Mean of the rows that have a target; 0 with a graph where there is none."""
+    valid = (targets != 0).any(dim=1)
+    return (values * valid).sum() / valid.sum().clamp(min=1)
 
 
 def _same_label(labels_a: Tensor, labels_b: Tensor) -> Tensor:

@@ -55,6 +55,15 @@ def test_cluster_contrast_means_over_labelled_rows_only() -> None:
         lambda x, none: losses.distribution_matching(
             x, unit(4), torch.zeros(4, 4, dtype=torch.bool), temperature=0.02
         ),
+        lambda x, none: losses.image_text_contrast(
+            x, unit(4), torch.zeros(4, 4, dtype=torch.bool), temperature=0.02
+        ),
+        lambda x, none: losses.prototype_contrast(
+            x, torch.zeros(4, 3), unit(3), temperature=0.05, num_negatives=1
+        ),
+        lambda x, none: losses.prototype_divergence(
+            x, torch.zeros(4, 3), unit(3), temperature=0.05
+        ),
     ],
 )
 def test_only_outliers_give_a_zero_that_touches_the_graph(loss) -> None:
@@ -204,3 +213,83 @@ def test_identity_cross_entropy_is_not_smoothed() -> None:
     kept = labels != -1
     expected = -F.log_softmax(logits[kept], dim=1)[torch.arange(3), labels[kept]].mean()
     assert losses.identity_cross_entropy(logits, labels).item() == pytest.approx(expected.item())
+
+
+def test_targets_of_distribution_matching_sum_to_one_under_a_union() -> None:
+    """Dividing by the wrong axis shows here: the pattern is no equivalence relation."""
+    union = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]], dtype=torch.bool)
+    assert torch.equal(losses._shares(union).sum(dim=1), torch.ones(3))
+    loss = losses.distribution_matching(unit(3), unit(3, seed=1), union, temperature=0.02)
+    assert torch.isfinite(loss)
+    assert loss > 0
+
+
+def test_image_text_contrast_with_one_positive_each_is_clips_loss() -> None:
+    img, txt = unit(5), unit(5, seed=1)
+    logits, own = img @ txt.T / 0.02, torch.arange(5)
+    expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    eye = torch.eye(5, dtype=torch.bool)
+    assert losses.image_text_contrast(img, txt, eye, temperature=0.02).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+def test_image_text_contrast_by_hand() -> None:
+    """Two of three captions belong to image 0, none to image 1."""
+    img, txt = torch.eye(2), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    positives = torch.tensor([[True, True, False], [False, False, False]])
+    e = [math.exp(s) for s in (1.0, 0.0, 0.6)]
+    to_text = -math.log((e[0] + e[1]) / sum(e))
+    # both captions have image 0; caption 1 prefers image 1
+    to_image = (-math.log(e[0] / (e[0] + 1)) - math.log(1 / (1 + math.e))) / 2
+    loss = losses.image_text_contrast(img, txt, positives, temperature=1.0)
+    assert loss.item() == pytest.approx((to_text + to_image) / 2, rel=1e-5)
+
+
+def test_one_hot_prototype_targets_are_the_cluster_contrast() -> None:
+    x, bank, labels = unit(6), unit(4, seed=1), torch.tensor([0, 3, -1, 1, 1, -1])
+    targets = F.one_hot(labels.clamp(min=0), 4) * (labels != -1)[:, None]
+    loss = losses.prototype_contrast(x, targets, bank, temperature=0.05)
+    expected = losses.cluster_contrast(x, labels, bank, temperature=0.05)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert int(losses.count_targets(targets)) == 4
+
+
+def test_soft_prototype_targets_are_counts_of_co_occurrence() -> None:
+    """An image cluster seen three times with text cluster 0 and once with 2: q = (3/4, 0, 1/4)."""
+    x, bank, counts = unit(1), unit(3, seed=1), torch.tensor([[3, 0, 1]])
+    log_p = F.log_softmax(x @ bank.T / 0.05, dim=1)[0]
+    contrast = losses.prototype_contrast(x, counts, bank, temperature=0.05)
+    assert contrast.item() == pytest.approx(-(0.75 * log_p[0] + 0.25 * log_p[2]).item(), rel=1e-5)
+    q = torch.tensor([0.75, 0, 0.25])
+    divergence = losses.prototype_divergence(x, counts, bank, temperature=0.05)
+    expected = (log_p.exp() * (log_p - torch.log(q + 1e-8))).sum()
+    assert divergence.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_prototype_divergence_is_zero_where_the_distributions_agree() -> None:
+    bank = unit(3, seed=1)
+    x = unit(1)
+    p = torch.softmax(x @ bank.T / 0.5, dim=1)
+    assert losses.prototype_divergence(x, p, bank, temperature=0.5).item() == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_hard_negatives_leave_the_positive_and_the_highest_scores() -> None:
+    bank = torch.eye(4)
+    x = F.normalize(torch.tensor([[1.0, 3.0, 2.0, 0.5]]), dim=1).requires_grad_()
+    targets = torch.tensor([[0, 0, 1, 0]])
+    loss = losses.prototype_contrast(x, targets, bank, temperature=0.1, num_negatives=2)
+    kept = (x.detach() / 0.1)[:, [0, 1, 2]]
+    assert loss.item() == pytest.approx(F.cross_entropy(kept, torch.tensor([2])).item(), rel=1e-5)
+    divergence = losses.prototype_divergence(x, targets, bank, temperature=0.1, num_negatives=2)
+    (loss + divergence).backward()
+    assert torch.isfinite(x.grad).all()
+    assert x.grad[0, 3] == 0
+
+
+def test_more_hard_negatives_than_prototypes_are_all_of_them() -> None:
+    x, bank, targets = unit(3), unit(4, seed=1), torch.eye(4)[:3]
+    some = losses.prototype_contrast(x, targets, bank, temperature=0.05, num_negatives=99)
+    assert torch.equal(some, losses.prototype_contrast(x, targets, bank, temperature=0.05))
