@@ -8,8 +8,9 @@ restated in `Trial.name` order: protocol / mode / direction.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from reid_core.types import Modality, Split
 SYSU_GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 SYSU_TRIALS = 10
 SYSU_SHOTS = {"single": 1, "multi": 10}
+LLCM_TRIALS = 10
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Trial:
         number: trial number within the name.
         query: (Q,) row ids of the split.
         gallery: (G,) row ids of the split.
-        ignore: (Q, G) bool, gallery rows that do not exist for a query.
+        ignore: (Q, G) bool, gallery rows that do not exist for a query; None = all exist.
         cmc: "identity" counts repeats of an identity once (SYSU style), "image" counts images.
     """
 
@@ -39,7 +41,7 @@ class Trial:
     number: int
     query: np.ndarray
     gallery: np.ndarray
-    ignore: np.ndarray
+    ignore: np.ndarray | None
     cmc: Literal["image", "identity"]
 
 
@@ -61,7 +63,8 @@ def sysu(split: Split) -> Iterator[Trial]:
     if not len(query):
         raise ValueError("SYSU evaluation needs infrared test images, the split has none")
     for mode, cameras in SYSU_GALLERY_CAMERAS.items():
-        groups = _rows_per_person_and_camera(split, cameras)
+        rows = split.rows(Modality.VISIBLE)
+        groups = _per_person_and_camera(split, rows[np.isin(split.cameras[rows], cameras)])
         if not groups:
             raise ValueError(f"SYSU {mode}-search needs visible images of cameras {cameras}")
         for shot, count in SYSU_SHOTS.items():
@@ -72,9 +75,104 @@ def sysu(split: Split) -> Iterator[Trial]:
                 yield Trial(name, number, query, gallery, ignore, "identity")
 
 
-def _rows_per_person_and_camera(split: Split, cameras: Sequence[int]) -> list[np.ndarray]:
-    rows = split.rows(Modality.VISIBLE)
-    rows = rows[np.isin(split.cameras[rows], cameras)]
+def both_ways(split: Split, *, name: str) -> Iterator[Trial]:
+    """Every image of one modality against all of the other, both directions, nothing removed.
+
+    RegDB and plain folders. RegDB's published scores are means over ten halves of the people, that
+    is over ten trained models; one test split gives one trial per direction.
+
+    Args:
+        split: test rows of both modalities; images of unknown people only stand in the gallery.
+        name: first part of the trials' names.
+
+    Raises:
+        ValueError: a modality is missing, or nobody is known.
+    """
+    for asked, shown in _directions(split):
+        query = _known(split, split.rows(asked))
+        yield Trial(f"{name}/{asked}_to_{shown}", 0, query, split.rows(shown), None, "image")
+
+
+def llcm(split: Split) -> Iterator[Trial]:
+    """LLCM: all images of one modality against one image per person and camera of the other.
+
+    Both directions, 10 galleries each, drawn with `random.seed(trial)` over people in ascending
+    order, cameras in order and files in sorted order. A query does not see images of its own
+    person by its own camera.
+
+    Args:
+        split: test rows of both modalities, sorted by (camera, pid, file).
+
+    Raises:
+        ValueError: a modality is missing.
+    """
+    for asked, shown in _directions(split):
+        query = split.rows(asked)
+        groups = _per_person_and_camera(split, split.rows(shown))
+        for number in range(LLCM_TRIALS):
+            gallery = _draw_gallery(groups, 1, number)
+            ignore = np.equal.outer(split.pids[query], split.pids[gallery])
+            ignore &= np.equal.outer(split.cameras[query], split.cameras[gallery])
+            yield Trial(f"llcm/all/{asked}_to_{shown}", number, query, gallery, ignore, "identity")
+
+
+def text_to_image(split: Split, *, name: str) -> Iterator[Trial]:
+    """Every test caption against every test image, each image once, nothing removed.
+
+    There is no `ignore`: ICFG-PEDES would need 400 MB for a matrix of zeros.
+
+    Args:
+        split: test rows, captions and images.
+        name: first part of the trial's name.
+
+    Raises:
+        ValueError: captions or images are missing.
+    """
+    query, gallery = split.rows(Modality.TEXT), split.rows(Modality.VISIBLE)
+    if not len(query) or not len(gallery):
+        raise ValueError("evaluation needs test captions and test images, the split lacks one")
+    yield Trial(f"{name}/text_to_image", 0, query, gallery, None, "image")
+
+
+def manifest(split: Split) -> Iterator[Trial]:
+    """Query rows against gallery rows of a manifest, nothing removed.
+
+    Args:
+        split: rows of two modalities, that of the queries first, as the reader of manifests
+            orders them.
+
+    Raises:
+        ValueError: the rows are not of two modalities, or no query has a known person.
+    """
+    kinds = list(dict.fromkeys(record.modality for record in split.records))
+    if len(kinds) != 2:
+        raise ValueError(
+            "a manifest is evaluated with queries of one modality and a gallery of another one; "
+            f"its test rows are {' and '.join(kinds) or 'missing'}"
+        )
+    query = _known(split, split.rows(kinds[0]))
+    yield Trial("manifest/all/query_to_gallery", 0, query, split.rows(kinds[1]), None, "image")
+
+
+def _directions(split: Split) -> tuple[tuple[Modality, Modality], tuple[Modality, Modality]]:
+    for modality in (Modality.VISIBLE, Modality.INFRARED):
+        if not len(split.rows(modality)):
+            raise ValueError(f"evaluation needs {modality} test images, the split has none")
+    return (
+        (Modality.INFRARED, Modality.VISIBLE),
+        (Modality.VISIBLE, Modality.INFRARED),
+    )
+
+
+def _known(split: Split, rows: np.ndarray) -> np.ndarray:
+    """Those of the rows whose person is known."""
+    rows = rows[split.pids[rows] >= 0]
+    if not len(rows):
+        raise ValueError("evaluation needs person ids of the queries, none of them has one")
+    return rows
+
+
+def _per_person_and_camera(split: Split, rows: np.ndarray) -> list[np.ndarray]:
     order = np.lexsort((rows, split.cameras[rows], split.pids[rows]))
     rows = rows[order]
     keys = np.stack([split.pids[rows], split.cameras[rows]], axis=1)
@@ -91,14 +189,40 @@ def _draw_gallery(groups: list[np.ndarray], count: int, trial: int) -> np.ndarra
     return np.concatenate(drawn).astype(np.int64)
 
 
-PROTOCOLS: dict[str, Callable[[Split], Iterator[Trial]]] = {"sysu": sysu}
+PROTOCOLS: dict[str, Callable[[Split], Iterator[Trial]]] = {
+    "sysu": sysu,
+    "regdb": partial(both_ways, name="regdb/all"),
+    "llcm": llcm,
+    "cuhk": partial(text_to_image, name="cuhk/all"),
+    "icfg": partial(text_to_image, name="icfg/all"),
+    "rstp": partial(text_to_image, name="rstp/all"),
+    "folder": partial(both_ways, name="folder/all"),
+    "manifest": manifest,
+}
 
 HEADLINE = {
     "sysu": (
         "sysu/all_single/infrared_to_visible",
         "SYSU-MM01 all-search, single-shot, infrared query against visible gallery, "
         "mean of 10 galleries",
-    )
+    ),
+    "regdb": (
+        "regdb/all/visible_to_infrared",
+        "RegDB, visible query against thermal gallery, one of the 10 trials",
+    ),
+    "llcm": (
+        "llcm/all/infrared_to_visible",
+        "LLCM, infrared query against one visible image per person and camera, "
+        "mean of 10 galleries",
+    ),
+    "cuhk": ("cuhk/all/text_to_image", "CUHK-PEDES, every caption against all images"),
+    "icfg": ("icfg/all/text_to_image", "ICFG-PEDES, every caption against all images"),
+    "rstp": ("rstp/all/text_to_image", "RSTPReid, every caption against all images"),
+    "folder": (
+        "folder/all/infrared_to_visible",
+        "infrared query against all visible images",
+    ),
+    "manifest": ("manifest/all/query_to_gallery", "query rows against gallery rows"),
 }
 """Per kind: the trial name that a one-line summary shows, and what it means in words."""
 
@@ -122,6 +246,13 @@ def score(features: np.ndarray, pids: np.ndarray, trial: Trial) -> RetrievalScor
 
 def chance_rank1(pids: np.ndarray, trial: Trial) -> float:
     """Expected Rank-1, a fraction, of a random ranking: right / candidate images, averaged."""
-    right = (pids[trial.query][:, None] == pids[trial.gallery][None, :]) & ~trial.ignore
-    valid = right.any(axis=1)
-    return float((right.sum(axis=1) / (~trial.ignore).sum(axis=1))[valid].mean())
+    known, counts = np.unique(pids[trial.gallery], return_counts=True)
+    place = np.minimum(np.searchsorted(known, pids[trial.query]), len(known) - 1)
+    right = np.where(known[place] == pids[trial.query], counts[place], 0)
+    candidates = np.full(len(trial.query), len(trial.gallery))
+    if trial.ignore is not None:
+        same = np.equal.outer(pids[trial.query], pids[trial.gallery])
+        right = right - (same & trial.ignore).sum(axis=1)
+        candidates -= trial.ignore.sum(axis=1)
+    valid = right > 0
+    return float((right[valid] / candidates[valid]).mean())

@@ -1,0 +1,75 @@
+"""Any images in two folders, without lists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reid_core.datasets.lists import IMAGE_SUFFIXES
+from reid_core.types import Dataset, Modality, Record, Split
+
+_MODALITIES = (Modality.VISIBLE, Modality.INFRARED)
+_SPLITS = ("train", "val", "test")
+_UNKNOWN = -1
+
+
+def read(root: str | os.PathLike[str]) -> Dataset:
+    """Lists a plain tree; pictures are not opened.
+
+    Expected, everything in brackets being optional::
+
+        <root>/[train|val|test]/visible/[<person>/...]/*.jpg
+        <root>/[train|val|test]/infrared/[<person>/...]/*.jpg
+
+    Without the folders ``train``, ``val`` and ``test`` all images train. An image right below
+    ``visible`` or ``infrared`` shows an unknown person; otherwise the first folder names the
+    person, in both modalities and all splits.
+
+    Args:
+        root: folder that holds the above.
+
+    Returns:
+        Per split visible, then infrared records, sorted by path. ``pid`` numbers the names of the
+        people in sorted order; cameras are unknown.
+
+    Raises:
+        ValueError: there is no image at any of these places.
+    """
+    root = Path(root)
+    tops = {split: f"{split}/" for split in _SPLITS if (root / split).is_dir()} or {"train": ""}
+    found = {
+        (split, modality): _images(root, f"{top}{modality}")
+        for split, top in tops.items()
+        for modality in _MODALITIES
+    }
+    names = sorted({name for images in found.values() for _, name in images if name})
+    pids = {name: number for number, name in enumerate(names)} | {"": _UNKNOWN}
+    splits = [
+        Split(
+            tuple(
+                Record(image, modality, pids[name])
+                for modality in _MODALITIES
+                for image, name in found.get((split, modality), [])
+            )
+        )
+        for split in _SPLITS
+    ]
+    if not any(splits):
+        raise ValueError(
+            f"no image below {root}: expected e.g. {root / 'visible' / 'a.jpg'} and "
+            f"{root / 'infrared' / 'b.jpg'}, or {root / 'train' / 'visible' / 'anna' / 'a.jpg'}"
+        )
+    return Dataset("folder", root, *splits)
+
+
+def _images(root: Path, top: str) -> list[tuple[str, str]]:
+    """(path relative to the root, name of the person or "") below one folder, sorted by path."""
+    images = []
+    for folder, _, names in os.walk(root / top):
+        inside = Path(folder).relative_to(root / top)
+        person = inside.parts[0] if inside.parts else ""
+        place = (Path(top) / inside).as_posix()
+        images += [
+            (f"{place}/{name}", person) for name in names if name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+    return sorted(images)

@@ -1,0 +1,98 @@
+"""The text files that name people and images of a split; shared by the loaders of real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read_ids(path: Path) -> list[int]:
+    """Ids of one comma-separated list, ascending.
+
+    Raises:
+        ValueError: the file is missing, empty or holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: it names the people of a split, e.g. 1,2,5")
+    fields = path.read_text().replace("\n", ",").split(",")
+    try:
+        ids = sorted({int(field) for field in fields if field.strip()})
+    except ValueError as error:
+        raise ValueError(f"{path} must hold comma-separated ids: {error}") from error
+    if not ids:
+        raise ValueError(f"{path} is empty: it should name the people of a split, e.g. 1,2,5")
+    return ids
+
+
+def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
+    """Images of one list and whom they show.
+
+    A line is "relative/path label". Labels start again in every list, so a person's id is the
+    number of the folder that the image lies in; the labels must tell the same people apart.
+
+    Args:
+        path: the list.
+        example: a line as it should look, for messages.
+
+    Returns:
+        (path relative to the root, id) in the order of the list.
+
+    Raises:
+        ValueError: the file is missing or empty, a line is not like the example, or labels and
+            folders disagree.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: it lists the images of a split, e.g. {example!r}")
+    images: list[tuple[str, int]] = []
+    label_of: dict[int, str] = {}
+    pid_of: dict[str, int] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        image, _, label = line.strip().replace("\\", "/").rpartition(" ")
+        try:
+            pid = int(Path(image).parent.name)
+            int(label)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {line!r} is not like {example!r}") from error
+        if label_of.setdefault(pid, label) != label or pid_of.setdefault(label, pid) != pid:
+            raise ValueError(
+                f"{path}, line {number}: label {label} and folder {pid} do not stand for the same "
+                "person as in the lines before: one label belongs to one folder"
+            )
+        images.append((image, pid))
+    if not images:
+        raise ValueError(f"{path} is empty: it should list images, e.g. {example!r}")
+    return images
+
+
+def check_disjoint(people: Mapping[str, Iterable[int]]) -> None:
+    """Refuse people who occur in two splits.
+
+    Args:
+        people: ids of each split, keyed by what names them in the message.
+
+    Raises:
+        ValueError: two of them share ids.
+    """
+    seen = [(name, set(ids)) for name, ids in people.items()]
+    for i, (first, ids) in enumerate(seen):
+        for second, others in seen[i + 1 :]:
+            shared = sorted(ids & others)
+            if shared:
+                raise ValueError(
+                    f"{first} and {second} share {len(shared)} ids "
+                    f"({', '.join(map(str, shared[:5]))}): people of different splits must differ"
+                )
+
+
+def images_in(root: Path, folder: str) -> list[str]:
+    """Paths relative to the root of the images in one folder, sorted; none if it is missing."""
+    try:
+        names = sorted(os.listdir(root / folder))
+    except FileNotFoundError:
+        return []
+    return [f"{folder}/{name}" for name in names if name.lower().endswith(IMAGE_SUFFIXES)]

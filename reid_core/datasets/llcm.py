@@ -1,0 +1,87 @@
+"""LLCM: nine low-light cameras that film in colour and, but for camera 3, in near infrared."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from reid_core.datasets.lists import check_disjoint, images_in, read_ids, read_people
+from reid_core.types import Dataset, Modality, Record, Split
+
+CAMERAS = {
+    Modality.VISIBLE: (1, 2, 3, 4, 5, 6, 7, 8, 9),
+    Modality.INFRARED: (1, 2, 4, 5, 6, 7, 8, 9),
+}
+_NAMES = {Modality.VISIBLE: "vis", Modality.INFRARED: "nir"}
+_CAMERA_IN_NAME = re.compile(r"_c(\d+)_")
+
+
+def read(root: str | os.PathLike[str]) -> Dataset:
+    """Lists an LLCM tree; pictures are not opened.
+
+    Expected: ``idx/train_{vis,nir}.txt`` with lines "relative/path label" such as
+    ``vis/0001/0001_c01_s185535_f7010_vis.jpg 0``, ``idx/test_id.txt`` with comma-separated ids,
+    and ``test_{vis,nir}/cam<n>/<4-digit id>/*.jpg``.
+
+    Args:
+        root: folder that holds ``idx``, ``test_vis`` and ``test_nir``.
+
+    Returns:
+        Visible, then infrared records: training records in the order of the lists, test records
+        sorted by (camera, id, file name). ``pid`` is the folder's number; a training image's
+        camera is read from its name. There is no validation split.
+
+    Raises:
+        ValueError: a folder or list is missing or not as above, or the splits share people.
+
+    Reference: Zhang and Wang, Diverse Embedding Expansion Network and Low-Light Cross-Modality
+        Benchmark for Visible-Infrared Person Re-identification, CVPR 2023.
+    """
+    root = Path(root)
+    for name in _NAMES.values():
+        if not (root / f"test_{name}").is_dir():
+            raise ValueError(
+                f"{root / f'test_{name}'} is missing: an LLCM root holds idx, test_vis and test_nir"
+            )
+    ids = read_ids(root / "idx" / "test_id.txt")
+    train = _train(root)
+    check_disjoint(
+        {
+            f"{root / 'idx'}/train_*.txt": train.pids.tolist(),
+            "test_id.txt": ids,
+        }
+    )
+    return Dataset("llcm", root, train, Split(()), _test(root, ids))
+
+
+def _train(root: Path) -> Split:
+    records: list[Record] = []
+    for modality, name in _NAMES.items():
+        example = f"{name}/0001/0001_c01_s185535_f7010_{name}.jpg 0"
+        images = read_people(root / "idx" / f"train_{name}.txt", example=example)
+        records += [Record(image, modality, pid, _camera(image)) for image, pid in images]
+    return Split(tuple(records))
+
+
+def _camera(image: str) -> int:
+    found = _CAMERA_IN_NAME.search(Path(image).name)
+    return int(found[1]) if found else -1
+
+
+def _test(root: Path, ids: list[int]) -> Split:
+    records: list[Record] = []
+    for modality, name in _NAMES.items():
+        found = [
+            Record(image, modality, pid, camera)
+            for camera in CAMERAS[modality]
+            for pid in ids
+            for image in images_in(root, f"test_{name}/cam{camera}/{pid:04d}")
+        ]
+        if not found:
+            raise ValueError(
+                f"no {modality} picture of any of the {len(ids)} people of idx/test_id.txt: "
+                f"expected e.g. {root / f'test_{name}/cam1/{ids[0]:04d}'}/*.jpg"
+            )
+        records += found
+    return Split(tuple(records))

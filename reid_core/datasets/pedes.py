@@ -1,0 +1,145 @@
+"""Images with sentences about them: CUHK-PEDES, ICFG-PEDES and RSTPReid.
+
+Each is one JSON list with an object per image. An image gives one VISIBLE record, each of its
+captions one TEXT record that names the image.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reid_core.types import Dataset, Modality, Record, Split
+
+log = logging.getLogger(__name__)
+
+_SPLITS = ("train", "val", "test")
+_CAMERA_IN_NAME = re.compile(r"_c(\d+)_")
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where one data set keeps its list, and what the path of an image is called in it."""
+
+    kind: str
+    folder: str
+    lists: tuple[str, ...]
+    path_key: str
+    cameras: bool = False
+
+
+_CUHK = _Layout("cuhk", "CUHK-PEDES", ("reid_raw.json",), "file_path")
+_ICFG = _Layout("icfg", "ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), "file_path")
+_RSTP = _Layout("rstp", "RSTPReid", ("data_captions.json",), "img_path", cameras=True)
+
+
+def read_cuhk(root: str | os.PathLike[str]) -> Dataset:
+    """Lists CUHK-PEDES; pictures are not opened.
+
+    Expected: ``CUHK-PEDES/reid_raw.json``, objects with ``split``, ``captions``, ``file_path``
+    and ``id``, and the images at ``CUHK-PEDES/imgs/<file_path>``.
+
+    Args:
+        root: folder that holds ``CUHK-PEDES``.
+
+    Returns:
+        Per split the images in the order of the list, then their captions. Empty captions are
+        left out with a warning.
+
+    Raises:
+        ValueError: the list or the folder of images is missing, or an object is not as above.
+
+    Reference: Li et al., Person Search with Natural Language Description, CVPR 2017.
+    """
+    return _read(Path(root), _CUHK)
+
+
+def read_icfg(root: str | os.PathLike[str]) -> Dataset:
+    """Lists ICFG-PEDES: ``ICFG-PEDES/ICFG-PEDES.json`` (or ``ICFG_PEDES.json``) and ``imgs``.
+
+    As `read_cuhk`. The folders ``imgs/train`` and ``imgs/test`` are those of MSMT17 and not the
+    split, which stands in the list alone; there is no validation split.
+
+    Reference: Ding et al., Semantically Self-Aligned Network for Text-to-Image Part-aware Person
+        Re-identification, 2021.
+    """
+    return _read(Path(root), _ICFG)
+
+
+def read_rstp(root: str | os.PathLike[str]) -> Dataset:
+    """Lists RSTPReid: ``RSTPReid/data_captions.json`` and a flat ``imgs``.
+
+    As `read_cuhk`, with the image's path in ``img_path`` and the camera in its name.
+
+    Reference: Zhu et al., DSSL: Deep Surroundings-person Separation Learning for Text-based
+        Person Retrieval, ACM MM 2021.
+    """
+    return _read(Path(root), _RSTP)
+
+
+def _read(root: Path, layout: _Layout) -> Dataset:
+    folder = root / layout.folder
+    path = next((folder / name for name in layout.lists if (folder / name).is_file()), None)
+    if path is None:
+        raise ValueError(
+            f"{folder / layout.lists[0]} is missing: the root is the folder that holds "
+            f"{layout.folder}, which holds {layout.lists[0]} and imgs"
+        )
+    if not (folder / "imgs").is_dir():
+        raise ValueError(f"{folder / 'imgs'} is missing: it holds the images that {path} lists")
+    images: dict[str, list[Record]] = {split: [] for split in _SPLITS}
+    texts: dict[str, list[Record]] = {split: [] for split in _SPLITS}
+    num_empty = 0
+    for number, entry in enumerate(_entries(path)):
+        split, record, captions = _parse(entry, f"{path}, object {number}", layout)
+        images[split].append(record)
+        said = [caption.strip() for caption in captions if caption.strip()]
+        num_empty += len(captions) - len(said)
+        texts[split] += [
+            Record(record.image, Modality.TEXT, record.pid, record.camera, caption)
+            for caption in said
+        ]
+    if num_empty:
+        log.warning("%s: %d empty captions were left out", path, num_empty)
+    for split in ("train", "test"):
+        if not images[split]:
+            raise ValueError(f'{path} has no object with "split": "{split}"')
+    return Dataset(
+        layout.kind, root, *(Split((*images[split], *texts[split])) for split in _SPLITS)
+    )
+
+
+def _entries(path: Path) -> list[Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a complete JSON file: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} must hold one list with an object per image")
+    return entries
+
+
+def _parse(entry: Any, where: str, layout: _Layout) -> tuple[str, Record, list[str]]:
+    """Split, visible record and captions of one object."""
+    try:
+        split, name = entry["split"].lower(), entry[layout.path_key]
+        pid, captions = int(entry["id"]), entry["captions"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where} must have split, {layout.path_key}, captions and id: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if split not in _SPLITS:
+        raise ValueError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise ValueError(f"{where}: captions must be a list of sentences")
+    camera = _CAMERA_IN_NAME.search(name) if layout.cameras else None
+    record = Record(
+        f"{layout.folder}/imgs/{name}", Modality.VISIBLE, pid, int(camera[1]) if camera else -1
+    )
+    return split, record, captions
