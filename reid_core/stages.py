@@ -5,18 +5,23 @@ A method is a module in `reid_core.methods` with these names:
     Config                                  its settings, a pydantic model; the paper's values are
                                             the defaults
     INPUTS                                  modalities that it embeds, clusters and trains on
-    SUPERVISION                             "none", "identities" or "pairs" of image and caption
+    supervision(config)                     -> "none", "identities" or "pairs"
     stages(config)                          -> names of the stages to run, in order
+    batch_rows(config)                      -> {config key: rows of a global batch}, per stage
     augmentations(base)                     -> {modality: one `Augmentation` per view}
     open_stage(config, name, clip, *, height, width, identities, handed, seed) -> `Stage`
-    load_encoder(config, clip, *, height, width, state) -> `Encoder`, from a stage's module state
+    load_encoder(config, clip, *, height, width, state) -> `Encoder` in eval mode; state is the
+                                            module state of a streamed stage, None for CLIP's
     check(config)                           -> warnings about settings without effect
 
-and, where epochs start by clustering (`Stage.clusters`), or from given identities:
+and, where the batches of an epoch follow from clusters (`Stage.clusters`) or given identities:
 
-    cluster(config, features, *, owners)    -> labels of one modality
+    cluster(config, features, *, owners)    -> labels of one modality; owners (n captions,) int64
+                                            image row of each caption, None but for images with
+                                            captions
     begin_epoch(config, stage, *, features, labels, owners, epoch, seed) -> `Epoch`
 
+`identities` are per modality (n,) int64 classes from 0, or None where the method is not given any.
 All of them are pure functions of their arguments. A stage is one worker's; it knows neither how
 many workers there are nor how a global batch was cut: it is given `gather`.
 """
@@ -25,13 +30,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid_core.types import Batch, Modality, Term
+from reid_core.types import Modality, Term
 
 Gather = Callable[[Tensor], Tensor]
 """(B, ...) of this worker -> (global B, ...) in (rank, position) order, the order of the plan.
@@ -55,6 +60,7 @@ class Epoch:
         pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
         similarity: (M,) cosine of the matched prototypes.
         counts: further numbers for the log.
+        warnings: what the user should know about this epoch.
     """
 
     plan: dict[Modality, np.ndarray]
@@ -64,6 +70,7 @@ class Epoch:
     pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
     similarity: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     counts: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 class Encoder(Protocol):
@@ -108,12 +115,12 @@ class Stage(Protocol):
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Take what was decided between epochs; streamed stages only."""
 
-    def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
+    def terms(self, model: nn.Module, batch: Any, gather: Gather) -> Terms:
         """Losses of one step on this worker's slice of the global batch.
 
         Args:
             model: `module`, possibly wrapped for several workers; call it, not `module`.
-            batch: per image modality, or of a cached stage what `batches` yielded.
+            batch: `Batch` per image modality; of a cached stage what `batches` yielded.
             gather: see `Gather`.
         """
 
@@ -130,6 +137,7 @@ class Stage(Protocol):
 Terms = dict[str, Term]
 
 
+@runtime_checkable
 class CachedStage(Stage, Protocol):
     """A stage that trains on features of a frozen encoder, embedded once.
 

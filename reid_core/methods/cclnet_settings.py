@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from reid_core import optim
+from reid_core.types import Modality
+
+INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 
 
 class _Section(BaseModel):
@@ -118,6 +121,16 @@ class Config(_Section):
     prepare: ImageStage = ImageStage()
     prompts: PromptStage = PromptStage()
     align: ImageStage = ImageStage()
+
+
+def shares_prototypes(config: Config) -> bool:
+    """Whether matched clusters share one prototype."""
+    return config.matching.shared or config.labels == "identities"
+
+
+def seed_of(seed: int, stage: str, modality: Modality) -> int:
+    """Seed of everything random in one stage and modality; no two of them share draws."""
+    return seed * 8 + ("prepare", "prompts", "align").index(stage) * 2 + INPUTS.index(modality)
 
 
 def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,95 @@
+"""How CCLNet couples the modalities: which prototypes match, and how they change places.
+
+Reference: CCLNet, stage 2, steps 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from reid_core import matching, memory
+from reid_core.memory import ClusterMemory
+from reid_core.methods.cclnet_settings import INPUTS, Config, shares_prototypes
+from reid_core.types import Modality
+
+
+def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np.ndarray:
+    """Matched clusters (M, 2) of two banks; empty before swapping starts.
+
+    With given identities, equal classes are the pairs.
+    """
+    if config.labels == "identities":
+        both = min(len(banks[m]) for m in INPUTS)
+        return np.repeat(np.arange(both, dtype=np.int64)[:, None], 2, axis=1)
+    coupled = config.swap.when != "never" or config.matching.shared
+    if not coupled or epoch < config.swap.start_epoch:
+        return np.empty((0, 2), dtype=np.int64)
+    sides = [banks[m] for m in INPUTS]
+    if config.matching.centred:
+        sides = [matching.centred(side) for side in sides]
+    return matching.hungarian_pairs(*sides, min_similarity=config.matching.min_similarity)
+
+
+def couple(
+    config: Config, banks: Mapping[Modality, Tensor], pairs: np.ndarray
+) -> dict[Modality, Tensor]:
+    """Swap, or share, the prototypes of all given pairs."""
+    visible, infrared = (banks[m] for m in INPUTS)
+    if shares_prototypes(config):
+        new = memory.share(visible, infrared, pairs)
+    elif config.swap.order == "sequential":
+        new = memory.swap_sequential(visible, infrared, pairs, keep=config.swap.keep)
+    else:
+        new = memory.swap(visible, infrared, pairs, keep=config.swap.keep)
+    return dict(zip(INPUTS, new, strict=True))
+
+
+def update(
+    config: Config,
+    memories: Mapping[Modality, ClusterMemory],
+    x: Mapping[Modality, Tensor],
+    labels: Mapping[Modality, Tensor],
+    *,
+    pairs: np.ndarray,
+    epoch: int,
+) -> None:
+    """Momentum update of both banks with the global batch, then the swap, in place.
+
+    Called after `backward`, with the features of all workers in (rank, position) order, so that
+    every worker applies the same update.
+
+    Args:
+        config: the method's configuration.
+        memories: per modality, this worker's replica of the bank.
+        x: per modality (B, D) unit rows of the global batch.
+        labels: per modality (B,).
+        pairs: this epoch's matched clusters.
+        epoch: epoch number within the stage, from 0.
+    """
+    for m in INPUTS:
+        memories[m].update(x[m], labels[m])
+    if config.swap.when == "step" and not shares_prototypes(config):
+        pairs = match(config, {m: memories[m].bank for m in INPUTS}, epoch=epoch)
+    elif config.swap.when == "epoch_once" and not shares_prototypes(config):
+        return
+    if not len(pairs):
+        return
+    visible, infrared = (memories[m] for m in INPUTS)
+    if shares_prototypes(config):
+        visible.bank, infrared.bank = memory.share(visible.bank, infrared.bank, pairs)
+        return
+    swap_rows = {
+        "simultaneous": memory.swap_rows,
+        "sequential": memory.swap_rows_sequential,
+    }[config.swap.order]
+    visible.bank, infrared.bank = swap_rows(
+        visible.bank,
+        infrared.bank,
+        pairs,
+        labels[Modality.VISIBLE],
+        labels[Modality.INFRARED],
+        keep=config.swap.keep,
+    )

@@ -1,0 +1,366 @@
+"""CCLNet within an epoch: what one worker does in the image stages and in the prompt stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reid_core import losses, sampling
+from reid_core.memory import ClusterMemory
+from reid_core.methods import cclnet_coupling, cclnet_settings
+from reid_core.methods.cclnet_settings import INPUTS, Config, seed_of
+from reid_core.models.clip import Clip
+from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.models.prompts import PromptLearner
+from reid_core.stages import Epoch, Gather, Terms
+from reid_core.transforms import normalise
+from reid_core.types import OUTLIER, Batch, Modality, Term
+
+TEMPLATES = {
+    Modality.VISIBLE: "A visible photo of a",
+    Modality.INFRARED: "An infrared photo of a",
+}
+
+
+class Descriptor(nn.Module):
+    """The encoder as seen from outside: uint8 images in, unit descriptors f / ||f|| out."""
+
+    def __init__(self, encoder: TwoStemEncoder) -> None:
+        """Shares the encoder's parameters."""
+        super().__init__()
+        self.encoder = encoder
+        self.feature_dim = encoder.feature_dim
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """See `reid_core.stages.Encoder`."""
+        return self.encoder.embed(normalise(inputs), modality)
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """CLIP's image features g (B, E), not normalised."""
+        return self.encoder.project(normalise(inputs), modality)
+
+
+# Stages 0 and 2 ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What stage 1 hands to stage 2: text anchors (C, E) and stage-0 labels (n,) per modality."""
+
+    anchors: dict[Modality, Tensor]
+    labels: dict[Modality, Tensor]
+
+
+class Images:
+    """Stages "prepare" and "align": images are drawn to the prototypes of their clusters.
+
+    Args:
+        config: the method's settings.
+        name: of the stage.
+        encoder: with CLIP's weights; trained in place.
+        handed: what earlier stages handed on.
+    """
+
+    clusters = True
+
+    def __init__(
+        self, config: Config, name: str, encoder: TwoStemEncoder, *, handed: Mapping[str, Tensor]
+    ) -> None:
+        settings: cclnet_settings.ImageStage = getattr(config, name)
+        self.config, self.name = config, name
+        self.epochs, self.evaluate_every = settings.epochs, settings.evaluate_every
+        self.module, self.encoder = encoder, Descriptor(encoder)
+        self._handed = handed
+        self._memories: dict[Modality, ClusterMemory] = {}
+        self._guidance: Guidance | None = None
+        train_only(name, encoder, config)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """See `Stage`."""
+        return cclnet_settings.optimiser(self.config, self.name, self.module)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `Stage`."""
+        return cclnet_settings.learning_rate(self.config, self.name, epoch)
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Fresh memories from the epoch's prototypes."""
+        device = next(self.module.parameters()).device
+        self._number, self._epoch = number, epoch
+        self._memories = {
+            m: ClusterMemory(
+                torch.tensor(epoch.banks[m], device=device),
+                momentum=self.config.memory.momentum,
+                temperature=self.config.memory.temperature,
+            )
+            for m in INPUTS
+        }
+        if self.name == "align" and "anchors.visible" in self._handed:
+            self._guidance = Guidance(
+                anchors={m: self._handed[f"anchors.{m}"].to(device) for m in INPUTS},
+                labels={m: self._handed[f"labels.{m}"].to(device) for m in INPUTS},
+            )
+
+    def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
+        """L = L_v + L_r + lambda (I_v + I_r), see `image_terms`."""
+        sizes = [len(batch[m].rows) for m in INPUTS]
+        output: Features = model(*(normalise(batch[m].images) for m in INPUTS))
+        parts = [x.split(sizes) for x in (output.pooled, output.neck, output.projected)]
+        features = {m: Features(*(part[i] for part in parts)) for i, m in enumerate(INPUTS)}
+        labels = {m: batch[m].labels for m in INPUTS}
+        self._seen = {m: functional.normalize(features[m].neck.detach()) for m in INPUTS}, labels
+        rows = {m: batch[m].rows for m in INPUTS}
+        return image_terms(
+            self.config, features, labels, self._memories, rows=rows, guidance=self._guidance
+        )
+
+    def update(self, gather: Gather) -> None:
+        """Momentum update of both banks with the global batch, then the swap."""
+        x, labels = self._seen
+        cclnet_coupling.update(
+            self.config,
+            self._memories,
+            {m: gather(x[m]) for m in INPUTS},
+            {m: gather(labels[m]) for m in INPUTS},
+            pairs=self._epoch.pairs,
+            epoch=self._number,
+        )
+
+    def hand_on(self) -> dict[str, Tensor]:
+        """Stage 0 hands on its last labels, stage 2 nothing."""
+        if self.name == "align":
+            return {}
+        return {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Banks, labels and pairs of the epoch."""
+        found = {f"bank.{m}": self._memories[m].bank.cpu() for m in INPUTS}
+        found |= {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        return found | {"pairs": torch.tensor(self._epoch.pairs)}
+
+
+def train_only(stage: str, encoder: TwoStemEncoder, config: Config) -> None:
+    """Switch gradients on for what a stage trains: stage 0 leaves the attention pool alone."""
+    encoder.requires_grad_(True)
+    encoder.neck.bias.requires_grad_(False)
+    if stage == "prepare" or config.image_to_text == 0:
+        encoder.attnpool.requires_grad_(False)
+
+
+def image_terms(
+    config: Config,
+    features: Mapping[Modality, Features],
+    labels: Mapping[Modality, Tensor],
+    memories: Mapping[Modality, ClusterMemory],
+    *,
+    rows: Mapping[Modality, Tensor],
+    guidance: Guidance | None,
+) -> dict[str, Term]:
+    """The losses of one step on this worker's slice of the global batch.
+
+    L = L_v + L_r + lambda (I_v + I_r), means over rows; I leaves out stage-0 outliers.
+
+    Args:
+        config: the method's configuration.
+        features: per modality, the encoder's outputs for B rows.
+        labels: per modality (B,) cluster labels of this epoch.
+        memories: per modality, this epoch's prototypes.
+        rows: per modality (B,) rows of the modality, to look up stage-0 labels.
+        guidance: anchors and labels of stages 0 and 1; None in stage 0.
+
+    Reference: CCLNet, stages 0 and 2.
+    """
+    found: dict[str, Term] = {}
+    for m in INPUTS:
+        contrast = losses.cluster_contrast(
+            functional.normalize(features[m].neck),
+            labels[m],
+            memories[m].bank,
+            temperature=memories[m].temperature,
+        )
+        found[str(m)] = Term(contrast, losses.count_valid(labels[m]))
+    if guidance is not None:
+        for m in INPUTS:
+            given = guidance.labels[m][rows[m]]
+            text = losses.image_to_text(
+                features[m].projected, given, guidance.anchors[m], smoothing=config.smoothing
+            )
+            found[f"{m}_to_text"] = Term(text, losses.count_valid(given), config.image_to_text)
+    return found
+
+
+# Stage 1 -----------------------------------------------------------------------------------------
+
+
+class Prompting:
+    """Stage "prompts": words for every stage-0 cluster, against frozen image features.
+
+    Args:
+        config: the method's settings.
+        clip: source of the frozen text tower.
+        encoder: with CLIP's weights; frozen.
+        handed: stage 0's labels.
+        seed: of the tokens' first values and of the batches.
+    """
+
+    clusters = False
+    evaluate_every = None
+
+    def __init__(
+        self,
+        config: Config,
+        clip: Clip,
+        encoder: TwoStemEncoder,
+        *,
+        handed: Mapping[str, Tensor],
+        seed: int,
+    ) -> None:
+        self.config, self.seed = config, seed
+        self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
+        self.encoder = Descriptor(encoder.eval())
+        self._labels = {m: handed[f"labels.{m}"] for m in INPUTS}
+        clip.text.requires_grad_(False)
+        classes = {m: int(y.max()) + 1 for m, y in self._labels.items()}
+        self.module = Prompts(clip, classes, seed=seed)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """See `Stage`."""
+        return cclnet_settings.optimiser(self.config, "prompts", self.module)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `Stage`."""
+        return cclnet_settings.learning_rate(self.config, "prompts", epoch)
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """The frozen image features that texts are compared with."""
+        return self.encoder.project(inputs, modality)
+
+    def take(self, features: Mapping[Modality, Tensor]) -> None:
+        """Keep the features of rows that stage 0 put into a cluster."""
+        self._images, kept = {}, {}
+        for m in INPUTS:
+            labels = self._labels[m].to(features[m].device)
+            self._images[m], kept[m] = features[m][labels != OUTLIER], labels[labels != OUTLIER]
+        self._labels = kept
+
+    def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[_Positions]:
+        """See `CachedStage`; every batch holds as many rows of each modality."""
+        plan = sampling.prompt_plan(
+            *(len(self._labels[m]) for m in INPUTS),
+            batch_size=self.batch_rows,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        for positions in zip(*plan, strict=True):
+            rows = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
+            yield _Positions(rows, share(self.batch_rows))
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Nothing is decided between the epochs of this stage."""
+
+    def terms(self, model: nn.Module, batch: _Positions, gather: Gather) -> Terms:
+        """L = sum over modalities of SC(image, text) + SC(text, image), see `prompt_terms`."""
+        images = {m: self._images[m][batch.rows[m]] for m in INPUTS}
+        labels = {m: self._labels[m][batch.rows[m]] for m in INPUTS}
+        mine = batch.mine
+        texts = model({m: labels[m][mine] for m in INPUTS})
+        return prompt_terms(
+            self.config,
+            {m: PromptBatch(images[m][mine], texts[m], labels[m][mine]) for m in INPUTS},
+            {m: PromptBatch(images[m], gather(texts[m]), labels[m]) for m in INPUTS},
+        )
+
+    def update(self, gather: Gather) -> None:
+        """No memory."""
+
+    def hand_on(self) -> dict[str, Tensor]:
+        """The text anchors of every cluster."""
+        return {f"anchors.{m}": x.cpu() for m, x in self.module.anchors().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing beside the module."""
+        return {}
+
+
+@dataclass(frozen=True)
+class _Positions:
+    """A global batch: rows per modality, and the slice of them that is this worker's."""
+
+    rows: dict[Modality, Tensor]
+    mine: slice
+
+
+class Prompts(nn.Module):
+    """One prompt learner per modality, one row of four tokens per stage-0 cluster.
+
+    Args:
+        clip: source of the frozen text tower.
+        num_classes: stage-0 clusters per modality.
+        seed: of the tokens' first values.
+    """
+
+    def __init__(self, clip: Clip, num_classes: Mapping[Modality, int], *, seed: int) -> None:
+        super().__init__()
+        self.learners = nn.ModuleDict(
+            {
+                str(m): PromptLearner(
+                    clip.text,
+                    num_classes=num_classes[m],
+                    prefix=TEMPLATES[m],
+                    seed=seed_of(seed, "prompts", m),
+                )
+                for m in INPUTS
+            }
+        )
+
+    def forward(self, labels: Mapping[Modality, Tensor]) -> dict[Modality, Tensor]:
+        """Text features (B, E) per modality of the given classes (B,), not normalised."""
+        return {m: self.learners[str(m)](labels[m]) for m in INPUTS}
+
+    @torch.no_grad()
+    def anchors(self) -> dict[Modality, Tensor]:
+        """Text features (C, E) of every class, the constants of stage 2."""
+        return {m: self.learners[str(m)](None) for m in INPUTS}
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """A slice of a stage-1 batch of one modality: image features, text features, classes."""
+
+    images: Tensor
+    texts: Tensor
+    labels: Tensor
+
+
+def prompt_terms(
+    config: Config,
+    anchors: Mapping[Modality, PromptBatch],
+    candidates: Mapping[Modality, PromptBatch],
+) -> dict[str, Term]:
+    """L = sum over modalities of SC(image, text) + SC(text, image).
+
+    Args:
+        config: the method's configuration.
+        anchors: this worker's rows.
+        candidates: the rows of the global batch that they are contrasted with.
+
+    Reference: CCLNet, stage 1.
+    """
+    found: dict[str, Term] = {}
+    for m in INPUTS:
+        mine, everyone = anchors[m], candidates[m]
+        temperature = config.prompts.temperature
+        to_text = losses.supervised_contrast(
+            mine.images, everyone.texts, mine.labels, everyone.labels, temperature=temperature
+        )
+        to_image = losses.supervised_contrast(
+            mine.texts, everyone.images, mine.labels, everyone.labels, temperature=temperature
+        )
+        count = len(mine.labels)
+        found[f"{m}_to_text"] = Term(to_text, count)
+        found[f"text_to_{m}"] = Term(to_image, count)
+    return found
