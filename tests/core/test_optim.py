@@ -84,6 +84,17 @@ def test_steps_equal_one_group_per_tensor(network):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
+def test_cpcl_biases_do_not_decay_and_eps_is_large(network):
+    optimiser = optim.adam_per_tensor(
+        network.named_parameters(), lr=1e-5, weight_decay=4e-5, bias_weight_decay=0.0, eps=1e-3
+    )
+    groups = optimiser.param_groups
+    assert [group["weight_decay"] for group in groups] == [4e-5, 0.0]
+    assert [group["lr"] for group in groups] == [1e-5, 2e-5]
+    assert {group["eps"] for group in groups} == {1e-3}
+    assert {group["betas"] for group in groups} == {(0.9, 0.999)}
+
+
 def test_adamw_decays_matrices_only(network):
     optimiser = optim.adamw(network.named_parameters(), lr=1e-3, weight_decay=0.1)
     decay = {p.ndim: g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
