@@ -1,0 +1,282 @@
+"""Embedding any number of images or sentences into Parquet, streamed through Ray Data.
+
+The source is cut into parts of some hundred records. One task lists it, a pool of actors holds the
+encoder, embeds a part and writes its file whole or not at all. Only counts come back, so that the
+driver's memory does not grow with the number of images but by one key per part.
+
+Where a part ends depends on the records around its end alone. A second run therefore finds the
+parts of all that did not change finished, also when images were added or taken away in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from pipelines import cluster, vectors
+from pipelines.config import RunConfig
+from pipelines.data import read_image
+from pipelines.encoder import LoadedEncoder, Space, open_encoder
+from pipelines.errors import UserError
+from pipelines.progress import console
+from pipelines.sources import Part, Source, parts
+from pipelines.vectors import Dtype, VectorInfo
+from reid_core.types import Modality, Record
+
+_CPUS_PER_ACTOR = 4  # beyond that the convolutions of one small batch do not get faster
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a run of `embed` did.
+
+    Attributes:
+        num_vectors: in the folder, all runs together.
+        num_new: embedded by this run.
+        unreadable: messages about images that were left out, all runs together.
+        seconds: this run took, without starting Ray and loading the encoder.
+    """
+
+    num_vectors: int
+    num_new: int
+    unreadable: tuple[str, ...]
+    seconds: float
+
+
+def embed(
+    checkpoint: Path,
+    source: Source,
+    out: Path,
+    *,
+    space: Space = "descriptor",
+    dtype: Dtype = "float16",
+    batch_size: int = 64,
+    max_unreadable: float = 0.01,
+    ray_address: str | None = None,
+) -> Embedded:
+    """Embed what a folder does not hold yet.
+
+    Args:
+        checkpoint: checkpoint folder or run directory.
+        source: what to embed.
+        out: folder of Parquet files with id, modality, camera, pid (-1 = unknown) and vector.
+        space: of the vectors, see `pipelines.encoder.open_encoder`.
+        dtype: of the vectors.
+        batch_size: images per forward pass.
+        max_unreadable: share of the images that may be left out.
+        ray_address: cluster to use, None for one on this machine.
+
+    Raises:
+        UserError: nothing to embed, `out` holds other vectors, too many images cannot be read.
+    """
+    loaded = open_encoder(checkpoint, space=space)
+    info = VectorInfo(
+        fingerprint=loaded.fingerprint,
+        space=space,
+        dtype=dtype,
+        dim=loaded.encoder.feature_dim,
+        root=str(source.root),
+        source=str(source.path.resolve()),
+    )
+    vectors.claim(out, info, checkpoint)
+    planned, num_records = _survey(source, loaded)
+    finished = {key: got for key in planned if (got := vectors.skipped(out, key)) is not None}
+    skipped = [message for messages in finished.values() for message in messages]
+    limit = max_unreadable * num_records
+    began, num_new = time.perf_counter(), 0
+    missing = frozenset(planned) - finished.keys()
+    if missing:
+        total = sum(planned[key] for key in missing)
+        config = _at_address(loaded.config, ray_address)
+        with cluster.session(config):
+            work = _Work(checkpoint, space, source.root, out, dtype, batch_size)
+            began = time.perf_counter()
+            for result in _run(work, source, missing):
+                skipped += json.loads(result["skipped"])
+                num_new += int(result["embedded"])
+                _show(num_new, total, len(skipped), began)
+                if len(skipped) > limit:
+                    break
+    if len(skipped) > limit:
+        shown = "\n  ".join(skipped[:10])
+        raise UserError(
+            f"{len(skipped)} images cannot be read, more than --max-unreadable "
+            f"{max_unreadable:g} of {num_records} allows:\n  {shown}\n"
+            "replace them, or raise the limit to go on without them"
+        )
+    vectors.finish(out, planned, skipped, num_records - len(skipped))
+    return Embedded(
+        num_records - len(skipped), num_new, tuple(skipped), time.perf_counter() - began
+    )
+
+
+class Embedder:
+    """Embeds a part and writes its file; one per GPU, or per few CPUs."""
+
+    def __init__(self, work: _Work, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._work = work
+        self._loaded = open_encoder(work.checkpoint, space=work.space)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list]:
+        """A row with a part -> a row with counts."""
+        (content,) = block["part"]
+        embedded, skipped = self.embed(pickle.loads(content))
+        return {"embedded": [embedded], "skipped": [json.dumps(skipped)]}
+
+    def embed(self, part: Part) -> tuple[int, list[str]]:
+        """Number of vectors written, and messages about images that were left out."""
+        rows: list[Record] = []
+        found: list[np.ndarray] = []
+        skipped: list[str] = []
+        for modality in dict.fromkeys(record.modality for record in part.records):
+            own = [record for record in part.records if record.modality == modality]
+            step = self._work.batch_size
+            batches = [own[i : i + step] for i in range(0, len(own), step)]
+            ahead = [self._read(batch) for batch in batches[:2]]
+            for number, batch in enumerate(batches):
+                inputs, kept = self._collect(batch, ahead[number], skipped)
+                ahead[number] = []  # frees the images
+                if number + 2 < len(batches):
+                    ahead.append(self._read(batches[number + 2]))
+                if kept:
+                    rows += kept
+                    found.append(self._forward(inputs, modality))
+        none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
+        vectors.write_part(self._work.out, part.key, rows, np.concatenate([none, *found]), skipped)
+        return len(rows), skipped
+
+    def _read(self, batch: list[Record]) -> list[Future]:
+        size = self._loaded.config.model
+        return [
+            self._pool.submit(
+                read_image, self._work.root / record.image, height=size.height, width=size.width
+            )
+            for record in batch
+            if not record.caption
+        ]
+
+    def _collect(
+        self, batch: list[Record], images: list[Future], skipped: list[str]
+    ) -> tuple[torch.Tensor, list[Record]]:
+        if not images:
+            assert self._loaded.tokenize is not None
+            return self._loaded.tokenize([record.caption for record in batch]), batch
+        found, kept = [], []
+        for record, image in zip(batch, images, strict=True):
+            try:
+                found.append(image.result())
+                kept.append(record)
+            except ValueError as error:
+                skipped.append(str(error))
+        return torch.from_numpy(np.stack(found)) if found else torch.empty(0), kept
+
+    @torch.inference_mode()
+    def _forward(self, inputs: torch.Tensor, modality: Modality) -> np.ndarray:
+        features = self._loaded.encoder.embed(inputs.to(self._loaded.device), modality)
+        return features.float().cpu().numpy().astype(self._work.dtype)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an actor must know."""
+
+    checkpoint: Path
+    space: Space
+    root: Path
+    out: Path
+    dtype: Dtype
+    batch_size: int
+
+
+class _PartsSource(Datasource):
+    """One task that lists a source and yields a row per part that is missing."""
+
+    def __init__(self, source: Source, missing: frozenset[str]) -> None:
+        self._source, self._missing = source, missing
+
+    def get_name(self) -> str:
+        """Shown on the Ray dashboard."""
+        return "Parts"
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Unknown; small."""
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One lazy task."""
+        source, missing = self._source, self._missing
+
+        def read() -> Iterator[pa.Table]:
+            for part in parts(source.records()):
+                if part.key in missing:
+                    yield pa.table({"part": pa.array([pickle.dumps(part)], pa.binary())})
+
+        return [ReadTask(read, BlockMetadata(len(missing), None, None))]
+
+
+def _run(work: _Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
+    gpus, cpus = cluster.num_gpus(), int(ray.cluster_resources().get("CPU", 1))
+    num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
+    threads = max(1, min(os.cpu_count() or 1, cpus) // num_actors)
+    parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)
+    # Ray Data would join small rows to large blocks, and one actor would get them all.
+    parts_stream.context.target_max_block_size = 1
+    results = parts_stream.map_batches(
+        Embedder,
+        fn_constructor_args=(work, threads),
+        batch_size=1,
+        concurrency=num_actors,
+        num_gpus=1 if gpus else 0,
+        num_cpus=1,
+    )
+    yield from results.iter_rows()
+
+
+def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]:
+    """Rows of each part, and of all; checks the modalities."""
+    planned: dict[str, int] = {}
+    num_records = 0
+    for part in parts(source.records()):
+        planned[part.key] = len(part.records)
+        num_records += len(part.records)
+        unknown = {record.modality for record in part.records} - set(loaded.modalities)
+        if unknown:
+            raise UserError(
+                f"{source.path} holds {', '.join(sorted(unknown))} rows, this encoder embeds "
+                f"{', '.join(loaded.modalities)}"
+                + (": for sentences say --space joint" if unknown == {Modality.TEXT} else "")
+            )
+    if not num_records:
+        raise UserError(f"{source.path} holds no images: nothing to embed")
+    return planned, num_records
+
+
+def _show(done: int, total: int, num_skipped: int, began: float) -> None:
+    rate = done / max(time.perf_counter() - began, 1e-9)
+    left = (total - done) / max(rate, 1e-9)
+    unreadable = f", {num_skipped} unreadable" if num_skipped else ""
+    console.print(f"{done:,} of {total:,}, {rate:,.0f} per second, {left:,.0f} s left{unreadable}")
+
+
+def _at_address(config: RunConfig, address: str | None) -> RunConfig:
+    settings = config.ray.model_copy(update={"address": address})
+    return config.model_copy(update={"ray": settings})

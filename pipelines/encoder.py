@@ -1,0 +1,117 @@
+"""A trained encoder, opened from a checkpoint for use: embedding, search, export, heat maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines import checkpoint
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+from reid_core.models import clip
+from reid_core.models.clip import TextTower
+from reid_core.stages import Encoder
+from reid_core.types import Modality
+
+Space = Literal["descriptor", "joint"]
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """A trained encoder and what its users must know about it.
+
+    Attributes:
+        encoder: in eval mode on `device`, without gradients.
+        modalities: what it embeds.
+        tokenize: sentences -> (B, 77) int64 token ids, None where it embeds no text.
+        config: of the run that trained it.
+        device: where the encoder lies.
+        fingerprint: of weights and space; vectors of different fingerprints cannot be compared.
+    """
+
+    encoder: Encoder
+    modalities: tuple[Modality, ...]
+    tokenize: Callable[[list[str]], Tensor] | None
+    config: RunConfig
+    device: torch.device
+    fingerprint: str
+
+
+class Projecting(Encoder, Protocol):
+    """An encoder whose images can be taken to CLIP's joint space too."""
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Image features (B, E), not normalised."""
+
+
+class JointSpace(torch.nn.Module):
+    """Images and sentences in CLIP's joint space: unit rows of g and of the text tower.
+
+    Descriptors of the image methods (f) lie in a space of their own; this is the one in which a
+    sentence can be compared with a picture.
+    """
+
+    def __init__(self, images: Projecting, text: TextTower) -> None:
+        super().__init__()
+        self.images, self.text = images, text
+        self.feature_dim = text.embed_dim
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, E); see `reid_core.stages.Encoder`."""
+        if modality == Modality.TEXT:
+            return functional.normalize(self.text.encode_text(inputs), dim=1)
+        return functional.normalize(self.images.project(inputs, modality), dim=1)
+
+
+def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
+    """The encoder of a checkpoint, on a GPU if there is one.
+
+    Args:
+        path: checkpoint folder or run directory.
+        space: "descriptor", what the method was trained to rank by, or "joint", where sentences
+            can be compared with pictures.
+
+    Raises:
+        UserError: no such checkpoint, one without a trained encoder, or no such space.
+    """
+    if space not in get_args(Space):
+        raise UserError(f"--space {space}: choose {' or '.join(get_args(Space))}")
+    folder = checkpoint.find(path)
+    state = checkpoint.load(folder)
+    config = configuration.validate(state["config"], source=str(folder))
+    if state["progress"]["stage"] == "prompts":
+        raise UserError(
+            f"{folder} was written while prompts were learned: it holds no trained encoder"
+        )
+    size = config.model
+    method = import_module(f"reid_core.methods.{config.method}")
+    encoder = method.load_encoder(
+        getattr(config, config.method),
+        clip.load(size.name, None),
+        height=size.height,
+        width=size.width,
+        state=state["module"],
+    )
+    modalities: tuple[Modality, ...] = method.INPUTS
+    text = encoder.text if Modality.TEXT in modalities else None
+    if space == "joint" and text is None:
+        text = clip.load(size.name, size.pretrained).text
+        encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.to(device).eval().requires_grad_(False)
+    return LoadedEncoder(
+        encoder=encoder,
+        modalities=modalities,
+        tokenize=None if text is None else text.tokenize,
+        config=config,
+        device=device,
+        fingerprint=checkpoint.content_hash({"module": state["module"], "space": space})[:16],
+    )

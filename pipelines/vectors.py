@@ -1,0 +1,153 @@
+"""The files of embeddings: a folder of Parquet parts, and embedding.json, which says what they are.
+
+Columns: id (string), modality, camera (int32) and pid (int64), -1 where unknown, vector (fixed
+size list of float16 or float32, unit length).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+from pipelines.sources import record_id
+from reid_core.types import Record
+
+Dtype = Literal["float16", "float32"]
+INFO, UNREADABLE = "embedding.json", "unreadable.jsonl"
+FORMAT = 1
+_SKIPPED = b"crossreid.skipped"
+
+
+@dataclass(frozen=True)
+class VectorInfo:
+    """What a folder of vectors holds; folders that differ in any of it are not mixed.
+
+    Attributes:
+        fingerprint: of the encoder.
+        space: "descriptor" or "joint".
+        dtype: of the vectors.
+        dim: their width D.
+        root: folder that ids are relative to.
+        source: what was embedded.
+    """
+
+    fingerprint: str
+    space: str
+    dtype: str
+    dim: int
+    root: str
+    source: str
+
+
+def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
+    """Make the folder, or go on in it where it holds vectors of the same kind and source.
+
+    Raises:
+        UserError: not writable, or used for something else; names what differs.
+    """
+    known = out / INFO
+    if known.is_file():
+        before = read_info(out)
+        changed = [
+            f"{key}: {before.get(key)} -> {value}"
+            for key, value in asdict(info).items()
+            if before.get(key) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{out} holds other vectors:\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another folder, or delete that one"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty and holds no {INFO}: choose another folder")
+    content = asdict(info) | {"format": FORMAT, "checkpoint": str(checkpoint.resolve())}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        known.write_text(json.dumps(content | {"complete": False}, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """embedding.json of a folder that `embed` wrote.
+
+    Raises:
+        UserError: there is none, a damaged one, or one of another format.
+    """
+    path = folder / INFO
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: give a folder that `crossreid embed` wrote")
+    try:
+        info = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; embed again into a new folder") from error
+    if info.get("format") != FORMAT:
+        raise UserError(f"{path} has format {info.get('format')}, this version reads {FORMAT}")
+    return info
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The Parquet files of a folder, in a fixed order."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def write_part(
+    out: Path, key: str, rows: Sequence[Record], vectors: np.ndarray, skipped: Sequence[str]
+) -> None:
+    """Write one part, whole or not at all.
+
+    Args:
+        out: the folder.
+        key: name of the part.
+        rows: what was embedded.
+        vectors: (n, D) of the rows.
+        skipped: messages about what could not be read.
+    """
+    flat = pa.array(np.ascontiguousarray(vectors).ravel())
+    table = pa.table(
+        {
+            "id": pa.array([record_id(row) for row in rows], pa.string()),
+            "modality": pa.array([str(row.modality) for row in rows], pa.string()),
+            "camera": pa.array([row.camera for row in rows], pa.int32()),
+            "pid": pa.array([row.pid for row in rows], pa.int64()),
+            "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        }
+    ).replace_schema_metadata({_SKIPPED: json.dumps(list(skipped)).encode()})
+    target = _file(out, key)
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    pq.write_table(table, unfinished)
+    unfinished.replace(target)
+
+
+def skipped(out: Path, key: str) -> list[str] | None:
+    """Messages of a finished part, None of one that is missing or damaged."""
+    try:
+        return json.loads(pq.read_schema(_file(out, key)).metadata[_SKIPPED])
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError):
+        return None
+
+
+def finish(
+    out: Path, planned: Mapping[str, int], messages: Sequence[str], num_vectors: int
+) -> None:
+    """Drop parts of images that are gone, list the unreadable ones, mark the folder complete."""
+    for path in part_files(out):
+        if path.stem.removeprefix("part-") not in planned:
+            path.unlink()
+    (out / UNREADABLE).write_text("".join(json.dumps(message) + "\n" for message in messages))
+    info = read_info(out) | {"complete": True, "num_vectors": num_vectors}
+    (out / INFO).write_text(json.dumps(info, indent=1) + "\n")
+
+
+def _file(out: Path, key: str) -> Path:
+    return out / f"part-{key}.parquet"
