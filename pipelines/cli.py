@@ -89,6 +89,25 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) ->
     console.print(f"report: {page.write(run_dir)}")
 
 
+@app.command()
+def tune(
+    search: Annotated[Path, typer.Argument(help="A search file, or the name of one that ships.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="For the recipe, such as data.root=/data/SYSU-MM01.")
+    ] = None,
+    out: Out = Path("runs/sweep"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is left.")] = False,
+) -> None:
+    """Search for the settings that do best on validation people."""
+    from pipelines import sweep, trials
+    from pipelines.tune import search_for_best
+
+    loaded = sweep.load(search, [*_environment(), *(overrides or [])])
+    found, best = search_for_best(loaded, out, sys.argv, resume=resume)
+    console.print(trials.table(found, loaded.objective))
+    console.print(f"best: {best.name}, recipe: {out / trials.BEST}")
+
+
 @data_app.command()
 def synth(
     root: Annotated[Path, typer.Argument(help="Folder to write to.")],

@@ -1,0 +1,275 @@
+"""What a sweep is: its file, and the points that it tries.
+
+A trial is one choice of values, trained once per seed into a run directory of its own and judged
+by people who are neither trained on nor tested on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+
+Values = dict[str, Any]
+"""Dotted configuration key -> value: what distinguishes a trial."""
+
+_OURS = ("seed", "data.fit", "evaluation.split", "evaluation.start")
+_ON_VALIDATION = ("data.fit=train", "evaluation.split=val", "evaluation.start=false")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Domain(_Section):
+    """What one key may be; exactly one of these.
+
+    Attributes:
+        values: one of a list; the only kind that `grid` and `axes` can enumerate.
+        uniform: a number between two ends.
+        loguniform: the same, evenly spread over orders of magnitude; for weights and rates.
+        integers: a whole number between two ends, both included.
+    """
+
+    values: tuple[Any, ...] | None = Field(None, min_length=1)
+    uniform: tuple[float, float] | None = None
+    loguniform: tuple[float, float] | None = None
+    integers: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            kinds = ", ".join(sorted(type(self).model_fields))
+            raise ValueError(f"give exactly one of {kinds}")
+        ends = self.uniform or self.loguniform or self.integers
+        if ends and not ends[0] < ends[1]:
+            raise ValueError("the first end must be below the second")
+        if self.loguniform and self.loguniform[0] <= 0:
+            raise ValueError("loguniform needs ends above 0")
+        return self
+
+    def examples(self) -> tuple[Any, ...]:
+        """Values that show whether the whole domain is valid: all of a list, else both ends."""
+        return self.values or self.uniform or self.loguniform or self.integers or ()
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """A random value."""
+        if self.values:
+            return self.values[int(rng.integers(len(self.values)))]
+        if self.uniform:
+            return float(rng.uniform(*self.uniform))
+        if self.loguniform:
+            low, high = np.log(self.loguniform)
+            return float(np.clip(np.exp(rng.uniform(low, high)), *self.loguniform))
+        assert self.integers
+        return int(rng.integers(self.integers[0], self.integers[1], endpoint=True))
+
+
+class Budget(_Section):
+    """When to stop.
+
+    Attributes:
+        trials: how many; needed by random and optuna, for grid and axes a limit.
+        minutes: wall time of one command; what is then running is taken up by --resume.
+        concurrent: trials at a time, at most; fewer where the cluster is smaller.
+    """
+
+    trials: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    concurrent: int = Field(1, ge=1)
+
+
+class Asha(_Section):
+    """Successive halving: the worse trials of the same age end early.
+
+    Attributes:
+        grace_epochs: no trial ends before this many epochs, counted over all stages.
+        reduction: one in this many goes on at every halving.
+    """
+
+    grace_epochs: int = Field(ge=1)
+    reduction: int = Field(3, ge=2)
+
+
+class Search(_Section):
+    """A search file.
+
+    Attributes:
+        base: recipe that the trials start from, a file or the name of one that ships.
+        overrides: dotted keys of the recipe that differ in all trials.
+        method: "grid" tries every combination; "axes" moves one key at a time, the others as in
+            the recipe, which is the figure that papers print; "random" draws; "optuna" learns
+            from earlier trials where to look (`pip install optuna`).
+        space: dotted key -> what it may be.
+        objective: score in percent of the last epoch, on validation people.
+        budget: when to stop.
+        seeds: every trial is trained once with each; its score is the mean.
+        seed: of the search itself.
+        asha: ends bad trials early; None trains all to the end.
+    """
+
+    base: str
+    overrides: Values = {}
+    method: Literal["grid", "axes", "random", "optuna"] = "random"
+    space: dict[str, Domain] = Field(min_length=1)
+    objective: Literal["rank1", "rank5", "rank10", "mAP", "mINP"] = "mAP"
+    budget: Budget = Budget()
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seed: int = Field(0, ge=0)
+    asha: Asha | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        taken = [key for key in (*self.space, *self.overrides) if key in _OURS]
+        if taken:
+            raise ValueError(
+                f"{taken[0]} is set by the sweep itself: trials are decided on validation people "
+                f"({', '.join(_ON_VALIDATION)}) with the given seeds"
+            )
+        if self.method in ("grid", "axes"):
+            endless = [key for key, domain in self.space.items() if domain.values is None]
+            if endless:
+                raise ValueError(f"method={self.method} needs `values` for {endless[0]}")
+        elif self.budget.trials is None:
+            raise ValueError(f"method={self.method} needs budget.trials")
+        if self.asha and len(self.seeds) > 1:
+            raise ValueError("asha compares single runs: give one seed, or leave asha out")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Search:
+    """Read a search file and check every value that a trial could get.
+
+    Args:
+        path: a YAML file, or the name of a search that ships in tune_configs.
+        overrides: `key=value` for the base recipe, such as "data.root=/data/SYSU-MM01".
+
+    Raises:
+        UserError: names the wrong key or value, before any trial starts.
+    """
+    path = _find(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping: see tune_configs/search_demo.yaml")
+    given = dict(_split(override) for override in overrides)
+    tree["overrides"] = {**(tree.get("overrides") or {}), **given}
+    try:
+        search = Search.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise UserError(f"{path}:\n  " + "\n  ".join(lines)) from error
+    _check_space(search)
+    return search
+
+
+def trial_config(search: Search, values: Values, seed: int) -> RunConfig:
+    """What one run of a trial trains: on training people, measured on validation people."""
+    return _configured(search, values, seed, _ON_VALIDATION)
+
+
+def best_config(search: Search, values: Values) -> RunConfig:
+    """The recipe with a trial's values: trained and measured as the recipe says."""
+    return _configured(search, values, search.seeds[0], ())
+
+
+def base_values(search: Search) -> Values:
+    """What the recipe itself says for the keys of the space."""
+    tree = best_config(search, {}).model_dump(mode="json")
+    return {key: _look_up(tree, key) for key in search.space}
+
+
+def points(search: Search) -> list[Values] | None:
+    """Everything that the search tries, in order; None where later points depend on scores.
+
+    The first points of a random search do not depend on how many follow.
+    """
+    listed: list[Values]
+    if search.method == "optuna":
+        return None
+    if search.method == "random":
+        assert search.budget.trials
+        listed = [_draw(search, number) for number in range(search.budget.trials)]
+    elif search.method == "axes":
+        base = base_values(search)
+        listed = [base]
+        for key, domain in search.space.items():
+            listed += [base | {key: value} for value in domain.values or ()]
+    else:
+        choices = [domain.values or () for domain in search.space.values()]
+        listed = [dict(zip(search.space, row, strict=True)) for row in itertools.product(*choices)]
+    unique = [point for i, point in enumerate(listed) if point not in listed[:i]]
+    return unique[: search.budget.trials]
+
+
+def _draw(search: Search, number: int) -> Values:
+    rng = np.random.default_rng([search.seed, number])
+    return {key: domain.draw(rng) for key, domain in search.space.items()}
+
+
+def _configured(search: Search, values: Values, seed: int, fixed: Sequence[str]) -> RunConfig:
+    pairs = {**search.overrides, **values, "seed": seed}
+    written = [f"{key}={json.dumps(value)}" for key, value in pairs.items()]
+    return configuration.load(Path(search.base), [*written, *fixed])
+
+
+def _check_space(search: Search) -> None:
+    base = trial_config(search, {}, search.seeds[0])
+    for key, domain in search.space.items():
+        for value in domain.examples():
+            trial_config(search, {key: value}, search.seeds[0])
+    if search.asha and not _evaluates(base.model_dump()):
+        raise UserError(
+            "asha has nothing to compare: no stage of the recipe is measured while it trains; "
+            "set an evaluate_every above 0 in `overrides`"
+        )
+
+
+def _evaluates(tree: Mapping[str, Any]) -> bool:
+    return any(
+        _evaluates(value) if isinstance(value, dict) else key == "evaluate_every" and bool(value)
+        for key, value in tree.items()
+    )
+
+
+def _look_up(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _split(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override {override!r} must look like section.key=value")
+    return key, yaml.safe_load(text)
+
+
+def _find(path: Path) -> Path:
+    shipped = Path(__file__).resolve().parent.parent / "tune_configs"
+    for candidate in (path, shipped / path.name, shipped / f"{path.name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = ", ".join(sorted(file.stem for file in shipped.glob("search_*.yaml")))
+    raise UserError(f"no search file {path}; those that ship are: {names}")
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    sections = {"budget": Budget, "asha": Asha, "space": Domain}
+    model = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
+    return f"unknown key {key}; valid keys here: {', '.join(sorted(model.model_fields))}"

@@ -1,0 +1,223 @@
+"""The folder of a sweep: what was tried, what is left, what was best.
+
+search.yaml            the search, with the overrides of the command
+trials/NAME/           values.json, and a run directory per seed
+trials.jsonl           a line per trial that is over: name, config, status, scores, seconds
+best.yaml              recipe with the best values, for `crossreid train`
+sensitivity.png        score against each key
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import yaml
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines import config as configuration
+from pipelines import sweep
+from pipelines.errors import UserError
+from pipelines.sweep import Search, Values
+
+SEARCH, TRIALS, BEST, FOLDER = "search.yaml", "trials.jsonl", "best.yaml", "trials"
+_VALUES = "values.json"
+_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is over.
+
+    Attributes:
+        name: of its folder.
+        config: its values, by dotted key.
+        status: "finished"; "stopped" by successive halving, its scores are those of its last
+            measured epoch; "failed".
+        scores: mean over seeds of the last epoch's scores, percent, on validation people.
+        seconds: wall time.
+        runs: per seed its scores.
+        error: why it failed.
+    """
+
+    name: str
+    config: Values
+    status: Literal["finished", "stopped", "failed"]
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    runs: dict[str, dict[str, float]] = field(default_factory=dict)
+    error: str = ""
+
+
+class Ledger:
+    """The folder of one sweep. Written by the driver of the sweep alone.
+
+    Args:
+        root: the folder.
+        search: what is searched.
+        resume: go on with a sweep that is there.
+
+    Raises:
+        UserError: not writable; holds a sweep and `resume` is False, or another search.
+    """
+
+    def __init__(self, root: Path, search: Search, *, resume: bool) -> None:
+        self.root = root.resolve()
+        try:
+            (self.root / FOLDER).mkdir(parents=True, exist_ok=True)
+            _claim(self.root / SEARCH, search, resume=resume)
+        except OSError as error:
+            raise UserError(f"cannot write to {root}: {error.strerror or error}") from error
+        # A trial that failed is tried again: its cause may be gone.
+        self.over = [trial for trial in read(self.root) if trial.status != "failed"]
+        self._taken = {trial.name for trial in self.over}
+
+    def folder(self, name: str) -> Path:
+        """Where a trial's run directories lie."""
+        return self.root / FOLDER / name
+
+    def pending(self) -> dict[str, Values]:
+        """Trials that were begun and are not over, in the order in which they were begun."""
+        found = {}
+        for path in sorted((self.root / FOLDER).glob(f"*/{_VALUES}")):
+            if path.parent.name not in {trial.name for trial in self.over}:
+                found[path.parent.name] = json.loads(path.read_text())
+        return found
+
+    def left(self, points: Sequence[Values]) -> list[Values]:
+        """The points that are not over yet."""
+        done = [trial.config for trial in self.over]
+        return [point for point in points if point not in done]
+
+    def begin(self, values: Values) -> str:
+        """Name a trial: that of an interrupted one with the same values, else the next number."""
+        for name, known in self.pending().items():
+            if known == values and name not in self._taken:
+                self._taken.add(name)
+                return name
+        name = f"trial-{len(list((self.root / FOLDER).glob('trial-*'))):03d}"
+        self.folder(name).mkdir()
+        (self.folder(name) / _VALUES).write_text(json.dumps(values) + "\n")
+        self._taken.add(name)
+        return name
+
+    def end(self, trial: Trial) -> None:
+        """Add a line; the file is replaced as a whole, so a kill leaves the old or the new one."""
+        self.over.append(trial)
+        partial = self.root / f"{TRIALS}.partial"
+        partial.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in self.over))
+        partial.replace(self.root / TRIALS)
+
+
+def read(root: Path) -> list[Trial]:
+    """The trials of a sweep that are over."""
+    path = root / TRIALS
+    if not path.exists():
+        return []
+    return [Trial(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
+    """Best first; failed ones last, stopped ones after all that finished."""
+    order = ("finished", "stopped", "failed")
+    return sorted(
+        trials, key=lambda t: (order.index(t.status), -t.scores.get(objective, float("-inf")))
+    )
+
+
+def write_best(root: Path, search: Search) -> Trial:
+    """Write best.yaml: the recipe with the best values, fit and measured as the recipe says.
+
+    Raises:
+        UserError: no trial finished; quotes the first error.
+    """
+    trials = ranked(read(root), search.objective)
+    if not trials or trials[0].status != "finished":
+        errors = [trial.error for trial in trials if trial.error]
+        reason = f": {errors[0]}" if errors else "; give it more minutes and use --resume"
+        raise UserError(f"no trial of the sweep finished{reason}")
+    best = trials[0]
+    values = ", ".join(f"{key}={value}" for key, value in best.config.items())
+    header = (
+        f"# {values}\n"
+        f"# {best.name}: {search.objective} {best.scores[search.objective]:.2f} % on validation "
+        f"people, mean of {len(best.runs)} seed(s), best of {len(trials)} trials.\n"
+        f"# Searched from {search.base}. Reached on test people: not measured.\n"
+    )
+    recipe = sweep.best_config(search, best.config)
+    (root / BEST).write_text(header + configuration.dump(recipe))
+    return best
+
+
+def mean_scores(runs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Mean of each score over runs."""
+    names = next(iter(runs.values()), {})
+    return {name: fmean(scores[name] for scores in runs.values()) for name in names}
+
+
+def table(trials: Sequence[Trial], objective: str) -> Table:
+    """The best trials, one line each."""
+    first = ranked(trials, objective)
+    shown = Table(
+        title=f"{len(trials)} trials, best {min(_SHOWN, len(trials))} by {objective} "
+        "(%, validation people)",
+        title_justify="left",
+    )
+    keys = list(first[0].config) if first else []
+    names = [objective, *(name for name in ("rank1", "mAP") if name != objective)]
+    for name in ("trial", *keys, *names, "minutes", "status"):
+        shown.add_column(escape(name), justify="left" if name in ("trial", "status") else "right")
+    for trial in first[:_SHOWN]:
+        shown.add_row(
+            trial.name,
+            *(_short(trial.config[key]) for key in keys),
+            *(f"{trial.scores[name]:.2f}" if name in trial.scores else "-" for name in names),
+            f"{trial.seconds / 60:.1f}",
+            trial.status,
+        )
+    return shown
+
+
+def sensitivity(trials: Sequence[Trial], objective: str) -> dict[str, list[tuple[Any, float]]]:
+    """Per key (value, best score that any finished trial with this value reached).
+
+    This is the score against one key with the others at their best, as papers draw it; keys of
+    which only one value was tried are left out.
+    """
+    curves: dict[str, list[tuple[Any, float]]] = {}
+    finished = [trial for trial in trials if trial.status == "finished"]
+    for key in finished[0].config if finished else ():
+        best: dict[Any, float] = {}
+        for trial in finished:
+            value = trial.config[key]
+            value = value if isinstance(value, str | int | float) else str(value)
+            best[value] = max(trial.scores[objective], best.get(value, float("-inf")))
+        if len(best) > 1:
+            curves[key] = sorted(best.items(), key=lambda item: (str(type(item[0])), item[0]))
+    return curves
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+
+
+def _claim(path: Path, search: Search, *, resume: bool) -> None:
+    wanted = search.model_dump(mode="json")
+    if path.exists():
+        if not resume:
+            raise UserError(f"{path.parent} holds a sweep: add --resume, or choose another --out")
+        known = yaml.safe_load(path.read_text())
+        # More time or more trials is what one resumes for.
+        changed = configuration.differences(known | {"budget": {}}, wanted | {"budget": {}})
+        if changed:
+            raise UserError(
+                f"{path.parent} holds another sweep:\n  "
+                + "\n  ".join(changed)
+                + "\nchoose another --out, or delete that folder"
+            )
+    path.write_text(yaml.safe_dump(wanted, sort_keys=False))

@@ -1,0 +1,326 @@
+"""`crossreid tune`: the trials of a sweep as training runs on one cluster, driven by Ray Tune.
+
+A trial is watched by a Tune trainable that takes no CPU. Tune places it in a placement group that
+captures whatever it starts, and the tasks of a training run would not fit in there; so the run is
+a task with its own scheduling, and lives outside of Tune as `crossreid train` does. When Tune ends
+the trainable, the task loses its owner and ends with everything that it started.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from pipelines import runlog, sweep, trials
+from pipelines.cluster import num_gpus, session
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+from pipelines.progress import console
+from pipelines.sweep import Domain, Search, Values
+from pipelines.trials import Ledger, Trial
+
+log = logging.getLogger(__name__)
+_POLL_S = 1.0
+_ERROR = "error.txt"
+_WATCHER_MEMORY = 512 * 2**20  # bytes; a process that has imported torch
+_NO_LAST_EPOCH = 10**9
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What the trials of a sweep have in common.
+
+    Attributes:
+        search: the sweep.
+        root: its folder.
+        command: the command line, for the record of each run.
+    """
+
+    search: Search
+    root: Path
+    command: tuple[str, ...]
+
+
+def search_for_best(
+    search: Search, root: Path, command: Sequence[str], *, resume: bool
+) -> tuple[list[Trial], Trial]:
+    """Run what is left of a sweep.
+
+    Args:
+        search: from `sweep.load`.
+        root: folder of the sweep, visible on all nodes.
+        command: the command line, for the record.
+        resume: go on with the sweep in `root`: what finished is kept, what was interrupted
+            continues from its last checkpoint, what failed is tried again.
+
+    Returns:
+        The trials that are over, and the best.
+
+    Raises:
+        UserError: something the user can put right; no trial finished.
+    """
+    ledger = Ledger(root, search, resume=resume)
+    if _left(search, ledger):
+        config = sweep.trial_config(search, {}, search.seeds[0])
+        with session(config):
+            count = slots(
+                ray.cluster_resources(),
+                config,
+                use_gpu=_uses_gpu(config),
+                requested=search.budget.concurrent,
+            )
+            _run(Runs(search, ledger.root, tuple(command)), ledger, count)
+    best = trials.write_best(ledger.root, search)
+    return trials.read(ledger.root), best
+
+
+def slots(
+    available: Mapping[str, float], config: RunConfig, *, use_gpu: bool, requested: int
+) -> int:
+    """Trials that can train side by side without waiting for each other's resources.
+
+    Worker groups are placed whole or not at all and cannot block each other; but on CPUs they
+    could take every core, and the tasks that decode images for them would wait for ever. So a CPU
+    trial counts one core beyond its workers.
+
+    Args:
+        available: resources of the cluster.
+        config: of a trial.
+        use_gpu: whether its workers take GPUs.
+        requested: upper limit.
+
+    Raises:
+        UserError: not even one trial fits.
+    """
+    settings = config.trainer
+    kind = "GPU" if use_gpu else "CPU"
+    needed = settings.num_workers * (1 if use_gpu else settings.cpus_per_worker) + (not use_gpu)
+    fitting = int(available.get(kind, 0) // needed)
+    if fitting == 0 and use_gpu and config.ray.address not in (None, "local"):
+        return requested  # Nodes may still be started; waiting worker groups ask for them.
+    if fitting == 0:
+        raise UserError(
+            f"a trial needs {needed} {kind}s, the cluster has {available.get(kind, 0):g}: lower "
+            "trainer.num_workers or trainer.cpus_per_worker in `overrides`, or add nodes"
+        )
+    if fitting < requested:
+        log.warning(
+            "%d trials at a time instead of %d: each needs %d %ss, the cluster has %g",
+            fitting,
+            requested,
+            needed,
+            kind,
+            available[kind],
+        )
+    return min(fitting, requested)
+
+
+def _left(search: Search, ledger: Ledger) -> int:
+    """Number of trials that are not over."""
+    points = sweep.points(search)
+    if points is None:
+        return max(0, (search.budget.trials or 0) - len(ledger.over))
+    return len(ledger.left(points))
+
+
+def _uses_gpu(config: RunConfig) -> bool:
+    return num_gpus() > 0 if config.trainer.use_gpu is None else config.trainer.use_gpu
+
+
+def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
+    search = runs.search
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    minutes = search.budget.minutes
+    points = sweep.points(search)
+    asha = search.asha
+    tuner = tune.Tuner(
+        tune.with_resources(partial(_trial, runs=runs), {"memory": _WATCHER_MEMORY}),
+        param_space={} if points is None else {"values": tune.grid_search(ledger.left(points))},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            num_samples=_left(search, ledger) if points is None else 1,
+            search_alg=_optuna(search, ledger) if points is None else None,
+            scheduler=None
+            if asha is None
+            else ASHAScheduler(
+                time_attr="epochs",
+                grace_period=asha.grace_epochs,
+                reduction_factor=asha.reduction,
+                max_t=_NO_LAST_EPOCH,
+            ),
+            max_concurrent_trials=concurrent,
+            time_budget_s=60 * minutes if minutes else None,
+            trial_name_creator=lambda trial: ledger.begin(trial.config["values"]),
+            trial_dirname_creator=str,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{time.time_ns()}",
+            storage_path=str(ledger.root / "ray"),
+            verbose=0,
+            callbacks=[_Record(ledger, search)],
+        ),
+    )
+    tuner.fit()
+
+
+def _optuna(search: Search, ledger: Ledger) -> Any:
+    """Optuna's search, told what the sweep found before; interrupted trials come first."""
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise UserError(
+            "method=optuna needs the package optuna: pip install optuna, or use method=random"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {"values": {key: _tune_domain(domain) for key, domain in search.space.items()}}
+    searcher = OptunaSearch(
+        OptunaSearch.convert_search_space(space),
+        metric="score",
+        mode="max",
+        points_to_evaluate=[_flat(values) for values in ledger.pending().values()],
+        seed=search.seed + len(ledger.over),
+    )
+    for trial in ledger.over:
+        if trial.status == "finished":
+            searcher.add_evaluated_point(_flat(trial.config), trial.scores[search.objective])
+    return searcher
+
+
+def _flat(values: Values) -> Values:
+    return {f"values/{key}": value for key, value in values.items()}
+
+
+def _tune_domain(domain: Domain) -> Any:
+    if domain.values:
+        return tune.choice(list(domain.values))
+    if domain.uniform:
+        return tune.uniform(*domain.uniform)
+    if domain.loguniform:
+        return tune.loguniform(*domain.loguniform)
+    assert domain.integers
+    low, high = domain.integers
+    return tune.randint(low, high + 1)
+
+
+class _Record(tune.Callback):
+    """Writes a line of the ledger when a trial is over."""
+
+    def __init__(self, ledger: Ledger, search: Search) -> None:
+        self.ledger, self.search = ledger, search
+        minutes = search.budget.minutes
+        self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Finished, ended by successive halving, or out of time; the latter is not over."""
+        result = trial.last_result
+        finished = bool(result.get("finished"))
+        if not finished and time.monotonic() >= self.deadline:
+            console.print(f"{trial} interrupted: --resume goes on with it")
+            return
+        self._end(trial, "finished" if finished else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """Its run raised an error, or its process died."""
+        self._end(trial, "failed")
+
+    def _end(self, trial: Any, status: Any) -> None:
+        result, error = trial.last_result or {}, ""
+        if status == "failed":
+            path = self.ledger.folder(str(trial)) / _ERROR
+            error = path.read_text() if path.exists() else "the process of the trial died"
+        entry = Trial(
+            name=str(trial),
+            config=trial.config["values"],
+            status=status,
+            scores={} if status == "failed" else result.get("scores", {}),
+            seconds=round(result.get("time_total_s", 0.0), 1),
+            runs={} if status == "failed" else result.get("runs", {}),
+            error=error,
+        )
+        self.ledger.end(entry)
+        score = entry.scores.get(self.search.objective)
+        shown = f"{self.search.objective} {score:.2f}" if score is not None else error
+        console.print(f"{entry.name} {status}  {shown}  {entry.config}", markup=False)
+
+
+# In the trials -----------------------------------------------------------------------------------
+
+
+def _trial(point: dict[str, Any], *, runs: Runs) -> None:
+    """One trial: a run per seed, measured epochs reported as they come."""
+    search, values = runs.search, point["values"]
+    folder = runs.root / trials.FOLDER / tune.get_context().get_trial_name()
+    (folder / _ERROR).unlink(missing_ok=True)
+    done: dict[str, dict[str, float]] = {}
+    epochs = 0
+    for seed in search.seeds:
+        config = sweep.trial_config(search, values, seed)
+        run_dir = folder / f"seed-{seed}"
+        task = _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, runs.command)
+        last = epochs
+        for count, scores in _measured(task, run_dir):
+            last = epochs + count
+            tune.report(_result(search, done, scores, epochs=last))
+        try:
+            done[str(seed)] = ray.get(task)["rows"]["final"]
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            (folder / _ERROR).write_text(str(cause))
+            raise RuntimeError(str(cause)) from error
+        epochs = last
+    tune.report(_result(search, done, {}, epochs=epochs + 1) | {"finished": True})
+
+
+def _result(
+    search: Search,
+    done: Mapping[str, dict[str, float]],
+    current: dict[str, float],
+    *,
+    epochs: int,
+) -> dict[str, Any]:
+    """What Tune is told: the mean over the seeds that are done, or the current scores."""
+    scores = trials.mean_scores(done) if done else current
+    return {
+        "score": scores[search.objective],
+        "scores": scores,
+        "runs": dict(done),
+        "epochs": epochs,
+        "finished": False,
+    }
+
+
+def _measured(task: Any, run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """(epochs so far, scores) of every measured epoch, until the run is over."""
+    seen = 0
+    while True:
+        over, _ = ray.wait([task], timeout=_POLL_S)
+        lines = list(runlog.read_metrics(run_dir))
+        for number, line in enumerate(lines[seen:], start=seen + 1):
+            if "scores" in line:
+                yield number, line["scores"]
+        seen = max(seen, len(lines))
+        if over:
+            return
+
+
+def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> dict[str, Any]:
+    from pipelines.report import page
+    from pipelines.train import train
+
+    summary = train(config, run_dir, command)
+    page.write(run_dir)
+    return summary
+
+
+_train: Any = ray.remote(num_cpus=0, max_retries=0)(_train_run)

@@ -1,0 +1,347 @@
+"""Sweeps: the search file, the points, the folder that remembers, and one real sweep on Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines import config as configuration
+from pipelines import sweep, trials
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+from pipelines.sweep import Domain
+from pipelines.trials import Ledger, Trial
+from pipelines.tune import slots
+
+WEIGHT, KEEP = "cclnet.image_to_text", "cclnet.swap.keep"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """A recipe and a search over it; keywords replace keys of the search."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {root: /nowhere}\ncclnet: {image_to_text: 0.5, swap: {keep: 0.2}}\n")
+
+    def write_search(**changes: Any) -> Path:
+        content: dict[str, Any] = {
+            "base": str(recipe),
+            "method": "grid",
+            "space": {WEIGHT: {"values": [0.1, 1.0]}, KEEP: {"values": [0.0, 0.2, 1.0]}},
+        }
+        path = tmp_path / "search.yaml"
+        path.write_text(yaml.safe_dump(content | changes))
+        return path
+
+    return write_search
+
+
+def ended(name: str, config: dict[str, Any], score: float | None, **rest: Any) -> Trial:
+    """A trial with one score; a failed one without."""
+    if score is None:
+        return Trial(name, config, "failed", error="no cluster", **rest)
+    scores = {"mAP": score, "rank1": score + 1}
+    return Trial(name, config, rest.pop("status", "finished"), scores, runs={"0": scores}, **rest)
+
+
+class TestSearchFile:
+    def test_overrides_reach_every_trial_and_values_win(self, write: Callable[..., Path]) -> None:
+        search = sweep.load(write(overrides={WEIGHT: 3.0}), ["model.height=96", "data.root=/x"])
+        config = sweep.trial_config(search, {KEEP: 0.9}, seed=7)
+        assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (3.0, 0.9)
+        assert (config.model.height, str(config.data.root), config.seed) == (96, "/x", 7)
+
+    def test_trials_never_see_test_people(self, write: Callable[..., Path]) -> None:
+        config = sweep.trial_config(sweep.load(write()), {}, seed=0)
+        assert (config.data.fit, config.evaluation.split) == ("train", "val")
+
+    def test_best_recipe_trains_and_measures_as_the_recipe_says(
+        self, write: Callable[..., Path]
+    ) -> None:
+        config = sweep.best_config(sweep.load(write()), {KEEP: 0.9})
+        assert (config.data.fit, config.evaluation.split) == ("train+val", "test")
+        assert config.cclnet.swap.keep == 0.9
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"spcae": {}}, r"unknown key spcae; valid keys here: asha, base"),
+            ({"budget": {"hours": 3}}, r"unknown key budget.hours; .*concurrent, minutes, trials"),
+            ({"space": {}}, "space"),
+            ({"space": {WEIGHT: {"uniform": [2, 1]}}, "method": "random"}, "must be below"),
+            ({"space": {WEIGHT: {"loguniform": [0, 1]}}, "method": "random"}, "above 0"),
+            ({"space": {WEIGHT: {"values": [1], "uniform": [0, 1]}}}, "exactly one of"),
+            ({"space": {WEIGHT: {"uniform": [0, 1]}}}, f"method=grid needs `values` for {WEIGHT}"),
+            ({"method": "random"}, r"method=random needs budget\.trials"),
+            ({"space": {"evaluation.split": {"values": ["test"]}}}, "decided on validation people"),
+            ({"overrides": {"data.fit": "train+val"}}, "data.fit is set by the sweep itself"),
+            ({"space": {"cclnet.image_to_txt": {"values": [1]}}}, "did you mean image_to_text"),
+            ({"space": {KEEP: {"values": [0.1, 1.5]}}}, r"cclnet\.swap\.keep: .* 1\.5"),
+            ({"asha": {"grace_epochs": 1}, "seeds": [0, 1]}, "give one seed"),
+            ({"objective": "accuracy"}, "objective"),
+            ({"base": "no_such_recipe.yaml"}, "no configuration file no_such_recipe"),
+        ],
+    )
+    def test_mistake_is_named_before_any_trial(
+        self, write: Callable[..., Path], changes: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(UserError, match=message):
+            sweep.load(write(**changes))
+
+    def test_halving_needs_scores_during_training(self, write: Callable[..., Path]) -> None:
+        silent = {f"cclnet.{stage}.evaluate_every": 0 for stage in ("prepare", "align")}
+        asha = {"grace_epochs": 2}
+        with pytest.raises(UserError, match="evaluate_every above 0"):
+            sweep.load(write(asha=asha, overrides=silent))
+        silent["cclnet.align.evaluate_every"] = 1
+        assert sweep.load(write(asha=asha, overrides=silent)).asha
+
+    def test_unknown_file_lists_those_that_ship(self) -> None:
+        with pytest.raises(UserError, match="search_cclnet"):
+            sweep.load(Path("nothing.yaml"))
+
+    @pytest.mark.parametrize("name", ["search_cclnet", "search_demo"])
+    def test_shipped_searches_are_valid(self, name: str) -> None:
+        assert sweep.load(Path(name), ["data.root=/data"]).space
+
+
+class TestPoints:
+    def test_grid_is_every_combination(self, write: Callable[..., Path]) -> None:
+        found = sweep.points(sweep.load(write()))
+        assert found is not None
+        assert [(p[WEIGHT], p[KEEP]) for p in found] == [
+            (0.1, 0.0), (0.1, 0.2), (0.1, 1.0), (1.0, 0.0), (1.0, 0.2), (1.0, 1.0),
+        ]  # fmt: skip
+
+    def test_axes_move_one_key_from_the_recipe(self, write: Callable[..., Path]) -> None:
+        """The recipe's own point (0.5, 0.2) comes first and once."""
+        found = sweep.points(sweep.load(write(method="axes")))
+        assert found is not None
+        assert [(p[WEIGHT], p[KEEP]) for p in found] == [
+            (0.5, 0.2), (0.1, 0.2), (1.0, 0.2), (0.5, 0.0), (0.5, 1.0),
+        ]  # fmt: skip
+
+    def test_more_trials_keep_the_first_ones(self, write: Callable[..., Path]) -> None:
+        space = {WEIGHT: {"loguniform": [0.01, 10]}, KEEP: {"uniform": [0, 1]}}
+        few, more = (
+            sweep.points(sweep.load(write(method="random", space=space, budget={"trials": n})))
+            for n in (3, 5)
+        )
+        assert few is not None
+        assert more is not None
+        assert more[:3] == few
+        assert len({point[WEIGHT] for point in more}) == 5
+
+    def test_loguniform_fills_every_order_of_magnitude_alike(self) -> None:
+        rng = np.random.default_rng(0)
+        domain = Domain(loguniform=(0.01, 10.0))
+        drawn = np.log10([domain.draw(rng) for _ in range(3000)])
+        shares = np.histogram(drawn, [-2, -1, 0, 1])[0] / 3000
+        assert shares == pytest.approx([1 / 3] * 3, abs=0.03)
+
+    def test_integers_include_both_ends(self) -> None:
+        rng = np.random.default_rng(0)
+        domain = Domain(integers=(3, 5))
+        assert {domain.draw(rng) for _ in range(100)} == {3, 4, 5}
+
+
+class TestLedger:
+    def make(self, write: Callable[..., Path], root: Path, **changes: Any) -> Ledger:
+        return Ledger(root, sweep.load(write(**changes)), resume=root.exists())
+
+    def test_resume_goes_on_with_what_is_left(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        """Of six points one finished, one was halved, one failed, one was interrupted."""
+        root = tmp_path / "sweep"
+        first = self.make(write, root)
+        points = sweep.points(sweep.load(write()))
+        assert points is not None
+        names = [first.begin(point) for point in points[:4]]
+        assert names == ["trial-000", "trial-001", "trial-002", "trial-003"]
+        first.end(ended(names[0], points[0], 30.0))
+        first.end(ended(names[1], points[1], 20.0, status="stopped"))
+        first.end(ended(names[2], points[2], None))
+
+        again = self.make(write, root)
+        assert again.left(points) == points[2:]
+        assert again.pending() == {names[2]: points[2], names[3]: points[3]}
+        assert [again.begin(point) for point in points[2:5]] == [names[2], names[3], "trial-004"]
+        again.end(ended(names[2], points[2], 25.0))
+        assert [trial.name for trial in trials.read(root)] == names[:3]
+
+    def test_equal_values_twice_are_two_trials(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        ledger = self.make(write, tmp_path / "sweep")
+        assert ledger.begin({KEEP: 1.0}) != ledger.begin({KEEP: 1.0})
+
+    def test_used_folder_without_resume(self, write: Callable[..., Path], tmp_path: Path) -> None:
+        Ledger(tmp_path / "sweep", sweep.load(write()), resume=False)
+        with pytest.raises(UserError, match="add --resume"):
+            Ledger(tmp_path / "sweep", sweep.load(write()), resume=False)
+
+    def test_more_budget_is_no_other_sweep(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        Ledger(tmp_path / "sweep", sweep.load(write()), resume=False)
+        Ledger(tmp_path / "sweep", sweep.load(write(budget={"minutes": 9})), resume=True)
+        with pytest.raises(UserError, match="objective: mAP -> rank1"):
+            Ledger(tmp_path / "sweep", sweep.load(write(objective="rank1")), resume=True)
+
+    def test_lines_are_what_readers_expect(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        ledger = self.make(write, tmp_path / "sweep")
+        ledger.end(ended("trial-000", {KEEP: 1.0}, 30.0, seconds=4.0))
+        line = json.loads((tmp_path / "sweep" / trials.TRIALS).read_text())
+        assert line["name"] == "trial-000"
+        assert line["config"] == {KEEP: 1.0}
+        assert line["scores"] == {"mAP": 30.0, "rank1": 31.0}
+        assert (line["seconds"], line["status"]) == (4.0, "finished")
+
+
+class TestSummary:
+    ENDED = (
+        ended("a", {WEIGHT: 0.1, KEEP: 0.0}, 30.0),
+        ended("b", {WEIGHT: 0.1, KEEP: 1.0}, 20.0),
+        ended("c", {WEIGHT: 1.0, KEEP: 0.0}, 10.0),
+        ended("d", {WEIGHT: 1.0, KEEP: 1.0}, 25.0),
+        ended("e", {WEIGHT: 9.0, KEEP: 1.0}, 99.0, status="stopped"),
+        ended("f", {WEIGHT: 9.0, KEEP: 0.0}, None),
+    )
+
+    def test_a_stopped_trial_is_never_the_best(self) -> None:
+        order = [trial.name for trial in trials.ranked(self.ENDED, "mAP")]
+        assert order == ["a", "d", "b", "c", "e", "f"]
+
+    def test_sensitivity_is_the_best_of_the_others(self) -> None:
+        """By hand: weight .1 -> max(30, 20), 1 -> max(10, 25); keep 0 -> 30, 1 -> 25."""
+        assert trials.sensitivity(self.ENDED, "mAP") == {
+            WEIGHT: [(0.1, 30.0), (1.0, 25.0)],
+            KEEP: [(0.0, 30.0), (1.0, 25.0)],
+        }
+
+    def test_best_recipe_is_one_that_train_takes(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        search = sweep.load(write())
+        ledger = Ledger(tmp_path / "sweep", search, resume=False)
+        for trial in self.ENDED:
+            ledger.end(trial)
+        assert trials.write_best(ledger.root, search).name == "a"
+        config = configuration.load(ledger.root / trials.BEST)
+        assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (0.1, 0.0)
+        assert config.evaluation.split == "test"
+
+    def test_nothing_finished_quotes_the_error(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        search = sweep.load(write())
+        ledger = Ledger(tmp_path / "sweep", search, resume=False)
+        ledger.end(self.ENDED[-1])
+        with pytest.raises(UserError, match="no trial of the sweep finished: no cluster"):
+            trials.write_best(ledger.root, search)
+
+    def test_mean_over_seeds(self) -> None:
+        runs = {"0": {"mAP": 10.0}, "1": {"mAP": 20.0}}
+        assert trials.mean_scores(runs) == {"mAP": 15.0}
+
+
+class TestSlots:
+    """Trials that fit side by side: workers and, on CPUs, one core for the images."""
+
+    def config(self, *overrides: str) -> RunConfig:
+        tree: dict[str, Any] = {"data": {"root": "/x"}, "trainer": {"num_workers": 2}}
+        for override in overrides:
+            configuration._apply(tree, override)
+        return configuration.validate(tree, source="test")
+
+    @pytest.mark.parametrize(
+        ("available", "use_gpu", "requested", "expected"),
+        [
+            ({"CPU": 8.0}, False, 4, 2),
+            ({"CPU": 9.0}, False, 4, 3),
+            ({"CPU": 64.0}, False, 4, 4),
+            ({"CPU": 64.0, "GPU": 5.0}, True, 4, 2),
+        ],
+    )
+    def test_by_hand(
+        self, available: dict[str, float], use_gpu: bool, requested: int, expected: int
+    ) -> None:
+        found = slots(available, self.config(), use_gpu=use_gpu, requested=requested)
+        assert found == expected
+
+    def test_machine_that_is_too_small(self) -> None:
+        with pytest.raises(UserError, match="needs 3 CPUs, the cluster has 2"):
+            slots({"CPU": 2.0}, self.config(), use_gpu=False, requested=1)
+
+    def test_nodes_that_are_still_to_come(self) -> None:
+        config = self.config("ray.address=auto")
+        assert slots({"CPU": 8.0}, config, use_gpu=True, requested=3) == 3
+
+
+class TestOptuna:
+    def test_knows_what_the_sweep_found(self, write: Callable[..., Path], tmp_path: Path) -> None:
+        pytest.importorskip("optuna")
+        from pipelines.tune import _optuna
+
+        space = {WEIGHT: {"loguniform": [0.1, 10]}, KEEP: {"values": [0.0, 1.0]}}
+        search = sweep.load(write(method="optuna", space=space, budget={"trials": 5}))
+        ledger = Ledger(tmp_path / "sweep", search, resume=False)
+        interrupted = {WEIGHT: 0.3, KEEP: 1.0}
+        ledger.begin(interrupted)
+        ledger.end(ended("other", {WEIGHT: 2.0, KEEP: 0.0}, 30.0))
+        searcher = _optuna(search, ledger)
+        assert [trial.value for trial in searcher._ot_study.trials if trial.value] == [30.0]
+        assert searcher.suggest("first")["values"] == interrupted
+        drawn = searcher.suggest("second")["values"]
+        assert 0.1 <= drawn[WEIGHT] <= 10
+        assert drawn[KEEP] in (0.0, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_sweep_on_ray(
+    local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path, capsys: Any
+) -> None:
+    """Two trials side by side; one fails and does not end the sweep; resume tries it again."""
+    from pipelines.tune import search_for_best
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        configuration.dump(
+            make_config(
+                "trainer.num_workers=1", "cclnet.image_to_text=0", "cclnet.align.evaluate_every=1"
+            )
+        )
+    )
+    path = tmp_path / "search.yaml"
+    content = {
+        "base": str(recipe),
+        "method": "axes",
+        "space": {"cclnet.clustering.min_samples": {"values": [4, 500]}},
+        "budget": {"concurrent": 2},
+        "asha": {"grace_epochs": 1},
+    }
+    path.write_text(yaml.safe_dump(content))
+    search, root = sweep.load(path), tmp_path / "sweep"
+    found, best = search_for_best(search, root, ["crossreid", "tune"], resume=False)
+    assert {trial.config["cclnet.clustering.min_samples"]: trial.status for trial in found} == {
+        4: "finished",
+        500: "failed",
+    }
+    assert "no cluster" in next(trial.error for trial in found if trial.status == "failed")
+    run_dir = root / trials.FOLDER / best.name / "seed-0"
+    assert json.loads((run_dir / "summary.json").read_text())["rows"]["final"] == best.scores
+    assert (run_dir / "report.html").is_file()
+    configuration.load(root / trials.BEST)
+    again, _ = search_for_best(search, root, ["crossreid", "tune"], resume=True)
+    assert sorted((trial.name, trial.status) for trial in again) == sorted(
+        (trial.name, trial.status) for trial in found
+    )
