@@ -1,0 +1,228 @@
+"""CSDN: supervised visible-infrared re-ID with modality prompts and text fusion.
+
+Yu, Dong, Zhu, Peng, Tao: "CLIP-Driven Semantic Discovery Network for Visible-Infrared Person
+Re-Identification", IEEE TMM 2025. Told in the paper's order:
+
+stage 1 "prompts"  four words per person and modality, against frozen image features
+stage 2 "fusion"   Semantic Information Integration: a person's two texts become one
+stage 3 "images"   the image side, with identities; High-level Semantic Embedding: the fused text
+                   of a person is the target of its images in both modalities
+
+Stages 1 and 2 are in `csdn_stages`, stage 3 in `csdn_images`, the settings, with the published
+values as defaults, in `csdn_settings`. Nothing is clustered: identities are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from reid_core import sampling
+from reid_core.methods.csdn_images import Descriptor, Imaging, build_encoder
+from reid_core.methods.csdn_settings import INPUTS, Config, Labels, is_guided, seed_of
+from reid_core.methods.csdn_stages import Fusing, Prompting, anchors
+from reid_core.models.clip import Clip
+from reid_core.stages import Epoch, Stage
+from reid_core.transforms import Augmentation
+from reid_core.types import Modality
+
+SUPERVISION = "identities"
+
+
+def stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages that this configuration runs, in order."""
+    if not is_guided(config):
+        return ("images",)
+    if config.anchors == "fusion":
+        return ("prompts", "fusion", "images")
+    return ("prompts", "images")
+
+
+def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """Two views of a visible image, the second with exchanged channels, and one of an infrared.
+
+    Reference: CSDN, section 3.2. Colours are lost by channel operations, not by grayscale.
+    """
+    base = replace(base, grayscale=0.0)
+    return {
+        Modality.VISIBLE: (base, replace(base, channels="exchange")),
+        Modality.INFRARED: (replace(base, channels="adapt"),),
+    }
+
+
+def begin_epoch(
+    config: Config,
+    stage: str,
+    *,
+    features: Mapping[Modality, np.ndarray],
+    labels: Labels,
+    owners: None = None,
+    epoch: int,
+    seed: int,
+) -> Epoch:
+    """The plan of one epoch of stage 3: the same people of both modalities in every batch.
+
+    Args:
+        config: the method's configuration.
+        stage: "images".
+        features: nothing; no epoch starts by embedding images.
+        labels: per modality (n,) people from 0, -1 unknown.
+        owners: there are no captions.
+        epoch: epoch number within the stage, from 0.
+        seed: run seed; the plan depends on (seed, epoch) only.
+
+    Raises:
+        ValueError: no person was seen in both modalities.
+
+    Reference: CSDN, section 3.1.
+    """
+    settings = config.images
+    sides = [labels[m] for m in INPUTS]
+    people, instances = settings.identities_per_batch, settings.instances
+    plan = sampling.paired_pk_plan(
+        *sides,
+        num_classes=people,
+        num_instances=instances,
+        num_batches=settings.batches_per_epoch
+        or sampling.num_batches(
+            *(len(side) for side in sides), num_clusters=people, num_instances=instances
+        ),
+        seed=seed_of(seed, stage),
+        epoch=epoch,
+    )
+    return Epoch(plan=dict(zip(INPUTS, plan, strict=True)), labels=dict(labels))
+
+
+# What the machinery calls ------------------------------------------------------------------------
+
+
+def open_stage(
+    config: Config,
+    name: str,
+    clip: Clip,
+    *,
+    height: int,
+    width: int,
+    identities: Labels,
+    handed: Mapping[str, Tensor],
+    seed: int,
+) -> Stage:
+    """One stage, ready to train from fresh CLIP weights.
+
+    Args:
+        config: the method's configuration.
+        name: "prompts", "fusion" or "images".
+        clip: with a ModifiedResNet image tower.
+        height, width: of the images, in pixels.
+        identities: per modality (n,) people from 0, the same numbers in both; -1 unknown.
+        handed: what earlier stages handed on.
+        seed: run seed.
+    """
+    encoder = build_encoder(config, clip, height=height, width=width)
+    if name == "prompts":
+        return Prompting(config, clip, encoder, identities=identities, seed=seed)
+    if name == "fusion":
+        return Fusing(config, encoder, identities=identities, handed=handed, seed=seed)
+    guides = anchors(config, handed) if is_guided(config) else None
+    return Imaging(config, encoder, identities=identities, guides=guides, seed=seed)
+
+
+def load_encoder(
+    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor]
+) -> Descriptor:
+    """The encoder that stage 3 has trained, from that stage's module state.
+
+    Raises:
+        ValueError: the state is of another stage.
+    """
+    encoder = build_encoder(config, clip, height=height, width=width)
+    prefix = "encoder."
+    weights = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    if not weights:
+        raise ValueError(
+            'this state holds no image encoder: stages "prompts" and "fusion" train texts alone; '
+            'take a checkpoint of stage "images"'
+        )
+    encoder.load_state_dict(weights)
+    return Descriptor(encoder, flip=config.flip_test).eval()
+
+
+def check(config: Config) -> list[str]:
+    """Warnings about settings that have no effect, or that do not go together."""
+    found = []
+    given = config.model_fields_set
+    idle = {"lambda2", "lambda3", "prompts"} & given if config.anchors == "none" else set()
+    if config.anchors != "fusion":
+        idle |= {"query", "dropout", "fusion"} & given
+    if idle:
+        names = ", ".join(f"csdn.{name}" for name in sorted(idle))
+        found.append(f"{names} have no effect with csdn.anchors={config.anchors}")
+    if config.profile == "reference" and config.stem_relu == "all":
+        found.append("csdn.stem_relu=all: the released weights were trained with the last alone")
+    return found
+
+
+# The authors' checkpoints ------------------------------------------------------------------------
+
+_STEM = {
+    str(2 * i + j): f"{kind}{i + 1}" for i in range(3) for j, kind in enumerate(("conv", "bn"))
+}
+_RELEASED: dict[str, tuple[str, str]] = {
+    **{
+        f"image_encoder{number}.{index}.": ("images", f"encoder.{m}_stem.{name}.")
+        for number, m in ((1, "visible"), (2, "infrared"))
+        for index, name in _STEM.items()
+    },
+    **{f"image_encoder.{i}.": ("images", f"encoder.trunk.layer{i + 1}.") for i in range(4)},
+    "attnpool.": ("images", "encoder.attnpool."),
+    "classifier.GEM.": ("images", "encoder.gem."),
+    "classifier.BN.": ("images", "encoder.neck."),
+    "classifier.classifier.": ("images", "classifier."),
+    "classifier2.BN.": ("images", "projected_neck."),
+    "classifier2.classifier.": ("images", "projected_classifier."),
+    "prompt_learner1.cls_ctx": ("prompts", "learners.visible.tokens"),
+    "prompt_learner2.cls_ctx": ("prompts", "learners.infrared.tokens"),
+    "attention_fusion.embedding_q.0.": ("fusion", "query."),
+    "attention_fusion.embedding_k.0.": ("fusion", "key."),
+    "attention_fusion.embedding_v.0.": ("fusion", "value."),
+    "attention_fusion.embedding_common.0.": ("fusion", "output."),
+}
+# CLIP's own, frozen: ours come with the CLIP model.
+_FROZEN = ("text_encoder.", "prompt_learner1.token_", "prompt_learner2.token_")
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The authors' state dict -> module state per stage; `load_encoder` takes that of "images".
+
+    They go with `profile: reference` (one rectifier per stem).
+
+    Args:
+        state: names as the public code saves them, with or without DataParallel's "module.".
+
+    Returns:
+        "prompts", "fusion" and "images", each a module state without what is CLIP's own.
+
+    Raises:
+        ValueError: a name that the public code does not use; lists them.
+    """
+    found: dict[str, dict[str, Tensor]] = {"prompts": {}, "fusion": {}, "images": {}}
+    unknown = []
+    for name, x in state.items():
+        plain = name.removeprefix("module.")
+        if plain.startswith(_FROZEN):
+            continue
+        match = next((prefix for prefix in _RELEASED if plain.startswith(prefix)), None)
+        if match is None:
+            unknown.append(name)
+            continue
+        stage, ours = _RELEASED[match]
+        found[stage][ours + plain.removeprefix(match)] = x
+    if unknown:
+        raise ValueError(
+            f"not a checkpoint of CSDN's public code: it knows no {', '.join(unknown[:5])} "
+            f"({len(unknown)} of {len(state)} names)"
+        )
+    return found

@@ -1,0 +1,251 @@
+"""CSDN, stage 3: images learn identities and their people's texts, and what retrieval sees of them.
+
+Shapes: B rows of a worker's slice per modality, G of the global batch, C people, D trunk channels,
+E joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reid_core import losses
+from reid_core.methods import csdn_settings
+from reid_core.methods.csdn_settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.models.clip import Clip
+from reid_core.models.encoders import Features, GeM, TwoStemEncoder
+from reid_core.stages import Encoder, Epoch, Gather, Terms
+from reid_core.types import Batch, Modality, Term
+
+
+def build_encoder(config: Config, clip: Clip, *, height: int, width: int) -> TwoStemEncoder:
+    """Two stems, one trunk, attention pool, GeM with a learnable exponent, neck with a bias."""
+    encoder = TwoStemEncoder(
+        clip, height=height, width=width, stem_relu=config.stem_relu, gem=GeM(learnable=True)
+    )
+    encoder.requires_grad_(True)
+    return encoder
+
+
+class Descriptor(nn.Module):
+    """The encoder as retrieval sees it: the neck's f and the projected g side by side.
+
+    f is taken behind its BatchNorm and g in front of its own. All parts of a descriptor have equal
+    length, so that a product of two descriptors is the mean of the parts' cosines: the order of
+    the reference, which adds them up.
+    """
+
+    def __init__(self, encoder: TwoStemEncoder, *, flip: bool) -> None:
+        """Shares the encoder's parameters; with `flip` the mirrored image's parts come behind."""
+        super().__init__()
+        self.encoder = encoder
+        self.flip = flip
+        self.feature_dim = (encoder.feature_dim + encoder.embed_dim) * (2 if flip else 1)
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, D + E), twice as wide with `flip`, of (B, 3, H, W) uint8 images."""
+        parts = self._parts(inputs, modality)
+        if self.flip:
+            parts += self._parts(inputs.flip(-1), modality)
+        return torch.cat(parts, dim=1) / len(parts) ** 0.5
+
+    def _parts(self, inputs: Tensor, modality: Modality) -> list[Tensor]:
+        visible = modality == Modality.VISIBLE
+        features = self.encoder(inputs if visible else None, None if visible else inputs)
+        return [
+            functional.normalize(features.neck, dim=1),
+            functional.normalize(features.projected, dim=1),
+        ]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass gives for all rows of both modalities, visible ones first.
+
+    Attributes:
+        features: of the encoder.
+        scores: (B, C) of people, from the neck's feature.
+        projected_scores: (B, C), from the batch-normalised projected feature.
+    """
+
+    features: Features
+    scores: Tensor
+    projected_scores: Tensor
+
+
+class ImageModel(nn.Module):
+    """The encoder with one classifier on each of its two features.
+
+    Args:
+        encoder: with CLIP's weights; trained in place.
+        num_people: C.
+        seed: of the classifiers' first values.
+    """
+
+    def __init__(self, encoder: TwoStemEncoder, num_people: int, *, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = _classifier(encoder.feature_dim, num_people, seed=seed)
+        self.projected_neck = nn.BatchNorm1d(encoder.embed_dim)
+        self.projected_classifier = _classifier(encoder.embed_dim, num_people, seed=seed + 1)
+
+    def forward(self, visible: Tensor, infrared: Tensor) -> Outputs:
+        """Features and scores of uint8 images (B_v, 3, H, W) and (B_i, 3, H, W)."""
+        features = self.encoder(visible, infrared)
+        return Outputs(
+            features,
+            self.classifier(features.neck),
+            self.projected_classifier(self.projected_neck(features.projected)),
+        )
+
+
+def _classifier(width: int, num_people: int, *, seed: int) -> nn.Linear:
+    layer = nn.Linear(width, num_people, bias=False)
+    drawn = torch.randn(num_people, width, generator=torch.Generator().manual_seed(seed))
+    layer.weight = nn.Parameter(0.001 * drawn)
+    return layer
+
+
+class Imaging:
+    """Stage "images": the whole image side, with the identities and the frozen anchors.
+
+    Args:
+        config: the method's settings.
+        encoder: with CLIP's weights; trained in place.
+        identities: per modality (n,) people from 0, -1 unknown.
+        guides: per modality (C, E) anchors, see `anchors`; None without text.
+        seed: of the classifiers' first values.
+    """
+
+    clusters = False
+    evaluate_every: int | None
+    encoder: Encoder
+    module: nn.Module
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: TwoStemEncoder,
+        *,
+        identities: Labels,
+        guides: Mapping[Modality, Tensor] | None,
+        seed: int,
+    ) -> None:
+        self.config = config
+        self.epochs = config.images.epochs
+        self.evaluate_every = config.images.evaluate_every
+        self.encoder = Descriptor(encoder, flip=config.flip_test)
+        self.module = ImageModel(encoder, num_people(identities), seed=seed_of(seed, "heads"))
+        self._guides = guides
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """See `Stage`."""
+        return csdn_settings.optimiser(self.config, "images", self.module)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `Stage`."""
+        return csdn_settings.learning_rate(self.config, "images", epoch)
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Bring the anchors to the images."""
+        device = next(self.module.parameters()).device
+        if self._guides is not None:
+            self._guides = {m: x.to(device) for m, x in self._guides.items()}
+
+    def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
+        """See `image_terms`; the visible batch holds two views of each row, side by side."""
+        outputs = model(*(batch[m].images for m in INPUTS))
+        labels = [batch[m].labels for m in INPUTS]
+        return image_terms(self.config, outputs, *labels, guides=self._guides, gather=gather)
+
+    def update(self, gather: Gather) -> None:
+        """No memory."""
+
+    def hand_on(self) -> dict[str, Tensor]:
+        """The last stage."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing beside the module."""
+        return {}
+
+
+def image_terms(
+    config: Config,
+    outputs: Outputs,
+    visible: Tensor,
+    infrared: Tensor,
+    *,
+    guides: Mapping[Modality, Tensor] | None,
+    gather: Gather,
+) -> Terms:
+    """The losses of one step of stage 3.
+
+    L = CE(scores) + CE(projected scores) + msel (MSEL(f) + MSEL(g))
+        + lambda1 (WRT(f) + WRT(g)) + lambda2 CE(g_v T_v^T) + lambda3 CE(g_r T_r^T)
+
+    f is the pooled feature, raw. The exchanged view of a visible image enters CE and WRT only.
+    Row-wise losses are of this worker's rows; WRT and MSEL compare rows, so they are of the whole
+    global batch, on every worker alike.
+
+    Args:
+        config: the method's settings.
+        outputs: of 2 B visible images, two views of each row side by side, and B infrared ones.
+        visible, infrared: (B,) people of the rows.
+        guides: per modality (C, E) anchors; None without text.
+        gather: see `Gather`.
+
+    Reference: CSDN, section 2.2.
+    """
+    size = len(visible)
+    people = torch.cat([visible.repeat_interleave(2), infrared])
+    found = {
+        "identity": Term(losses.identity_cross_entropy(outputs.scores, people), len(people)),
+        "projected_identity": Term(
+            losses.identity_cross_entropy(outputs.projected_scores, people), len(people)
+        ),
+    }
+    projected = _by_view(outputs.features.projected, size)
+    if guides is not None:
+        weights = dict(zip(INPUTS, (config.lambda2, config.lambda3), strict=True))
+        for m, g, y in zip(INPUTS, (projected[0], projected[2]), (visible, infrared), strict=True):
+            text = losses.image_to_text(g, y, guides[m], smoothing=0.0)
+            found[f"{m}_to_text"] = Term(text, size, weights[m])
+    everyone = gather(torch.stack([visible, infrared], dim=1)).unbind(dim=1)
+    for prefix, x in (("", outputs.features.pooled), ("projected_", outputs.features.projected)):
+        for name, term in _compared(config, x, size, everyone, gather).items():
+            found[prefix + name] = term
+    return found
+
+
+def _compared(
+    config: Config, x: Tensor, size: int, people: tuple[Tensor, ...], gather: Gather
+) -> Terms:
+    """WRT and, where it has a weight, MSEL of one kind of feature over the global batch."""
+    # one gather of all views: (G, 3 D) -> three times (G, D)
+    views = gather(torch.cat(_by_view(x, size), dim=1)).tensor_split(3, dim=1)
+    visible, infrared = people
+    triplet = losses.weighted_regularised_triplet(
+        torch.cat(views),
+        torch.cat([visible, visible, infrared]),
+        stable=config.triplet == "stable",
+    )
+    found = {"triplet": Term(triplet, 3 * len(visible), config.lambda1)}
+    if config.msel:
+        shared = losses.modality_shared_enhancement(
+            torch.cat([views[0], views[2]]),
+            torch.cat([visible, infrared]),
+            torch.arange(2, device=x.device).repeat_interleave(len(visible)),
+        )
+        found["shared"] = Term(shared, 2 * len(visible), config.msel)
+    return found
+
+
+def _by_view(x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of a mixed batch -> visible view 1, visible view 2, infrared, each (size, ...)."""
+    visible = x[: 2 * size].unflatten(0, (size, 2))
+    return visible[:, 0], visible[:, 1], x[2 * size :]

@@ -1,0 +1,353 @@
+"""CSDN, stages 1 and 2: texts are trained on image features that were computed once.
+
+What one worker does within an epoch. Shapes: B rows of a worker's slice, G of the global batch,
+C people, E joint embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reid_core import losses, sampling
+from reid_core.methods import csdn_settings
+from reid_core.methods.csdn_images import Descriptor
+from reid_core.methods.csdn_settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.models.clip import Clip
+from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.fusion import TextFusion, dropout_factors
+from reid_core.models.prompts import PromptLearner
+from reid_core.stages import Encoder, Epoch, Gather, Terms
+from reid_core.types import Modality, Term
+
+TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
+
+
+def pairs(config: Config, labels: Labels, *, seed: int, epoch: int) -> tuple[np.ndarray, ...]:
+    """Batches (batches, batch_size) of visible and of infrared rows, one person in each place."""
+    sides = [labels[m] for m in INPUTS]
+    size, seed = config.prompts.batch_size, seed_of(seed, "pairs")
+    if config.pool == "all":
+        return sampling.paired_plan(*sides, batch_size=size, seed=seed, epoch=epoch)
+    pool = sample(config, labels, seed=seed)
+    order = sampling.shuffled_batches(pool[0].size, batch_size=size, seed=seed, epoch=epoch)
+    return tuple(rows.ravel()[order] for rows in pool)
+
+
+def sample(config: Config, labels: Labels, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One epoch of stage 3's batches, drawn once: all that the reference shows to stages 1, 2."""
+    visible, infrared = (labels[m] for m in INPUTS)
+    people, instances = config.images.identities_per_batch, config.images.instances
+    return sampling.paired_pk_plan(
+        visible,
+        infrared,
+        num_classes=people,
+        num_instances=instances,
+        num_batches=sampling.num_batches(
+            len(visible), len(infrared), num_clusters=people, num_instances=instances
+        ),
+        seed=seed,
+        epoch=0,
+    )
+
+
+@dataclass(frozen=True)
+class Side:
+    """Images or texts of a contrast: this worker's rows, those of the global batch, and classes."""
+
+    mine: Tensor
+    everyone: Tensor
+    labels: Tensor
+
+
+def contrast(images: Side, texts: Side, mine: Tensor, *, temperature: float) -> list[Term]:
+    """SC(image, text) and SC(text, image) of this worker's rows against the global batch.
+
+    Args:
+        images, texts: as many rows of both.
+        mine: (B,) classes of this worker's rows.
+        temperature: divides the products.
+
+    Reference: CSDN, section 2.1.
+    """
+    return [
+        Term(
+            losses.supervised_contrast(
+                own.mine, other.everyone, mine, other.labels, temperature=temperature
+            ),
+            len(mine),
+        )
+        for own, other in ((images, texts), (texts, images))
+    ]
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """A global batch of stage 1: rows per modality, and the slice of them that is this worker's."""
+
+    rows: dict[Modality, np.ndarray]
+    mine: slice
+
+
+class Prompts(nn.Module):
+    """Four learnt words per person, for each modality or, with "shared" anchors, for both at once.
+
+    Args:
+        config: the method's settings.
+        clip: source of the text tower, which is frozen.
+        num_people: C.
+        seed: of the words' first values.
+    """
+
+    def __init__(self, config: Config, clip: Clip, num_people: int, *, seed: int) -> None:
+        super().__init__()
+        clip.text.requires_grad_(False)
+        self.shared = config.anchors == "shared"
+        self.learners = nn.ModuleDict(
+            {
+                str(m): PromptLearner(
+                    clip.text,
+                    num_classes=num_people,
+                    prefix=TEMPLATE,
+                    seed=seed_of(seed, f"tokens.{m}"),
+                )
+                for m in (INPUTS[:1] if self.shared else INPUTS)
+            }
+        )
+
+    def forward(self, labels: Tensor | None) -> dict[Modality, Tensor]:
+        """Text features (B, E) per modality of people (B,), None for all; not normalised."""
+        texts = {Modality(name): learner(labels) for name, learner in self.learners.items()}
+        return dict.fromkeys(INPUTS, texts[INPUTS[0]]) if self.shared else texts
+
+
+class Prompting:
+    """Stage "prompts": words for every person and modality, against frozen image features.
+
+    Args:
+        config: the method's settings.
+        clip: source of the frozen text tower.
+        encoder: with CLIP's weights; frozen.
+        identities: per modality (n,) people from 0, -1 unknown.
+        seed: of the words' first values and of the batches.
+    """
+
+    clusters = False
+    evaluate_every: int | None = None
+    encoder: Encoder
+    module: nn.Module
+
+    def __init__(
+        self,
+        config: Config,
+        clip: Clip,
+        encoder: TwoStemEncoder,
+        *,
+        identities: Labels,
+        seed: int,
+    ) -> None:
+        self.config, self.seed, self._identities = config, seed, identities
+        self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
+        self._frozen = encoder.eval().requires_grad_(False)
+        self.encoder = Descriptor(encoder, flip=False)
+        self.module = Prompts(config, clip, num_people(identities), seed=seed)
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """See `Stage`."""
+        return csdn_settings.optimiser(self.config, "prompts", self.module)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `Stage`."""
+        return csdn_settings.learning_rate(self.config, "prompts", epoch)
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """The frozen image features that texts are compared with."""
+        return self._frozen.project(inputs, modality)
+
+    def take(self, features: Mapping[Modality, Tensor]) -> None:
+        """Keep the features of all images."""
+        self._images = features
+
+    def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[PairBatch]:
+        """See `CachedStage`; the two rows in one place show one person."""
+        plan = pairs(self.config, self._identities, seed=self.seed, epoch=epoch)
+        for positions in zip(*plan, strict=True):
+            yield PairBatch(dict(zip(INPUTS, positions, strict=True)), share(self.batch_rows))
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Nothing is decided between the epochs of this stage."""
+
+    def terms(self, model: nn.Module, batch: PairBatch, gather: Gather) -> Terms:
+        """The contrast of images and texts, for each modality or jointly."""
+        people = torch.as_tensor(self._identities[INPUTS[0]][batch.rows[INPUTS[0]]])
+        people = people.to(self._images[INPUTS[0]].device)
+        images = {m: self._images[m][torch.as_tensor(batch.rows[m])] for m in INPUTS}
+        texts = model(people[batch.mine])
+        everyone = {m: gather(texts[m]) for m in INPUTS}
+        groups = {"joint": (INPUTS,), "separate": tuple((m,) for m in INPUTS)}
+        found: Terms = {}
+        for group in groups[self.config.pairing]:
+            labels = people.repeat(len(group))
+            to_text, to_image = contrast(
+                Side(
+                    torch.cat([images[m][batch.mine] for m in group]),
+                    torch.cat([images[m] for m in group]),
+                    labels,
+                ),
+                Side(
+                    torch.cat([texts[m] for m in group]),
+                    torch.cat([everyone[m] for m in group]),
+                    labels,
+                ),
+                people[batch.mine].repeat(len(group)),
+                temperature=self.config.prompts.temperature,
+            )
+            name = group[0] if len(group) == 1 else "image"
+            found |= {f"{name}_to_text": to_text, f"text_to_{name}": to_image}
+        return found
+
+    def update(self, gather: Gather) -> None:
+        """No memory."""
+
+    @torch.no_grad()
+    def hand_on(self) -> dict[str, Tensor]:
+        """The texts (C, E) of every person and modality."""
+        return {f"texts.{m}": x.cpu() for m, x in self.module(None).items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing beside the module."""
+        return {}
+
+
+class Fusing:
+    """Stage "fusion": how the two texts of a person become one, against frozen image features.
+
+    Args:
+        config: the method's settings.
+        encoder: with CLIP's weights; frozen.
+        identities: per modality (n,) people from 0, -1 unknown.
+        handed: stage 1's texts.
+        seed: of the first values, the batches and the dropout.
+    """
+
+    clusters = False
+    evaluate_every: int | None = None
+    encoder: Encoder
+    module: nn.Module
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: TwoStemEncoder,
+        *,
+        identities: Labels,
+        handed: Mapping[str, Tensor],
+        seed: int,
+    ) -> None:
+        self.config, self.seed, self._identities = config, seed, identities
+        self.epochs, self.batch_rows = config.fusion.epochs, 2 * config.fusion.batch_size
+        self._frozen = encoder.eval().requires_grad_(False)
+        self.encoder = Descriptor(encoder, flip=False)
+        self.module = TextFusion(encoder.embed_dim, seed=seed_of(seed, "fusion"))
+        own, other = INPUTS if config.query == "visible" else INPUTS[::-1]
+        self._texts = handed[f"texts.{own}"], handed[f"texts.{other}"]
+
+    def optimiser(self) -> torch.optim.Optimizer:
+        """See `Stage`."""
+        return csdn_settings.optimiser(self.config, "fusion", self.module)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `Stage`."""
+        return csdn_settings.learning_rate(self.config, "fusion", epoch)
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """The frozen image features that texts are compared with."""
+        return self._frozen.project(inputs, modality)
+
+    def take(self, features: Mapping[Modality, Tensor]) -> None:
+        """Keep the features of all images, visible ones first, and bring the texts to them."""
+        self._images = torch.cat([features[m] for m in INPUTS])
+        people = np.concatenate([self._identities[m] for m in INPUTS])
+        self._people = torch.as_tensor(people, device=self._images.device)
+        own, other = self._texts
+        self._texts = own.to(self._images.device), other.to(self._images.device)
+
+    def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[MixedBatch]:
+        """See `CachedStage`; batches mix the modalities, evenly over the epoch."""
+        visible, infrared = pairs(self.config, self._identities, seed=self.seed, epoch=epoch)
+        pool = np.concatenate([visible, infrared + len(self._identities[INPUTS[0]])], axis=None)
+        seed = seed_of(self.seed, "dropout")
+        plan = sampling.shuffled_batches(
+            len(pool), batch_size=self.batch_rows, seed=seed, epoch=epoch
+        )
+        step_seeds = sampling.augmentation_seeds((len(plan),), seed=seed, epoch=epoch)
+        for positions, step_seed in zip(plan, step_seeds, strict=True):
+            rows, mine = torch.from_numpy(pool[positions]), share(self.batch_rows)
+            keep = self._keep(len(rows), seed=int(step_seed))
+            yield MixedBatch(rows, mine, keep[mine])
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Nothing is decided between the epochs of this stage."""
+
+    def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
+        """The contrast of images and the fused texts of their people."""
+        images, people = self._images[batch.rows], self._people[batch.rows]
+        mine = people[batch.mine]
+        own, other = self._texts
+        fused = model(own[mine], other[mine], batch.keep)
+        to_text, to_image = contrast(
+            Side(images[batch.mine], images, people),
+            Side(fused, gather(fused), people),
+            mine,
+            temperature=self.config.fusion.temperature,
+        )
+        return {"image_to_text": to_text, "text_to_image": to_image}
+
+    def update(self, gather: Gather) -> None:
+        """No memory."""
+
+    @torch.no_grad()
+    def hand_on(self) -> dict[str, Tensor]:
+        """The fused anchor (C, E) of every person."""
+        own, other = self._texts
+        keep = None
+        if self.config.anchor_dropout:
+            keep = self._keep(len(own), seed=seed_of(self.seed, "dropout"))
+        return {"fused": self.module(own, other, keep).cpu()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing beside the module."""
+        return {}
+
+    def _keep(self, num_rows: int, *, seed: int) -> Tensor:
+        shape = num_rows, self._images.shape[1]
+        return dropout_factors(shape, rate=self.config.dropout, seed=seed).to(self._images)
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """A global batch of stage 2.
+
+    Attributes:
+        rows: (B,) of all images, visible ones first.
+        mine: the slice of them that is this worker's.
+        keep: dropout factors (B, E) of the worker's rows.
+    """
+
+    rows: Tensor
+    mine: slice
+    keep: Tensor
+
+
+def anchors(config: Config, handed: Mapping[str, Tensor]) -> dict[Modality, Tensor]:
+    """The text (C, E) of every person that guides the images of each modality in stage 3."""
+    if config.anchors == "fusion":
+        return dict.fromkeys(INPUTS, handed["fused"])
+    texts = {m: handed[f"texts.{m}"] for m in INPUTS}
+    if config.anchors == "mean":
+        return dict.fromkeys(INPUTS, torch.stack(list(texts.values())).mean(dim=0))
+    return texts
