@@ -17,9 +17,10 @@ Knob ``difficulty`` of ``write``: how much of a garment's infrared reflectance i
 "hard" need not be harder for a start that knows no law; it leaves less to learn. Scores belong to
 one version of the drawings (``layouts.WORLD``) and stand with it in docs/benchmarks.md.
 
-Fixed for all settings: each person is seen by each camera in two tracks of different views, two
-frames each in colour and three in infrared; 15 % of the tracks are partly occluded; six places,
-of which cameras 2 and 3 share one. Everyone's attributes are independent of their id and split.
+Fixed for all settings: each person is seen by each camera of SYSU's layout in two tracks of
+different views, two frames each in colour and three in infrared (other layouts: ``trees.py``);
+15 % of the tracks are partly occluded; six places, of which cameras 2 and 3 share one. Everyone's
+attributes are independent of their id and split.
 
 ======================  ======================================================================
 people.py               attributes of a person, drawn independently
@@ -28,6 +29,8 @@ drawing.py              the canvas of material codes, patterns
 figure.py, heads.py     one body in one pose
 palettes.py             colours, infrared reflectances, and the law between them
 scenes.py, cameras.py   places, cameras, short tracks, pictures
+sentences.py            what annotators write about a picture, with omissions and mistakes
+trees.py                layouts: where each data set keeps its pictures and lists
 layouts.py              ``write``: splits, ids, files, expected counts
 pretraining.py          ``catalogue``
 ======================  ======================================================================

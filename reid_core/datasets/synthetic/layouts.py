@@ -1,7 +1,4 @@
-"""Writing a world to disk as a tree that the loader of real data reads.
-
-A layout is a small table: its cameras, where a picture goes, and which lists name the splits.
-"""
+"""Writing a world to disk as a tree that the loader of real data reads."""
 
 from __future__ import annotations
 
@@ -9,61 +6,32 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from reid_core.datasets.synthetic.cameras import SYSU_CAMERAS, Camera, film
+from reid_core.datasets.synthetic.cameras import Camera, film
 from reid_core.datasets.synthetic.palettes import (
     DIFFICULTIES,
     colour_table,
     reflectance_table,
     reflectances,
 )
-from reid_core.datasets.synthetic.people import Person, draw_person
+from reid_core.datasets.synthetic.people import VIEWS, Person, draw_person
+from reid_core.datasets.synthetic.trees import LAYOUTS, Splits, World
 from reid_core.types import Modality
 
 WORLD = 4  # raise it when the drawings change: an old tree is then not taken for a new one
 
 # Namespaces of the random streams: the people do not depend on layout, size or difficulty.
 _PEOPLE, _IDS, _DYES, _SHOTS = range(4)
-_TRACKS = {Modality.VISIBLE: (2, 2), Modality.INFRARED: (2, 3)}  # tracks, frames in each
 _JPEG_QUALITY = 92
 _EXPECTED, _RECIPE = "expected.json", "synthetic.json"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How one data set is laid out.
-
-    Attributes:
-        cameras: all of them.
-        max_id: largest person id that the folder names can hold.
-        path: (camera number, id, frame from 1) -> path relative to the root.
-        write_lists: (root, ids of each split) writes the lists that name the splits.
-    """
-
-    cameras: tuple[Camera, ...]
-    max_id: int
-    path: Callable[[int, int, int], str]
-    write_lists: Callable[[Path, dict[str, list[int]]], None]
-
-
-def _sysu_path(camera: int, pid: int, frame: int) -> str:
-    return f"cam{camera}/{pid:04d}/{frame:04d}.jpg"
-
-
-def _sysu_lists(root: Path, splits: dict[str, list[int]]) -> None:
-    (root / "exp").mkdir(exist_ok=True)
-    for split, ids in splits.items():
-        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, ids)) + "\n")
-
-
-LAYOUTS = {"sysu": Layout(SYSU_CAMERAS, 9999, _sysu_path, _sysu_lists)}
 
 
 @dataclass(frozen=True)
@@ -95,9 +63,10 @@ def write(
 
     Args:
         root: folder to create; it may exist if it is empty.
-        num_identities: all people; 70 % train, 10 % val, 20 % test, at least one each.
+        num_identities: all people; 70 % train, 10 % val, 20 % test, at least one each. Layouts
+            without validation people train on them; "regdb" has its ten random halves instead.
         seed: of everything that is drawn.
-        layout: "sysu".
+        layout: "sysu", "regdb", "llcm", "cuhk", "icfg" or "rstp".
         difficulty: "easy", "default" or "hard", see the package's docstring.
         height: of a picture in pixels, even, at least 32; the width is half of it.
         workers: processes that draw.
@@ -116,7 +85,7 @@ def write(
         (root / _RECIPE).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
         _write_pictures(root, recipe, workers)
         splits = _splits(recipe)
-        LAYOUTS[layout].write_lists(root, splits)
+        LAYOUTS[layout].write_lists(root, _world(recipe))
         # Last, so that its presence says that all the rest is there.
         counts = json.dumps(_expected(recipe, splits), indent=1) + "\n"
         (root / _EXPECTED).write_text(counts)
@@ -169,39 +138,52 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 def _ids(recipe: Recipe) -> np.ndarray:
     """(num_identities,) id of each person, a permutation: an id says nothing."""
-    return 1 + _generator(recipe.seed, _IDS).permutation(recipe.num_identities)
+    order = _generator(recipe.seed, _IDS).permutation(recipe.num_identities)
+    return LAYOUTS[recipe.layout].first_id + order
 
 
-def _splits(recipe: Recipe) -> dict[str, list[int]]:
+def _splits(recipe: Recipe) -> Splits:
     """Ids of each split, ascending."""
-    ids = _ids(recipe)
-    num_val = max(1, round(0.1 * len(ids)))
-    num_test = max(1, round(0.2 * len(ids)))
-    parts = np.split(ids, [len(ids) - num_val - num_test, len(ids) - num_test])
-    return {
-        split: sorted(part.tolist())
-        for split, part in zip(("train", "val", "test"), parts, strict=True)
-    }
+    return LAYOUTS[recipe.layout].divide(_ids(recipe), partial(_generator, recipe.seed))
 
 
-def _expected(recipe: Recipe, splits: dict[str, list[int]]) -> dict[str, dict[str, dict]]:
-    cameras = LAYOUTS[recipe.layout].cameras
+def _world(recipe: Recipe) -> World:
+    index = {pid: i for i, pid in enumerate(_ids(recipe).tolist())}
+
+    def views(pid: int, camera: Camera) -> list[str]:
+        # `film` begins with this very draw, from the same stream.
+        order = _generator(recipe.seed, _SHOTS, index[pid], camera.number).permutation(len(VIEWS))
+        num_tracks, num_frames = LAYOUTS[recipe.layout].tracks[camera.modality]
+        return [VIEWS[order[t % len(VIEWS)]] for t in range(num_tracks) for _ in range(num_frames)]
+
+    return World(
+        splits=_splits(recipe),
+        stream=partial(_generator, recipe.seed),
+        person=lambda pid: draw_person(_generator(recipe.seed, _PEOPLE, index[pid])),
+        views=views,
+    )
+
+
+def _expected(recipe: Recipe, splits: Splits) -> dict[str, dict[str, dict]]:
+    """Counts per split and modality; captions for text."""
+    layout = LAYOUTS[recipe.layout]
     counts: dict[str, dict[str, dict]] = {}
     for split, ids in splits.items():
         counts[split] = {}
-        for modality, (num_tracks, num_frames) in _TRACKS.items():
-            number = sum(camera.modality == modality for camera in cameras)
-            images = len(ids) * number * num_tracks * num_frames
-            counts[split][modality] = {"ids": len(ids), "cameras": number, "images": images}
+        for modality in layout.tracks:
+            cameras = [camera for camera in layout.cameras if camera.modality == modality]
+            images = len(ids) * sum(len(layout.frames(camera)) for camera in cameras)
+            known = {"cameras": len(cameras)} if layout.names_cameras else {}
+            counts[split][modality] = {"ids": len(ids)} | known | {"images": images}
+            if layout.captions:
+                captions = images * layout.captions
+                counts[split][Modality.TEXT] = {"ids": len(ids), "captions": captions}
     return counts
 
 
 def _write_pictures(root: Path, recipe: Recipe, workers: int) -> None:
-    ids = _ids(recipe)
-    for camera in LAYOUTS[recipe.layout].cameras:
-        for pid in ids.tolist():
-            picture = root / LAYOUTS[recipe.layout].path(camera.number, pid, 1)
-            picture.parent.mkdir(parents=True, exist_ok=True)
+    for picture in _paths(recipe).values():
+        (root / picture).parent.mkdir(parents=True, exist_ok=True)
     if workers == 1:
         _write_people(root, recipe, range(recipe.num_identities))
         return
@@ -213,13 +195,25 @@ def _write_pictures(root: Path, recipe: Recipe, workers: int) -> None:
             done.result()
 
 
+def _paths(recipe: Recipe) -> dict[tuple[int, Camera, int], str]:
+    """Where each picture goes, by (id, camera, frame)."""
+    layout = LAYOUTS[recipe.layout]
+    return {
+        (pid, camera, frame): layout.path(camera, pid, frame, split)
+        for split, ids in _splits(recipe).items()
+        for pid in ids
+        for camera in layout.cameras
+        for frame in layout.frames(camera)
+    }
+
+
 def _write_people(root: Path, recipe: Recipe, people: Iterable[int]) -> None:
     layout = LAYOUTS[recipe.layout]
-    ids = _ids(recipe)
+    ids, paths = _ids(recipe).tolist(), _paths(recipe)
     for index in people:
         person = draw_person(_generator(recipe.seed, _PEOPLE, index))
         for camera in layout.cameras:
-            num_tracks, num_frames = _TRACKS[camera.modality]
+            num_tracks, num_frames = layout.tracks[camera.modality]
             pictures = film(
                 camera,
                 person,
@@ -230,8 +224,7 @@ def _write_people(root: Path, recipe: Recipe, people: Iterable[int]) -> None:
                 rng=_generator(recipe.seed, _SHOTS, index, camera.number),
             )
             for frame, picture in enumerate(pictures, start=1):
-                path = root / layout.path(camera.number, int(ids[index]), frame)
-                _save(picture, path)
+                _save(picture, root / paths[ids[index], camera, frame])
 
 
 def _table(recipe: Recipe, index: int, person: Person, camera: Camera) -> np.ndarray:
@@ -243,12 +236,15 @@ def _table(recipe: Recipe, index: int, person: Person, camera: Camera) -> np.nda
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
-    """JPEG with three channels, as infrared cameras write them too; full chroma resolution."""
+    """Three channels, as infrared cameras write them too; JPEGs in full chroma resolution."""
     if picture.shape[2] == 1:
         image = Image.fromarray(picture[..., 0]).convert("RGB")
     else:
         image = Image.fromarray(picture)
     # Encoded in memory: a full disk is then reported as such, not as an encoder's error.
     encoded = io.BytesIO()
-    image.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    if path.suffix == ".bmp":
+        image.save(encoded, format="BMP")
+    else:
+        image.save(encoded, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
     path.write_bytes(encoded.getvalue())

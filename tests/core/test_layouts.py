@@ -1,0 +1,149 @@
+"""The generated world in every layout, through the loaders of real data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid_core.datasets import READERS, synthetic
+from reid_core.datasets.synthetic import cameras, layouts
+from reid_core.datasets.synthetic.people import COLOURS, VIEWS, draw_person
+from reid_core.datasets.synthetic.sentences import write_sentence
+from reid_core.protocols import HEADLINE, PROTOCOLS
+from reid_core.types import Dataset, Modality
+
+KINDS = ("sysu", "regdb", "llcm", "cuhk", "icfg", "rstp")
+PEOPLE = 6
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree of six people in every layout."""
+    root = tmp_path_factory.mktemp("worlds")
+    for kind in KINDS:
+        synthetic.write(root / kind, num_identities=PEOPLE, seed=3, layout=kind, height=32)
+    return root
+
+
+def splits(dataset: Dataset) -> dict:
+    return {name: getattr(dataset, name) for name in ("train", "val", "test")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loader_counts_what_expected_json_says(worlds: Path, kind: str) -> None:
+    dataset = READERS[kind](worlds / kind)
+    expected = json.loads((worlds / kind / "expected.json").read_text())
+    for name, split in splits(dataset).items():
+        by_modality = expected.get(name, {})
+        assert {str(record.modality) for record in split.records} == set(by_modality)
+        for modality, counts in by_modality.items():
+            rows = split.rows(Modality(modality))
+            found = {"ids": len(set(split.pids[rows]))}
+            if modality == "text":
+                found["captions"] = len(rows)
+            else:
+                found |= {"cameras": len(set(split.cameras[rows])), "images": len(rows)}
+            assert found | counts == found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_listed_picture_exists_once_and_none_is_left_over(worlds: Path, kind: str) -> None:
+    listed = [
+        record.image
+        for split in splits(READERS[kind](worlds / kind)).values()
+        for record in split.records
+        if record.modality != Modality.TEXT
+    ]
+    written = [
+        path.relative_to(worlds / kind).as_posix()
+        for path in (worlds / kind).rglob("*")
+        if path.suffix in (".jpg", ".bmp")
+    ]
+    assert sorted(listed) == sorted(written)
+    with Image.open(worlds / kind / listed[0]) as image:
+        assert image.size == (16, 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_can_be_evaluated_with_every_query_answerable(worlds: Path, kind: str) -> None:
+    test = READERS[kind](worlds / kind).test
+    names = set()
+    for trial in PROTOCOLS[kind](test):
+        names.add(trial.name)
+        right = np.equal.outer(test.pids[trial.query], test.pids[trial.gallery])
+        if trial.ignore is not None:
+            right &= ~trial.ignore
+        # The only queries without an answer are those whose every answer is by their own camera.
+        assert right.any(axis=1).mean() > 0.8
+    assert HEADLINE[kind][0] in names
+
+
+def test_each_trial_of_regdb_is_another_half(worlds: Path) -> None:
+    halves = set()
+    for trial in range(1, 11):
+        dataset = READERS["regdb"](worlds / "regdb", trial=trial)
+        train, test = (set(split.pids.tolist()) for split in (dataset.train, dataset.test))
+        assert (len(train), len(test), len(train | test)) == (3, 3, PEOPLE)
+        halves.add(frozenset(train))
+    assert len(halves) > 5
+
+
+@pytest.mark.parametrize(("kind", "first"), [("cuhk", 1), ("icfg", 0), ("rstp", 0)])
+def test_training_ids_of_captioned_sets_start_at_their_base_without_gaps(
+    worlds: Path, kind: str, first: int
+) -> None:
+    ids = sorted(set(READERS[kind](worlds / kind).train.pids.tolist()))
+    assert ids == list(range(first, first + len(ids)))
+
+
+def test_icfg_folders_are_not_the_split(worlds: Path) -> None:
+    train = READERS["icfg"](worlds / "icfg").train
+    assert {record.image.split("/")[2] for record in train.records} == {"train", "test"}
+
+
+def test_sentences_are_about_the_view_that_was_filmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = layouts.Recipe(4, 9, "icfg", "default", 32)
+    filmed, stage = [], cameras._stage
+
+    def spy(person, view, height, rng):
+        filmed.append(view)
+        return stage(person, view, height, rng)
+
+    monkeypatch.setattr(cameras, "_stage", spy)
+    monkeypatch.setattr(layouts, "_save", lambda picture, path: None)
+    layouts._write_people(Path(), recipe, range(4))
+    world, ids = layouts._world(recipe), layouts._ids(recipe).tolist()
+    told = [
+        view
+        for pid in ids
+        for camera in layouts.LAYOUTS["icfg"].cameras
+        for view in world.views(pid, camera)
+    ]
+    assert told == filmed
+
+
+def test_sentences_differ_in_form_leave_things_out_and_err() -> None:
+    person = draw_person(np.random.default_rng(3))
+    said = [write_sentence(person, "back", np.random.default_rng([0, i])) for i in range(300)]
+    assert len(set(said)) > 290
+    spoken = [sentence.lower() for sentence in said]
+    assert 0.3 < np.mean([person.upper.kind in text for text in spoken]) < 0.95
+    assert len({text.split()[0] for text in spoken}) >= 4
+    worn = {person.upper.colour, person.lower.colour, person.shoes.colour, person.bag.colour}
+    wrong = [bool(set(text.replace(",", "").split()) & (set(COLOURS) - worn)) for text in spoken]
+    assert 0.02 < np.mean(wrong) < 0.6
+    assert 0.05 < np.mean([not text.endswith(".") for text in spoken]) < 0.2
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_sentences_have_no_gaps(view: str) -> None:
+    for i in range(100):
+        rng = np.random.default_rng([1, i])
+        text = write_sentence(draw_person(rng), view, rng)
+        assert len(text.split()) >= 4
+        assert not {"  ", " ,", " ."} & {text[j : j + 2] for j in range(len(text))}
+        assert "{" not in text
