@@ -102,9 +102,9 @@ def tune(
     from pipelines import sweep, trials
     from pipelines.tune import search_for_best
 
-    loaded = sweep.load(search, [*_environment(), *(overrides or [])])
-    found, best = search_for_best(loaded, out, sys.argv, resume=resume)
-    console.print(trials.table(found, loaded.objective))
+    study = sweep.load(search, [*_environment(), *(overrides or [])])
+    found, best = search_for_best(study, out, sys.argv, resume=resume)
+    console.print(trials.table(found, study.search.objective))
     console.print(f"best: {best.name}, recipe: {out / trials.BEST}")
 
 

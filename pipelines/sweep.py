@@ -6,9 +6,11 @@ by people who are neither trained on nor tested on.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,8 +25,7 @@ from pipelines.errors import UserError
 Values = dict[str, Any]
 """Dotted configuration key -> value: what distinguishes a trial."""
 
-_OURS = ("seed", "data.fit", "evaluation.split", "evaluation.start")
-_ON_VALIDATION = ("data.fit=train", "evaluation.split=val", "evaluation.start=false")
+_ON_VALIDATION = {"data.fit": "train", "evaluation.split": "val", "evaluation.start": False}
 
 
 class _Section(BaseModel):
@@ -130,11 +131,11 @@ class Search(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        taken = [key for key in (*self.space, *self.overrides) if key in _OURS]
+        taken = [key for key in (*self.space, *self.overrides) if key in {"seed", *_ON_VALIDATION}]
         if taken:
             raise ValueError(
                 f"{taken[0]} is set by the sweep itself: trials are decided on validation people "
-                f"({', '.join(_ON_VALIDATION)}) with the given seeds"
+                "(data.fit=train, evaluation.split=val) with the given seeds"
             )
         if self.method in ("grid", "axes"):
             endless = [key for key, domain in self.space.items() if domain.values is None]
@@ -147,7 +148,22 @@ class Search(_Section):
         return self
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Search:
+@dataclass(frozen=True)
+class Study:
+    """A search together with the recipe that it starts from.
+
+    Trials may run on machines that have neither file.
+
+    Attributes:
+        search: the search file.
+        recipe: the resolved recipe with the overrides of the search and of the command.
+    """
+
+    search: Search
+    recipe: dict[str, Any]
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a search file and check every value that a trial could get.
 
     Args:
@@ -171,31 +187,35 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Search:
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise UserError(f"{path}:\n  " + "\n  ".join(lines)) from error
-    _check_space(search)
-    return search
+    written = [f"{key}={json.dumps(value)}" for key, value in search.overrides.items()]
+    recipe = configuration.load(Path(search.base), written).model_dump(mode="json")
+    recipe["data"]["root"] = str(Path(recipe["data"]["root"]).resolve())
+    study = Study(search, recipe)
+    _check_space(study)
+    return study
 
 
-def trial_config(search: Search, values: Values, seed: int) -> RunConfig:
+def trial_config(study: Study, values: Values, seed: int) -> RunConfig:
     """What one run of a trial trains: on training people, measured on validation people."""
-    return _configured(search, values, seed, _ON_VALIDATION)
+    return _configured(study, {**values, "seed": seed, **_ON_VALIDATION})
 
 
-def best_config(search: Search, values: Values) -> RunConfig:
+def best_config(study: Study, values: Values) -> RunConfig:
     """The recipe with a trial's values: trained and measured as the recipe says."""
-    return _configured(search, values, search.seeds[0], ())
+    return _configured(study, {**values, "seed": study.search.seeds[0]})
 
 
-def base_values(search: Search) -> Values:
+def base_values(study: Study) -> Values:
     """What the recipe itself says for the keys of the space."""
-    tree = best_config(search, {}).model_dump(mode="json")
-    return {key: _look_up(tree, key) for key in search.space}
+    return {key: _look_up(study.recipe, key) for key in study.search.space}
 
 
-def points(search: Search) -> list[Values] | None:
+def points(study: Study) -> list[Values] | None:
     """Everything that the search tries, in order; None where later points depend on scores.
 
     The first points of a random search do not depend on how many follow.
     """
+    search = study.search
     listed: list[Values]
     if search.method == "optuna":
         return None
@@ -203,7 +223,7 @@ def points(search: Search) -> list[Values] | None:
         assert search.budget.trials
         listed = [_draw(search, number) for number in range(search.budget.trials)]
     elif search.method == "axes":
-        base = base_values(search)
+        base = base_values(study)
         listed = [base]
         for key, domain in search.space.items():
             listed += [base | {key: value} for value in domain.values or ()]
@@ -219,17 +239,23 @@ def _draw(search: Search, number: int) -> Values:
     return {key: domain.draw(rng) for key, domain in search.space.items()}
 
 
-def _configured(search: Search, values: Values, seed: int, fixed: Sequence[str]) -> RunConfig:
-    pairs = {**search.overrides, **values, "seed": seed}
-    written = [f"{key}={json.dumps(value)}" for key, value in pairs.items()]
-    return configuration.load(Path(search.base), [*written, *fixed])
+def _configured(study: Study, values: Values) -> RunConfig:
+    tree = copy.deepcopy(study.recipe)
+    for key, value in values.items():
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return configuration.validate(tree, source=study.search.base)
 
 
-def _check_space(search: Search) -> None:
-    base = trial_config(search, {}, search.seeds[0])
+def _check_space(study: Study) -> None:
+    search = study.search
+    base = trial_config(study, {}, search.seeds[0])
     for key, domain in search.space.items():
         for value in domain.examples():
-            trial_config(search, {key: value}, search.seeds[0])
+            trial_config(study, {key: value}, search.seeds[0])
     if search.asha and not _evaluates(base.model_dump()):
         raise UserError(
             "asha has nothing to compare: no stage of the recipe is measured while it trains; "
@@ -271,5 +297,5 @@ def _explain(item: Any) -> str:
     if item["type"] != "extra_forbidden":
         return f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     sections = {"budget": Budget, "asha": Asha, "space": Domain}
-    model = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
+    model: type[BaseModel] = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
     return f"unknown key {key}; valid keys here: {', '.join(sorted(model.model_fields))}"

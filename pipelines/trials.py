@@ -23,7 +23,7 @@ from rich.table import Table
 from pipelines import config as configuration
 from pipelines import sweep
 from pipelines.errors import UserError
-from pipelines.sweep import Search, Values
+from pipelines.sweep import Study, Values
 
 SEARCH, TRIALS, BEST, FOLDER = "search.yaml", "trials.jsonl", "best.yaml", "trials"
 _VALUES = "values.json"
@@ -59,18 +59,18 @@ class Ledger:
 
     Args:
         root: the folder.
-        search: what is searched.
+        study: what is searched.
         resume: go on with a sweep that is there.
 
     Raises:
         UserError: not writable; holds a sweep and `resume` is False, or another search.
     """
 
-    def __init__(self, root: Path, search: Search, *, resume: bool) -> None:
+    def __init__(self, root: Path, study: Study, *, resume: bool) -> None:
         self.root = root.resolve()
         try:
             (self.root / FOLDER).mkdir(parents=True, exist_ok=True)
-            _claim(self.root / SEARCH, search, resume=resume)
+            _claim(self.root / SEARCH, study, resume=resume)
         except OSError as error:
             raise UserError(f"cannot write to {root}: {error.strerror or error}") from error
         # A trial that failed is tried again: its cause may be gone.
@@ -130,13 +130,14 @@ def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
     )
 
 
-def write_best(root: Path, search: Search) -> Trial:
+def write_best(root: Path, study: Study) -> Trial:
     """Write best.yaml: the recipe with the best values, fit and measured as the recipe says.
 
     Raises:
         UserError: no trial finished; quotes the first error.
     """
-    trials = ranked(read(root), search.objective)
+    objective = study.search.objective
+    trials = ranked(read(root), objective)
     if not trials or trials[0].status != "finished":
         errors = [trial.error for trial in trials if trial.error]
         reason = f": {errors[0]}" if errors else "; give it more minutes and use --resume"
@@ -145,11 +146,11 @@ def write_best(root: Path, search: Search) -> Trial:
     values = ", ".join(f"{key}={value}" for key, value in best.config.items())
     header = (
         f"# {values}\n"
-        f"# {best.name}: {search.objective} {best.scores[search.objective]:.2f} % on validation "
+        f"# {best.name}: {objective} {best.scores[objective]:.2f} % on validation "
         f"people, mean of {len(best.runs)} seed(s), best of {len(trials)} trials.\n"
-        f"# Searched from {search.base}. Reached on test people: not measured.\n"
+        f"# Searched from {study.search.base}. Reached on test people: not measured.\n"
     )
-    recipe = sweep.best_config(search, best.config)
+    recipe = sweep.best_config(study, best.config)
     (root / BEST).write_text(header + configuration.dump(recipe))
     return best
 
@@ -206,18 +207,24 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def _claim(path: Path, search: Search, *, resume: bool) -> None:
-    wanted = search.model_dump(mode="json")
+def _claim(path: Path, study: Study, *, resume: bool) -> None:
+    content = study.search.model_dump(mode="json") | {"recipe": study.recipe}
     if path.exists():
         if not resume:
             raise UserError(f"{path.parent} holds a sweep: add --resume, or choose another --out")
-        known = yaml.safe_load(path.read_text())
-        # More time or more trials is what one resumes for.
-        changed = configuration.differences(known | {"budget": {}}, wanted | {"budget": {}})
+        before = _identity(yaml.safe_load(path.read_text()), str(path))
+        changed = configuration.differences(before, _identity(content, "search"))
         if changed:
             raise UserError(
                 f"{path.parent} holds another sweep:\n  "
                 + "\n  ".join(changed)
                 + "\nchoose another --out, or delete that folder"
             )
-    path.write_text(yaml.safe_dump(wanted, sort_keys=False))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def _identity(content: dict[str, Any], source: str) -> dict[str, Any]:
+    """What decides the scores: neither the budget, which may grow, nor where the files lay."""
+    recipe = configuration.validate(content["recipe"], source=source).identity()
+    kept = content.keys() - {"budget", "base", "overrides", "recipe"}
+    return {key: content[key] for key in kept} | {"recipe": recipe}

@@ -25,7 +25,7 @@ from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.progress import console
-from pipelines.sweep import Domain, Search, Values
+from pipelines.sweep import Domain, Study, Values
 from pipelines.trials import Ledger, Trial
 
 log = logging.getLogger(__name__)
@@ -40,23 +40,23 @@ class Runs:
     """What the trials of a sweep have in common.
 
     Attributes:
-        search: the sweep.
+        study: the sweep.
         root: its folder.
         command: the command line, for the record of each run.
     """
 
-    search: Search
+    study: Study
     root: Path
     command: tuple[str, ...]
 
 
 def search_for_best(
-    search: Search, root: Path, command: Sequence[str], *, resume: bool
+    study: Study, root: Path, command: Sequence[str], *, resume: bool
 ) -> tuple[list[Trial], Trial]:
     """Run what is left of a sweep.
 
     Args:
-        search: from `sweep.load`.
+        study: from `sweep.load`.
         root: folder of the sweep, visible on all nodes.
         command: the command line, for the record.
         resume: go on with the sweep in `root`: what finished is kept, what was interrupted
@@ -68,18 +68,18 @@ def search_for_best(
     Raises:
         UserError: something the user can put right; no trial finished.
     """
-    ledger = Ledger(root, search, resume=resume)
-    if _left(search, ledger):
-        config = sweep.trial_config(search, {}, search.seeds[0])
+    ledger = Ledger(root, study, resume=resume)
+    if _left(study, ledger):
+        config = sweep.trial_config(study, {}, study.search.seeds[0])
         with session(config):
             count = slots(
                 ray.cluster_resources(),
                 config,
                 use_gpu=_uses_gpu(config),
-                requested=search.budget.concurrent,
+                requested=study.search.budget.concurrent,
             )
-            _run(Runs(search, ledger.root, tuple(command)), ledger, count)
-    best = trials.write_best(ledger.root, search)
+            _run(Runs(study, ledger.root, tuple(command)), ledger, count)
+    best = trials.write_best(ledger.root, study)
     return trials.read(ledger.root), best
 
 
@@ -124,11 +124,11 @@ def slots(
     return min(fitting, requested)
 
 
-def _left(search: Search, ledger: Ledger) -> int:
+def _left(study: Study, ledger: Ledger) -> int:
     """Number of trials that are not over."""
-    points = sweep.points(search)
+    points = sweep.points(study)
     if points is None:
-        return max(0, (search.budget.trials or 0) - len(ledger.over))
+        return max(0, (study.search.budget.trials or 0) - len(ledger.over))
     return len(ledger.left(points))
 
 
@@ -137,10 +137,10 @@ def _uses_gpu(config: RunConfig) -> bool:
 
 
 def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
-    search = runs.search
+    study, search = runs.study, runs.study.search
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     minutes = search.budget.minutes
-    points = sweep.points(search)
+    points = sweep.points(study)
     asha = search.asha
     tuner = tune.Tuner(
         tune.with_resources(partial(_trial, runs=runs), {"memory": _WATCHER_MEMORY}),
@@ -148,8 +148,8 @@ def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
-            num_samples=_left(search, ledger) if points is None else 1,
-            search_alg=_optuna(search, ledger) if points is None else None,
+            num_samples=_left(study, ledger) if points is None else 1,
+            search_alg=_optuna(study, ledger) if points is None else None,
             scheduler=None
             if asha is None
             else ASHAScheduler(
@@ -167,13 +167,13 @@ def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
             name=f"tune-{time.time_ns()}",
             storage_path=str(ledger.root / "ray"),
             verbose=0,
-            callbacks=[_Record(ledger, search)],
+            callbacks=[_Record(ledger, study)],
         ),
     )
     tuner.fit()
 
 
-def _optuna(search: Search, ledger: Ledger) -> Any:
+def _optuna(study: Study, ledger: Ledger) -> Any:
     """Optuna's search, told what the sweep found before; interrupted trials come first."""
     try:
         import optuna
@@ -183,6 +183,7 @@ def _optuna(search: Search, ledger: Ledger) -> Any:
             "method=optuna needs the package optuna: pip install optuna, or use method=random"
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search = study.search
     space = {"values": {key: _tune_domain(domain) for key, domain in search.space.items()}}
     searcher = OptunaSearch(
         OptunaSearch.convert_search_space(space),
@@ -216,9 +217,9 @@ def _tune_domain(domain: Domain) -> Any:
 class _Record(tune.Callback):
     """Writes a line of the ledger when a trial is over."""
 
-    def __init__(self, ledger: Ledger, search: Search) -> None:
-        self.ledger, self.search = ledger, search
-        minutes = search.budget.minutes
+    def __init__(self, ledger: Ledger, study: Study) -> None:
+        self.ledger, self.objective = ledger, study.search.objective
+        minutes = study.search.budget.minutes
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
@@ -249,8 +250,8 @@ class _Record(tune.Callback):
             error=error,
         )
         self.ledger.end(entry)
-        score = entry.scores.get(self.search.objective)
-        shown = f"{self.search.objective} {score:.2f}" if score is not None else error
+        score = entry.scores.get(self.objective)
+        shown = f"{self.objective} {score:.2f}" if score is not None else error
         console.print(f"{entry.name} {status}  {shown}  {entry.config}", markup=False)
 
 
@@ -259,19 +260,19 @@ class _Record(tune.Callback):
 
 def _trial(point: dict[str, Any], *, runs: Runs) -> None:
     """One trial: a run per seed, measured epochs reported as they come."""
-    search, values = runs.search, point["values"]
+    objective, values = runs.study.search.objective, point["values"]
     folder = runs.root / trials.FOLDER / tune.get_context().get_trial_name()
     (folder / _ERROR).unlink(missing_ok=True)
     done: dict[str, dict[str, float]] = {}
     epochs = 0
-    for seed in search.seeds:
-        config = sweep.trial_config(search, values, seed)
+    for seed in runs.study.search.seeds:
+        config = sweep.trial_config(runs.study, values, seed)
         run_dir = folder / f"seed-{seed}"
         task = _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, runs.command)
         last = epochs
         for count, scores in _measured(task, run_dir):
             last = epochs + count
-            tune.report(_result(search, done, scores, epochs=last))
+            tune.report(_result(objective, done, scores, epochs=last))
         try:
             done[str(seed)] = ray.get(task)["rows"]["final"]
         except ray.exceptions.RayError as error:
@@ -279,11 +280,11 @@ def _trial(point: dict[str, Any], *, runs: Runs) -> None:
             (folder / _ERROR).write_text(str(cause))
             raise RuntimeError(str(cause)) from error
         epochs = last
-    tune.report(_result(search, done, {}, epochs=epochs + 1) | {"finished": True})
+    tune.report(_result(objective, done, {}, epochs=epochs + 1) | {"finished": True})
 
 
 def _result(
-    search: Search,
+    objective: str,
     done: Mapping[str, dict[str, float]],
     current: dict[str, float],
     *,
@@ -292,7 +293,7 @@ def _result(
     """What Tune is told: the mean over the seeds that are done, or the current scores."""
     scores = trials.mean_scores(done) if done else current
     return {
-        "score": scores[search.objective],
+        "score": scores[objective],
         "scores": scores,
         "runs": dict(done),
         "epochs": epochs,

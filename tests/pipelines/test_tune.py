@@ -51,8 +51,8 @@ def ended(name: str, config: dict[str, Any], score: float | None, **rest: Any) -
 
 class TestSearchFile:
     def test_overrides_reach_every_trial_and_values_win(self, write: Callable[..., Path]) -> None:
-        search = sweep.load(write(overrides={WEIGHT: 3.0}), ["model.height=96", "data.root=/x"])
-        config = sweep.trial_config(search, {KEEP: 0.9}, seed=7)
+        study = sweep.load(write(overrides={WEIGHT: 3.0}), ["model.height=96", "data.root=/x"])
+        config = sweep.trial_config(study, {KEEP: 0.9}, seed=7)
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (3.0, 0.9)
         assert (config.model.height, str(config.data.root), config.seed) == (96, "/x", 7)
 
@@ -99,7 +99,7 @@ class TestSearchFile:
         with pytest.raises(UserError, match="evaluate_every above 0"):
             sweep.load(write(asha=asha, overrides=silent))
         silent["cclnet.align.evaluate_every"] = 1
-        assert sweep.load(write(asha=asha, overrides=silent)).asha
+        assert sweep.load(write(asha=asha, overrides=silent)).search.asha
 
     def test_unknown_file_lists_those_that_ship(self) -> None:
         with pytest.raises(UserError, match="search_cclnet"):
@@ -107,7 +107,7 @@ class TestSearchFile:
 
     @pytest.mark.parametrize("name", ["search_cclnet", "search_demo"])
     def test_shipped_searches_are_valid(self, name: str) -> None:
-        assert sweep.load(Path(name), ["data.root=/data"]).space
+        assert sweep.load(Path(name), ["data.root=/data"]).search.space
 
 
 class TestPoints:
@@ -230,11 +230,11 @@ class TestSummary:
     def test_best_recipe_is_one_that_train_takes(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
-        search = sweep.load(write())
-        ledger = Ledger(tmp_path / "sweep", search, resume=False)
+        study = sweep.load(write())
+        ledger = Ledger(tmp_path / "sweep", study, resume=False)
         for trial in self.ENDED:
             ledger.end(trial)
-        assert trials.write_best(ledger.root, search).name == "a"
+        assert trials.write_best(ledger.root, study).name == "a"
         config = configuration.load(ledger.root / trials.BEST)
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (0.1, 0.0)
         assert config.evaluation.split == "test"
@@ -242,11 +242,11 @@ class TestSummary:
     def test_nothing_finished_quotes_the_error(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
-        search = sweep.load(write())
-        ledger = Ledger(tmp_path / "sweep", search, resume=False)
+        study = sweep.load(write())
+        ledger = Ledger(tmp_path / "sweep", study, resume=False)
         ledger.end(self.ENDED[-1])
         with pytest.raises(UserError, match="no trial of the sweep finished: no cluster"):
-            trials.write_best(ledger.root, search)
+            trials.write_best(ledger.root, study)
 
     def test_mean_over_seeds(self) -> None:
         runs = {"0": {"mAP": 10.0}, "1": {"mAP": 20.0}}
@@ -292,12 +292,12 @@ class TestOptuna:
         from pipelines.tune import _optuna
 
         space = {WEIGHT: {"loguniform": [0.1, 10]}, KEEP: {"values": [0.0, 1.0]}}
-        search = sweep.load(write(method="optuna", space=space, budget={"trials": 5}))
-        ledger = Ledger(tmp_path / "sweep", search, resume=False)
+        study = sweep.load(write(method="optuna", space=space, budget={"trials": 5}))
+        ledger = Ledger(tmp_path / "sweep", study, resume=False)
         interrupted = {WEIGHT: 0.3, KEEP: 1.0}
         ledger.begin(interrupted)
         ledger.end(ended("other", {WEIGHT: 2.0, KEEP: 0.0}, 30.0))
-        searcher = _optuna(search, ledger)
+        searcher = _optuna(study, ledger)
         assert [trial.value for trial in searcher._ot_study.trials if trial.value] == [30.0]
         assert searcher.suggest("first")["values"] == interrupted
         drawn = searcher.suggest("second")["values"]
@@ -330,8 +330,8 @@ def test_sweep_on_ray(
         "asha": {"grace_epochs": 1},
     }
     path.write_text(yaml.safe_dump(content))
-    search, root = sweep.load(path), tmp_path / "sweep"
-    found, best = search_for_best(search, root, ["crossreid", "tune"], resume=False)
+    study, root = sweep.load(path), tmp_path / "sweep"
+    found, best = search_for_best(study, root, ["crossreid", "tune"], resume=False)
     assert {trial.config["cclnet.clustering.min_samples"]: trial.status for trial in found} == {
         4: "finished",
         500: "failed",
@@ -341,7 +341,7 @@ def test_sweep_on_ray(
     assert json.loads((run_dir / "summary.json").read_text())["rows"]["final"] == best.scores
     assert (run_dir / "report.html").is_file()
     configuration.load(root / trials.BEST)
-    again, _ = search_for_best(search, root, ["crossreid", "tune"], resume=True)
+    again, _ = search_for_best(study, root, ["crossreid", "tune"], resume=True)
     assert sorted((trial.name, trial.status) for trial in again) == sorted(
         (trial.name, trial.status) for trial in found
     )
