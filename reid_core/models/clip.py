@@ -16,6 +16,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -229,7 +230,7 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
     content: Any
     try:
         if path.suffix == ".safetensors":
-            content = open_clip.load_state_dict(str(path))
+            content = load_file(path)
         else:
             try:
                 content = torch.jit.load(path, map_location="cpu").state_dict()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from reid_core.models import clip as clips
@@ -56,11 +57,13 @@ def test_bundled_weights_load_as_float32_through_the_ordinary_path(small):
     assert (clips.ASSETS / f"{clips.SMALL}.pt").stat().st_size < 15e6
 
 
-@pytest.mark.parametrize("kind", ["plain", "open_clip", "openai", "jit"])
+@pytest.mark.parametrize("kind", ["plain", "open_clip", "safetensors", "openai", "jit"])
 def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp_path):
-    path = tmp_path / f"{kind}.pt"
+    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pt'}"
     state = small.model.state_dict()
-    if kind == "plain":
+    if kind == "safetensors":
+        save_file({key: value.contiguous() for key, value in state.items()}, path)
+    elif kind == "plain":
         torch.save(state, path)
     elif kind == "open_clip":
         wrapped = {f"module.{key}": value for key, value in state.items()}
@@ -79,6 +82,20 @@ def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp
 def test_names_with_quickgelu_build_it():
     config = clips._model_config("RN50-quickgelu")
     assert config["quick_gelu"]
+
+
+def test_a_tag_brings_its_activation_and_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda source: str(tmp_path / "RN50.pt"))
+    assert clips._locate("RN50", "openai") == (tmp_path / "RN50.pt", True)
+    assert clips._locate("RN50", "yfcc15m") == (tmp_path / "RN50.pt", True)
+    assert clips._locate("ViT-B-16", "laion2b_s34b_b88k") == (tmp_path / "RN50.pt", False)
+
+    def offline(source):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    with pytest.raises(ValueError, match=r"'openai' of 'RN50': no route.*path of the file"):
+        clips.load("RN50", "openai")
 
 
 def test_a_missing_file_names_the_path_and_the_remedy(tmp_path):
