@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
@@ -27,6 +27,10 @@ app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
 Out = Annotated[Path, typer.Option("--out", help="Run directory; made if it does not exist.")]
+Space = Annotated[
+    Literal["descriptor", "joint"],
+    typer.Option(help="descriptor, or joint: CLIP's space, where sentences can be asked too."),
+]
 
 
 @app.command()
@@ -108,13 +112,183 @@ def tune(
     console.print(f"best: {best.name}, recipe: {out / trials.BEST}")
 
 
+@app.command()
+def embed(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of images, manifest (.csv, .jsonl, .parquet), data set.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
+    kind: Annotated[str | None, typer.Option(help="Layout, where SOURCE is a data set.")] = None,
+    split: Annotated[str, typer.Option(help="Of the data set: train, val, test, all.")] = "test",
+    modality: Annotated[
+        str | None, typer.Option(help="Of all images, where no folder or column says it.")
+    ] = None,
+    space: Space = "descriptor",
+    dtype: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Of the vectors.")
+    ] = "float16",
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 64,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
+    ] = 0.01,
+) -> None:
+    """Turn images into vectors on all GPUs or CPUs; again: only what is missing."""
+    from pipelines import embed as embedding
+    from pipelines.sources import Source, modality_named
+
+    done = embedding.embed(
+        checkpoint,
+        Source(source, kind, split, modality_named(modality, "--modality")),
+        out,
+        space=space,
+        dtype=dtype,
+        batch_size=batch_size,
+        max_unreadable=max_unreadable,
+        ray_address=_ray_address(),
+    )
+    for message in done.unreadable[:10]:
+        console.print(f"left out: {message}", style="yellow", markup=False)
+    console.print(
+        f"{done.num_vectors:,} vectors, {done.num_new:,} of them new in {done.seconds:.0f} s, "
+        f"{len(done.unreadable)} images left out: {out}"
+    )
+
+
+@app.command()
+def index(
+    embeddings: Annotated[Path, typer.Argument(help="A folder that `embed` wrote.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    exact_up_to: Annotated[
+        int, typer.Option(help="More vectors are searched by IVF-PQ with exact re-scoring.")
+    ] = 100_000,
+    recall: Annotated[
+        float, typer.Option(help="At ten answers; IVF-PQ is tuned to it.", min=0.1, max=1)
+    ] = 0.95,
+) -> None:
+    """Make vectors searchable."""
+    from pipelines.index import build
+
+    built = build(embeddings, out, exact_up_to=exact_up_to, recall=recall)
+    console.print(
+        f"{built.num_vectors:,} x {built.dim} vectors, {built.kind}, recall@10 {built.recall:.3f}, "
+        f"built in {built.seconds:.1f} s, {built.memory_mb:,.0f} MB of memory at most, "
+        f"{built.disk_mb:,.0f} MB on disk: {out}"
+    )
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `index` wrote.")],
+    query: Annotated[str | None, typer.Argument(help="Image file, or an id of the index.")] = None,
+    text: Annotated[str | None, typer.Option(help="Search by a sentence instead.")] = None,
+    seen_as: Annotated[
+        str | None, typer.Option("--as", help="Modality of the image: visible or infrared.")
+    ] = None,
+    pid: Annotated[int, typer.Option(help="Person on the image, to mark right answers.")] = -1,
+    top: Annotated[int, typer.Option(help="Number of answers.")] = 10,
+    modality: Annotated[str | None, typer.Option(help="Answers of this modality only.")] = None,
+    camera: Annotated[
+        list[int] | None, typer.Option(help="Answers of this camera only; may be repeated.")
+    ] = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by shared neighbours.")] = False,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Where the encoder lies, if it was moved.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Contact sheet, .html or .png.")] = None,
+) -> None:
+    """Find the nearest vectors to an image, a sentence or a row of the index."""
+    from pipelines import search as searching
+    from pipelines.index import Index
+    from pipelines.report import contact
+    from pipelines.sources import modality_named
+
+    opened = Index(folder)
+    asked = searching.ask(
+        opened,
+        image=query,
+        text=text,
+        seen_as=modality_named(seen_as, "--as"),
+        pid=pid,
+        checkpoint=checkpoint,
+    )
+    hits = searching.search(
+        opened,
+        asked,
+        top=top,
+        modality=modality_named(modality, "--modality"),
+        cameras=camera or (),
+        reranked=rerank,
+    )
+    console.print(searching.table(asked, hits))
+    if out is not None:
+        note = searching.described(opened, modality=modality, cameras=camera or (), reranked=rerank)
+        console.print(f"contact sheet: {contact.write(out, asked, hits, note=note)}")
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
+    out: Annotated[Path, typer.Argument(help="Folder for one model per modality.")],
+    file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
+    space: Space = "descriptor",
+) -> None:
+    """Write the encoder for use without this package, checked against torch."""
+    from pipelines.export import export as write_models
+
+    for model in write_models(checkpoint, out, file_format=file_format, space=space):
+        console.print(
+            f"{model.path}: {model.modality}, largest difference to torch {model.difference:.1e}"
+        )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, two or more.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Runs side by side: mean and standard deviation over seeds."""
+    from pipelines import compare as comparing
+
+    groups = comparing.read(runs)
+    console.print(comparing.table(groups))
+    console.print(f"comparison: {comparing.write(groups, out)}")
+
+
+@app.command()
+def doctor(
+    out: Annotated[Path, typer.Option("--out", help="Where runs are to be written.")] = Path(
+        "runs"
+    ),
+    address: Annotated[
+        str | None, typer.Option(help="Cluster to examine, such as auto; default: a local one.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the findings to this file.")
+    ] = None,
+) -> None:
+    """Check whether a run will work here and on the cluster; exit code 1 if it will not."""
+    from pipelines import doctor as clinic
+
+    inside_job = "auto" if "RAY_ADDRESS" in os.environ else None
+    findings = []
+    for finding in clinic.examine(out, address or inside_job):
+        findings.append(finding)
+        console.print(clinic.table([finding]))
+    if json_file is not None:
+        _write(json_file, clinic.to_json(findings))
+    if clinic.failed(findings):
+        raise typer.Exit(1)
+
+
 @data_app.command()
 def synth(
     root: Annotated[Path, typer.Argument(help="Folder to write to.")],
     identities: Annotated[int, typer.Option(help="People, split 70/10/20.")] = 430,
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
-    layout: Annotated[str, typer.Option(help="Layout to write.")] = "sysu",
+    layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
+    height: Annotated[int, typer.Option(help="Of a picture in pixels; half as wide.")] = 64,
 ) -> None:
     """Draw people as a data set in a real layout."""
     from reid_core.datasets import synthetic
@@ -125,9 +299,50 @@ def synth(
         seed=seed,
         layout=layout,
         difficulty=difficulty,
+        height=height,
         workers=os.cpu_count() or 1,
     )
     console.print(f"{identities} people: {root}")
+
+
+@data_app.command()
+def check(
+    kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
+    root: Annotated[Path, typer.Argument(help="Its folder.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write everything to this file.")
+    ] = None,
+) -> None:
+    """Compare a data set with its published numbers and read every image; exit code 1 if off."""
+    from pipelines import datacheck
+
+    result = datacheck.check(kind, root)
+    console.print(datacheck.render(result))
+    if json_file is not None:
+        _write(json_file, json.dumps(result.to_json(), indent=1) + "\n")
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
+    root: Annotated[Path, typer.Argument(help="Its folder.")],
+    out: Annotated[str, typer.Argument(help="Folder or URI (s3://...) to write to.")],
+    size: Annotated[
+        str | None, typer.Option(help="HxW: resize once, kept without loss. Default: same bytes.")
+    ] = None,
+    trial: Annotated[int, typer.Option(help="Which of RegDB's ten divisions.")] = 1,
+) -> None:
+    """Pack a data set into Parquet shards; the same command again continues."""
+    from pipelines import convert as conversion
+
+    overrides = _environment()
+    found = conversion.convert(kind, root, out, size=size, trial=trial, overrides=overrides)
+    console.print(
+        f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
+        f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"
+    )
 
 
 @checkpoint_app.command(name="hash")
@@ -142,7 +357,11 @@ def hash_checkpoint(
 
 def _environment() -> list[str]:
     """Inside a Ray job the cluster is the one that the job runs on."""
-    return ["ray.address=auto"] if "RAY_ADDRESS" in os.environ else []
+    return [f"ray.address={address}"] if (address := _ray_address()) else []
+
+
+def _ray_address() -> str | None:
+    return "auto" if "RAY_ADDRESS" in os.environ else None
 
 
 def _show(summary: dict, out: Path) -> None:

@@ -296,6 +296,6 @@ def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-    sections = {"budget": Budget, "asha": Asha, "space": Domain}
-    model: type[BaseModel] = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
+    sections: dict[str, type[_Section]] = {"budget": Budget, "asha": Asha, "space": Domain}
+    model = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
     return f"unknown key {key}; valid keys here: {', '.join(sorted(model.model_fields))}"

@@ -1,0 +1,324 @@
+"""`crossreid doctor`: will a run work here? One line per check, with the remedy.
+
+First this machine, then the cluster that a run would use. A failed check means that a run will
+stop; a warning, that it will be slow or that something optional is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import resource
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import ray
+import torch
+from packaging.requirements import Requirement
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines import config as configuration
+from pipelines import preflight
+from pipelines.cluster import session
+from pipelines.errors import UserError
+from reid_core.models import clip
+
+_GIB = 2**30
+_MIN_SHARED_MEMORY = 2 * _GIB  # images of a few batches per worker, and the banks
+_MIN_DISK = 20 * _GIB  # three checkpoints of RN50 with their moments are 2 GB, a sweep has many
+_MIN_FILES = 4096  # Ray keeps sockets open per worker
+_HEAD_PORTS = {6379: "the cluster's own", 8265: "dashboard and jobs", 10001: "remote drivers"}
+_STEP_IMAGES, _STEPS, _SLOW_STEP_S = 64, 3, 2.0
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis.
+
+    Attributes:
+        check: what was looked at.
+        verdict: "ok", "warn" or "fail".
+        found: what is there.
+        remedy: what to do, empty where all is well.
+    """
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str = ""
+
+
+def examine(folder: Path, address: str | None) -> Iterator[Finding]:
+    """All checks, each as soon as it is done.
+
+    Args:
+        folder: where runs are to be written; made if it does not exist.
+        address: cluster to join, None or "local" to start one here, as for `ray.address`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        yield Finding("run folder", "fail", str(error), "choose another --out")
+        return
+    joins = address not in (None, "local")
+    checks: list[Callable[[], Finding]] = [
+        python,
+        packages,
+        accelerator,
+        neighbour_search,
+        sweeps,
+        weights,
+        lambda: shared_memory(preflight.shared_memory_bytes()),
+        open_files,
+        lambda: disk(folder),
+        step,
+        *([] if joins else [ports]),
+    ]
+    for check in checks:
+        yield check()
+    yield from cluster(folder, address)
+
+
+def failed(findings: Sequence[Finding]) -> bool:
+    """Whether a run would stop."""
+    return any(finding.verdict == "fail" for finding in findings)
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """For the terminal."""
+    shown = Table(show_header=False, box=None, pad_edge=False)
+    for finding in findings:
+        remedy = f"\n[dim]-> {escape(finding.remedy)}[/]" if finding.remedy else ""
+        style = _STYLES[finding.verdict]
+        shown.add_row(
+            f"[{style}]{finding.verdict}[/]", escape(finding.check), escape(finding.found) + remedy
+        )
+    return shown
+
+
+def to_json(findings: Sequence[Finding]) -> str:
+    """For programs: {"ok": bool, "findings": [...]}."""
+    lines = [asdict(finding) for finding in findings]
+    return json.dumps({"ok": not failed(findings), "findings": lines}, indent=1) + "\n"
+
+
+# This machine ------------------------------------------------------------------------------------
+
+
+def python() -> Finding:
+    """The interpreter."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] in ((3, 11), (3, 12)):
+        return Finding("Python", "ok", found)
+    return Finding("Python", "fail", found, "install Python 3.11 or 3.12 and make a new .venv")
+
+
+def packages() -> Finding:
+    """Every requirement of the package, in the version that it asks for."""
+    wrong, count = [], 0
+    for text in importlib.metadata.requires("crossreid") or ():
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        count += 1
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
+    if wrong:
+        remedy = 'pip install -c constraints.txt -e ".[cpu]" (or ".[gpu]")'
+        return Finding("packages", "fail", "; ".join(wrong), remedy)
+    known = preflight.versions()
+    return Finding("packages", "ok", f"{count}; torch {known['torch']}, Ray {known['ray']}")
+
+
+def accelerator() -> Finding:
+    """Whether torch can use the GPUs that the machine has."""
+    if torch.cuda.is_available():
+        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+        found = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
+        return Finding("GPU", "ok", f"{found}, CUDA {torch.version.cuda}, NCCL {nccl}")
+    if Path("/proc/driver/nvidia/version").exists():
+        return Finding(
+            "GPU",
+            "fail",
+            f"there is one, torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use it",
+            "compare the CUDA version of nvidia-smi with torch's: update the driver, or install "
+            "the torch build for it; check CUDA_VISIBLE_DEVICES",
+        )
+    return Finding("GPU", "warn", "none: runs use CPUs", "fine for the demo; days for real data")
+
+
+def neighbour_search() -> Finding:
+    """Which faiss searches neighbours."""
+    for package in ("faiss-gpu-cu12", "faiss-cpu"):
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if package == "faiss-cpu" and torch.cuda.is_available():
+            remedy = 'pip uninstall faiss-cpu, then pip install ".[gpu]"'
+            return Finding("faiss", "warn", f"{package} {version} beside a GPU", remedy)
+        return Finding("faiss", "ok", f"{package} {version}")
+    remedy = 'pip install ".[cpu]" or ".[gpu]"'
+    return Finding("faiss", "warn", "none: torch searches, with more memory", remedy)
+
+
+def sweeps() -> Finding:
+    """Whether `crossreid tune` can use Optuna."""
+    if importlib.util.find_spec("optuna"):
+        return Finding("optuna", "ok", importlib.metadata.version("optuna"))
+    remedy = "pip install optuna, for searches with method: optuna"
+    return Finding("optuna", "warn", "none: sweeps by grid, axes or random", remedy)
+
+
+def weights() -> Finding:
+    """Whether the weights of the published recipes lie in open_clip's cache."""
+    source = open_clip.get_pretrained_cfg("RN50", "openai")
+    for path in _cached(source):
+        return Finding("CLIP RN50", "ok", str(path))
+    remedy = "the first run downloads them; without a network, set model.pretrained=/path/RN50.pt"
+    return Finding("CLIP RN50", "warn", "not in the cache", remedy)
+
+
+def shared_memory(size: int) -> Finding:
+    """Ray's object store lives in /dev/shm."""
+    found = f"{size / _GIB:.1f} GiB"
+    if size >= _MIN_SHARED_MEMORY:
+        return Finding("/dev/shm", "ok", found)
+    remedy = "give the container more: docker run --shm-size=8g; in Kubernetes an emptyDir"
+    return Finding("/dev/shm", "warn", f"{found}: Ray will go through the disk", remedy)
+
+
+def open_files() -> Finding:
+    """The limit of open files."""
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit >= _MIN_FILES or limit == resource.RLIM_INFINITY:
+        return Finding("open files", "ok", str(limit))
+    return Finding("open files", "warn", str(limit), f"ulimit -n {min(65536, most)}")
+
+
+def disk(folder: Path) -> Finding:
+    """Free space where runs are written."""
+    free = shutil.disk_usage(folder).free
+    found = f"{free / _GIB:.0f} GiB free in {folder.resolve()}"
+    if free >= _MIN_DISK:
+        return Finding("disk", "ok", found)
+    return Finding("disk", "warn", found, "free space, or write runs elsewhere with --out")
+
+
+def ports() -> Finding:
+    """The ports of `ray start --head`."""
+    taken = [f"{port} ({use})" for port, use in _HEAD_PORTS.items() if _listens(port)]
+    if not taken:
+        return Finding("ports", "ok", f"{', '.join(map(str, _HEAD_PORTS))} are free")
+    remedy = (
+        "if that is a cluster of yours, join it with ray.address=auto; else choose others with "
+        "ray start --port and --dashboard-port"
+    )
+    return Finding("ports", "warn", f"in use: {', '.join(taken)}", remedy)
+
+
+def step() -> Finding:
+    """Forward and backward of the small CLIP, on the device that a run would use."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tower = clip.load(clip.SMALL).visual.to(device).train()
+    size = tower.image_size if isinstance(tower.image_size, tuple) else (tower.image_size,) * 2
+    images = torch.zeros(_STEP_IMAGES, 3, *size, device=device)
+    seconds = []
+    for _ in range(_STEPS):
+        began = time.perf_counter()
+        tower(images).square().sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    found = f"{1000 * min(seconds):.0f} ms for {_STEP_IMAGES} images on {device.type}"
+    if min(seconds) < _SLOW_STEP_S:
+        return Finding("one step", "ok", found)
+    return Finding("one step", "warn", found, "other programs may hold the cores: see `top`")
+
+
+# The cluster -------------------------------------------------------------------------------------
+
+
+def cluster(folder: Path, address: str | None) -> Iterator[Finding]:
+    """Start or join Ray as a run would, then ask every node."""
+    tree: dict[str, Any] = {"data": {"root": str(folder)}, "ray": {"address": address}}
+    began = time.perf_counter()
+    try:
+        with session(configuration.validate(tree, source="doctor")):
+            seconds = time.perf_counter() - began
+            yield resources(ray.cluster_resources(), seconds)
+            yield from nodes(folder, *preflight.survey(folder))
+    except UserError as error:
+        yield Finding("Ray", "fail", str(error))
+
+
+def resources(available: dict[str, float], seconds: float) -> Finding:
+    """What the cluster offers."""
+    cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
+    found = f"answers after {seconds:.1f} s: {cpus:g} CPUs, {gpus:g} GPUs"
+    if cpus >= 2:
+        return Finding("Ray", "ok", found)
+    remedy = "a worker and the tasks that decode images need a core each"
+    return Finding("Ray", "fail", found, remedy)
+
+
+def nodes(folder: Path, found: list[preflight.Node], silent: list[str]) -> Iterator[Finding]:
+    """Whether the nodes agree with this one and see the folder."""
+    if silent:
+        remedy = "see the node's logs in /tmp/ray/session_latest/logs; is the package installed?"
+        yield Finding("nodes", "fail", f"no answer from {', '.join(silent)}", remedy)
+    blind = [node.address for node in found if not (node.reads and node.writes)]
+    path = folder.resolve()
+    if blind:
+        yield Finding(
+            "shared folder",
+            "fail",
+            f"{path} is another folder on {', '.join(blind)}",
+            "mount a shared file system under the same path on all nodes",
+        )
+    else:
+        yield Finding("shared folder", "ok", f"{path} is the same on {len(found)} node(s)")
+    wrong = preflight.disagreements(found)
+    if wrong:
+        remedy = "install the same constraints.txt on every node"
+        yield Finding("versions", "fail", "; ".join(wrong), remedy)
+    else:
+        yield Finding("versions", "ok", f"the same on {len(found)} node(s)")
+    for node in found[1:]:
+        yield shared_memory(node.shared_memory_bytes)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        client.settimeout(0.5)
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _cached(source: dict[str, Any]) -> Iterator[Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):
+        path = try_to_load_from_cache(source["hf_hub"].rstrip("/"), name)
+        if isinstance(path, str):
+            yield Path(path)
+    archive = Path.home() / ".cache" / "clip" / Path(source["url"]).name
+    if archive.is_file():
+        yield archive

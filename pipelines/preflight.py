@@ -1,0 +1,155 @@
+"""What every node of the cluster sees, asked by one task on each.
+
+A run needs its data and its run directory under the same path on all nodes, and the same versions
+everywhere. Found here in seconds, instead of by a worker that fails an hour later.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.errors import UserError
+
+_PACKAGES = ("crossreid", "torch", "ray", "open_clip_torch", "numpy")
+_TIMEOUT_S = 60.0  # a first task on a node imports torch
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node says about itself.
+
+    Attributes:
+        address: of the node.
+        reads: it read what the driver wrote into the folder.
+        writes: the driver found what it wrote there.
+        versions: of Python and the packages that must agree.
+        gpus: their names.
+        shared_memory_bytes: size of /dev/shm, 0 where there is none.
+        free_bytes: free disk space of the folder, 0 where it cannot be seen.
+    """
+
+    address: str
+    reads: bool
+    writes: bool
+    versions: dict[str, str]
+    gpus: tuple[str, ...]
+    shared_memory_bytes: int
+    free_bytes: int
+
+
+def survey(folder: Path) -> tuple[list[Node], list[str]]:
+    """Ask every living node; needs a running Ray.
+
+    Args:
+        folder: must be writable here; two small files per node come and go in it.
+
+    Returns:
+        The nodes that answered, and the addresses of those that did not within a minute.
+
+    Raises:
+        UserError: the folder cannot be written here.
+    """
+    probe = folder.resolve() / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.mkdir(parents=True)
+        (probe / "driver").write_text(probe.name)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    try:
+        asked = {
+            _look_around.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe, node["NodeManagerAddress"]): node["NodeManagerAddress"]
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
+        found, silent = [], [asked[task] for task in late]
+        for task in done:
+            try:
+                found.append(_confirm(ray.get(task), probe))
+            except ray.exceptions.RayError:
+                silent.append(asked[task])
+        return sorted(found, key=lambda node: node.address), sorted(silent)
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
+
+
+def require_shared(folder: Path) -> None:
+    """Refuse to start where a node does not see the folder under its path.
+
+    Raises:
+        UserError: names the nodes.
+    """
+    nodes, silent = survey(folder)
+    blind = [node.address for node in nodes if not (node.reads and node.writes)] + silent
+    if blind:
+        raise UserError(
+            f"{folder.resolve()} is not the same folder on {', '.join(blind)}: mount a shared "
+            "file system under this path on all nodes, or choose a path on one"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that must agree between nodes."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def shared_memory_bytes() -> int:
+    """Size of /dev/shm, where Ray's object store lives; 0 where there is none."""
+    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.exists() else 0
+
+
+def disagreements(nodes: list[Node]) -> list[str]:
+    """Lines "package: 1.0 on A, 2.0 on B" for every version that differs from the driver's."""
+    lines = []
+    for name, here in versions().items():
+        others = [f"{node.versions[name]} on {node.address}" for node in nodes]
+        if any(node.versions[name] != here for node in nodes):
+            lines.append(f"{name}: {here} here, " + ", ".join(others))
+    return lines
+
+
+def _confirm(node: dict[str, Any], probe: Path) -> Node:
+    token: str = node.pop("token")
+    return Node(**node, writes=bool(token) and (probe / token).exists())
+
+
+def _describe(probe: Path, address: str) -> dict[str, Any]:
+    """Runs on a node."""
+    token, reads = uuid.uuid4().hex, False
+    try:
+        reads = (probe / "driver").read_text() == probe.name
+        (probe / token).write_text("")
+    except OSError:
+        token = ""
+    gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return {
+        "address": address,
+        "reads": reads,
+        "token": token,
+        "versions": versions(),
+        "gpus": gpus,
+        "shared_memory_bytes": shared_memory_bytes(),
+        "free_bytes": shutil.disk_usage(probe).free if reads else 0,
+    }
+
+
+_look_around: Any = ray.remote(num_cpus=0, max_retries=0)(_describe)
