@@ -16,50 +16,57 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines import runlog
 from pipelines.config import RunConfig
-from pipelines.data import ImageFiles, Plan, training_batches, transforms
+from pipelines.data import Inputs, Plan, Transforms, training_batches
+from pipelines.epochs import EpochStart
 from pipelines.loop import Job, TrainingLoop
 from pipelines.memory_bank import MemoryBank
+from pipelines.planner import Planner
 from pipelines.prepare import Prepared
 from pipelines.state import Progress
-from reid_core.methods.cclnet import MODALITIES
+from reid_core.methods import METHODS
+from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
 
 class PlanBatches(Dataset[dict[str, np.ndarray]]):
     """Item i is the i-th global batch of a plan, decoded and augmented."""
 
-    def __init__(self, plan: Plan, files: ImageFiles, config: RunConfig) -> None:
-        self._plan, self._files = plan, files
-        self._transforms = transforms(config.augmentation)
+    def __init__(self, plan: Plan, inputs: Inputs, transforms: Transforms) -> None:
+        self._plan, self._inputs, self._transforms = plan, inputs, transforms
 
     def __len__(self) -> int:
         return self._plan.num_batches
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
         parts = []
-        for m in MODALITIES:
+        for m in self._plan.rows:
             table = self._plan.rank_slice(m, slice(number, number + 1), 0, 1)
             columns = {name: table[name].to_numpy() for name in table.column_names}
-            decoded = self._files.read(m, columns["row"])
-            columns["image"] = self._transforms[m](decoded, columns["seed"])
+            decoded = self._inputs.read(m, columns["row"])
+            columns["image"] = np.empty_like(decoded)
+            for view, transform in enumerate(self._transforms[m]):
+                mine = columns["view"] == view
+                columns["image"][mine] = transform(decoded[mine], columns["seed"][mine])
             parts.append(columns)
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def batches(
-    bank: MemoryBank, files: ImageFiles, config: RunConfig, processes: int
+    bank: MemoryBank | Planner, start: EpochStart, job: Job, processes: int
 ) -> Iterator[dict[Modality, Batch]]:
     """One epoch of batches through a DataLoader with `processes` loader processes."""
     plan = bank.current_plan()
+    assert plan is not None
+    views = METHODS[job.config.method].augmentations(job.config.augmentation.options())
+    transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
     loader = DataLoader(
-        PlanBatches(plan, files, config),
+        PlanBatches(plan, job.train, transforms),
         batch_size=None,
         collate_fn=_as_is,
         num_workers=processes,
         prefetch_factor=4 if processes else None,
     )
-    sizes = {m: plan.rows[m].shape[1] for m in plan.rows}
-    return training_batches(loader, sizes=sizes, rank=0, world=1)
+    return training_batches(loader, shape=start.shape, rank=0, world=1, tokens=job.train.tokens)
 
 
 def _as_is(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -71,13 +78,23 @@ def train(
 ) -> tuple[Progress, list[dict[str, Any]]]:
     """Train in this process; returns the final progress and the log lines."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    bank = MemoryBank(config, prepared.pids)
-    job = Job(config, run_dir, prepared.train_files, prepared.test_files, prepared.test)
+    method = METHODS[config.method]
+    inputs = prepared.train_inputs
+    identities = None
+    if method.supervision(config.settings) == "identities":
+        identities = prepared.identities(method.INPUTS)
+    bank: MemoryBank | Planner
+    if identities is not None and not hasattr(method, "cluster"):
+        bank = Planner(config, identities)
+    else:
+        pids = prepared.pids(method.INPUTS)
+        bank = MemoryBank(config, pids, identities=identities, owners=inputs.owners)
+    job = Job(config, run_dir, inputs, prepared.test_inputs, prepared.test, identities)
     loop = TrainingLoop(
         job,
         bank,
-        lambda: batches(bank, job.train, config, processes),
+        lambda start: batches(bank, start, job, processes),
         lambda line, state: None,
-        device=torch.device("cpu"),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )
     return loop.run(), list(runlog.read_metrics(run_dir))

@@ -39,6 +39,11 @@ def gather_rows_with_gradient(x: Tensor) -> Tensor:
     return torch.cat(dist_functional.all_gather(x.contiguous()))
 
 
+def gather(x: Tensor) -> Tensor:
+    """Rows of all workers, with their gradient where there is one."""
+    return gather_rows_with_gradient(x) if x.requires_grad else gather_rows(x)
+
+
 def sum_over_workers(x: Tensor) -> Tensor:
     """Element-wise sum, without gradient."""
     if world_size() == 1:

@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipelines.errors import UserError
+from reid_core.datasets import READERS
+from reid_core.methods import METHODS
 from reid_core.methods.cclnet_settings import Config as CCLNetConfig
+from reid_core.methods.cpcl_settings import Config as CPCLConfig
+from reid_core.methods.csdn_settings import Config as CSDNConfig
+from reid_core.transforms import Augmentation
 
 
 class _Section(BaseModel):
@@ -26,7 +31,8 @@ class DataConfig(_Section):
     """Where the images are.
 
     Attributes:
-        kind: layout of the tree.
+        kind: layout of the tree, a key of `reid_core.datasets.READERS`.
+        trial: which of RegDB's ten divisions.
         root: folder that holds it; must be visible under the same path on every node.
         fit: which people are trained on. The published protocols train on train and val together;
             "train" keeps val apart, for choosing settings.
@@ -34,10 +40,18 @@ class DataConfig(_Section):
             more than this stops the run before training.
     """
 
-    kind: Literal["sysu"] = "sysu"
+    kind: str = "sysu"
     root: Path
+    trial: int = Field(1, ge=1, le=10)
     fit: Literal["train+val", "train"] = "train+val"
     max_unreadable: float = Field(0.001, ge=0, le=1)
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in READERS:
+            raise ValueError(f"unknown kind; choose one of {', '.join(READERS)}")
+        return kind
 
 
 class ModelConfig(_Section):
@@ -48,12 +62,14 @@ class ModelConfig(_Section):
         pretrained: an open_clip tag, the path of a local checkpoint, "bundled" for the small model
             that ships with the package, or null for random weights.
         height, width: image size in pixels.
+        precision: of the training step on GPUs; "bfloat16" keeps float32 weights and losses.
     """
 
     name: str = "RN50"
     pretrained: str | None = "openai"
     height: int = Field(288, ge=32)
     width: int = Field(144, ge=16)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class AugmentationConfig(_Section):
@@ -72,6 +88,10 @@ class AugmentationConfig(_Section):
     pad: int = Field(10, ge=0)
     erase: float = Field(0.5, ge=0, le=1)
     erase_fill: tuple[int, int, int] = (152, 144, 129)
+
+    def options(self) -> Augmentation:
+        """As the transforms take it."""
+        return Augmentation(**self.model_dump())
 
 
 class TrainerConfig(_Section):
@@ -126,19 +146,27 @@ class RayConfig(_Section):
 class RunConfig(_Section):
     """One training run."""
 
-    method: Literal["cclnet"] = "cclnet"
+    method: Literal["cclnet", "csdn", "cpcl"] = "cclnet"
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataConfig
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     cclnet: CCLNetConfig = CCLNetConfig()
+    csdn: CSDNConfig = CSDNConfig()
+    cpcl: CPCLConfig = CPCLConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ray: RayConfig = RayConfig()
 
+    @property
+    def settings(self) -> Any:
+        """The settings of this run's method."""
+        return getattr(self, self.method)
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
-        return self.model_dump(mode="json", exclude={"ray": True, "trainer": True})
+        unused = METHODS.keys() - {self.method}
+        return self.model_dump(mode="json", exclude={"ray", "trainer", *unused})
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -9,9 +9,9 @@ checks them, so no reordering can pass silently.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,26 +21,27 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.collectives import shares
-from reid_core.transforms import Augmentation, TrainTransform, decode
+from reid_core.transforms import TrainTransform, decode
 from reid_core.types import Batch, Modality
 
-if TYPE_CHECKING:  # its imports would cost every data task two seconds
-    from pipelines.config import AugmentationConfig
+Transforms = Mapping[Modality, Sequence[TrainTransform]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The global batches of one epoch, per modality (batches, B).
+    """The global batches of one epoch, per image modality (batches, B).
 
     Attributes:
         rows: int64 row ids of the modality.
         labels: int64 classes.
-        seeds: uint64 augmentation seeds.
+        seeds: (batches, B V) uint64 augmentation seeds, the V views of a row together.
+        captions: (batches, B) int64 caption of each visible row, or None.
     """
 
     rows: dict[Modality, np.ndarray]
     labels: dict[Modality, np.ndarray]
     seeds: dict[Modality, np.ndarray]
+    captions: np.ndarray | None = None
 
     @property
     def num_batches(self) -> int:
@@ -48,40 +49,60 @@ class Plan:
         return len(next(iter(self.rows.values())))
 
     def rank_slice(self, modality: Modality, batches: slice, rank: int, world: int) -> pa.Table:
-        """Rank's share of some consecutive global batches, batch-major."""
-        rows = self.rows[modality][batches]
-        part = shares(rows.shape[1], world)[rank]
-        num, size = rows[:, part].shape
-        number = np.arange(batches.start, batches.start + num)
-        return pa.table(
-            {
-                "row": rows[:, part].ravel(),
-                "label": self.labels[modality][batches, part].ravel(),
-                "batch": np.repeat(number, size),
-                "rank": np.full(num * size, rank),
-                "position": np.tile(np.arange(part.start, part.stop), num),
-                "seed": self.seeds[modality][batches, part].ravel(),
-            }
-        )
+        """Rank's share of some consecutive global batches, batch-major, a line per view."""
+        rows, seeds = self.rows[modality][batches], self.seeds[modality][batches]
+        num, size = rows.shape
+        views = seeds.shape[1] // size
+        part = shares(size, world)[rank]
+        length = views * (part.stop - part.start)
+
+        def per_view(columns: np.ndarray) -> np.ndarray:
+            return np.repeat(columns[:, part], views, axis=1).ravel()
+
+        columns = {
+            "row": per_view(rows),
+            "label": per_view(self.labels[modality][batches]),
+            "batch": np.repeat(np.arange(batches.start, batches.start + num), length),
+            "rank": np.full(num * length, rank),
+            "position": np.tile(np.arange(views * part.start, views * part.stop), num),
+            "view": np.tile(np.arange(length) % views, num),
+            "seed": seeds[:, views * part.start : views * part.stop].ravel(),
+        }
+        if self.captions is not None:
+            columns["caption"] = per_view(self.captions[batches])
+        return pa.table(columns)
 
 
 @dataclass(frozen=True)
-class ImageFiles:
-    """Where the rows of each modality lie.
+class Inputs:
+    """Where the rows of a split lie.
 
     Attributes:
         root: folder of the data set.
-        paths: per modality, (n,) paths relative to it, in row order.
+        paths: per image modality, (n,) paths relative to it, in row order.
         height, width: size in pixels that images are decoded to.
+        tokens: (n captions, 77) int64 token ids, or None.
+        owners: (n captions,) int64 visible row that each caption describes, or None.
     """
 
     root: Path
     paths: dict[Modality, np.ndarray]
     height: int
     width: int
+    tokens: np.ndarray | None = None
+    owners: np.ndarray | None = None
+
+    def num_rows(self, modality: Modality) -> int:
+        """Images, or captions, of a modality."""
+        if modality == Modality.TEXT:
+            return 0 if self.tokens is None else len(self.tokens)
+        return len(self.paths[modality])
 
     def read(self, modality: Modality, rows: np.ndarray) -> np.ndarray:
-        """Decoded images (B, 3, H, W) uint8 of the given rows."""
+        """Decoded images (B, 3, H, W) uint8, or token ids (B, 77), of the given rows."""
+        if modality == Modality.TEXT:
+            assert self.tokens is not None
+            return self.tokens[rows]
         images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for i, path in enumerate(self.paths[modality][rows]):
             images[i] = read_image(self.root / path, height=self.height, width=self.width)
@@ -105,7 +126,7 @@ class PlanDatasource(Datasource):
 
     Args:
         fetch_plan: returns the current plan; called at each execution of the data set.
-        files: where the images are.
+        inputs: where the images are.
         world: number of workers that share each batch.
         batches_per_block: consecutive global batches per read task and rank.
     """
@@ -113,13 +134,13 @@ class PlanDatasource(Datasource):
     def __init__(
         self,
         fetch_plan: Callable[[], Plan | None],
-        files: ImageFiles,
+        inputs: Inputs,
         *,
         world: int,
         batches_per_block: int,
     ) -> None:
         self._fetch_plan = fetch_plan
-        self._files = files
+        self._inputs = inputs
         self._world = world
         self._batches_per_block = batches_per_block
 
@@ -154,10 +175,10 @@ class PlanDatasource(Datasource):
 
     def _task(self, plan: Plan, batches: slice, rank: int) -> ReadTask:
         tables = {m: plan.rank_slice(m, batches, rank, self._world) for m in plan.rows}
-        paths = {m: self._files.paths[m][table["row"].to_numpy()] for m, table in tables.items()}
-        root = self._files.root
+        paths = {m: self._inputs.paths[m][table["row"].to_numpy()] for m, table in tables.items()}
+        root = self._inputs.root
         num_rows = sum(len(table) for table in tables.values())
-        size = num_rows * (3 * self._files.height * self._files.width + 64)
+        size = num_rows * (3 * self._inputs.height * self._inputs.width + 64)
         return ReadTask(lambda: [_block(tables, paths, root)], BlockMetadata(num_rows, size, None))
 
 
@@ -176,68 +197,86 @@ def _block(
 
 
 class DecodeAndAugment:
-    """Adds the augmented image (3, H, W) uint8 to every row of a block."""
+    """Adds the augmented image (3, H, W) uint8 to every line of a block.
 
-    def __init__(self, files: ImageFiles, augmentation: AugmentationConfig) -> None:
-        self._size = {"height": files.height, "width": files.width}
-        self._transforms = transforms(augmentation)
+    Args:
+        height, width: size in pixels that images are decoded to.
+        transforms: per modality, one for each view.
+    """
+
+    def __init__(self, *, height: int, width: int, transforms: Transforms) -> None:
+        self._size = {"height": height, "width": width}
+        self._transforms = transforms
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows with paths -> rows with images."""
+        """Lines with paths -> lines with images."""
         paths, modality = block.pop("path"), block.pop("modality")
         decoded = np.stack([read_image(Path(path), **self._size) for path in paths])
         images = np.empty_like(decoded)
-        for name, transform in self._transforms.items():
-            mine = modality == str(name)
-            images[mine] = transform(decoded[mine], block["seed"][mine])
+        for name, views in self._transforms.items():
+            for view, transform in enumerate(views):
+                mine = (modality == str(name)) & (block["view"] == view)
+                images[mine] = transform(decoded[mine], block["seed"][mine])
         return block | {"image": images}
-
-
-def transforms(augmentation: AugmentationConfig) -> dict[Modality, TrainTransform]:
-    """The training transform of each modality; infrared has no colours to lose."""
-    settings = augmentation.model_dump()
-    infrared = settings | {"grayscale": 0.0}
-    return {
-        Modality.VISIBLE: TrainTransform(Augmentation(**settings)),
-        Modality.INFRARED: TrainTransform(Augmentation(**infrared)),
-    }
 
 
 def plan_dataset(
     fetch_plan: Callable[[], Plan | None],
-    files: ImageFiles,
-    augmentation: AugmentationConfig,
+    inputs: Inputs,
+    transforms: Transforms,
     *,
     world: int,
     batches_per_block: int,
 ) -> ray.data.Dataset:
     """The training data set: each iteration over it streams the plan that is current then."""
-    source = PlanDatasource(fetch_plan, files, world=world, batches_per_block=batches_per_block)
+    source = PlanDatasource(fetch_plan, inputs, world=world, batches_per_block=batches_per_block)
     # One block per read task: with a higher parallelism Ray Data would cut the blocks smaller.
+    decode = DecodeAndAugment(height=inputs.height, width=inputs.width, transforms=transforms)
     return ray.data.read_datasource(source, override_num_blocks=1).map_batches(
-        DecodeAndAugment(files, augmentation).__call__, batch_size=None
+        decode.__call__, batch_size=None
     )
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A global batch: per image modality its rows and its views of each row."""
+
+    rows: dict[Modality, int]
+    views: dict[Modality, int]
+
+    def parts(self, rank: int, world: int) -> dict[Modality, slice]:
+        """One worker's rows of each modality."""
+        return {m: shares(rows, world)[rank] for m, rows in self.rows.items()}
+
+    def num_lines(self, rank: int, world: int) -> int:
+        """Images that one worker receives per batch."""
+        parts = self.parts(rank, world)
+        return sum((part.stop - part.start) * self.views[m] for m, part in parts.items())
 
 
 def training_batches(
     blocks: Iterable[Mapping[str, np.ndarray]],
     *,
-    sizes: Mapping[Modality, int],
+    shape: BatchShape,
     rank: int,
     world: int,
+    tokens: np.ndarray | None = None,
 ) -> Iterator[dict[Modality, Batch]]:
     """One worker's batches, checked to be the ones of the plan in its order.
 
     Args:
-        blocks: columns of `sum of this rank's shares` rows each, in order.
-        sizes: rows of a global batch, per modality.
+        blocks: columns of `shape.num_lines` lines each, in order.
+        shape: of a global batch.
         rank, world: this worker.
+        tokens: (n captions, 77) token ids, where the plan names captions.
 
     Raises:
-        RuntimeError: a row that does not belong to this batch, rank or position.
+        RuntimeError: a line that does not belong to this batch, rank or position.
     """
-    parts = {m: shares(size, world)[rank] for m, size in sizes.items()}
-    expected = np.concatenate([np.arange(part.start, part.stop) for part in parts.values()])
+    parts, views = shape.parts(rank, world), shape.views
+    expected = np.concatenate(
+        [np.arange(views[m] * part.start, views[m] * part.stop) for m, part in parts.items()]
+    )
     for number, columns in enumerate(blocks):
         found = (columns["batch"], columns["rank"], columns["position"])
         right = (
@@ -249,37 +288,44 @@ def training_batches(
         if not right:
             raise RuntimeError(
                 f"worker {rank} expected batch {number} of the plan and received batches "
-                f"{np.unique(found[0])} of ranks {np.unique(found[1])}, {len(found[0])} rows "
+                f"{np.unique(found[0])} of ranks {np.unique(found[1])}, {len(found[0])} lines "
                 f"instead of {len(expected)}: the data stream was reordered"
             )
-        yield _split(columns, parts)
+        yield _split(columns, parts, views, tokens)
 
 
 def _split(
-    columns: Mapping[str, np.ndarray], parts: Mapping[Modality, slice]
+    columns: Mapping[str, np.ndarray],
+    parts: Mapping[Modality, slice],
+    views: Mapping[Modality, int],
+    tokens: np.ndarray | None,
 ) -> dict[Modality, Batch]:
     batches, start = {}, 0
-    for modality, part in parts.items():
-        rows = slice(start, start + part.stop - part.start)
-        batches[modality] = Batch(
-            images=torch.tensor(columns["image"][rows]),
-            rows=torch.tensor(columns["row"][rows]),
-            labels=torch.tensor(columns["label"][rows]),
+    for m, part in parts.items():
+        lines = slice(start, start + views[m] * (part.stop - part.start))
+        firsts = slice(start, lines.stop, views[m])
+        batches[m] = Batch(
+            images=torch.tensor(columns["image"][lines]),
+            rows=torch.tensor(columns["row"][firsts]),
+            labels=torch.tensor(columns["label"][firsts]),
         )
-        start = rows.stop
+        if tokens is not None:
+            captions = columns["caption"][firsts]
+            batches[m] = replace(
+                batches[m], captions=torch.tensor(captions), tokens=torch.tensor(tokens[captions])
+            )
+        start = lines.stop
     return batches
 
 
 def find_unreadable(
-    files: ImageFiles, modality: Modality, rows: Sequence[int] | np.ndarray
+    inputs: Inputs, modality: Modality, rows: Sequence[int] | np.ndarray
 ) -> list[tuple[int, str]]:
     """Rows that cannot be decoded, with the reason that names the file."""
     broken = []
     for row in rows:
         try:
-            read_image(
-                files.root / files.paths[modality][row], height=files.height, width=files.width
-            )
+            inputs.read(modality, np.array([row]))
         except ValueError as error:
             broken.append((int(row), str(error)))
     return broken

@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
-from pipelines import checkpoint, features
 from pipelines import config as configuration
+from pipelines import features
+from pipelines.encoder import open_encoder
 from pipelines.errors import UserError
-from pipelines.prepare import image_files, read
-from reid_core.methods import cclnet
+from pipelines.prepare import inputs_of, read
 from reid_core.metrics import RetrievalScores
-from reid_core.models import clip
-from reid_core.models.encoders import TwoStemEncoder
 from reid_core.protocols import HEADLINE, PROTOCOLS, Trial, chance_rank1, score
 from reid_core.types import Split
 
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _TOP = 10
+_BLOCK = 512  # queries
 _BINS = np.linspace(-1, 1, 81)
 
 
@@ -88,26 +86,29 @@ def evaluate_checkpoint(path: Path, *, kind: str, root: Path | None, split: str)
     Raises:
         UserError: no such checkpoint, data set, kind or split.
     """
-    state = checkpoint.load(checkpoint.find(path))
-    tree = state["config"]
+    loaded = open_encoder(path)
+    tree = loaded.config.model_dump(mode="json")
     tree["data"] |= {"kind": kind, **({"root": str(root)} if root else {})}
     config = configuration.validate(tree, source=str(path))
     if split not in ("test", "val"):
         raise UserError(f"--split {split}: choose test or val")
     dataset = read(config)
-    rows: Split = getattr(dataset, split)
-    if not len(rows):
+    records: Split = getattr(dataset, split)
+    if not len(records):
         raise UserError(f"{dataset.root} has no {split} split")
-    encoder = _load_encoder(state, config)
-    device = next(encoder.parameters()).device
-    files = image_files(rows, dataset.root, config)
-    found = np.empty((len(rows), encoder.feature_dim), dtype=np.float32)
-    for m in cclnet.MODALITIES:
-        indices = np.arange(len(files.paths[m]))
-        size = config.trainer.embed_batch
-        embedded = features.embed(encoder.embed, files, m, indices, batch_size=size, device=device)
-        found[rows.rows(m)] = embedded.cpu().numpy()
-    return evaluate(kind, rows, found)
+    inputs = inputs_of(records, dataset.root, config)
+    found = np.empty((len(records), loaded.encoder.feature_dim), dtype=np.float32)
+    for m in loaded.modalities:
+        embedded = features.embed(
+            loaded.encoder.embed,
+            inputs,
+            m,
+            np.arange(inputs.num_rows(m)),
+            batch_size=config.trainer.embed_batch,
+            device=loaded.device,
+        )
+        found[records.rows(m)] = embedded.cpu().numpy()
+    return evaluate(kind, records, found)
 
 
 def score_table(result: Evaluation) -> Table:
@@ -120,19 +121,6 @@ def score_table(result: Evaluation) -> Table:
         cells = [f"{row['mean'][key]:.2f} ± {row['std'][key]:.2f}" for key in SCORES]
         table.add_row(name, *cells)
     return table
-
-
-def _load_encoder(state: dict[str, Any], config: configuration.RunConfig) -> TwoStemEncoder:
-    stage = state["progress"]["stage"]
-    if stage == "prompts":
-        raise UserError(
-            "this checkpoint was written while prompts were learned: no trained encoder"
-        )
-    size = config.model
-    encoder = cclnet.build(clip.load(size.name, None), height=size.height, width=size.width)
-    encoder.load_state_dict(state["module"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return encoder.to(device).eval()
 
 
 def _average(found: list[RetrievalScores]) -> dict[str, Any]:
@@ -148,20 +136,30 @@ def _average(found: list[RetrievalScores]) -> dict[str, Any]:
 def _details(
     split: Split, features: np.ndarray, trial: Trial, scores: RetrievalScores
 ) -> dict[str, np.ndarray]:
-    similarity = features[trial.query] @ features[trial.gallery].T
-    same = split.pids[trial.query][:, None] == split.pids[trial.gallery][None, :]
-    ranked = np.argsort(np.where(trial.ignore, np.inf, -similarity), axis=1, kind="stable")
-    top = ranked[:, :_TOP]
+    """What the report shows of a trial, by blocks of queries."""
     images = np.array([record.image for record in split.records])
+    captions = np.array([record.caption for record in split.records])
+    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    for start in range(0, len(trial.query), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        query = trial.query[block]
+        similarity = features[query] @ features[trial.gallery].T
+        same = np.equal.outer(split.pids[query], split.pids[trial.gallery])
+        exists = np.full(same.shape, True) if trial.ignore is None else ~trial.ignore[block]
+        shown = np.where(exists, similarity, -np.inf)
+        top = np.argsort(-shown, axis=1, kind="stable")[:, :_TOP]
+        found["top"].append(top)
+        found["top_similarity"].append(np.take_along_axis(similarity, top, axis=1))
+        found["top_correct"].append(np.take_along_axis(same, top, axis=1))
+        for name, mask in (("same_hist", same & exists), ("different_hist", ~same & exists)):
+            found[name].append(np.histogram(similarity[mask], _BINS)[0])
     return {
         "cmc": scores.cmc,
         "ap": scores.ap,
         "query_images": images[trial.query],
+        "query_captions": captions[trial.query],
         "gallery_images": images[trial.gallery],
-        "top": top,
-        "top_similarity": np.take_along_axis(similarity, top, axis=1),
-        "top_correct": np.take_along_axis(same, top, axis=1),
-        "same_hist": np.histogram(similarity[same & ~trial.ignore], _BINS)[0],
-        "different_hist": np.histogram(similarity[~same & ~trial.ignore], _BINS)[0],
+        **{name: np.concatenate(found[name]) for name in ("top", "top_similarity", "top_correct")},
+        **{name: np.sum(found[name], axis=0) for name in ("same_hist", "different_hist")},
         "bins": _BINS,
     }

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data import ImageFiles
-from reid_core.transforms import normalise
+from pipelines.data import Inputs
 from reid_core.types import Modality
 
 Head = Callable[[Tensor, Modality], Tensor]
@@ -19,7 +18,7 @@ Head = Callable[[Tensor, Modality], Tensor]
 @torch.inference_mode()
 def embed(
     head: Head,
-    files: ImageFiles,
+    inputs: Inputs,
     modality: Modality,
     rows: np.ndarray,
     *,
@@ -29,9 +28,9 @@ def embed(
     """Features of some rows, test transform only.
 
     Args:
-        head: (normalised images, modality) -> (B, D); `TwoStemEncoder.embed` or `.project` of a
-            model in eval mode.
-        files: where the images are.
+        head: (uint8 images or token ids, modality) -> (B, D); `Encoder.embed`, or a projection, of
+            a model in eval mode.
+        inputs: where the rows are.
         modality: of the rows.
         rows: (n,) row ids of the modality, features come in this order.
         batch_size: images per forward pass.
@@ -41,24 +40,24 @@ def embed(
         (n, D) float32 on the device.
     """
     features = [
-        head(normalise(torch.from_numpy(images).to(device)), modality).float()
-        for images in _decoded(files, modality, rows, batch_size)
+        head(torch.from_numpy(batch).to(device), modality).float()
+        for batch in _read_ahead(inputs, modality, rows, batch_size)
     ]
     if not features:
-        empty = torch.zeros(1, 3, files.height, files.width, device=device)
-        return head(empty, modality).float()[:0]
+        some = torch.from_numpy(inputs.read(modality, np.arange(1))).to(device)
+        return head(some, modality).float()[:0]
     return torch.cat(features)
 
 
-def _decoded(
-    files: ImageFiles, modality: Modality, rows: np.ndarray, batch_size: int
+def _read_ahead(
+    inputs: Inputs, modality: Modality, rows: np.ndarray, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Batches of decoded images; the next one is decoded while the current one is used."""
+    """Batches of inputs; the next ones are read and decoded while the current one is used."""
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(files.read, modality, batch) for batch in batches[:2]]
+        ahead = [pool.submit(inputs.read, modality, batch) for batch in batches[:2]]
         for i in range(len(batches)):
             yield ahead[i].result()
-            ahead[i] = None  # type: ignore[call-overload]  # frees the images
+            ahead[i] = None  # type: ignore[call-overload]  # frees it
             if i + 2 < len(batches):
-                ahead.append(pool.submit(files.read, modality, batches[i + 2]))
+                ahead.append(pool.submit(inputs.read, modality, batches[i + 2]))

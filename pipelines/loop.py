@@ -1,11 +1,13 @@
-"""The worker loop: begin epoch -> batches -> losses -> backward -> bank update -> report.
+"""The worker loop: begin epoch -> batches -> losses -> backward -> update -> report.
 
-The same loop runs in every Ray Train worker and, with a plain `MemoryBank` and any iterator of
-batches, in a single process. It holds no formula: those are in `reid_core.methods`.
+The same loop runs in every Ray Train worker and, with a plain `MemoryBank` or `Planner` and any
+iterator of batches, in a single process. It knows no method and holds no formula: those are in
+`reid_core.methods`, behind the contract of `reid_core.stages`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,29 +16,24 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines import batchnorm, collectives, features, runlog
 from pipelines.config import RunConfig
-from pipelines.data import ImageFiles
+from pipelines.data import Inputs
+from pipelines.epochs import EpochStart, Key
 from pipelines.evaluate import evaluate
-from pipelines.memory_bank import EpochStart, Key
 from pipelines.objective import Means, total_loss
 from pipelines.state import Progress, kept
-from reid_core import optim, sampling
-from reid_core.memory import ClusterMemory
-from reid_core.methods import cclnet, cclnet_settings
+from reid_core import optim
+from reid_core.methods import METHODS
 from reid_core.models import clip
-from reid_core.models.encoders import Features, TwoStemEncoder
-from reid_core.transforms import normalise
-from reid_core.types import OUTLIER, Batch, Modality, Split
-
-MODALITIES = cclnet.MODALITIES
+from reid_core.stages import CachedStage, Encoder, Stage
+from reid_core.types import Batch, Modality, Split
 
 
 class Bank(Protocol):
-    """What the loop asks of the memory bank; `MemoryBank` or a proxy of its actor."""
+    """What the loop asks between epochs: a `MemoryBank`, a `Planner`, or a proxy of either."""
 
     def open(self) -> int: ...
 
@@ -54,15 +51,17 @@ class Job:
     Attributes:
         config: the run's configuration.
         run_dir: run directory, on a file system that all workers see.
-        train: training images; `evaluation`: images of the split that is measured.
-        test: rows and person ids of that split.
+        train: training rows; `evaluation`: rows of the split that is measured.
+        test: records of that split.
+        identities: per modality (n,) given classes; None where the method is not told any.
     """
 
     config: RunConfig
     run_dir: Path
-    train: ImageFiles
-    evaluation: ImageFiles
+    train: Inputs
+    evaluation: Inputs
     test: Split
+    identities: dict[Modality, np.ndarray] | None = None
 
 
 class TrainingLoop:
@@ -70,7 +69,7 @@ class TrainingLoop:
 
     Args:
         job: the work.
-        bank: the memory bank.
+        bank: what decides between epochs.
         batches: opens this worker's batches of the epoch that was just begun.
         report: called after each epoch with its log line and, on rank 0, the state to keep; a
             barrier when there are several workers.
@@ -81,102 +80,111 @@ class TrainingLoop:
         self,
         job: Job,
         bank: Bank,
-        batches: Callable[[], Iterator[dict[Modality, Batch]]],
+        batches: Callable[[EpochStart], Iterator[dict[Modality, Batch]]],
         report: Callable[[dict[str, Any], dict[str, Any] | None], None],
         *,
         device: torch.device,
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self.job, self.bank, self.batches, self.report = job, bank, batches, report
-        self.config, self.method = job.config, job.config.cclnet
-        self.device, self.state = device, state
+        self.config, self.device, self.state = job.config, device, state
+        self.method, self.settings = METHODS[job.config.method], job.config.settings
         self.rank, self.world = collectives.rank(), collectives.world_size()
         model = self.config.model
         self.clip = clip.load(model.name, model.pretrained)
-        self.clip.text.requires_grad_(False).to(device)
-        self.memories: dict[Modality, ClusterMemory] = {}
+        self.size = {"height": model.height, "width": model.width}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
+        self.checkpoint_s = 0.0  # seconds of the last one; logged with the epoch after it
 
     def run(self) -> Progress:
         """Train all stages that are not done yet."""
         torch.manual_seed(self.config.seed)
         self.token = collectives.broadcast_int(self.bank.open() if self.rank == 0 else 0)
-        names = cclnet.stages(self.method)
+        names = self.method.stages(self.settings)
         if self.rank == 0:
-            runlog.rewind(self.job.run_dir, self._done(names))
+            runlog.rewind(self.job.run_dir, self.progress.stage, self.progress.epoch, names)
         if not self.state and self.config.evaluation.start:
-            self._measure("start", self._fresh_encoder())
+            start = self.method.load_encoder(self.settings, self.clip, **self.size, state=None)
+            self._measure("start", start.to(self.device))
         begin = names.index(self.progress.stage) if self.state else 0
-        for stage in names[begin:]:
-            if stage == "prompts":
-                self._train_prompts()
-            else:
-                self._train_images(stage)
+        for name in names[begin:]:
+            self._train(name)
         return self.progress
 
-    # Stages 0 and 2 ------------------------------------------------------------------------------
-
-    def _train_images(self, stage: str) -> None:
-        encoder = self._fresh_encoder()
-        cclnet.train_only(stage, encoder, self.method)
-        optimiser = cclnet_settings.optimiser(self.method, stage, encoder)
-        first = self._resume(stage, encoder, optimiser)
-        model = self._distributed(encoder)
-        settings: cclnet_settings.ImageStage = getattr(self.method, stage)
-        for epoch in range(first, settings.epochs):
+    def _train(self, name: str) -> None:
+        """One stage, from its first epoch that is not done yet."""
+        stage = self._open(name)
+        optimiser = stage.optimiser()
+        first = self._resume(name, stage, optimiser)
+        model = self._distributed(stage.module)
+        if isinstance(stage, CachedStage) and first < stage.epochs:
+            inputs, modalities = self.job.train, self.method.INPUTS
+            stage.take({m: self._embed_all(stage.project, inputs, m) for m in modalities})
+        for epoch in range(first, stage.epochs):
             clock = runlog.Clock()
-            line = self._image_epoch(stage, epoch, encoder, model, optimiser, clock)
-            last = epoch + 1 == settings.epochs
-            every = settings.evaluate_every
-            if last or (every and (epoch + 1) % every == 0):
+            lr = stage.learning_rate(epoch)
+            optim.set_lr(optimiser, lr)
+            if isinstance(stage, CachedStage):
+                found = self._cached_epoch(stage, epoch, model, optimiser, clock)
+            else:
+                found = self._streamed_epoch(name, stage, epoch, model, optimiser, clock)
+            line = {"stage": name, "epoch": epoch, "lr": lr, **found}
+            last, every = epoch + 1 == stage.epochs, stage.evaluate_every
+            if every is not None and (last or (every and (epoch + 1) % every == 0)):
                 with clock("evaluate"):
-                    line["scores"] = self._measure(stage, encoder)
-            self._finish_epoch(stage, epoch, line, clock, encoder, optimiser)
+                    line["scores"] = self._measure(name, stage.encoder)
+            if last:
+                self.progress.handed |= stage.hand_on()
+            self._finish_epoch(line, clock, stage, optimiser)
 
-    def _image_epoch(
+    def _streamed_epoch(
         self,
-        stage: str,
+        name: str,
+        stage: Stage,
         epoch: int,
-        encoder: TwoStemEncoder,
         model: nn.Module,
         optimiser: torch.optim.Optimizer,
         clock: runlog.Clock,
     ) -> dict[str, Any]:
-        start = self._begin_epoch((stage, epoch), encoder, clock)
-        memories = {
-            m: ClusterMemory(
-                torch.tensor(start.banks[m], device=self.device),
-                momentum=self.method.memory.momentum,
-                temperature=self.method.memory.temperature,
-            )
-            for m in MODALITIES
-        }
-        self.memories, self.epoch = memories, start
-        lr = cclnet_settings.learning_rate(self.method, stage, epoch)
-        optim.set_lr(optimiser, lr)
-        guidance = self._guidance(stage)
+        """Images stream in; what they are compared with was decided by all of them."""
+        start = self._begin_epoch((name, epoch), stage, clock)
+        stage.begin_epoch(epoch, start.epoch)
         means = Means(self.device)
         model.train()
         with clock("input"):
-            batches = self.batches()
+            batches = self.batches(start)
         for _ in range(start.num_batches):
             with clock("input"):
                 batch = next(batches)
             with clock("step"):
-                found = self._step(model, optimiser, batch, memories, guidance, means)
-                cclnet.update(self.method, memories, *found, pairs=start.pairs, epoch=epoch)
+                on_device = {m: b.to(self.device) for m, b in batch.items()}
+                self._step(stage, model, optimiser, on_device, means)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
-        if stage == "prepare":
-            self.progress.labels = {m: torch.tensor(start.labels[m]) for m in MODALITIES}
-        return {"lr": lr, "losses": means.read(), **start.metrics}
+        return {"losses": means.read(), **start.metrics}
 
-    def _begin_epoch(self, key: Key, encoder: TwoStemEncoder, clock: runlog.Clock) -> EpochStart:
-        """Hand this worker's features to the bank; the visible ones are clustered meanwhile."""
-        encoder.eval()
-        for m in MODALITIES:
+    def _cached_epoch(
+        self,
+        stage: CachedStage,
+        epoch: int,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        clock: runlog.Clock,
+    ) -> dict[str, Any]:
+        """Features of the frozen encoder, embedded once, stand for the images."""
+        means = Means(self.device)
+        model.train()
+        with clock("step"):
+            for batch in stage.batches(epoch, collectives.slice_of):
+                self._step(stage, model, optimiser, batch, means)
+        return {"losses": means.read()}
+
+    def _begin_epoch(self, key: Key, stage: Stage, clock: runlog.Clock) -> EpochStart:
+        """Hand this worker's features to the bank; the first modality is clustered meanwhile."""
+        stage.module.eval()
+        for m in self.method.INPUTS if stage.clusters else ():
             with clock("embed"):
-                mine = self._embed(encoder.embed, self.job.train, m)
+                mine = self._embed(stage.encoder.embed, self.job.train, m)
                 self.bank.add_features(
                     self.token, key, m, mine.cpu().numpy(), self.rank, self.world
                 )
@@ -189,107 +197,41 @@ class TrainingLoop:
 
     def _step(
         self,
+        stage: Stage,
         model: nn.Module,
         optimiser: torch.optim.Optimizer,
-        batch: Mapping[Modality, Batch],
-        memories: Mapping[Modality, ClusterMemory],
-        guidance: cclnet.Guidance | None,
+        batch: Any,
         means: Means,
-    ) -> tuple[dict[Modality, Tensor], dict[Modality, Tensor]]:
-        """One optimiser step; returns the global batch's unit features and labels."""
-        images = [normalise(batch[m].images.to(self.device)) for m in MODALITIES]
-        outputs = _by_modality(model(*images), [len(x) for x in images])
-        labels = {m: batch[m].labels.to(self.device) for m in MODALITIES}
-        rows = {m: batch[m].rows.to(self.device) for m in MODALITIES}
-        terms = cclnet.terms(self.method, outputs, labels, memories, rows=rows, guidance=guidance)
+    ) -> None:
+        half = self.config.model.precision == "bfloat16" and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            terms = stage.terms(model, batch, collectives.gather)
+            total = total_loss(terms, means)
         optimiser.zero_grad(set_to_none=True)
-        total_loss(terms, means).backward()
+        total.backward()
         optimiser.step()
-        x = {m: functional.normalize(outputs[m].neck.detach()) for m in MODALITIES}
-        return (
-            {m: collectives.gather_rows(x[m]) for m in MODALITIES},
-            {m: collectives.gather_rows(labels[m]) for m in MODALITIES},
-        )
+        stage.update(collectives.gather_rows)
 
-    def _guidance(self, stage: str) -> cclnet.Guidance | None:
-        if stage != "align" or not self.progress.anchors:
-            return None
-        return cclnet.Guidance(
-            anchors={m: x.to(self.device) for m, x in self.progress.anchors.items()},
-            labels={m: y.to(self.device) for m, y in self.progress.labels.items()},
-        )
+    # Opening, measuring, keeping -----------------------------------------------------------------
 
-    # Stage 1 -------------------------------------------------------------------------------------
-
-    def _train_prompts(self) -> None:
-        labels = {m: self.progress.labels[m].to(self.device) for m in MODALITIES}
-        encoder = self._fresh_encoder().eval()
-        images = {m: self._embed_all(encoder.project, self.job.train, m) for m in MODALITIES}
-        kept = {m: labels[m] != OUTLIER for m in MODALITIES}
-        images = {m: images[m][kept[m]] for m in MODALITIES}
-        labels = {m: labels[m][kept[m]] for m in MODALITIES}
-        classes = {m: int(labels[m].max()) + 1 for m in MODALITIES}
-        prompts = cclnet.Prompts(self.clip, classes, seed=self.config.seed).to(self.device)
-        optimiser = cclnet_settings.optimiser(self.method, "prompts", prompts)
-        first = self._resume("prompts", prompts, optimiser)
-        model = self._distributed(prompts)
-        for epoch in range(first, self.method.prompts.epochs):
-            clock = runlog.Clock()
-            with clock("step"):
-                line = self._prompt_epoch(epoch, model, optimiser, images, labels)
-            if epoch + 1 == self.method.prompts.epochs:
-                self.progress.anchors = {m: x.cpu() for m, x in prompts.anchors().items()}
-            self._finish_epoch("prompts", epoch, line, clock, prompts, optimiser)
-
-    def _prompt_epoch(
-        self,
-        epoch: int,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        images: Mapping[Modality, Tensor],
-        labels: Mapping[Modality, Tensor],
-    ) -> dict[str, Any]:
-        lr = cclnet_settings.learning_rate(self.method, "prompts", epoch)
-        optim.set_lr(optimiser, lr)
-        size = self.method.prompts.batch_size
-        plan = sampling.prompt_plan(
-            *(len(labels[m]) for m in MODALITIES),
-            batch_size=size,
+    def _open(self, name: str) -> Stage:
+        """A stage with its modules on the device, ready for several workers."""
+        stage: Stage = self.method.open_stage(
+            self.settings,
+            name,
+            self.clip,
+            **self.size,
+            identities=self.job.identities,
+            handed=self.progress.handed,
             seed=self.config.seed,
-            epoch=epoch,
         )
-        means = Means(self.device)
-        mine = collectives.slice_of(size)
-        for positions in zip(*plan, strict=True):
-            rows = dict(zip(MODALITIES, map(torch.from_numpy, positions), strict=True))
-            everyone = {m: (images[m][rows[m]], labels[m][rows[m]]) for m in MODALITIES}
-            texts = model({m: y[mine] for m, (_, y) in everyone.items()})
-            terms = cclnet.prompt_terms(
-                self.method,
-                {
-                    m: cclnet.PromptBatch(x[mine], texts[m], y[mine])
-                    for m, (x, y) in everyone.items()
-                },
-                {
-                    m: cclnet.PromptBatch(x, collectives.gather_rows_with_gradient(texts[m]), y)
-                    for m, (x, y) in everyone.items()
-                },
-            )
-            optimiser.zero_grad(set_to_none=True)
-            total_loss(terms, means).backward()
-            optimiser.step()
-        return {"lr": lr, "losses": means.read()}
-
-    # Shared by the stages ------------------------------------------------------------------------
-
-    def _fresh_encoder(self) -> TwoStemEncoder:
-        """The encoder with CLIP's weights, on the device."""
-        size = self.config.model
-        encoder = cclnet.build(self.clip, height=size.height, width=size.width)
         if self.world > 1:
-            batchnorm.convert(encoder)
+            batchnorm.convert(stage.module)
         # Channels last is a third faster, on CPUs and on tensor cores.
-        return encoder.to(self.device).to(memory_format=torch.channels_last)
+        for module in (stage.encoder, stage.module):
+            assert isinstance(module, nn.Module)
+            module.to(self.device).to(memory_format=torch.channels_last)
+        return stage
 
     def _distributed(self, module: nn.Module) -> nn.Module:
         if self.world == 1:
@@ -297,28 +239,29 @@ class TrainingLoop:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
-    def _embed(self, head: features.Head, files: ImageFiles, modality: Modality) -> Tensor:
-        rows = np.arange(len(files.paths[modality]))
+    def _embed(self, head: features.Head, inputs: Inputs, modality: Modality) -> Tensor:
+        rows = np.arange(inputs.num_rows(modality))
         return features.embed(
             head,
-            files,
+            inputs,
             modality,
             rows[collectives.slice_of(len(rows))],
             batch_size=self.config.trainer.embed_batch,
             device=self.device,
         )
 
-    def _embed_all(self, head: features.Head, files: ImageFiles, modality: Modality) -> Tensor:
-        mine = self._embed(head, files, modality)
-        return collectives.gather_shares(mine, len(files.paths[modality]))
+    def _embed_all(self, head: features.Head, inputs: Inputs, modality: Modality) -> Tensor:
+        mine = self._embed(head, inputs, modality)
+        return collectives.gather_shares(mine, inputs.num_rows(modality))
 
-    def _measure(self, row: str, encoder: TwoStemEncoder) -> dict[str, float]:
+    def _measure(self, row: str, encoder: Encoder) -> dict[str, float]:
         """Scores of the encoder under the data set's protocols; rank 0 keeps the details."""
+        assert isinstance(encoder, nn.Module)
         encoder.eval()
-        split, files = self.job.test, self.job.evaluation
+        split, inputs = self.job.test, self.job.evaluation
         found = np.empty((len(split), encoder.feature_dim), dtype=np.float32)
-        for m in MODALITIES:
-            found[split.rows(m)] = self._embed_all(encoder.embed, files, m).cpu().numpy()
+        for m in self.method.INPUTS:
+            found[split.rows(m)] = self._embed_all(encoder.embed, inputs, m).cpu().numpy()
         if self.rank:
             return {}
         result = evaluate(self.config.data.kind, split, found)
@@ -329,61 +272,42 @@ class TrainingLoop:
 
     def _finish_epoch(
         self,
-        stage: str,
-        epoch: int,
         line: dict[str, Any],
         clock: runlog.Clock,
-        module: nn.Module,
+        stage: Stage,
         optimiser: torch.optim.Optimizer,
     ) -> None:
-        self.progress = replace(self.progress, stage=stage, epoch=epoch)
-        line = {"stage": stage, "epoch": epoch, **line}
-        with clock("checkpoint"):
-            state = self._state(module, optimiser) if self.rank == 0 else None
-            self.report(line, state)
+        """Log the epoch, then keep it: a line too many is taken back, a lost one is not."""
+        self.progress = replace(self.progress, stage=line["stage"], epoch=line["epoch"])
+        clock.seconds["checkpoint"] = self.checkpoint_s
         if self.rank == 0:
             runlog.append_metrics(self.job.run_dir, {**line, "seconds": dict(clock.seconds)})
+        began = time.perf_counter()
+        self.report(line, self._state(stage, optimiser) if self.rank == 0 else None)
+        self.checkpoint_s = time.perf_counter() - began
 
-    def _state(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-        state = {
+    def _state(self, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+        return {
             "config": self.config.model_dump(mode="json"),
             "progress": self.progress.state_dict(),
-            "module": kept(module),
+            "trains_encoder": not isinstance(stage, CachedStage),
+            "module": kept(stage),
+            "epoch": stage.state_dict(),
             "optimiser": optimiser.state_dict(),
             "random": torch.get_rng_state(),
         }
-        if self.memories:
-            state["memories"] = {str(m): self.memories[m].state_dict() for m in MODALITIES}
-            state["labels"] = {str(m): torch.tensor(self.epoch.labels[m]) for m in MODALITIES}
-            state["pairs"] = torch.tensor(self.epoch.pairs)
-        return state
 
-    def _resume(self, stage: str, module: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    def _resume(self, name: str, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
         """Load the saved state if it belongs to this stage; returns the first epoch to run."""
-        if not self.state or self.state["progress"]["stage"] != stage:
+        if not self.state or self.state["progress"]["stage"] != name:
             return 0
-        saved, expected = self.state["module"], kept(module)
+        saved, expected = self.state["module"], kept(stage)
         if saved.keys() != expected.keys():
             raise ValueError(
                 f"the checkpoint is of another model: missing {expected.keys() - saved.keys()}, "
                 f"unexpected {saved.keys() - expected.keys()}"
             )
-        module.load_state_dict(saved, strict=False)
+        stage.module.load_state_dict(saved, strict=False)
         optimiser.load_state_dict(self.state["optimiser"])
         torch.set_rng_state(self.state["random"])
         return int(self.state["progress"]["epoch"]) + 1
-
-    def _done(self, names: tuple[str, ...]) -> list[tuple[str, int]]:
-        if not self.state:
-            return []
-        done = []
-        for name in names[: names.index(self.progress.stage) + 1]:
-            epochs = getattr(self.method, name).epochs
-            until = self.progress.epoch + 1 if name == self.progress.stage else epochs
-            done += [(name, epoch) for epoch in range(until)]
-        return done
-
-
-def _by_modality(output: Features, sizes: list[int]) -> dict[Modality, Features]:
-    parts = [torch.split(x, sizes) for x in (output.pooled, output.neck, output.projected)]
-    return {m: Features(*(part[i] for part in parts)) for i, m in enumerate(MODALITIES)}

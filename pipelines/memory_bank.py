@@ -14,53 +14,31 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.data import Plan
+from pipelines.epochs import EpochStart, Key, make_epoch
 from pipelines.errors import BarrierTimeoutError, StaleBankError
-from reid_core import metrics, sampling
-from reid_core.methods import cclnet
-from reid_core.types import OUTLIER, Modality
-
-Key = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class EpochStart:
-    """What every worker receives before the first step.
-
-    Attributes:
-        labels: per modality (n,) int64 labels of this epoch.
-        banks: per modality (C, D) float32.
-        pairs: (M, 2) int64 matched clusters.
-        num_batches: steps of the epoch.
-        batch_sizes: rows of a global batch, per modality.
-        metrics: counts and diagnostics for the log.
-        seconds: per phase: cluster (per modality, on the bank's clock), match, plan.
-    """
-
-    labels: dict[Modality, np.ndarray]
-    banks: dict[Modality, np.ndarray]
-    pairs: np.ndarray
-    num_batches: int
-    batch_sizes: dict[Modality, int]
-    metrics: dict[str, object]
-    seconds: dict[str, float]
+from reid_core.methods import METHODS
+from reid_core.types import Modality
 
 
 @dataclass
 class _Pending:
     """Features of one epoch while they arrive."""
 
-    shards: dict[Modality, dict[int, np.ndarray]] = field(
-        default_factory=lambda: {m: {} for m in cclnet.MODALITIES}
-    )
+    shards: dict[Modality, dict[int, np.ndarray]]
     features: dict[Modality, np.ndarray] = field(default_factory=dict)
     labels: dict[Modality, np.ndarray] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def complete(self) -> bool:
+        """Whether every modality is clustered, or one of them could not be."""
+        return self.failure is not None or len(self.labels) == len(self.shards)
 
 
 class MemoryBank:
@@ -68,18 +46,26 @@ class MemoryBank:
 
     Args:
         config: the run's configuration.
-        pids: per modality (n,) person ids, -1 where unknown. Read for diagnostics, and as labels
-            where the configuration asks for given identities; never handed to workers.
+        pids: per modality (n,) person ids, -1 where unknown. Read for diagnostics only, and never
+            handed to workers.
+        identities: per modality (n,) given classes, which replace the clustering; None without.
+        owners: (n captions,) visible row of each caption, or None.
     """
 
-    def __init__(self, config: RunConfig, pids: Mapping[Modality, np.ndarray]) -> None:
-        self._config = config
-        self._method = config.cclnet
-        self._pids = dict(pids)
+    def __init__(
+        self,
+        config: RunConfig,
+        pids: Mapping[Modality, np.ndarray],
+        *,
+        identities: Mapping[Modality, np.ndarray] | None = None,
+        owners: np.ndarray | None = None,
+    ) -> None:
+        self._config, self._method = config, METHODS[config.method]
+        self._pids, self._identities, self._owners = dict(pids), identities, owners
         self._token = 0
         self._changed = threading.Condition()
         self._key: Key | None = None
-        self._pending = _Pending()
+        self._pending = self._nothing()
         self._start: EpochStart | None = None
         self._plan: Plan | None = None
 
@@ -113,9 +99,11 @@ class MemoryBank:
             whole = np.concatenate([shards[r] for r in range(world)])
             pending.features[modality] = whole
         began = time.perf_counter()
-        labels = self._labels(modality, whole)
+        try:
+            pending.labels[modality] = self._labels(modality, whole)
+        except Exception as error:  # nobody waits for this call: begin_epoch raises it
+            pending.failure = error
         with self._changed:
-            pending.labels[modality] = labels
             pending.seconds[f"cluster_{modality}"] = time.perf_counter() - began
             self._changed.notify_all()
 
@@ -132,10 +120,11 @@ class MemoryBank:
             pending = self._pending
             timeout_s = self._config.trainer.barrier_timeout_s
             ready = self._changed.wait_for(
-                lambda: self._token != token or len(pending.labels) == len(cclnet.MODALITIES),
-                timeout=timeout_s,
+                lambda: self._token != token or pending.complete(), timeout=timeout_s
             )
             self._check(token)
+            if pending.failure is not None:
+                raise pending.failure
             if not ready:
                 arrived = [set(shards) for shards in pending.shards.values()]
                 missing = sorted(set(range(world)) - arrived[0].intersection(*arrived[1:]))
@@ -153,87 +142,27 @@ class MemoryBank:
         if token != self._token:
             raise StaleBankError(token, self._token)
 
+    def _nothing(self) -> _Pending:
+        return _Pending({m: {} for m in self._method.INPUTS})
+
     def _turn_to(self, key: Key) -> None:
         if key != self._key:
-            self._key, self._pending, self._start, self._plan = key, _Pending(), None, None
+            self._key, self._pending = key, self._nothing()
+            self._start, self._plan = None, None
 
     def _labels(self, modality: Modality, features: np.ndarray) -> np.ndarray:
-        if self._method.labels == "clusters":
-            return cclnet.cluster(self._method, features)
-        everyone = np.unique(np.concatenate(list(self._pids.values())))
-        if everyone[0] == OUTLIER:
-            raise ValueError("cclnet.labels=identities needs a person id for every training image")
-        return np.searchsorted(everyone, self._pids[modality]).astype(np.int64)
+        if self._identities is not None:
+            return self._identities[modality]
+        owners = self._owners if modality == Modality.VISIBLE else None
+        return self._method.cluster(self._config.settings, features, owners=owners)
 
     def _make(self, key: Key, pending: _Pending) -> tuple[EpochStart, Plan]:
-        stage, epoch = key
-        began = time.perf_counter()
-        seed = self._config.seed
-        begun = cclnet.begin_epoch(
-            self._method,
-            stage,
+        start, plan = make_epoch(
+            self._config,
+            key,
             features=pending.features,
-            labels={m: pending.labels[m] for m in cclnet.MODALITIES},
-            epoch=epoch,
-            seed=seed,
+            labels=pending.labels,
+            owners=self._owners,
+            pids=self._pids,
         )
-        matched = time.perf_counter()
-        plan = Plan(
-            rows=begun.plan,
-            labels={m: begun.labels[m][rows] for m, rows in begun.plan.items()},
-            seeds={
-                m: sampling.augmentation_seeds(
-                    rows.shape, seed=cclnet.stream(seed, stage, m), epoch=epoch
-                )
-                for m, rows in begun.plan.items()
-            },
-        )
-        seconds = {
-            **pending.seconds,
-            "match": matched - began,
-            "plan": time.perf_counter() - matched,
-        }
-        start = EpochStart(
-            labels=begun.labels,
-            banks={m: bank.numpy() for m, bank in begun.banks.items()},
-            pairs=begun.pairs,
-            num_batches=plan.num_batches,
-            batch_sizes={m: rows.shape[1] for m, rows in plan.rows.items()},
-            metrics={**self._diagnose(begun), "warnings": self._warnings(stage, begun)},
-            seconds=seconds,
-        )
-        return start, plan
-
-    def _warnings(self, stage: str, begun: cclnet.Epoch) -> list[str]:
-        wanted = getattr(self._method, stage).clusters_per_batch
-        return [
-            f"only {len(begun.banks[m])} {m} clusters for clusters_per_batch={wanted}: "
-            "every batch repeats them"
-            for m in cclnet.MODALITIES
-            if len(begun.banks[m]) < wanted
-        ]
-
-    def _diagnose(self, begun: cclnet.Epoch) -> dict[str, object]:
-        labels, pids = begun.labels, self._pids
-        found: dict[str, object] = {
-            "rows": {str(m): len(y) for m, y in labels.items()},
-            "clusters": {str(m): int(y.max()) + 1 for m, y in labels.items()},
-            "outliers": {str(m): int((y == OUTLIER).sum()) for m, y in labels.items()},
-            "pairs": len(begun.pairs),
-        }
-        if len(begun.pairs):
-            found["pair_similarity"] = {
-                "mean": float(begun.similarity.mean()),
-                "min": float(begun.similarity.min()),
-            }
-        if all((pids[m] != OUTLIER).any() for m in labels):
-            visible, infrared = Modality.VISIBLE, Modality.INFRARED
-            accuracy = metrics.matching_accuracy(
-                begun.pairs, labels[visible], pids[visible], labels[infrared], pids[infrared]
-            )
-            agreement = {m: metrics.clustering_agreement(labels[m], pids[m]) for m in labels}
-            found["truth"] = {
-                **{str(m): {"ari": a.ari, "purity": a.purity} for m, a in agreement.items()},
-                "matching_accuracy": None if np.isnan(accuracy) else accuracy,
-            }
-        return found
+        return replace(start, seconds={**pending.seconds, **start.seconds}), plan

@@ -8,22 +8,23 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import ImageFiles
+from pipelines.data import Inputs
 from pipelines.errors import UserError
+from reid_core import text
 from reid_core.datasets import READERS
-from reid_core.methods import cclnet
+from reid_core.methods import METHODS
 from reid_core.models import clip
-from reid_core.types import Dataset, Modality, Split
+from reid_core.types import OUTLIER, Dataset, Modality, Split
 
 log = logging.getLogger(__name__)
 
-FindBroken = Callable[[ImageFiles, Modality], list[tuple[int, str]]]
+FindBroken = Callable[[Inputs, Modality], list[tuple[int, str]]]
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,32 @@ class Prepared:
     """A checked data set.
 
     Attributes:
-        train, test: rows that are trained on and rows that are measured.
-        train_files, test_files: where their images lie.
+        train, test: records that are trained on and records that are measured.
+        train_inputs, test_inputs: where their images and captions lie.
         unreadable: messages about images that were left out.
     """
 
     train: Split
     test: Split
-    train_files: ImageFiles
-    test_files: ImageFiles
+    train_inputs: Inputs
+    test_inputs: Inputs
     unreadable: tuple[str, ...]
 
-    @property
-    def pids(self) -> dict[Modality, np.ndarray]:
+    def pids(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
         """Per modality (n,) person ids of the training rows."""
-        return {m: self.train.pids[self.train.rows(m)] for m in cclnet.MODALITIES}
+        return {m: self.train.pids[self.train.rows(m)] for m in modalities}
+
+    def identities(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
+        """Per modality (n,) int64 classes 0..C-1 of the training people.
+
+        Raises:
+            UserError: a training image without a person id.
+        """
+        pids = self.pids(modalities)
+        known = np.unique(np.concatenate(list(pids.values())))
+        if known[0] == OUTLIER:
+            raise UserError("this configuration needs a person id for every training image")
+        return {m: np.searchsorted(known, ids).astype(np.int64) for m, ids in pids.items()}
 
 
 def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
@@ -82,8 +94,8 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
     return Prepared(
         train=train,
         test=test,
-        train_files=image_files(train, dataset.root, config),
-        test_files=image_files(test, dataset.root, config),
+        train_inputs=inputs_of(train, dataset.root, config),
+        test_inputs=inputs_of(test, dataset.root, config),
         unreadable=tuple(unreadable),
     )
 
@@ -98,38 +110,43 @@ def read(config: RunConfig) -> Dataset:
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder")
     try:
-        return READERS[config.data.kind](root.resolve())
+        options = {"trial": config.data.trial} if config.data.kind == "regdb" else {}
+        return READERS[config.data.kind](root.resolve(), **options)
     except ValueError as error:
         raise UserError(f"{root} is no readable {config.data.kind} data set: {error}") from error
 
 
-def image_files(split: Split, root: Path, config: RunConfig) -> ImageFiles:
-    """The image files of a split, per modality in row order."""
+def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
+    """The images and captions of a split, per modality in row order.
+
+    Raises:
+        UserError: a caption of an image that the split does not hold.
+    """
     images = np.array([record.image for record in split.records])
-    return ImageFiles(
-        root=root,
-        paths={m: images[split.rows(m)] for m in cclnet.MODALITIES},
-        height=config.model.height,
-        width=config.model.width,
-    )
+    modalities = METHODS[config.method].INPUTS
+    seen = {m: images[split.rows(m)] for m in modalities if m != Modality.TEXT}
+    found = Inputs(root, seen, height=config.model.height, width=config.model.width)
+    if Modality.TEXT not in modalities:
+        return found
+    row_of = {image: row for row, image in enumerate(seen[Modality.VISIBLE])}
+    sentences = [split.records[i] for i in split.rows(Modality.TEXT)]
+    homeless = [record.image for record in sentences if record.image not in row_of]
+    if homeless:
+        raise UserError(f"{root} has captions of images that it does not list, as {homeless[0]}")
+    tokens = text.tokenise([record.caption for record in sentences])
+    if tokens.truncated.any():
+        log.warning("%d captions were cut to 77 tokens", tokens.truncated.sum())
+    owners = np.array([row_of[record.image] for record in sentences], dtype=np.int64)
+    return replace(found, tokens=tokens.ids, owners=owners)
 
 
 def check_settings(config: RunConfig) -> None:
     """Refuse settings that contradict each other; warn of those without effect."""
-    method, workers = config.cclnet, config.trainer.num_workers
-    for stage in cclnet.stages(method):
-        settings = getattr(method, stage)
-        size, name = (
-            (settings.batch_size, f"cclnet.{stage}.batch_size")
-            if stage == "prompts"
-            else (
-                settings.clusters_per_batch * settings.instances,
-                f"cclnet.{stage}.clusters_per_batch x instances",
-            )
-        )
-        if size % workers:
+    method, workers = METHODS[config.method], config.trainer.num_workers
+    for name, rows in method.batch_rows(config.settings).items():
+        if rows % workers:
             raise UserError(
-                f"{name} = {size} cannot be shared by trainer.num_workers={workers}: "
+                f"{name} = {rows} cannot be shared by trainer.num_workers={workers}: "
                 "choose a multiple"
             )
     if config.evaluation.split == "val" and config.data.fit != "train":
@@ -137,14 +154,8 @@ def check_settings(config: RunConfig) -> None:
             "evaluation.split=val measures people that data.fit=train+val trains on: "
             "set data.fit=train"
         )
-    coupled = method.swap.when != "never" or method.matching.shared
-    if coupled and method.swap.start_epoch >= method.align.epochs:
-        log.warning(
-            "cclnet.swap.start_epoch=%d is not reached in cclnet.align.epochs=%d: the modalities "
-            "are never coupled",
-            method.swap.start_epoch,
-            method.align.epochs,
-        )
+    for warning in method.check(config.settings):
+        log.warning("%s", warning)
 
 
 def check_weights(config: RunConfig) -> int:
@@ -155,7 +166,13 @@ def check_weights(config: RunConfig) -> int:
     """
     try:
         model = clip.load(config.model.name, config.model.pretrained)
-        cclnet.build(model, height=config.model.height, width=config.model.width)
+        METHODS[config.method].load_encoder(
+            config.settings,
+            model,
+            height=config.model.height,
+            width=config.model.width,
+            state=None,
+        )
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
     return sum(p.numel() * p.element_size() for p in model.model.parameters())
@@ -186,19 +203,22 @@ def _fit_rows(dataset: Dataset, config: RunConfig) -> Split:
 def _without_broken(
     split: Split, root: Path, config: RunConfig, find_broken: FindBroken
 ) -> tuple[Split, list[str]]:
-    files = image_files(split, root, config)
-    messages, broken = [], []
-    for m in cclnet.MODALITIES:
+    inputs = inputs_of(split, root, config)
+    messages: list[str] = []
+    broken: set[str] = set()
+    for m in METHODS[config.method].INPUTS:
         rows = split.rows(m)
         if not len(rows):
             raise UserError(
-                f"{root} has no {m} images for this split: "
-                "visible-infrared training and evaluation need both modalities"
+                f"{root} has no {m} rows for this split: {config.method} trains on and is measured "
+                f"with {' and '.join(METHODS[config.method].INPUTS)}"
             )
-        found = find_broken(files, m)
-        broken += [int(rows[index]) for index, _ in found]
-        messages += [message for _, message in found]
+        if m != Modality.TEXT:
+            found = find_broken(inputs, m)
+            broken |= {str(inputs.paths[m][row]) for row, _ in found}
+            messages += [message for _, message in found]
     if not broken:
         return split, messages
-    kept: Sequence[int] = np.setdiff1d(np.arange(len(split)), broken)  # type: ignore[assignment]
+    # captions go with their image
+    kept = [i for i, record in enumerate(split.records) if record.image not in broken]
     return split.take(kept), messages

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pipelines import runlog
 from pipelines.config import RunConfig
-from reid_core.methods import cclnet
+from reid_core.methods import METHODS
 
 console = Console(highlight=False, soft_wrap=True)
 _POLL_S = 0.5
@@ -39,7 +39,8 @@ def describe(line: dict[str, Any], epochs: int) -> str:
     if "clusters" in line:
         counts = "+".join(str(n) for n in line["clusters"].values())
         outliers = sum(line["outliers"].values()) / sum(line["rows"].values())
-        parts.append(f"clusters {counts}, {outliers:.0%} outliers, {line['pairs']} pairs")
+        pairs = f", {line['pairs']} pairs" if line["pairs"] else ""
+        parts.append(f"clusters {counts}, {outliers:.0%} outliers{pairs}")
     if "scores" in line:
         parts.append(f"Rank-1 {line['scores']['rank1']:.1f} mAP {line['scores']['mAP']:.1f}")
     parts.append(f"{sum(line['seconds'].values()):.1f} s")
@@ -47,7 +48,9 @@ def describe(line: dict[str, Any], epochs: int) -> str:
 
 
 def _print_new(run_dir: Path, config: RunConfig, stop: threading.Event) -> None:
-    epochs = {stage: getattr(config.cclnet, stage).epochs for stage in cclnet.stages(config.cclnet)}
+    settings = config.settings
+    names = METHODS[config.method].stages(settings)
+    epochs = {name: getattr(settings, name).epochs for name in names}
     shown = len(list(runlog.read_metrics(run_dir)))
     while True:
         last_round = stop.is_set()

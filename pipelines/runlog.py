@@ -96,9 +96,17 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
-def rewind(run_dir: Path, done: Sequence[tuple[str, int]]) -> None:
-    """Keep only the lines of the given (stage, epoch)s: those that a checkpoint holds."""
-    kept = [line for line in read_metrics(run_dir) if (line["stage"], line["epoch"]) in set(done)]
+def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None:
+    """Keep only the lines up to an epoch: the one that the checkpoint holds.
+
+    Args:
+        run_dir: run directory.
+        stage, epoch: the last epoch to keep; "" for none.
+        stages: all stages in their order.
+    """
+    last = (stages.index(stage), epoch) if stage else (-1, -1)
+    lines = read_metrics(run_dir)
+    kept = [line for line in lines if (stages.index(line["stage"]), line["epoch"]) <= last]
     partial = run_dir / f"{METRICS}.partial"
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
     partial.replace(run_dir / METRICS)

@@ -6,44 +6,43 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from reid_core.models.encoders import TwoStemEncoder
-from reid_core.types import Modality
+from reid_core.stages import CachedStage, Stage
 
 
 @dataclass
 class Progress:
-    """Where a run stands: what is handed from stage to stage, and the scores so far."""
+    """Where a run stands.
+
+    Attributes:
+        stage, epoch: the last finished epoch.
+        handed: what finished stages handed on, by name.
+        scores: per row of the summary, the headline scores.
+        table, chance: all protocols of the last evaluation; Rank-1 of a random ranking.
+    """
 
     stage: str = ""
     epoch: int = -1
-    labels: dict[Modality, Tensor] = field(default_factory=dict)
-    anchors: dict[Modality, Tensor] = field(default_factory=dict)
+    handed: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     table: dict[str, Any] = field(default_factory=dict)
     chance: float = float("nan")
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
-        return vars(self) | {
-            "labels": {str(m): x for m, x in self.labels.items()},
-            "anchors": {str(m): x for m, x in self.anchors.items()},
-        }
+        return dict(vars(self))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
         """The inverse of `state_dict`."""
-        per_modality = {
-            name: {Modality(m): x for m, x in state[name].items()} for name in ("labels", "anchors")
-        }
-        return cls(**{**state, **per_modality})
+        return cls(**state)
 
 
-def kept(module: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a module: an encoder whole, prompts without the frozen tower."""
-    state = module.state_dict()
-    if isinstance(module, TwoStemEncoder):
+def kept(stage: Stage) -> dict[str, Tensor]:
+    """What a checkpoint holds of a stage's module: all of it, but no frozen tower."""
+    state = stage.module.state_dict()
+    if not isinstance(stage, CachedStage):
         return state
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    frozen = {name for name, p in stage.module.named_parameters() if not p.requires_grad}
     return {name: x for name, x in state.items() if name not in frozen}

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,18 @@ from ray.train.torch import TorchTrainer
 from pipelines import checkpoint, collectives, runlog
 from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
-from pipelines.data import ImageFiles, find_unreadable, plan_dataset, training_batches
+from pipelines.data import Inputs, find_unreadable, plan_dataset, training_batches
+from pipelines.epochs import EpochStart, Key
 from pipelines.errors import UserError
 from pipelines.loop import Job, TrainingLoop
-from pipelines.memory_bank import EpochStart, Key, MemoryBank
+from pipelines.memory_bank import MemoryBank
+from pipelines.planner import Planner
 from pipelines.prepare import Prepared, check_disk, check_weights, prepare
 from pipelines.progress import follow
 from pipelines.state import Progress
+from reid_core.methods import METHODS
 from reid_core.protocols import HEADLINE
+from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
 log = logging.getLogger(__name__)
@@ -95,12 +99,14 @@ def summarise(config: RunConfig, progress: Progress, seconds: dict[str, float]) 
 
 def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     (run_dir / _FAILURE).unlink(missing_ok=True)
-    bank = _MemoryBankActor.options(
-        name=f"memory-bank-{run_dir.name}-{time.time_ns()}",
-        max_concurrency=2 * config.trainer.num_workers + 2,
-    ).remote(config, prepared.pids)
+    method = METHODS[config.method]
+    supervised = method.supervision(config.settings) == "identities"
+    identities = prepared.identities(method.INPUTS) if supervised else None
+    bank = _bank(config, prepared, run_dir, identities)
+    inputs = prepared.train_inputs, prepared.test_inputs
+    job = Job(config, run_dir, *inputs, prepared.test, identities)
     try:
-        result = _trainer(config, prepared, run_dir, bank).fit()
+        result = _trainer(job, bank).fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(f"training failed: {error}\nthe logs are in {run_dir}") from error
     finally:
@@ -112,18 +118,42 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     return Progress.from_state(state["progress"])
 
 
-def _trainer(config: RunConfig, prepared: Prepared, run_dir: Path, bank: Any) -> TorchTrainer:
-    settings = config.trainer
+def _bank(
+    config: RunConfig,
+    prepared: Prepared,
+    run_dir: Path,
+    identities: dict[Modality, np.ndarray] | None,
+) -> Any:
+    """The actor between the epochs: a memory bank, or a planner for a method without one."""
+    options = {
+        "name": f"bank-{run_dir.name}-{time.time_ns()}",
+        "max_concurrency": 2 * config.trainer.num_workers + 2,
+        # It comes back empty; workers find that out by its token and reload one checkpoint.
+        "max_restarts": -1,
+    }
+    method = METHODS[config.method]
+    if identities is not None and not hasattr(method, "cluster"):
+        return _PlannerActor.options(**options).remote(config, identities)
+    return _MemoryBankActor.options(**options).remote(
+        config,
+        prepared.pids(method.INPUTS),
+        identities=identities,
+        owners=prepared.train_inputs.owners,
+    )
+
+
+def _trainer(job: Job, bank: Any) -> TorchTrainer:
+    config, settings = job.config, job.config.trainer
+    views = METHODS[config.method].augmentations(config.augmentation.options())
     use_gpu = num_gpus() > 0 if settings.use_gpu is None else settings.use_gpu
     stream = plan_dataset(
         lambda: ray.get(bank.current_plan.remote()),
-        prepared.train_files,
-        config.augmentation,
+        job.train,
+        {m: [TrainTransform(view) for view in each] for m, each in views.items()},
         world=settings.num_workers,
         batches_per_block=settings.batches_per_block,
     )
     options = ray.data.ExecutionOptions(preserve_order=True)
-    job = Job(config, run_dir, prepared.train_files, prepared.test_files, prepared.test)
     return TorchTrainer(
         _work,
         train_loop_config={"job": job, "bank": bank},
@@ -136,8 +166,8 @@ def _trainer(config: RunConfig, prepared: Prepared, run_dir: Path, bank: Any) ->
             },
         ),
         run_config=ray.train.RunConfig(
-            name=run_dir.name,
-            storage_path=str(run_dir.parent),
+            name=job.run_dir.name,
+            storage_path=str(job.run_dir.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
@@ -158,11 +188,10 @@ def _work(settings: dict[str, Any]) -> None:
     if kept is not None:
         with kept.as_directory() as folder:
             state = checkpoint.load(Path(folder))
-    bank = RemoteBank(settings["bank"])
     loop = TrainingLoop(
         job,
-        bank,
-        lambda: _stream(bank.sizes, job.config.trainer.num_workers),
+        RemoteBank(settings["bank"]),
+        lambda start: _stream(start, job),
         _report,
         device=ray.train.torch.get_device(),
         state=state,
@@ -175,16 +204,15 @@ def _work(settings: dict[str, Any]) -> None:
             (job.run_dir / _FAILURE).write_text(str(error))
 
 
-def _stream(sizes: dict[Modality, int], world: int) -> Iterator[dict[Modality, Batch]]:
-    rank = collectives.rank()
-    rows = sum(
-        part.stop - part.start
-        for size in sizes.values()
-        for part in [collectives.shares(size, world)[rank]]
-    )
+def _stream(start: EpochStart, job: Job) -> Iterator[dict[Modality, Batch]]:
+    rank, world = collectives.rank(), collectives.world_size()
     shard = ray.train.get_dataset_shard("train")
-    blocks = shard.iter_batches(batch_size=rows, batch_format="numpy", prefetch_batches=2)
-    return training_batches(blocks, sizes=sizes, rank=rank, world=world)
+    blocks = shard.iter_batches(
+        batch_size=start.shape.num_lines(rank, world), batch_format="numpy", prefetch_batches=2
+    )
+    return training_batches(
+        blocks, shape=start.shape, rank=rank, world=world, tokens=job.train.tokens
+    )
 
 
 def _report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
@@ -203,10 +231,9 @@ class BankRefusedError(Exception):
 
 @dataclass
 class RemoteBank:
-    """The memory actor, called like a plain `MemoryBank`."""
+    """The actor between the epochs, called like the plain class."""
 
     handle: Any
-    sizes: dict[Modality, int] = field(default_factory=dict)
 
     def open(self) -> int:
         """See `MemoryBank.open`."""
@@ -222,25 +249,24 @@ class RemoteBank:
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
         """See `MemoryBank.begin_epoch`."""
         try:
-            start = ray.get(self.handle.begin_epoch.remote(token, key, world))
+            return ray.get(self.handle.begin_epoch.remote(token, key, world))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise BankRefusedError(str(error.cause)) from error
             raise
-        self.sizes = start.batch_sizes
-        return start
 
 
 _MemoryBankActor: Any = ray.remote(num_cpus=0)(MemoryBank)
+_PlannerActor: Any = ray.remote(num_cpus=0)(Planner)
 
 
 # Checks that are spread over the cluster ---------------------------------------------------------
 
 
-def _find_broken_everywhere(files: ImageFiles, modality: Modality) -> list[tuple[int, str]]:
+def _find_broken_everywhere(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
     """`find_unreadable` over all rows, as Ray tasks."""
-    rows = np.arange(len(files.paths[modality]))
-    shared = ray.put(files)
+    rows = np.arange(inputs.num_rows(modality))
+    shared = ray.put(inputs)
     chunks = [rows[i : i + _CHECK_ROWS] for i in range(0, len(rows), _CHECK_ROWS)]
     found = ray.get([_find_unreadable.remote(shared, modality, chunk) for chunk in chunks])
     return [item for part in found for item in part]

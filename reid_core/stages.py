@@ -74,9 +74,11 @@ class Epoch:
 
 
 class Encoder(Protocol):
-    """Turns images, or captions, into descriptors; what retrieval needs of a trained model."""
+    """A module that turns images, or captions, into descriptors: what retrieval needs."""
 
-    feature_dim: int
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of a descriptor."""
 
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
         """Unit rows (B, D).
@@ -100,11 +102,20 @@ class Stage(Protocol):
             frozen.
     """
 
-    module: nn.Module
-    epochs: int
-    evaluate_every: int | None
-    clusters: bool
-    encoder: Encoder
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def evaluate_every(self) -> int | None: ...
+
+    @property
+    def clusters(self) -> bool: ...
+
+    @property
+    def encoder(self) -> Encoder: ...
 
     def optimiser(self) -> torch.optim.Optimizer:
         """A fresh optimiser of the module's trained parameters."""
@@ -145,7 +156,8 @@ class CachedStage(Stage, Protocol):
         batch_rows: rows of a global batch that the workers share.
     """
 
-    batch_rows: int
+    @property
+    def batch_rows(self) -> int: ...
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen features (B, E) to cache; inputs as in `Encoder.embed`."""

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:  # whoever only lists files needs no torch, which costs a process two seconds
+    import torch
+    from torch import Tensor
 
 OUTLIER = -1
 
@@ -112,6 +116,16 @@ class Batch:
     labels: Tensor
     captions: Tensor | None = None
     tokens: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return Batch(
+            self.images.to(device),
+            self.rows.to(device),
+            self.labels.to(device),
+            None if self.captions is None else self.captions.to(device),
+            None if self.tokens is None else self.tokens.to(device),
+        )
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from reid_core.methods.cclnet_settings import (
     seed_of,
     shares_prototypes,
 )
-from reid_core.methods.cclnet_stages import Descriptor, Images, Prompting
+from reid_core.methods.cclnet_stages import Images, Prompting
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.stages import Epoch, Stage
@@ -202,12 +202,12 @@ def open_stage(
 
 def load_encoder(
     config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> Descriptor:
+) -> TwoStemEncoder:
     """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
     encoder = TwoStemEncoder(clip, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(dict(state))
-    return Descriptor(encoder).eval()
+    return encoder.eval()
 
 
 def check(config: Config) -> list[str]:

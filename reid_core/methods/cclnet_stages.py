@@ -17,31 +17,12 @@ from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.models.prompts import PromptLearner
 from reid_core.stages import Epoch, Gather, Terms
-from reid_core.transforms import normalise
 from reid_core.types import OUTLIER, Batch, Modality, Term
 
 TEMPLATES = {
     Modality.VISIBLE: "A visible photo of a",
     Modality.INFRARED: "An infrared photo of a",
 }
-
-
-class Descriptor(nn.Module):
-    """The encoder as seen from outside: uint8 images in, unit descriptors f / ||f|| out."""
-
-    def __init__(self, encoder: TwoStemEncoder) -> None:
-        """Shares the encoder's parameters."""
-        super().__init__()
-        self.encoder = encoder
-        self.feature_dim = encoder.feature_dim
-
-    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """See `reid_core.stages.Encoder`."""
-        return self.encoder.embed(normalise(inputs), modality)
-
-    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """CLIP's image features g (B, E), not normalised."""
-        return self.encoder.project(normalise(inputs), modality)
 
 
 # Stages 0 and 2 ----------------------------------------------------------------------------------
@@ -73,7 +54,7 @@ class Images:
         settings: cclnet_settings.ImageStage = getattr(config, name)
         self.config, self.name = config, name
         self.epochs, self.evaluate_every = settings.epochs, settings.evaluate_every
-        self.module, self.encoder = encoder, Descriptor(encoder)
+        self.module = self.encoder = encoder
         self._handed = handed
         self._memories: dict[Modality, ClusterMemory] = {}
         self._guidance: Guidance | None = None
@@ -108,7 +89,7 @@ class Images:
     def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
         """L = L_v + L_r + lambda (I_v + I_r), see `image_terms`."""
         sizes = [len(batch[m].rows) for m in INPUTS]
-        output: Features = model(*(normalise(batch[m].images) for m in INPUTS))
+        output: Features = model(*(batch[m].images for m in INPUTS))
         parts = [x.split(sizes) for x in (output.pooled, output.neck, output.projected)]
         features = {m: Features(*(part[i] for part in parts)) for i, m in enumerate(INPUTS)}
         labels = {m: batch[m].labels for m in INPUTS}
@@ -221,7 +202,7 @@ class Prompting:
     ) -> None:
         self.config, self.seed = config, seed
         self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
-        self.encoder = Descriptor(encoder.eval())
+        self.encoder = encoder.eval()
         self._labels = {m: handed[f"labels.{m}"] for m in INPUTS}
         clip.text.requires_grad_(False)
         classes = {m: int(y.max()) + 1 for m, y in self._labels.items()}

@@ -29,7 +29,10 @@ from reid_core.stages import Epoch, Stage
 from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 
-SUPERVISION = "identities"
+
+def supervision(config: Config) -> str:
+    """What it is told about the training people: who they are."""
+    return "identities"
 
 
 def stages(config: Config) -> tuple[str, ...]:
@@ -39,6 +42,15 @@ def stages(config: Config) -> tuple[str, ...]:
     if config.anchors == "fusion":
         return ("prompts", "fusion", "images")
     return ("prompts", "images")
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Rows of a global batch per modality, under the keys that decide it."""
+    found = {
+        f"csdn.{name}.batch_size": getattr(config, name).batch_size for name in stages(config)[:-1]
+    }
+    rows = config.images.identities_per_batch * config.images.instances
+    return {**found, "csdn.images.identities_per_batch x instances": rows}
 
 
 def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
@@ -131,14 +143,16 @@ def open_stage(
 
 
 def load_encoder(
-    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor]
+    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> Descriptor:
-    """The encoder that stage 3 has trained, from that stage's module state.
+    """The encoder that stage 3 has trained, or CLIP's own where `state` is None.
 
     Raises:
         ValueError: the state is of another stage.
     """
     encoder = build_encoder(config, clip, height=height, width=width)
+    if state is None:
+        return Descriptor(encoder, flip=config.flip_test).eval()
     prefix = "encoder."
     weights = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
     if not weights:

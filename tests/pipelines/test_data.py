@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,28 @@ import pytest
 from pipelines.collectives import shares
 from pipelines.config import RunConfig
 from pipelines.data import (
+    BatchShape,
     DecodeAndAugment,
     Plan,
     PlanDatasource,
     find_unreadable,
     training_batches,
 )
-from pipelines.prepare import image_files
+from pipelines.prepare import inputs_of
 from reid_core.datasets import sysu
+from reid_core.transforms import Augmentation, TrainTransform
 from reid_core.types import Modality
 
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
 BATCHES, SIZE = 5, 8
+SHAPE = BatchShape(rows={VISIBLE: SIZE, INFRARED: SIZE}, views={VISIBLE: 2, INFRARED: 1})
+TRANSFORMS = {
+    VISIBLE: [
+        TrainTransform(Augmentation(pad=2)),
+        TrainTransform(Augmentation(grayscale=1.0, erase=0.0)),
+    ],
+    INFRARED: [TrainTransform(Augmentation(pad=2))],
+}
 
 
 @pytest.fixture
@@ -33,16 +44,19 @@ def plan() -> Plan:
     return Plan(
         rows=rows,
         labels={m: x % 7 for m, x in rows.items()},
-        seeds={m: rng.integers(0, 2**63, shape).astype(np.uint64) for m in rows},
+        seeds={
+            m: rng.integers(0, 2**63, (BATCHES, SIZE * views)).astype(np.uint64)
+            for m, views in SHAPE.views.items()
+        },
     )
 
 
 def columns(plan: Plan, config: RunConfig, tree: Path, *, rank: int, world: int) -> list[dict]:
     """One rank's batches, through the read tasks and the map, as Ray Data would hand them over."""
-    files = image_files(sysu.read(tree).train, tree, config)
-    source = PlanDatasource(lambda: plan, files, world=world, batches_per_block=2)
+    inputs = inputs_of(sysu.read(tree).train, tree, config)
+    source = PlanDatasource(lambda: plan, inputs, world=world, batches_per_block=2)
     tasks = source.get_read_tasks(1)[rank::world]
-    transform = DecodeAndAugment(files, config.augmentation)
+    transform = DecodeAndAugment(height=64, width=32, transforms=TRANSFORMS)
     batches = []
     for task in tasks:
         (block,) = list(task())
@@ -58,12 +72,11 @@ def test_ranks_together_hold_the_global_batches(
     plan: Plan, make_config: Callable[..., RunConfig], tree: Path, world: int
 ) -> None:
     config = make_config()
-    sizes = {VISIBLE: SIZE, INFRARED: SIZE}
     ranks = [
         list(
             training_batches(
                 columns(plan, config, tree, rank=rank, world=world),
-                sizes=sizes,
+                shape=SHAPE,
                 rank=rank,
                 world=world,
             )
@@ -71,14 +84,38 @@ def test_ranks_together_hold_the_global_batches(
         for rank in range(world)
     ]
     whole = list(
-        training_batches(columns(plan, config, tree, rank=0, world=1), sizes=sizes, rank=0, world=1)
+        training_batches(columns(plan, config, tree, rank=0, world=1), shape=SHAPE, rank=0, world=1)
     )
     for number in range(BATCHES):
-        for m in sizes:
+        for m in SHAPE.rows:
             rows = np.concatenate([batches[number][m].rows for batches in ranks])
             images = np.concatenate([batches[number][m].images for batches in ranks])
             np.testing.assert_array_equal(rows, plan.rows[m][number])
             np.testing.assert_array_equal(images, whole[number][m].images)
+            assert len(images) == SHAPE.views[m] * len(rows)
+
+
+def test_views_of_a_row_stand_together(
+    plan: Plan, make_config: Callable[..., RunConfig], tree: Path
+) -> None:
+    """The second view here is the gray one: its channels are equal, the first one's are not."""
+    stream = columns(plan, make_config(), tree, rank=1, world=2)
+    batch = next(training_batches(stream, shape=SHAPE, rank=1, world=2))[VISIBLE]
+    is_gray = (batch.images[:, 0] == batch.images[:, 1]).flatten(1).all(dim=1)
+    assert is_gray.tolist() == [False, True] * (SIZE // 2)
+
+
+def test_captions_travel_with_their_images(
+    plan: Plan, make_config: Callable[..., RunConfig], tree: Path
+) -> None:
+    tokens = np.random.default_rng(2).integers(1, 99, (60, 77))
+    paired = replace(plan, captions=2 * plan.rows[VISIBLE])
+    stream = columns(paired, make_config(), tree, rank=1, world=2)
+    for batches in training_batches(stream, shape=SHAPE, rank=1, world=2, tokens=tokens):
+        batch = batches[VISIBLE]
+        assert batch.captions is not None
+        np.testing.assert_array_equal(batch.captions, 2 * batch.rows)
+        np.testing.assert_array_equal(batch.tokens, tokens[2 * batch.rows])
 
 
 @pytest.mark.parametrize("change", ["swapped batches", "wrong rank", "missing rows"])
@@ -92,14 +129,14 @@ def test_a_reordered_stream_is_refused(
         batches = columns(plan, make_config(), tree, rank=1, world=2)
     else:
         batches[0] = {name: column[1:] for name, column in batches[0].items()}
-    stream = training_batches(batches, sizes={VISIBLE: SIZE, INFRARED: SIZE}, rank=0, world=2)
+    stream = training_batches(batches, shape=SHAPE, rank=0, world=2)
     with pytest.raises(RuntimeError, match="reordered"):
         list(stream)
 
 
 def test_no_plan_no_tasks(make_config: Callable[..., RunConfig], tree: Path) -> None:
-    files = image_files(sysu.read(tree).train, tree, make_config())
-    source = PlanDatasource(lambda: None, files, world=2, batches_per_block=2)
+    inputs = inputs_of(sysu.read(tree).train, tree, make_config())
+    source = PlanDatasource(lambda: None, inputs, world=2, batches_per_block=2)
     assert source.get_read_tasks(1) == []
 
 
@@ -115,13 +152,13 @@ def test_truncated_image_is_named(
     tmp_path: Path, make_config: Callable[..., RunConfig], tree: Path
 ) -> None:
     train = sysu.read(tree).train
-    files = image_files(train, tree, make_config())
-    victim = files.paths[VISIBLE][3]
+    inputs = inputs_of(train, tree, make_config())
+    victim = inputs.paths[VISIBLE][3]
     broken = tmp_path / victim
-    for path in files.paths[VISIBLE][:5]:
+    for path in inputs.paths[VISIBLE][:5]:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes((tree / path).read_bytes())
     broken.write_bytes(broken.read_bytes()[:200])
-    here = image_files(train, tmp_path, make_config())
+    here = inputs_of(train, tmp_path, make_config())
     assert [row for row, _ in find_unreadable(here, VISIBLE, range(5))] == [3]
     assert victim in find_unreadable(here, VISIBLE, [3])[0][1]

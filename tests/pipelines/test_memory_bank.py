@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipelines.config import RunConfig
+from pipelines.epochs import EpochStart
 from pipelines.errors import BarrierTimeoutError, StaleBankError
-from pipelines.memory_bank import EpochStart, MemoryBank
+from pipelines.memory_bank import MemoryBank
 from reid_core.types import Modality
 
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
@@ -30,7 +31,9 @@ def features(seed: int = 0) -> dict[Modality, np.ndarray]:
 
 def bank_of(config: RunConfig, pids: np.ndarray | None = None) -> MemoryBank:
     known = np.repeat(np.arange(PEOPLE), SHOTS) if pids is None else pids
-    return MemoryBank(config, {VISIBLE: known, INFRARED: known})
+    both = {VISIBLE: known, INFRARED: known}
+    given = both if config.settings.labels == "identities" else None
+    return MemoryBank(config, both, identities=given)
 
 
 def begin(bank: MemoryBank, *, world: int = 1) -> EpochStart:
@@ -46,7 +49,7 @@ def test_finds_the_groups_and_matches_them(make_config: Callable[..., RunConfig]
     assert start.metrics["clusters"] == {"visible": PEOPLE, "infrared": PEOPLE}
     assert start.metrics["truth"]["matching_accuracy"] == 1.0  # type: ignore[index]
     assert start.num_batches == 3
-    assert start.batch_sizes == {VISIBLE: 16, INFRARED: 16}
+    assert start.shape.rows == {VISIBLE: 16, INFRARED: 16}
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -56,8 +59,8 @@ def test_number_of_shares_changes_nothing(
     one_bank, many_bank = bank_of(make_config()), bank_of(make_config())
     one, many = begin(one_bank), begin(many_bank, world=world)
     for m in (VISIBLE, INFRARED):
-        np.testing.assert_array_equal(one.labels[m], many.labels[m])
-        np.testing.assert_array_equal(one.banks[m], many.banks[m])
+        np.testing.assert_array_equal(one.epoch.labels[m], many.epoch.labels[m])
+        np.testing.assert_array_equal(one.epoch.banks[m], many.epoch.banks[m])
         np.testing.assert_array_equal(
             one_bank.current_plan().rows[m], many_bank.current_plan().rows[m]
         )
@@ -67,9 +70,9 @@ def test_true_identities_never_reach_the_epoch(make_config: Callable[..., RunCon
     shuffled = np.random.default_rng(1).permutation(PEOPLE * SHOTS)
     known, unknown = bank_of(make_config()), bank_of(make_config(), shuffled)
     one, other = begin(known), begin(unknown)
-    np.testing.assert_array_equal(one.pairs, other.pairs)
+    np.testing.assert_array_equal(one.epoch.pairs, other.epoch.pairs)
     for m in (VISIBLE, INFRARED):
-        np.testing.assert_array_equal(one.banks[m], other.banks[m])
+        np.testing.assert_array_equal(one.epoch.banks[m], other.epoch.banks[m])
         np.testing.assert_array_equal(known.current_plan().rows[m], unknown.current_plan().rows[m])
 
 
@@ -103,10 +106,22 @@ def test_no_cluster_names_modality_and_remedy(make_config: Callable[..., RunConf
         begin(bank)
 
 
+def test_clustering_that_fails_is_not_waited_for(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("row 3 is zero")
+
+    bank = bank_of(make_config())
+    monkeypatch.setattr(bank._method, "cluster", fail)
+    with pytest.raises(ValueError, match="row 3 is zero"):
+        begin(bank)
+
+
 def test_fewer_clusters_than_a_batch_holds_is_said(make_config: Callable[..., RunConfig]) -> None:
     bank = bank_of(make_config("cclnet.align.clusters_per_batch=50"))
     start = begin(bank)
-    assert start.batch_sizes[VISIBLE] == 200
+    assert start.shape.rows[VISIBLE] == 200
     assert any("50" in str(line) for line in start.metrics["warnings"])  # type: ignore[union-attr]
 
 
@@ -114,5 +129,7 @@ def test_given_identities_are_pairs_without_clustering(
     make_config: Callable[..., RunConfig],
 ) -> None:
     start = begin(bank_of(make_config("cclnet.labels=identities")))
-    np.testing.assert_array_equal(start.pairs, np.repeat(np.arange(PEOPLE)[:, None], 2, axis=1))
-    np.testing.assert_array_equal(start.banks[VISIBLE], start.banks[INFRARED])
+    np.testing.assert_array_equal(
+        start.epoch.pairs, np.repeat(np.arange(PEOPLE)[:, None], 2, axis=1)
+    )
+    np.testing.assert_array_equal(start.epoch.banks[VISIBLE], start.epoch.banks[INFRARED])

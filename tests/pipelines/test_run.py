@@ -14,7 +14,7 @@ import pytest
 from benchmarks.plain_loop import train as train_plainly
 from pipelines import checkpoint, runlog
 from pipelines.config import RunConfig
-from pipelines.data import find_unreadable
+from pipelines.data import Inputs, find_unreadable
 from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_checkpoint
 from pipelines.prepare import Prepared, prepare
@@ -23,8 +23,8 @@ from pipelines.train import train
 from reid_core.types import Modality, Record, Split
 
 
-def read_everything(files: Any, modality: Modality) -> list[tuple[int, str]]:
-    return find_unreadable(files, modality, range(len(files.paths[modality])))
+def read_everything(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
+    return find_unreadable(inputs, modality, range(inputs.num_rows(modality)))
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,8 @@ def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_pa
             )
         ),
         test=prepared.test,
-        train_files=prepared.train_files,
-        test_files=prepared.test_files,
+        train_inputs=prepared.train_inputs,
+        test_inputs=prepared.test_inputs,
         unreadable=(),
     )
     _, one = train_plainly(config, prepared, tmp_path / "one")

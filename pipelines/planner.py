@@ -1,0 +1,58 @@
+"""What sits between the epochs of a method that is given identities: plans, and nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from pipelines.config import RunConfig
+from pipelines.data import Plan
+from pipelines.epochs import EpochStart, Key, make_epoch
+from pipelines.errors import StaleBankError
+from reid_core.types import Modality
+
+
+class Planner:
+    """Makes the plans of a supervised method; asked like a `MemoryBank` without features.
+
+    Args:
+        config: the run's configuration.
+        identities: per modality (n,) int64 classes from 0.
+    """
+
+    def __init__(self, config: RunConfig, identities: Mapping[Modality, np.ndarray]) -> None:
+        self._config, self._identities = config, dict(identities)
+        self._token = 0
+        self._key: Key | None = None
+        self._lock = threading.Lock()
+
+    def open(self) -> int:
+        """Start a new incarnation; returns its token."""
+        with self._lock:
+            self._token, self._key = time.time_ns(), None
+            return self._token
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
+        """The epoch's size and labels; a repeated call repeats its answer."""
+        with self._lock:
+            if token != self._token:
+                raise StaleBankError(token, self._token)
+            if key != self._key:
+                self._start, self._plan = make_epoch(
+                    self._config,
+                    key,
+                    features={},
+                    labels=self._identities,
+                    owners=None,
+                    pids=self._identities,
+                )
+                self._key = key
+            return self._start
+
+    def current_plan(self) -> Plan | None:
+        """The plan of the epoch that was begun last; None before the first one."""
+        with self._lock:
+            return self._plan if self._key else None
