@@ -18,7 +18,7 @@ from reid_core.methods import csdn_settings
 from reid_core.methods.csdn_settings import INPUTS, Config, Labels, num_people, seed_of
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, GeM, TwoStemEncoder
-from reid_core.stages import Encoder, Epoch, Gather, Terms
+from reid_core.stages import Epoch, Gather, Terms
 from reid_core.types import Batch, Modality, Term
 
 
@@ -52,6 +52,10 @@ class Descriptor(nn.Module):
         if self.flip:
             parts += self._parts(inputs.flip(-1), modality)
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """CLIP's image features g (B, E), not normalised."""
+        return self.encoder.project(inputs, modality)
 
     def _parts(self, inputs: Tensor, modality: Modality) -> list[Tensor]:
         visible = modality == Modality.VISIBLE
@@ -122,9 +126,6 @@ class Imaging:
     """
 
     clusters = False
-    evaluate_every: int | None
-    encoder: Encoder
-    module: nn.Module
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import PromptLearner
-from reid_core.stages import Encoder, Epoch, Gather, Terms
+from reid_core.stages import Epoch, Gather, Terms
 from reid_core.types import Modality, Term
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
@@ -137,9 +137,7 @@ class Prompting:
     """
 
     clusters = False
-    evaluate_every: int | None = None
-    encoder: Encoder
-    module: nn.Module
+    evaluate_every = None
 
     def __init__(
         self,
@@ -152,8 +150,7 @@ class Prompting:
     ) -> None:
         self.config, self.seed, self._identities = config, seed, identities
         self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
-        self._frozen = encoder.eval().requires_grad_(False)
-        self.encoder = Descriptor(encoder, flip=False)
+        self.encoder = Descriptor(encoder.eval().requires_grad_(False), flip=False)
         self.module = Prompts(config, clip, num_people(identities), seed=seed)
 
     def optimiser(self) -> torch.optim.Optimizer:
@@ -166,7 +163,7 @@ class Prompting:
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""
-        return self._frozen.project(inputs, modality)
+        return self.encoder.project(inputs, modality)
 
     def take(self, features: Mapping[Modality, Tensor]) -> None:
         """Keep the features of all images."""
@@ -235,9 +232,7 @@ class Fusing:
     """
 
     clusters = False
-    evaluate_every: int | None = None
-    encoder: Encoder
-    module: nn.Module
+    evaluate_every = None
 
     def __init__(
         self,
@@ -250,8 +245,7 @@ class Fusing:
     ) -> None:
         self.config, self.seed, self._identities = config, seed, identities
         self.epochs, self.batch_rows = config.fusion.epochs, 2 * config.fusion.batch_size
-        self._frozen = encoder.eval().requires_grad_(False)
-        self.encoder = Descriptor(encoder, flip=False)
+        self.encoder = Descriptor(encoder.eval().requires_grad_(False), flip=False)
         self.module = TextFusion(encoder.embed_dim, seed=seed_of(seed, "fusion"))
         own, other = INPUTS if config.query == "visible" else INPUTS[::-1]
         self._texts = handed[f"texts.{own}"], handed[f"texts.{other}"]
@@ -266,7 +260,7 @@ class Fusing:
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""
-        return self._frozen.project(inputs, modality)
+        return self.encoder.project(inputs, modality)
 
     def take(self, features: Mapping[Modality, Tensor]) -> None:
         """Keep the features of all images, visible ones first, and bring the texts to them."""
