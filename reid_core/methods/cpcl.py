@@ -36,24 +36,38 @@ from reid_core.types import OUTLIER, Modality
 
 __all__ = [
     "INPUTS",
-    "SUPERVISION",
     "Config",
     "augmentations",
+    "batch_rows",
     "begin_epoch",
     "check",
     "cluster",
     "load_encoder",
     "open_stage",
     "stages",
+    "supervision",
 ]
 
-SUPERVISION = "pairs"
 VISIBLE, TEXT = INPUTS
+
+
+def supervision(config: Config) -> str:
+    """What it is told about the training people: which caption describes which image."""
+    return "identities" if config.labels == "identities" else "pairs"
 
 
 def stages(config: Config) -> tuple[str, ...]:
     """There is one."""
     return ("train",)
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Pairs of a global batch, under the key that decides them."""
+    settings = config.train
+    if settings.sampler == "pk":
+        whole = settings.batch_size // settings.instances * settings.instances
+        return {"cpcl.train.batch_size in whole cpcl.train.instances": whole}
+    return {"cpcl.train.batch_size": settings.batch_size}
 
 
 def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
@@ -248,18 +262,22 @@ def open_stage(
     *,
     height: int,
     width: int,
-    identities: int | None = None,
+    identities: Mapping[Modality, np.ndarray] | None = None,
     handed: Mapping[str, Tensor],
     seed: int,
 ) -> Stage:
-    """The stage, ready to train from CLIP's weights, all of which learn."""
+    """The stage, ready to train from CLIP's weights, all of which learn.
+
+    Given identities reach it as the labels of its epochs.
+    """
     return Train(config, TextImageEncoder(clip, height=height, width=width), seed=seed)
 
 
 def load_encoder(
-    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor]
+    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> TextImageEncoder:
-    """The trained encoder, from the stage's module state."""
+    """The trained encoder from the stage's module state, or CLIP's own where `state` is None."""
     encoder = TextImageEncoder(clip, height=height, width=width)
-    encoder.load_state_dict(dict(state))
+    if state is not None:
+        encoder.load_state_dict(dict(state))
     return encoder.eval()

@@ -51,7 +51,7 @@ class Mining(_Section):
 
     Attributes:
         sides: Reconstruction: whose outliers get labels; the abstract says "from each modality".
-            "off" is the ablation.
+            "none" is the ablation.
         vote: Reconstruction: who gives the label. "nearest" is the nearest clustered row whose
             partner shares the outlier's partner's cluster, after the public code of CLPC;
             "prototype" the nearest mean of the clusters found there.
@@ -62,7 +62,7 @@ class Mining(_Section):
             fine-tuning; "drop" leaves them out this epoch, as cluster-contrast does.
     """
 
-    sides: Literal["off", "image", "text", "both"] = "both"
+    sides: Literal["none", "image", "text", "both"] = "both"
     vote: Literal["nearest", "prototype"] = "nearest"
     min_similarity: float | None = Field(None, ge=-1, le=1)
     leftover: Literal["instance", "drop"] = "instance"

@@ -148,7 +148,7 @@ def open_prototypes(config: Config, epoch: Epoch, device: torch.device) -> Proto
     sizes = (len(epoch.banks[VISIBLE]), len(epoch.banks[TEXT]))
     places = torch.tensor(epoch.pairs, device=device).T
     ones = torch.ones(places.shape[1], device=device)
-    together = torch.sparse_coo_tensor(places, ones, sizes).coalesce()
+    together = torch.sparse_coo_tensor(places, ones, sizes, check_invariants=False).coalesce()
     return Prototypes(memories, {VISIBLE: together, TEXT: together.T.coalesce()})
 
 
