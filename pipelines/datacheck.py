@@ -1,0 +1,293 @@
+"""Is this data set the one that was published? Counts, unreadable files, duplicates, shared people.
+
+Data that is prepared slightly wrong still trains; it only costs points that nobody finds again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from rich.console import Group
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from pipelines.errors import UserError
+from pipelines.progress import console
+from pipelines.shards import read_bytes
+from reid_core.datasets import READERS
+from reid_core.datasets.counts import SPLITS, Count, count, expected_counts
+from reid_core.datasets.regdb import NUM_TRIALS
+from reid_core.transforms import decode
+from reid_core.types import Dataset, Modality
+
+_SHOWN = 10  # examples of one problem on the terminal; JSON holds all
+_WORDS = {"ids": "people"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is off.
+
+    Attributes:
+        what: a sentence.
+        examples: images or ids that it is about.
+    """
+
+    what: str
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found.
+
+    Attributes:
+        kind, root: what was checked.
+        expected_from: where the expected numbers come from.
+        counts: per split and modality.
+        sizes: per modality, smallest and largest [height, width] of an image.
+        problems: empty if all is well.
+    """
+
+    kind: str
+    root: str
+    expected_from: str = ""
+    counts: list[Count] = field(default_factory=list)
+    sizes: dict[str, list[list[int]]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is off."""
+        return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain lists and dicts."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def check(kind: str, root: Path) -> Check:
+    """Look at every record and every image of a data set.
+
+    Args:
+        kind: a key of `reid_core.datasets.READERS`.
+        root: as its reader wants it.
+
+    Returns:
+        A check whose only problem is the layout, where the reader finds it wrong.
+
+    Raises:
+        UserError: unknown kind.
+    """
+    if kind not in READERS:
+        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(READERS)}")
+    try:
+        trials = _read(kind, root)
+        first = next(iter(trials.values()))
+        expected_from, expected = expected_counts(first)
+    except ValueError as error:
+        return Check(kind, str(root), problems=[Problem(str(error))])
+    problems: list[Problem] = []
+    for trial, dataset in trials.items():
+        problems += _wrong_counts(trial, count(dataset, expected))
+        problems += _shared_people(trial, dataset)
+    problems += _listed_twice(first)
+    images = _images(trials.values())
+    sizes, found = _look_at(first.root, images)
+    return Check(
+        kind=first.kind,
+        root=str(root),
+        expected_from=expected_from,
+        counts=count(first, expected),
+        sizes=sizes,
+        problems=problems + found,
+    )
+
+
+def counts_differ(dataset: Dataset) -> list[str]:
+    """Sentences about numbers that are not as expected; images are not opened."""
+    _, expected = expected_counts(dataset)
+    return [problem.what for problem in _wrong_counts("", count(dataset, expected))]
+
+
+def render(result: Check) -> Group:
+    """A check for the terminal."""
+    table = Table(
+        title=f"{escape(result.kind)} in {escape(result.root)}",
+        caption=f"in brackets: expected ({escape(result.expected_from)})",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("split", "modality", "people", "cameras", "images", "captions", "image size"):
+        table.add_column(name, justify="left" if name in ("split", "modality") else "right")
+    for line in result.counts:
+        cells = [_cell(line, name) for name in ("ids", "cameras", "images", "captions")]
+        size = _size(result.sizes.get(line.modality))
+        style = "red" if line.wrong else None
+        table.add_row(line.split, str(line.modality), *cells, size, style=style)
+    lines: list[Any] = [table] if result.counts else []
+    for problem in result.problems:
+        lines.append(f"[bold red]wrong:[/] {escape(problem.what)}")
+        lines += [f"  {escape(example)}" for example in problem.examples[:_SHOWN]]
+        if len(problem.examples) > _SHOWN:
+            lines.append(f"  and {len(problem.examples) - _SHOWN} more (--json FILE lists all)")
+    if result.ok:
+        lines.append("[green]nothing is off[/]")
+    return Group(*lines)
+
+
+def _read(kind: str, root: Path) -> dict[str, Dataset]:
+    """The data set, or all trials of one that has some, by what messages begin with."""
+    if kind != "regdb":
+        return {"": READERS[kind](root)}
+    return {f"trial {n}, ": READERS[kind](root, trial=n) for n in range(1, NUM_TRIALS + 1)}
+
+
+def _wrong_counts(trial: str, counts: Iterable[Count]) -> list[Problem]:
+    return [
+        Problem(
+            f"{trial}{line.split} {line.modality}: {line.found.get(name, 0):,} "
+            f"{_WORDS.get(name, name)} instead of {_range(number)}"
+        )
+        for line in counts
+        for name, number in line.wrong.items()
+    ]
+
+
+def _shared_people(trial: str, dataset: Dataset) -> list[Problem]:
+    people = {name: set(getattr(dataset, name).pids.tolist()) - {-1} for name in SPLITS}
+    return [
+        Problem(
+            f"{trial}both in {first} and in {second}: {len(shared):,} people",
+            tuple(f"id {pid}" for pid in shared),
+        )
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
+        if (shared := sorted(people[first] & people[second]))
+    ]
+
+
+def _listed_twice(dataset: Dataset) -> list[Problem]:
+    times: dict[str, int] = defaultdict(int)
+    for name in SPLITS:
+        for record in getattr(dataset, name).records:
+            times[record.image] += record.modality != Modality.TEXT
+    twice = tuple(image for image, number in times.items() if number > 1)
+    return (
+        [Problem(f"listed more than once: {_images_in_words(len(twice))}", twice)] if twice else []
+    )
+
+
+def _images(datasets: Iterable[Dataset]) -> dict[str, Modality]:
+    """Every image once; sentences are about images that are listed themselves."""
+    return {
+        record.image: record.modality
+        for dataset in datasets
+        for name in SPLITS
+        for record in getattr(dataset, name).records
+        if record.modality != Modality.TEXT
+    }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image: its content's hash and [height, width], or why it cannot be read."""
+
+    digest: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    error: str = ""
+
+
+def _look_at(
+    root: Path, images: dict[str, Modality]
+) -> tuple[dict[str, list[list[int]]], list[Problem]]:
+    """Sizes of the images per modality, and what is wrong with them."""
+    by_digest: dict[bytes, list[str]] = defaultdict(list)
+    sizes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    unreadable = []
+    seen = track(
+        _in_threads(root, images),
+        total=len(images),
+        description="reading images",
+        console=console,
+        transient=True,
+    )
+    for image, found in seen:
+        if found.error:
+            unreadable.append(f"{image}: {found.error}")
+            continue
+        by_digest[found.digest].append(image)
+        sizes[images[image]].append(found.size)
+    problems = []
+    if unreadable:
+        problems.append(
+            Problem(f"unreadable: {_images_in_words(len(unreadable))}", tuple(sorted(unreadable)))
+        )
+    same = sorted(" = ".join(group) for group in by_digest.values() if len(group) > 1)
+    if same:
+        what = f"under several names: {_images_in_words(len(same))} with the very same content"
+        problems.append(Problem(what, tuple(same)))
+    extremes = {
+        str(modality): [list(map(extreme, zip(*found, strict=True))) for extreme in (min, max)]
+        for modality, found in sizes.items()
+    }
+    return extremes, problems
+
+
+def _in_threads(root: Path, images: Iterable[str]) -> Iterator[tuple[str, _Seen]]:
+    """What is seen of each image, in order; decoders let other threads run."""
+    workers = os.cpu_count() or 1
+    waiting = iter(images)
+    with ThreadPoolExecutor(workers) as pool:
+        while chunk := list(islice(waiting, 64 * workers)):
+            yield from zip(chunk, pool.map(lambda image: _look(root / image), chunk), strict=True)
+
+
+def _look(path: Path) -> _Seen:
+    try:
+        data = read_bytes(path)
+    except OSError as error:
+        return _Seen(error="missing" if isinstance(error, FileNotFoundError) else str(error))
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+        decode(data, height=height, width=width)
+    except UnidentifiedImageError:
+        return _Seen(error=f"no image ({len(data):,} bytes)")
+    except (OSError, ValueError, SyntaxError) as error:
+        return _Seen(error=str(error))
+    return _Seen(hashlib.blake2b(data, digest_size=16).digest(), (height, width))
+
+
+def _images_in_words(number: int) -> str:
+    return f"{number:,} image{'s' * (number != 1)}"
+
+
+def _cell(line: Count, name: str) -> str:
+    if name not in line.found:
+        return ""
+    text = f"{line.found[name]:,}"
+    return f"{text} ({_range(line.expected[name])})" if name in line.expected else text
+
+
+def _range(number: Any) -> str:
+    if isinstance(number, (tuple, list)):
+        return " to ".join(f"{end:,}" for end in number)
+    return f"{number:,}"
+
+
+def _size(extremes: list[list[int]] | None) -> str:
+    if not extremes:
+        return ""
+    small, large = ("x".join(map(str, size)) for size in extremes)
+    return small if small == large else f"{small} to {large}"

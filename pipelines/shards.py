@@ -1,0 +1,156 @@
+"""The bytes of images, wherever they are: a file, a URI, or a row of a Parquet file.
+
+A converted data set is a folder (or any location that pyarrow or fsspec can open) with
+
+    manifest.parquet            the records of all splits, in order
+    images/part-00000.parquet   columns image and bytes, one row per image
+    images/index.parquet        which row of which part holds an image
+
+Images keep the names that they had, so a record means the same before and after conversion.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import fsspec.core
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as arrow_fs
+
+PART = "images/part-{:05d}.parquet"
+INDEX = "images/index.parquet"
+_URI = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/+(?=[^/])")
+_ROW = re.compile(r"(.+\.parquet)#(\d+)")
+
+
+def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
+    """What opens a local path or URI, and the path to give it.
+
+    Args:
+        location: path, or any URI that pyarrow or an installed fsspec package understands.
+
+    Raises:
+        ValueError: nothing understands the URI.
+    """
+    if "://" not in str(location):
+        return arrow_fs.LocalFileSystem(), str(Path(location).absolute())
+    try:
+        return arrow_fs.FileSystem.from_uri(str(location))
+    except pa.ArrowInvalid:
+        pass
+    try:
+        opened, path = fsspec.core.url_to_fs(str(location))
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{location} cannot be opened: {error}") from error
+    return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(opened)), path
+
+
+def read_bytes(path: Path) -> bytes:
+    """Content of one image.
+
+    Args:
+        path: a data set's root / a record's image. It may lead to a file; to a row of a Parquet
+            file ("set.parquet#3"); into a converted data set; or end in a URI.
+
+    Raises:
+        OSError: there is no such image.
+    """
+    row = _ROW.fullmatch(str(path))
+    if row:
+        return _column(row[1]).read(int(row[2]))
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return _read_elsewhere(path)
+
+
+def _read_elsewhere(path: Path) -> bytes:
+    uri = _URI.search(str(path))
+    if uri:
+        slashes = ":///" if uri[1] == "file" else "://"
+        opened, inside = filesystem(f"{uri[1]}{slashes}{str(path)[uri.end() :]}")
+        with opened.open_input_stream(inside) as stream:
+            return stream.read()
+    for root in path.parents:
+        if (root / INDEX).is_file():
+            (found,) = open_shards(str(root)).read_bytes([path.relative_to(root).as_posix()])
+            return found
+    raise FileNotFoundError(2, "No such image", str(path))
+
+
+@lru_cache(maxsize=8)
+def open_shards(root: str) -> Shards:
+    """`Shards` of a location, opened once per process."""
+    return Shards(root)
+
+
+class Shards:
+    """Random access to the images of a converted data set.
+
+    Args:
+        root: folder or URI that `crossreid data convert` wrote.
+
+    Raises:
+        OSError: it holds no converted data set.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self._root = str(root).rstrip("/")
+        opened, path = filesystem(self._root)
+        index = pq.read_table(f"{path}/{INDEX}", filesystem=opened)
+        columns = (index[name].to_pylist() for name in ("image", "part", "row"))
+        self._places = {image: (part, row) for image, part, row in zip(*columns, strict=True)}
+
+    def read_bytes(self, images: Sequence[str]) -> list[bytes]:
+        """Encoded images, in the order of the names.
+
+        Args:
+            images: names as in the records.
+
+        Raises:
+            FileNotFoundError: an image is in no shard; names it.
+        """
+        found = []
+        for image in images:
+            if image not in self._places:
+                raise FileNotFoundError(2, f"No such image in the shards of {self._root}", image)
+            part, row = self._places[image]
+            found.append(_column(f"{self._root}/{PART.format(part)}").read(row))
+        return found
+
+
+class _Column:
+    """Column ``bytes`` of one Parquet file, read by row group."""
+
+    def __init__(self, location: str) -> None:
+        opened, path = filesystem(location)
+        local = isinstance(opened, arrow_fs.LocalFileSystem)
+        source = pa.memory_map(path) if local else opened.open_input_file(path)
+        self._file = pq.ParquetFile(source)
+        groups = range(self._file.num_row_groups)
+        sizes = [self._file.metadata.row_group(group).num_rows for group in groups]
+        self._ends = np.cumsum(sizes)
+        self._lock = threading.Lock()  # a ParquetFile serves one reader at a time
+        self._group = lru_cache(maxsize=2)(self._read_group)
+
+    def read(self, row: int) -> bytes:
+        if not 0 <= row < self._file.metadata.num_rows:
+            raise FileNotFoundError(2, f"No row {row} in a file of {self._file.metadata.num_rows}")
+        group = int(np.searchsorted(self._ends, row, side="right"))
+        start = int(self._ends[group - 1]) if group else 0
+        with self._lock:
+            return self._group(group)[row - start].as_py()
+
+    def _read_group(self, group: int) -> pa.ChunkedArray:
+        return self._file.read_row_group(group, columns=["bytes"], use_threads=False)["bytes"]
+
+
+@lru_cache(maxsize=256)
+def _column(location: str) -> _Column:
+    return _Column(location)
