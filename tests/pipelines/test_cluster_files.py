@@ -1,0 +1,138 @@
+"""Cluster files: valid for Ray, consistent with the package and with each other."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHERS = [ROOT / "cluster.yaml", ROOT / "deploy" / "onprem.yaml"]
+
+# Fields of KubeRay's ray.io/v1 types as documented; an unknown one would be dropped silently.
+RAY_JOB = {
+    "activeDeadlineSeconds", "backoffLimit", "clusterSelector", "entrypoint", "entrypointNumCpus",
+    "entrypointNumGpus", "entrypointResources", "jobId", "managedBy", "metadata", "rayClusterSpec",
+    "runtimeEnvYAML", "shutdownAfterJobFinishes", "submissionMode", "submitterConfig",
+    "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished",
+}  # fmt: skip
+RAY_CLUSTER = {
+    "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
+    "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "workerGroupSpecs",
+}  # fmt: skip
+HEAD = {"enableIngress", "headService", "rayStartParams", "serviceType", "template"}
+WORKERS = {
+    "groupName", "idleTimeoutSeconds", "maxReplicas", "minReplicas", "numOfHosts",
+    "rayStartParams", "replicas", "scaleStrategy", "suspend", "template",
+}  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.name)
+class TestLauncherFiles:
+    def test_ray_accepts_it(self, path: Path) -> None:
+        validate_config(prepare_config(read(path)))
+
+    def test_ray_would_refuse_a_slip(self, path: Path) -> None:
+        """The validator does look: a misspelt key fails."""
+        with pytest.raises(Exception, match="setup_comands"):
+            validate_config(prepare_config(read(path) | {"setup_comands": []}))
+
+    def test_every_node_installs_the_package_with_the_tested_versions(self, path: Path) -> None:
+        content = read(path)
+        (mounted,) = content["file_mounts"]
+        folder = Path(mounted).name
+        installs = [line for line in content["setup_commands"] if "pip install" in line]
+        assert len(installs) == 1
+        assert f'-c {folder}/constraints.txt -e "./{folder}[gpu]"' in installs[0]
+        extras = importlib.metadata.metadata("crossreid").get_all("Provides-Extra") or []
+        assert "gpu" in extras
+
+    def test_nothing_but_source_is_copied(self, path: Path) -> None:
+        assert {".venv", "runs", ".git"} <= set(read(path)["rsync_exclude"])
+
+    def test_the_environment_is_the_one_that_ray_starts_from(self, path: Path) -> None:
+        """`ray submit` calls `python`: the venv must come first on the path."""
+        assert any("venv/bin:$PATH" in line for line in read(path)["setup_commands"])
+
+
+class TestCloud:
+    def test_workers_are_spot_with_one_gpu_and_the_head_is_not(self) -> None:
+        types = read(ROOT / "cluster.yaml")["available_node_types"]
+        spot = {name: "InstanceMarketOptions" in t["node_config"] for name, t in types.items()}
+        assert spot == {"head": False, "gpu_worker": True}
+        assert types["gpu_worker"]["resources"]["GPU"] == 1
+        assert types["gpu_worker"]["min_workers"] == 0
+        assert types["gpu_worker"]["max_workers"] == read(ROOT / "cluster.yaml")["max_workers"]
+
+    def test_shared_path_is_mounted_on_every_node(self) -> None:
+        setup = read(ROOT / "cluster.yaml")["setup_commands"]
+        assert any("mount -t nfs4" in line and "/shared" in line for line in setup)
+
+
+class TestKubernetes:
+    JOB = read(ROOT / "deploy" / "rayjob.yaml")
+
+    def test_every_field_is_one_of_kuberay(self) -> None:
+        spec = self.JOB["spec"]
+        cluster = spec["rayClusterSpec"]
+        assert (self.JOB["apiVersion"], self.JOB["kind"]) == ("ray.io/v1", "RayJob")
+        assert spec.keys() <= RAY_JOB
+        assert cluster.keys() <= RAY_CLUSTER
+        assert cluster["headGroupSpec"].keys() <= HEAD
+        for group in cluster["workerGroupSpecs"]:
+            assert group.keys() <= WORKERS
+
+    def test_ray_version_is_the_tested_one(self) -> None:
+        version = importlib.metadata.version("ray")
+        assert self.JOB["spec"]["rayClusterSpec"]["rayVersion"] == version
+        assert f"rayproject/ray:{version}-" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+    def test_every_pod_sees_the_shared_volume_and_has_shared_memory(self) -> None:
+        cluster = self.JOB["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            paths = {
+                mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]
+            }
+            assert {"/shared", "/dev/shm"} == paths.keys()
+            assert set(paths.values()) == {volume["name"] for volume in pod["volumes"]}
+
+    def test_gpus_asked_for_cover_the_workers(self) -> None:
+        words = shlex.split(self.JOB["spec"]["entrypoint"])
+        workers = next(int(w.split("=")[1]) for w in words if w.startswith("trainer.num_workers="))
+        (group,) = self.JOB["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        assert workers <= group["maxReplicas"]
+        assert "trainer.use_gpu=true" in words
+
+
+def commands_of(path: Path) -> list[str]:
+    """Lines of a file that call this package's command line, without comment marks."""
+    text = re.sub(r"\\\n[#\s]*", "", path.read_text())
+    found = re.findall(r"(?:crossreid|pipelines/cli\.py --) ([a-z]+ .*)", text)
+    return [line.split("  ")[0].rstrip("`") for line in found]
+
+
+@pytest.mark.parametrize("path", [*LAUNCHERS, ROOT / "docs" / "cluster.md"], ids=lambda p: p.name)
+def test_documented_commands_exist(path: Path) -> None:
+    """Every option and command that the files name is one of the command line's."""
+    found = commands_of(path)
+    assert found
+    for line in found:
+        command, *words = shlex.split(line, comments=True)
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, line
+        for option in (word for word in words if word.startswith("--")):
+            assert option in shown.output, line

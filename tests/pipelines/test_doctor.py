@@ -1,0 +1,241 @@
+"""The diagnosis: every verdict from a case made by hand, the survey on Ray, a job on a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines import doctor, preflight
+from pipelines.doctor import Finding
+from pipelines.errors import UserError
+from pipelines.preflight import Node
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+
+
+def node(address: str, **changes: Any) -> Node:
+    """A node that agrees with this machine in everything but `changes`."""
+    healthy = Node(address, True, True, preflight.versions(), (), 8 * GIB, 100 * GIB)
+    return dataclasses.replace(healthy, **changes)
+
+
+def verdicts(findings: Iterator[Finding]) -> dict[str, str]:
+    return {finding.check: finding.verdict for finding in findings}
+
+
+class TestMachine:
+    def test_this_environment_passes(self) -> None:
+        assert doctor.python().verdict == "ok"
+        assert doctor.packages().verdict == "ok"
+
+    @pytest.mark.parametrize(
+        ("installed", "message"),
+        [("1.0", "ray 1.0 is not"), (None, "ray is missing")],
+        ids=["too old", "missing"],
+    )
+    def test_wrong_package_is_named(
+        self, monkeypatch: pytest.MonkeyPatch, installed: str | None, message: str
+    ) -> None:
+        real = importlib.metadata.version
+
+        def version(name: str) -> str:
+            if name != "ray":
+                return real(name)
+            if installed is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return installed
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        found = doctor.packages()
+        assert found.verdict == "fail"
+        assert message in found.found
+        assert "constraints.txt" in found.remedy
+
+    def test_docker_default_of_shared_memory_is_too_little(self) -> None:
+        small = doctor.shared_memory(64 * 2**20)
+        assert small.verdict == "warn"
+        assert "--shm-size" in small.remedy
+        assert doctor.shared_memory(8 * GIB).verdict == "ok"
+
+    def test_full_disk(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(
+            doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": GIB})
+        )
+        assert doctor.disk(tmp_path).verdict == "warn"
+
+    def test_port_of_another_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            monkeypatch.setattr(doctor, "_HEAD_PORTS", {port: "dashboard"})
+            assert doctor.ports().verdict == "warn"
+            assert f"{port} (dashboard)" in doctor.ports().found
+        assert doctor.ports().verdict == "ok"
+
+    def test_gpu_that_torch_cannot_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A driver without a usable build is the mistake that costs days; no GPU is a choice."""
+        monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(doctor.Path, "exists", lambda path: True)
+        assert doctor.accelerator().verdict == "fail"
+        monkeypatch.setattr(doctor.Path, "exists", lambda path: False)
+        assert doctor.accelerator().verdict == "warn"
+
+    def test_unwritable_folder_ends_the_examination(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        (found,) = doctor.examine(tmp_path / "file", None)
+        assert (found.check, found.verdict) == ("run folder", "fail")
+
+
+class TestCluster:
+    def test_healthy(self, tmp_path: Path) -> None:
+        found = verdicts(doctor.nodes(tmp_path, [node("a"), node("b")], []))
+        assert found == {"shared folder": "ok", "versions": "ok", "/dev/shm": "ok"}
+
+    @pytest.mark.parametrize("blind", [{"reads": False}, {"writes": False}])
+    def test_node_that_sees_another_folder(self, tmp_path: Path, blind: dict[str, bool]) -> None:
+        found = list(doctor.nodes(tmp_path, [node("a"), node("b", **blind)], []))
+        assert found[0].verdict == "fail"
+        assert found[0].found.endswith("is another folder on b")
+
+    def test_node_with_other_versions(self, tmp_path: Path) -> None:
+        other = preflight.versions() | {"torch": "1.0"}
+        found = list(doctor.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
+        assert found[1].verdict == "fail"
+        assert "1.0 on b" in found[1].found
+
+    def test_silent_node(self, tmp_path: Path) -> None:
+        found = next(doctor.nodes(tmp_path, [node("a")], ["c"]))
+        assert (found.verdict, found.found) == ("fail", "no answer from c")
+
+    def test_one_core_cannot_train_and_decode(self) -> None:
+        assert doctor.resources({"CPU": 1.0}, 1.0).verdict == "fail"
+        assert doctor.resources({"CPU": 2.0}, 1.0).verdict == "ok"
+
+    def test_training_is_refused_where_a_node_is_blind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            preflight, "survey", lambda folder: ([node("a"), node("b", reads=False)], ["c"])
+        )
+        with pytest.raises(UserError, match="not the same folder on b, c: mount a shared"):
+            preflight.require_shared(tmp_path)
+
+    @pytest.mark.ray
+    def test_survey_of_a_running_cluster(self, local_ray: None, tmp_path: Path) -> None:
+        (found,), silent = preflight.survey(tmp_path)
+        assert (found.reads, found.writes, silent) == (True, True, [])
+        assert preflight.disagreements([found]) == []
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_json_says_whether_all_is_well() -> None:
+    fine, warned = Finding("a", "ok", ""), Finding("b", "warn", "", "do this")
+    failed = Finding("c", "fail", "")
+    assert json.loads(doctor.to_json([fine, warned]))["ok"]
+    told = json.loads(doctor.to_json([fine, failed]))
+    assert not told["ok"]
+    assert told["findings"][1] == {"check": "c", "verdict": "fail", "found": "", "remedy": ""}
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[str, dict[str, str], Path]]:
+    """A cluster of its own, as `ray start --head` makes it: dashboard address, environment, folder.
+
+    Only the processes that it started are ended.
+    """
+    ports = [_free_port() for _ in range(3)]
+    binaries = str(Path(sys.executable).parent)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    with tempfile.TemporaryDirectory(prefix="j", dir="/tmp") as folder:
+        command = [
+            f"{binaries}/ray", "start", "--head", "--block", f"--port={ports[0]}",
+            f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
+            "--ray-client-server-port=0", "--num-cpus=4", f"--temp-dir={folder}",
+            f"--object-store-memory={200 * 2**20}",
+        ]  # fmt: skip
+        with (Path(folder) / "head.log").open("w") as log:
+            started = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            _wait_for(ports[1], Path(folder) / "head.log")
+            yield f"http://127.0.0.1:{ports[1]}", environment, Path(folder)
+        finally:
+            mine = [*psutil.Process(started.pid).children(recursive=True)]
+            started.send_signal(signal.SIGTERM)
+            started.wait(30)
+            _, alive = psutil.wait_procs(mine, timeout=15)
+            for process in alive:
+                process.kill()
+
+
+def submit(head: tuple[str, dict[str, str], Path], *words: str) -> subprocess.CompletedProcess:
+    """`ray job submit` of the working tree, as docs/cluster.md says."""
+    address, environment, _ = head
+    return subprocess.run(
+        ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *words],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_job_on_a_running_cluster(head: tuple[str, dict[str, str], Path], tmp_path: Path) -> None:
+    """Logs stream, the exit code is the command's, artefacts lie on the shared path."""
+    report = tmp_path / "doctor.json"
+    done = submit(
+        head, "crossreid", "doctor", "--out", str(tmp_path / "runs"), "--json", str(report)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is the same on 1 node(s)" in done.stdout
+    found = {line["check"]: line for line in json.loads(report.read_text())["findings"]}
+    assert found["Ray"]["found"].endswith("4 CPUs, 0 GPUs")
+    assert "ports" not in found
+    uploaded = {
+        path.name
+        for package in head[2].glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*")
+        for path in package.iterdir()
+    }
+    assert {"pipelines", "reid_core", "tune_configs"} <= uploaded
+    assert not {".venv", "runs", ".git"} & uploaded
+
+    failed = submit(head, "crossreid", "train", "no_such_recipe", "--out", str(tmp_path / "x"))
+    assert failed.returncode != 0
+    assert "no configuration file" in failed.stdout
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def _wait_for(port: int, log: Path, timeout_s: float = 120) -> None:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        with socket.socket() as client:
+            if client.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"no dashboard after {timeout_s} s:\n{log.read_text()}")
