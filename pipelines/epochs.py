@@ -49,7 +49,7 @@ def make_epoch(
     features: Mapping[Modality, np.ndarray],
     labels: Mapping[Modality, np.ndarray],
     owners: np.ndarray | None,
-    pids: Mapping[Modality, np.ndarray],
+    pids: Mapping[Modality, np.ndarray] | None,
 ) -> tuple[EpochStart, Plan]:
     """One epoch's start and plan.
 
@@ -59,7 +59,8 @@ def make_epoch(
         features: per modality (n, D) unit rows; empty where the method does not cluster.
         labels: per modality (n,) from clustering, or given.
         owners: (n captions,) visible row of each caption, or None.
-        pids: per modality (n,) person ids, -1 where unknown; for diagnostics alone.
+        pids: per modality (n,) person ids, -1 where unknown, for diagnostics alone; None where
+            the labels are given and there is nothing to diagnose.
 
     Raises:
         ValueError: no epoch can be made of these labels; names the remedy.
@@ -99,7 +100,10 @@ def make_epoch(
             rows={m: rows.shape[1] for m, rows in plan.rows.items()},
             views={m: views[m] for m in plan.rows},
         ),
-        metrics={**diagnose(epoch, pids), "warnings": list(epoch.warnings)},
+        metrics={
+            **({} if pids is None else diagnose(epoch, pids)),
+            "warnings": list(epoch.warnings),
+        },
         seconds={"match": matched - began, "plan": time.perf_counter() - matched},
     )
     return start, plan

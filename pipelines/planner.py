@@ -47,7 +47,7 @@ class Planner:
                     features={},
                     labels=self._identities,
                     owners=None,
-                    pids=self._identities,
+                    pids=None,
                 )
                 self._key = key
             return self._start
