@@ -165,8 +165,11 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
-        unused = METHODS.keys() - {self.method}
-        return self.model_dump(mode="json", exclude={"ray", "trainer", *unused})
+        return {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
+
+    def used(self) -> dict[str, Any]:
+        """Plain values of every section but those of other methods."""
+        return self.model_dump(mode="json", exclude=METHODS.keys() - {self.method})
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -201,8 +204,8 @@ def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The resolved configuration as YAML that `load` reads back, without unused methods."""
+    return yaml.safe_dump(config.used(), sort_keys=False)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -288,7 +288,7 @@ class TrainingLoop:
 
     def _state(self, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
         return {
-            "config": self.config.model_dump(mode="json"),
+            "config": self.config.used(),
             "progress": self.progress.state_dict(),
             "trains_encoder": not isinstance(stage, CachedStage),
             "module": kept(stage),

@@ -75,7 +75,7 @@ def _render(run: Run) -> str:
     time_panels, phases = panels.times(run.epochs)
     return templates.get_template("template.html").render(
         run=run,
-        method=words.method(run.method),
+        method=words.method(run.method, labels=_labels(run)),
         facts=_facts(run),
         told=_told(run),
         stages=_stages(run),
@@ -105,6 +105,10 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _labels(run: Run) -> str:
+    return str((run.config.get(run.method) or {}).get("labels", ""))
 
 
 def _facts(run: Run) -> dict[str, str]:

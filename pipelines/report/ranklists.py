@@ -40,7 +40,8 @@ class RankList:
 
     Attributes:
         picture: data URI of the query, None where the picture cannot be read.
-        path: where it lies below the data set's root.
+        path: where it lies below the data set's root; of a caption the picture that it describes.
+        caption: the sentence that is searched with, "" where the query is a picture.
         ap: average precision of the query, %.
         ap_before: the same for the start, None where unknown.
         answers: best first.
@@ -48,6 +49,7 @@ class RankList:
 
     picture: str | None
     path: str
+    caption: str
     ap: float
     ap_before: float | None
     answers: tuple[Answer, ...]
@@ -170,9 +172,11 @@ def _rank_list(
             )
         )
     path = str(final["query_images"][query])
+    captions = final.get("query_captions")
     return RankList(
         picture=thumbnail(root, path),
         path=path,
+        caption="" if captions is None else str(captions[query]),
         ap=100 * float(final["ap"][query]),
         ap_before=None if before is None else 100 * float(before[query]),
         answers=tuple(answers),

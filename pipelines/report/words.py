@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ PROTOCOL_TERMS = {
     "multi-shot": "each camera contributes up to ten pictures per person",
     "10 galleries": "the pictures to search are drawn ten times and the mean is shown",
     "infrared query": "each query is a night picture, each answer a day picture",
+    "every caption": "each query is a sentence, each answer a picture",
     "visible query": "each query is a day picture, each answer a night picture",
 }
 
@@ -160,9 +161,21 @@ WHOLE_RUN = {
 }
 
 
-def method(name: str) -> Method:
-    """The method's entry, or a plain one for a method that has none."""
-    return METHODS.get(name, Method(name, "Report of a training run", ""))
+GIVEN_IDENTITIES = (
+    " This run is a yardstick: unlike the method itself, it was told who is who among the people "
+    "that it trained on."
+)
+
+
+def method(name: str, *, labels: str = "") -> Method:
+    """The method's entry, or a plain one for a method that has none.
+
+    Args:
+        name: of the method.
+        labels: "identities" where an unsupervised method was given them, for comparison.
+    """
+    found = METHODS.get(name, Method(name, "Report of a training run", ""))
+    return replace(found, lead=found.lead + GIVEN_IDENTITIES) if labels == "identities" else found
 
 
 def stage(name: str) -> Stage:
