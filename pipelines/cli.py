@@ -38,11 +38,12 @@ def demo(
     out: Out = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the people and of the training.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
+    method: Annotated[str, typer.Option(help="cclnet, csdn or cpcl.")] = "cclnet",
 ) -> None:
-    """Draw people, train CCLNet's three stages on a local Ray cluster, evaluate, report."""
+    """Draw people, train all stages of a method on a local Ray cluster, evaluate, report."""
     from pipelines import demo as demonstration
 
-    summary = demonstration.run(out, seed=seed, fast=fast, command=sys.argv)
+    summary = demonstration.run(out, method=method, seed=seed, fast=fast, command=sys.argv)
     _show(summary, out)
 
 
@@ -337,8 +338,7 @@ def convert(
     """Pack a data set into Parquet shards; the same command again continues."""
     from pipelines import convert as conversion
 
-    overrides = _environment()
-    found = conversion.convert(kind, root, out, size=size, trial=trial, overrides=overrides)
+    found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=_ray_address())
     console.print(
         f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
         f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"

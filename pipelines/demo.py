@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,51 @@ from reid_core.datasets import synthetic
 
 NUM_IDENTITIES = 430
 FAST_IDENTITIES = 80
-FAST = (
-    "cclnet.prepare.epochs=1",
-    "cclnet.prepare.batches_per_epoch=4",
-    "cclnet.prompts.epochs=2",
-    "cclnet.align.epochs=2",
-    "cclnet.align.batches_per_epoch=4",
-)
 
 
-def run(out: Path, *, seed: int, fast: bool, command: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Demo:
+    """How a method is shown.
+
+    Attributes:
+        recipe: in tune_configs; its `data.kind` is the layout that people are drawn in.
+        fast: overrides of a smoke test.
+    """
+
+    recipe: str
+    fast: tuple[str, ...]
+
+
+DEMOS = {
+    "cclnet": Demo(
+        "demo.yaml",
+        (
+            "cclnet.prepare.epochs=1",
+            "cclnet.prepare.batches_per_epoch=4",
+            "cclnet.prompts.epochs=2",
+            "cclnet.align.epochs=2",
+            "cclnet.align.batches_per_epoch=4",
+        ),
+    ),
+    "csdn": Demo(
+        "csdn_demo.yaml",
+        (
+            "csdn.prompts.epochs=2",
+            "csdn.fusion.epochs=2",
+            "csdn.images.epochs=2",
+            "csdn.images.batches_per_epoch=4",
+        ),
+    ),
+    "cpcl": Demo("cpcl_demo.yaml", ("cpcl.train.epochs=2", "cpcl.train.warmup_epochs=0")),
+}
+
+
+def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]) -> dict[str, Any]:
     """Run the demo; the same path with fewer people and steps where `fast`.
 
     Args:
         out: run directory; the people are drawn into its folder "data".
+        method: a key of `DEMOS`.
         seed: of the people and of the training.
         fast: a smoke test; its scores mean nothing.
         command: the command line, for the record.
@@ -42,17 +74,19 @@ def run(out: Path, *, seed: int, fast: bool, command: Sequence[str]) -> dict[str
     Raises:
         UserError: see `pipelines.train.train`.
     """
+    if method not in DEMOS:
+        raise UserError(f"--method {method}: choose one of {', '.join(DEMOS)}")
+    root, demo = out / "data", DEMOS[method]
+    overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(demo.fast if fast else ())]
+    config = configuration.load(Path(demo.recipe), overrides)
     people = FAST_IDENTITIES if fast else NUM_IDENTITIES
-    console.print(f"drawing {people} people and what six cameras see of them ...")
+    console.print(f"drawing {people} people and what the cameras see of them ...")
     began = time.perf_counter()
-    root = out / "data"
     try:
-        synthetic.write(root, num_identities=people, seed=seed, workers=2)
+        synthetic.write(root, num_identities=people, seed=seed, layout=config.data.kind, workers=2)
     except (ValueError, OSError) as error:
         raise UserError(f"cannot generate people in {root}: {error}") from error
     drawn = time.perf_counter() - began
-    overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(FAST if fast else ())]
-    config = configuration.load(Path("demo.yaml"), overrides)
     console.print(
         f"training {config.method} with {config.trainer.num_workers} workers on "
         f"{config.model.name}, {config.model.height}x{config.model.width} pixels ..."
