@@ -89,7 +89,9 @@ def train(
     else:
         pids = prepared.pids(method.INPUTS)
         bank = MemoryBank(config, pids, identities=identities, owners=inputs.owners)
-    job = Job(config, run_dir, inputs, prepared.test_inputs, prepared.test, identities)
+    job = Job(
+        config, run_dir, inputs, prepared.test_inputs, prepared.test, prepared.kind, identities
+    )
     loop = TrainingLoop(
         job,
         bank,

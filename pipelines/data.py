@@ -21,6 +21,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.collectives import shares
+from pipelines.shards import read_bytes
 from reid_core.transforms import TrainTransform, decode
 from reid_core.types import Batch, Modality
 
@@ -116,7 +117,7 @@ def read_image(path: Path, *, height: int, width: int) -> np.ndarray:
         ValueError: cannot be read or decoded; names the file.
     """
     try:
-        return decode(path.read_bytes(), height=height, width=width)
+        return decode(read_bytes(path), height=height, width=width)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -108,7 +108,7 @@ def evaluate_checkpoint(path: Path, *, kind: str, root: Path | None, split: str)
             device=loaded.device,
         )
         found[records.rows(m)] = embedded.cpu().numpy()
-    return evaluate(kind, records, found)
+    return evaluate(dataset.kind, records, found)
 
 
 def score_table(result: Evaluation) -> Table:

@@ -53,6 +53,7 @@ class Job:
         run_dir: run directory, on a file system that all workers see.
         train: training rows; `evaluation`: rows of the split that is measured.
         test: records of that split.
+        kind: of the data set, whose protocols measure.
         identities: per modality (n,) given classes; None where the method is not told any.
     """
 
@@ -61,6 +62,7 @@ class Job:
     train: Inputs
     evaluation: Inputs
     test: Split
+    kind: str
     identities: dict[Modality, np.ndarray] | None = None
 
 
@@ -264,7 +266,7 @@ class TrainingLoop:
             found[split.rows(m)] = self._embed_all(encoder.embed, inputs, m).cpu().numpy()
         if self.rank:
             return {}
-        result = evaluate(self.config.data.kind, split, found)
+        result = evaluate(self.job.kind, split, found)
         result.save_details(self.job.run_dir / "evaluation" / f"{row}.npz")
         self.progress.scores[row] = result.headline
         self.progress.table, self.progress.chance = result.table, result.chance

@@ -32,11 +32,13 @@ class Prepared:
     """A checked data set.
 
     Attributes:
+        kind: whose protocols apply; that of the original where the data set was converted.
         train, test: records that are trained on and records that are measured.
         train_inputs, test_inputs: where their images and captions lie.
         unreadable: messages about images that were left out.
     """
 
+    kind: str
     train: Split
     test: Split
     train_inputs: Inputs
@@ -92,6 +94,7 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
         log.warning("left out: %s", message)
     train, test = cleaned
     return Prepared(
+        kind=dataset.kind,
         train=train,
         test=test,
         train_inputs=inputs_of(train, dataset.root, config),

@@ -71,7 +71,7 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
         with follow(run_dir, config):
             progress = _fit(config, prepared, run_dir)
     seconds = {"start": started - began, "train": time.perf_counter() - started}
-    summary = summarise(config, progress, seconds)
+    summary = summarise(config, prepared.kind, progress, seconds)
     runlog.write_summary(run_dir, summary)
     # The report shows the last epoch's rank lists under the name of the summary's last row.
     evaluation = run_dir / "evaluation"
@@ -79,12 +79,14 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     return summary
 
 
-def summarise(config: RunConfig, progress: Progress, seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(
+    config: RunConfig, kind: str, progress: Progress, seconds: dict[str, float]
+) -> dict[str, Any]:
     """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
     rows = dict(progress.scores)
     if progress.stage in rows:
         rows["final"] = rows[progress.stage]
-    _, protocol = HEADLINE[config.data.kind]
+    _, protocol = HEADLINE[kind]
     if config.evaluation.split == "val":
         protocol += " (validation people)"
     return {
@@ -104,7 +106,7 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     identities = prepared.identities(method.INPUTS) if supervised else None
     bank = _bank(config, prepared, run_dir, identities)
     inputs = prepared.train_inputs, prepared.test_inputs
-    job = Job(config, run_dir, *inputs, prepared.test, identities)
+    job = Job(config, run_dir, *inputs, prepared.test, prepared.kind, identities)
     try:
         result = _trainer(job, bank).fit()
     except ray.train.TrainingFailedError as error:

@@ -191,6 +191,7 @@ def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_pa
     prepared = prepare(config, read_everything)
     shuffled = np.random.default_rng(0).permutation(prepared.train.pids)
     renamed = Prepared(
+        kind=prepared.kind,
         train=Split(
             tuple(
                 Record(record.image, record.modality, int(pid), record.camera)
