@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import ivfpq, vectors
@@ -152,6 +153,10 @@ class Index:
         """(n, D) float32 of some rows."""
         return self._vectors[rows].astype(np.float32)
 
+    def find(self, name: str) -> int:
+        """Row of an id, -1 where there is none."""
+        return int(pc.index(self.ids, name).as_py())
+
     def mask(
         self, *, modality: Modality | None = None, cameras: Sequence[int] = ()
     ) -> np.ndarray | None:
@@ -208,7 +213,7 @@ class Index:
         return self._vectors.astype(np.float32)
 
     def _is_modality(self, name: str) -> np.ndarray:
-        return np.asarray(pa.compute.equal(self.modalities, name).to_numpy(), dtype=bool)
+        return np.asarray(pc.equal(self.modalities, name).to_numpy(), dtype=bool)
 
 
 def _copy(embeddings: Path, out: Path, *, num_rows: int, dim: int, dtype: str) -> None:

@@ -38,7 +38,9 @@ def train(stored: np.ndarray, *, seed: int) -> Any:
     num_rows, dim = stored.shape
     num_lists = 2 ** round(math.log2(math.sqrt(num_rows)))
     num_codes = max(m for m in range(1, max(dim // 8, 1) + 1) if dim % m == 0)
-    index = faiss.index_factory(dim, f"IVF{num_lists},PQ{num_codes}", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(
+        dim, f"IVF{num_lists},PQ{num_codes}", faiss.METRIC_INNER_PRODUCT
+    )
     index.cp.seed = index.pq.cp.seed = seed
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.choice(num_rows, min(num_rows, 64 * num_lists), replace=False))
@@ -139,8 +141,8 @@ def candidates(
     """(Q, count) rows of the best codes in the lists visited, -1 where there are fewer."""
     options: dict[str, Any] = {"nprobe": num_probes}
     if mask is not None and not mask.all():
-        bits = np.packbits(mask, bitorder="little")
-        options["sel"] = faiss.IDSelectorBitmap(bits)
+        selector: Any = faiss.IDSelectorBitmap  # its stub knows the C++ signature alone
+        options["sel"] = selector(np.packbits(mask, bitorder="little"))
     _, rows = index.search(queries, count, params=faiss.SearchParametersIVF(**options))
     return rows
 

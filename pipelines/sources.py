@@ -198,3 +198,14 @@ def _record(row: Mapping[str, Any], default: Modality | None, *, where: str) -> 
     if modality == Modality.TEXT and not caption:
         raise UserError(f"{where}: a text row needs a caption")
     return Record(str(row["image"]), modality, caption=caption, **numbers)
+
+
+def modality_named(name: str | None, option: str) -> Modality | None:
+    """The modality that an option of the command line names, None where it is not given.
+
+    Raises:
+        UserError: no modality is called so.
+    """
+    if name is not None and name not in list(Modality):
+        raise UserError(f"{option} {name}: choose {', '.join(Modality)}")
+    return None if name is None else Modality(name)

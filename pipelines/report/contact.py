@@ -1,0 +1,112 @@
+"""A contact sheet: the query and its answers as one picture, or as one page that needs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image, ImageDraw, ImageFont
+
+from pipelines.errors import UserError
+from pipelines.report.figures import INK, MUTED, RIGHT, WRONG
+from pipelines.report.ranklists import thumbnail
+from pipelines.search import Hit, Query
+
+_TILE = (112, 224)  # width and height of a picture; people are upright
+_MARGIN, _TEXT, _FRAME = 12, 40, 4
+_COLUMNS = 11
+_PALE = "#e3e6ec"
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One picture of the page, as a data URI, None where it cannot be read."""
+
+    picture: str | None
+    path: str
+    hit: Hit
+
+
+def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
+    """Write a contact sheet.
+
+    Args:
+        path: .html or .png.
+        query: what was searched for.
+        hits: its answers, best first.
+        note: what was searched, in words.
+
+    Raises:
+        UserError: another suffix, or the file cannot be written.
+    """
+    try:
+        if path.suffix == ".png":
+            _picture(query, hits, note).save(path)
+        elif path.suffix == ".html":
+            path.write_text(_page(query, hits, note), encoding="utf-8")
+        else:
+            raise UserError(f"--out {path}: a contact sheet is an .html or a .png file")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _page(query: Query, hits: Sequence[Hit], note: str) -> str:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tiles = [_Tile(_data(hit.picture), hit.id, hit) for hit in hits]
+    return templates.get_template("contact.html").render(
+        query=query,
+        picture=_data(query.picture) if query.picture else None,
+        tiles=tiles,
+        note=note,
+    )
+
+
+def _data(picture: Path) -> str | None:
+    return thumbnail(picture.parent, picture.name)
+
+
+def _picture(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
+    """The query in front, answers in rows, similarity and person below each."""
+    columns = min(_COLUMNS, len(hits) + 1)
+    lines = -(-(len(hits) + 1) // columns)
+    wide, high = _TILE[0] + _MARGIN, _TILE[1] + _TEXT + _MARGIN
+    sheet = Image.new("RGB", (max(columns * wide + _MARGIN, 640), lines * high + 56), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen.text((_MARGIN, _MARGIN), f"{query.name}   {note}", fill=INK, font=font)
+    tiles = [(query.picture, INK, "query", ""), *(_described(hit) for hit in hits)]
+    for number, (picture, colour, first, second) in enumerate(tiles):
+        x = _MARGIN + number % columns * wide
+        y = 44 + number // columns * high
+        pen.rectangle((x, y, x + _TILE[0], y + _TILE[1]), fill=colour)
+        inner = (_TILE[0] - 2 * _FRAME + 1, _TILE[1] - 2 * _FRAME + 1)
+        sheet.paste(_opened(picture, inner), (x + _FRAME, y + _FRAME))
+        pen.text((x, y + _TILE[1] + 3), first, fill=INK, font=font)
+        pen.text((x, y + _TILE[1] + 20), second, fill=MUTED, font=font)
+    return sheet
+
+
+def _described(hit: Hit) -> tuple[Path, str, str, str]:
+    colour = {True: RIGHT, False: WRONG, None: _PALE}[hit.right]
+    mark = {True: " right", False: " wrong", None: ""}[hit.right]
+    camera = f"camera {hit.camera}" if hit.camera >= 0 else hit.modality
+    return hit.picture, colour, f"{hit.similarity:.2f}{mark}", camera
+
+
+def _opened(picture: Path | None, size: tuple[int, int]) -> Image.Image:
+    """The picture at a size, an empty one where there is none."""
+    if picture is None:
+        return Image.new("RGB", size, "white")
+    try:
+        with Image.open(picture) as image:
+            return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return Image.new("RGB", size, _PALE)
