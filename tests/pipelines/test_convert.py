@@ -1,0 +1,199 @@
+"""Converted data: same records, same pixels, any storage, and a second run that continues."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import convert as conversion
+from pipelines import datacheck, shards
+from pipelines.convert import convert
+from pipelines.errors import UserError
+from reid_core.datasets import READERS, manifest, synthetic, sysu
+from reid_core.transforms import decode
+from reid_core.types import Dataset
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("people") / "sysu"
+    synthetic.write(root, num_identities=3, seed=1, height=32)
+    return root
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Shards are written one after the other here; says which."""
+    written: list[int] = []
+
+    def write(parts, root, target, shape):
+        wrong = []
+        for part, images in parts.items():
+            written.append(part)
+            wrong += conversion._write_shard(part, images, root, target, shape)
+        if wrong:
+            raise UserError("\n".join(wrong))
+
+    class Session:
+        def __init__(self, config: object) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(conversion, "_write_shards", write)
+    monkeypatch.setattr(conversion.cluster, "session", Session)
+    return written
+
+
+def images_of(dataset: Dataset) -> list[str]:
+    return [record.image for split in SPLITS for record in getattr(dataset, split).records]
+
+
+@pytest.mark.parametrize("kind", ["sysu", "regdb", "cuhk"])
+def test_records_and_bytes_are_those_of_the_tree(
+    without_ray: list[int], tmp_path: Path, kind: str
+) -> None:
+    root, out = tmp_path / "tree", tmp_path / "packed"
+    synthetic.write(root, num_identities=3, seed=2, layout=kind, height=32)
+    convert(kind, root, str(out), images_per_shard=40)
+    before, after = READERS[kind](root), manifest.read(out)
+    assert after.kind == kind
+    for split in SPLITS:
+        assert getattr(after, split) == getattr(before, split)
+    for image in set(images_of(before)):
+        assert shards.read_bytes(out / image) == (root / image).read_bytes()
+    assert datacheck.check("manifest", out).ok
+
+
+def test_images_come_in_the_order_that_is_asked_for(
+    without_ray: list[int], people: Path, tmp_path: Path
+) -> None:
+    convert("sysu", people, str(tmp_path), images_per_shard=30)
+    images = images_of(sysu.read(people))
+    order = np.random.default_rng(0).permutation(len(images))
+    asked = [images[i] for i in order]
+    packed = shards.Shards(tmp_path)
+    assert packed.read_bytes(asked) == [(people / image).read_bytes() for image in asked]
+    with pytest.raises(FileNotFoundError, match="cam1/none"):
+        packed.read_bytes(["cam1/none.jpg"])
+    with pytest.raises(FileNotFoundError, match="cam1/none"):
+        shards.read_bytes(tmp_path / "cam1/none.jpg")
+
+
+def test_resized_images_give_the_very_pixels_of_the_tree(
+    without_ray: list[int], people: Path, tmp_path: Path
+) -> None:
+    convert("sysu", people, str(tmp_path), size="48x20")
+    for image in images_of(sysu.read(people))[::7]:
+        packed, own = (shards.read_bytes(root / image) for root in (tmp_path, people))
+        assert Image.open(io.BytesIO(packed)).size == (20, 48)
+        np.testing.assert_array_equal(
+            decode(packed, height=48, width=20), decode(own, height=48, width=20)
+        )
+
+
+def test_a_second_run_writes_only_what_is_missing(
+    without_ray: list[int], people: Path, tmp_path: Path
+) -> None:
+    first = convert("sysu", people, str(tmp_path), images_per_shard=30)
+    assert (first.num_images, first.num_shards, first.num_written) == (84, 3, 3)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert convert("sysu", people, str(tmp_path), images_per_shard=30).num_written == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+    (tmp_path / shards.PART.format(1)).unlink()
+    (tmp_path / "manifest.parquet").unlink()
+    assert convert("sysu", people, str(tmp_path), images_per_shard=30).num_written == 1
+    assert without_ray == [0, 1, 2, 1]
+    assert manifest.read(tmp_path).test == sysu.read(people).test
+
+
+def test_another_conversion_is_not_mixed_in(
+    without_ray: list[int], people: Path, tmp_path: Path
+) -> None:
+    convert("sysu", people, str(tmp_path))
+    with pytest.raises(UserError, match=r"another conversion \(size: None -> 48x24\)"):
+        convert("sysu", people, str(tmp_path), size="48x24")
+
+
+def test_unreadable_images_are_named_and_the_other_shards_are_written(
+    without_ray: list[int], people: Path, tmp_path: Path
+) -> None:
+    root, out = Path(shutil.copytree(people, tmp_path / "tree")), tmp_path / "packed"
+    victim = root / images_of(sysu.read(root))[35]
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:100])
+    with pytest.raises(UserError, match=f"{victim.parent.name}/{victim.name}: not a complete"):
+        convert("sysu", root, str(out), size="32x16", images_per_shard=30)
+    assert not (out / "manifest.parquet").exists()
+    victim.write_bytes(whole)
+    assert convert("sysu", root, str(out), size="32x16", images_per_shard=30).num_written == 1
+
+
+@pytest.mark.parametrize("scheme", ["file", "local"])
+def test_a_uri_is_written_and_read_through_pyarrow_or_fsspec(
+    without_ray: list[int], people: Path, tmp_path: Path, scheme: str
+) -> None:
+    convert("sysu", people, f"{scheme}://{tmp_path}")
+    image = images_of(sysu.read(people))[3]
+    (found,) = shards.Shards(f"{scheme}://{tmp_path}").read_bytes([image])
+    assert found == (people / image).read_bytes()
+
+
+def test_storage_without_folders_serves_too(without_ray: list[int], people: Path) -> None:
+    convert("sysu", people, "memory://packed")
+    image = images_of(sysu.read(people))[5]
+    (found,) = shards.Shards("memory://packed").read_bytes([image])
+    assert found == (people / image).read_bytes()
+    fsspec.filesystem("memory").rm("packed", recursive=True)
+
+
+def test_an_image_may_be_a_uri_or_a_row_of_a_parquet_file(people: Path, tmp_path: Path) -> None:
+    image = images_of(sysu.read(people))[0]
+    content = (people / image).read_bytes()
+    assert shards.read_bytes(tmp_path / f"file://{people / image}") == content
+    table = pa.table({"bytes": [b"x", content, b"y"], "modality": ["visible"] * 3})
+    pq.write_table(table, tmp_path / "set.parquet", row_group_size=2)
+    records = manifest.read(tmp_path / "set.parquet").train.records
+    assert [shards.read_bytes(tmp_path / r.image) for r in records] == [b"x", content, b"y"]
+    with pytest.raises(FileNotFoundError, match="No row 3"):
+        shards.read_bytes(tmp_path / "set.parquet#3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": "288"}, "expected height x width"),
+        ({"kind": "market"}, "unknown kind of data set"),
+        ({"kind": "regdb"}, "is no readable regdb data set"),
+        ({"out": "nosuch://place"}, "nosuch"),
+    ],
+)
+def test_bad_arguments_are_named(
+    people: Path, tmp_path: Path, arguments: dict, message: str
+) -> None:
+    given = {"kind": "sysu", "out": str(tmp_path), **arguments}
+    with pytest.raises(UserError, match=message):
+        convert(given["kind"], people, given["out"], size=given.get("size"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_ray_writes_the_shards_it_can_and_names_the_rest(people: Path, tmp_path: Path) -> None:
+    root, out = Path(shutil.copytree(people, tmp_path / "tree")), tmp_path / "packed"
+    first, *_, last = images_of(sysu.read(root))
+    (root / first).unlink()
+    (root / first).symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(UserError, match=r"1 images could not be packed:\n  .*No such image"):
+        convert("sysu", root, str(out), images_per_shard=50)
+    assert [(out / shards.PART.format(part)).exists() for part in (0, 1)] == [False, True]
+    table = pq.read_table(out / shards.PART.format(1))
+    assert table["bytes"][-1].as_py() == (people / last).read_bytes()
