@@ -50,7 +50,7 @@ def batch_of(epoch: Epoch, *, number: int = 0) -> dict[Modality, Batch]:
 
 
 def small_config(**changes: Any) -> Config:
-    stage = {"clusters_per_batch": 2, "instances": 4, "batches_per_epoch": 3}
+    stage = {"clusters_per_batch": 3, "instances": 4, "batches_per_epoch": 3}
     return Config.model_validate({"prepare": stage, "align": stage} | changes)
 
 

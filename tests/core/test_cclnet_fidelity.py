@@ -223,8 +223,7 @@ def test_later_stages_start_from_fresh_clip_weights(clip, name):
         first.module.trunk.layer1[0].conv1.weight, fresh["trunk.layer1.0.conv1.weight"]
     )
     later = opened(stages, name, clip)
-    seen = later.encoder.encoder if name == "prompts" else later.module
-    state = seen.state_dict()
+    state = later.encoder.state_dict()
     assert all(torch.equal(state[key], value) for key, value in fresh.items())
 
 
@@ -236,7 +235,7 @@ def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
     terms = stage.terms(stage.module.train(), batch, lambda x: x)
     for m in INPUTS:
         known = given[f"labels.{m}"][batch[m].rows] != -1
-        assert int(terms[f"{m}_to_text"].count) == int(known.sum()) < 8
+        assert int(terms[f"{m}_to_text"].count) == int(known.sum()) < 12
     given["labels.visible"].fill_(-1)
     alone = cclnet.open_stage(small_config(), "align", clip, **SIZE, handed=given, seed=0)
     alone.begin_epoch(0, epoch)

@@ -35,12 +35,12 @@ def written_loss(features: Any, batch: Any, banks: Any, given: Any, anchors: Any
     """L_v + L_r + I_v + I_r in float64, row by row."""
     total = torch.zeros((), dtype=torch.float64)
     for i, m in enumerate(INPUTS):
-        half = slice(8 * i, 8 * i + 8)
+        half = slice(12 * i, 12 * i + 12)
         x = features.neck[half].double()
         x = x / x.norm(dim=1, keepdim=True)
         for row, y in zip(x, batch[m].labels, strict=True):
             scores = banks[m].double() @ row / 0.05
-            total = total - (scores[y] - scores.logsumexp(0)) / 8
+            total = total - (scores[y] - scores.logsumexp(0)) / 12
         known = [int(given[m][r]) for r in batch[m].rows]
         told = [(g, y) for g, y in zip(features.projected[half], known, strict=True) if y != -1]
         for g, y in told:
@@ -118,11 +118,14 @@ def test_a_step_swaps_in_the_authors_order(clip, order, stage_name):
 
     rows = F.normalize(twin(*(normalise(batch[m].images) for m in INPUTS)).neck.detach())
     start = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
-    visible = moved(start[VISIBLE], rows[:8], batch[VISIBLE].labels)
-    infrared = moved(start[INFRARED], rows[8:], batch[INFRARED].labels)
+    visible = moved(start[VISIBLE], rows[:12], batch[VISIBLE].labels)
+    infrared = moved(start[INFRARED], rows[12:], batch[INFRARED].labels)
     source = visible if order == "sequential" else visible.clone()
     copy = infrared.clone()
-    for a, b in assigned(visible, infrared):
+    pairs = assigned(visible, infrared)
+    # a pair with both sides in the batch: only there the two orders differ
+    assert any(a in batch[VISIBLE].labels and b in batch[INFRARED].labels for a, b in pairs)
+    for a, b in pairs:
         if a in batch[VISIBLE].labels:
             visible[a] = F.normalize(0.1 * visible[a] + 0.9 * copy[b], dim=0)
         if b in batch[INFRARED].labels:
@@ -150,8 +153,8 @@ def test_an_epoch_swaps_before_its_first_batch_and_after_every_update(clip):
     step(stage, batch)
     rows = F.normalize(twin(*(normalise(batch[m].images) for m in INPUTS)).neck.detach())
     old = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
-    visible = moved(old[VISIBLE], rows[:8], batch[VISIBLE].labels)
-    infrared = moved(old[INFRARED], rows[8:], batch[INFRARED].labels)
+    visible = moved(old[VISIBLE], rows[:12], batch[VISIBLE].labels)
+    infrared = moved(old[INFRARED], rows[12:], batch[INFRARED].labels)
     new = visible.clone()
     for i, j in epoch.pairs.tolist():
         if i in batch[VISIBLE].labels:
