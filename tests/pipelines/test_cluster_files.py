@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
-from typer.testing import CliRunner
 
 from pipelines.cli import app
 
@@ -131,8 +131,10 @@ def test_documented_commands_exist(path: Path) -> None:
     found = commands_of(path)
     assert found
     for line in found:
-        command, *words = shlex.split(line, comments=True)
-        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
-        assert shown.exit_code == 0, line
-        for option in (word for word in words if word.startswith("--")):
-            assert option in shown.output, line
+        command: Any = typer.main.get_command(app)
+        for word in shlex.split(line, comments=True):
+            if hasattr(command, "commands"):
+                assert word in command.commands, line
+                command = command.commands[word]
+            elif word.startswith("--"):
+                assert word in {name for option in command.params for name in option.opts}, line

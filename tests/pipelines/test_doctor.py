@@ -157,7 +157,7 @@ def head() -> Iterator[tuple[str, dict[str, str], Path]]:
 
     Only the processes that it started are ended.
     """
-    ports = [_free_port() for _ in range(3)]
+    ports = [_free_port() for _ in range(4)]
     binaries = str(Path(sys.executable).parent)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {
@@ -168,7 +168,7 @@ def head() -> Iterator[tuple[str, dict[str, str], Path]]:
         command = [
             f"{binaries}/ray", "start", "--head", "--block", f"--port={ports[0]}",
             f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
-            "--ray-client-server-port=0", "--num-cpus=4", f"--temp-dir={folder}",
+            f"--ray-client-server-port={ports[3]}", "--num-cpus=4", f"--temp-dir={folder}",
             f"--object-store-memory={200 * 2**20}",
         ]  # fmt: skip
         with (Path(folder) / "head.log").open("w") as log:
@@ -176,7 +176,8 @@ def head() -> Iterator[tuple[str, dict[str, str], Path]]:
                 command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
         try:
-            _wait_for(ports[1], Path(folder) / "head.log")
+            for port in ports[1:3]:  # jobs need the dashboard and the node's agent
+                _wait_for(started, port, Path(folder) / "head.log")
             yield f"http://127.0.0.1:{ports[1]}", environment, Path(folder)
         finally:
             mine = [*psutil.Process(started.pid).children(recursive=True)]
@@ -213,11 +214,8 @@ def test_job_on_a_running_cluster(head: tuple[str, dict[str, str], Path], tmp_pa
     found = {line["check"]: line for line in json.loads(report.read_text())["findings"]}
     assert found["Ray"]["found"].endswith("4 CPUs, 0 GPUs")
     assert "ports" not in found
-    uploaded = {
-        path.name
-        for package in head[2].glob("session_*/runtime_resources/working_dir_files/_ray_pkg_*")
-        for path in package.iterdir()
-    }
+    packages = "session_latest/runtime_resources/working_dir_files/_ray_pkg_*/*"
+    uploaded = {path.name for path in head[2].glob(packages)}
     assert {"pipelines", "reid_core", "tune_configs"} <= uploaded
     assert not {".venv", "runs", ".git"} & uploaded
 
@@ -231,11 +229,11 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _wait_for(port: int, log: Path, timeout_s: float = 120) -> None:
+def _wait_for(head: subprocess.Popen, port: int, log: Path, timeout_s: float = 120) -> None:
     until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
+    while time.monotonic() < until and head.poll() is None:
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.5)
-    raise AssertionError(f"no dashboard after {timeout_s} s:\n{log.read_text()}")
+    raise AssertionError(f"port {port} is silent:\n{log.read_text()}")

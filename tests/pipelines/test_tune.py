@@ -105,7 +105,10 @@ class TestSearchFile:
         with pytest.raises(UserError, match="search_cclnet"):
             sweep.load(Path("nothing.yaml"))
 
-    @pytest.mark.parametrize("name", ["search_cclnet", "search_demo"])
+    @pytest.mark.parametrize(
+        "name",
+        [path.stem for path in Path(sweep.__file__).parents[1].glob("tune_configs/search_*")],
+    )
     def test_shipped_searches_are_valid(self, name: str) -> None:
         assert sweep.load(Path(name), ["data.root=/data"]).search.space
 
