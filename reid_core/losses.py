@@ -331,9 +331,12 @@ def _cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) ->
 
 def _euclidean(x: Tensor) -> Tensor:
     """(B, B) distances; the clamp keeps the square root's gradient finite at zero."""
-    squares = x.square().sum(dim=1)
-    squared = squares[:, None] + squares[None, :] - 2 * (x @ x.T)
-    return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+    # small differences of large squares: half precision would leave nothing of them
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        squares = x.square().sum(dim=1)
+        squared = squares[:, None] + squares[None, :] - 2 * (x @ x.T)
+        return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

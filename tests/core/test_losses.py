@@ -293,3 +293,10 @@ def test_more_hard_negatives_than_prototypes_are_all_of_them() -> None:
     x, bank, targets = unit(3), unit(4, seed=1), torch.eye(4)[:3]
     some = losses.prototype_contrast(x, targets, bank, temperature=0.05, num_negatives=99)
     assert torch.equal(some, losses.prototype_contrast(x, targets, bank, temperature=0.05))
+
+
+def test_distances_are_exact_under_half_precision_too() -> None:
+    x, labels = 10 + 0.01 * rows(16, 64), torch.arange(4).repeat_interleave(4)
+    exact = losses.weighted_regularised_triplet(x, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert losses.weighted_regularised_triplet(x, labels).item() == exact.item()
