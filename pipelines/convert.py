@@ -203,7 +203,7 @@ def _write_shards(
     if wrong:
         examples = "\n  ".join(sorted(wrong)[:10])
         raise UserError(
-            f"{len(wrong)} images could not be packed:\n  {examples}\n"
+            f"images that cannot be packed: {len(wrong)}\n  {examples}\n"
             "mend them (crossreid data check names all) and run again: only the shards that they "
             "belong to are missing"
         )

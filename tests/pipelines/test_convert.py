@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -14,12 +15,13 @@ import pytest
 from PIL import Image
 
 from pipelines import convert as conversion
-from pipelines import datacheck, shards
+from pipelines import datacheck, prepare, shards
+from pipelines.config import RunConfig
 from pipelines.convert import convert
 from pipelines.errors import UserError
 from reid_core.datasets import READERS, manifest, synthetic, sysu
 from reid_core.transforms import decode
-from reid_core.types import Dataset
+from reid_core.types import Dataset, Modality
 
 SPLITS = ("train", "val", "test")
 
@@ -98,6 +100,22 @@ def test_resized_images_give_the_very_pixels_of_the_tree(
         assert Image.open(io.BytesIO(packed)).size == (20, 48)
         np.testing.assert_array_equal(
             decode(packed, height=48, width=20), decode(own, height=48, width=20)
+        )
+
+
+def test_training_gets_the_same_rows_and_pixels_from_tree_and_shards(
+    without_ray: list[int], make_config: Callable[..., RunConfig], tree: Path, tmp_path: Path
+) -> None:
+    convert("sysu", tree, str(tmp_path))
+    own, packed = (
+        prepare.prepare(config, lambda inputs, modality: [])
+        for config in (make_config(), make_config("data.kind=manifest", root=tmp_path))
+    )
+    assert (own.kind, own.train, own.test) == (packed.kind, packed.train, packed.test)
+    for modality in (Modality.VISIBLE, Modality.INFRARED):
+        rows = np.arange(own.train_inputs.num_rows(modality))[::5]
+        np.testing.assert_array_equal(
+            own.train_inputs.read(modality, rows), packed.train_inputs.read(modality, rows)
         )
 
 
@@ -192,7 +210,7 @@ def test_ray_writes_the_shards_it_can_and_names_the_rest(people: Path, tmp_path:
     first, *_, last = images_of(sysu.read(root))
     (root / first).unlink()
     (root / first).symlink_to(tmp_path / "nowhere.jpg")
-    with pytest.raises(UserError, match=r"1 images could not be packed:\n  .*No such image"):
+    with pytest.raises(UserError, match=r"cannot be packed: 1\n  .*No such image"):
         convert("sysu", root, str(out), images_per_shard=50)
     assert [(out / shards.PART.format(part)).exists() for part in (0, 1)] == [False, True]
     table = pq.read_table(out / shards.PART.format(1))
