@@ -73,21 +73,24 @@ class ModelConfig(_Section):
 
 
 class AugmentationConfig(_Section):
-    """Training transforms; the values are CCLNet's (section 3 of its configuration).
+    """Training transforms; the values are CCLNet's.
 
     Attributes:
         grayscale: probability, visible images only.
         flip: probability of a horizontal flip.
         pad: black border in pixels before the random crop.
-        erase: probability of erasing a rectangle of 2 to 40 % of the area.
-        erase_fill: its colour, RGB.
+        erase: probability of erasing a rectangle.
+        erase_area, erase_aspect: range of its share of the image and of its height over width.
+        erase_fill: its colour, RGB; the default is ImageNet's mean, 0 after normalisation.
     """
 
     grayscale: float = Field(0.5, ge=0, le=1)
     flip: float = Field(0.5, ge=0, le=1)
     pad: int = Field(10, ge=0)
     erase: float = Field(0.5, ge=0, le=1)
-    erase_fill: tuple[int, int, int] = (152, 144, 129)
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    erase_aspect: tuple[float, float] = (0.3, 3.3)
+    erase_fill: tuple[int, int, int] = (124, 116, 104)
 
     def options(self) -> Augmentation:
         """As the transforms take it."""

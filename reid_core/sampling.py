@@ -91,8 +91,9 @@ def prompt_plan(
     """Batches that go once through the larger of two sets, and keep up the smaller one.
 
     The larger set is permuted; the smaller one is permuted and topped up with random draws to the
-    same length. An incomplete last batch is dropped, as in the public code; the permutation is
-    fresh in each epoch, so no row is dropped for good. Where both sets are smaller than one batch,
+    same length. An incomplete last batch is dropped (the authors train on it: 174 steps on SYSU-MM01 where
+    ours are 173): batches that all workers share have one size. The permutation is fresh in each
+    epoch, so no row is dropped for good. Where both sets are smaller than one batch,
     both are topped up to one batch.
 
     Args:

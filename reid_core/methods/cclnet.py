@@ -123,9 +123,7 @@ def begin_epoch(
         )
         for m in INPUTS
     }
-    pairs = np.empty((0, 2), dtype=np.int64)
-    if stage == "align":
-        pairs = match(config, banks, epoch=epoch)
+    pairs = match(config, banks, epoch=epoch)
     similarity = (
         (banks[Modality.VISIBLE][pairs[:, 0]] * banks[Modality.INFRARED][pairs[:, 1]])
         .sum(dim=1)

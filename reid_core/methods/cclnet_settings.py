@@ -38,7 +38,7 @@ class Memory(_Section):
 
 
 class Swap(_Section):
-    """When and how matched prototypes change places (stage 2).
+    """When and how matched prototypes change places (stages 0 and 2).
 
     Attributes:
         when: "epoch" matches once between epochs and repeats the fixed pairs after every update;
@@ -57,7 +57,7 @@ class Swap(_Section):
 
 
 class Matching(_Section):
-    """Which prototypes of the two modalities belong together (stage 2).
+    """Which prototypes of the two modalities belong together (stages 0 and 2).
 
     Attributes:
         min_similarity: pairs below it are dropped after the assignment.
@@ -152,11 +152,14 @@ def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Opti
 
 
 def learning_rate(config: Config, stage: str, epoch: int) -> float:
-    """Base learning rate of an epoch, set before the epoch starts."""
+    """Base learning rate of an epoch, set before the epoch starts.
+
+    The authors count from 1 and step their schedules before each epoch, so epoch 0 is their e = 1.
+    """
     if stage == "prompts":
         s = config.prompts
         return optim.warmup_cosine(
-            epoch,
+            epoch + 1,
             epochs=s.epochs,
             lr=s.lr,
             min_lr=s.min_lr,
@@ -167,5 +170,5 @@ def learning_rate(config: Config, stage: str, epoch: int) -> float:
     if image.schedule == "cosine":
         return image.lr * optim.cosine(epoch, epochs=image.epochs)
     return image.lr * optim.warmup_steps(
-        epoch, warmup_epochs=image.warmup_epochs, milestones=image.milestones
+        epoch + 1, warmup_epochs=image.warmup_epochs, milestones=image.milestones
     )

@@ -80,7 +80,7 @@ class Images:
             )
             for m in INPUTS
         }
-        if self.name == "align" and "anchors.visible" in self._handed:
+        if self.name == "align" and self.config.image_to_text > 0:
             self._guidance = Guidance(
                 anchors={m: self._handed[f"anchors.{m}"].to(device) for m in INPUTS},
                 labels={m: self._handed[f"labels.{m}"].to(device) for m in INPUTS},

@@ -75,7 +75,6 @@ def test_the_rates_of_single_epochs(n, rate):
     assert authors_rate(n) == pytest.approx(rate)
 
 
-@pytest.mark.xfail(strict=True, reason="rates come one epoch late: the authors' first is e = 1")
 def test_our_epoch_0_is_the_authors_epoch_1():
     config = Config()
     for n in range(1, 121):
@@ -182,9 +181,6 @@ def test_token_ids_of_both_sentences(clip, modality, article, word):
 # From stage to stage ------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="stage 0 does not swap; the authors' stage 0 does, from 61 on"
-)
 def test_stage_0_swaps_as_stage_2_does():
     config = small_config(swap={"start_epoch": 0})
     assert np.array_equal(epoch_of(config, "prepare").pairs, epoch_of(config, "align").pairs)
