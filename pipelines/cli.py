@@ -331,7 +331,7 @@ def convert(
     root: Annotated[Path, typer.Argument(help="Its folder.")],
     out: Annotated[str, typer.Argument(help="Folder or URI (s3://...) to write to.")],
     size: Annotated[
-        str | None, typer.Option(help="HxW: resize once, kept without loss. Default: same bytes.")
+        str | None, typer.Option(help="HxW: resize once, kept as bitmaps. Default: same bytes.")
     ] = None,
     trial: Annotated[int, typer.Option(help="Which of RegDB's ten divisions.")] = 1,
 ) -> None:
