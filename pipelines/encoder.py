@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -16,6 +15,7 @@ from pipelines import checkpoint
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from reid_core.methods import METHODS
 from reid_core.models import clip
 from reid_core.models.clip import TextTower
 from reid_core.stages import Encoder
@@ -87,19 +87,20 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     folder = checkpoint.find(path)
     state = checkpoint.load(folder)
     config = configuration.validate(state["config"], source=str(folder))
-    if state["progress"]["stage"] == "prompts":
-        raise UserError(
-            f"{folder} was written while prompts were learned: it holds no trained encoder"
+    size, method = config.model, METHODS[config.method]
+    try:
+        encoder = method.load_encoder(
+            getattr(config, config.method),
+            clip.load(size.name, None),
+            height=size.height,
+            width=size.width,
+            state=state["module"],
         )
-    size = config.model
-    method = import_module(f"reid_core.methods.{config.method}")
-    encoder = method.load_encoder(
-        getattr(config, config.method),
-        clip.load(size.name, None),
-        height=size.height,
-        width=size.width,
-        state=state["module"],
-    )
+    except (RuntimeError, KeyError) as error:  # other parameters than those of an encoder
+        raise UserError(
+            f"{folder} was written in stage {state['progress']['stage']!r} and holds no trained "
+            "encoder: wait for a later stage, or give an older checkpoint folder"
+        ) from error
     modalities: tuple[Modality, ...] = method.INPUTS
     text = encoder.text if Modality.TEXT in modalities else None
     if space == "joint" and text is None:

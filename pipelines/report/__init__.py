@@ -6,6 +6,9 @@ scores.py     the main table as data: rows, differences to the start, the headli
 terminal.py   the main table for a terminal
 figures.py    charts as inline SVG
 ranklists.py  queries with their best answers as pictures
+heatmaps.py   where the trained encoder looks
+learned_words.py   what learned prompts are nearest to in CLIP's vocabulary
+contact.py    the contact sheet of a search
 panels.py     which charts a run has, with the sentence above each
 page.py       puts everything into template.html (style.css) and writes report.html
 """

@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipelines.report import panels, ranklists, scores, words
+from pipelines.errors import UserError
+from pipelines.report import learned_words, panels, ranklists, scores, words
 from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 
@@ -73,6 +74,7 @@ def _render(run: Run) -> str:
     )
     templates.filters["duration"] = duration
     time_panels, phases = panels.times(run.epochs)
+    heat_pairs, heat_missing = _heat_maps(run)
     return templates.get_template("template.html").render(
         run=run,
         method=words.method(run.method, labels=_labels(run)),
@@ -88,6 +90,9 @@ def _render(run: Run) -> str:
         sections=_sections(run),
         rank_groups=_rank_groups(run),
         rank_missing=_rank_missing(run),
+        heat_pairs=heat_pairs,
+        heat_missing=heat_missing,
+        phrases=learned_words.phrases(run),
         time_panels=time_panels,
         phases=phases,
         whole_run=_whole_run(run.summary),
@@ -220,6 +225,20 @@ def _rank_missing(run: Run) -> str:
     if not root or not Path(root).is_dir():
         return f"The pictures are not at {root or 'a known place (data.root in config.yaml)'}."
     return ""
+
+
+def _heat_maps(run: Run) -> tuple[list[Any], str]:
+    """Pairs with heat maps, and why there are none, "" where there are."""
+    if _rank_missing(run):
+        return [], "heat maps are made of the first rank lists, and there are none."
+    if not any(run.directory.glob("*/state.pt")):
+        return [], "heat maps need the trained encoder, and there is no checkpoint in this run."
+    from pipelines.report import heatmaps
+
+    try:
+        return heatmaps.pairs(run.directory, run.data, run.rankings["final"]), ""
+    except (UserError, ValueError, OSError) as error:
+        return [], f"heat maps could not be made: {error}"
 
 
 def _whole_run(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,148 @@
+"""Where the trained encoder looks: the places that make a query and its answer alike.
+
+Needs torch and a checkpoint, so the page imports it only where a run has one.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipelines.data import read_image
+from pipelines.encoder import LoadedEncoder, open_encoder
+from pipelines.report.ranklists import choose
+from reid_core.attribution import heat_maps
+from reid_core.datasets import READERS
+from reid_core.protocols import HEADLINE
+from reid_core.types import Modality
+
+NUM_PAIRS_PER_GROUP = 2
+_HEIGHT_PX = 160
+_OPACITY = 0.65  # of the hottest place; the person below must stay recognisable
+
+
+@dataclass(frozen=True)
+class Side:
+    """A picture, plain and with its heat map on it, as data URIs."""
+
+    plain: str
+    hot: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query and its first answer.
+
+    Attributes:
+        query: None where the query is a sentence.
+        caption: that sentence, or "".
+        answer: the first answer.
+        similarity: of the two.
+        right: whether they show one person.
+    """
+
+    query: Side | None
+    caption: str
+    answer: Side
+    similarity: float
+    right: bool
+
+
+def pairs(run_dir: Path, data: Mapping[str, object], final: Mapping[str, np.ndarray]) -> list[Pair]:
+    """Some of the best and of the worst queries with their first answers.
+
+    Args:
+        run_dir: with a checkpoint.
+        data: the configuration's data section, kind and root.
+        final: arrays of evaluation/final.npz with rank lists.
+
+    Raises:
+        UserError: no trained encoder in the checkpoint.
+        OSError, ValueError: a picture cannot be read, or the encoder has no places to look at.
+    """
+    loaded, root = open_encoder(run_dir), Path(str(data["root"]))
+    asked, searched = _modalities(str(data["kind"]), root)
+    best, _, worst = choose(final["ap"], final["query_images"], num=NUM_PAIRS_PER_GROUP)
+    return [_pair(loaded, final, query, root, asked, searched) for query in best + worst]
+
+
+def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """A picture with a heat map on it: the hotter, the more of the map's colour.
+
+    Args:
+        picture: RGB; shown in grey, so that no colour of the clothes is taken for heat.
+        heat: (H, W) in [0, 1], stretched over the picture.
+    """
+    size = (picture.width, picture.height)
+    stretched = Image.fromarray(np.float32(heat)).resize(size, Image.Resampling.BILINEAR)
+    values = np.clip(np.asarray(stretched), 0, 1)
+    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    colours = 255 * matplotlib.colormaps["inferno"](values)[..., :3]
+    opacity = (_OPACITY * values)[..., None]
+    return Image.fromarray(np.uint8((1 - opacity) * grey + opacity * colours))
+
+
+def _modalities(kind: str, root: Path) -> tuple[Modality, Modality]:
+    """Of the queries and of the answers of the headline protocol."""
+    if kind not in HEADLINE:  # a converted data set knows what it was
+        kind = READERS[kind](root).kind
+    asked, searched = HEADLINE[kind][0].rpartition("/")[2].split("_to_")
+    return Modality(asked), Modality.VISIBLE if searched == "image" else Modality(searched)
+
+
+def _pair(
+    loaded: LoadedEncoder,
+    final: Mapping[str, np.ndarray],
+    query: int,
+    root: Path,
+    asked: Modality,
+    searched: Modality,
+) -> Pair:
+    answer = root / str(final["gallery_images"][final["top"][query][0]])
+    picture, caption = root / str(final["query_images"][query]), ""
+    if asked == Modality.TEXT:
+        assert loaded.tokenize is not None
+        caption = str(final["query_captions"][query])
+        inputs = loaded.tokenize([caption]).to(loaded.device)
+    else:
+        inputs = _input(loaded, picture)
+    vector = loaded.encoder.embed(inputs, asked)
+    toward = loaded.encoder.embed(_input(loaded, answer), searched)
+    return Pair(
+        query=None if caption else _side(loaded, picture, asked, toward),
+        caption=caption,
+        answer=_side(loaded, answer, searched, vector),
+        similarity=float(final["top_similarity"][query, 0]),
+        right=bool(final["top_correct"][query, 0]),
+    )
+
+
+def _side(loaded: LoadedEncoder, image: Path, modality: Modality, target: Tensor) -> Side:
+    assert isinstance(loaded.encoder, nn.Module)
+    (heat,) = heat_maps(loaded.encoder, _input(loaded, image), modality, target)
+    with Image.open(image) as opened:
+        width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
+        shown = opened.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
+    return Side(_uri(shown), _uri(overlay(shown, heat.cpu().numpy())))
+
+
+def _input(loaded: LoadedEncoder, image: Path) -> Tensor:
+    """One picture as the encoder takes it: (1, 3, H, W) uint8."""
+    size = loaded.config.model
+    pixels = read_image(image, height=size.height, width=size.width)
+    return torch.from_numpy(pixels[None]).to(loaded.device)
+
+
+def _uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,118 @@
+"""What the learned tokens of prompts are nearest to in CLIP's vocabulary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.report.run import Run
+
+if TYPE_CHECKING:  # reading a record needs no torch
+    from torch import Tensor
+
+    from reid_core.models.clip import TextTower
+
+FILE_NAME = "prompts.json"
+NUM_SHOWN = 6  # groups per modality
+_NUM_RECORDED = 50
+_MIN_LETTERS = 3
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """The learned tokens of one group in words.
+
+    Attributes:
+        modality: of its pictures.
+        group: number of the group.
+        words: per token the nearest word and its similarity.
+    """
+
+    modality: str
+    group: int
+    words: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """What is shown of a run.
+
+    Attributes:
+        shown: phrases of some groups.
+        chance: similarity of a random token to its nearest word.
+    """
+
+    shown: tuple[Phrase, ...]
+    chance: float
+
+
+def record(run_dir: Path, tokens: Mapping[str, Tensor], text: TextTower) -> Path:
+    """Write the words that learned tokens are nearest to, for the report.
+
+    Args:
+        run_dir: a run directory.
+        tokens: per modality (C, n, W) learned token embeddings; the first 50 groups are recorded.
+        text: the tower that they were learned for.
+
+    Returns:
+        Path of prompts.json.
+    """
+    import torch
+
+    from reid_core.attribution import near_words
+
+    words, ids = _whole_words()
+    vocabulary = text.token_embedding.weight[torch.tensor(ids)].cpu()
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randn(64, 1, vocabulary.shape[1], generator=generator)
+    chance = [near[0][0].similarity for near in near_words(random, vocabulary, words, count=1)]
+    content = {
+        "chance": sum(chance) / len(chance),
+        "words": {
+            str(modality): [
+                [[near[0].word, near[0].similarity] for near in group]
+                for group in near_words(found[:_NUM_RECORDED].cpu(), vocabulary, words, count=1)
+            ]
+            for modality, found in tokens.items()
+        },
+    }
+    path = run_dir / FILE_NAME
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return path
+
+
+def phrases(run: Run) -> Phrases | None:
+    """The recorded words of the first groups of each modality, None where there is no record."""
+    path = run.directory / FILE_NAME
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        shown = tuple(
+            Phrase(modality, number, tuple((str(word), float(value)) for word, value in group))
+            for modality, groups in content["words"].items()
+            for number, group in enumerate(groups[:NUM_SHOWN])
+        )
+        return Phrases(shown, float(content["chance"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _whole_words() -> tuple[list[str], list[int]]:
+    """Entries of CLIP's vocabulary that are words of letters alone, with their ids."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    found = [
+        (entry.removesuffix("</w>"), number)
+        for entry, number in SimpleTokenizer().encoder.items()
+        if entry.endswith("</w>")
+    ]
+    kept = [
+        (word, number)
+        for word, number in found
+        if word.isascii() and word.isalpha() and len(word) >= _MIN_LETTERS
+    ]
+    return [word for word, _ in kept], [number for _, number in kept]
