@@ -33,7 +33,8 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     - ``pid``, ``camera``: whole numbers; empty where unknown.
     - ``caption``: the sentence of a text row; on an image row it adds a text record of its own.
     - ``split``: train (where empty), val, test, or query and gallery, which together are the test
-      split; queries are of one modality, gallery images of another one.
+      split; queries are of one modality, gallery images of another one. In a split named test,
+      visible images are the gallery.
 
     Args:
         root: the file, or a folder that holds manifest.parquet, manifest.jsonl or manifest.csv.
@@ -55,6 +56,9 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     if not any(splits.values()):
         raise ValueError(f"{path} has no rows")
     _check_roles(path, splits)
+    if kind == "manifest":  # the protocol of manifests asks with the modality that stands first
+        splits["test"].sort(key=lambda record: record.modality == Modality.VISIBLE)
+        splits["val"].sort(key=lambda record: record.modality == Modality.VISIBLE)
     test = (*splits["query"], *splits["gallery"], *splits["test"])
     return Dataset(
         kind, path.parent, Split(tuple(splits["train"])), Split(tuple(splits["val"])), Split(test)

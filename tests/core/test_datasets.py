@@ -296,6 +296,17 @@ def test_a_manifest_reads_the_same_in_every_format(tmp_path: Path, suffix: str) 
     ]
 
 
+def test_visible_rows_of_a_test_split_are_the_gallery(tmp_path: Path) -> None:
+    table = [
+        {"image": "a.jpg", "modality": "visible", "pid": 1, "caption": "a", "split": "test"},
+        {"image": "b.jpg", "modality": "visible", "pid": 2, "caption": "b", "split": "test"},
+    ]
+    test = manifest.read(write_manifest(tmp_path, "csv", table)).test
+    (trial,) = PROTOCOLS["manifest"](test)
+    assert [test.records[row].caption for row in trial.query] == ["a", "b"]
+    assert [test.records[row].image for row in trial.gallery] == ["a.jpg", "b.jpg"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
