@@ -23,6 +23,7 @@ from pipelines.data import Plan
 from pipelines.epochs import EpochStart, Key, make_epoch
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from reid_core.methods import METHODS
+from reid_core.neighbours import Search, nearest
 from reid_core.types import Modality
 
 
@@ -50,6 +51,7 @@ class MemoryBank:
             handed to workers.
         identities: per modality (n,) given classes, which replace the clustering; None without.
         owners: (n captions,) visible row of each caption, or None.
+        search: finds nearest neighbours, in this process or on many machines.
     """
 
     def __init__(
@@ -59,9 +61,11 @@ class MemoryBank:
         *,
         identities: Mapping[Modality, np.ndarray] | None = None,
         owners: np.ndarray | None = None,
+        search: Search = nearest,
     ) -> None:
         self._config, self._method = config, METHODS[config.method]
         self._pids, self._identities, self._owners = dict(pids), identities, owners
+        self._search = search
         self._token = 0
         self._changed = threading.Condition()
         self._key: Key | None = None
@@ -154,7 +158,9 @@ class MemoryBank:
         if self._identities is not None:
             return self._identities[modality]
         owners = self._owners if modality == Modality.VISIBLE else None
-        return self._method.cluster(self._config.settings, features, owners=owners)
+        return self._method.cluster(
+            self._config.settings, features, owners=owners, search=self._search
+        )
 
     def _make(self, key: Key, pending: _Pending) -> tuple[EpochStart, Plan]:
         start, plan = make_epoch(

@@ -35,6 +35,7 @@ from pipelines.memory_bank import MemoryBank
 from pipelines.planner import Planner
 from pipelines.prepare import Prepared, check_disk, check_weights, prepare
 from pipelines.progress import follow
+from pipelines.spread import nearest_on_all_nodes
 from pipelines.state import Progress
 from reid_core.methods import METHODS
 from reid_core.protocols import HEADLINE
@@ -141,6 +142,7 @@ def _bank(
         prepared.pids(method.INPUTS),
         identities=identities,
         owners=prepared.train_inputs.owners,
+        search=nearest_on_all_nodes,
     )
 
 

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from reid_core.jaccard import jaccard_distances
-from reid_core.neighbours import Neighbours, nearest, nearest_from_both
+from reid_core.neighbours import Neighbours, Search, nearest, nearest_from_both
 from reid_core.products import Features
 from reid_core.reciprocal import averaged, reciprocal_weights
 from reid_core.types import OUTLIER
@@ -81,7 +81,13 @@ def jaccard_graph_of_neighbours(
 
 
 def cluster(
-    features: Features, *, k1: int = 30, k2: int = 6, eps: float = 0.6, min_samples: int = 4
+    features: Features,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    eps: float = 0.6,
+    min_samples: int = 4,
+    search: Search = nearest,
 ) -> np.ndarray:
     """Pseudo labels: DBSCAN on the k-reciprocal Jaccard distance.
 
@@ -90,6 +96,7 @@ def cluster(
         k1, k2: as in `jaccard_graph`.
         eps: largest distance between neighbours, in [0, 1].
         min_samples: neighbours, itself included, that make a row a core of a cluster.
+        search: finds the k nearest rows of each row; one that uses several machines, say.
 
     Returns:
         int64 (N,), contiguous from 0; -1 = outlier.
@@ -99,7 +106,8 @@ def cluster(
 
     Reference: CCLNet, section 2.2 (k1=30, k2=6, eps=0.6, min_samples=4).
     """
-    graph = jaccard_graph(features, k1=k1, k2=k2, max_distance=eps)
+    found = search(features, k1)
+    graph = jaccard_graph_of_neighbours(found, features, k1=k1, k2=k2, max_distance=eps)
     return dbscan(graph, eps=eps, min_samples=min_samples)
 
 

@@ -10,7 +10,7 @@ the last bit (captions have many) are searched once: they would fill the candida
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numba
@@ -36,6 +36,10 @@ class Neighbours:
 
     rows: np.ndarray
     similarity: np.ndarray
+
+
+Search = Callable[[Features, int], Neighbours]
+"""(N, D) unit rows and k -> the k nearest rows of each, as `nearest`."""
 
 
 class NeighbourSearch:

@@ -16,9 +16,9 @@ A method is a module in `reid_core.methods` with these names:
 
 and, where the batches of an epoch follow from clusters (`Stage.clusters`) or given identities:
 
-    cluster(config, features, *, owners)    -> labels of one modality; owners (n captions,) int64
-                                            image row of each caption, None but for images with
-                                            captions
+    cluster(config, features, *, owners, search) -> labels of one modality; owners (n captions,)
+                                            int64 image row of each caption, None but for images
+                                            with captions; search: `neighbours.Search`
     begin_epoch(config, stage, *, features, labels, owners, epoch, seed) -> `Epoch`
 
 `identities` are per modality (n,) int64 classes from 0, or None where the method is not given any.

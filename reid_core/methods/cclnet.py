@@ -34,6 +34,7 @@ from reid_core.methods.cclnet_settings import (
 from reid_core.methods.cclnet_stages import Images, Prompting
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
+from reid_core.neighbours import Search, nearest
 from reid_core.stages import Epoch, Stage
 from reid_core.transforms import Augmentation
 from reid_core.types import OUTLIER, Modality
@@ -73,7 +74,9 @@ def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]
 # Stages 0 and 2, between epochs ------------------------------------------------------------------
 
 
-def cluster(config: Config, features: np.ndarray, *, owners: None = None) -> np.ndarray:
+def cluster(
+    config: Config, features: np.ndarray, *, owners: None = None, search: Search = nearest
+) -> np.ndarray:
     """Pseudo labels (n,) int64 of one modality's features (n, D), unit rows; -1 = outlier."""
     settings = config.clustering
     return clustering.cluster(
@@ -82,6 +85,7 @@ def cluster(config: Config, features: np.ndarray, *, owners: None = None) -> np.
         k2=settings.k2,
         eps=settings.eps,
         min_samples=settings.min_samples,
+        search=search,
     )
 
 

@@ -30,6 +30,7 @@ from reid_core.methods.cpcl_settings import INPUTS, Config, check, uses_prototyp
 from reid_core.methods.cpcl_stages import Train
 from reid_core.models.clip import Clip
 from reid_core.models.text_image import TextImageEncoder
+from reid_core.neighbours import Search, nearest
 from reid_core.stages import Epoch, Stage
 from reid_core.transforms import Augmentation
 from reid_core.types import OUTLIER, Modality
@@ -79,7 +80,11 @@ def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]
 
 
 def cluster(
-    config: Config, features: np.ndarray, *, owners: np.ndarray | None = None
+    config: Config,
+    features: np.ndarray,
+    *,
+    owners: np.ndarray | None = None,
+    search: Search = nearest,
 ) -> np.ndarray:
     """Pseudo labels of one modality.
 
@@ -89,6 +94,7 @@ def cluster(
         owners: (N,) int64 image of each caption where the features are those of images; None for
             captions. With `clustering.rows` "pairs" each image is taken once per caption, else
             once; one label per image comes out in both. An image without caption is an outlier.
+        search: of nearest rows.
 
     Returns:
         int64 (n,), contiguous from 0; -1 = outlier.
@@ -105,6 +111,7 @@ def cluster(
         k2=settings.k2,
         eps=settings.eps,
         min_samples=settings.min_samples,
+        search=search,
     )
     # equal rows may fall apart where the k1 nearest of many equal ones are cut off
     means = _prototypes(features[rows], of_rows)

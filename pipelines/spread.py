@@ -1,0 +1,57 @@
+"""The neighbour search of the clustering, spread over the nodes of a cluster.
+
+It is the one part between the epochs that grows with the square of the rows. Its blocks give the
+same neighbours wherever they run, so the number of nodes changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from reid_core.neighbours import Neighbours, NeighbourSearch, nearest
+from reid_core.products import Features
+
+_WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
+
+
+def nearest_on_all_nodes(features: Features, k: int) -> Neighbours:
+    """`reid_core.neighbours.nearest`, shared by all nodes where that pays."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 or len(features) < _WORTH_SPREADING:
+        return nearest(features, k)
+    return nearest_in_tasks(features, k, nodes)
+
+
+def nearest_in_tasks(features: Features, k: int, nodes: Sequence[str]) -> Neighbours:
+    """`nearest`, one task per entry of `nodes`.
+
+    Args:
+        features: (N, D) unit rows.
+        k: neighbours per row, the row itself included.
+        nodes: ids of the nodes that search, several times for several tasks on one.
+    """
+    search = NeighbourSearch(features, k)
+    shared = ray.put(features)
+    shares = [range(start, search.num_blocks, len(nodes)) for start in range(len(nodes))]
+    tasks = [
+        # The train workers hold the CPUs and wait; a task that asked for one would wait for them.
+        _search_blocks.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+        ).remote(shared, k, share)
+        for node, share in zip(nodes, shares, strict=True)
+        if share
+    ]
+    found = {block: part for parts in ray.get(tasks) for block, part in parts.items()}
+    return search.join([found[block] for block in range(search.num_blocks)])
+
+
+def _blocks(features: Features, k: int, blocks: Sequence[int]) -> dict[int, Neighbours]:
+    search = NeighbourSearch(features, k)
+    return {block: search.run(block) for block in blocks}
+
+
+_search_blocks: Any = ray.remote(max_retries=3)(_blocks)
