@@ -166,14 +166,14 @@ def load_encoder(
 
 def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect, or that do not go together."""
+    idle = ["lambda2", "lambda3"] if config.anchors == "none" else []
+    idle += [] if config.anchors == "fusion" else ["query", "dropout"]
+    # a resumed run gives every key: only values that were changed are worth a word
+    fields = type(config).model_fields
+    names = [f"csdn.{name}" for name in idle if getattr(config, name) != fields[name].default]
     found = []
-    given = config.model_fields_set
-    idle = {"lambda2", "lambda3", "prompts"} & given if config.anchors == "none" else set()
-    if config.anchors != "fusion":
-        idle |= {"query", "dropout", "fusion"} & given
-    if idle:
-        names = ", ".join(f"csdn.{name}" for name in sorted(idle))
-        found.append(f"{names} have no effect with csdn.anchors={config.anchors}")
+    if names:
+        found.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
     if config.profile == "reference" and config.stem_relu == "all":
         found.append("csdn.stem_relu=all: the released weights were trained with the last alone")
     return found

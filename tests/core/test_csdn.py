@@ -93,6 +93,8 @@ def test_settings_without_effect_are_named() -> None:
     assert "csdn.lambda2" in warning
     assert "anchors=none" in warning
     assert "dropout" in csdn.check(Config(anchors="own", dropout=0.2))[0]
+    resumed = Config(**Config(anchors="none").model_dump())
+    assert csdn.check(resumed) == []
     assert "released" in csdn.check(Config(profile="reference", stem_relu="all"))[0]
 
 
