@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.logging import RichHandler
 
+from pipelines.cli_data import data_app, ray_address, write_text
 from pipelines.errors import UserError
 from pipelines.progress import console
 
@@ -21,7 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -82,16 +81,19 @@ def evaluate(
     result = evaluate_checkpoint(checkpoint, kind=kind, root=root, split=split)
     console.print(score_table(result))
     if json_file is not None:
-        _write(json_file, json.dumps(result.table, indent=1) + "\n")
+        write_text(json_file, json.dumps(result.table, indent=1) + "\n")
         console.print(f"scores: {json_file}")
 
 
 @app.command()
-def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
-    """Write the report of a run again, from its files."""
-    from pipelines.report import page
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, or the folder of a sweep.")],
+) -> None:
+    """Write the report of a run or a sweep again, from its files."""
+    from pipelines.report import page, sweep_page
 
-    console.print(f"report: {page.write(run_dir)}")
+    write = sweep_page.write if sweep_page.is_sweep(run_dir) else page.write
+    console.print(f"report: {write(run_dir)}")
 
 
 @app.command()
@@ -146,7 +148,7 @@ def embed(
         dtype=dtype,
         batch_size=batch_size,
         max_unreadable=max_unreadable,
-        ray_address=_ray_address(),
+        ray_address=ray_address(),
     )
     for message in done.unreadable[:10]:
         console.print(f"left out: {message}", style="yellow", markup=False)
@@ -271,78 +273,14 @@ def doctor(
     """Check whether a run will work here and on the cluster; exit code 1 if it will not."""
     from pipelines import doctor as clinic
 
-    inside_job = "auto" if "RAY_ADDRESS" in os.environ else None
     findings = []
-    for finding in clinic.examine(out, address or inside_job):
+    for finding in clinic.examine(out, address or ray_address()):
         findings.append(finding)
         console.print(clinic.table([finding]))
     if json_file is not None:
-        _write(json_file, clinic.to_json(findings))
+        write_text(json_file, clinic.to_json(findings))
     if clinic.failed(findings):
         raise typer.Exit(1)
-
-
-@data_app.command()
-def synth(
-    root: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    identities: Annotated[int, typer.Option(help="People, split 70/10/20.")] = 430,
-    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
-    layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
-    difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
-    height: Annotated[int, typer.Option(help="Of a picture in pixels; half as wide.")] = 64,
-) -> None:
-    """Draw people as a data set in a real layout."""
-    from reid_core.datasets import synthetic
-
-    synthetic.write(
-        root,
-        num_identities=identities,
-        seed=seed,
-        layout=layout,
-        difficulty=difficulty,
-        height=height,
-        workers=os.cpu_count() or 1,
-    )
-    console.print(f"{identities} people: {root}")
-
-
-@data_app.command()
-def check(
-    kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
-    root: Annotated[Path, typer.Argument(help="Its folder.")],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write everything to this file.")
-    ] = None,
-) -> None:
-    """Compare a data set with its published numbers and read every image; exit code 1 if off."""
-    from pipelines import datacheck
-
-    result = datacheck.check(kind, root)
-    console.print(datacheck.render(result))
-    if json_file is not None:
-        _write(json_file, json.dumps(result.to_json(), indent=1) + "\n")
-    if not result.ok:
-        raise typer.Exit(1)
-
-
-@data_app.command()
-def convert(
-    kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
-    root: Annotated[Path, typer.Argument(help="Its folder.")],
-    out: Annotated[str, typer.Argument(help="Folder or URI (s3://...) to write to.")],
-    size: Annotated[
-        str | None, typer.Option(help="HxW: resize once, kept as bitmaps. Default: same bytes.")
-    ] = None,
-    trial: Annotated[int, typer.Option(help="Which of RegDB's ten divisions.")] = 1,
-) -> None:
-    """Pack a data set into Parquet shards; the same command again continues."""
-    from pipelines import convert as conversion
-
-    found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=_ray_address())
-    console.print(
-        f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
-        f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"
-    )
 
 
 @checkpoint_app.command(name="hash")
@@ -356,12 +294,7 @@ def hash_checkpoint(
 
 
 def _environment() -> list[str]:
-    """Inside a Ray job the cluster is the one that the job runs on."""
-    return [f"ray.address={address}"] if (address := _ray_address()) else []
-
-
-def _ray_address() -> str | None:
-    return "auto" if "RAY_ADDRESS" in os.environ else None
+    return [f"ray.address={address}"] if (address := ray_address()) else []
 
 
 def _show(summary: dict, out: Path) -> None:
@@ -369,13 +302,6 @@ def _show(summary: dict, out: Path) -> None:
 
     console.print(summary_table(summary))
     console.print(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def main() -> None:

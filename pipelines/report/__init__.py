@@ -9,6 +9,7 @@ ranklists.py  queries with their best answers as pictures
 heatmaps.py   where the trained encoder looks
 learned_words.py   what learned prompts are nearest to in CLIP's vocabulary
 contact.py    the contact sheet of a search
+sweep_page.py   the page of a sweep
 panels.py     which charts a run has, with the sentence above each
 page.py       puts everything into template.html (style.css) and writes report.html
 """

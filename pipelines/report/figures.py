@@ -98,6 +98,32 @@ class Curve:
     dash: str
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a chart, with a dot for each of the values that it is the mean of."""
+
+    label: str
+    mean: float
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Scores against one setting.
+
+    Attributes:
+        label: of the axis.
+        xs: numbers, or words where the setting is none.
+        ys: scores.
+        logarithmic: whether the numbers spread over powers of ten.
+    """
+
+    label: str
+    xs: Sequence[float] | Sequence[str]
+    ys: Sequence[float]
+    logarithmic: bool
+
+
 def epochs_chart(
     stages: Sequence[tuple[str, int]],
     series: Sequence[Series],
@@ -184,6 +210,55 @@ def cmc_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
         axes.set(ylim=(0, 102), xlabel="k, answers looked at")
         axes.set_xticks([1, 5, 10, 15, 20])
         _legend(axes)
+        return _svg(figure, alt)
+
+
+def bar_chart(bars: Sequence[Bar], *, alt: str, line: float | None = None) -> Markup:
+    """Means as bars, what they are means of as dots.
+
+    Args:
+        bars: from left to right.
+        alt: what a screen reader says.
+        line: height of a dotted line, None for none.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel()
+        places = np.arange(len(bars))
+        axes.bar(places, [bar.mean for bar in bars], width=0.55, color=SPARE[0] + "55")
+        for place, bar in zip(places, bars, strict=True):
+            axes.plot([place] * len(bar.values), bar.values, "o", color=INK)
+        if line is not None:
+            axes.axhline(line, color=MUTED, linewidth=1.0, linestyle=":")
+        axes.set_xticks(places, [bar.label for bar in bars])
+        axes.set_xlim(-0.6, max(len(bars), 3) - 0.4)
+        return _svg(figure, alt)
+
+
+def scatter_chart(points: Scatter, *, alt: str, best: int) -> Markup:
+    """Scores against one setting, the best trial marked.
+
+    Args:
+        points: what is shown.
+        alt: what a screen reader says.
+        best: index of the marked point.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _panel()
+        axes.plot(points.xs, points.ys, "o", color=SPARE[0] + "99", markeredgewidth=0)
+        axes.plot([points.xs[best]], [points.ys[best]], "o", color=WRONG, fillstyle="none",
+                  markersize=10)  # fmt: skip
+        if points.logarithmic:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+            axes.xaxis.set_minor_formatter(lambda x, _: "")
+        axes.set_xlabel(points.label)
+        axes.margins(x=0.1)
         return _svg(figure, alt)
 
 

@@ -1,0 +1,258 @@
+"""Runs side by side: mean and standard deviation over seeds, and what was set differently.
+
+Runs whose configurations agree in all but the seed and the places of files are one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.config import differences
+from pipelines.errors import UserError
+from pipelines.report import figures, words
+from pipelines.report.figures import Bar
+from pipelines.report.panels import Panel
+from pipelines.report.run import Run
+from pipelines.report.run import read as read_run
+from pipelines.report.scores import signed
+
+# What may differ between runs of one group: seeds, places, and how the work was shared.
+_NOT_COMPARED = ("seed", "ray", "trainer")
+_SHOWN_ROWS = ("start", "final")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over the seeds of a group, in percent.
+
+    Attributes:
+        mean: over the runs.
+        std: sample standard deviation, None for one run.
+        values: of each run.
+    """
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.std is None else f" ± {self.std:.1f}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: what it differs in from the first group; of the first, its method.
+        runs: in the order given.
+        rows: row of the summary -> score -> spread over the runs that have it.
+        settings: dotted key -> value, for keys in which groups differ.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    rows: Mapping[str, Mapping[str, Spread]]
+    settings: Mapping[str, str]
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        """Of the runs."""
+        return tuple(str(run.summary.get("seed", "?")) for run in self.runs)
+
+
+def read(directories: Sequence[Path]) -> list[Group]:
+    """Group finished runs.
+
+    Args:
+        directories: run directories; the first one's group is what others are compared with.
+
+    Raises:
+        UserError: fewer than two, one given twice, not a finished run, or runs of different
+            protocols.
+    """
+    resolved = [directory.resolve() for directory in directories]
+    if len(resolved) < 2:
+        raise UserError("give two run directories or more")
+    if len(set(resolved)) < len(resolved):
+        raise UserError("a run directory was given twice: it would count as two seeds")
+    runs = []
+    for directory in directories:
+        try:
+            run = read_run(directory)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if "final" not in (run.summary.get("rows") or {}):
+            raise UserError(f"{directory} has no final scores: has this run finished?")
+        runs.append(run)
+    protocols = {str(run.summary.get("protocol", "")): run.directory for run in runs}
+    if len(protocols) > 1:
+        listed = "\n  ".join(f"{folder}: {name}" for name, folder in protocols.items())
+        raise UserError(f"these runs were measured by different protocols:\n  {listed}")
+    return _grouped(runs)
+
+
+def table(groups: Sequence[Group]) -> Table:
+    """Final scores of each group and the differences to the first, for a terminal."""
+    shown = Table(
+        title="Scores in %, mean ± standard deviation over seeds (difference to the first)"
+    )
+    shown.add_column("")
+    shown.add_column("seeds")
+    for name in words.SCORES.values():
+        shown.add_column(name, justify="right", no_wrap=True)
+    first = groups[0].rows
+    for row in _SHOWN_ROWS:
+        for group in groups:
+            found = group.rows.get(row)
+            if found is None:
+                continue
+            cells = [_cell(found.get(key), first.get(row, {}).get(key)) for key in words.SCORES]
+            title = f"{words.ROWS[row][0]}: {group.name}"
+            shown.add_row(escape(title), ", ".join(group.seeds), *cells)
+    return shown
+
+
+def write(groups: Sequence[Group], path: Path) -> Path:
+    """Write the comparison as one HTML file that needs nothing else.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    templates = Environment(
+        loader=FileSystemLoader(Path(figures.__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    first = groups[0].rows
+    stages = dict.fromkeys(row for group in groups for row in group.rows)
+    rows = list(dict.fromkeys([*reversed(_SHOWN_ROWS), *stages]))
+    rows = [row for row in rows if row in stages and not _repeats_final(groups, row)]
+    page = templates.get_template("compare.html").render(
+        groups=groups,
+        rows=[(row, *_title(row)) for row in rows],
+        score_names=words.SCORES,
+        cell=lambda group, row, key: _cell(
+            group.rows.get(row, {}).get(key), first.get(row, {}).get(key)
+        ),
+        keys=sorted({key for group in groups for key in group.settings}),
+        panels=_panels(groups),
+        protocol=str(groups[0].runs[0].summary.get("protocol", "")),
+        protocol_in_words=words.protocol_in_words(
+            str(groups[0].runs[0].summary.get("protocol", ""))
+        ),
+    )
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
+
+
+def _grouped(runs: Sequence[Run]) -> list[Group]:
+    members: dict[str, list[Run]] = {}
+    trees: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        tree = _compared(run)
+        key = repr(sorted(_flat(tree).items()))
+        members.setdefault(key, []).append(run)
+        trees.setdefault(key, tree)
+    base = next(iter(trees.values()))
+    differing = {
+        line.partition(": ")[0] for tree in trees.values() for line in differences(base, tree)
+    }
+    groups = []
+    for key, found in members.items():
+        flat = _flat(trees[key])
+        settings = {name: str(flat[name]) for name in sorted(differing) if name in flat}
+        changed = [line.replace(": ", " ", 1) for line in differences(base, trees[key])]
+        name = "; ".join(changed) or words.method(found[0].method).name or "first"
+        groups.append(Group(name, tuple(found), _spreads(found), settings))
+    return groups
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    """The configuration without what may differ between the runs of a group."""
+    kept = {key: value for key, value in run.config.items() if key not in _NOT_COMPARED}
+    if isinstance(kept.get("data"), Mapping):
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
+    method = run.method
+    # Settings of methods that did not run say nothing.
+    return {key: value for key, value in kept.items() if key not in words.METHODS or key == method}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _spreads(runs: Sequence[Run]) -> dict[str, dict[str, Spread]]:
+    rows = dict.fromkeys(row for run in runs for row in run.summary["rows"])
+    found: dict[str, dict[str, Spread]] = {}
+    for row in rows:
+        found[row] = {}
+        for score in words.SCORES:
+            values = tuple(
+                float(run.summary["rows"][row][score])
+                for run in runs
+                if run.summary["rows"].get(row, {}).get(score) is not None
+            )
+            if values:
+                std = stdev(values) if len(values) > 1 else None
+                found[row][score] = Spread(fmean(values), std, values)
+    return found
+
+
+def _cell(spread: Spread | None, first: Spread | None) -> str:
+    if spread is None:
+        return "not measured"
+    if first is None or first is spread:
+        return str(spread)
+    return f"{spread} ({signed(spread.mean - first.mean)})"
+
+
+def _repeats_final(groups: Sequence[Group], row: str) -> bool:
+    """Whether a stage is the last one of every group: it scored what the full method scored."""
+    return row != "final" and all(group.rows.get(row) == group.rows["final"] for group in groups)
+
+
+def _title(row: str) -> tuple[str, str]:
+    if row in words.ROWS:
+        return words.ROWS[row]
+    stage = words.stage(row)
+    return f"After {stage.label.lower()}", stage.name
+
+
+def _panels(groups: Sequence[Group]) -> list[Panel]:
+    """A chart per headline score: a bar per group, a dot per seed."""
+    panels = []
+    for key in ("rank1", "mAP"):
+        bars = [
+            Bar(str(number), group.rows["final"][key].mean, group.rows["final"][key].values)
+            for number, group in enumerate(groups, start=1)
+            if key in group.rows.get("final", {})
+        ]
+        start = groups[0].rows.get("start", {}).get(key)
+        text = "Bars are means over seeds, dots the seeds. The numbers are those of the table."
+        if start is not None:
+            text += " The dotted line is the start of the first group."
+        chart = figures.bar_chart(
+            bars, alt=f"{words.SCORES[key]} by group", line=None if start is None else start.mean
+        )
+        panels.append(Panel(f"{words.SCORES[key]} after the last epoch, %", text, chart))
+    return panels

@@ -1,0 +1,134 @@
+"""The page of a sweep: the best trials, and how much each setting matters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipelines import trials as ledger
+from pipelines.report import figures, words
+from pipelines.report.figures import Scatter
+from pipelines.report.page import duration
+from pipelines.report.panels import Panel
+from pipelines.trials import Trial
+
+FILE_NAME = "report.html"
+_MAX_GROUPS = 6  # distinct values up to which each is a group of its own
+_LOGARITHMIC_FROM = 20  # largest over smallest value of a setting
+
+
+def is_sweep(directory: Path) -> bool:
+    """Whether a directory holds a sweep rather than a run."""
+    return (directory / ledger.TRIALS).is_file()
+
+
+def write(sweep_dir: Path) -> Path:
+    """Write the report of a sweep beside its trials.
+
+    Args:
+        sweep_dir: folder with trials.jsonl.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        ValueError: no trial has finished, or trials.jsonl is damaged.
+    """
+    try:
+        found = ledger.read(sweep_dir)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{sweep_dir / ledger.TRIALS} is damaged: {error}") from error
+    objective = _objective(sweep_dir)
+    ranked = ledger.ranked(found, objective)
+    if not ranked or ranked[0].status != "finished":
+        raise ValueError(f"no trial of {sweep_dir} has finished: there is nothing to report yet")
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"duration": duration, "shortened": shortened}
+    page = templates.get_template("sweep.html").render(
+        name=sweep_dir.resolve().name,
+        objective=words.SCORES[objective],
+        key=objective,
+        score_names=words.SCORES,
+        trials=ranked,
+        settings=list(ranked[0].config),
+        num_failed=sum(trial.status == "failed" for trial in found),
+        num_stopped=sum(trial.status == "stopped" for trial in found),
+        seconds=sum(trial.seconds for trial in found),
+        panels=sensitivity(found, objective),
+    )
+    target = sweep_dir / FILE_NAME
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def sensitivity(found: Sequence[Trial], objective: str) -> list[Panel]:
+    """A chart per setting of which several values were tried, the one that matters most first.
+
+    Args:
+        found: trials of one sweep.
+        objective: score that trials are judged by.
+    """
+    finished = [trial for trial in found if trial.status == "finished"]
+    scores = np.array([trial.scores[objective] for trial in finished])
+    panels = {}
+    for key in finished[0].config if finished else ():
+        values = [trial.config[key] for trial in finished]
+        groups = _groups(values)
+        means = [scores[groups == one].mean() for one in np.unique(groups)]
+        if len(means) < 2:
+            continue
+        span, best = max(means) - min(means), int(scores.argmax())
+        chart = figures.scatter_chart(
+            _points(key, values, scores), alt=f"Score by {key}", best=best
+        )
+        parts = "quarters of its range" if len(set(map(str, values))) > _MAX_GROUPS else "values"
+        text = (
+            f"Each dot is a trial, the ring is the best one ({shortened(values[best])}). The means "
+            f"of the {parts} of this setting lie up to {span:.1f} points apart."
+        )
+        panels[key] = span, Panel(key, text, chart)
+    return [panel for _, panel in sorted(panels.values(), key=lambda item: -item[0])]
+
+
+def shortened(value: Any) -> str:
+    """A value as one reads it: four digits of a number."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _groups(values: Sequence[Any]) -> np.ndarray:
+    """(n,) group of each trial: its value, or its quarter where numbers differ everywhere."""
+    _, groups = np.unique([str(value) for value in values], return_inverse=True)
+    if groups.max() < _MAX_GROUPS or not _are_numbers(values):
+        return groups
+    return np.digitize(values, np.quantile(values, (0.25, 0.5, 0.75)))
+
+
+def _points(key: str, values: Sequence[Any], scores: np.ndarray) -> Scatter:
+    if not _are_numbers(values):
+        return Scatter(key, [str(value) for value in values], scores.tolist(), False)
+    spread = min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC_FROM
+    return Scatter(key, [float(value) for value in values], scores.tolist(), spread)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _objective(sweep_dir: Path) -> str:
+    """The score that the search names, mAP where it names none."""
+    try:
+        content = yaml.safe_load((sweep_dir / ledger.SEARCH).read_text(encoding="utf-8"))
+        return content["objective"] if content["objective"] in words.SCORES else "mAP"
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return "mAP"
