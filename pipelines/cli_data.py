@@ -1,0 +1,95 @@
+"""Commands that make, check and convert data sets: `crossreid data ...`; see `pipelines.cli`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.errors import UserError
+from pipelines.progress import console
+
+data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
+
+
+def ray_address() -> str | None:
+    """Inside a Ray job the cluster is the one that the job runs on."""
+    return "auto" if "RAY_ADDRESS" in os.environ else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a result.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+@data_app.command()
+def synth(
+    root: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    identities: Annotated[int, typer.Option(help="People, split 70/10/20.")] = 430,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
+    layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
+    difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
+    height: Annotated[int, typer.Option(help="Of a picture in pixels; half as wide.")] = 64,
+) -> None:
+    """Draw people as a data set in a real layout."""
+    from reid_core.datasets import synthetic
+
+    synthetic.write(
+        root,
+        num_identities=identities,
+        seed=seed,
+        layout=layout,
+        difficulty=difficulty,
+        height=height,
+        workers=os.cpu_count() or 1,
+    )
+    console.print(f"{identities} people: {root}")
+
+
+@data_app.command()
+def check(
+    kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
+    root: Annotated[Path, typer.Argument(help="Its folder.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write everything to this file.")
+    ] = None,
+) -> None:
+    """Compare a data set with its published numbers and read every image; exit code 1 if off."""
+    from pipelines import datacheck
+
+    result = datacheck.check(kind, root)
+    console.print(datacheck.render(result))
+    if json_file is not None:
+        write_text(json_file, json.dumps(result.to_json(), indent=1) + "\n")
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
+    root: Annotated[Path, typer.Argument(help="Its folder.")],
+    out: Annotated[str, typer.Argument(help="Folder or URI (s3://...) to write to.")],
+    size: Annotated[
+        str | None, typer.Option(help="HxW: resize once, kept as bitmaps. Default: same bytes.")
+    ] = None,
+    trial: Annotated[int, typer.Option(help="Which of RegDB's ten divisions.")] = 1,
+) -> None:
+    """Pack a data set into Parquet shards; the same command again continues."""
+    from pipelines import convert as conversion
+
+    found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=ray_address())
+    console.print(
+        f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
+        f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"
+    )
