@@ -1,0 +1,34 @@
+"""The numbers of every epoch as TensorBoard scalars, beside the JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+def write(run_dir: Path, line: Mapping[str, Any]) -> None:
+    """Add one epoch: every number of a log line as "<stage>/<name>" over the stage's epochs."""
+    writer = _writer(run_dir)
+    for name, value in _numbers("", line):
+        if name != "epoch":
+            writer.add_scalar(f"{line['stage']}/{name}", value, line["epoch"])
+    writer.flush()
+
+
+@cache
+def _writer(run_dir: Path) -> SummaryWriter:
+    return SummaryWriter(str(run_dir / FOLDER))
+
+
+def _numbers(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(f"{prefix}{key}/", value)
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{key}", value
