@@ -112,7 +112,8 @@ def tune(
     study = sweep.load(search, [*_environment(), *(overrides or [])])
     found, best = search_for_best(study, out, sys.argv, resume=resume)
     console.print(trials.table(found, study.search.objective))
-    console.print(f"best: {best.name}, recipe: {out / trials.BEST}")
+    console.print(f"best:   {best.name}, recipe {out / trials.BEST}")
+    console.print(f"report: {out / 'report.html'}")
 
 
 @app.command()

@@ -256,7 +256,7 @@ def _check_space(study: Study) -> None:
     for key, domain in search.space.items():
         for value in domain.examples():
             trial_config(study, {key: value}, search.seeds[0])
-    if search.asha and not _evaluates(base.model_dump()[base.method]):
+    if search.asha and not _evaluates(base.settings.model_dump()):
         raise UserError(
             "asha has nothing to compare: no stage of the recipe is measured while it trains; "
             "set an evaluate_every above 0 in `overrides`"

@@ -25,6 +25,7 @@ from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.progress import console
+from pipelines.report import sweep_page
 from pipelines.sweep import Domain, Study, Values
 from pipelines.trials import Ledger, Trial
 
@@ -80,6 +81,7 @@ def search_for_best(
             )
             _run(Runs(study, ledger.root, tuple(command)), ledger, count)
     best = trials.write_best(ledger.root, study)
+    sweep_page.write(ledger.root)
     return trials.read(ledger.root), best
 
 

@@ -116,12 +116,14 @@ class Scatter:
         xs: numbers, or words where the setting is none.
         ys: scores.
         logarithmic: whether the numbers spread over powers of ten.
+        line: (x, y) points that are joined, none for dots alone.
     """
 
     label: str
     xs: Sequence[float] | Sequence[str]
     ys: Sequence[float]
     logarithmic: bool
+    line: Sequence[tuple[Any, float]] = ()
 
 
 def epochs_chart(
@@ -251,6 +253,7 @@ def scatter_chart(points: Scatter, *, alt: str, best: int) -> Markup:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _panel()
         axes.plot(points.xs, points.ys, "o", color=SPARE[0] + "99", markeredgewidth=0)
+        axes.plot(*zip(*points.line, strict=True) if points.line else ((), ()), color=SPARE[0])
         axes.plot([points.xs[best]], [points.ys[best]], "o", color=WRONG, fillstyle="none",
                   markersize=10)  # fmt: skip
         if points.logarithmic:

@@ -80,6 +80,7 @@ def sensitivity(found: Sequence[Trial], objective: str) -> list[Panel]:
         objective: score that trials are judged by.
     """
     finished = [trial for trial in found if trial.status == "finished"]
+    curves = ledger.sensitivity(found, objective)
     scores = np.array([trial.scores[objective] for trial in finished])
     panels = {}
     for key in finished[0].config if finished else ():
@@ -89,14 +90,18 @@ def sensitivity(found: Sequence[Trial], objective: str) -> list[Panel]:
         if len(means) < 2:
             continue
         span, best = max(means) - min(means), int(scores.argmax())
-        chart = figures.scatter_chart(
-            _points(key, values, scores), alt=f"Score by {key}", best=best
-        )
-        parts = "quarters of its range" if len(set(map(str, values))) > _MAX_GROUPS else "values"
+        few = len(set(map(str, values))) <= _MAX_GROUPS
+        points = _points(key, values, scores, curves[key] if few else ())
+        chart = figures.scatter_chart(points, alt=f"Score by {key}", best=best)
         text = (
             f"Each dot is a trial, the ring is the best one ({shortened(values[best])}). The means "
-            f"of the {parts} of this setting lie up to {span:.1f} points apart."
+            f"of the {'values' if few else 'quarters of its range'} of this setting lie up to "
+            f"{span:.1f} points apart."
         )
+        if few:
+            text += (
+                " The line joins the best trial of each value: the other settings at their best."
+            )
         panels[key] = span, Panel(key, text, chart)
     return [panel for _, panel in sorted(panels.values(), key=lambda item: -item[0])]
 
@@ -114,11 +119,14 @@ def _groups(values: Sequence[Any]) -> np.ndarray:
     return np.digitize(values, np.quantile(values, (0.25, 0.5, 0.75)))
 
 
-def _points(key: str, values: Sequence[Any], scores: np.ndarray) -> Scatter:
+def _points(
+    key: str, values: Sequence[Any], scores: np.ndarray, line: Sequence[tuple[Any, float]]
+) -> Scatter:
     if not _are_numbers(values):
-        return Scatter(key, [str(value) for value in values], scores.tolist(), False)
+        line = [(str(value), score) for value, score in line]
+        return Scatter(key, [str(value) for value in values], scores.tolist(), False, line)
     spread = min(values) > 0 and max(values) / min(values) >= _LOGARITHMIC_FROM
-    return Scatter(key, [float(value) for value in values], scores.tolist(), spread)
+    return Scatter(key, [float(value) for value in values], scores.tolist(), spread, line)
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

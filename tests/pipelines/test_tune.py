@@ -343,6 +343,7 @@ def test_sweep_on_ray(
     run_dir = root / trials.FOLDER / best.name / "seed-0"
     assert json.loads((run_dir / "summary.json").read_text())["rows"]["final"] == best.scores
     assert (run_dir / "report.html").is_file()
+    assert (root / "report.html").is_file()
     configuration.load(root / trials.BEST)
     again, _ = search_for_best(study, root, ["crossreid", "tune"], resume=True)
     assert sorted((trial.name, trial.status) for trial in again) == sorted(
