@@ -7,9 +7,10 @@ differentiable collective, so one step does not depend on the number of workers.
 from __future__ import annotations
 
 import torch
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from pipelines import collectives
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -35,7 +36,7 @@ class GlobalBatchNorm(_BatchNorm):
         packed = torch.cat(
             [centred.sum(dims), centred.square().sum(dims), x.new_tensor([float(local_count)])]
         )
-        packed = dist_functional.all_reduce(packed)
+        packed = collectives.sum_with_gradient(packed)
         channels, count = x.shape[1], packed[-1].detach()
         mean = packed[:channels] / count
         variance = (packed[channels:-1] / count - mean.square()).clamp_min(0)

@@ -1,13 +1,14 @@
 """One checkpoint: everything that a run needs to go on, in one file, and facts beside it.
 
-`state.pt` holds tensors and plain values only and is what `content_hash` covers; times and paths
-go into `info.json`.
+`state.pt` holds tensors and plain values only; times and paths go into `info.json`, which also
+says how large a whole `state.pt` is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,32 @@ FORMAT = 1
 
 
 def save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
-    """Write both files; each appears whole or not at all."""
+    """Write both files; what was there before stays until the new state is whole.
+
+    Raises:
+        OSError: the disk is full, or another reason why the folder cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{STATE}.partial"
-    torch.save({"format": FORMAT, **state}, partial)
-    partial.replace(folder / STATE)
-    (folder / INFO).write_text(json.dumps(info, indent=1))
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        num_bytes = partial.stat().st_size
+        partial.replace(folder / STATE)
+    finally:
+        partial.unlink(missing_ok=True)
+    (folder / INFO).write_text(json.dumps({**info, "bytes": num_bytes}, indent=1))
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether both files arrived complete: a copy may have been interrupted."""
+    try:
+        expected = json.loads((folder / INFO).read_text())["bytes"]
+        return (folder / STATE).stat().st_size == expected
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -50,7 +71,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest one of a run directory.
+    """The checkpoint folder that a path means: itself, or the newest whole one of a run.
 
     Raises:
         UserError: nothing there.
@@ -58,7 +79,7 @@ def find(path: Path) -> Path:
     if (path / STATE).is_file():
         return path
     found = sorted(
-        (entry.parent for entry in path.glob(f"*/{STATE}")),
+        (entry.parent for entry in path.glob(f"*/{STATE}") if is_whole(entry.parent)),
         key=lambda folder: (folder / STATE).stat().st_mtime,
     )
     if not found:
@@ -67,9 +88,14 @@ def find(path: Path) -> Path:
 
 
 def content_hash(state: Any) -> str:
-    """SHA-256 over sorted (key, dtype, shape, bytes): equal for equal content."""
+    """SHA-256 over sorted (key, dtype, shape, bytes): equal for equal content.
+
+    The configuration of a run is left out: it tells where data lie and how many workers train.
+    """
     digest = hashlib.sha256()
     for key, value in _leaves("", state):
+        if key.startswith("/config/"):
+            continue
         digest.update(f"{key}\0".encode())
         if isinstance(value, Tensor):
             array = value.detach().cpu().contiguous()

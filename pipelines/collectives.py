@@ -6,6 +6,10 @@ Rows are gathered in (rank, position) order, the order of the global batch.
 from __future__ import annotations
 
 import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,18 +17,65 @@ import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 
 
+class Group(Protocol):
+    """Workers that are threads, not processes: see `pipelines.strict`.
+
+    Attributes:
+        size: number of workers.
+        rank: this one's number.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    def gather(self, x: Tensor) -> Tensor:
+        """`gather_rows_with_gradient`."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """`sum_with_gradient`."""
+
+    def broadcast_int(self, value: int) -> int:
+        """`broadcast_int`."""
+
+
+_thread = threading.local()
+
+
+def _group() -> Group | None:
+    return getattr(_thread, "group", None)
+
+
+@contextmanager
+def joined(group: Group) -> Iterator[None]:
+    """This thread is a worker of `group` until the block ends."""
+    _thread.group = group
+    try:
+        yield
+    finally:
+        del _thread.group
+
+
 def world_size() -> int:
     """Number of workers; 1 without a process group."""
+    if (group := _group()) is not None:
+        return group.size
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This worker's number; 0 without a process group."""
+    if (group := _group()) is not None:
+        return group.rank
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def gather_rows(x: Tensor) -> Tensor:
     """(B, ...) of every worker -> (world B, ...), without gradient. Equal B everywhere."""
+    if (group := _group()) is not None:
+        return group.gather(x.detach())
     if world_size() == 1:
         return x.detach()
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -34,6 +85,8 @@ def gather_rows(x: Tensor) -> Tensor:
 
 def gather_rows_with_gradient(x: Tensor) -> Tensor:
     """Like `gather_rows`; the gradient of every worker's loss flows back to the owner."""
+    if (group := _group()) is not None:
+        return group.gather(x)
     if world_size() == 1:
         return x
     return torch.cat(dist_functional.all_gather(x.contiguous()))
@@ -46,11 +99,20 @@ def gather(x: Tensor) -> Tensor:
 
 def sum_over_workers(x: Tensor) -> Tensor:
     """Element-wise sum, without gradient."""
+    if (group := _group()) is not None:
+        return group.sum(x.detach())
     if world_size() == 1:
         return x
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """Element-wise sum; the gradient of every worker's loss flows back to all of them."""
+    if (group := _group()) is not None:
+        return group.sum(x)
+    return dist_functional.all_reduce(x)
 
 
 def gather_shares(x: Tensor, num_rows: int) -> Tensor:
@@ -67,6 +129,8 @@ def gather_shares(x: Tensor, num_rows: int) -> Tensor:
 
 def broadcast_int(value: int) -> int:
     """Rank 0's value, on every worker."""
+    if (group := _group()) is not None:
+        return group.broadcast_int(value)
     if world_size() == 1:
         return value
     box = [value]

@@ -109,6 +109,10 @@ class TrainerConfig(_Section):
         barrier_timeout_s: longest wait for the other workers' features, in seconds.
         keep_checkpoints: newest checkpoints kept on disk.
         max_failures: restarts of the worker group before the run gives up.
+        strict: bit-identical results for any number of workers that divides `shards`, on one kind
+            of machine; slower.
+        shards: parts of a global batch in strict training. Part of what decides the result, so
+            a run that goes on must keep it.
     """
 
     num_workers: int = Field(1, ge=1)
@@ -119,6 +123,8 @@ class TrainerConfig(_Section):
     barrier_timeout_s: float = Field(1800, gt=0)
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(2, ge=0)
+    strict: bool = False
+    shards: int = Field(4, ge=1)
 
 
 class EvaluationConfig(_Section):
@@ -168,7 +174,11 @@ class RunConfig(_Section):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
-        return {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
+        found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
+        found["trainer"] = {"strict": self.trainer.strict}
+        if self.trainer.strict:
+            found["trainer"]["shards"] = self.trainer.shards
+        return found
 
     def used(self) -> dict[str, Any]:
         """Plain values of every section but those of other methods."""

@@ -7,6 +7,8 @@ iterator of batches, in a single process. It knows no method and holds no formul
 
 from __future__ import annotations
 
+import copy
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +33,9 @@ from reid_core.models import clip
 from reid_core.stages import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality, Split
 
+# First values are drawn from torch's global random state, which belongs to the whole process.
+_first_values = threading.Lock()
+
 
 class Bank(Protocol):
     """What the loop asks between epochs: a `MemoryBank`, a `Planner`, or a proxy of either."""
@@ -42,6 +47,19 @@ class Bank(Protocol):
     ) -> None: ...
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart: ...
+
+
+Distribute = Callable[[nn.Module, torch.optim.Optimizer], nn.Module]
+"""Makes a module take the same step on all workers; returns what is called in its place."""
+
+
+def data_parallel(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
+    """DDP: one process per worker, gradients averaged while they are computed."""
+    if collectives.world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,19 @@ class Job:
     identities: dict[Modality, np.ndarray] | None = None
 
 
+def train(
+    job: Job,
+    bank: Bank,
+    batches: Callable[[EpochStart], Iterator[dict[Modality, Batch]]],
+    report: Callable[[dict[str, Any], dict[str, Any] | None], None],
+    *,
+    device: torch.device,
+    state: Mapping[str, Any] | None = None,
+) -> Progress:
+    """Run one worker through all stages; arguments as `TrainingLoop` takes them."""
+    return TrainingLoop(job, bank, batches, report, device=device, state=state).run()
+
+
 class TrainingLoop:
     """One worker's run through all stages.
 
@@ -76,6 +107,7 @@ class TrainingLoop:
         report: called after each epoch with its log line and, on rank 0, the state to keep; a
             barrier when there are several workers.
         state: what `report` was given last, to go on from there.
+        distribute: how workers take one step.
     """
 
     def __init__(
@@ -87,20 +119,22 @@ class TrainingLoop:
         *,
         device: torch.device,
         state: Mapping[str, Any] | None = None,
+        distribute: Distribute = data_parallel,
     ) -> None:
+        self.distribute = distribute
         self.job, self.bank, self.batches, self.report = job, bank, batches, report
         self.config, self.device, self.state = job.config, device, state
         self.method, self.settings = METHODS[job.config.method], job.config.settings
         self.rank, self.world = collectives.rank(), collectives.world_size()
         model = self.config.model
-        self.clip = clip.load(model.name, model.pretrained)
+        with _first_values:
+            self.clip = clip.load(model.name, model.pretrained)
         self.size = {"height": model.height, "width": model.width}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
         self.checkpoint_s = 0.0  # seconds of the last one; logged with the epoch after it
 
     def run(self) -> Progress:
         """Train all stages that are not done yet."""
-        torch.manual_seed(self.config.seed)
         self.token = collectives.broadcast_int(self.bank.open() if self.rank == 0 else 0)
         names = self.method.stages(self.settings)
         if self.rank == 0:
@@ -118,7 +152,7 @@ class TrainingLoop:
         stage = self._open(name)
         optimiser = stage.optimiser()
         first = self._resume(name, stage, optimiser)
-        model = self._distributed(stage.module)
+        model = self.distribute(stage.module, optimiser)
         if isinstance(stage, CachedStage) and first < stage.epochs:
             inputs, modalities = self.job.train, self.method.INPUTS
             stage.take({m: self._embed_all(stage.project, inputs, m) for m in modalities})
@@ -126,6 +160,7 @@ class TrainingLoop:
             clock = runlog.Clock()
             lr = stage.learning_rate(epoch)
             optim.set_lr(optimiser, lr)
+            self._seed(name, epoch)
             if isinstance(stage, CachedStage):
                 found = self._cached_epoch(stage, epoch, model, optimiser, clock)
             else:
@@ -157,7 +192,9 @@ class TrainingLoop:
             batches = self.batches(start)
         for _ in range(start.num_batches):
             with clock("input"):
-                batch = next(batches)
+                batch = next(batches, None)
+            if batch is None:
+                raise RuntimeError("the data stream ended before the plan: the bank was restarted")
             with clock("step"):
                 on_device = {m: b.to(self.device) for m, b in batch.items()}
                 self._step(stage, model, optimiser, on_device, means)
@@ -218,15 +255,16 @@ class TrainingLoop:
 
     def _open(self, name: str) -> Stage:
         """A stage with its modules on the device, ready for several workers."""
-        stage: Stage = self.method.open_stage(
-            self.settings,
-            name,
-            self.clip,
-            **self.size,
-            identities=self.job.identities,
-            handed=self.progress.handed,
-            seed=self.config.seed,
-        )
+        with _first_values:
+            stage: Stage = self.method.open_stage(
+                self.settings,
+                name,
+                self.clip,
+                **self.size,
+                identities=self.job.identities,
+                handed=self.progress.handed,
+                seed=self.config.seed,
+            )
         if self.world > 1:
             batchnorm.convert(stage.module)
         # Channels last is a third faster, on CPUs and on tensor cores.
@@ -235,11 +273,11 @@ class TrainingLoop:
             module.to(self.device).to(memory_format=torch.channels_last)
         return stage
 
-    def _distributed(self, module: nn.Module) -> nn.Module:
-        if self.world == 1:
-            return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    def _seed(self, name: str, epoch: int) -> None:
+        """Every epoch of every worker draws from its own stream: no random state is to be kept."""
+        number = self.method.stages(self.settings).index(name)
+        stream = np.random.SeedSequence((self.config.seed, number, epoch, self.rank))
+        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
     def _embed(self, head: features.Head, inputs: Inputs, modality: Modality) -> Tensor:
         rows = np.arange(inputs.num_rows(modality))
@@ -296,7 +334,6 @@ class TrainingLoop:
             "module": kept(stage),
             "epoch": stage.state_dict(),
             "optimiser": optimiser.state_dict(),
-            "random": torch.get_rng_state(),
         }
 
     def _resume(self, name: str, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
@@ -310,6 +347,6 @@ class TrainingLoop:
                 f"unexpected {saved.keys() - expected.keys()}"
             )
         stage.module.load_state_dict(saved, strict=False)
-        optimiser.load_state_dict(self.state["optimiser"])
-        torch.set_rng_state(self.state["random"])
+        # a copy, since torch keeps the tensors that it is given and steps change them
+        optimiser.load_state_dict(copy.deepcopy(self.state["optimiser"]))
         return int(self.state["progress"]["epoch"]) + 1

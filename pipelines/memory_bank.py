@@ -78,6 +78,7 @@ class MemoryBank:
         with self._changed:
             self._token = time.time_ns()
             self._key = None
+            self._changed.notify_all()  # whoever waits in the name of an earlier group gives up
             return self._token
 
     def add_features(

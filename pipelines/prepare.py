@@ -145,12 +145,18 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
 
 def check_settings(config: RunConfig) -> None:
     """Refuse settings that contradict each other; warn of those without effect."""
-    method, workers = METHODS[config.method], config.trainer.num_workers
+    method, trainer = METHODS[config.method], config.trainer
+    key = "shards" if trainer.strict else "num_workers"
+    parts = getattr(trainer, key)
+    if parts % trainer.num_workers:
+        raise UserError(
+            f"trainer.shards={parts} cannot be shared by trainer.num_workers="
+            f"{trainer.num_workers}: choose a multiple"
+        )
     for name, rows in method.batch_rows(config.settings).items():
-        if rows % workers:
+        if rows % parts:
             raise UserError(
-                f"{name} = {rows} cannot be shared by trainer.num_workers={workers}: "
-                "choose a multiple"
+                f"{name} = {rows} cannot be shared by trainer.{key}={parts}: choose a multiple"
             )
     if config.evaluation.split == "val" and config.data.fit != "train":
         raise UserError(

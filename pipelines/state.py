@@ -36,7 +36,7 @@ class Progress:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Progress:
         """The inverse of `state_dict`."""
-        return cls(**state)
+        return cls(**{**state, "handed": dict(state["handed"]), "scores": dict(state["scores"])})
 
 
 def kept(stage: Stage) -> dict[str, Tensor]:

@@ -7,12 +7,14 @@ when the same run directory is used again.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,14 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import checkpoint, collectives, runlog
+from pipelines import board, checkpoint, collectives, recovery, runlog, strict
 from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.data import Inputs, find_unreadable, plan_dataset, training_batches
 from pipelines.epochs import EpochStart, Key
 from pipelines.errors import UserError
-from pipelines.loop import Job, TrainingLoop
+from pipelines.loop import Job
+from pipelines.loop import train as train_alone
 from pipelines.memory_bank import MemoryBank
 from pipelines.planner import Planner
 from pipelines.prepare import Prepared, check_disk, check_weights, prepare
@@ -45,6 +48,7 @@ from reid_core.types import Batch, Modality
 log = logging.getLogger(__name__)
 _FAILURE = "failure.txt"
 _CHECK_ROWS = 2000
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str, Any]:
@@ -109,9 +113,9 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     inputs = prepared.train_inputs, prepared.test_inputs
     job = Job(config, run_dir, *inputs, prepared.test, prepared.kind, identities)
     try:
-        result = _trainer(job, bank).fit()
+        result = _trainer(job, bank, recovery.tidy(run_dir)).fit()
     except ray.train.TrainingFailedError as error:
-        raise UserError(f"training failed: {error}\nthe logs are in {run_dir}") from error
+        raise UserError(_explain(error, run_dir)) from error
     finally:
         ray.kill(bank)
     if (run_dir / _FAILURE).exists():
@@ -119,6 +123,15 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     assert result.checkpoint is not None
     state = checkpoint.load(Path(result.checkpoint.path))
     return Progress.from_state(state["progress"])
+
+
+def _explain(error: ray.train.TrainingFailedError, run_dir: Path) -> str:
+    """What a worker said to the user, or else everything that Ray says."""
+    mark = f"{UserError.__name__}: "
+    for failure in getattr(error, "worker_failures", {}).values():
+        if mark in str(failure):
+            return str(failure).rpartition(mark)[2].strip()
+    return f"training failed: {error}\nthe logs are in {run_dir}"
 
 
 def _bank(
@@ -130,7 +143,7 @@ def _bank(
     """The actor between the epochs: a memory bank, or a planner for a method without one."""
     options = {
         "name": f"bank-{run_dir.name}-{time.time_ns()}",
-        "max_concurrency": 2 * config.trainer.num_workers + 2,
+        "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
     }
@@ -146,7 +159,7 @@ def _bank(
     )
 
 
-def _trainer(job: Job, bank: Any) -> TorchTrainer:
+def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
     config, settings = job.config, job.config.trainer
     views = METHODS[config.method].augmentations(config.augmentation.options())
     use_gpu = num_gpus() > 0 if settings.use_gpu is None else settings.use_gpu
@@ -160,7 +173,7 @@ def _trainer(job: Job, bank: Any) -> TorchTrainer:
     options = ray.data.ExecutionOptions(preserve_order=True)
     return TorchTrainer(
         _work,
-        train_loop_config={"job": job, "bank": bank},
+        train_loop_config={"job": job, "bank": bank, "start_from": start_from},
         scaling_config=ScalingConfig(
             num_workers=settings.num_workers,
             use_gpu=use_gpu,
@@ -187,29 +200,40 @@ def _work(settings: dict[str, Any]) -> None:
     """The training function of one worker."""
     job: Job = settings["job"]
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
-    kept = ray.train.get_checkpoint()
-    state = None
-    if kept is not None:
-        with kept.as_directory() as folder:
-            state = checkpoint.load(Path(folder))
-    loop = TrainingLoop(
-        job,
-        RemoteBank(settings["bank"]),
-        lambda start: _stream(start, job),
-        _report,
-        device=ray.train.torch.get_device(),
-        state=state,
-    )
+    run = strict.train if job.config.trainer.strict else train_alone
     try:
-        loop.run()
+        run(
+            job,
+            RemoteBank(settings["bank"]),
+            partial(_stream, job, collectives.rank(), collectives.world_size()),
+            partial(_report, job.run_dir),
+            device=ray.train.torch.get_device(),
+            state=_kept(settings["start_from"]),
+        )
     except BankRefusedError as error:
         # Every worker was refused alike; trying again would not change it.
         if collectives.rank() == 0:
             (job.run_dir / _FAILURE).write_text(str(error))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise UserError(
+            f"cannot write an epoch's results ({error.strerror}): make room in {job.run_dir} and "
+            f"{tempfile.gettempdir()}, then run the same command again; it goes on from the last "
+            "checkpoint, which is untouched"
+        ) from error
 
 
-def _stream(start: EpochStart, job: Job) -> Iterator[dict[Modality, Batch]]:
-    rank, world = collectives.rank(), collectives.world_size()
+def _kept(start_from: Path | None) -> dict[str, Any] | None:
+    """The state to go on from; `start_from` is used where Ray has none."""
+    kept = ray.train.get_checkpoint()
+    if kept is None:
+        return None if start_from is None else checkpoint.load(start_from)
+    with kept.as_directory() as folder:
+        return checkpoint.load(Path(folder))
+
+
+def _stream(job: Job, rank: int, world: int, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
     shard = ray.train.get_dataset_shard("train")
     blocks = shard.iter_batches(
         batch_size=start.shape.num_lines(rank, world), batch_format="numpy", prefetch_batches=2
@@ -219,10 +243,11 @@ def _stream(start: EpochStart, job: Job) -> Iterator[dict[Modality, Batch]]:
     )
 
 
-def _report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
+def _report(run_dir: Path, line: dict[str, Any], state: dict[str, Any] | None) -> None:
     if state is None:
         ray.train.report(line)
         return
+    board.write(run_dir, line)
     with tempfile.TemporaryDirectory() as folder:
         info = {"stage": line["stage"], "epoch": line["epoch"], "written": time.time()}
         checkpoint.save(Path(folder), state, info)

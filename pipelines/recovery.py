@@ -1,0 +1,50 @@
+"""What an interrupted run left behind, put in order before it goes on.
+
+Ray Train keeps a list of a run's checkpoints and rewrites it in place after every epoch. A driver
+that is killed within that write, or a disk that is full then, leaves a broken list beside good
+checkpoints; a copy that was cut off leaves a folder that no list names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from pipelines import checkpoint
+
+log = logging.getLogger(__name__)
+RECORD = "checkpoint_manager_snapshot.json"
+
+
+def tidy(run_dir: Path) -> Path | None:
+    """Remove what no run can use; call it while nothing trains in the directory.
+
+    Returns:
+        The newest whole checkpoint where Ray's own list is missing or broken, so that it cannot
+        find one; None where it can, or where there is none.
+    """
+    listed = _listed(run_dir)
+    found = [folder for folder in run_dir.glob("checkpoint_*") if folder.is_dir()]
+    whole = [folder for folder in found if checkpoint.is_whole(folder)]
+    if listed and set(listed) <= {folder.name for folder in whole}:
+        whole = [folder for folder in whole if folder.name in listed]
+    elif (run_dir / RECORD).exists():
+        log.warning("Ray's list of checkpoints in %s is broken; it is made anew", run_dir)
+        (run_dir / RECORD).unlink()
+    for folder in set(found) - set(whole):
+        log.warning("removed %s, which an interruption left unfinished", folder)
+        shutil.rmtree(folder)
+    if (run_dir / RECORD).exists() or not whole:
+        return None
+    return checkpoint.find(run_dir)
+
+
+def _listed(run_dir: Path) -> list[str]:
+    """Names of the checkpoint folders on Ray's list; none where it cannot be read."""
+    try:
+        record = json.loads((run_dir / RECORD).read_text())
+        return [entry["checkpoint_dir_name"] for entry in record["checkpoint_results"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

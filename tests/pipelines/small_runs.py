@@ -1,0 +1,234 @@
+"""Whole runs of every method in seconds, without Ray: one process, or several over gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines import checkpoint, collectives
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.data import Inputs, Plan, training_batches
+from pipelines.epochs import EpochStart, Key
+from pipelines.loop import Job
+from pipelines.memory_bank import MemoryBank
+from pipelines.planner import Planner
+from pipelines.prepare import prepare
+from reid_core.datasets import synthetic
+from reid_core.methods import METHODS
+from reid_core.transforms import TrainTransform
+from reid_core.types import Batch, Modality
+
+PEOPLE, HEIGHT, WIDTH = 10, 32, 16
+CPU = torch.device("cpu")
+_IMAGES = {"optimiser": "adamw", "lr": 1e-3, "schedule": "cosine", "evaluate_every": 0}
+_METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cclnet": (
+        "sysu",
+        {
+            "clustering": {"k1": 8, "k2": 3, "min_samples": 2},
+            "swap": {"start_epoch": 0},
+            "prepare": {
+                "clusters_per_batch": 4,
+                "instances": 2,
+                "epochs": 2,
+                "batches_per_epoch": 2,
+                **_IMAGES,
+            },
+            "prompts": {"epochs": 2, "batch_size": 32},
+            "align": {
+                "clusters_per_batch": 4,
+                "instances": 2,
+                "epochs": 2,
+                "batches_per_epoch": 2,
+                **_IMAGES,
+            },
+        },
+    ),
+    "csdn": (
+        "sysu",
+        {
+            "prompts": {"epochs": 2, "batch_size": 32},
+            "fusion": {"epochs": 2, "batch_size": 32},
+            "images": {
+                "identities_per_batch": 4,
+                "instances": 2,
+                "epochs": 2,
+                "batches_per_epoch": 2,
+                **_IMAGES,
+            },
+        },
+    ),
+    "cpcl": (
+        "cuhk",
+        {
+            "clustering": {"k1": 8, "k2": 3, "min_samples": 2},
+            "train": {
+                "epochs": 2,
+                "warmup_epochs": 1,
+                "batch_size": 16,
+                "lr": 1e-3,
+                "text_mask": 0.15,
+                "evaluate_every": 0,
+            },
+        },
+    ),
+}
+
+
+def write_trees(root: Path) -> None:
+    """The people that all small runs train on."""
+    for kind in {kind for kind, _ in _METHODS.values()}:
+        synthetic.write(root / kind, num_identities=PEOPLE, seed=4, layout=kind, height=HEIGHT)
+
+
+def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
+    """A method's small run on the trees below `root`."""
+    kind, settings = _METHODS[method]
+    content: dict[str, Any] = {
+        "method": method,
+        "data": {"kind": kind, "root": str(root / kind)},
+        "model": {
+            "name": "crossreid-small",
+            "pretrained": "bundled",
+            "height": HEIGHT,
+            "width": WIDTH,
+        },
+        "augmentation": {"pad": 2},
+        "evaluation": {"start": False},
+        method: settings,
+        "trainer": {"embed_batch": 32, "max_failures": 0},
+    }
+    for override in overrides:
+        configuration._apply(content, override)
+    return configuration.validate(content, source="test")
+
+
+@dataclass(frozen=True)
+class Small:
+    """One process's share of a run.
+
+    Attributes:
+        job: the work.
+        bank: this process's own; every process comes to the same answers.
+        rank, world: processes, not shards.
+    """
+
+    job: Job
+    bank: EveryonesBank
+    rank: int
+    world: int
+
+    def batches(self, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
+        """This process's batches of the epoch that was begun last."""
+        plan = self.bank.current_plan()
+        assert plan is not None
+        return training_batches(
+            _lines(plan, self.job, self.rank, self.world),
+            shape=start.shape,
+            rank=self.rank,
+            world=self.world,
+            tokens=self.job.train.tokens,
+        )
+
+
+def open_run(config: RunConfig, run_dir: Path) -> Small:
+    """A run, or what goes on with it: a bank that knows nothing yet."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    prepared, method = prepare(config, lambda inputs, modality: []), METHODS[config.method]
+    identities = None
+    if method.supervision(config.settings) == "identities":
+        identities = prepared.identities(method.INPUTS)
+    bank: MemoryBank | Planner
+    if identities is not None and not hasattr(method, "cluster"):
+        bank = Planner(config, identities)
+    else:
+        pids, owners = prepared.pids(method.INPUTS), prepared.train_inputs.owners
+        bank = MemoryBank(config, pids, identities=identities, owners=owners)
+    job = Job(
+        config,
+        run_dir,
+        prepared.train_inputs,
+        prepared.test_inputs,
+        prepared.test,
+        prepared.kind,
+        identities,
+    )
+    everyones = EveryonesBank(bank, prepared.train_inputs)
+    return Small(job, everyones, collectives.rank(), collectives.world_size())
+
+
+class EveryonesBank:
+    """A memory bank in every process, each of which is given all features.
+
+    Shards of one process share it, as they would share the actor.
+    """
+
+    def __init__(self, bank: MemoryBank | Planner, inputs: Inputs) -> None:
+        self._bank, self._inputs = bank, inputs
+        self._own = bank.open()
+
+    def open(self) -> int:
+        """A new incarnation on rank 0; the others, which nobody asks, keep theirs."""
+        self._own = self._bank.open()
+        return self._own
+
+    def add_features(
+        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+    ) -> None:
+        """Hand in the shares of all workers in the name of this one."""
+        assert isinstance(self._bank, MemoryBank)
+        whole = collectives.gather_shares(
+            torch.from_numpy(features), self._inputs.num_rows(modality)
+        )
+        for r, part in enumerate(collectives.shares(len(whole), world)):
+            self._bank.add_features(self._own, key, modality, whole[part].numpy(), r, world)
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
+        """See `MemoryBank.begin_epoch`."""
+        return self._bank.begin_epoch(self._own, key, world)
+
+    def current_plan(self) -> Plan | None:
+        """See `MemoryBank.current_plan`."""
+        return self._bank.current_plan()
+
+
+class Kept:
+    """What `report` is given: the states of a run as they would be read from the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.states: list[dict[str, Any]] = []
+
+    def __call__(self, line: dict[str, Any], state: dict[str, Any] | None) -> None:
+        """Write the state and read it back."""
+        if state is not None:
+            checkpoint.save(self._folder, state, {})
+            self.states.append(checkpoint.load(self._folder))
+
+    @property
+    def hashes(self) -> list[str]:
+        """Of all states."""
+        return [checkpoint.content_hash(state) for state in self.states]
+
+
+def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np.ndarray]]:
+    views = METHODS[job.config.method].augmentations(job.config.augmentation.options())
+    transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
+    for number in range(plan.num_batches):
+        parts = []
+        for m in plan.rows:
+            table = plan.rank_slice(m, slice(number, number + 1), rank, world)
+            columns = {name: table[name].to_numpy() for name in table.column_names}
+            decoded = job.train.read(m, columns["row"])
+            columns["image"] = np.empty_like(decoded)
+            for view, transform in enumerate(transforms[m]):
+                mine = columns["view"] == view
+                columns["image"][mine] = transform(decoded[mine], columns["seed"][mine])
+            parts.append(columns)
+        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,244 @@
+"""A run that is interrupted anywhere ends in the state of the undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import checkpoint, loop, recovery, runlog
+from pipelines.config import RunConfig
+from pipelines.errors import StaleBankError, UserError
+from pipelines.loop import TrainingLoop
+from pipelines.memory_bank import MemoryBank
+from reid_core.types import Modality
+from tests.pipelines import small_runs
+
+METHODS = ("cclnet", "csdn", "cpcl")
+
+
+class InterruptionError(Exception):
+    """Stands for the end of the process."""
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run to its end: its states after every epoch and its log."""
+
+    config: RunConfig
+    states: list[dict[str, Any]]
+    hashes: list[str]
+    lines: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    small_runs.write_trees(root)
+    return root
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def undisturbed(
+    request: pytest.FixtureRequest, trees: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    config = small_runs.make_config(request.param, trees)
+    folder = tmp_path_factory.mktemp(request.param)
+    kept = small_runs.Kept(folder / "kept")
+    run = small_runs.open_run(config, folder)
+    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    return Undisturbed(config, kept.states, kept.hashes, log_of(folder))
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """What an epoch found, without how long it took."""
+    return [
+        {key: value for key, value in line.items() if key != "seconds"}
+        for line in runlog.read_metrics(folder)
+    ]
+
+
+def go_on(
+    run: small_runs.Small, state: dict[str, Any] | None, kept: small_runs.Kept, *, epochs: int
+) -> None:
+    """Train some epochs as a new process would, then stop between two."""
+
+    def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
+        kept(line, state)
+        if len(kept.states) == epochs:
+            raise InterruptionError
+
+    with pytest.raises(InterruptionError):
+        loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU, state=state)
+
+
+def test_every_epoch_goes_on_from_the_one_before(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """By induction: from any checkpoint, first epochs and finished stages among them."""
+    states = [None, *undisturbed.states]
+    for number, state in enumerate(states[:-1]):
+        kept = small_runs.Kept(tmp_path / "kept")
+        run = small_runs.open_run(undisturbed.config, tmp_path / "run")
+        go_on(run, state, kept, epochs=1)
+        assert kept.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
+
+
+def test_an_epoch_cut_off_leaves_no_trace(
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after any step; the bank lives on and has seen the unfinished epoch."""
+    number = int(np.random.default_rng(7).integers(1, len(undisturbed.states)))
+    state = undisturbed.states[number - 1]
+    run = small_runs.open_run(undisturbed.config, tmp_path)
+    kept = small_runs.Kept(tmp_path / "kept")
+    take_step, taken = TrainingLoop._step, []
+
+    def stumble(*arguments: Any) -> None:
+        taken.append(take_step(*arguments))
+        if len(taken) == 2:
+            raise InterruptionError
+
+    monkeypatch.setattr(TrainingLoop, "_step", stumble)
+    with pytest.raises(InterruptionError):
+        loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
+    monkeypatch.undo()
+    assert not kept.states
+    go_on(run, state, kept, epochs=1)
+    assert kept.hashes == [undisturbed.hashes[number]]
+
+
+def test_the_log_tells_every_epoch_once(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """Interrupted between the line of an epoch and its checkpoint: the line is taken back."""
+    last = len(undisturbed.states) - 1
+    (tmp_path / runlog.METRICS).write_text(
+        "".join(json.dumps(line) + "\n" for line in undisturbed.lines) + '{"stage": "al'
+    )
+    run = small_runs.open_run(undisturbed.config, tmp_path)
+    kept = small_runs.Kept(tmp_path / "kept")
+    state = undisturbed.states[last - 1]
+    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
+    assert log_of(tmp_path) == undisturbed.lines
+    assert kept.hashes == undisturbed.hashes[last:]
+
+
+def test_a_finished_run_trains_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    run = small_runs.open_run(undisturbed.config, tmp_path)
+    kept = small_runs.Kept(tmp_path / "kept")
+    state = undisturbed.states[-1]
+    progress = loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
+    assert not kept.states
+    assert progress.scores == state["progress"]["scores"]
+
+
+def test_an_empty_stream_is_not_an_epoch(trees: Path, tmp_path: Path) -> None:
+    """A bank that was restarted after it began the epoch has no plan to stream."""
+    run = small_runs.open_run(small_runs.make_config("cpcl", trees), tmp_path)
+    kept = small_runs.Kept(tmp_path / "kept")
+
+    def nothing(start: object) -> Iterator[Any]:
+        return iter(())
+
+    with pytest.raises(RuntimeError, match="ended before the plan"):
+        loop.train(run.job, run.bank, nothing, kept, device=small_runs.CPU)
+
+
+def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:
+    """A new group opens the bank while a call of the old one still waits for features."""
+    pids = {m: np.zeros(4, dtype=np.int64) for m in (Modality.VISIBLE, Modality.INFRARED)}
+    bank = MemoryBank(small_runs.make_config("cclnet", trees), pids)
+    old, errors = bank.open(), []
+
+    def wait() -> None:
+        try:
+            bank.begin_epoch(old, ("align", 0), 1)
+        except StaleBankError as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    bank.open()
+    waiting.join(timeout=5)
+    assert [error.sent for error in errors] == [old]
+
+
+# Checkpoints -------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, {"w": torch.zeros(3)}, {})
+    (tmp_path / f"{checkpoint.STATE}.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, {"w": torch.ones(3)}, {})
+    assert torch.equal(checkpoint.load(tmp_path)["w"], torch.zeros(3))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["info.json", "state.pt"]
+
+
+def test_the_hash_does_not_cover_where_and_on_how_many_workers(tmp_path: Path) -> None:
+    here = {"config": {"trainer": {"num_workers": 1}}, "module": {"w": torch.ones(2)}}
+    there = {**here, "config": {"trainer": {"num_workers": 4}}}
+    assert checkpoint.content_hash(here) == checkpoint.content_hash(there)
+
+
+def leave(run_dir: Path, *names: str, listed: tuple[str, ...]) -> None:
+    """Checkpoints in a run directory, and Ray's list of them."""
+    for number, name in enumerate(names):
+        checkpoint.save(run_dir / name, {"number": number}, {})
+    entries = [{"checkpoint_dir_name": name, "metrics": {}} for name in listed]
+    (run_dir / recovery.RECORD).write_text(json.dumps({"checkpoint_results": entries}))
+
+
+A, B, C = (f"checkpoint_{letter}" for letter in "abc")
+
+
+def names_in(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in run_dir.glob("checkpoint_?"))
+
+
+def test_a_good_list_is_left_to_ray_and_strays_go(tmp_path: Path) -> None:
+    leave(tmp_path, A, B, C, listed=(A, B))
+    assert recovery.tidy(tmp_path) is None
+    assert names_in(tmp_path) == [A, B]
+    assert (tmp_path / recovery.RECORD).exists()
+
+
+@pytest.mark.parametrize("text", ["", '{"checkpoint_results": [{"check', "[]"])
+def test_a_broken_list_gives_way_to_the_newest_whole_checkpoint(tmp_path: Path, text: str) -> None:
+    leave(tmp_path, A, B, C, listed=())
+    (tmp_path / recovery.RECORD).write_text(text)
+    state = tmp_path / C / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-10])
+    found = recovery.tidy(tmp_path)
+    assert found is not None
+    assert checkpoint.load(found) == {"format": checkpoint.FORMAT, "number": 1}
+    assert names_in(tmp_path) == [A, B]
+    assert not (tmp_path / recovery.RECORD).exists()
+
+
+def test_a_list_that_names_a_damaged_checkpoint_is_not_followed(tmp_path: Path) -> None:
+    leave(tmp_path, A, B, listed=(A, B))
+    (tmp_path / B / checkpoint.INFO).unlink()
+    assert recovery.tidy(tmp_path) == tmp_path / A
+
+
+def test_a_first_run_has_nothing_to_tidy(tmp_path: Path) -> None:
+    assert recovery.tidy(tmp_path) is None
+
+
+def test_a_copy_that_was_cut_off_is_not_the_newest_checkpoint(tmp_path: Path) -> None:
+    leave(tmp_path, A, B, listed=())
+    (tmp_path / B / checkpoint.STATE).write_bytes(b"PK")
+    assert checkpoint.find(tmp_path) == tmp_path / A
+
+
+def test_strictness_may_not_change_within_a_run(trees: Path, tmp_path: Path) -> None:
+    runlog.claim(tmp_path, small_runs.make_config("cpcl", trees), [])
+    changed = small_runs.make_config("cpcl", trees, "trainer.strict=true")
+    with pytest.raises(UserError, match=r"trainer\.strict: False -> True"):
+        runlog.claim(tmp_path, changed, [])
+    runlog.claim(tmp_path, small_runs.make_config("cpcl", trees, "trainer.num_workers=2"), [])
