@@ -86,9 +86,22 @@ def groups(epochs: Sequence[Epoch]) -> list[Panel]:
                 f"one. At the end: {last}.",
             )
         )
+    if own := _with(epochs, "visible_outliers_before_mining"):
+        last = _spoken(_mined_share(own[-1]), "{:.1f} %")
+        panels.append(
+            _modalities(
+                own,
+                _mined_share,
+                "Left out before and after mining, %",
+                "What resembles no group gets one where the picture or sentence that belongs to "
+                f"it has one. At the end: {last}.",
+            )
+        )
     if own := _with(epochs, "pairs"):
         series = [Series("pairs", figures.INK, [epoch["pairs"] for epoch in own])]
         text = "How many groups of one kind of camera were paired with a group of the other."
+        if "text" in own[-1].get("clusters", {}):
+            text = "How many pictures with a sentence have a group on both sides."
         if similarity := (own[-1].get("pair_similarity") or {}).get("mean"):
             text += f" Mean similarity of a pair in the last epoch: {similarity:.2f}."
         chart = figures.epochs_chart(
@@ -290,6 +303,15 @@ def _outlier_share(epoch: Epoch) -> dict[str, float]:
         name: 100 * count / rows[name]
         for name, count in epoch["outliers"].items()
         if rows.get(name)
+    }
+
+
+def _mined_share(epoch: Epoch) -> dict[str, float]:
+    """Outliers before and after mining as a percentage of all rows, per modality."""
+    return {
+        f"{name} {when}": 100 * epoch[f"{name}_outliers_{when}_mining"] / count
+        for name, count in epoch["rows"].items()
+        for when in ("before", "after")
     }
 
 

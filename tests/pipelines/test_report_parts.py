@@ -81,6 +81,21 @@ def test_epoch_that_paired_nothing_is_shown() -> None:
     assert Page(panel.chart).text.split().count("2") >= 1, "two epochs on the axis"
 
 
+def test_outliers_are_shown_before_and_after_mining() -> None:
+    epoch = {
+        "stage": "train",
+        "epoch": 0,
+        "rows": {"visible": 40, "text": 80},
+        "visible_outliers_before_mining": 10,
+        "visible_outliers_after_mining": 2,
+        "text_outliers_before_mining": 20,
+        "text_outliers_after_mining": 4,
+    }
+    (panel,) = panels.groups([epoch])
+    for words in ("25.0 % visible before", "5.0 % visible after", "5.0 % text after"):
+        assert words in panel.words
+
+
 def test_chart_of_a_long_run_stays_small() -> None:
     stages = [(stage, i) for stage in ("prepare", "prompts", "align") for i in range(120)]
     phases = {name: [1.0] * len(stages) for name in ("embed", "cluster", "step", "other")}
