@@ -91,9 +91,9 @@ def prompt_plan(
     """Batches that go once through the larger of two sets, and keep up the smaller one.
 
     The larger set is permuted; the smaller one is permuted and topped up with random draws to the
-    same length. An incomplete last batch is dropped (the authors train on it: 174 steps on SYSU-MM01 where
-    ours are 173): batches that all workers share have one size. The permutation is fresh in each
-    epoch, so no row is dropped for good. Where both sets are smaller than one batch,
+    same length. An incomplete last batch is dropped (the authors train on it: 174 steps on
+    SYSU-MM01 where ours are 173): batches that all workers share have one size. The permutation is
+    fresh in each epoch, so no row is dropped for good. Where both sets are smaller than one batch,
     both are topped up to one batch.
 
     Args:
@@ -199,8 +199,13 @@ def shuffled_batches(num_rows: int, *, batch_size: int, seed: int, epoch: int) -
     Returns:
         int64 (num_rows // batch_size, batch_size).
 
+    Raises:
+        ValueError: not one whole batch.
+
     Reference: CSDN, stages 1 and 2.
     """
+    if num_rows < batch_size:
+        raise ValueError(f"{num_rows} rows do not fill a batch of {batch_size}: lower batch_size")
     order = _generator(seed, epoch, _SHUFFLE_STREAM).permutation(num_rows)
     return order[: num_rows - num_rows % batch_size].reshape(-1, batch_size)
 

@@ -27,14 +27,15 @@ from reid_core.types import Modality, Term
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
 
 
-def pairs(config: Config, labels: Labels, *, seed: int, epoch: int) -> tuple[np.ndarray, ...]:
+def pairs(
+    config: Config, labels: Labels, *, batch_size: int, seed: int, epoch: int
+) -> tuple[np.ndarray, ...]:
     """Batches (batches, batch_size) of visible and of infrared rows, one person in each place."""
-    sides = [labels[m] for m in INPUTS]
-    size, seed = config.prompts.batch_size, seed_of(seed, "pairs")
+    sides, seed = [labels[m] for m in INPUTS], seed_of(seed, "pairs")
     if config.pool == "all":
-        return sampling.paired_plan(*sides, batch_size=size, seed=seed, epoch=epoch)
+        return sampling.paired_plan(*sides, batch_size=batch_size, seed=seed, epoch=epoch)
     pool = sample(config, labels, seed=seed)
-    order = sampling.shuffled_batches(pool[0].size, batch_size=size, seed=seed, epoch=epoch)
+    order = sampling.shuffled_batches(pool[0].size, batch_size=batch_size, seed=seed, epoch=epoch)
     return tuple(rows.ravel()[order] for rows in pool)
 
 
@@ -171,7 +172,13 @@ class Prompting:
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[PairBatch]:
         """See `CachedStage`; the two rows in one place show one person."""
-        plan = pairs(self.config, self._identities, seed=self.seed, epoch=epoch)
+        plan = pairs(
+            self.config,
+            self._identities,
+            batch_size=self.batch_rows,
+            seed=self.seed,
+            epoch=epoch,
+        )
         for positions in zip(*plan, strict=True):
             yield PairBatch(dict(zip(INPUTS, positions, strict=True)), share(self.batch_rows))
 
@@ -218,6 +225,21 @@ class Prompting:
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing beside the module."""
         return {}
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """A global batch of stage 2.
+
+    Attributes:
+        rows: (B,) of all images, visible ones first.
+        mine: the slice of them that is this worker's.
+        keep: dropout factors (B, E) of the worker's rows.
+    """
+
+    rows: Tensor
+    mine: slice
+    keep: Tensor
 
 
 class Fusing:
@@ -272,7 +294,13 @@ class Fusing:
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[MixedBatch]:
         """See `CachedStage`; batches mix the modalities, evenly over the epoch."""
-        visible, infrared = pairs(self.config, self._identities, seed=self.seed, epoch=epoch)
+        visible, infrared = pairs(
+            self.config,
+            self._identities,
+            batch_size=self.config.fusion.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+        )
         pool = np.concatenate([visible, infrared + len(self._identities[INPUTS[0]])], axis=None)
         seed = seed_of(self.seed, "dropout")
         plan = sampling.shuffled_batches(
@@ -320,21 +348,6 @@ class Fusing:
     def _keep(self, num_rows: int, *, seed: int) -> Tensor:
         shape = num_rows, self._images.shape[1]
         return dropout_factors(shape, rate=self.config.dropout, seed=seed).to(self._images)
-
-
-@dataclass(frozen=True)
-class MixedBatch:
-    """A global batch of stage 2.
-
-    Attributes:
-        rows: (B,) of all images, visible ones first.
-        mine: the slice of them that is this worker's.
-        keep: dropout factors (B, E) of the worker's rows.
-    """
-
-    rows: Tensor
-    mine: slice
-    keep: Tensor
 
 
 def anchors(config: Config, handed: Mapping[str, Tensor]) -> dict[Modality, Tensor]:

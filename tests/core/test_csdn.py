@@ -139,7 +139,7 @@ def identities(visible: int, infrared: int, people: int) -> dict[Modality, np.nd
 @pytest.mark.parametrize("pool", ["all", "sample"])
 def test_published_numbers_of_steps(small, pool, sizes, text_steps, image_steps) -> None:
     config, people = Config(pool=pool), identities(*sizes)
-    visible, infrared = csdn_stages.pairs(config, people, seed=0, epoch=0)
+    visible, infrared = csdn_stages.pairs(config, people, batch_size=32, seed=0, epoch=0)
     assert visible.shape == infrared.shape == (text_steps // 60, 32)
     encoder = build_encoder(config, small, **SIZE)
     texts = {f"texts.{m}": torch.zeros(sizes[2], 4) for m in INPUTS}
@@ -170,7 +170,9 @@ def test_all_images_are_shown_by_all_and_few_by_one_sample() -> None:
     seen = {}
     for pool in ("all", "sample"):
         config = Config(pool=pool)
-        rows = [csdn_stages.pairs(config, people, seed=0, epoch=e)[0] for e in range(3)]
+        rows = [
+            csdn_stages.pairs(config, people, batch_size=32, seed=0, epoch=e)[0] for e in range(3)
+        ]
         seen[pool] = len(np.unique(np.concatenate(rows)))
     assert seen["all"] == 600
     assert 0.5 < seen["sample"] / 600 < 0.75

@@ -189,3 +189,5 @@ def test_shuffled_batches_are_a_permutation_without_its_tail() -> None:
     assert len(set(plan.ravel())) == 20
     assert plan.max() < 23
     assert not np.array_equal(plan, sampling.shuffled_batches(23, batch_size=4, seed=1, epoch=1))
+    with pytest.raises(ValueError, match="lower batch_size"):
+        sampling.shuffled_batches(3, batch_size=4, seed=1, epoch=0)
