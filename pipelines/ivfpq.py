@@ -16,6 +16,7 @@ from reid_core.products import faiss
 
 _BLOCK = 65_536
 _SAMPLE_QUERIES = 256
+_MIN_TRAINED_ON = 16_384  # 64 for each of the 256 codes of a byte
 _AT = 10  # recall is that of the first ten answers
 _MARGIN = 0.02  # between the recall asked for and that of the sample it is tuned on
 
@@ -43,7 +44,8 @@ def train(stored: np.ndarray, *, seed: int) -> Any:
     )
     index.cp.seed = index.pq.cp.seed = seed
     rng = np.random.default_rng(seed)
-    sample = np.sort(rng.choice(num_rows, min(num_rows, 64 * num_lists), replace=False))
+    wanted = max(64 * num_lists, _MIN_TRAINED_ON)
+    sample = np.sort(rng.choice(num_rows, min(num_rows, wanted), replace=False))
     index.train(stored[sample].astype(np.float32))
     for start in range(0, num_rows, _BLOCK):
         index.add(stored[start : start + _BLOCK].astype(np.float32))
@@ -143,7 +145,8 @@ def candidates(
     if mask is not None and not mask.all():
         selector: Any = faiss.IDSelectorBitmap  # its stub knows the C++ signature alone
         options["sel"] = selector(np.packbits(mask, bitorder="little"))
-    _, rows = index.search(queries, count, params=faiss.SearchParametersIVF(**options))
+    # int: faiss takes no number of NumPy's
+    _, rows = index.search(queries, int(count), params=faiss.SearchParametersIVF(**options))
     return rows
 
 

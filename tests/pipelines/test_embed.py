@@ -1,0 +1,274 @@
+"""Embedding: the right vectors in the right rows, again only what is missing, errors by name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import embed as embedding
+from pipelines import vectors
+from pipelines.embed import Embedder, embed
+from pipelines.encoder import open_encoder
+from pipelines.errors import UserError
+from pipelines.sources import Part, Source, parts, record_id
+from reid_core.types import Modality, Record
+from tests.pipelines.trained import draw_folder, save_run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Seven visible and five infrared images."""
+    return draw_folder(tmp_path / "images", visible=7, infrared=5)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Parts are embedded here rather than by Ray's actors; gives the keys that were."""
+    keys: list[str] = []
+
+    def run(work: embedding._Work, source: Source, missing: frozenset[str]) -> Iterator[dict]:
+        embedder = Embedder(work, threads=1)
+        for part in parts(source.records()):
+            if part.key in missing:
+                keys.append(part.key)
+                row = embedder({"part": np.array([pickle.dumps(part)], dtype=object)})
+                yield {name: column[0] for name, column in row.items()}
+
+    class NoRay:
+        def __init__(self, config: object) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(embedding, "_run", run)
+    monkeypatch.setattr(embedding.cluster, "session", NoRay)
+    return keys
+
+
+def read_vectors(out: Path) -> tuple[list[str], np.ndarray, pa.Table]:
+    table = pa.concat_tables([pq.read_table(path) for path in vectors.part_files(out)])
+    rows = table["vector"].combine_chunks()
+    return table["id"].to_pylist(), np.stack(rows.to_numpy(zero_copy_only=False)), table
+
+
+def test_vectors_are_those_of_the_encoder(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    done = embed(checkpoint, Source(folder), tmp_path / "out", dtype="float32", batch_size=3)
+    ids, found, table = read_vectors(tmp_path / "out")
+    assert (done.num_vectors, done.num_new, done.unreadable) == (12, 12, ())
+    assert sorted(ids) == sorted(record.image for record in Source(folder).records())
+    assert table["modality"].to_pylist().count("infrared") == 5
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    loaded = open_encoder(checkpoint)
+    for row in (0, 11):
+        image = embedding.read_image(folder / ids[row], height=64, width=32)
+        modality = Modality(table["modality"][row].as_py())
+        alone = loaded.encoder.embed(embedding.torch.from_numpy(image[None]), modality)
+        np.testing.assert_allclose(found[row], alone[0].numpy(), atol=1e-5)
+
+
+def test_a_second_run_embeds_nothing(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    embed(checkpoint, Source(folder), tmp_path / "out")
+    in_process.clear()
+    again = embed(checkpoint, Source(folder), tmp_path / "out")
+    assert in_process == []
+    assert (again.num_vectors, again.num_new) == (12, 0)
+
+
+def test_a_lost_or_half_written_part_is_embedded_again(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out = tmp_path / "out"
+    embed(checkpoint, Source(folder), out)
+    (part,) = vectors.part_files(out)
+    before = read_vectors(out)[1]
+    part.write_bytes(part.read_bytes()[:100])
+    assert embed(checkpoint, Source(folder), out).num_new == 12
+    np.testing.assert_array_equal(read_vectors(out)[1], before)
+
+
+def test_images_that_came_and_went(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    out = tmp_path / "out"
+    embed(checkpoint, Source(folder), out)
+    (folder / "visible" / "0.png").unlink()
+    draw_folder(folder, visible=9, infrared=0, first=8)
+    done = embed(checkpoint, Source(folder), out)
+    ids = read_vectors(out)[0]
+    assert sorted(ids) == sorted(record.image for record in Source(folder).records())
+    assert done.num_vectors == len(ids) == 12
+
+
+def test_unreadable_images_are_named_and_left_out(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    (folder / "visible" / "3.png").write_bytes(b"no image")
+    done = embed(checkpoint, Source(folder), tmp_path / "out", max_unreadable=0.1)
+    assert done.num_vectors == 11
+    (message,) = done.unreadable
+    assert "visible/3.png" in message
+    assert json.loads((tmp_path / "out" / vectors.UNREADABLE).read_text()) == message
+    assert "visible/3.png" not in read_vectors(tmp_path / "out")[0]
+
+
+def test_too_many_unreadable_images_stop(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    (folder / "visible" / "3.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"visible/3\.png(.|\n)*raise the limit"):
+        embed(checkpoint, Source(folder), tmp_path / "out", max_unreadable=0.0)
+    assert not vectors.read_info(tmp_path / "out")["complete"]
+
+
+def test_a_folder_of_other_vectors_is_not_mixed(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    embed(checkpoint, Source(folder), tmp_path / "out")
+    with pytest.raises(UserError, match="dtype: float16 -> float32"):
+        embed(checkpoint, Source(folder), tmp_path / "out", dtype="float32")
+    with pytest.raises(UserError, match="is not empty"):
+        embed(checkpoint, Source(folder), folder)
+
+
+def test_sentences_need_a_space_that_has_them(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    rows = [
+        {"image": "visible/0.png", "modality": "visible", "pid": 4, "camera": 1},
+        {"image": "visible/0.png", "modality": "text", "caption": "a man in red", "pid": 4},
+        {"image": "visible/0.png", "modality": "text", "caption": "somebody"},
+    ]
+    manifest = folder / "list.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"text rows.*--space joint"):
+        embed(checkpoint, Source(manifest), tmp_path / "out")
+    done = embed(checkpoint, Source(manifest), tmp_path / "joint", space="joint")
+    ids, _, table = read_vectors(tmp_path / "joint")
+    assert done.num_vectors == 3
+    assert len(set(ids)) == 3
+    assert all(name.startswith("visible/0.png") for name in ids)
+    assert table["pid"].to_pylist() == [4, 4, -1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_through_ray(
+    local_ray: None, checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actors write what a single process writes."""
+    done = embed(checkpoint, Source(folder), tmp_path / "ray", dtype="float32")
+    assert done.num_new == 12
+    work = embedding._Work(checkpoint, "descriptor", folder, tmp_path / "one", "float32", 64)
+    (tmp_path / "one").mkdir()
+    for part in parts(Source(folder).records()):
+        Embedder(work, threads=1).embed(part)
+    ids, found, _ = read_vectors(tmp_path / "ray")
+    others, alone, _ = read_vectors(tmp_path / "one")
+    assert ids == others
+    np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+class TestParts:
+    RECORDS = tuple(Record(f"{i:05d}.jpg", Modality.VISIBLE) for i in range(3000))
+
+    def test_hold_every_record_once_and_in_order(self) -> None:
+        found = list(parts(self.RECORDS, mean_rows=50))
+        assert tuple(record for part in found for record in part.records) == self.RECORDS
+        sizes = [len(part.records) for part in found]
+        assert max(sizes) <= 200
+        assert 30 < np.mean(sizes) < 70
+
+    def test_an_added_record_leaves_far_parts_alone(self) -> None:
+        before = {part.key for part in parts(self.RECORDS, mean_rows=50)}
+        added = [*self.RECORDS[:1500], Record("01499b.jpg", Modality.VISIBLE), *self.RECORDS[1500:]]
+        after = {part.key for part in parts(added, mean_rows=50)}
+        assert len(after - before) <= 2
+
+    def test_another_person_is_another_part(self) -> None:
+        (one,) = parts([Record("a.jpg", Modality.VISIBLE)])
+        (other,) = parts([Record("a.jpg", Modality.VISIBLE, pid=1)])
+        assert isinstance(one, Part)
+        assert one.key != other.key
+
+
+class TestSource:
+    def test_folders_name_the_modality_at_any_depth(self, tmp_path: Path) -> None:
+        draw_folder(tmp_path / "a" / "day 1", visible=1, infrared=1)
+        found = [(r.image, r.modality) for r in Source(tmp_path).records()]
+        assert found == [
+            ("a/day 1/infrared/0.png", Modality.INFRARED),
+            ("a/day 1/visible/0.png", Modality.VISIBLE),
+        ]
+
+    def test_unknown_modality_names_the_image_and_the_remedy(self, tmp_path: Path) -> None:
+        Image.new("RGB", (8, 16)).save(tmp_path / "who.png")
+        with pytest.raises(UserError, match=r"who\.png.*--modality visible"):
+            list(Source(tmp_path).records())
+        (record,) = Source(tmp_path, modality=Modality.INFRARED).records()
+        assert record == Record("who.png", Modality.INFRARED)
+
+    def test_manifests_of_all_kinds_agree(self, tmp_path: Path) -> None:
+        rows = [
+            {"image": "a.jpg", "modality": "visible", "pid": 3, "camera": 2},
+            {"image": "b.jpg", "modality": "infrared", "pid": -1, "camera": -1},
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
+        (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+        (tmp_path / "m.csv").write_text(
+            "image,modality,pid,camera\na.jpg,visible,3,2\nb.jpg,infrared,,\n"
+        )
+        expected = [
+            Record("a.jpg", Modality.VISIBLE, 3, 2),
+            Record("b.jpg", Modality.INFRARED),
+        ]
+        for suffix in ("parquet", "jsonl", "csv"):
+            assert list(Source(tmp_path / f"m.{suffix}").records()) == expected
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("picture,modality\na.jpg,visible\n", "row 1: no image; columns found: picture"),
+            ("image,modality\na.jpg,thermal\n", "modality is 'thermal'"),
+            ("image,modality,pid\na.jpg,visible,x\n", "pid is 'x'"),
+            ("image,modality\na.jpg,text\n", "needs a caption"),
+        ],
+    )
+    def test_a_bad_row_is_named(self, tmp_path: Path, content: str, message: str) -> None:
+        (tmp_path / "m.csv").write_text(content)
+        with pytest.raises(UserError, match=message):
+            list(Source(tmp_path / "m.csv").records())
+
+    def test_what_is_no_source(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="does not exist"):
+            Source(tmp_path / "nothing")
+        (tmp_path / "a.txt").touch()
+        with pytest.raises(UserError, match="is no manifest"):
+            Source(tmp_path / "a.txt")
+        with pytest.raises(UserError, match="--kind sysus"):
+            Source(tmp_path, kind="sysus")
+
+    def test_an_empty_folder_is_nothing_to_embed(self, checkpoint: Path, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(UserError, match="nothing to embed"):
+            embed(checkpoint, Source(tmp_path / "empty"), tmp_path / "out")
+
+    def test_ids_of_sentences_differ_by_their_words(self) -> None:
+        one, other = (Record("a.jpg", Modality.TEXT, caption=words) for words in ("red", "blue"))
+        assert record_id(one) != record_id(other)
+        assert record_id(Record("a.jpg", Modality.VISIBLE)) == "a.jpg"

@@ -1,0 +1,134 @@
+"""Exported models give torch's vectors, say how to feed them, and need nothing of this package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.encoder import open_encoder
+from pipelines.errors import UserError
+from pipelines.export import MAX_DIFFERENCE, compare, example, export
+from reid_core.types import Modality
+from tests.pipelines.trained import draw_folder, save_run
+
+onnxruntime = pytest.importorskip("onnxruntime")
+EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_inference.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    written = export(checkpoint, tmp_path_factory.mktemp("models"))
+    assert [model.modality for model in written] == [Modality.VISIBLE, Modality.INFRARED]
+    assert all(model.difference < MAX_DIFFERENCE for model in written)
+    return {str(model.modality): model.path for model in written}
+
+
+@pytest.mark.parametrize("modality", ["visible", "infrared"])
+def test_batches_of_any_size_agree_with_torch(
+    checkpoint: Path, models: dict[str, Path], modality: str
+) -> None:
+    loaded = open_encoder(checkpoint)
+    session = onnxruntime.InferenceSession(models[modality])
+    for size in (1, 2, 7):
+        images = example(loaded, Modality(modality), size)
+        (found,) = session.run(["vector"], {"input": images.numpy()})
+        expected = loaded.encoder.embed(images, Modality(modality)).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_modalities_are_different_models(models: dict[str, Path]) -> None:
+    assert models["visible"].read_bytes() != models["infrared"].read_bytes()
+
+
+def test_metadata_says_how_to_feed_it(models: dict[str, Path]) -> None:
+    session = onnxruntime.InferenceSession(models["infrared"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["modality"] == "infrared"
+    assert (facts["height"], facts["width"], facts["resize"]) == ("64", "32", "lanczos")
+    assert facts["mean"] == "[0.485, 0.456, 0.406]"
+    assert facts["std"] == "[0.229, 0.224, 0.225]"
+    assert facts["normalised_inside"] == "true"
+    (given,) = session.get_inputs()
+    assert given.type == "tensor(uint8)"
+    assert given.shape[1:] == [3, 64, 32]
+    assert isinstance(given.shape[0], str), "the batch has no fixed size"
+
+
+def test_example_runs_without_this_package(models: dict[str, Path], tmp_path: Path) -> None:
+    """In an empty folder, isolated, so that the package cannot be imported by chance."""
+    images = draw_folder(tmp_path / "i", visible=2, infrared=0)
+    assert len(EXAMPLE.read_text().split('"""')[2].strip().splitlines()) <= 20
+    assert "pipelines" not in EXAMPLE.read_text()
+    command = [sys.executable, "-I", str(EXAMPLE), str(models["visible"])]
+    pictures = [str(images / "visible" / f"{i}.png") for i in (0, 1, 0)]
+    done = subprocess.run([*command, *pictures], capture_output=True, text=True, check=True)
+    found = np.array([float(word) for word in done.stdout.translate({91: " ", 93: " "}).split()])
+    found = found.reshape(3, 3)
+    np.testing.assert_allclose(np.diag(found), 1, atol=2e-3)
+    assert found[0, 2] == pytest.approx(1, abs=2e-3)
+    assert found[0, 1] < 0.999
+
+
+@pytest.mark.slow
+def test_sentences_are_exported_with_the_joint_space(checkpoint: Path, tmp_path: Path) -> None:
+    written = export(checkpoint, tmp_path, space="joint")
+    assert [str(model.modality) for model in written] == ["visible", "infrared", "text"]
+    loaded = open_encoder(checkpoint, space="joint")
+    session = onnxruntime.InferenceSession(written[-1].path)
+    ids = example(loaded, Modality.TEXT, 3)
+    (found,) = session.run(["vector"], {"input": ids.numpy()})
+    np.testing.assert_allclose(found, loaded.encoder.embed(ids, Modality.TEXT).numpy(), atol=1e-5)
+
+
+def test_a_file_that_differs_is_noticed(checkpoint: Path, models: dict[str, Path]) -> None:
+    from pipelines.export import _OneModality
+
+    loaded = open_encoder(checkpoint)
+    other = _OneModality(loaded.encoder, Modality.INFRARED)
+    images = [example(loaded, Modality.VISIBLE, 2)]
+    assert compare(other, models["visible"], images) > MAX_DIFFERENCE
+
+
+class TestBadInput:
+    def test_another_format(self, checkpoint: Path, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="only onnx"):
+            export(checkpoint, tmp_path, file_format="tflite")
+
+    def test_no_checkpoint(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="no checkpoint"):
+            export(tmp_path, tmp_path / "out")
+
+    def test_onnx_that_is_not_installed(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(UserError, match=r"crossreid\[export\]"):
+            export(checkpoint, tmp_path)
+
+    def test_a_checkpoint_without_an_encoder(self, checkpoint: Path, tmp_path: Path) -> None:
+        import torch
+
+        run = save_run(tmp_path / "run", stage="prompts")
+        state = run / "checkpoint_0" / "state.pt"
+        content = torch.load(state, weights_only=True)
+        content["module"] = {"learners.visible.tokens": torch.zeros(2, 4, 8)}
+        torch.save(content, state)
+        with pytest.raises(UserError, match="'prompts' and holds no trained encoder"):
+            open_encoder(run)
+
+
+def test_pictures_of_another_size_are_resized_by_the_user(models: dict[str, Path]) -> None:
+    session = onnxruntime.InferenceSession(models["visible"])
+    wrong = np.asarray(Image.new("RGB", (64, 128))).transpose(2, 0, 1)[None]
+    with pytest.raises(Exception, match="input"):
+        session.run(None, {"input": wrong})

@@ -1,0 +1,190 @@
+"""Searching: by id, image and sentence; marks of right and wrong; contact sheets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from pipelines import vectors
+from pipelines.embed import Embedder, _Work
+from pipelines.encoder import Space, open_encoder
+from pipelines.errors import UserError
+from pipelines.index import Index, build
+from pipelines.report import contact
+from pipelines.search import Query, ask, search, table
+from pipelines.sources import Source, parts
+from reid_core.types import Modality
+from tests.pipelines.fake_run import Page
+from tests.pipelines.trained import draw_folder, random_rows, save_run
+
+
+def make_index(root: Path, checkpoint: Path, space: Space) -> Index:
+    """Six visible and four infrared images of persons 0, 1, 2, 0, 1, 2, ... on cameras 1 and 2."""
+    images = draw_folder(root / "images", visible=6, infrared=4)
+    lines = ["image,modality,pid,camera"]
+    for name, count in (("visible", 6), ("infrared", 4)):
+        lines += [f"{name}/{i}.png,{name},{i % 3},{1 + i % 2}" for i in range(count)]
+    (images / "list.csv").write_text("\n".join(lines))
+    loaded = open_encoder(checkpoint, space=space)
+    out = root / space
+    info = vectors.VectorInfo(
+        loaded.fingerprint, space, "float32", loaded.encoder.feature_dim, str(images), "s"
+    )
+    vectors.claim(out, info, checkpoint)
+    (part,) = parts(Source(images / "list.csv").records())
+    Embedder(_Work(checkpoint, space, images, out, "float32", 8), threads=1).embed(part)
+    vectors.finish(out, {part.key: 10}, [], 10)
+    build(out, root / f"{space}-index")
+    return Index(root / f"{space}-index")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def index(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
+    return make_index(tmp_path_factory.mktemp("index"), checkpoint, "descriptor")
+
+
+def test_an_image_file_finds_itself_and_an_id_does_not(index: Index) -> None:
+    image = Path(index.info["root"]) / "visible" / "2.png"
+    asked = ask(index, image=str(image), text=None, seen_as=Modality.VISIBLE)
+    (first, *_) = search(index, asked)
+    assert first.id == "visible/2.png"
+    assert first.similarity == pytest.approx(1, abs=1e-4)
+    assert first.right is None, "nobody said who is on the image"
+    known = ask(index, image="visible/2.png", text=None, seen_as=None)
+    np.testing.assert_allclose(known.vector, asked.vector, atol=1e-5)
+    assert "visible/2.png" not in [hit.id for hit in search(index, known)]
+
+
+def test_right_and_wrong_are_marked_where_both_are_known(index: Index) -> None:
+    hits = search(index, ask(index, image="infrared/1.png", text=None, seen_as=None))
+    assert len(hits) == 9
+    assert {hit.id: hit.right for hit in hits} == {hit.id: int(hit.id[-5]) % 3 == 1 for hit in hits}
+    similarity = [hit.similarity for hit in hits]
+    assert similarity == sorted(similarity, reverse=True)
+
+
+def test_filters_reach_the_answers(index: Index) -> None:
+    asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
+    hits = search(index, asked, modality=Modality.VISIBLE, cameras=[2])
+    assert sorted(hit.id for hit in hits) == ["visible/1.png", "visible/3.png", "visible/5.png"]
+
+
+def test_re_ranking_keeps_the_answers_and_may_change_their_order(index: Index) -> None:
+    asked = ask(index, image="visible/0.png", text=None, seen_as=None)
+    plain, reranked = search(index, asked), search(index, asked, reranked=True)
+    assert {hit.id for hit in plain} == {hit.id for hit in reranked}
+    assert len(search(index, asked, top=3, reranked=True)) == 3
+
+
+def test_a_sentence_asks_the_joint_space(
+    checkpoint: Path, index: Index, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with pytest.raises(UserError, match="--space joint"):
+        ask(index, image=None, text="a man in red", seen_as=None)
+    joint = make_index(tmp_path_factory.mktemp("joint"), checkpoint, "joint")
+    asked = ask(joint, image=None, text="a man in red", seen_as=None)
+    loaded = open_encoder(checkpoint, space="joint")
+    assert loaded.tokenize is not None
+    text = loaded.encoder.embed(loaded.tokenize(["a man in red"]), Modality.TEXT)[0].numpy()
+    hits = search(joint, asked, top=10)
+    rows = joint.vectors(np.arange(10))
+    assert [hit.similarity for hit in hits] == pytest.approx(
+        sorted(rows @ text, reverse=True), abs=1e-4
+    )
+    with pytest.raises(UserError, match="empty"):
+        ask(joint, image=None, text="  ", seen_as=None)
+
+
+class TestBadInput:
+    def test_neither_or_both(self, index: Index) -> None:
+        with pytest.raises(UserError, match="and not both"):
+            ask(index, image=None, text=None, seen_as=None)
+        with pytest.raises(UserError, match="and not both"):
+            ask(index, image="a", text="b", seen_as=None)
+
+    def test_neither_file_nor_id(self, index: Index) -> None:
+        with pytest.raises(UserError, match=r"ids look like .*\.png"):
+            ask(index, image="nobody.jpg", text=None, seen_as=None)
+
+    def test_unknown_modality_of_the_image(self, index: Index, tmp_path: Path) -> None:
+        Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+        with pytest.raises(UserError, match="--as visible or --as infrared"):
+            ask(index, image=str(tmp_path / "a.png"), text=None, seen_as=None)
+
+    def test_no_image(self, index: Index, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_text("no image")
+        with pytest.raises(UserError, match=r"a\.png"):
+            ask(index, image=str(tmp_path / "a.png"), text=None, seen_as=Modality.VISIBLE)
+
+    def test_other_weights_than_those_of_the_index(self, index: Index, tmp_path: Path) -> None:
+        other = save_run(tmp_path / "other", stage="prepare")
+        state = other / "checkpoint_0" / "state.pt"
+        import torch
+
+        content = torch.load(state, weights_only=True)
+        content["module"]["neck.weight"] += 1
+        torch.save(content, state)
+        image = str(Path(index.info["root"]) / "visible" / "2.png")
+        with pytest.raises(UserError, match="other weights"):
+            ask(index, image=image, text=None, seen_as=Modality.VISIBLE, checkpoint=other)
+
+    def test_no_answer_wanted(self, index: Index) -> None:
+        asked = Query(random_rows(1, index.info["dim"], seed=0)[0], "q")
+        with pytest.raises(UserError, match="--top 0"):
+            search(index, asked, top=0)
+
+
+class TestShown:
+    def test_table_has_a_line_per_answer(self, index: Index) -> None:
+        asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
+        console = Console(width=100, record=True)
+        with console.capture():
+            console.print(table(asked, search(index, asked, top=4)))
+        text = console.export_text()
+        assert text.count(".png") == 5, "four answers and the query"
+        assert "1 ✓" in text or "0 ✗" in text or "2 ✗" in text
+
+    def test_page_marks_answers_by_symbol_and_loads_nothing(
+        self, index: Index, tmp_path: Path
+    ) -> None:
+        asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
+        hits = search(index, asked)
+        path = contact.write(tmp_path / "sheet.html", asked, hits, note="10 vectors")
+        html = path.read_text(encoding="utf-8")
+        page = Page(html)
+        assert page.open == []
+        assert all(source.startswith("data:image/jpeg;base64,") for source in page.values("src"))
+        assert len(page.values("src")) == 10
+        assert "http" not in html
+        assert page.text.count("✓") == sum(bool(hit.right) for hit in hits)
+        assert page.says("person 1")
+
+    def test_page_survives_lost_pictures_and_odd_names(self, index: Index, tmp_path: Path) -> None:
+        asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
+        hits = [
+            replace(hit, picture=tmp_path / "gone.jpg", id="<b>") for hit in search(index, asked)
+        ]
+        odd = replace(asked, name="<script>", picture=None)
+        html = contact.write(tmp_path / "a.html", odd, hits, note="n").read_text()
+        assert "<script>" not in html
+        assert "<b>" not in html
+        assert html.count("picture not readable") == len(hits)
+        with Image.open(contact.write(tmp_path / "a.png", odd, hits, note="n")) as sheet:
+            assert sheet.width > 640
+
+    def test_another_kind_of_file_is_refused(self, index: Index, tmp_path: Path) -> None:
+        asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
+        with pytest.raises(UserError, match=r"\.html or a \.png"):
+            contact.write(tmp_path / "a.pdf", asked, [], note="n")
+        with pytest.raises(UserError, match="cannot write"):
+            contact.write(tmp_path / "no" / "a.html", asked, [], note="n")
