@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines import runlog
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, Plan, Transforms, training_batches
+from pipelines.data import Inputs, Plan, training_batches
+from pipelines.decoding import Transforms
 from pipelines.epochs import EpochStart
 from pipelines.loop import Job, TrainingLoop
 from pipelines.memory_bank import MemoryBank
@@ -42,6 +43,7 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
         for m in self._plan.rows:
             table = self._plan.rank_slice(m, slice(number, number + 1), 0, 1)
             columns = {name: table[name].to_numpy() for name in table.column_names}
+            columns["planned"] = np.full(len(table), -1)
             decoded = self._inputs.read(m, columns["row"])
             columns["image"] = np.empty_like(decoded)
             for view, transform in enumerate(self._transforms[m]):

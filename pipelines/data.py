@@ -3,13 +3,15 @@
 A plan fixes the global batches of an epoch. `PlanDatasource` asks for it anew at every execution,
 so one Ray Data pipeline serves all epochs. Every block holds one rank's slices of a few
 consecutive global batches; every row carries its batch, rank and position, and `training_batches`
-checks them, so no reordering can pass silently.
+checks them, so no reordering can pass silently. Every row also carries its alternates: an image
+that has become unreadable is replaced in its place by another one of its cluster.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,10 @@ import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipelines.alternates import NUM_ALTERNATES, alternates
 from pipelines.collectives import shares
-from pipelines.shards import read_bytes
-from reid_core.transforms import TrainTransform, decode
+from pipelines.decoding import DecodeAndAugment, Transforms, read_image
 from reid_core.types import Batch, Modality
-
-Transforms = Mapping[Modality, Sequence[TrainTransform]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,20 @@ class Plan:
         """Steps of the epoch."""
         return len(next(iter(self.rows.values())))
 
+    @cached_property
+    def alternates(self) -> dict[Modality, np.ndarray]:
+        """Per modality (batches, B, NUM_ALTERNATES) places of images of the same class, or -1."""
+        found = {}
+        for m, rows in self.rows.items():
+            views = self.seeds[m].shape[1] // rows.shape[1]
+            found[m] = alternates(rows, self.labels[m], self.seeds[m][:, ::views])
+        return found
+
     def rank_slice(self, modality: Modality, batches: slice, rank: int, world: int) -> pa.Table:
-        """Rank's share of some consecutive global batches, batch-major, a line per view."""
+        """Rank's share of some consecutive global batches, batch-major, a line per view.
+
+        Columns row and caption are followed by those of the alternates: row1, caption1, ...
+        """
         rows, seeds = self.rows[modality][batches], self.seeds[modality][batches]
         num, size = rows.shape
         views = seeds.shape[1] // size
@@ -71,6 +83,11 @@ class Plan:
         }
         if self.captions is not None:
             columns["caption"] = per_view(self.captions[batches])
+        for number, places in enumerate(np.moveaxis(self.alternates[modality][batches], -1, 0), 1):
+            for name, whole in (("row", self.rows[modality]), ("caption", self.captions)):
+                if whole is not None:
+                    chosen = np.where(places < 0, -1, whole.ravel()[places])
+                    columns[f"{name}{number}"] = per_view(chosen)
         return pa.table(columns)
 
 
@@ -108,18 +125,6 @@ class Inputs:
         for i, path in enumerate(self.paths[modality][rows]):
             images[i] = read_image(self.root / path, height=self.height, width=self.width)
         return images
-
-
-def read_image(path: Path, *, height: int, width: int) -> np.ndarray:
-    """One decoded image (3, H, W) uint8.
-
-    Raises:
-        ValueError: cannot be read or decoded; names the file.
-    """
-    try:
-        return decode(read_bytes(path), height=height, width=width)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 class PlanDatasource(Datasource):
@@ -176,49 +181,36 @@ class PlanDatasource(Datasource):
 
     def _task(self, plan: Plan, batches: slice, rank: int) -> ReadTask:
         tables = {m: plan.rank_slice(m, batches, rank, self._world) for m in plan.rows}
-        paths = {m: self._inputs.paths[m][table["row"].to_numpy()] for m, table in tables.items()}
+        paths = {m: _paths(self._inputs.paths[m], table) for m, table in tables.items()}
         root = self._inputs.root
         num_rows = sum(len(table) for table in tables.values())
         size = num_rows * (3 * self._inputs.height * self._inputs.width + 64)
         return ReadTask(lambda: [_block(tables, paths, root)], BlockMetadata(num_rows, size, None))
 
 
+def _paths(known: np.ndarray, table: pa.Table) -> dict[str, np.ndarray]:
+    """Columns path, path1, ... of the rows and of their alternates; empty where there is none."""
+    found = {}
+    for number in ("", *range(1, 1 + NUM_ALTERNATES)):
+        rows = table[f"row{number}"].to_numpy()
+        found[f"path{number}"] = np.where(rows < 0, "", known[rows])
+    return found
+
+
 def _block(
-    tables: Mapping[Modality, pa.Table], paths: Mapping[Modality, np.ndarray], root: Path
+    tables: Mapping[Modality, pa.Table],
+    paths: Mapping[Modality, Mapping[str, np.ndarray]],
+    root: Path,
 ) -> pa.Table:
     """Rows of a block with their files: batch by batch, all modalities of a batch together."""
-    parts = [
-        table.append_column(
-            "path", pa.array([str(root / path) for path in paths[m]])
-        ).append_column("modality", pa.array([str(m)] * len(table)))
-        for m, table in tables.items()
-    ]
+    parts = []
+    for m, table in tables.items():
+        for name, column in paths[m].items():
+            whole = [str(root / path) if path else "" for path in column]
+            table = table.append_column(name, pa.array(whole))
+        parts.append(table.append_column("modality", pa.array([str(m)] * len(table))))
     block = pa.concat_tables(parts)
     return block.take(np.argsort(block["batch"].to_numpy(), kind="stable"))
-
-
-class DecodeAndAugment:
-    """Adds the augmented image (3, H, W) uint8 to every line of a block.
-
-    Args:
-        height, width: size in pixels that images are decoded to.
-        transforms: per modality, one for each view.
-    """
-
-    def __init__(self, *, height: int, width: int, transforms: Transforms) -> None:
-        self._size = {"height": height, "width": width}
-        self._transforms = transforms
-
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Lines with paths -> lines with images."""
-        paths, modality = block.pop("path"), block.pop("modality")
-        decoded = np.stack([read_image(Path(path), **self._size) for path in paths])
-        images = np.empty_like(decoded)
-        for name, views in self._transforms.items():
-            for view, transform in enumerate(views):
-                mine = (modality == str(name)) & (block["view"] == view)
-                images[mine] = transform(decoded[mine], block["seed"][mine])
-        return block | {"image": images}
 
 
 def plan_dataset(
@@ -309,6 +301,7 @@ def _split(
             images=torch.tensor(columns["image"][lines]),
             rows=torch.tensor(columns["row"][firsts]),
             labels=torch.tensor(columns["label"][firsts]),
+            planned=torch.tensor(columns["planned"][firsts]),
         )
         if tokens is not None:
             captions = columns["caption"][firsts]

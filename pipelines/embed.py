@@ -30,7 +30,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipelines import cluster, vectors
 from pipelines.config import RunConfig
-from pipelines.data import read_image
+from pipelines.decoding import read_image
 from pipelines.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.errors import UserError
 from pipelines.progress import console

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data import Inputs
 from reid_core.types import Modality
 
 Head = Callable[[Tensor, Modality], Tensor]
 
 
+class Rows(Protocol):
+    """What can be embedded: `pipelines.data.Inputs`, or the same with images replaced."""
+
+    def num_rows(self, modality: Modality) -> int: ...
+
+    def read(self, modality: Modality, rows: np.ndarray) -> np.ndarray: ...
+
+
 @torch.inference_mode()
 def embed(
     head: Head,
-    inputs: Inputs,
+    inputs: Rows,
     modality: Modality,
     rows: np.ndarray,
     *,
@@ -50,7 +58,7 @@ def embed(
 
 
 def _read_ahead(
-    inputs: Inputs, modality: Modality, rows: np.ndarray, batch_size: int
+    inputs: Rows, modality: Modality, rows: np.ndarray, batch_size: int
 ) -> Iterator[np.ndarray]:
     """Batches of inputs; the next ones are read and decoded while the current one is used."""
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]

@@ -20,16 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import batchnorm, collectives, features, runlog
+from pipelines import batchnorm, collectives, features, runlog, step
 from pipelines.config import RunConfig
 from pipelines.data import Inputs
 from pipelines.epochs import EpochStart, Key
 from pipelines.evaluate import evaluate
-from pipelines.objective import Means, total_loss
+from pipelines.objective import Means
 from pipelines.state import Progress, kept
+from pipelines.unreadable import Unreadable
 from reid_core import optim
 from reid_core.methods import METHODS
 from reid_core.models import clip
+from reid_core.models.recompute import recompute_blocks
 from reid_core.stages import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality, Split
 
@@ -131,6 +133,9 @@ class TrainingLoop:
             self.clip = clip.load(model.name, model.pretrained)
         self.size = {"height": model.height, "width": model.width}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
+        self.unreadable = Unreadable(
+            job.train, max_share=self.config.data.max_unreadable, identities=job.identities
+        )
         self.checkpoint_s = 0.0  # seconds of the last one; logged with the epoch after it
 
     def run(self) -> Progress:
@@ -153,9 +158,11 @@ class TrainingLoop:
         optimiser = stage.optimiser()
         first = self._resume(name, stage, optimiser)
         model = self.distribute(stage.module, optimiser)
+        if self.config.trainer.compile:
+            model.compile()
         if isinstance(stage, CachedStage) and first < stage.epochs:
-            inputs, modalities = self.job.train, self.method.INPUTS
-            stage.take({m: self._embed_all(stage.project, inputs, m) for m in modalities})
+            rows, modalities = self.unreadable, self.method.INPUTS
+            stage.take({m: self._embed_all(stage.project, rows, m) for m in modalities})
         for epoch in range(first, stage.epochs):
             clock = runlog.Clock()
             lr = stage.learning_rate(epoch)
@@ -166,6 +173,8 @@ class TrainingLoop:
             else:
                 found = self._streamed_epoch(name, stage, epoch, model, optimiser, clock)
             line = {"stage": name, "epoch": epoch, "lr": lr, **found}
+            gone = self.unreadable.end_epoch(self.device)
+            line |= gone | {"warnings": [*line.get("warnings", ()), *gone["warnings"]]}
             last, every = epoch + 1 == stage.epochs, stage.evaluate_every
             if every is not None and (last or (every and (epoch + 1) % every == 0)):
                 with clock("evaluate"):
@@ -195,9 +204,10 @@ class TrainingLoop:
                 batch = next(batches, None)
             if batch is None:
                 raise RuntimeError("the data stream ended before the plan: the bank was restarted")
+            self.unreadable.note(batch)
             with clock("step"):
                 on_device = {m: b.to(self.device) for m, b in batch.items()}
-                self._step(stage, model, optimiser, on_device, means)
+                step.take(stage, model, optimiser, on_device, means, settings=self.config.trainer)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
         return {"losses": means.read(), **start.metrics}
@@ -215,7 +225,7 @@ class TrainingLoop:
         model.train()
         with clock("step"):
             for batch in stage.batches(epoch, collectives.slice_of):
-                self._step(stage, model, optimiser, batch, means)
+                step.take(stage, model, optimiser, batch, means, settings=self.config.trainer)
         return {"losses": means.read()}
 
     def _begin_epoch(self, key: Key, stage: Stage, clock: runlog.Clock) -> EpochStart:
@@ -223,7 +233,7 @@ class TrainingLoop:
         stage.module.eval()
         for m in self.method.INPUTS if stage.clusters else ():
             with clock("embed"):
-                mine = self._embed(stage.encoder.embed, self.job.train, m)
+                mine = self._embed(stage.encoder.embed, self.unreadable, m)
                 self.bank.add_features(
                     self.token, key, m, mine.cpu().numpy(), self.rank, self.world
                 )
@@ -233,23 +243,6 @@ class TrainingLoop:
             clock.seconds[phase] += start.seconds[phase]
             clock.seconds["cluster"] = max(0.0, clock.seconds["cluster"] - start.seconds[phase])
         return start
-
-    def _step(
-        self,
-        stage: Stage,
-        model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        batch: Any,
-        means: Means,
-    ) -> None:
-        half = self.config.model.precision == "bfloat16" and self.device.type == "cuda"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            terms = stage.terms(model, batch, collectives.gather)
-            total = total_loss(terms, means)
-        optimiser.zero_grad(set_to_none=True)
-        total.backward()
-        optimiser.step()
-        stage.update(collectives.gather_rows)
 
     # Opening, measuring, keeping -----------------------------------------------------------------
 
@@ -267,6 +260,8 @@ class TrainingLoop:
             )
         if self.world > 1:
             batchnorm.convert(stage.module)
+        if self.config.trainer.recompute:
+            recompute_blocks(stage.module)
         # Channels last is a third faster, on CPUs and on tensor cores.
         for module in (stage.encoder, stage.module):
             assert isinstance(module, nn.Module)
@@ -279,7 +274,7 @@ class TrainingLoop:
         stream = np.random.SeedSequence((self.config.seed, number, epoch, self.rank))
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
-    def _embed(self, head: features.Head, inputs: Inputs, modality: Modality) -> Tensor:
+    def _embed(self, head: features.Head, inputs: features.Rows, modality: Modality) -> Tensor:
         rows = np.arange(inputs.num_rows(modality))
         return features.embed(
             head,
@@ -290,7 +285,7 @@ class TrainingLoop:
             device=self.device,
         )
 
-    def _embed_all(self, head: features.Head, inputs: Inputs, modality: Modality) -> Tensor:
+    def _embed_all(self, head: features.Head, inputs: features.Rows, modality: Modality) -> Tensor:
         mine = self._embed(head, inputs, modality)
         return collectives.gather_shares(mine, inputs.num_rows(modality))
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from pipelines.data import read_image
+from pipelines.decoding import read_image
 from pipelines.encoder import LoadedEncoder, open_encoder
 from pipelines.errors import UserError
 from pipelines.index import Index

@@ -6,6 +6,7 @@ Images stay uint8 until they are on the device. Shapes: B images, H x W pixels.
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,11 +106,23 @@ class TrainTransform:
         Returns:
             (B, 3, H, W) uint8.
         """
-        height, width = images.shape[2:]
+        out = np.empty(images.shape, dtype=np.uint8)
+        self.into(out, images, seeds)
+        return out
+
+    def into(
+        self,
+        out: np.ndarray | Sequence[np.ndarray],
+        images: np.ndarray | Sequence[np.ndarray],
+        seeds: np.ndarray,
+    ) -> None:
+        """Like `__call__`, from B images wherever they lie to B places wherever they lie."""
+        if not len(images):
+            return
+        height, width = images[0].shape[1:]
         draws = self.draw(seeds, height=height, width=width)
         pad = self.augmentation.pad
         fill = np.array(self.augmentation.erase_fill, dtype=np.uint8)[:, None, None]
-        out = np.zeros(images.shape, dtype=np.uint8)
         rows = zip(
             images,
             out,
@@ -122,6 +135,7 @@ class TrainTransform:
             strict=True,
         )
         for image, target, gray, flip, down, right, (y0, y1, x0, x1), mixture in rows:
+            target[...] = 0
             seen = image[:, max(down, 0) : height + down]
             if flip:
                 seen = seen[:, :, ::-1]
@@ -132,7 +146,6 @@ class TrainTransform:
                 target[:, y0:y1, x0:x1] = fill
             if mixture != _KEEP:
                 target[...] = _mixed(target, _MIXTURES[mixture])
-        return out
 
     def draw(self, seeds: np.ndarray, *, height: int, width: int) -> Draws:
         """The random part of `__call__`: what happens to images of this size."""

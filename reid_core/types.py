@@ -109,6 +109,7 @@ class Batch:
         labels: (B,) int64 pseudo or given classes.
         captions: (B,) int64 row ids of the captions that belong to the images, or None.
         tokens: (B, 77) int64 token ids of those captions, or None.
+        planned: (B,) int64 row whose unreadable image this one replaces, -1 where none; or None.
     """
 
     images: Tensor
@@ -116,6 +117,7 @@ class Batch:
     labels: Tensor
     captions: Tensor | None = None
     tokens: Tensor | None = None
+    planned: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -125,6 +127,7 @@ class Batch:
             self.labels.to(device),
             None if self.captions is None else self.captions.to(device),
             None if self.tokens is None else self.tokens.to(device),
+            self.planned,
         )
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines.data import read_image
+from pipelines.decoding import read_image
 from pipelines.encoder import LoadedEncoder, open_encoder
 from pipelines.report.ranklists import choose
 from reid_core.attribution import heat_maps

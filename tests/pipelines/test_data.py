@@ -13,7 +13,6 @@ from pipelines.collectives import shares
 from pipelines.config import RunConfig
 from pipelines.data import (
     BatchShape,
-    DecodeAndAugment,
     Plan,
     PlanDatasource,
     find_unreadable,
@@ -23,6 +22,7 @@ from pipelines.prepare import inputs_of
 from reid_core.datasets import sysu
 from reid_core.transforms import Augmentation, TrainTransform
 from reid_core.types import Modality
+from tests.pipelines.local_stream import blocks
 
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
 BATCHES, SIZE = 5, 8
@@ -54,17 +54,7 @@ def plan() -> Plan:
 def columns(plan: Plan, config: RunConfig, tree: Path, *, rank: int, world: int) -> list[dict]:
     """One rank's batches, through the read tasks and the map, as Ray Data would hand them over."""
     inputs = inputs_of(sysu.read(tree).train, tree, config)
-    source = PlanDatasource(lambda: plan, inputs, world=world, batches_per_block=2)
-    tasks = source.get_read_tasks(1)[rank::world]
-    transform = DecodeAndAugment(height=64, width=32, transforms=TRANSFORMS)
-    batches = []
-    for task in tasks:
-        (block,) = list(task())
-        arrays = {name: block[name].to_numpy(zero_copy_only=False) for name in block.column_names}
-        arrays = transform(arrays)
-        for number in np.unique(arrays["batch"]):
-            batches.append({k: v[arrays["batch"] == number] for k, v in arrays.items()})
-    return batches
+    return list(blocks(plan, inputs, TRANSFORMS, rank=rank, world=world))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])

@@ -1,0 +1,88 @@
+"""Decoding and augmenting the lines of a block, in whatever process Ray Data chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.alternates import NUM_ALTERNATES
+from pipelines.shards import read_bytes
+from reid_core.transforms import TrainTransform, decode
+from reid_core.types import OUTLIER, Modality
+
+Transforms = Mapping[Modality, Sequence[TrainTransform]]
+# What the workers receive of a line, beside its image.
+_KEPT = ("row", "label", "batch", "rank", "position", "planned", "caption")
+
+
+def read_image(path: Path, *, height: int, width: int) -> np.ndarray:
+    """One decoded image (3, H, W) uint8.
+
+    Raises:
+        ValueError: cannot be read or decoded; names the file.
+    """
+    try:
+        return decode(read_bytes(path), height=height, width=width)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+class DecodeAndAugment:
+    """Adds the augmented image (3, H, W) uint8 to every line of a block.
+
+    An image that cannot be read is replaced by its first alternate that can. Column "planned" is
+    the row that was planned there, -1 where that one was read; the row (and caption) are those of
+    the image that was. Where no alternate can be read either, the image is black and the row is
+    the planned one: see `pipelines.unreadable.Unreadable`.
+
+    Args:
+        height, width: size in pixels that images are decoded to.
+        transforms: per modality, one for each view.
+    """
+
+    def __init__(self, *, height: int, width: int, transforms: Transforms) -> None:
+        self._size = {"height": height, "width": width}
+        self._transforms = transforms
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Lines with paths -> lines with images."""
+        files = {"": np.zeros((3, *self._size.values()), dtype=np.uint8)}
+        paths = block["path"].tolist()
+        for path in paths:
+            self._read(path, files)
+        block = {name: np.array(column) for name, column in block.items()}  # may be read-only
+        block["planned"] = np.full(len(paths), OUTLIER)
+        for line, path in enumerate(paths):
+            if path not in files:
+                paths[line] = self._replace(block, line, files)
+        images = np.empty((len(paths), 3, *self._size.values()), dtype=np.uint8)
+        for name, views in self._transforms.items():
+            for view, transform in enumerate(views):
+                (mine,) = np.nonzero((block["modality"] == str(name)) & (block["view"] == view))
+                decoded = [files[paths[i]] for i in mine]
+                transform.into([images[i] for i in mine], decoded, block["seed"][mine])
+        return {name: block[name] for name in _KEPT if name in block} | {"image": images}
+
+    def _replace(
+        self, block: dict[str, np.ndarray], line: int, files: dict[str, np.ndarray]
+    ) -> str:
+        """Turn a line into one of its first readable alternate; returns that one's path, or ""."""
+        block["planned"][line] = block["row"][line]
+        for number in range(1, 1 + NUM_ALTERNATES):
+            path = block[f"path{number}"][line]
+            self._read(path, files)
+            if path and path in files:
+                for name in block.keys() & {"row", "caption"}:
+                    block[name][line] = block[f"{name}{number}"][line]
+                return path
+        return ""
+
+    def _read(self, path: str, files: dict[str, np.ndarray]) -> None:
+        """Add a file to the decoded ones, unless it is there or cannot be read."""
+        if path in files:
+            return
+        with suppress(ValueError):
+            files[path] = read_image(Path(path), **self._size)

@@ -1,0 +1,24 @@
+"""The training stream without Ray: read tasks and map, called one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipelines.data import Inputs, Plan, PlanDatasource
+from pipelines.decoding import DecodeAndAugment, Transforms
+
+
+def blocks(
+    plan: Plan, inputs: Inputs, transforms: Transforms, *, rank: int, world: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """One rank's batches as Ray Data would hand them over."""
+    source = PlanDatasource(lambda: plan, inputs, world=world, batches_per_block=2)
+    decode = DecodeAndAugment(height=inputs.height, width=inputs.width, transforms=transforms)
+    for task in source.get_read_tasks(1)[rank::world]:
+        (block,) = list(task())
+        columns = {name: block[name].to_numpy(zero_copy_only=False) for name in block.column_names}
+        columns = decode(columns)
+        for number in np.unique(columns["batch"]):
+            yield {name: column[columns["batch"] == number] for name, column in columns.items()}
