@@ -96,6 +96,14 @@ def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
             continue
 
 
+def first_difference(one: Path, other: Path) -> tuple[str, int] | None:
+    """First epoch (stage, number) in which two runs labelled an image differently; None if none."""
+    for a, b in zip(read_metrics(one), read_metrics(other), strict=False):
+        if a.get("labels") != b.get("labels"):
+            return a["stage"], a["epoch"]
+    return None
+
+
 def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None:
     """Keep only the lines up to an epoch: the one that the checkpoint holds.
 

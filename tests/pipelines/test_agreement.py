@@ -1,0 +1,201 @@
+"""The number of workers is not a hyper-parameter: real stages on one, two and four gloo processes.
+
+Four processes are started once; the first of them also works alone, the first two as a pair.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pipelines import checkpoint, loop, runlog, strict
+from pipelines.config import RunConfig
+from tests.pipelines import small_runs
+
+pytestmark = pytest.mark.slow
+WORLDS = (1, 2, 4)
+# the last streamed stage of each method, as one step, and what comes before it
+ONE_STEP = {
+    "cclnet": ("prompts", ["cclnet.align.batches_per_epoch=1"]),
+    "csdn": ("fusion", ["csdn.images.batches_per_epoch=1"]),
+    "cpcl": (None, ["cpcl.train.batch_size=48"]),
+}
+THREE_EPOCHS = {"cclnet": "cclnet.align.epochs=3", "csdn": "csdn.images.epochs=3"}
+THREE_EPOCHS["cpcl"] = "cpcl.train.epochs=3"
+
+
+class EnoughError(Exception):
+    """Ends a run after the epoch that is asked for."""
+
+
+# In the workers ----------------------------------------------------------------------------------
+
+
+def worker(rank: int, ports: dict[int, int], root: Path) -> None:
+    torch.set_num_threads(1)
+    for world in WORLDS:
+        if rank >= world:
+            continue
+        if world > 1:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"tcp://127.0.0.1:{ports[world]}",
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(minutes=10),
+            )
+        for method in ONE_STEP:
+            folder = root / f"{method}-{world}-{rank}"
+            found = {
+                "step": take_one_step(method, root, folder / "step"),
+                "strict": run_strictly(method, root, folder / "strict"),
+            }
+            if method == "cclnet":
+                run_plainly(root, folder / "plain")
+            torch.save(found, folder / "found.pt")
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def take_one_step(method: str, root: Path, folder: Path) -> dict[str, Any]:
+    """One step from the state before the stage: what came in and what came out."""
+    before, overrides = ONE_STEP[method]
+    config = small_runs.make_config(method, root, *overrides)
+    state = None if before is None else checkpoint.load(root / f"{method}-{before}")
+    run = small_runs.open_run(config, folder)
+    grads: list[Tensor] = []
+    found: dict[str, Any] = {}
+
+    def keep_grads(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        grads.extend(p.grad.clone() for group in optimiser.param_groups for p in group["params"])
+
+    def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
+        found.update(losses=line["losses"])
+        if state is not None:
+            buffers = {k: x for k, x in state["module"].items() if "running_" in k}
+            found.update(buffers=buffers, banks=state["epoch"])
+        raise EnoughError
+
+    hook = register_optimizer_step_post_hook(keep_grads)
+    try:
+        loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU, state=state)
+    except EnoughError:
+        hook.remove()
+    plan = run.bank.current_plan()
+    return {**found, "grads": grads, "plan": checkpoint.content_hash(vars(plan))}
+
+
+def run_strictly(method: str, root: Path, folder: Path) -> list[str]:
+    """Hashes of every epoch's state, labels among it; on rank 0."""
+    config = small_runs.make_config(method, root, "trainer.strict=true", THREE_EPOCHS[method])
+    run, kept = small_runs.open_run(config, folder), small_runs.Kept(folder / "kept")
+    strict.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    return kept.hashes
+
+
+def run_plainly(root: Path, folder: Path) -> None:
+    config = small_runs.make_config("cclnet", root, THREE_EPOCHS["cclnet"])
+    run = small_runs.open_run(config, folder)
+    loop.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+
+
+# Before and after them ---------------------------------------------------------------------------
+
+
+def prepare_state(config: RunConfig, root: Path, stage: str) -> None:
+    """Train up to the end of a stage, in this process."""
+    run = small_runs.open_run(config, root / f"{config.method}-before")
+
+    def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
+        last = getattr(config.settings, stage).epochs - 1
+        if (line["stage"], line["epoch"]) == (stage, last):
+            assert state is not None
+            checkpoint.save(root / f"{config.method}-{stage}", state, {})
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU)
+
+
+def free_ports() -> Iterator[tuple[int, int]]:
+    for world in WORLDS[1:]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            yield world, probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all workers left what they found."""
+    root = tmp_path_factory.mktemp("agreement")
+    small_runs.write_trees(root)
+    for method, (stage, _) in ONE_STEP.items():
+        if stage is not None:
+            prepare_state(small_runs.make_config(method, root), root, stage)
+    mp.spawn(worker, args=(dict(free_ports()), root), nprocs=max(WORLDS))
+    return root
+
+
+def found_by(root: Path, method: str, world: int, rank: int = 0) -> dict[str, Any]:
+    return torch.load(root / f"{method}-{world}-{rank}" / "found.pt")
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Of two tensors, as a share of the second one's norm."""
+    return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("method", ONE_STEP)
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_one_step_is_that_of_one_worker(
+    root: Path, method: str, world: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, rows = found_by(root, method, 1)["step"], []
+    for rank in range(world):
+        step = found_by(root, method, world, rank)["step"]
+        assert step["plan"] == alone["plan"]
+        for name, loss in alone["losses"].items():
+            assert step["losses"][name] == pytest.approx(loss, rel=1e-5), name
+        rows.append(max(map(distance, step["grads"], alone["grads"])))
+    first = found_by(root, method, world)["step"]
+    for kind in ("buffers", "banks"):
+        for name, tensor in alone[kind].items():
+            rows.append(distance(first[kind][name], tensor))
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{method}, {world} workers: furthest tensor {max(rows):.1e} of its norm"
+        )
+    assert max(rows) < 1e-5
+
+
+@pytest.mark.parametrize("method", ONE_STEP)
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_strict_runs_are_equal_to_the_bit(root: Path, method: str, world: int) -> None:
+    alone = found_by(root, method, 1)["strict"]
+    assert found_by(root, method, world)["strict"] == alone
+    assert len(set(alone)) == len(alone) >= 3
+
+
+def test_the_first_epoch_with_another_label_is_told(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not strict: the first clustering is the same, a later one need not be."""
+    for world in WORLDS[1:]:
+        runs = (root / f"cclnet-{n}-0" / "plain" for n in (1, world))
+        epoch = runlog.first_difference(*runs)
+        with capsys.disabled():
+            sys.stdout.write(f"\ncclnet, {world} workers: first epoch with another label: {epoch}")
+        assert epoch != ("prepare", 0)
+    strict_runs = (root / f"cclnet-{n}-0" / "strict" for n in (1, 4))
+    assert runlog.first_difference(*strict_runs) is None

@@ -1,0 +1,196 @@
+"""Strict training: shards as threads exchange as processes do, in one fixed order."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines import collectives, loop, strict
+from pipelines.batchnorm import GlobalBatchNorm
+from pipelines.errors import UserError
+from pipelines.prepare import check_settings
+from reid_core.types import Batch, Modality
+from tests.pipelines import small_runs
+
+SHARDS, ROWS = 4, 3
+
+
+def together(work: Callable[[strict.Shard], Any]) -> list[Any]:
+    """`work` in every shard of one process, in lock step."""
+    meeting = strict.Meeting(SHARDS)
+
+    def run(index: int) -> Any:
+        shard = strict.Shard(meeting, index, rank=index, size=SHARDS)
+        with collectives.joined(shard), meeting.left_together():
+            return work(shard)
+
+    with ThreadPoolExecutor(SHARDS) as pool:
+        return list(pool.map(run, range(SHARDS)))
+
+
+def rows_of(rank: int, width: int = 5) -> Tensor:
+    return torch.randn(ROWS, width, generator=torch.Generator().manual_seed(rank)) + 1
+
+
+def everything(width: int = 5) -> Tensor:
+    return torch.cat([rows_of(rank, width) for rank in range(SHARDS)])
+
+
+def test_a_shard_is_a_worker_in_its_own_thread_only() -> None:
+    found = together(lambda shard: (collectives.rank(), collectives.world_size()))
+    assert found == [(rank, SHARDS) for rank in range(SHARDS)]
+    assert (collectives.rank(), collectives.world_size()) == (0, 1)
+
+
+def test_rows_sums_shares_and_numbers_arrive_in_order() -> None:
+    def work(shard: strict.Shard) -> tuple[Tensor, Tensor, Tensor, int]:
+        mine = rows_of(shard.rank)
+        share = torch.arange(7)[collectives.slice_of(7)]
+        return (
+            collectives.gather_rows(mine),
+            collectives.sum_over_workers(mine),
+            collectives.gather_shares(share, 7),
+            collectives.broadcast_int(41 + shard.rank),
+        )
+
+    total = rows_of(0)
+    for rank in range(1, SHARDS):
+        total = total + rows_of(rank)
+    for rows, summed, shares, number in together(work):
+        assert torch.equal(rows, everything())
+        assert torch.equal(summed, total)
+        assert shares.tolist() == list(range(7))
+        assert number == 41
+
+
+def test_a_gathered_row_hears_of_every_loss() -> None:
+    weights = torch.arange(1.0, SHARDS + 1)
+
+    def work(shard: strict.Shard) -> Tensor:
+        mine = rows_of(shard.rank).requires_grad_()
+        (collectives.gather(mine).square().sum() * weights[shard.rank]).backward()
+        assert mine.grad is not None
+        return mine.grad
+
+    for rank, gradient in enumerate(together(work)):
+        torch.testing.assert_close(gradient, 2 * rows_of(rank) * weights.sum())
+
+
+def test_batch_normalisation_is_that_of_all_rows() -> None:
+    alone, x = nn.BatchNorm1d(5), everything().requires_grad_()
+    expected = alone(x)
+    expected.pow(3).sum().backward()
+
+    def work(shard: strict.Shard) -> tuple[Tensor, Tensor, Tensor]:
+        norm, mine = GlobalBatchNorm(5), rows_of(shard.rank).requires_grad_()
+        out = norm(mine)
+        out.pow(3).sum().backward()
+        assert mine.grad is not None
+        assert norm.running_var is not None
+        return out.detach(), mine.grad, norm.running_var
+
+    parts = together(work)
+    torch.testing.assert_close(torch.cat([out for out, _, _ in parts]), expected.detach())
+    torch.testing.assert_close(torch.cat([g for _, g, _ in parts]), x.grad)
+    for _, _, variance in parts:
+        torch.testing.assert_close(variance, alone.running_var)
+
+
+def test_replicas_take_the_step_of_the_mean_gradient() -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(5, 2)
+
+    with torch.random.fork_rng():
+        replicas, alone = [network() for _ in range(SHARDS)], network()
+
+    def work(shard: strict.Shard) -> Tensor:
+        module = replicas[shard.rank]
+        optimiser = torch.optim.SGD(module.parameters(), lr=1.0)
+        model = shard.distribute(module, optimiser)
+        model(rows_of(shard.rank)).square().mean().backward()
+        optimiser.step()
+        return module.weight.detach()
+
+    optimiser = torch.optim.SGD(alone.parameters(), lr=1.0)
+    alone(everything()).square().mean().backward()
+    optimiser.step()
+    found = together(work)
+    for weight in found:
+        assert torch.equal(weight, found[0])
+        torch.testing.assert_close(weight, alone.weight.detach())
+
+
+def test_every_shard_is_dealt_its_rows_of_every_batch() -> None:
+    whole = [
+        {Modality.VISIBLE: Batch(torch.zeros(16, 1), torch.arange(8) + 8 * n, torch.zeros(8))}
+        for n in range(3)
+    ]
+    opened = []
+
+    def work(shard: strict.Shard) -> list[list[int]]:
+        def open_stream() -> Any:
+            opened.append(threading.get_ident())
+            return iter(whole)
+
+        dealt = shard.meeting.deal(shard.index, open_stream)
+        return [batch[Modality.VISIBLE].rows.tolist() for batch in dealt]
+
+    for rank, batches in enumerate(together(work)):
+        assert batches == [[8 * n + 2 * rank, 8 * n + 2 * rank + 1] for n in range(3)]
+    assert len(opened) == 1
+
+
+def test_a_shard_that_fails_is_not_waited_for() -> None:
+    def work(shard: strict.Shard) -> None:
+        if shard.rank == 2:
+            raise ValueError("row 3 is zero")
+        shard.sum(torch.ones(1))
+
+    with pytest.raises((ValueError, threading.BrokenBarrierError)):
+        together(work)
+
+
+def test_the_culprit_is_named_not_those_that_waited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_runs.write_trees(tmp_path)
+    config = small_runs.make_config("cpcl", tmp_path, "trainer.strict=true")
+    run = small_runs.open_run(config, tmp_path / "run")
+
+    def stumble(self: loop.TrainingLoop, *arguments: Any) -> None:
+        if self.rank == 2:
+            raise ValueError("row 3 is zero")
+        collectives.sum_over_workers(torch.ones(1))
+
+    monkeypatch.setattr(loop.TrainingLoop, "_train", stumble)
+    with pytest.raises(ValueError, match="row 3 is zero"):
+        strict.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+
+
+@pytest.mark.parametrize(
+    ("workers", "shards", "message"),
+    [
+        (3, 4, "trainer.shards=4 cannot be shared"),
+        (1, 5, "= 16 cannot be shared by trainer.shards"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(
+    tmp_path: Path, workers: int, shards: int, message: str
+) -> None:
+    config = small_runs.make_config(
+        "cpcl",
+        tmp_path,
+        "trainer.strict=true",
+        f"trainer.shards={shards}",
+        f"trainer.num_workers={workers}",
+    )
+    with pytest.raises(UserError, match=message):
+        check_settings(config)
