@@ -62,14 +62,12 @@ class ModelConfig(_Section):
         pretrained: an open_clip tag, the path of a local checkpoint, "bundled" for the small model
             that ships with the package, or null for random weights.
         height, width: image size in pixels.
-        precision: of the training step on GPUs; "bfloat16" keeps float32 weights and losses.
     """
 
     name: str = "RN50"
     pretrained: str | None = "openai"
     height: int = Field(288, ge=32)
     width: int = Field(144, ge=16)
-    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class AugmentationConfig(_Section):
@@ -109,6 +107,13 @@ class TrainerConfig(_Section):
         barrier_timeout_s: longest wait for the other workers' features, in seconds.
         keep_checkpoints: newest checkpoints kept on disk.
         max_failures: restarts of the worker group before the run gives up.
+        precision: of the training step on GPUs; with "bf16" weights, optimiser, banks and losses
+            stay float32.
+        recompute: keep the inputs of CLIP's blocks alone and compute their activations again in the
+            backward pass: a third more time, a fraction of the memory, the same results.
+        compile: let torch.compile fuse the model's operations, where it pays.
+        accumulate: parts that a worker's slice of a batch is worked on in, one after the other;
+            changes what BatchNorm and the memory see, see `pipelines.step.take`. CCLNet only.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
             of machine; slower.
         shards: parts of a global batch in strict training. Part of what decides the result, so
@@ -123,6 +128,10 @@ class TrainerConfig(_Section):
     barrier_timeout_s: float = Field(1800, gt=0)
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(2, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool = False
+    compile: bool = False
+    accumulate: int = Field(1, ge=1)
     strict: bool = False
     shards: int = Field(4, ge=1)
 
@@ -175,9 +184,10 @@ class RunConfig(_Section):
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
         found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
-        found["trainer"] = {"strict": self.trainer.strict}
+        decisive = {"precision", "accumulate", "strict"}
         if self.trainer.strict:
-            found["trainer"]["shards"] = self.trainer.shards
+            decisive.add("shards")
+        found["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
         return found
 
     def used(self) -> dict[str, Any]:

@@ -163,6 +163,12 @@ def check_settings(config: RunConfig) -> None:
             "evaluation.split=val measures people that data.fit=train+val trains on: "
             "set data.fit=train"
         )
+    if config.trainer.accumulate > 1 and config.method != "cclnet":
+        raise UserError(
+            f"trainer.accumulate={config.trainer.accumulate}: the losses of {config.method} "
+            "compare rows of a whole batch, which parts cannot; make batches smaller, or set "
+            "trainer.recompute=true"
+        )
     for warning in method.check(config.settings):
         log.warning("%s", warning)
 

@@ -1,0 +1,78 @@
+"""One step of the optimiser: losses, backward, memory update; in parts where space is short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines import collectives
+from pipelines.config import TrainerConfig
+from pipelines.objective import Means, total_loss
+from reid_core.stages import Stage
+from reid_core.types import Batch, Modality
+
+
+def take(
+    stage: Stage,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batch: Any,
+    means: Means,
+    *,
+    settings: TrainerConfig,
+) -> None:
+    """Step on one global batch, of which this worker holds its slice.
+
+    With `settings.accumulate` = n the slice is worked on in n parts. The gradient is the mean of
+    theirs. It is not that of the whole batch: BatchNorm sees a part at a time, and prototypes are
+    updated after every part, so a later part meets those that an earlier one has moved.
+
+    Args:
+        stage: gives the losses and updates its memory.
+        model: the stage's module, distributed.
+        optimiser: of the module.
+        batch: of a streamed stage a `Batch` per modality, on the device; else what it yielded.
+        means: the epoch's.
+        settings: precision and parts.
+    """
+    device = next(stage.module.parameters()).device
+    half = settings.precision == "bf16" and device.type == "cuda"
+    num = settings.accumulate if isinstance(batch, dict) else 1
+    optimiser.zero_grad(set_to_none=True)
+    for part in [batch] if num == 1 else _parts(batch, num):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            terms = stage.terms(model, part, collectives.gather)
+            total = total_loss(terms, means) / num
+        total.backward()
+        if num > 1:
+            stage.update(collectives.gather_rows)
+    optimiser.step()
+    if num == 1:
+        stage.update(collectives.gather_rows)
+
+
+def _parts(batch: dict[Modality, Batch], num: int) -> Iterator[dict[Modality, Batch]]:
+    """Consecutive rows of every modality, all their views together."""
+    for part in zip(*(_cut(whole, num) for whole in batch.values()), strict=True):
+        yield dict(zip(batch, part, strict=True))
+
+
+def _cut(batch: Batch, num: int) -> list[Batch]:
+    size = len(batch.rows)
+    views = len(batch.images) // size
+    cut = []
+    for part in collectives.shares(size, num):
+        of_views = slice(views * part.start, views * part.stop)
+        cut.append(
+            Batch(
+                batch.images[of_views],
+                batch.rows[part],
+                batch.labels[part],
+                None if batch.captions is None else batch.captions[part],
+                None if batch.tokens is None else batch.tokens[part],
+            )
+        )
+    return cut
