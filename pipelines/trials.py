@@ -4,7 +4,7 @@ search.yaml            the search, with the overrides of the command
 trials/NAME/           values.json, and a run directory per seed
 trials.jsonl           a line per trial that is over: name, config, status, scores, seconds
 best.yaml              recipe with the best values, for `crossreid train`
-sensitivity.png        score against each key
+report.html            the trials, and the score against each key
 """
 
 from __future__ import annotations

@@ -6,26 +6,28 @@ import dataclasses
 import importlib.metadata
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from pipelines import config as configuration
 from pipelines import doctor, preflight
+from pipelines.config import RunConfig
 from pipelines.doctor import Finding
 from pipelines.errors import UserError
 from pipelines.preflight import Node
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
+_START_S = 180.0
 
 
 def node(address: str, **changes: Any) -> Node:
@@ -151,77 +153,113 @@ def test_json_says_whether_all_is_well() -> None:
     assert told["findings"][1] == {"check": "c", "verdict": "fail", "found": "", "remedy": ""}
 
 
-@pytest.fixture
-def head() -> Iterator[tuple[str, dict[str, str], Path]]:
-    """A cluster of its own, as `ray start --head` makes it: dashboard address, environment, folder.
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A cluster of three nodes on this machine: address of its dashboard, how to call it."""
 
-    Only the processes that it started are ended.
-    """
-    ports = [_free_port() for _ in range(4)]
+    dashboard: str
+    environment: dict[str, str]
+    folder: Path
+
+    def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit` of the working tree, as docs/cluster.md says."""
+        return subprocess.run(
+            [
+                "ray",
+                "job",
+                "submit",
+                "--address",
+                self.dashboard,
+                "--working-dir",
+                ".",
+                "--",
+                *words,
+            ],
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """A cluster as `ray start` makes it. Only the processes that were started here are ended."""
     binaries = str(Path(sys.executable).parent)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "120",  # the machine may be busy
     }
-    with tempfile.TemporaryDirectory(prefix="j", dir="/tmp") as folder:
-        command = [
-            f"{binaries}/ray", "start", "--head", "--block", f"--port={ports[0]}",
-            f"--dashboard-port={ports[1]}", f"--dashboard-agent-listen-port={ports[2]}",
-            f"--ray-client-server-port={ports[3]}", "--num-cpus=4", f"--temp-dir={folder}",
-            f"--object-store-memory={200 * 2**20}",
-        ]  # fmt: skip
-        with (Path(folder) / "head.log").open("w") as log:
-            started = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
+    port, dashboard, agent, client = (_free_port() for _ in range(4))
+    memory = f"--object-store-memory={200 * 2**20}"
+    started: list[subprocess.Popen] = []
+    with tempfile.TemporaryDirectory(prefix="j", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        logs = Path(folder) / "starts.log"
+
+        def start(*options: str) -> None:
+            with logs.open("a") as log:
+                command = [f"{binaries}/ray", "start", "--block", memory, *options]
+                started.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=log, start_new_session=True
+                    )
+                )
+
         try:
-            for port in ports[1:3]:  # jobs need the dashboard and the node's agent
-                _wait_for(started, port, Path(folder) / "head.log")
-            yield f"http://127.0.0.1:{ports[1]}", environment, Path(folder)
+            start(
+                "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+                f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+                f"--temp-dir={folder}",
+            )  # fmt: skip
+            _wait_until(lambda: _listens(dashboard) and _listens(agent), started, logs)
+            for _ in range(2):
+                start(f"--address=127.0.0.1:{port}", "--num-cpus=1")
+            _wait_until(lambda: logs.read_text().count("runtime started") == 3, started, logs)
+            yield Head(f"http://127.0.0.1:{dashboard}", environment, Path(folder))
         finally:
-            mine = [*psutil.Process(started.pid).children(recursive=True)]
-            started.send_signal(signal.SIGTERM)
-            started.wait(30)
-            _, alive = psutil.wait_procs(mine, timeout=15)
-            for process in alive:
-                process.kill()
-
-
-def submit(head: tuple[str, dict[str, str], Path], *words: str) -> subprocess.CompletedProcess:
-    """`ray job submit` of the working tree, as docs/cluster.md says."""
-    address, environment, _ = head
-    return subprocess.run(
-        ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+            for process in reversed(started):
+                _end(process)
 
 
 @pytest.mark.slow
-def test_job_on_a_running_cluster(head: tuple[str, dict[str, str], Path], tmp_path: Path) -> None:
-    """Logs stream, the exit code is the command's, artefacts lie on the shared path."""
-    report = tmp_path / "doctor.json"
-    done = submit(
-        head, "crossreid", "doctor", "--out", str(tmp_path / "runs"), "--json", str(report)
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "is the same on 1 node(s)" in done.stdout
-    found = {line["check"]: line for line in json.loads(report.read_text())["findings"]}
-    assert found["Ray"]["found"].endswith("4 CPUs, 0 GPUs")
-    assert "ports" not in found
-    packages = "session_latest/runtime_resources/working_dir_files/_ray_pkg_*/*"
-    uploaded = {path.name for path in head[2].glob(packages)}
-    assert {"pipelines", "reid_core", "tune_configs"} <= uploaded
-    assert not {".venv", "runs", ".git"} & uploaded
+class TestJobs:
+    def test_doctor_looks_at_every_node(self, head: Head, tmp_path: Path) -> None:
+        report, runs = tmp_path / "doctor.json", tmp_path / "runs"
+        done = head.submit("crossreid", "doctor", "--out", str(runs), "--json", str(report))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "is the same on 3 node(s)" in done.stdout
+        found = {line["check"]: line for line in json.loads(report.read_text())["findings"]}
+        assert found["Ray"]["found"].endswith("4 CPUs, 0 GPUs")
+        assert "ports" not in found
 
-    failed = submit(head, "crossreid", "train", "no_such_recipe", "--out", str(tmp_path / "x"))
-    assert failed.returncode != 0
-    assert "no configuration file" in failed.stdout
+    def test_nothing_but_source_is_uploaded(self, head: Head) -> None:
+        head.submit("true")
+        packages = "session_latest/runtime_resources/working_dir_files/_ray_pkg_*/*"
+        uploaded = {path.name for path in head.folder.glob(packages)}
+        assert {"pipelines", "reid_core", "tune_configs"} <= uploaded
+        assert not {".venv", "runs", ".git"} & uploaded
+
+    def test_a_failing_command_fails_the_job_with_its_message(
+        self, head: Head, tmp_path: Path
+    ) -> None:
+        failed = head.submit("crossreid", "train", "no_such_recipe", "--out", str(tmp_path / "x"))
+        assert failed.returncode != 0
+        assert "no configuration file" in failed.stdout
+
+    def test_training_leaves_its_run_on_the_shared_path(
+        self, head: Head, make_config: Callable[..., RunConfig], tmp_path: Path
+    ) -> None:
+        recipe, run_dir = tmp_path / "recipe.yaml", tmp_path / "run"
+        recipe.write_text(configuration.dump(make_config()))
+        done = head.submit("crossreid", "train", str(recipe), "--out", str(run_dir))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "align   1/1" in done.stdout
+        assert "final" in json.loads((run_dir / "summary.json").read_text())["rows"]
+        assert (run_dir / "report.html").is_file()
 
 
 def _free_port() -> int:
@@ -229,11 +267,27 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _wait_for(head: subprocess.Popen, port: int, log: Path, timeout_s: float = 120) -> None:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until and head.poll() is None:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _wait_until(ready: Callable[[], bool], started: list[subprocess.Popen], logs: Path) -> None:
+    until = time.monotonic() + _START_S
+    while not ready():
+        assert all(process.poll() is None for process in started), logs.read_text()
+        assert time.monotonic() < until, logs.read_text()
         time.sleep(0.5)
-    raise AssertionError(f"port {port} is silent:\n{log.read_text()}")
+
+
+def _end(started: subprocess.Popen) -> None:
+    """End a `ray start --block` and what it started."""
+    if started.poll() is not None:
+        return
+    head = psutil.Process(started.pid)
+    mine = [head, *head.children(recursive=True)]
+    started.terminate()
+    _, alive = psutil.wait_procs(mine, timeout=30)
+    for process in alive:
+        process.kill()
+    started.wait()
