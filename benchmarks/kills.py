@@ -3,7 +3,7 @@
 A small CCLNet run (all three stages, two workers) is repeated with a kill -9 of one of its
 processes at a moment that the seed chooses. After a kill of the driver the same command is run
 again, all other kills are Ray Train's to mend. The content hash of the last checkpoint must be that
-of the undisturbed run.
+of the undisturbed run. All runs use one cluster, which this script starts and ends.
 
     python benchmarks/kills.py [--seed 0] [--only "driver mid-epoch"] [--out FILE.json]
 """
@@ -19,19 +19,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from pipelines import checkpoint, runlog
 from pipelines import config as configuration
 from reid_core.datasets import synthetic
 
-STAGES = {"prepare": 2, "prompts": 2, "align": 2}
+STAGES = {"prepare": 1, "prompts": 2, "align": 2}
 STREAMED = ("prepare", "align")
 STEPS = 3
 # who dies, when, and whether the command has to be given again
@@ -45,7 +45,7 @@ SCENARIOS = {
     "memory actor while clustering": ("actor", "cluster"),
     "memory actor mid-epoch": ("actor", "step"),
 }
-LIMIT_S = 600
+LIMIT_S = 900
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def choose(scenario: str, seed: int) -> Strike:
 # The run itself, in a process of its own ---------------------------------------------------------
 
 
-def child(run_dir: Path, data: Path, strike: Strike | None, scratch: Path) -> None:
+def child(run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str) -> None:
     """Train with the strike built in; it happens once, whoever runs this again."""
     from pipelines import train
 
     if strike is not None:
         arm(train, strike, os.getpid(), scratch)
-    train.train(configuration.load(Path("demo.yaml"), overrides(data)), run_dir, sys.argv)
+    settings = [*overrides(data), f"ray.address={address}"]
+    train.train(configuration.load(Path("demo.yaml"), settings), run_dir, sys.argv)
 
 
 def overrides(data: Path) -> list[str]:
@@ -98,6 +99,8 @@ def overrides(data: Path) -> list[str]:
     return [
         *images,
         f"data.root={data}",
+        "model.height=32",
+        "model.width=16",
         f"cclnet.prompts.epochs={STAGES['prompts']}",
         "cclnet.prompts.batch_size=32",
         "cclnet.clustering.k1=8",
@@ -142,6 +145,8 @@ def arm(train: Any, strike: Strike, driver: int, scratch: Path) -> None:
     work = train._work
 
     def armed_work(settings: dict[str, Any]) -> None:
+        if (scratch / "struck").exists() and not (scratch / "back").exists():
+            (scratch / "back").write_text(repr(time.time()))
         arm_worker(strike, hit, due)
         work(settings)
 
@@ -194,59 +199,70 @@ def arm_worker(strike: Strike, hit: Callable[[], None], due: Callable[[str, int]
 # Around it ---------------------------------------------------------------------------------------
 
 
-def launch(run_dir: Path, data: Path, strike: Strike | None, scratch: Path) -> int:
-    """Run the child to its end, remove what it leaves behind; returns its exit code."""
+def launch(run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str) -> int:
+    """Run the child to its end; returns its exit code."""
     command = [sys.executable, __file__, "--child", str(run_dir), "--data", str(data)]
-    command += ["--scratch", str(scratch)]
+    command += ["--scratch", str(scratch), "--address", address]
     if strike is not None:
         command += ["--strike", json.dumps(asdict(strike))]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": str(scratch),
-        "RAY_raylet_start_wait_time_s": "120",  # a busy machine starts slowly
-    }
-    log = (scratch / "log.txt").open("ab")
-    started = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    family: dict[int, psutil.Process] = {}
-    deadline = time.monotonic() + LIMIT_S
-    while started.poll() is None and time.monotonic() < deadline:
-        for process in psutil.Process(started.pid).children(recursive=True):
-            family.setdefault(process.pid, process)
-        time.sleep(0.2)
-    if started.poll() is None:
-        started.kill()
-    _, left = psutil.wait_procs(list(family.values()), timeout=10)
-    for process in left:
-        process.kill()
-    return started.wait()
+    with (scratch / "log.txt").open("ab") as log:
+        try:
+            return subprocess.run(command, stdout=log, stderr=log, timeout=LIMIT_S).returncode
+        except subprocess.TimeoutExpired:
+            return -1
 
 
-def measure(scenario: str, seed: int, data: Path, folder: Path) -> dict[str, Any]:
+def measure(scenario: str, seed: int, data: Path, folder: Path, address: str) -> dict[str, Any]:
     """One row of the table."""
     strike = choose(scenario, seed) if scenario in SCENARIOS else None
-    run_dir, scratch = folder / "run", Path(tempfile.mkdtemp(prefix="k", dir="/tmp"))
-    folder.mkdir()
+    run_dir, scratch = folder / "run", folder / "scratch"
+    scratch.mkdir(parents=True)
     began = time.time()
-    codes = [launch(run_dir, data, strike, scratch)]
+    codes = [launch(run_dir, data, strike, scratch, address)]
     if strike is not None and strike.victim == "driver":
-        codes.append(launch(run_dir, data, strike, scratch))
+        codes.append(launch(run_dir, data, strike, scratch, address))
     row: dict[str, Any] = {"kill": scenario, "exit codes": codes, "seconds": time.time() - began}
-    row["log"] = str(scratch / "log.txt")
+    if codes[-1]:
+        row["log"] = (scratch / "log.txt").read_text()[-2000:]
     if strike is not None:
         row["moment"] = f"{strike.stage} {strike.epoch}"
         row["moment"] += f", step {strike.step}" if strike.place == "step" else ""
         struck = scratch / "struck"
         row["struck"] = struck.exists()
-        # from the kill to the end of the epoch that it cost
-        if struck.exists():
-            kept = [json.loads(p.read_text())["written"] for p in run_dir.glob("*/info.json")]
-            row["left s"] = max(kept, default=0.0) - float(struck.read_text())
+        if (scratch / "back").exists():
+            row["back after s"] = _read(scratch / "back") - _read(struck)
     row["epochs"] = len(list(runlog.read_metrics(run_dir)))
     if codes[-1] == 0:
         row["hash"] = checkpoint.content_hash(checkpoint.load(checkpoint.find(run_dir)))
     return row
+
+
+def _read(time_written: Path) -> float:
+    return float(time_written.read_text())
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[str]:
+    """A Ray of our own for all runs; yields its address."""
+    import ray
+
+    os.environ |= {
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "180",  # a busy machine starts slowly
+    }
+    started = ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        _temp_dir=str(folder),
+    )
+    try:
+        yield started.address_info["gcs_address"]
+    finally:
+        ray.shutdown()
 
 
 def main() -> None:
@@ -254,26 +270,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SCENARIOS, action="append")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", type=Path)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--strike")
-    parser.add_argument("--scratch", type=Path)
+    for hidden in ("--child", "--data", "--scratch"):
+        parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
+    for hidden in ("--strike", "--address"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         strike = Strike(**json.loads(chosen.strike)) if chosen.strike else None
-        child(chosen.child, chosen.data, strike, chosen.scratch)
+        child(chosen.child, chosen.data, strike, chosen.scratch, chosen.address)
         return
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as name,
+        cluster(Path(name) / "ray") as address,
+    ):
         data = Path(name) / "people"
-        synthetic.write(data, num_identities=10, seed=4)
+        synthetic.write(data, num_identities=10, seed=4, height=32)
         for number, scenario in enumerate(["undisturbed", *(chosen.only or SCENARIOS)]):
-            row = measure(scenario, chosen.seed, data, Path(name) / str(number))
+            row = measure(scenario, chosen.seed, data, Path(name) / str(number), address)
             rows.append(row)
             row["equal"] = row.get("hash", "none") == rows[0].get("hash")
             print(json.dumps(row), flush=True)
-    if chosen.out:
-        chosen.out.write_text(json.dumps(rows, indent=1))
+            if chosen.out:
+                chosen.out.write_text(json.dumps(rows, indent=1))
     good = all(row["equal"] and row.get("struck", True) for row in rows)
     print(f"{len(rows) - 1} kills, {'all' if good else 'NOT all'} end as the undisturbed run")
     sys.exit(not good)
