@@ -74,11 +74,19 @@ def evaluate(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the scores to this file.")
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Also with mirrored images, on lines of their own.")
+    ] = False,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Also re-ranked, on lines of their own.")
+    ] = False,
 ) -> None:
     """Measure a checkpoint under every protocol of a data set; features are extracted once."""
     from pipelines.evaluate import evaluate_checkpoint, score_table
 
-    result = evaluate_checkpoint(checkpoint, kind=kind, root=root, split=split)
+    result = evaluate_checkpoint(
+        checkpoint, kind=kind, root=root, split=split, flip=flip, reranked=rerank
+    )
     console.print(score_table(result))
     if json_file is not None:
         write_text(json_file, json.dumps(result.table, indent=1) + "\n")
@@ -257,6 +265,18 @@ def compare(
     groups = comparing.read(runs)
     console.print(comparing.table(groups))
     console.print(f"comparison: {comparing.write(groups, out)}")
+    if len(runs) == 2:
+        console.print(_labels_apart(*runs))
+
+
+def _labels_apart(one: Path, other: Path) -> str:
+    from pipelines import runlog
+
+    found = runlog.first_difference(one, other)
+    if found is None:
+        return "no image is labelled differently in any epoch of both"
+    stage, epoch = found
+    return f"the first epoch in which an image is labelled differently: {stage} {epoch + 1}"
 
 
 @app.command()

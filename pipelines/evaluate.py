@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
+from torch import Tensor
 
 from pipelines import config as configuration
 from pipelines import features
@@ -16,9 +19,18 @@ from pipelines.encoder import open_encoder
 from pipelines.errors import UserError
 from pipelines.prepare import inputs_of, read
 from reid_core.metrics import RetrievalScores
-from reid_core.protocols import HEADLINE, PROTOCOLS, Trial, chance_rank1, score
-from reid_core.types import Split
+from reid_core.protocols import (
+    HEADLINE,
+    PROTOCOLS,
+    Trial,
+    chance_rank1,
+    score,
+    score_similarity,
+)
+from reid_core.reranking import rerank
+from reid_core.types import Modality, Split
 
+Score = Callable[[np.ndarray, np.ndarray, Trial], RetrievalScores]
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _TOP = 10
 _BLOCK = 512  # queries
@@ -31,7 +43,8 @@ class Evaluation:
 
     Attributes:
         table: per "<protocol>/<mode>/<direction>": mean and std over trials, in percent, and the
-            numbers of valid and invalid queries.
+            numbers of valid and invalid queries. Names that end in "+flip" or "+rerank" are
+            measured with more than the published protocol.
         headline: mean of the trial name that summaries show.
         chance: Rank-1 of a random ranking there, in percent.
         details: arrays of the headline's first trial, for the report.
@@ -48,33 +61,50 @@ class Evaluation:
         np.savez_compressed(path, **self.details)  # type: ignore[arg-type]
 
 
-def evaluate(kind: str, split: Split, features: np.ndarray) -> Evaluation:
+def evaluate(
+    kind: str,
+    split: Split,
+    features: np.ndarray,
+    *,
+    mirrored: np.ndarray | None = None,
+    reranked: bool = False,
+) -> Evaluation:
     """Score one split under every protocol of its kind.
 
     Args:
         kind: data set kind, a key of `reid_core.protocols.PROTOCOLS`.
         split: rows with person ids.
         features: (N, D) unit rows.
+        mirrored: (N, D) unit rows of the mirrored images; also score the directions between, as
+            "<name>+flip".
+        reranked: also score rankings by shared neighbours, as "<name>+rerank".
     """
-    scores: dict[str, list[RetrievalScores]] = defaultdict(list)
     name, _ = HEADLINE[kind]
-    shown: tuple[Trial, RetrievalScores] | None = None
-    for trial in PROTOCOLS[kind](split):
-        found = score(features, split.pids, trial)
-        scores[trial.name].append(found)
-        if trial.name == name and shown is None:
-            shown = (trial, found)
-    assert shown is not None
-    table = {key: _average(found) for key, found in scores.items()}
+    table, shown = _table(kind, split, features, score)
+    more = {"": features}
+    if mirrored is not None:
+        more["+flip"] = _between(features, mirrored)
+        table |= _table(kind, split, more["+flip"], score, suffix="+flip")[0]
+    for suffix, rows in more.items() if reranked else ():
+        table |= _table(kind, split, rows, _score_reranked, suffix=f"{suffix}+rerank")[0]
+    trial, found = shown[name]
     return Evaluation(
         table=table,
         headline=table[name]["mean"],
-        chance=100 * chance_rank1(split.pids, shown[0]),
-        details=_details(split, features, *shown),
+        chance=100 * chance_rank1(split.pids, trial),
+        details=_details(split, features, trial, found),
     )
 
 
-def evaluate_checkpoint(path: Path, *, kind: str, root: Path | None, split: str) -> Evaluation:
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    kind: str,
+    root: Path | None,
+    split: str,
+    flip: bool = False,
+    reranked: bool = False,
+) -> Evaluation:
     """Measure a saved encoder in this process, on a GPU if there is one.
 
     Args:
@@ -82,6 +112,7 @@ def evaluate_checkpoint(path: Path, *, kind: str, root: Path | None, split: str)
         kind: data set kind.
         root: folder of the data set; None for the one that the run was trained on.
         split: "test" or "val".
+        flip, reranked: also score with mirrored images, or re-ranked; see `evaluate`.
 
     Raises:
         UserError: no such checkpoint, data set, kind or split.
@@ -97,10 +128,11 @@ def evaluate_checkpoint(path: Path, *, kind: str, root: Path | None, split: str)
     if not len(records):
         raise UserError(f"{dataset.root} has no {split} split")
     inputs = inputs_of(records, dataset.root, config)
-    found = np.empty((len(records), loaded.encoder.feature_dim), dtype=np.float32)
+    width = loaded.encoder.feature_dim
+    found = np.empty((len(records), width * (1 + flip)), dtype=np.float32)
     for m in loaded.modalities:
         embedded = features.embed(
-            loaded.encoder.embed,
+            _with_mirrored(loaded.encoder.embed) if flip else loaded.encoder.embed,
             inputs,
             m,
             np.arange(inputs.num_rows(m)),
@@ -108,7 +140,13 @@ def evaluate_checkpoint(path: Path, *, kind: str, root: Path | None, split: str)
             device=loaded.device,
         )
         found[records.rows(m)] = embedded.cpu().numpy()
-    return evaluate(dataset.kind, records, found)
+    return evaluate(
+        dataset.kind,
+        records,
+        np.ascontiguousarray(found[:, :width]),
+        mirrored=np.ascontiguousarray(found[:, width:]) if flip else None,
+        reranked=reranked,
+    )
 
 
 def score_table(result: Evaluation) -> Table:
@@ -117,10 +155,49 @@ def score_table(result: Evaluation) -> Table:
     table.add_column("protocol / mode / direction")
     for name in SCORES:
         table.add_column(name, justify="right")
+    suffix = ""
     for name, row in result.table.items():
+        if name.partition("+")[2] != suffix:
+            suffix = name.partition("+")[2]
+            table.add_section()
         cells = [f"{row['mean'][key]:.2f} ± {row['std'][key]:.2f}" for key in SCORES]
         table.add_row(name, *cells)
     return table
+
+
+def _with_mirrored(embed: features.Head) -> features.Head:
+    """A head that returns the descriptors of images and of their mirror images side by side."""
+
+    def both(inputs: Tensor, modality: Modality) -> Tensor:
+        plain = embed(inputs, modality)
+        other = plain if modality == Modality.TEXT else embed(inputs.flip(3), modality)
+        return torch.cat([plain, other], dim=1)
+
+    return both
+
+
+def _between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Unit rows half-way between unit rows."""
+    total = one + other
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+
+
+def _score_reranked(rows: np.ndarray, pids: np.ndarray, trial: Trial) -> RetrievalScores:
+    distances = rerank(rows[trial.query], rows[trial.gallery])
+    return score_similarity(lambda block: -distances[block], pids, trial)
+
+
+def _table(
+    kind: str, split: Split, rows: np.ndarray, scored: Score, *, suffix: str = ""
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Trial, RetrievalScores]]]:
+    """Scores by name, and the first trial of each name."""
+    scores: dict[str, list[RetrievalScores]] = defaultdict(list)
+    first: dict[str, tuple[Trial, RetrievalScores]] = {}
+    for trial in PROTOCOLS[kind](split):
+        found = scored(rows, split.pids, trial)
+        scores[trial.name].append(found)
+        first.setdefault(trial.name, (trial, found))
+    return {f"{name}{suffix}": _average(found) for name, found in scores.items()}, first
 
 
 def _average(found: list[RetrievalScores]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Shapes: Q queries, G gallery rows, N rows of a data set, M pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numba
@@ -122,6 +123,24 @@ def retrieval_metrics(
     if (first_rank < 0).any():
         raise ValueError(f"similarity row {int(np.argmax(first_rank < 0))} holds NaN")
     return _summary(first_rank, ap, inp, max_rank)
+
+
+def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
+    """Scores of all queries, from those of consecutive blocks of them."""
+    if len(parts) == 1:
+        return parts[0]
+    ap = np.concatenate([part.ap for part in parts])
+    valid = [part for part in parts if part.num_valid_queries]
+    counts = np.array([part.num_valid_queries for part in valid])
+    if not valid:
+        return replace(parts[0], ap=ap)
+    return RetrievalScores(
+        cmc=np.average([part.cmc for part in valid], axis=0, weights=counts),
+        mAP=float(np.average([part.mAP for part in valid], weights=counts)),
+        mINP=float(np.average([part.mINP for part in valid], weights=counts)),
+        num_valid_queries=int(counts.sum()),
+        ap=ap,
+    )
 
 
 def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgreement:

@@ -15,13 +15,14 @@ from typing import Literal
 
 import numpy as np
 
-from reid_core.metrics import RetrievalScores, retrieval_metrics
+from reid_core.metrics import RetrievalScores, joined, retrieval_metrics
 from reid_core.types import Modality, Split
 
 SYSU_GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 SYSU_TRIALS = 10
 SYSU_SHOTS = {"single": 1, "multi": 10}
 LLCM_TRIALS = 10
+_QUERIES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -235,13 +236,33 @@ def score(features: np.ndarray, pids: np.ndarray, trial: Trial) -> RetrievalScor
         pids: (N,) person ids of the whole split.
         trial: which rows meet.
     """
-    return retrieval_metrics(
-        features[trial.query] @ features[trial.gallery].T,
-        pids[trial.query],
-        pids[trial.gallery],
-        ignore=trial.ignore,
-        cmc=trial.cmc,
-    )
+    gallery = features[trial.gallery].T
+    return score_similarity(lambda block: features[trial.query[block]] @ gallery, pids, trial)
+
+
+def score_similarity(
+    similarity: Callable[[slice], np.ndarray], pids: np.ndarray, trial: Trial
+) -> RetrievalScores:
+    """Metrics of one trial, a block of queries at a time: ICFG-PEDES has 19,848 x 19,848 pairs.
+
+    Args:
+        similarity: slice of queries -> (their number, G), larger = more similar.
+        pids: (N,) person ids of the whole split.
+        trial: which rows meet.
+    """
+    parts = []
+    for start in range(0, len(trial.query), _QUERIES_AT_ONCE):
+        block = slice(start, min(start + _QUERIES_AT_ONCE, len(trial.query)))
+        parts.append(
+            retrieval_metrics(
+                similarity(block),
+                pids[trial.query[block]],
+                pids[trial.gallery],
+                ignore=None if trial.ignore is None else trial.ignore[block],
+                cmc=trial.cmc,
+            )
+        )
+    return joined(parts)
 
 
 def chance_rank1(pids: np.ndarray, trial: Trial) -> float:

@@ -62,10 +62,16 @@ def rerank(
     weights = _rescaled(reciprocal_weights(found, features, min(k1, num_rows - 1)), farthest)
     if k2 > 1:
         weights = averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
-    shared = _shared(weights, num_queries)
-    jaccard = 1 - shared / (2 - shared)
-    distance = (2 - 2 * sides[0] @ sides[1].T) / farthest[:num_queries, None]
-    return ((1 - original) * jaccard + original * distance).astype(np.float32)
+    mixed = _shared(weights, num_queries)
+
+    def mix(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        jaccard = 1 - mixed[rows] / (2 - mixed[rows])
+        distance = (2 - 2 * sides[0][rows] @ sides[1].T) / farthest[rows, None]
+        mixed[rows] = (1 - original) * jaccard + original * distance
+
+    over_blocks(mix, num_queries, _ROWS_AT_ONCE)  # in place: (Q, G) once, not five times
+    return mixed
 
 
 def _farthest(features: np.ndarray) -> np.ndarray:
@@ -80,11 +86,13 @@ def _farthest(features: np.ndarray) -> np.ndarray:
 
 def _rescaled(weights: SparseRows, farthest: np.ndarray) -> SparseRows:
     """Softmax of -d instead of the softmax of 2 cos: that to the power 1 / farthest, normalised."""
-    power = np.repeat(1 / farthest, np.diff(weights.indptr))
+    sizes, starts = np.diff(weights.indptr), weights.indptr[:-1]
     # a weight of 0 is one that underflowed
-    values = np.maximum(weights.values, np.finfo(np.float32).tiny) ** power
-    sums = np.add.reduceat(values, weights.indptr[:-1])
-    values /= np.repeat(sums, np.diff(weights.indptr))
+    values = np.maximum(weights.values, np.finfo(np.float32).tiny)
+    # over the row's largest one, or where all rows are alike a large power would leave zeros alone
+    values = values / np.repeat(np.maximum.reduceat(values, starts), sizes)
+    values **= np.repeat(1 / farthest, sizes)
+    values /= np.repeat(np.add.reduceat(values, starts), sizes)
     return SparseRows(weights.indptr, weights.columns, values.astype(np.float32))
 
 

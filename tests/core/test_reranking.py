@@ -120,3 +120,9 @@ def test_settings_without_meaning(settings: dict, message: str) -> None:
 def test_rows_that_are_not_unit_are_named() -> None:
     with pytest.raises(ValueError, match="normalise"):
         rerank(np.ones((1, 4), np.float32), np.ones((3, 4), np.float32))
+
+
+def test_rows_that_are_almost_equal_have_finite_distances():
+    rows = np.ones((40, 8), dtype=np.float32) + 1e-6 * np.random.default_rng(0).random((40, 8))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    assert np.isfinite(rerank(rows[:10], rows[10:])).all()

@@ -1,0 +1,181 @@
+"""Scores of a split: every protocol, mirrored and re-ranked apart, in blocks of queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from pipelines import cli
+from pipelines import evaluate as evaluating
+from pipelines.config import RunConfig
+from pipelines.data import Inputs
+from pipelines.encoder import LoadedEncoder
+from pipelines.evaluate import evaluate
+from reid_core import protocols
+from reid_core.datasets import sysu
+from reid_core.protocols import HEADLINE, PROTOCOLS
+from reid_core.reranking import rerank
+from reid_core.types import Modality, Record, Split
+from tests.oracles import retrieval
+
+CAPTIONS = "cuhk/all/text_to_image"
+
+
+def unit_rows(num: int, *, seed: int = 0) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(num, 6)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def people(tree: Path) -> Split:
+    return sysu.read(tree).test
+
+
+@pytest.fixture
+def captions() -> Split:
+    """Twelve images of four people, one caption each."""
+    images = [Record(f"{i}.jpg", Modality.VISIBLE, i % 4) for i in range(12)]
+    texts = [Record(f"{i}.jpg", Modality.TEXT, i % 4, -1, "a person") for i in range(12)]
+    return Split(tuple(images + texts))
+
+
+class TestBlocksOfQueries:
+    @pytest.mark.parametrize("kind", ["sysu", "llcm", "regdb"])
+    def test_do_not_change_scores(
+        self, people: Split, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        rows = unit_rows(len(people))
+        whole = evaluate(kind, people, rows)
+        monkeypatch.setattr(protocols, "_QUERIES_AT_ONCE", 7)
+        parts = evaluate(kind, people, rows)
+        assert parts.table.keys() == whole.table.keys()
+        for name, row in whole.table.items():
+            assert parts.table[name]["mean"] == pytest.approx(row["mean"], abs=1e-3)
+            assert parts.table[name]["num_valid_queries"] == row["num_valid_queries"]
+        np.testing.assert_allclose(parts.details["ap"], whole.details["ap"], atol=1e-9)
+
+    def test_a_block_without_a_valid_query_counts_for_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Only query 3 has its person in the gallery, at rank 1."""
+        rows = np.eye(6, dtype=np.float32)
+        trial = protocols.Trial("x", 0, np.arange(4), np.array([3, 4, 5]), None, "image")
+        pids = np.array([0, 1, 2, 3, 4, 5])
+        monkeypatch.setattr(protocols, "_QUERIES_AT_ONCE", 2)
+        found = protocols.score(rows, pids, trial)
+        assert (found.mAP, found.mINP, found.num_valid_queries) == (1.0, 1.0, 1)
+        assert found.num_invalid_queries == 3
+        np.testing.assert_array_equal(found.cmc, 1.0)
+        nobody = protocols.Trial("x", 0, np.arange(3), np.array([4, 5]), None, "image")
+        assert np.isnan(protocols.score(rows, pids, nobody).mAP)
+
+    def test_no_matrix_of_all_pairs_is_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = []
+
+        def similarity(block: slice) -> np.ndarray:
+            asked.append(block.stop - block.start)
+            return np.zeros((asked[-1], 3), dtype=np.float32)
+
+        trial = protocols.Trial("x", 0, np.zeros(9000, np.int64), np.arange(3), None, "image")
+        protocols.score_similarity(similarity, np.arange(3), trial)
+        assert asked == [4096, 4096, 808]
+
+
+class TestMirroredAndReRanked:
+    def test_stand_apart_and_leave_the_plain_scores_alone(self, people: Split) -> None:
+        rows, mirrored = unit_rows(len(people)), unit_rows(len(people), seed=1)
+        plain = evaluate("sysu", people, rows)
+        both = evaluate("sysu", people, rows, mirrored=mirrored, reranked=True)
+        names = list(plain.table)
+        assert list(both.table) == [
+            name + suffix for suffix in ("", "+flip", "+rerank", "+flip+rerank") for name in names
+        ]
+        assert {name: both.table[name] for name in names} == plain.table
+        assert (both.headline, both.chance) == (plain.headline, plain.chance)
+        for name, found in plain.details.items():
+            np.testing.assert_array_equal(both.details[name], found)
+
+    def test_mirrored_scores_are_those_of_the_mean_direction(self, captions: Split) -> None:
+        rows, mirrored = unit_rows(24), unit_rows(24, seed=1)
+        mean = rows + mirrored
+        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+        found = evaluate("cuhk", captions, rows, mirrored=mirrored).table[f"{CAPTIONS}+flip"]
+        assert found["mean"] == pytest.approx(
+            evaluate("cuhk", captions, mean).table[CAPTIONS]["mean"], abs=1e-3
+        )
+
+    def test_re_ranked_scores_are_those_of_the_re_ranked_distances(self, captions: Split) -> None:
+        rows = unit_rows(24)
+        found = evaluate("cuhk", captions, rows, reranked=True).table[f"{CAPTIONS}+rerank"]
+        pids = np.arange(12) % 4
+        curve, aps, _ = retrieval(
+            -rerank(rows[12:], rows[:12]),
+            pids,
+            pids,
+            np.zeros((12, 12), dtype=bool),
+            by_identity=False,
+            max_rank=10,
+        )
+        assert found["mean"]["rank1"] == pytest.approx(100 * curve[0], abs=1e-3)
+        assert found["mean"]["mAP"] == pytest.approx(100 * np.mean(aps), abs=1e-3)
+
+
+class Halves:
+    """Describes an image by the brightness of its left and of its right half."""
+
+    feature_dim = 2
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        halves = inputs.float().unflatten(3, (2, -1)).mean(dim=(1, 2, 4))
+        return functional.normalize(halves, dim=1)
+
+
+@pytest.fixture
+def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """`open_encoder` finds `Halves`; the list receives the number of images of every read."""
+    found = LoadedEncoder(
+        encoder=Halves(),
+        modalities=(Modality.VISIBLE, Modality.INFRARED),
+        tokenize=None,
+        config=make_config(),
+        device=torch.device("cpu"),
+        fingerprint="halves",
+    )
+    monkeypatch.setattr(evaluating, "open_encoder", lambda path: found)
+    reads: list[int] = []
+    read = Inputs.read
+
+    def counting(self: Inputs, modality: Modality, rows: np.ndarray) -> np.ndarray:
+        reads.append(len(rows))
+        return read(self, modality, rows)
+
+    monkeypatch.setattr(Inputs, "read", counting)
+    return reads
+
+
+def test_the_command_reads_every_image_once(
+    loaded: list[int], people: Split, tree: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.json"
+    command = ["eval", "anything", "--root", str(tree), "--flip", "--rerank", "--json", str(out)]
+    result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert sum(loaded) == len(people)
+    scores = json.loads(out.read_text())
+    names = {trial.name for trial in PROTOCOLS["sysu"](people)}
+    endings = ("", "+flip", "+rerank", "+flip+rerank")
+    assert scores.keys() == {name + suffix for name in names for suffix in endings}
+    # an image and its mirror image together are alike on both sides: nothing tells people apart
+    assert scores[HEADLINE["sysu"][0]]["mean"] != scores[f"{HEADLINE['sysu'][0]}+flip"]["mean"]
+    plain = tmp_path / "plain.json"
+    command = ["eval", "anything", "--root", str(tree), "--json", str(plain)]
+    assert CliRunner().invoke(cli.app, command, catch_exceptions=False).exit_code == 0
+    assert json.loads(plain.read_text()) == {name: scores[name] for name in names}
