@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.report.run import Run
 
 if TYPE_CHECKING:  # reading a record needs no torch
-    from torch import Tensor
+    from torch import nn
 
     from reid_core.models.clip import TextTower
 
@@ -49,21 +48,29 @@ class Phrases:
     chance: float
 
 
-def record(run_dir: Path, tokens: Mapping[str, Tensor], text: TextTower) -> Path:
+def record(run_dir: Path, module: nn.Module, text: TextTower) -> bool:
     """Write the words that learned tokens are nearest to, for the report.
 
     Args:
         run_dir: a run directory.
-        tokens: per modality (C, n, W) learned token embeddings; the first 50 groups are recorded.
+        module: of a finished stage; the first 50 groups of each prompt learner in it are recorded.
         text: the tower that they were learned for.
 
     Returns:
-        Path of prompts.json.
+        Whether there was anything to record in prompts.json.
     """
     import torch
 
     from reid_core.attribution import near_words
+    from reid_core.models.prompts import PromptLearner
 
+    tokens = {
+        name.rpartition(".")[2] or "all": learner.tokens
+        for name, learner in module.named_modules()
+        if isinstance(learner, PromptLearner)
+    }
+    if not tokens:
+        return False
     words, ids = _whole_words()
     vocabulary = text.token_embedding.weight[torch.tensor(ids)].cpu()
     generator = torch.Generator().manual_seed(0)
@@ -72,16 +79,15 @@ def record(run_dir: Path, tokens: Mapping[str, Tensor], text: TextTower) -> Path
     content = {
         "chance": sum(chance) / len(chance),
         "words": {
-            str(modality): [
+            name: [
                 [[near[0].word, near[0].similarity] for near in group]
                 for group in near_words(found[:_NUM_RECORDED].cpu(), vocabulary, words, count=1)
             ]
-            for modality, found in tokens.items()
+            for name, found in tokens.items()
         },
     }
-    path = run_dir / FILE_NAME
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return path
+    (run_dir / FILE_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return True
 
 
 def phrases(run: Run) -> Phrases | None:

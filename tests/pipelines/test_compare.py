@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from pipelines import compare
 from pipelines.errors import UserError
-from pipelines.report import heatmaps, page, sweep_page
+from pipelines.report import heatmaps, learned_words, page, sweep_page
+from reid_core.models import clip
+from reid_core.models.prompts import PromptLearner
 from tests.pipelines.fake_run import SUMMARY, Page, draw_person, fake_run, small_run
 from tests.pipelines.trained import save_run
 
@@ -69,9 +73,8 @@ def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:
     groups = compare.read(
         [save("a", 0, 40.0), save("b", 1, 44.0), save("c", 0, 45.0, image_to_text=0.0)]
     )
-    console = Console(width=150, record=True)
-    with console.capture():
-        console.print(compare.table(groups))
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(compare.table(groups))
     text = console.export_text()
     assert "42.0 ± 2.8" in text
     assert "45.0 (+3.0)" in text
@@ -189,17 +192,17 @@ class TestWhatTheEncoderSees:
 
 
 def test_recorded_words_are_shown(tmp_path: Path) -> None:
-    from pipelines.report import learned_words
-    from reid_core.models import clip
-
     text = clip.load(clip.SMALL, "bundled").text
     ids = text.tokenize(["red woman bag trousers"])[0, 1:5]
-    tokens = text.token_embedding(ids).detach()[None].repeat(9, 1, 1)
+    learner = PromptLearner(text, num_classes=9, seed=0)
+    with torch.no_grad():
+        learner.tokens.copy_(text.token_embedding(ids))
     run = fake_run(tmp_path / "run", tmp_path / "data")
-    learned_words.record(run, {"visible": tokens}, text)
+    assert not learned_words.record(run, text, text), "nothing was learned there"
+    assert learned_words.record(run, torch.nn.ModuleDict({"visible": learner}), text)
     found = Page(page.write(run).read_text(encoding="utf-8"))
     assert found.says("red 1.00 · woman 1.00 · bag 1.00 · trousers 1.00")
-    assert found.text.count("trousers 1.00") == learned_words.NUM_SHOWN
+    assert " ".join(found.text.split()).count("trousers 1.00") == learned_words.NUM_SHOWN
     (run / "prompts.json").write_text("{")
     assert "learned words resemble" not in page.write(run).read_text()
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipelines.encoder import open_encoder
 from pipelines.errors import UserError
-from pipelines.export import MAX_DIFFERENCE, compare, example, export
+from pipelines.export import MAX_DIFFERENCE, _OneModality, compare, example, export
 from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, save_run
 
@@ -91,8 +92,6 @@ def test_sentences_are_exported_with_the_joint_space(checkpoint: Path, tmp_path:
 
 
 def test_a_file_that_differs_is_noticed(checkpoint: Path, models: dict[str, Path]) -> None:
-    from pipelines.export import _OneModality
-
     loaded = open_encoder(checkpoint)
     other = _OneModality(loaded.encoder, Modality.INFRARED)
     images = [example(loaded, Modality.VISIBLE, 2)]
@@ -115,14 +114,9 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"crossreid\[export\]"):
             export(checkpoint, tmp_path)
 
-    def test_a_checkpoint_without_an_encoder(self, checkpoint: Path, tmp_path: Path) -> None:
-        import torch
-
-        run = save_run(tmp_path / "run", stage="prompts")
-        state = run / "checkpoint_0" / "state.pt"
-        content = torch.load(state, weights_only=True)
-        content["module"] = {"learners.visible.tokens": torch.zeros(2, 4, 8)}
-        torch.save(content, state)
+    def test_a_checkpoint_without_an_encoder(self, tmp_path: Path) -> None:
+        tokens = {"learners.visible.tokens": torch.zeros(2, 4, 8)}
+        run = save_run(tmp_path / "run", stage="prompts", module=tokens)
         with pytest.raises(UserError, match="'prompts' and holds no trained encoder"):
             open_encoder(run)
 

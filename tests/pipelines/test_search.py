@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from pipelines import checkpoint as checkpoint_files
 from pipelines import vectors
 from pipelines.embed import Embedder, _Work
 from pipelines.encoder import Space, open_encoder
@@ -36,9 +38,11 @@ def make_index(root: Path, checkpoint: Path, space: Space) -> Index:
         loaded.fingerprint, space, "float32", loaded.encoder.feature_dim, str(images), "s"
     )
     vectors.claim(out, info, checkpoint)
-    (part,) = parts(Source(images / "list.csv").records())
-    Embedder(_Work(checkpoint, space, images, out, "float32", 8), threads=1).embed(part)
-    vectors.finish(out, {part.key: 10}, [], 10)
+    embedder = Embedder(_Work(checkpoint, space, images, out, "float32", 8), threads=1)
+    planned = list(parts(Source(images / "list.csv").records()))
+    for part in planned:
+        embedder.embed(part)
+    vectors.finish(out, {part.key: len(part.records) for part in planned}, [], 10)
     build(out, root / f"{space}-index")
     return Index(root / f"{space}-index")
 
@@ -127,13 +131,9 @@ class TestBadInput:
             ask(index, image=str(tmp_path / "a.png"), text=None, seen_as=Modality.VISIBLE)
 
     def test_other_weights_than_those_of_the_index(self, index: Index, tmp_path: Path) -> None:
-        other = save_run(tmp_path / "other", stage="prepare")
-        state = other / "checkpoint_0" / "state.pt"
-        import torch
-
-        content = torch.load(state, weights_only=True)
-        content["module"]["neck.weight"] += 1
-        torch.save(content, state)
+        saved = checkpoint_files.load(Path(index.info["checkpoint"]) / "checkpoint_0")["module"]
+        changed = {**saved, "neck.weight": saved["neck.weight"] + 1}
+        other = save_run(tmp_path / "other", module=changed)
         image = str(Path(index.info["root"]) / "visible" / "2.png")
         with pytest.raises(UserError, match="other weights"):
             ask(index, image=image, text=None, seen_as=Modality.VISIBLE, checkpoint=other)
@@ -147,9 +147,8 @@ class TestBadInput:
 class TestShown:
     def test_table_has_a_line_per_answer(self, index: Index) -> None:
         asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
-        console = Console(width=100, record=True)
-        with console.capture():
-            console.print(table(asked, search(index, asked, top=4)))
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(table(asked, search(index, asked, top=4)))
         text = console.export_text()
         assert text.count(".png") == 5, "four answers and the query"
         assert "1 ✓" in text or "0 ✗" in text or "2 ✗" in text

@@ -14,18 +14,28 @@ from reid_core.models import clip
 from reid_core.models.encoders import TwoStemEncoder
 
 
-def save_run(run_dir: Path, *, stage: str = "align", pretrained: str = "bundled") -> Path:
-    """A run directory as training leaves it, with a checkpoint of the bundled weights."""
+def save_run(
+    run_dir: Path, *, stage: str = "align", module: dict[str, torch.Tensor] | None = None
+) -> Path:
+    """A run directory as training leaves it, with a checkpoint of the bundled weights.
+
+    Args:
+        run_dir: made if need be.
+        stage: that the checkpoint was written in.
+        module: what it holds instead of an encoder.
+    """
     config = configuration.validate(
         {
             "data": {"root": str(run_dir / "data")},
-            "model": {"name": clip.SMALL, "pretrained": pretrained, "height": 64, "width": 32},
+            "model": {"name": clip.SMALL, "pretrained": "bundled", "height": 64, "width": 32},
         },
         source="test",
     )
-    encoder = TwoStemEncoder(clip.load(clip.SMALL, pretrained), height=64, width=32)
+    encoder = TwoStemEncoder(clip.load(clip.SMALL, "bundled"), height=64, width=32)
+    with torch.no_grad():  # modalities that differ, as after training
+        encoder.infrared_stem.conv1.weight.mul_(1.2)  # type: ignore[union-attr, operator]
     state = {
-        "module": encoder.state_dict(),
+        "module": encoder.state_dict() if module is None else module,
         "config": config.model_dump(mode="json"),
         "progress": {"stage": stage, "epoch": 0},
     }
