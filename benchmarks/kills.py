@@ -244,13 +244,12 @@ def _read(time_written: Path) -> float:
 @contextmanager
 def cluster(folder: Path) -> Iterator[str]:
     """A Ray of our own for all runs; yields its address."""
-    import ray
-
     os.environ |= {
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
         "RAY_AUTH_MODE": "disabled",
-        "RAY_raylet_start_wait_time_s": "180",  # a busy machine starts slowly
     }
+    import ray  # reads the environment
+
     started = ray.init(
         address="local",
         num_cpus=4,

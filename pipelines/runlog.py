@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import time
@@ -22,8 +24,10 @@ from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 
+log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+_LOCK = ".lock"
 _PACKAGES = ("crossreid", "torch", "torchvision", "ray", "open_clip_torch", "numpy", "scipy")
 
 
@@ -48,10 +52,29 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
                 )
         elif any(run_dir.glob("checkpoint_*")):
             raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
-        known.write_text(configuration.dump(config))
+        _write(known, configuration.dump(config))
         _write_json(run_dir / ENVIRONMENT, environment(command))
     except OSError as error:
         raise UserError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Keep the run directory to this process; the system gives it back however the process ends.
+
+    Raises:
+        UserError: another process of this machine trains in it.
+    """
+    with (run_dir / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process trains in {run_dir}: wait for it, end it, or choose another --out"
+            ) from error
+        except OSError:
+            log.warning("the file system of %s has no locks: run one process in it", run_dir)
+        yield
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
@@ -115,9 +138,7 @@ def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None
     last = (stages.index(stage), epoch) if stage else (-1, -1)
     lines = read_metrics(run_dir)
     kept = [line for line in lines if (stages.index(line["stage"]), line["epoch"]) <= last]
-    partial = run_dir / f"{METRICS}.partial"
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(run_dir / METRICS)
+    _write(run_dir / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -126,8 +147,13 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
+    _write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole text or what was there before, whenever the process ends."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 

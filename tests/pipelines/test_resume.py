@@ -134,6 +134,17 @@ def test_a_finished_run_trains_nothing(undisturbed: Undisturbed, tmp_path: Path)
     assert progress.scores == state["progress"]["scores"]
 
 
+def test_the_first_epoch_with_another_label_is_found(tmp_path: Path) -> None:
+    labels = ({"visible": "a"}, {"visible": "b"}, {"visible": "c"})
+    for name, third in (("one", labels[2]), ("same", labels[2]), ("other", labels[0])):
+        (tmp_path / name).mkdir()
+        for epoch, digests in enumerate((*labels[:2], third)):
+            line = {"stage": "align", "epoch": epoch, "labels": digests}
+            runlog.append_metrics(tmp_path / name, line)
+    assert runlog.first_difference(tmp_path / "one", tmp_path / "same") is None
+    assert runlog.first_difference(tmp_path / "one", tmp_path / "other") == ("align", 2)
+
+
 def test_an_empty_stream_is_not_an_epoch(trees: Path, tmp_path: Path) -> None:
     """A bank that was restarted after it began the epoch has no plan to stream."""
     run = small_runs.open_run(small_runs.make_config("cpcl", trees), tmp_path)
@@ -232,6 +243,14 @@ def test_a_copy_that_was_cut_off_is_not_the_newest_checkpoint(tmp_path: Path) ->
     leave(tmp_path, A, B, listed=())
     (tmp_path / B / checkpoint.STATE).write_bytes(b"PK")
     assert checkpoint.find(tmp_path) == tmp_path / A
+
+
+def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
+    other = pytest.raises(UserError, match="another process trains in")
+    with runlog.held(tmp_path), other, runlog.held(tmp_path):
+        pass
+    with runlog.held(tmp_path):
+        pass
 
 
 def test_strictness_may_not_change_within_a_run(trees: Path, tmp_path: Path) -> None:
