@@ -184,7 +184,7 @@ def sweeps() -> Finding:
     """Whether `crossreid tune` can use Optuna."""
     if importlib.util.find_spec("optuna"):
         return Finding("optuna", "ok", importlib.metadata.version("optuna"))
-    remedy = "pip install optuna, for searches with method: optuna"
+    remedy = 'pip install -e ".[sweep]", for searches with method: optuna'
     return Finding("optuna", "warn", "none: sweeps by grid, axes or random", remedy)
 
 

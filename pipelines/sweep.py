@@ -110,7 +110,7 @@ class Search(_Section):
         overrides: dotted keys of the recipe that differ in all trials.
         method: "grid" tries every combination; "axes" moves one key at a time, the others as in
             the recipe, which is the figure that papers print; "random" draws; "optuna" learns
-            from earlier trials where to look (`pip install optuna`).
+            from earlier trials where to look (extra `sweep`).
         space: dotted key -> what it may be.
         objective: score in percent of the last epoch, on validation people.
         budget: when to stop.

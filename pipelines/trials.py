@@ -40,7 +40,7 @@ class Trial:
         status: "finished"; "stopped" by successive halving, its scores are those of its last
             measured epoch; "failed".
         scores: mean over seeds of the last epoch's scores, percent, on validation people.
-        seconds: wall time.
+        seconds: wall time since it was last taken up.
         runs: per seed its scores.
         error: why it failed.
     """

@@ -182,7 +182,7 @@ def _optuna(study: Study, ledger: Ledger) -> Any:
         from ray.tune.search.optuna import OptunaSearch
     except ImportError as error:
         raise UserError(
-            "method=optuna needs the package optuna: pip install "crossreid[sweep]", or use method=random"
+            'method=optuna needs optuna: pip install -e ".[sweep]", or use method=random'
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     search = study.search

@@ -308,6 +308,48 @@ class TestOptuna:
         assert drawn[KEEP] in (0.0, 1.0)
 
 
+def peak(point: dict[str, Any], *, runs: Any) -> None:
+    """Stands in for a trial: in four epochs up to a score that is highest at a weight of 1."""
+    from ray import tune
+
+    score = 50 - 10 * abs(float(np.log10(point["values"][WEIGHT])))
+    for epoch in range(1, 5):
+        scores = {"mAP": score * epoch / 4, "rank1": score}
+        shown = {"score": scores["mAP"], "scores": scores, "runs": {"0": scores}}
+        tune.report({**shown, "epochs": epoch, "finished": epoch == 4})
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_optuna_with_halving_and_a_larger_budget(
+    local_ray: None,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten trials on Ray Tune, then two more that know of the ten."""
+    pytest.importorskip("optuna")
+    from pipelines import tune
+
+    monkeypatch.setattr(tune, "_trial", peak)
+    search = {
+        "method": "optuna",
+        "space": {WEIGHT: {"loguniform": [0.001, 1000]}},
+        "asha": {"grace_epochs": 1, "reduction": 2},
+    }
+    root = tmp_path / "sweep"
+    budget = {"trials": 10, "concurrent": 2}
+    study = sweep.load(write(**search, budget=budget))
+    found, best = tune.search_for_best(study, root, [], resume=False)
+    assert len(found) == 10
+    assert {trial.status for trial in found} == {"finished", "stopped"}
+    assert best.scores["mAP"] == max(t.scores["mAP"] for t in found if t.status == "finished")
+    study = sweep.load(write(**search, budget=budget | {"trials": 12}))
+    more, _ = tune.search_for_best(study, root, [], resume=True)
+    assert more[:10] == found
+    assert len(more) == 12
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_sweep_on_ray(
