@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
@@ -14,6 +14,9 @@ from rich.logging import RichHandler
 from pipelines.cli_data import data_app, ray_address, write_text
 from pipelines.errors import UserError
 from pipelines.progress import console
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
 
 app = typer.Typer(
     help="Person re-identification across cameras that see differently, without identity labels.",
@@ -56,12 +59,21 @@ def train(
 ) -> None:
     """Train a method; the same command again continues an interrupted run."""
     from pipelines import config as configuration
-    from pipelines.report import page
+    from pipelines import folds
+    from pipelines.report import folds_page, page
     from pipelines.train import train as train_on_ray
 
+    def train_one(one: RunConfig, run_dir: Path) -> dict:
+        summary = train_on_ray(one, run_dir, sys.argv)
+        page.write(run_dir)
+        return summary
+
     loaded = configuration.load(config, [*_environment(), *(overrides or [])])
-    summary = train_on_ray(loaded, out, sys.argv)
-    page.write(out)
+    if loaded.data.trial == "all":
+        summary = folds.train_all(loaded, out, train_one)
+        folds_page.write(out)
+    else:
+        summary = train_one(loaded, out)
     _show(summary, out)
 
 
@@ -95,13 +107,18 @@ def evaluate(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory, or the folder of a sweep.")],
+    run_dir: Annotated[
+        Path, typer.Argument(help="A run directory, or the folder of a sweep or of trials.")
+    ],
 ) -> None:
-    """Write the report of a run or a sweep again, from its files."""
-    from pipelines.report import page, sweep_page
+    """Write the report of a run, a sweep or trials again, from its files."""
+    from pipelines import folds
+    from pipelines.report import folds_page, page, sweep_page
 
-    write = sweep_page.write if sweep_page.is_sweep(run_dir) else page.write
-    console.print(f"report: {write(run_dir)}")
+    module = sweep_page if sweep_page.is_sweep(run_dir) else page
+    if folds.is_folder(run_dir):
+        module = folds_page
+    console.print(f"report: {module.write(run_dir)}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import UserError
 from reid_core.datasets import READERS
@@ -32,7 +32,7 @@ class DataConfig(_Section):
 
     Attributes:
         kind: layout of the tree, a key of `reid_core.datasets.READERS`.
-        trial: which of RegDB's ten divisions.
+        trial: which of RegDB's ten divisions, 1 to 10; "all" trains a model for each of them.
         root: folder that holds it; must be visible under the same path on every node.
         fit: which people are trained on. The published protocols train on train and val together;
             "train" keeps val apart, for choosing settings.
@@ -42,7 +42,7 @@ class DataConfig(_Section):
 
     kind: str = "sysu"
     root: Path
-    trial: int = Field(1, ge=1, le=10)
+    trial: int | Literal["all"] = 1
     fit: Literal["train+val", "train"] = "train+val"
     max_unreadable: float = Field(0.001, ge=0, le=1)
 
@@ -52,6 +52,19 @@ class DataConfig(_Section):
         if kind not in READERS:
             raise ValueError(f"unknown kind; choose one of {', '.join(READERS)}")
         return kind
+
+    @field_validator("trial", mode="before")
+    @classmethod
+    def _is_a_trial(cls, trial: Any) -> Any:
+        if trial not in ("all", *range(1, 11)):
+            raise ValueError('choose a number from 1 to 10, or "all"')
+        return trial
+
+    @model_validator(mode="after")
+    def _has_trials(self) -> DataConfig:
+        if self.trial == "all" and self.kind != "regdb":
+            raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
+        return self
 
 
 class ModelConfig(_Section):

@@ -112,6 +112,8 @@ def read(config: RunConfig) -> Dataset:
     root = config.data.root
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder")
+    if config.data.trial == "all":
+        raise UserError("data.trial=all is for `crossreid train` alone: choose one from 1 to 10")
     try:
         options = {"trial": config.data.trial} if config.data.kind == "regdb" else {}
         return READERS[config.data.kind](root.resolve(), **options)

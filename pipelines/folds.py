@@ -1,0 +1,142 @@
+"""RegDB's ten divisions with one command: a model for each, and the mean that papers report.
+
+OUT/trial-01 ... trial-10    run directories, as if trained with data.trial=1 ... 10
+OUT/summary.json             means over the trials; their deviations and the single trials beside
+OUT/report.html              the same as a page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from pipelines import config as configuration
+from pipelines import runlog
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+
+TRIALS = range(1, 11)
+_ONE, _ALL = "one of the 10 trials", "mean of the 10 trials"
+
+Summary = dict[str, Any]
+Train = Callable[[RunConfig, Path], Summary]
+
+
+def is_folder(directory: Path) -> bool:
+    """Whether a directory holds the trials of one data set rather than a run."""
+    return folder(directory, TRIALS[0]).is_dir()
+
+
+def folder(out: Path, trial: int) -> Path:
+    """The run directory of a trial."""
+    return out / f"trial-{trial:02d}"
+
+
+def train_all(config: RunConfig, out: Path, train: Train) -> Summary:
+    """Train the trials one after the other; those that are finished are not trained again.
+
+    Args:
+        config: of all trials; its data.trial is "all".
+        out: folder of the run directories; a used one is continued.
+        train: trains, or goes on training, in a run directory, and returns its summary.
+
+    Returns:
+        The summary of all trials, as written to summary.json; see `summarise`.
+
+    Raises:
+        UserError: `out` holds something else, or a trial with another configuration; found before
+            anything is trained.
+    """
+    if (out / runlog.CONFIG).exists():
+        raise UserError(f"{out} holds a single run: choose another --out for data.trial=all")
+    single = {n: _with_trial(config, n) for n in TRIALS}
+    finished = {n: _finished(folder(out, n), one) for n, one in single.items()}
+    summaries = {n: finished[n] or train(single[n], folder(out, n)) for n in TRIALS}
+    summary = summarise(summaries)
+    runlog.write_summary(out, summary)
+    return summary
+
+
+def read(out: Path) -> Summary:
+    """The summary of finished trials.
+
+    Raises:
+        UserError: not all of them are finished.
+    """
+    try:
+        return json.loads((out / runlog.SUMMARY).read_text())
+    except OSError as error:
+        missing = [n for n in TRIALS if not (folder(out, n) / runlog.SUMMARY).exists()]
+        names = ", ".join(folder(out, n).name for n in missing)
+        raise UserError(
+            f"{out} has no summary, its trials {names} are not finished: train again with "
+            "data.trial=all, which goes on"
+        ) from error
+
+
+def summarise(summaries: Mapping[int, Summary]) -> Summary:
+    """Mean and standard deviation over trials.
+
+    Args:
+        summaries: per trial the content of its summary.json.
+
+    Returns:
+        The keys of a run's summary, with means in "rows" and "evaluation"; "std" as "rows", the
+        deviation of one trial from the mean (divided by the number of trials); "trials" with every
+        trial's own rows. Scores in percent.
+    """
+    every = list(summaries.values())
+    rows = {row: [one["rows"][row] for one in every] for row in every[0]["rows"]}
+    tables = {name: [one["evaluation"][name] for one in every] for name in every[0]["evaluation"]}
+    return {
+        "rows": {row: _over(np.mean, scores) for row, scores in rows.items()},
+        "std": {row: _over(np.std, scores) for row, scores in rows.items()},
+        "protocol": every[0]["protocol"].replace(_ONE, _ALL),
+        "chance": _over(np.mean, [one["chance"] for one in every]),
+        "seconds": _over(np.sum, [one["seconds"] for one in every]),
+        "seed": every[0]["seed"],
+        "evaluation": {name: _entry(found) for name, found in tables.items()},
+        "trials": {f"{number:02d}": one["rows"] for number, one in summaries.items()},
+    }
+
+
+def _entry(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """One protocol over trials; a trial is one of its galleries, its own deviation is dropped."""
+    means = [one["mean"] for one in found]
+    counts = ("num_valid_queries", "num_invalid_queries")
+    return {
+        "mean": _over(np.mean, means),
+        "std": _over(np.std, means),
+        **{name: int(np.mean([one[name] for one in found])) for name in counts},
+    }
+
+
+def _over(how: Callable[[list[float]], Any], found: list[dict[str, float]]) -> dict[str, float]:
+    keys = [key for key in found[0] if all(key in one for one in found)]
+    return {key: round(float(how([one[key] for one in found])), 4) for key in keys}
+
+
+def _with_trial(config: RunConfig, trial: int) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"trial": trial})})
+
+
+def _finished(run_dir: Path, config: RunConfig) -> Summary | None:
+    """A trial's summary if it is trained to the end, with this configuration."""
+    known = run_dir / runlog.CONFIG
+    if not known.exists():
+        return None
+    before = configuration.validate(yaml.safe_load(known.read_text()), source=str(known))
+    changed = configuration.differences(before.identity(), config.identity())
+    if changed:
+        raise UserError(
+            f"{run_dir} was trained with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nchoose another --out, or delete that folder"
+        )
+    summary = run_dir / runlog.SUMMARY
+    return json.loads(summary.read_text()) if summary.exists() else None

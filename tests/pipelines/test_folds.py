@@ -1,0 +1,149 @@
+"""RegDB's ten trials: trained one after the other, continued, averaged, told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipelines import cli, folds, runlog
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+from pipelines.prepare import read
+from pipelines.report import folds_page
+from reid_core.protocols import HEADLINE
+from tests.pipelines.fake_run import Page
+
+NAME, PROTOCOL = HEADLINE["regdb"]
+
+
+def scores(rank1: float) -> dict[str, float]:
+    return {"rank1": rank1, "rank5": 80.0, "rank10": 90.0, "mAP": rank1 - 5, "mINP": 30.0}
+
+
+def fake_summary(trial: int) -> dict[str, Any]:
+    """Rank-1 of trial t is 60 + t after training and 20 before."""
+    entry = {"mean": scores(60.0 + trial), "std": scores(0.0)}
+    counts = {"num_valid_queries": 2060, "num_invalid_queries": 0}
+    return {
+        "rows": {"start": scores(20.0), "final": scores(60.0 + trial)},
+        "protocol": PROTOCOL,
+        "chance": {"rank1": 0.5},
+        "seconds": {"start": 1.0, "train": 10.0, "total": 11.0},
+        "seed": 0,
+        "evaluation": {NAME: entry | counts},
+    }
+
+
+class FakeTrainer:
+    """Leaves the files of a run, and remembers which trials it was asked for."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.asked: list[int] = []
+        self.fails_at = fails_at
+
+    def __call__(self, config: RunConfig, run_dir: Path) -> dict[str, Any]:
+        trial = config.data.trial
+        assert isinstance(trial, int)
+        self.asked.append(trial)
+        runlog.claim(run_dir, config, ["crossreid", "train"])
+        if trial == self.fails_at:
+            raise UserError("the disk is full")
+        summary = fake_summary(trial)
+        runlog.write_summary(run_dir, summary)
+        return summary
+
+
+@pytest.fixture
+def config(make_config: Callable[..., RunConfig]) -> RunConfig:
+    return make_config("data.kind=regdb", "data.trial=all")
+
+
+def test_all_ten_are_trained_and_averaged(config: RunConfig, tmp_path: Path) -> None:
+    train = FakeTrainer()
+    summary = folds.train_all(config, tmp_path, train)
+    assert train.asked == list(range(1, 11))
+    assert sorted(path.name for path in tmp_path.glob("trial-*")) == [
+        f"trial-{n:02d}" for n in range(1, 11)
+    ]
+    rank1 = np.arange(61, 71)
+    assert summary["rows"]["final"] == scores(rank1.mean())
+    assert summary["rows"]["start"] == scores(20.0)
+    assert summary["std"]["final"]["rank1"] == pytest.approx(rank1.std(), abs=1e-4)
+    assert summary["std"]["start"]["rank1"] == 0
+    assert summary["evaluation"][NAME]["mean"] == scores(rank1.mean())
+    assert summary["evaluation"][NAME]["std"]["mAP"] == pytest.approx(rank1.std(), abs=1e-4)
+    assert summary["evaluation"][NAME]["num_valid_queries"] == 2060
+    assert summary["seconds"]["total"] == 110
+    assert summary["trials"]["07"]["final"]["rank1"] == 67
+    assert summary["protocol"].endswith("mean of the 10 trials")
+    assert json.loads((tmp_path / runlog.SUMMARY).read_text()) == summary
+
+
+def test_finished_trials_are_not_trained_again(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="disk is full"):
+        folds.train_all(config, tmp_path, FakeTrainer(fails_at=4))
+    assert not (tmp_path / runlog.SUMMARY).exists()
+    with pytest.raises(UserError, match=r"trials trial-04, trial-05.* are not finished"):
+        folds_page.write(tmp_path)
+    again = FakeTrainer()
+    whole = folds.train_all(config, tmp_path, again)
+    assert again.asked == list(range(4, 11))
+    third = FakeTrainer()
+    assert folds.train_all(config, tmp_path, third) == whole
+    assert third.asked == []
+
+
+def test_another_configuration_is_refused_before_any_training(
+    config: RunConfig, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folds.train_all(config, tmp_path, FakeTrainer())
+    other = make_config("data.kind=regdb", "data.trial=all", "seed=3")
+    train = FakeTrainer()
+    with pytest.raises(UserError, match=r"trial-01 .* another configuration:\n  seed: 0 -> 3"):
+        folds.train_all(other, tmp_path, train)
+    assert train.asked == []
+
+
+def test_the_folder_of_a_single_run_is_refused(
+    config: RunConfig, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    runlog.claim(tmp_path, make_config(), [])
+    with pytest.raises(UserError, match="holds a single run"):
+        folds.train_all(config, tmp_path, FakeTrainer())
+
+
+def test_the_page_tells_mean_deviation_and_every_trial(config: RunConfig, tmp_path: Path) -> None:
+    folds.train_all(config, tmp_path, FakeTrainer())
+    result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    page = Page((tmp_path / "report.html").read_text())
+    assert ["final", "65.50 ± 2.87", "80.00 ± 0.00"] in [row[:3] for row in page.rows]
+    assert [NAME, "65.50 ± 2.87", "80.00 ± 0.00"] in [row[:3] for row in page.rows]
+    assert ["07", "67.00", "80.00"] in [row[:3] for row in page.rows]
+    assert page.says("mean of the 10 trials")
+
+
+class TestConfiguration:
+    @pytest.mark.parametrize("trial", [0, 11, "some", 2.5])
+    def test_no_such_trial(self, make_config: Callable[..., RunConfig], trial: Any) -> None:
+        with pytest.raises(UserError, match=r'data\.trial: .*from 1 to 10, or "all"'):
+            make_config("data.kind=regdb", f"data.trial={trial}")
+
+    def test_only_regdb_has_trials(self, make_config: Callable[..., RunConfig]) -> None:
+        with pytest.raises(UserError, match="sysu has no divisions"):
+            make_config("data.trial=all")
+
+    def test_one_data_set_is_one_trial(self, config: RunConfig) -> None:
+        with pytest.raises(UserError, match=r"data\.trial=all is for .*train"):
+            read(config)
+
+    @pytest.mark.parametrize("recipe", ["cclnet_regdb", "csdn_regdb"])
+    def test_recipes_train_all_trials(self, recipe: str) -> None:
+        assert configuration.load(Path(recipe), ["data.root=/data/RegDB"]).data.trial == "all"
