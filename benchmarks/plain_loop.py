@@ -92,7 +92,7 @@ def train(
         pids = prepared.pids(method.INPUTS)
         bank = MemoryBank(config, pids, identities=identities, owners=inputs.owners)
     job = Job(
-        config, run_dir, inputs, prepared.test_inputs, prepared.test, prepared.kind, identities
+        config, run_dir, prepared.kind, inputs, prepared.measured, prepared.selection, identities
     )
     loop = TrainingLoop(
         job,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from pipelines.errors import UserError
 
 STATE, INFO = "state.pt", "info.json"
+STAGES = "stages"
 FORMAT = 1
 
 
@@ -50,6 +52,13 @@ def is_whole(folder: Path) -> bool:
         return (folder / STATE).stat().st_size == expected
     except (OSError, ValueError, KeyError):
         return False
+
+
+def save_stage(run_dir: Path, state: dict[str, Any]) -> None:
+    """Keep the last checkpoint of a stage beside the newest ones, for `start_from`."""
+    progress = state["progress"]
+    info = {"stage": progress["stage"], "epoch": progress["epoch"], "written": time.time()}
+    save(run_dir / STAGES / progress["stage"], state, info)
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class TrainerConfig(_Section):
         barrier_timeout_s: longest wait for the other workers' features, in seconds.
         keep_checkpoints: newest checkpoints kept on disk.
         max_failures: restarts of the worker group before the run gives up.
-        precision: of the training step on GPUs; with "bf16" weights, optimiser, banks and losses
+        precision: of the training step; with "bf16" weights, optimiser, banks and losses
             stay float32.
         recompute: keep the inputs of CLIP's blocks alone and compute their activations again in the
             backward pass: a third more time, a fraction of the memory, the same results.
@@ -155,10 +155,14 @@ class EvaluationConfig(_Section):
     Attributes:
         split: "test" for reported numbers; "val" (needs data.fit=train) for choosing settings.
         start: also measure the encoder before training.
+        select: "val" (needs data.fit=train) also measures the validation people at every
+            evaluation and reports, apart from the last epoch's scores, those of the epoch that is
+            best on them. Nothing is ever selected on the test people.
     """
 
     split: Literal["test", "val"] = "test"
     start: bool = True
+    select: Literal["val"] | None = None
 
 
 class RayConfig(_Section):
@@ -175,10 +179,18 @@ class RayConfig(_Section):
 
 
 class RunConfig(_Section):
-    """One training run."""
+    """One training run.
+
+    Attributes:
+        method: whose section below is used.
+        seed: of everything random.
+        start_from: checkpoint of a finished stage, as a run leaves them in its folder "stages".
+            Its stage and those before it are taken as done, with what they hand on.
+    """
 
     method: Literal["cclnet", "csdn", "cpcl"] = "cclnet"
     seed: int = Field(0, ge=0, lt=2**31)
+    start_from: Path | None = None
     data: DataConfig
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()

@@ -25,7 +25,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipelines.alternates import NUM_ALTERNATES, alternates
 from pipelines.collectives import shares
 from pipelines.decoding import DecodeAndAugment, Transforms, read_image
-from reid_core.types import Batch, Modality
+from reid_core.types import Batch, Modality, Split
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,14 @@ class Inputs:
         for i, path in enumerate(self.paths[modality][rows]):
             images[i] = read_image(self.root / path, height=self.height, width=self.width)
         return images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A split with person ids, and where its rows lie."""
+
+    split: Split
+    inputs: Inputs
 
 
 class PlanDatasource(Datasource):

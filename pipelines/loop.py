@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import batchnorm, collectives, features, runlog, step
+from pipelines import batchnorm, checkpoint, collectives, features, runlog, step
 from pipelines.config import RunConfig
-from pipelines.data import Inputs
+from pipelines.data import Inputs, Measured
 from pipelines.epochs import EpochStart, Key
 from pipelines.evaluate import evaluate
 from pipelines.objective import Means
@@ -33,7 +33,7 @@ from reid_core.methods import METHODS
 from reid_core.models import clip
 from reid_core.models.recompute import recompute_blocks
 from reid_core.stages import CachedStage, Encoder, Stage
-from reid_core.types import Batch, Modality, Split
+from reid_core.types import Batch, Modality
 
 # First values are drawn from torch's global random state, which belongs to the whole process.
 _first_values = threading.Lock()
@@ -71,18 +71,19 @@ class Job:
     Attributes:
         config: the run's configuration.
         run_dir: run directory, on a file system that all workers see.
-        train: training rows; `evaluation`: rows of the split that is measured.
-        test: records of that split.
         kind: of the data set, whose protocols measure.
+        train: training rows.
+        measured: what scores are reported of; None where nothing can be measured.
+        selection: people that choose the epoch whose scores are reported apart; None without.
         identities: per modality (n,) given classes; None where the method is not told any.
     """
 
     config: RunConfig
     run_dir: Path
-    train: Inputs
-    evaluation: Inputs
-    test: Split
     kind: str
+    train: Inputs
+    measured: Measured | None
+    selection: Measured | None = None
     identities: dict[Modality, np.ndarray] | None = None
 
 
@@ -178,10 +179,10 @@ class TrainingLoop:
             last, every = epoch + 1 == stage.epochs, stage.evaluate_every
             if every is not None and (last or (every and (epoch + 1) % every == 0)):
                 with clock("evaluate"):
-                    line["scores"] = self._measure(name, stage.encoder)
+                    line |= self._measure(name, stage.encoder)
             if last:
                 self.progress.handed |= stage.hand_on()
-            self._finish_epoch(line, clock, stage, optimiser)
+            self._finish_epoch(line, clock, stage, optimiser, last=last)
 
     def _streamed_epoch(
         self,
@@ -289,21 +290,36 @@ class TrainingLoop:
         mine = self._embed(head, inputs, modality)
         return collectives.gather_shares(mine, inputs.num_rows(modality))
 
-    def _measure(self, row: str, encoder: Encoder) -> dict[str, float]:
+    def _measure(self, row: str, encoder: Encoder) -> dict[str, dict[str, float]]:
         """Scores of the encoder under the data set's protocols; rank 0 keeps the details."""
         assert isinstance(encoder, nn.Module)
         encoder.eval()
-        split, inputs = self.job.test, self.job.evaluation
+        job, progress = self.job, self.progress
+        found = {
+            name: self._embed_split(encoder, measured)
+            for name, measured in (("scores", job.measured), ("selection", job.selection))
+            if measured is not None
+        }
+        if self.rank or job.measured is None:
+            return {}
+        result = evaluate(job.kind, job.measured.split, found["scores"])
+        result.save_details(job.run_dir / "evaluation" / f"{row}.npz")
+        progress.scores[row] = result.headline
+        progress.table, progress.chance = result.table, result.chance
+        if job.selection is None:
+            return {"scores": result.headline}
+        other = evaluate(job.kind, job.selection.split, found["selection"]).headline
+        if row != "start" and other["mAP"] > progress.selected:
+            progress.selected, progress.scores["selected"] = other["mAP"], result.headline
+        return {"scores": result.headline, "selection": other}
+
+    def _embed_split(self, encoder: Encoder, measured: Measured) -> np.ndarray:
+        split = measured.split
         found = np.empty((len(split), encoder.feature_dim), dtype=np.float32)
         for m in self.method.INPUTS:
-            found[split.rows(m)] = self._embed_all(encoder.embed, inputs, m).cpu().numpy()
-        if self.rank:
-            return {}
-        result = evaluate(self.job.kind, split, found)
-        result.save_details(self.job.run_dir / "evaluation" / f"{row}.npz")
-        self.progress.scores[row] = result.headline
-        self.progress.table, self.progress.chance = result.table, result.chance
-        return result.headline
+            rows = self._embed_all(encoder.embed, measured.inputs, m)
+            found[split.rows(m)] = rows.cpu().numpy()
+        return found
 
     def _finish_epoch(
         self,
@@ -311,6 +327,8 @@ class TrainingLoop:
         clock: runlog.Clock,
         stage: Stage,
         optimiser: torch.optim.Optimizer,
+        *,
+        last: bool,
     ) -> None:
         """Log the epoch, then keep it: a line too many is taken back, a lost one is not."""
         self.progress = replace(self.progress, stage=line["stage"], epoch=line["epoch"])
@@ -318,7 +336,10 @@ class TrainingLoop:
         if self.rank == 0:
             runlog.append_metrics(self.job.run_dir, {**line, "seconds": dict(clock.seconds)})
         began = time.perf_counter()
-        self.report(line, self._state(stage, optimiser) if self.rank == 0 else None)
+        state = self._state(stage, optimiser) if self.rank == 0 else None
+        if state is not None and last:
+            checkpoint.save_stage(self.job.run_dir, state)
+        self.report(line, state)
         self.checkpoint_s = time.perf_counter() - began
 
     def _state(self, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import Inputs
+from pipelines.data import Inputs, Measured
+from pipelines.datacheck import counts_differ
 from pipelines.errors import UserError
 from reid_core import text
 from reid_core.datasets import READERS
@@ -33,16 +34,17 @@ class Prepared:
 
     Attributes:
         kind: whose protocols apply; that of the original where the data set was converted.
-        train, test: records that are trained on and records that are measured.
-        train_inputs, test_inputs: where their images and captions lie.
+        train, train_inputs: records that are trained on, and where their rows lie.
+        measured: what scores are reported of; None where the data set has no such people.
+        selection: people that select an epoch, where the configuration asks for it.
         unreadable: messages about images that were left out.
     """
 
     kind: str
     train: Split
-    test: Split
     train_inputs: Inputs
-    test_inputs: Inputs
+    measured: Measured | None
+    selection: Measured | None
     unreadable: tuple[str, ...]
 
     def pids(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
@@ -74,15 +76,26 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
     """
     check_settings(config)
     dataset = read(config)
-    train = _fit_rows(dataset, config)
-    test = dataset.val if config.evaluation.split == "val" else dataset.test
+    for difference in counts_differ(dataset):
+        log.warning("%s", difference)
+    splits = {
+        "train": _fit_rows(dataset, config),
+        "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
+        "selection": dataset.val if config.evaluation.select else Split(()),
+    }
+    if not len(splits["measured"]):
+        log.warning(
+            "%s has no %s people: training without evaluation",
+            dataset.root,
+            config.evaluation.split,
+        )
+    cleaned: dict[str, Split] = {}
     unreadable: list[str] = []
-    cleaned = []
-    for split in (train, test):
-        kept, messages = _without_broken(split, dataset.root, config, find_broken)
-        cleaned.append(kept)
-        unreadable += messages
-    limit = config.data.max_unreadable * (len(train) + len(test))
+    for name, split in splits.items():
+        if len(split):
+            cleaned[name], messages = _without_broken(split, dataset.root, config, find_broken)
+            unreadable += messages
+    limit = config.data.max_unreadable * sum(map(len, splits.values()))
     if len(unreadable) > limit:
         shown = "\n  ".join(unreadable[:10])
         raise UserError(
@@ -92,13 +105,17 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
         )
     for message in unreadable:
         log.warning("left out: %s", message)
-    train, test = cleaned
+    if "train" not in cleaned:
+        raise UserError(f"{dataset.root} has no training rows")
+    inputs = {name: inputs_of(split, dataset.root, config) for name, split in cleaned.items()}
     return Prepared(
         kind=dataset.kind,
-        train=train,
-        test=test,
-        train_inputs=inputs_of(train, dataset.root, config),
-        test_inputs=inputs_of(test, dataset.root, config),
+        train=cleaned["train"],
+        train_inputs=inputs["train"],
+        **{
+            name: Measured(cleaned[name], inputs[name]) if name in cleaned else None
+            for name in ("measured", "selection")
+        },
         unreadable=tuple(unreadable),
     )
 
@@ -155,15 +172,21 @@ def check_settings(config: RunConfig) -> None:
             f"trainer.shards={parts} cannot be shared by trainer.num_workers="
             f"{trainer.num_workers}: choose a multiple"
         )
+    if trainer.strict and trainer.compile:
+        raise UserError(
+            "trainer.compile=true lets the compiler choose the order of sums, which "
+            "trainer.strict=true fixes: switch one of them off"
+        )
     for name, rows in method.batch_rows(config.settings).items():
         if rows % parts:
             raise UserError(
                 f"{name} = {rows} cannot be shared by trainer.{key}={parts}: choose a multiple"
             )
-    if config.evaluation.split == "val" and config.data.fit != "train":
+    uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
+    if uses_val and config.data.fit != "train":
         raise UserError(
-            "evaluation.split=val measures people that data.fit=train+val trains on: "
-            "set data.fit=train"
+            "evaluation.split=val and evaluation.select=val measure people that data.fit=train+val "
+            "trains on: set data.fit=train"
         )
     if config.trainer.accumulate > 1 and config.method != "cclnet":
         raise UserError(

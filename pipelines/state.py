@@ -20,6 +20,7 @@ class Progress:
         handed: what finished stages handed on, by name.
         scores: per row of the summary, the headline scores.
         table, chance: all protocols of the last evaluation; Rank-1 of a random ranking.
+        selected: best mAP so far on the people that select an epoch.
     """
 
     stage: str = ""
@@ -27,7 +28,8 @@ class Progress:
     handed: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     table: dict[str, Any] = field(default_factory=dict)
-    chance: float = float("nan")
+    chance: float | None = None
+    selected: float = -1.0
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
@@ -44,5 +46,6 @@ def kept(stage: Stage) -> dict[str, Tensor]:
     state = stage.module.state_dict()
     if not isinstance(stage, CachedStage):
         return state
-    frozen = {name for name, p in stage.module.named_parameters() if not p.requires_grad}
+    named = stage.module.named_parameters(remove_duplicate=False)
+    frozen = {name for name, p in named if not p.requires_grad}
     return {name: x for name, x in state.items() if name not in frozen}

@@ -39,7 +39,7 @@ def take(
         settings: precision and parts.
     """
     device = next(stage.module.parameters()).device
-    half = settings.precision == "bf16" and device.type == "cuda"
+    half = settings.precision == "bf16"
     num = settings.accumulate if isinstance(batch, dict) else 1
     optimiser.zero_grad(set_to_none=True)
     for part in [batch] if num == 1 else _parts(batch, num):

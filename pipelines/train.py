@@ -70,7 +70,7 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     model_bytes = check_weights(config)
     runlog.claim(run_dir, config, command)
     check_disk(config, run_dir, model_bytes)
-    with session(config):
+    with runlog.held(run_dir), session(config):
         prepared = prepare(config, _find_broken_everywhere)
         started = time.perf_counter()
         with follow(run_dir, config):
@@ -80,7 +80,8 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     runlog.write_summary(run_dir, summary)
     # The report shows the last epoch's rank lists under the name of the summary's last row.
     evaluation = run_dir / "evaluation"
-    shutil.copyfile(evaluation / f"{progress.stage}.npz", evaluation / "final.npz")
+    if prepared.measured is not None:
+        shutil.copyfile(evaluation / f"{progress.stage}.npz", evaluation / "final.npz")
     return summary
 
 
@@ -106,14 +107,22 @@ def summarise(
 
 def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     (run_dir / _FAILURE).unlink(missing_ok=True)
+    start_from = _finished_stage(config)
     method = METHODS[config.method]
     supervised = method.supervision(config.settings) == "identities"
     identities = prepared.identities(method.INPUTS) if supervised else None
     bank = _bank(config, prepared, run_dir, identities)
-    inputs = prepared.train_inputs, prepared.test_inputs
-    job = Job(config, run_dir, *inputs, prepared.test, prepared.kind, identities)
+    job = Job(
+        config,
+        run_dir,
+        prepared.kind,
+        prepared.train_inputs,
+        prepared.measured,
+        prepared.selection,
+        identities,
+    )
     try:
-        result = _trainer(job, bank, recovery.tidy(run_dir)).fit()
+        result = _trainer(job, bank, recovery.tidy(run_dir) or start_from).fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(_explain(error, run_dir)) from error
     finally:
@@ -123,6 +132,26 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     assert result.checkpoint is not None
     state = checkpoint.load(Path(result.checkpoint.path))
     return Progress.from_state(state["progress"])
+
+
+def _finished_stage(config: RunConfig) -> Path | None:
+    """The checkpoint that `start_from` names, where it fits this configuration.
+
+    Raises:
+        UserError: no checkpoint, or one of another method or model.
+    """
+    if config.start_from is None:
+        return None
+    folder = checkpoint.find(config.start_from)
+    given = checkpoint.load(folder)["config"]
+    mine = config.used()
+    for key in ("method", "model"):
+        if given[key] != mine[key]:
+            raise UserError(
+                f"start_from={config.start_from} was trained with {key} {given[key]}, this run has "
+                f"{mine[key]}: they must agree"
+            )
+    return folder
 
 
 def _explain(error: ray.train.TrainingFailedError, run_dir: Path) -> str:

@@ -16,7 +16,7 @@ from threading import Lock, local
 import numba
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController
 
 _TILE = 512  # 1 MiB of products
 _CHUNK = 32  # products that are compared with the thresholds in one go

@@ -12,15 +12,42 @@ count of `count_valid`, `count_positive_rows` or `count_targets`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from reid_core.types import OUTLIER
 
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
+
 _MIN_SQUARED_DISTANCE = 1e-12
 _REFERENCE_WEIGHT_EPS = 1e-6
 _TARGET_EPS = 1e-8
+
+
+def in_float32(loss: Loss) -> Loss:
+    """A loss whose half-precision inputs are widened and whose products are not narrowed.
+
+    Similarities over a temperature of 0.02, products of unnormalised features and differences of
+    squared distances have nothing left in half precision, where a training step computes in it.
+    """
+
+    @wraps(loss)
+    def computed(*inputs: Any, **settings: Any) -> Tensor:
+        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
+        with torch.autocast(device, enabled=False):
+            return loss(*map(_widened, inputs), **settings)
+
+    return cast("Loss", computed)
+
+
+def _widened(x: object) -> object:
+    is_half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if is_half else x  # type: ignore[attr-defined]
 
 
 def count_valid(labels: Tensor) -> Tensor:
@@ -33,6 +60,7 @@ def count_positive_rows(labels_a: Tensor, labels_b: Tensor) -> Tensor:
     return _same_label(labels_a, labels_b).any(dim=1).sum()
 
 
+@in_float32
 def cluster_contrast(x: Tensor, labels: Tensor, bank: Tensor, *, temperature: float) -> Tensor:
     """Cross entropy of each row against all cluster prototypes.
 
@@ -50,6 +78,7 @@ def cluster_contrast(x: Tensor, labels: Tensor, bank: Tensor, *, temperature: fl
     return _cross_entropy(x @ bank.T / temperature, labels)
 
 
+@in_float32
 def image_to_text(g: Tensor, labels: Tensor, anchors: Tensor, *, smoothing: float = 0.1) -> Tensor:
     """Label-smoothed cross entropy of projected image features against one text per class.
 
@@ -67,6 +96,7 @@ def image_to_text(g: Tensor, labels: Tensor, anchors: Tensor, *, smoothing: floa
     return _cross_entropy(g @ anchors.T, labels, smoothing=smoothing)
 
 
+@in_float32
 def identity_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of class scores, without smoothing.
 
@@ -82,6 +112,7 @@ def identity_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return _cross_entropy(logits, labels)
 
 
+@in_float32
 def supervised_contrast(
     a: Tensor, b: Tensor, labels_a: Tensor, labels_b: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
@@ -106,6 +137,7 @@ def supervised_contrast(
     return per_row.sum() / (num_positives > 0).sum().clamp(min=1)
 
 
+@in_float32
 def weighted_regularised_triplet(x: Tensor, labels: Tensor, *, stable: bool = True) -> Tensor:
     """Softplus of the softly furthest positive minus the softly closest negative distance.
 
@@ -136,6 +168,7 @@ def weighted_regularised_triplet(x: Tensor, labels: Tensor, *, stable: bool = Tr
     return (F.softplus(furthest - closest) * valid).sum() / valid.sum().clamp(min=1)
 
 
+@in_float32
 def modality_shared_enhancement(x: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
     """Squared gap between two mean distances of a row to its class: across and within modality.
 
@@ -162,6 +195,7 @@ def modality_shared_enhancement(x: Tensor, labels: Tensor, groups: Tensor) -> Te
     return (gap.square() * valid).sum() / valid.sum().clamp(min=1)
 
 
+@in_float32
 def distribution_matching(
     img: Tensor, txt: Tensor, positives: Tensor, *, temperature: float
 ) -> Tensor:
@@ -182,6 +216,7 @@ def distribution_matching(
     ) + distribution_matching_one_way(txt, img, positives.T, temperature=temperature)
 
 
+@in_float32
 def distribution_matching_one_way(
     anchors: Tensor, candidates: Tensor, positives: Tensor, *, temperature: float
 ) -> Tensor:
@@ -203,6 +238,7 @@ def distribution_matching_one_way(
     return _mean_over_targets(_divergence(log_p, q), q)
 
 
+@in_float32
 def image_text_contrast(
     img: Tensor, txt: Tensor, positives: Tensor, *, temperature: float
 ) -> Tensor:
@@ -234,6 +270,7 @@ def count_targets(targets: Tensor) -> Tensor:
     return (targets != 0).any(dim=1).sum()
 
 
+@in_float32
 def prototype_contrast(
     x: Tensor,
     targets: Tensor,
@@ -262,6 +299,7 @@ def prototype_contrast(
     return _mean_over_targets(-(q * log_p).sum(dim=1), q)
 
 
+@in_float32
 def prototype_divergence(
     x: Tensor,
     targets: Tensor,
@@ -331,12 +369,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0) ->
 
 def _euclidean(x: Tensor) -> Tensor:
     """(B, B) distances; the clamp keeps the square root's gradient finite at zero."""
-    # small differences of large squares: half precision would leave nothing of them
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        squares = x.square().sum(dim=1)
-        squared = squares[:, None] + squares[None, :] - 2 * (x @ x.T)
-        return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+    squares = x.square().sum(dim=1)
+    squared = squares[:, None] + squares[None, :] - 2 * (x @ x.T)
+    return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

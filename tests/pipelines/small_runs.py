@@ -13,7 +13,8 @@ import torch
 from pipelines import checkpoint, collectives
 from pipelines import config as configuration
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, Plan, training_batches
+from pipelines.data import Inputs, Plan, PlanDatasource, training_batches
+from pipelines.decoding import DecodeAndAugment
 from pipelines.epochs import EpochStart, Key
 from pipelines.loop import Job
 from pipelines.memory_bank import MemoryBank
@@ -153,10 +154,10 @@ def open_run(config: RunConfig, run_dir: Path) -> Small:
     job = Job(
         config,
         run_dir,
-        prepared.train_inputs,
-        prepared.test_inputs,
-        prepared.test,
         prepared.kind,
+        prepared.train_inputs,
+        prepared.measured,
+        prepared.selection,
         identities,
     )
     everyones = EveryonesBank(bank, prepared.train_inputs)
@@ -218,17 +219,14 @@ class Kept:
 
 
 def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np.ndarray]]:
+    """What Ray Data would stream, without Ray."""
     views = METHODS[job.config.method].augmentations(job.config.augmentation.options())
-    transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
-    for number in range(plan.num_batches):
-        parts = []
-        for m in plan.rows:
-            table = plan.rank_slice(m, slice(number, number + 1), rank, world)
-            columns = {name: table[name].to_numpy() for name in table.column_names}
-            decoded = job.train.read(m, columns["row"])
-            columns["image"] = np.empty_like(decoded)
-            for view, transform in enumerate(transforms[m]):
-                mine = columns["view"] == view
-                columns["image"][mine] = transform(decoded[mine], columns["seed"][mine])
-            parts.append(columns)
-        yield {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    decode = DecodeAndAugment(
+        height=job.train.height,
+        width=job.train.width,
+        transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
+    )
+    source = PlanDatasource(lambda: plan, job.train, world=world, batches_per_block=1)
+    for task in source.get_read_tasks(1)[rank::world]:
+        for block in task():
+            yield decode({name: block[name].to_numpy() for name in block.column_names})

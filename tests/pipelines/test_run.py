@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.data import Inputs, find_unreadable
 from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_checkpoint
-from pipelines.prepare import Prepared, prepare
+from pipelines.prepare import prepare
 from pipelines.report import page
 from pipelines.train import train
 from reid_core.types import Modality, Record, Split
@@ -191,19 +192,13 @@ def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_pa
     config = make_config("evaluation.start=false")
     prepared = prepare(config, read_everything)
     shuffled = np.random.default_rng(0).permutation(prepared.train.pids)
-    renamed = Prepared(
-        kind=prepared.kind,
-        train=Split(
-            tuple(
-                Record(record.image, record.modality, int(pid), record.camera)
-                for record, pid in zip(prepared.train.records, shuffled, strict=True)
-            )
-        ),
-        test=prepared.test,
-        train_inputs=prepared.train_inputs,
-        test_inputs=prepared.test_inputs,
-        unreadable=(),
+    people = Split(
+        tuple(
+            Record(record.image, record.modality, int(pid), record.camera)
+            for record, pid in zip(prepared.train.records, shuffled, strict=True)
+        )
     )
+    renamed = replace(prepared, train=people)
     _, one = train_plainly(config, prepared, tmp_path / "one")
     _, other = train_plainly(config, renamed, tmp_path / "other")
     assert [line["losses"] for line in one] == [line["losses"] for line in other]

@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import collectives, loop, strict
+from pipelines import collectives, strict
 from pipelines.batchnorm import GlobalBatchNorm
 from pipelines.errors import UserError
 from pipelines.prepare import check_settings
@@ -158,21 +159,29 @@ def test_a_shard_that_fails_is_not_waited_for() -> None:
         together(work)
 
 
-def test_the_culprit_is_named_not_those_that_waited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_runs.write_trees(tmp_path)
-    config = small_runs.make_config("cpcl", tmp_path, "trainer.strict=true")
-    run = small_runs.open_run(config, tmp_path / "run")
+def test_the_culprit_is_named_not_those_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stumbling:
+        """A loop whose third shard fails while the others wait for it."""
 
-    def stumble(self: loop.TrainingLoop, *arguments: Any) -> None:
-        if self.rank == 2:
-            raise ValueError("row 3 is zero")
-        collectives.sum_over_workers(torch.ones(1))
+        def __init__(self, *_: object, **__: object) -> None:
+            self.rank = collectives.rank()
 
-    monkeypatch.setattr(loop.TrainingLoop, "_train", stumble)
+        def run(self) -> None:
+            if self.rank == 2:
+                raise ValueError("row 3 is zero")
+            collectives.sum_over_workers(torch.ones(1))
+
+    monkeypatch.setattr(strict, "TrainingLoop", Stumbling)
+    job: Any = SimpleNamespace(config=SimpleNamespace(trainer=SimpleNamespace(shards=SHARDS)))
+    bank: Any = None
     with pytest.raises(ValueError, match="row 3 is zero"):
-        strict.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+        strict.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
+
+
+def test_a_compiler_may_not_choose_the_order(tmp_path: Path) -> None:
+    both = ("trainer.strict=true", "trainer.compile=true")
+    with pytest.raises(UserError, match="switch one of them off"):
+        check_settings(small_runs.make_config("cpcl", tmp_path, *both))
 
 
 @pytest.mark.parametrize(

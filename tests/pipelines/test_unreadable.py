@@ -201,10 +201,9 @@ def test_a_run_goes_on_when_a_file_breaks_after_the_check(
     job = Job(
         config,
         tmp_path,
-        prepared.train_inputs,
-        prepared.test_inputs,
-        prepared.test,
         prepared.kind,
+        prepared.train_inputs,
+        prepared.measured,
     )
 
     def stream(start: EpochStart) -> Iterator[dict[Modality, Batch]]:

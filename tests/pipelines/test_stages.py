@@ -1,0 +1,58 @@
+"""Every stage leaves a checkpoint from which the next one can be started alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import checkpoint, loop, train
+from pipelines.errors import UserError
+from tests.pipelines import small_runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, small_runs.Kept]:
+    folder = tmp_path_factory.mktemp("stages")
+    small_runs.write_trees(folder)
+    config = small_runs.make_config("cclnet", folder)
+    kept = small_runs.Kept(folder / "kept")
+    run = small_runs.open_run(config, folder / "run")
+    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    return folder / "run", config, kept
+
+
+def test_labels_and_texts_are_handed_on(finished: tuple) -> None:
+    run_dir = finished[0]
+    stages = {path.name: checkpoint.load(path) for path in (run_dir / "stages").iterdir()}
+    assert set(stages) == {"prepare", "prompts", "align"}
+    handed = {name: set(state["progress"]["handed"]) for name, state in stages.items()}
+    labels = {"labels.visible", "labels.infrared"}
+    assert handed["prepare"] == labels
+    assert handed["prompts"] == labels | {"anchors.visible", "anchors.infrared"}
+
+
+def test_a_stage_started_alone_ends_where_the_whole_run_ends(
+    finished: tuple, tmp_path: Path
+) -> None:
+    run_dir, config, whole = finished
+    kept = small_runs.Kept(tmp_path / "kept")
+    run = small_runs.open_run(config, tmp_path / "run")
+    state = checkpoint.load(run_dir / "stages" / "prompts")
+    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
+    assert {state["progress"]["stage"] for state in kept.states} == {"align"}
+    assert kept.hashes[-1] == whole.hashes[-1]
+
+
+def test_a_stage_of_another_model_is_refused(finished: tuple) -> None:
+    run_dir, config, _ = finished
+    start = run_dir / "stages" / "prompts"
+    other = config.model_copy(
+        update={"start_from": start, "model": config.model.model_copy(update={"width": 48})}
+    )
+    with pytest.raises(UserError, match=r"start_from.*model"):
+        train._finished_stage(other)
+    nothing = config.model_copy(update={"start_from": run_dir / "nowhere"})
+    with pytest.raises(UserError, match="no checkpoint"):
+        train._finished_stage(nothing)
