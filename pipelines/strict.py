@@ -56,6 +56,8 @@ def train(
     def run(index: int) -> Progress:
         shard = Shard(meeting, index, rank=first + index, size=shards)
         torch.set_num_threads(1)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of this thread
         with (
             collectives.joined(shard),
             # also on GPUs: a backward pass that waits must not hold the device's only thread
