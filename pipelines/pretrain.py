@@ -2,11 +2,11 @@
 
 A visitor of the demo cannot fetch OpenAI's weights; `reid_core/assets/crossreid-small.pt` takes
 their place and is loaded by the same path. `python -m pipelines.pretrain OUT` makes it again, in
-about five minutes on two cores; its log lies beside it.
+about nine minutes on one core; its log lies beside it.
 
-Pictures are cropped to 64 x 32 and layer4 has stride 1, as re-identification uses the tower. An
-open_clip tower is square, so the 4 x 2 positions are stored with each column twice: resizing the
-square grid to 4 x 2 gives back exactly the trained ones.
+Pictures are cropped to 96 x 48 and layer4 has stride 1, as re-identification uses the tower. An
+open_clip tower is square, so the 6 x 3 positions are stored with each column twice: resizing the
+square grid to 6 x 3 gives back exactly the trained ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from reid_core.types import Modality
 
 log = logging.getLogger(__name__)
 
-HEIGHT, WIDTH = 64, 32
+HEIGHT, WIDTH = 96, 48
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -59,7 +59,7 @@ class Settings:
 
     num_images: int = 12_000
     held_out: int = 200
-    steps: int = 3_000
+    steps: int = 2_500
     num_people: int = 32
     num_pictures: int = 2
     lr: float = 4e-3

@@ -56,8 +56,8 @@ def test_resnet50_maps_are_18_by_9_at_last_stride_1(resnet50):
 
 
 def test_square_stride_2_projection_is_open_clips_image_feature(small):
-    encoder = TwoStemEncoder(small, height=128, width=128, last_stride=2).eval()
-    square = images(2, 128, 128)
+    encoder = TwoStemEncoder(small, height=192, width=192, last_stride=2).eval()
+    square = images(2, 192, 192)
     with torch.no_grad():
         expected = small.model.encode_image(square)
         for modality in (Modality.VISIBLE, Modality.INFRARED):

@@ -22,7 +22,7 @@ SETTINGS = pretrain.Settings(
 
 @pytest.fixture(scope="module")
 def book():
-    return catalogue(48, seed=3)
+    return catalogue(48, seed=3, size=96)
 
 
 def test_captions_lose_their_colour_words_and_nothing_else():
@@ -74,7 +74,7 @@ def test_pictures_of_one_person_belong_together():
 def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
     sampler = pretrain.Sampler(book, SETTINGS, seed=0)
     sample = sampler.draw()
-    assert sample.images.shape == (8, 3, 64, 32)
+    assert sample.images.shape == (8, 3, 96, 48)
     assert sorted(np.bincount(sample.people.numpy())[sample.people.unique()]) == [2] * 4
     assert sample.tokens.shape == (4, 77)
     assert sample.people[sample.told].unique().equal(sample.people.unique())
@@ -102,15 +102,15 @@ def test_a_run_leaves_a_log_and_weights_that_reload_to_the_trained_encoder(tmp_p
 
 def test_stored_positions_resize_to_the_trained_ones():
     clip = clips.load(clips.SMALL, seed=0)
-    trained = TwoStemEncoder(clip, height=64, width=32).eval()
+    trained = TwoStemEncoder(clip, height=96, width=48).eval()
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.copy_(parameter.half())
-        trained.attnpool.positional_embedding.copy_(torch.randn(9, 384).half())
+        trained.attnpool.positional_embedding.copy_(torch.randn(19, 384).half())
     state = {name: v.float() for name, v in pretrain.exported(trained, clip).items()}
     clip.model.load_state_dict(state)
-    loaded = TwoStemEncoder(clip, height=64, width=32).eval()
-    images = torch.randn(2, 3, 64, 32)
+    loaded = TwoStemEncoder(clip, height=96, width=48).eval()
+    images = torch.randn(2, 3, 96, 48)
     with torch.no_grad():
         torch.testing.assert_close(
             loaded.project(images, Modality.INFRARED), trained.project(images, Modality.VISIBLE)

@@ -49,12 +49,12 @@ class Camera:
 
 
 SYSU_CAMERAS = (
-    Camera(1, Modality.VISIBLE, "hall", (1.02, 0.97, 0.86), 1.0, 0.08, 0.02),
-    Camera(2, Modality.VISIBLE, "corridor", (0.80, 0.86, 0.90), 0.9, 0.16, 0.03),
-    Camera(3, Modality.INFRARED, "corridor", (0.95,), 1.0, 0.12, 0.02, vignette=0.25),
-    Camera(4, Modality.VISIBLE, "street", (1.0, 1.05, 1.10), 1.15, 0.05, 0.02),
-    Camera(5, Modality.VISIBLE, "park", (1.14, 1.06, 0.92), 1.1, 0.12, 0.025),
-    Camera(6, Modality.INFRARED, "gate", (0.95,), 1.0, 0.12, 0.025, vignette=0.35),
+    Camera(1, Modality.VISIBLE, "hall", (1.026, 0.961, 0.818), 1.0, 0.104, 0.026),
+    Camera(2, Modality.VISIBLE, "corridor", (0.74, 0.818, 0.87), 0.87, 0.208, 0.039),
+    Camera(3, Modality.INFRARED, "corridor", (0.935,), 1.0, 0.156, 0.026, vignette=0.325),
+    Camera(4, Modality.VISIBLE, "street", (1.0, 1.065, 1.13), 1.195, 0.065, 0.026),
+    Camera(5, Modality.VISIBLE, "park", (1.182, 1.078, 0.896), 1.13, 0.156, 0.0325),
+    Camera(6, Modality.INFRARED, "gate", (0.935,), 1.0, 0.156, 0.0325, vignette=0.455),
 )
 
 

@@ -26,7 +26,7 @@ from reid_core.datasets.synthetic.people import VIEWS, Person, draw_person
 from reid_core.datasets.synthetic.trees import LAYOUTS, Splits, World
 from reid_core.types import Modality
 
-WORLD = 4  # raise it when the drawings change: an old tree is then not taken for a new one
+WORLD = 5  # raise it when the drawings change: an old tree is then not taken for a new one
 
 # Namespaces of the random streams: the people do not depend on layout, size or difficulty.
 _PEOPLE, _IDS, _DYES, _SHOTS = range(4)
@@ -53,7 +53,7 @@ def write(
     seed: int,
     layout: str = "sysu",
     difficulty: str = "default",
-    height: int = 64,
+    height: int = 96,
     workers: int = 1,
 ) -> None:
     """Writes generated people as a data set, with its counts in ``expected.json``.
@@ -63,8 +63,9 @@ def write(
 
     Args:
         root: folder to create; it may exist if it is empty.
-        num_identities: all people; 70 % train, 10 % val, 20 % test, at least one each. Layouts
-            without validation people train on them; "regdb" has its ten random halves instead.
+        num_identities: all people; 70 % train, 10 % val, 20 % test (SYSU-MM01: 40, 10, 50), at
+            least one each. Layouts without validation people train on them; "regdb" has its
+            ten random halves instead.
         seed: of everything that is drawn.
         layout: "sysu", "regdb", "llcm", "cuhk", "icfg" or "rstp".
         difficulty: "easy", "default" or "hard", see the package's docstring.

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 # Places are out of focus: their contrast around mid-gray is this share of what is painted below.
 # At 1, an encoder that has only seen plain backdrops matches places rather than people.
-_CONTRAST, _MIDDLE = 0.6, 0.45
+_CONTRAST, _MIDDLE = 0.7, 0.45
 
 Shape = tuple[tuple[int, int, int], int, tuple[float, ...]]
 # (colour, infrared, (x0, y0, x1, y1)): a rectangle; eight numbers: a quadrilateral.
