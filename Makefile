@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check bench bench-demo pretrain clean
+.PHONY: setup demo test test-slow check bench bench-demo docs pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -38,6 +38,9 @@ bench: setup  ## every claim of docs/benchmarks.md but the demo table
 
 bench-demo: setup  ## the table of learning results: rows x seeds x difficulty, about two hours
 	@$(BIN)/python benchmarks/demo_table.py
+
+docs: setup  ## the page of commands, from their help
+	@$(BIN)/python docs/make_commands.py
 
 pretrain: setup  ## train the small CLIP that ships with the package again
 	@$(BIN)/python -m pipelines.pretrain
