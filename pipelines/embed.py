@@ -38,6 +38,7 @@ from pipelines.sources import Part, Source, parts
 from pipelines.vectors import Dtype, VectorInfo
 from reid_core.types import Modality, Record
 
+_SHOWN_EVERY_S = 2.0
 _CPUS_PER_ACTOR = 4  # beyond that the convolutions of one small batch do not get faster
 
 
@@ -98,31 +99,49 @@ def embed(
     finished = {key: got for key in planned if (got := vectors.skipped(out, key)) is not None}
     skipped = [message for messages in finished.values() for message in messages]
     limit = max_unreadable * num_records
-    began, num_new = time.perf_counter(), 0
-    missing = frozenset(planned) - finished.keys()
+    missing = {key: rows for key, rows in planned.items() if key not in finished}
+    num_new, seconds = 0, 0.0
     if missing:
-        total = sum(planned[key] for key in missing)
-        config = _at_address(loaded.config, ray_address)
-        with cluster.session(config):
+        with cluster.session(_at_address(loaded.config, ray_address)):
             work = _Work(checkpoint, space, source.root, out, dtype, batch_size)
-            began = time.perf_counter()
-            for result in _run(work, source, missing):
-                skipped += json.loads(result["skipped"])
-                num_new += int(result["embedded"])
-                _show(num_new, total, len(skipped), began)
-                if len(skipped) > limit:
-                    break
+            num_new, seconds = _embed_missing(work, source, missing, skipped, limit=limit)
     if len(skipped) > limit:
-        shown = "\n  ".join(skipped[:10])
+        first = "\n  ".join(skipped[:10])
         raise UserError(
             f"{len(skipped)} images cannot be read, more than --max-unreadable "
-            f"{max_unreadable:g} of {num_records} allows:\n  {shown}\n"
+            f"{max_unreadable:g} of {num_records} allows:\n  {first}\n"
             "replace them, or raise the limit to go on without them"
         )
     vectors.finish(out, planned, skipped, num_records - len(skipped))
-    return Embedded(
-        num_records - len(skipped), num_new, tuple(skipped), time.perf_counter() - began
-    )
+    return Embedded(num_records - len(skipped), num_new, tuple(skipped), seconds)
+
+
+def _embed_missing(
+    work: _Work, source: Source, missing: dict[str, int], skipped: list[str], *, limit: float
+) -> tuple[int, float]:
+    """Embed parts, show how it goes, stop where too many images cannot be read.
+
+    Args:
+        work: for the actors.
+        source: that the parts are of.
+        missing: rows of each part to embed.
+        skipped: messages about unreadable images; grows.
+        limit: of their number.
+
+    Returns:
+        Number of vectors, and seconds.
+    """
+    began, shown, num_new = time.perf_counter(), 0.0, 0
+    total = sum(missing.values())
+    for result in _run(work, source, frozenset(missing)):
+        skipped += json.loads(result["skipped"])
+        num_new += int(result["embedded"])
+        if num_new == total or time.perf_counter() - shown > _SHOWN_EVERY_S:
+            shown = time.perf_counter()
+            _show(num_new, total, len(skipped), began)
+        if len(skipped) > limit:
+            break
+    return num_new, time.perf_counter() - began
 
 
 class Embedder:
@@ -169,7 +188,7 @@ class Embedder:
                 read_image, self._work.root / record.image, height=size.height, width=size.width
             )
             for record in batch
-            if not record.caption
+            if record.modality != Modality.TEXT
         ]
 
     def _collect(
