@@ -192,7 +192,6 @@ def head() -> Iterator[Head]:
     environment |= {
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
-        "RAY_raylet_start_wait_time_s": "120",  # the machine may be busy
     }
     port, dashboard, agent, client = (_free_port() for _ in range(4))
     memory = f"--object-store-memory={200 * 2**20}"
@@ -216,9 +215,9 @@ def head() -> Iterator[Head]:
                 f"--temp-dir={folder}",
             )  # fmt: skip
             _wait_until(lambda: _listens(dashboard) and _listens(agent), started, logs)
-            for _ in range(2):
+            for _ in range(2):  # one after the other: Ray gives a node 30 s to come up
                 start(f"--address=127.0.0.1:{port}", "--num-cpus=1")
-            _wait_until(lambda: logs.read_text().count("runtime started") == 3, started, logs)
+                _wait_until(lambda: _running(logs) == len(started), started, logs)
             yield Head(f"http://127.0.0.1:{dashboard}", environment, Path(folder))
         finally:
             for process in reversed(started):
@@ -270,6 +269,10 @@ def _free_port() -> int:
 def _listens(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _running(logs: Path) -> int:
+    return logs.read_text().count("Ray runtime started")
 
 
 def _wait_until(ready: Callable[[], bool], started: list[subprocess.Popen], logs: Path) -> None:
