@@ -16,7 +16,7 @@ import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,9 @@ def embed(
     Raises:
         UserError: nothing to embed, `out` holds other vectors, too many images cannot be read.
     """
+    # actors have working directories of their own
+    checkpoint, out = checkpoint.resolve(), out.resolve()
+    source = replace(source, path=source.path.resolve())
     loaded = open_encoder(checkpoint, space=space)
     info = VectorInfo(
         fingerprint=loaded.fingerprint,
@@ -92,7 +95,7 @@ def embed(
         dtype=dtype,
         dim=loaded.encoder.feature_dim,
         root=str(source.root),
-        source=str(source.path.resolve()),
+        source=str(source.path),
     )
     vectors.claim(out, info, checkpoint)
     planned, num_records = _survey(source, loaded)
