@@ -188,7 +188,7 @@ def _table(difficulty: str, by_row: dict[str, list[dict]], chosen: dict[str, Any
         _line("start", start, "", "", ""),
     ]
     for row, results in by_row.items():
-        accuracy = [e["truth"]["matching_accuracy"] for r in results for e in r["epochs"][-1:]]
+        accuracy = [e["truth"].get("matching_accuracy") for r in results for e in r["epochs"][-1:]]
         known = [a for a in accuracy if a is not None]
         setting = ", ".join(f"{value:g}" for _, value in chosen[row])
         seconds = statistics.mean(result["seconds"] for result in results)
