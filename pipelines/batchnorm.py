@@ -1,7 +1,7 @@
 """Batch normalisation whose statistics are those of the global batch, on any backend.
 
-torch's SyncBatchNorm refuses CPU tensors; this one all-reduces count, sum and square sum with a
-differentiable collective, so one step does not depend on the number of workers.
+torch's SyncBatchNorm refuses CPU tensors; this one gathers every worker's mean, variance and count
+with a differentiable collective, so one step does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -25,27 +25,18 @@ class GlobalBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if not self.training:
             return super().forward(x)
-        dims = [d for d in range(x.dim()) if d != 1]
-        # Sums around the running mean: a shift that all workers share keeps float32 accurate.
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        shift = self.running_mean.detach().clone()
-        centred = x - shift.view(shape)
-        local_count = x.numel() // x.shape[1]
-        packed = torch.cat(
-            [centred.sum(dims), centred.square().sum(dims), x.new_tensor([float(local_count)])]
-        )
-        packed = collectives.sum_with_gradient(packed)
-        channels, count = x.shape[1], packed[-1].detach()
-        mean = packed[:channels] / count
-        variance = (packed[channels:-1] / count - mean.square()).clamp_min(0)
-        self._track(mean.detach() + shift, variance.detach() * count / (count - 1).clamp_min(1))
+        # bfloat16 has too few digits for statistics
+        wide = x.float() if x.element_size() < 4 else x
+        mean, variance, count = _global_moments(wide)
+        self._track(mean.detach(), variance.detach() * count / (count - 1).clamp_min(1))
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:
             scale = scale * self.weight
-        out = (centred - mean.view(shape)) * scale.view(shape)
-        return out if self.bias is None else out + self.bias.view(shape)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        out = (wide - mean.view(shape)) * scale.view(shape)
+        if self.bias is not None:
+            out = out + self.bias.view(shape)
+        return out.to(x.dtype)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -58,6 +49,25 @@ class GlobalBatchNorm(_BatchNorm):
             momentum = 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(unbiased, momentum)
+
+
+def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (C,), biased variance (C,) and rows per channel () over all workers, with gradient.
+
+    Every worker centres its rows on its own mean, and the parts are combined exactly: sums of
+    squares around any fixed value would cancel where channels lie far from it.
+    """
+    channels = x.shape[1]
+    dims = [d for d in range(x.dim()) if d != 1]
+    variance, mean = torch.var_mean(x, dims, correction=0)
+    count = x.new_tensor([float(x.numel() // channels)])
+    parts = collectives.gather(torch.cat([mean, variance, count]).unsqueeze(0))
+    means, variances = parts[:, :channels], parts[:, channels:-1]
+    counts = parts[:, -1:].detach()
+    weights = counts / counts.sum()
+    mean = (weights * means).sum(dim=0)
+    variance = (weights * (variances + (means - mean).square())).sum(dim=0)
+    return mean, variance, counts.sum()
 
 
 def convert(module: nn.Module) -> nn.Module:

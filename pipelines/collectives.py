@@ -35,7 +35,7 @@ class Group(Protocol):
         """`gather_rows_with_gradient`."""
 
     def sum(self, x: Tensor) -> Tensor:
-        """`sum_with_gradient`."""
+        """`sum_over_workers`."""
 
     def broadcast_int(self, value: int) -> int:
         """`broadcast_int`."""
@@ -106,13 +106,6 @@ def sum_over_workers(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
-
-
-def sum_with_gradient(x: Tensor) -> Tensor:
-    """Element-wise sum; the gradient of every worker's loss flows back to all of them."""
-    if (group := _group()) is not None:
-        return group.sum(x)
-    return dist_functional.all_reduce(x)
 
 
 def gather_shares(x: Tensor, num_rows: int) -> Tensor:

@@ -166,8 +166,8 @@ class Shard:
         return _Gather.apply(x, self)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over the shards, in shard order, with gradient."""
-        return _Sum.apply(x, self)
+        """Sum over the shards, in shard order, without gradient."""
+        return _in_order(self.all(x))
 
     def broadcast_int(self, value: int) -> int:
         """The value of rank 0."""
@@ -205,17 +205,6 @@ class _Gather(torch.autograd.Function):
         total = _in_order(ctx.shard.all(grads[0]))
         start = ctx.shard.rank * ctx.num_rows
         return total[start : start + ctx.num_rows].clone(), None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shard: Shard) -> Tensor:
-        ctx.shard = shard
-        return _in_order(shard.all(x))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _in_order(ctx.shard.all(grads[0])), None
 
 
 def _in_order(parts: list[Tensor]) -> Tensor:

@@ -151,6 +151,16 @@ def found_by(root: Path, method: str, world: int, rank: int = 0) -> dict[str, An
     return torch.load(root / f"{method}-{world}-{rank}" / "found.pt")
 
 
+def distances(found: list[Tensor], expected: list[Tensor]) -> list[float]:
+    """Of gradients; the bias of attention's keys moves no softmax, so its gradient is rounding."""
+    norms = [float(gradient.norm()) for gradient in expected]
+    return [
+        distance(a, b)
+        for a, b, norm in zip(found, expected, norms, strict=True)
+        if norm > 1e-6 * max(norms)
+    ]
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     """Of two tensors, as a share of the second one's norm."""
     return float((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-12))
@@ -167,7 +177,7 @@ def test_one_step_is_that_of_one_worker(
         assert step["plan"] == alone["plan"]
         for name, loss in alone["losses"].items():
             assert step["losses"][name] == pytest.approx(loss, rel=1e-5), name
-        rows.append(max(map(distance, step["grads"], alone["grads"])))
+        rows += distances(step["grads"], alone["grads"])
     first = found_by(root, method, world)["step"]
     for kind in ("buffers", "banks"):
         for name, tensor in alone[kind].items():
