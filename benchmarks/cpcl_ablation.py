@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 NUM_IDENTITIES = 430
-CONTRAST = ("cpcl.matching.instance=itc", "cpcl.matching.positives=pair")
+CONTRAST = ("cpcl.matching.instance=itc",)
 NO_MINING = ("cpcl.mining.sides=none",)
 RATES = ("3.0e-4", "1.0e-3", "3.0e-3")
 

@@ -212,7 +212,8 @@ def check(config: Config) -> list[str]:
             f"cpcl.prototypes_from={config.prototypes_from} is not reached in "
             f"cpcl.train.epochs={train.epochs}: no prototype loss is ever used"
         )
-    if matching.instance == "itc" and matching.positives != "pair":
+    # the default is nobody's wish
+    if matching.instance == "itc" and matching.positives not in ("image", "pair"):
         found.append("cpcl.matching.positives has no effect with cpcl.matching.instance=itc")
     if config.lambda2 == 0 and (matching.targets != "hard" or matching.hard_negatives):
         found.append(

@@ -296,7 +296,7 @@ def test_the_rate_warms_up_from_a_tenth_and_falls_to_zero(epoch: int, lr: float)
     [
         ({"train": {"epochs": 3}}, "warmup_epochs"),
         ({"prototypes_from": 60}, "prototypes_from"),
-        ({"matching": {"instance": "itc"}}, "positives"),
+        ({"matching": {"instance": "itc", "positives": "text"}}, "positives"),
         ({"lambda2": 0, "matching": {"targets": "soft"}}, "lambda2"),
         ({"train": {"sampler": "pk", "batch_size": 10, "instances": 4}}, "multiple"),
     ],
