@@ -35,6 +35,7 @@ def models(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.parametrize("modality", ["visible", "infrared"])
+@pytest.mark.slow
 def test_batches_of_any_size_agree_with_torch(
     checkpoint: Path, models: dict[str, Path], modality: str
 ) -> None:
@@ -47,10 +48,12 @@ def test_batches_of_any_size_agree_with_torch(
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_modalities_are_different_models(models: dict[str, Path]) -> None:
     assert models["visible"].read_bytes() != models["infrared"].read_bytes()
 
 
+@pytest.mark.slow
 def test_metadata_says_how_to_feed_it(models: dict[str, Path]) -> None:
     session = onnxruntime.InferenceSession(models["infrared"])
     facts = session.get_modelmeta().custom_metadata_map
@@ -65,6 +68,7 @@ def test_metadata_says_how_to_feed_it(models: dict[str, Path]) -> None:
     assert isinstance(given.shape[0], str), "the batch has no fixed size"
 
 
+@pytest.mark.slow
 def test_example_runs_without_this_package(models: dict[str, Path], tmp_path: Path) -> None:
     """In an empty folder, isolated, so that the package cannot be imported by chance."""
     images = draw_folder(tmp_path / "i", visible=2, infrared=0)
@@ -91,6 +95,7 @@ def test_sentences_are_exported_with_the_joint_space(checkpoint: Path, tmp_path:
     np.testing.assert_allclose(found, loaded.encoder.embed(ids, Modality.TEXT).numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_noticed(checkpoint: Path, models: dict[str, Path]) -> None:
     loaded = open_encoder(checkpoint)
     other = _OneModality(loaded.encoder, Modality.INFRARED)
@@ -121,6 +126,7 @@ class TestBadInput:
             open_encoder(run)
 
 
+@pytest.mark.slow
 def test_pictures_of_another_size_are_resized_by_the_user(models: dict[str, Path]) -> None:
     session = onnxruntime.InferenceSession(models["visible"])
     wrong = np.asarray(Image.new("RGB", (64, 128))).transpose(2, 0, 1)[None]

@@ -99,6 +99,7 @@ def test_rows_keep_their_names(flat: Index) -> None:
     assert flat.modalities[123].as_py() == "infrared"
 
 
+@pytest.mark.slow
 def test_codes_reach_the_recall_asked_for_and_scores_are_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
