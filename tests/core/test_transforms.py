@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from reid_core.methods import METHODS
 from reid_core.transforms import Augmentation, TrainTransform, decode, normalise
+from reid_core.types import Modality
 
 NOTHING = Augmentation(grayscale=0, flip=0, pad=0, erase=0)
 
@@ -74,6 +76,67 @@ def test_erased_rectangles_have_the_papers_areas_and_aspects():
     assert 0.3 - 0.02 < aspect.min() < 0.4
     assert 3.2 < aspect.max() < 3.33 + 0.1
     assert share.mean() == pytest.approx(oracle_share(height, width), abs=0.006)
+
+
+def test_erased_rectangles_lie_anywhere_in_the_image():
+    """Given its size, a uniform corner: relative places have mean 1/2 and variance 1/12."""
+    box = TrainTransform(Augmentation()).draw(seeds(20_000), height=288, width=144).box
+    drawn = box[box[:, 1] > 0]
+    for start, stop, length in ((0, 1, 288), (2, 3, 144)):
+        free = length - (drawn[:, stop] - drawn[:, start])
+        place = (drawn[:, start] / free)[free > 60]
+        assert place.mean() == pytest.approx(0.5, abs=4 / (12 * len(place)) ** 0.5)
+        assert place.var() == pytest.approx(1 / 12, abs=0.004)
+
+
+def test_erasing_paints_its_rectangle_and_nothing_else():
+    transform = TrainTransform(Augmentation(flip=0, pad=0, erase=1.0))
+    images = pictures(50)
+    boxes = transform.draw(seeds(50), height=64, width=32).box
+    for image, result, (y0, y1, x0, x1) in zip(
+        images, transform(images, seeds(50)), boxes, strict=True
+    ):
+        inside = np.zeros((64, 32), dtype=bool)
+        inside[y0:y1, x0:x1] = True
+        assert inside.any()
+        assert np.array_equal(result[:, ~inside], image[:, ~inside])
+        assert (result[:, inside] == [[152], [144], [129]]).all()
+
+
+def test_an_image_that_no_rectangle_fits_into_stays_whole():
+    """Half of the image's area at an aspect of 20 is three times as tall as it: never possible."""
+    options = Augmentation(flip=0, pad=0, erase=1.0, erase_area=(0.5, 0.5), erase_aspect=(20, 20))
+    assert np.array_equal(TrainTransform(options)(pictures(5), seeds(5)), pictures(5))
+
+
+def test_the_border_is_black_and_as_wide_as_the_shift():
+    transform = TrainTransform(Augmentation(flip=0, pad=6, erase=0))
+    draws = transform.draw(seeds(80), height=64, width=32)
+    for i, result in enumerate(transform(pictures(80), seeds(80))):
+        down, right = draws.top[i] - 6, draws.left[i] - 6
+        seen = result[0] > 0  # no pixel of the pictures is black
+        rows, columns = seen.any(axis=1), seen.any(axis=0)
+        assert seen.sum() == (64 - abs(down)) * (32 - abs(right))
+        assert rows[: max(-down, 0)].sum() == 0
+        assert columns[: max(-right, 0)].sum() == 0
+    assert (draws.top.min(), draws.top.max()) == (0, 12)
+
+
+def test_draws_of_neighbouring_seeds_are_independent():
+    draws = TrainTransform(Augmentation(grayscale=0.5)).draw(seeds(20_000), height=288, width=144)
+    for drawn in (draws.gray, draws.flip, draws.top, draws.left, draws.box[:, 1] > 0):
+        assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
+
+
+def test_methods_give_each_modality_its_published_operations():
+    base = Augmentation(grayscale=0.5)
+    cclnet, csdn, cpcl = (METHODS[name].augmentations(base) for name in ("cclnet", "csdn", "cpcl"))
+    visible, infrared = Modality.VISIBLE, Modality.INFRARED
+    assert [view.grayscale for view in cclnet[visible]] == [0.5]
+    assert [view.grayscale for view in cclnet[infrared]] == [0.0]
+    assert [view.channels for view in csdn[visible]] == ["keep", "exchange"]
+    assert [view.channels for view in csdn[infrared]] == ["adapt"]
+    assert [(view.grayscale, view.channels) for view in cpcl[visible]] == [(0.0, "keep")]
 
 
 def oracle_share(height: int, width: int) -> float:

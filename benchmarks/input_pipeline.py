@@ -1,0 +1,219 @@
+"""Does Ray Data keep up? Decoded, augmented batches per second, against a torch DataLoader.
+
+JPEG files of 288 x 144, 4 people x 16 images of each modality in a global batch, no training. Both
+sides decode the same plan with the same decoder and transforms in the same number of processes,
+and hand the same checked uint8 batches to one consumer. The DataLoader keeps its processes,
+prefetches and hands tensors over in shared memory. Each side runs in a process tree of its own; the
+first epoch warms up; the numbers are medians of the others.
+
+    python benchmarks/input_pipeline.py [--processes 2] [--batches 100] [--epochs 4]
+
+Rates need a quiet machine. CPU time per image, of the whole process tree, says more on a busy one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+HEIGHT, WIDTH = 288, 144
+PEOPLE, INSTANCES = 4, 16
+SKIP = 8  # batches of an epoch before the steady state
+RIVAL, PRODUCT = "torch DataLoader", "Ray Data plan"
+GOAL_RATIO, GOAL_FIRST_S = 0.8, 1.5
+
+
+def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
+    """Plan, inputs, transforms and batch shape: all that both sides share."""
+    import numpy as np
+
+    from pipelines.data import BatchShape, Inputs, Plan
+    from reid_core import sampling
+    from reid_core.datasets import sysu
+    from reid_core.methods import METHODS
+    from reid_core.transforms import Augmentation, TrainTransform
+
+    views = METHODS["cclnet"].augmentations(Augmentation(grayscale=0.5))
+    split = sysu.read(root).train
+    paths, rows, labels, seeds = {}, {}, {}, {}
+    for number, m in enumerate(views):
+        mine = split.rows(m)
+        paths[m] = np.array([split.records[i].image for i in mine])
+        # No file twice within a few batches, as in data of real size: neither side decodes less.
+        order = np.random.default_rng(number).permutation(len(mine))
+        rows[m] = np.resize(order, (batches, PEOPLE * INSTANCES))
+        labels[m] = np.tile(np.repeat(np.arange(PEOPLE), INSTANCES), (batches, 1))
+        seeds[m] = sampling.augmentation_seeds(rows[m].shape, seed=number, epoch=0)
+    shape = BatchShape(dict.fromkeys(views, PEOPLE * INSTANCES), dict.fromkeys(views, 1))
+    transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
+    return (
+        Plan(rows, labels, seeds),
+        Inputs(root, paths, height=HEIGHT, width=WIDTH),
+        transforms,
+        shape,
+    )
+
+
+def rival_epochs(
+    plan: Any, inputs: Any, transforms: Any, *, processes: int, per_block: int
+) -> Callable[[], Iterator[Any]]:
+    """Opens epochs of a DataLoader."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from benchmarks.plain_loop import PlanBatches
+
+    def as_tensors(columns: dict[str, Any]) -> dict[str, Any]:
+        return {name: torch.from_numpy(column) for name, column in columns.items()}
+
+    loader = DataLoader(
+        PlanBatches(plan, inputs, transforms),
+        batch_size=None,
+        collate_fn=as_tensors,
+        num_workers=processes,
+        prefetch_factor=4,
+        persistent_workers=True,
+    )
+    return lambda: ({n: c.numpy() for n, c in columns.items()} for columns in loader)
+
+
+def product_epochs(
+    plan: Any, inputs: Any, transforms: Any, *, processes: int, per_block: int
+) -> Callable[[], Iterator[Any]]:
+    """Opens epochs of the data set that training uses, as one training worker gets it."""
+    import ray
+
+    from pipelines.data import plan_dataset
+
+    ray.init(num_cpus=processes, include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    stream = plan_dataset(
+        lambda: plan, inputs, transforms, world=1, batches_per_block=per_block
+    ).streaming_split(1)[0]
+    size = sum(rows.shape[1] for rows in plan.rows.values())
+    return lambda: iter(
+        stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2)
+    )
+
+
+def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Per warm epoch: images per second, seconds to the first batch, CPU seconds per image."""
+    from pipelines.data import training_batches
+
+    plan, inputs, transforms, shape = parts(root, arguments.batches)
+    opener = rival_epochs if variant == RIVAL else product_epochs
+    options = {"processes": arguments.processes, "per_block": arguments.batches_per_block}
+    epochs = opener(plan, inputs, transforms, **options)
+    images = shape.num_lines(0, 1)
+    found = []
+    for _ in range(arguments.epochs):
+        began = time.perf_counter()
+        arrived, used = [], []
+        for _ in training_batches(epochs(), shape=shape, rank=0, world=1):
+            arrived.append(time.perf_counter())
+            if len(arrived) in (SKIP, arguments.batches):
+                used.append(_cpu_seconds())
+        steady = images * (arguments.batches - SKIP)
+        found.append(
+            {
+                "rate": steady / (arrived[-1] - arrived[SKIP - 1]),
+                "first": arrived[0] - began,
+                "cpu": (used[1] - used[0]) / steady,
+            }
+        )
+    return found[1:]
+
+
+def _cpu_seconds() -> float:
+    """Of this process and all its descendants that are alive."""
+    total = 0.0
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+            total += times.user + times.system
+        except psutil.Error:
+            continue
+    return total
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: a line per side and, at the end, whether the goals are met."""
+    medians = {
+        name: {key: statistics.median(one[key] for one in epochs) for key in epochs[0]}
+        for name, epochs in found.items()
+    }
+    lines = [
+        "| | images/s | ratio | CPU ms per image | first batch of a warm epoch, s |",
+        "|---|---|---|---|---|",
+    ]
+    rival = medians[RIVAL]["rate"]
+    for name, median in medians.items():
+        lines.append(
+            f"| {name} | {median['rate']:.0f} | {median['rate'] / rival:.2f} "
+            f"| {1000 * median['cpu']:.2f} | {median['first']:.2f} |"
+        )
+    product = medians[PRODUCT]
+    met = product["rate"] / rival >= GOAL_RATIO and product["first"] < GOAL_FIRST_S
+    lines.append(
+        f"\nGoal: ratio at least {GOAL_RATIO}, first batch under {GOAL_FIRST_S} s: "
+        + ("met" if met else "not met")
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Both sides in one run, or one of them when started by itself."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batches-per-block", type=int, default=4)
+    parser.add_argument("--identities", type=int, default=60)
+    parser.add_argument("--root", type=Path, help="Of drawn people; they are drawn anew without.")
+    parser.add_argument("--variant", choices=(RIVAL, PRODUCT))
+    arguments = parser.parse_args()
+    if arguments.variant:
+        sys.stdout.write(json.dumps(measure(arguments.variant, arguments.root, arguments)))
+        sys.stdout.flush()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.root is None:
+            from reid_core.datasets import synthetic
+
+            arguments.root = Path(folder) / "people"
+            synthetic.write(
+                arguments.root,
+                num_identities=arguments.identities,
+                seed=0,
+                height=HEIGHT,
+                workers=arguments.processes,
+            )
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in vars(arguments).items()]
+        options = [option for option in options if not option.startswith("--variant")]
+        found = {}
+        for variant in (RIVAL, PRODUCT):
+            child = subprocess.run(
+                [sys.executable, __file__, *options, f"--variant={variant}"],
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            found[variant] = json.loads(child.stdout.decode().splitlines()[-1])
+    sys.stdout.write(table(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
