@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,6 +176,21 @@ def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:
     bank.open()
     waiting.join(timeout=5)
     assert [error.sent for error in errors] == [old]
+
+
+@pytest.mark.slow
+def test_killed_processes_end_as_the_undisturbed_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a real Ray; the script asserts that every kill happened and that all hashes are equal."""
+    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+    table = tmp_path / "kills.json"
+    command = [sys.executable, str(script), "--out", str(table)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1])
+    with capsys.disabled():
+        sys.stdout.write("\n" + found.stdout)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert len(json.loads(table.read_text())) == 9
 
 
 # Checkpoints -------------------------------------------------------------------------------------
