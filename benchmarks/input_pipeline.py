@@ -207,7 +207,11 @@ def main() -> None:
         for variant in (RIVAL, PRODUCT):
             child = subprocess.run(
                 [sys.executable, __file__, *options, f"--variant={variant}"],
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(Path(__file__).parent.parent),
+                    "RAY_AUTH_MODE": "disabled",
+                },
                 stdout=subprocess.PIPE,
                 check=True,
             )
