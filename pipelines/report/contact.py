@@ -75,14 +75,15 @@ def _data(picture: Path) -> str | None:
 
 
 def _picture(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
-    """The query in front, answers in rows, similarity and person below each."""
-    columns = min(_COLUMNS, len(hits) + 1)
-    lines = -(-(len(hits) + 1) // columns)
+    """The query in front unless it is a sentence, answers in rows, similarity below each."""
+    tiles = [(query.picture, INK, "query", "")] if query.picture else []
+    tiles += [_described(hit) for hit in hits]
+    columns = max(min(_COLUMNS, len(tiles)), 1)
+    lines = -(-len(tiles) // columns)
     wide, high = _TILE[0] + _MARGIN, _TILE[1] + _TEXT + _MARGIN
     sheet = Image.new("RGB", (max(columns * wide + _MARGIN, 640), lines * high + 56), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     pen.text((_MARGIN, _MARGIN), f"{query.name}   {note}", fill=INK, font=font)
-    tiles = [(query.picture, INK, "query", ""), *(_described(hit) for hit in hits)]
     for number, (picture, colour, first, second) in enumerate(tiles):
         x = _MARGIN + number % columns * wide
         y = 44 + number // columns * high
