@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-NUM_IDENTITIES = 430
+NUM_IDENTITIES = 500
 NO_TEXT = ("cclnet.image_to_text=0",)
 
 # row -> recipe, overrides
@@ -84,7 +84,11 @@ def run_all(runs: list[Run], out: Path, *, processes: int) -> dict[Run, dict[str
     todo = [run for run in runs if run not in done]
     for seed in sorted({run.seed for run in todo}):
         synthetic.write(
-            world(out, seed), num_identities=NUM_IDENTITIES, seed=seed, workers=processes
+            world(out, seed),
+            num_identities=NUM_IDENTITIES,
+            seed=seed,
+            test_share=0.5,
+            workers=processes,
         )
     with ProcessPoolExecutor(processes) as pool, path.open("a") as file:
         futures = {pool.submit(execute, run, out): run for run in todo}
@@ -127,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-csdn"))
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[11, 12, 13])
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

@@ -109,6 +109,7 @@ def draw_worlds(out: Path, runs: Iterable[Run], workers: int) -> None:
             num_identities=NUM_IDENTITIES,
             seed=seed,
             difficulty=difficulty,  # type: ignore[arg-type]
+            test_share=0.5,
             workers=workers,
         )
 

@@ -35,11 +35,12 @@ def write_text(path: Path, text: str) -> None:
 @data_app.command()
 def synth(
     root: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    identities: Annotated[int, typer.Option(help="People, split 70/10/20.")] = 430,
+    identities: Annotated[int, typer.Option(help="People; a tenth validate.")] = 430,
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
     layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
-    height: Annotated[int, typer.Option(help="Of a picture in pixels; half as wide.")] = 64,
+    height: Annotated[int, typer.Option(help="Of a picture in pixels; half as wide.")] = 96,
+    test_share: Annotated[float, typer.Option(help="Of the people, the rest trains.")] = 0.2,
 ) -> None:
     """Draw people as a data set in a real layout."""
     from reid_core.datasets import synthetic
@@ -51,6 +52,7 @@ def synth(
         layout=layout,
         difficulty=difficulty,
         height=height,
+        test_share=test_share,
         workers=os.cpu_count() or 1,
     )
     console.print(f"{identities} people: {root}")

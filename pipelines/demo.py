@@ -17,7 +17,6 @@ from pipelines.report import page
 from pipelines.train import train
 from reid_core.datasets import synthetic
 
-NUM_IDENTITIES = 430
 FAST_IDENTITIES = 80
 
 
@@ -28,10 +27,14 @@ class Demo:
     Attributes:
         recipe: in tune_configs; its `data.kind` is the layout that people are drawn in.
         fast: overrides of a smoke test.
+        people: that are drawn.
+        test_share: of them are tested.
     """
 
     recipe: str
     fast: tuple[str, ...]
+    people: int = 500
+    test_share: float = 0.5
 
 
 DEMOS = {
@@ -54,7 +57,12 @@ DEMOS = {
             "csdn.images.batches_per_epoch=4",
         ),
     ),
-    "cpcl": Demo("cpcl_demo.yaml", ("cpcl.train.epochs=2", "cpcl.train.warmup_epochs=0")),
+    "cpcl": Demo(
+        "cpcl_demo.yaml",
+        ("cpcl.train.epochs=2", "cpcl.train.warmup_epochs=0"),
+        people=430,
+        test_share=0.2,
+    ),
 }
 
 
@@ -79,11 +87,18 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
     root, demo = out / "data", DEMOS[method]
     overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(demo.fast if fast else ())]
     config = configuration.load(Path(demo.recipe), overrides)
-    people = FAST_IDENTITIES if fast else NUM_IDENTITIES
+    people = FAST_IDENTITIES if fast else demo.people
     console.print(f"drawing {people} people and what the cameras see of them ...")
     began = time.perf_counter()
     try:
-        synthetic.write(root, num_identities=people, seed=seed, layout=config.data.kind, workers=2)
+        synthetic.write(
+            root,
+            num_identities=people,
+            seed=seed,
+            layout=config.data.kind,
+            test_share=demo.test_share,
+            workers=2,
+        )
     except (ValueError, OSError) as error:
         raise UserError(f"cannot generate people in {root}: {error}") from error
     drawn = time.perf_counter() - began

@@ -19,8 +19,8 @@ one version of the drawings (``layouts.WORLD``) and stand with it in docs/benchm
 
 Fixed for all settings: each person is seen by each camera of SYSU's layout in two tracks of
 different views, two frames each in colour and three in infrared (other layouts: ``trees.py``);
-15 % of the tracks are partly occluded; six places, of which cameras 2 and 3 share one. Half of the
-people of SYSU's layout are tested. Everyone's attributes are independent of their id and split.
+15 % of the tracks are partly occluded; six places, of which cameras 2 and 3 share one. Everyone's
+attributes are independent of their id and split.
 
 Two more numbers decide how far a start gets and how much there is to learn: how much the cameras
 differ (``cameras.SYSU_CAMERAS``) and how clear the places are (``scenes._CONTRAST``). Clean

@@ -43,6 +43,7 @@ class Recipe:
     layout: str
     difficulty: str
     height: int
+    test_share: float = 0.2
     world: int = WORLD
 
 
@@ -54,6 +55,7 @@ def write(
     layout: str = "sysu",
     difficulty: str = "default",
     height: int = 96,
+    test_share: float = 0.2,
     workers: int = 1,
 ) -> None:
     """Writes generated people as a data set, with its counts in ``expected.json``.
@@ -63,20 +65,21 @@ def write(
 
     Args:
         root: folder to create; it may exist if it is empty.
-        num_identities: all people; 70 % train, 10 % val, 20 % test (SYSU-MM01: 40, 10, 50), at
-            least one each. Layouts without validation people train on them; "regdb" has its
-            ten random halves instead.
+        num_identities: all people; 10 % validate, `test_share` are tested, the others (70 %)
+            train, at least one each. Layouts without validation people train on them; "regdb" has
+            its ten random halves instead.
         seed: of everything that is drawn.
         layout: "sysu", "regdb", "llcm", "cuhk", "icfg" or "rstp".
         difficulty: "easy", "default" or "hard", see the package's docstring.
         height: of a picture in pixels, even, at least 32; the width is half of it.
+        test_share: of the people, in (0, 0.8].
         workers: processes that draw.
 
     Raises:
         ValueError: unknown layout or difficulty, sizes out of range, or a root with other content.
         OSError: the root cannot be written, or the disk is full.
     """
-    recipe = Recipe(num_identities, seed, layout, difficulty, height)
+    recipe = Recipe(num_identities, seed, layout, difficulty, height, test_share)
     _check(recipe, workers)
     root = Path(root)
     if _is_complete(root, recipe):
@@ -112,6 +115,8 @@ def _check(recipe: Recipe, workers: int) -> None:
         )
     if recipe.height < 32 or recipe.height % 2:
         raise ValueError(f"height={recipe.height} must be even and at least 32")
+    if not 0 < recipe.test_share <= 0.8:
+        raise ValueError(f"test_share={recipe.test_share} must be above 0 and at most 0.8")
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
 
@@ -145,7 +150,9 @@ def _ids(recipe: Recipe) -> np.ndarray:
 
 def _splits(recipe: Recipe) -> Splits:
     """Ids of each split, ascending."""
-    return LAYOUTS[recipe.layout].divide(_ids(recipe), partial(_generator, recipe.seed))
+    return LAYOUTS[recipe.layout].divide(
+        _ids(recipe), partial(_generator, recipe.seed), recipe.test_share
+    )
 
 
 def _world(recipe: Recipe) -> World:

@@ -22,6 +22,7 @@ from reid_core.types import Modality
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
 Splits = dict[str, list[int]]
 Stream = Callable[..., np.random.Generator]
+Divide = Callable[[np.ndarray, Stream, float], Splits]
 _HALVES, _WORDS = 4, 5  # namespaces of random streams, after those of `layouts`
 
 
@@ -55,7 +56,7 @@ class Layout:
         cameras: all of them.
         tracks: per modality, tracks of a person at a camera and frames in each.
         first_id, max_id: range of ids that the data set's names can hold.
-        divide: (ids in the order of the people, stream) -> splits.
+        divide: (ids in the order of the people, stream, share of them to test) -> splits.
         path: (camera, id, frame from 1, split) -> path relative to the root.
         write_lists: (root, world) writes the lists that name the splits.
         captions: sentences about a picture.
@@ -66,7 +67,7 @@ class Layout:
     tracks: dict[Modality, tuple[int, int]]
     first_id: int
     max_id: int
-    divide: Callable[[np.ndarray, Stream], Splits]
+    divide: Divide
     path: Callable[[Camera, int, int, str], str]
     write_lists: Callable[[Path, World], None]
     captions: int = 0
@@ -78,19 +79,9 @@ class Layout:
         return range(1, num_tracks * num_frames + 1)
 
 
-def people_apart(ids: np.ndarray, stream: Stream) -> Splits:
-    """70 % train, 10 % val, 20 % test, at least one each."""
-    return _cut(ids, num_test=round(0.2 * len(ids)))
-
-
-def _many_tested(ids: np.ndarray, stream: Stream) -> Splits:
-    """40 % train, 10 % val, 50 % test: few enough to train in minutes, many to be told apart."""
-    return _cut(ids, num_test=len(ids) // 2)
-
-
-def _cut(ids: np.ndarray, *, num_test: int) -> Splits:
-    """A tenth for validation; at least one person in every split."""
-    num_val, num_test = max(1, round(0.1 * len(ids))), max(1, num_test)
+def people_apart(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
+    """A tenth validates, `test_share` are tested, the others train; at least one each."""
+    num_val, num_test = (max(1, round(share * len(ids))) for share in (0.1, test_share))
     parts = np.split(ids, [len(ids) - num_val - num_test, len(ids) - num_test])
     return {
         split: sorted(part.tolist())
@@ -98,19 +89,19 @@ def _cut(ids: np.ndarray, *, num_test: int) -> Splits:
     }
 
 
-def _without_val(ids: np.ndarray, stream: Stream) -> Splits:
+def _without_val(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
     """Data sets without validation people train on them."""
-    splits = people_apart(ids, stream)
+    splits = people_apart(ids, stream, test_share)
     return {"train": sorted(splits["train"] + splits["val"]), "test": splits["test"]}
 
 
-def _ascending(divide: Callable[[np.ndarray, Stream], Splits]) -> Callable[..., Splits]:
+def _ascending(divide: Divide) -> Divide:
     """Training ids first and without gaps, as the text-image sets number people."""
-    return lambda ids, stream: divide(np.sort(ids), stream)
+    return lambda ids, stream, test_share: divide(np.sort(ids), stream, test_share)
 
 
-def _half(ids: np.ndarray, stream: Stream, trial: int = 1) -> Splits:
-    """RegDB: a random half of the people trains, another one in every trial."""
+def _half(ids: np.ndarray, stream: Stream, test_share: float, trial: int = 1) -> Splits:
+    """RegDB: a random half of the people trains, another one in every trial, whatever the share."""
     mixed = stream(_HALVES, trial).permutation(np.sort(ids))
     middle = (len(ids) + 1) // 2
     return {"train": sorted(mixed[:middle].tolist()), "test": sorted(mixed[middle:].tolist())}
@@ -135,7 +126,7 @@ def _regdb_lists(root: Path, world: World) -> None:
     (root / "idx").mkdir(exist_ok=True)
     layout = LAYOUTS["regdb"]
     for trial in range(1, 11):
-        halves = _half(np.array(world.ids), world.stream, trial)
+        halves = _half(np.array(world.ids), world.stream, 0.5, trial)
         for split, ids in halves.items():
             for camera, name in zip(layout.cameras, ("visible", "thermal"), strict=True):
                 lines = [
@@ -236,7 +227,7 @@ LAYOUTS = {
         tracks={VISIBLE: (2, 2), INFRARED: (2, 3)},
         first_id=1,
         max_id=9999,
-        divide=_many_tested,
+        divide=people_apart,
         path=_sysu_path,
         write_lists=_sysu_lists,
     ),
