@@ -4,7 +4,7 @@ Every variant trains the demo's "align" stage (no text) on the same generated pe
 tree of its own: the plain loop (one process, torch DataLoader, all cores) is the rival; the product
 runs with 1 and with 2 workers. The first two epochs warm up and are left out.
 
-    python benchmarks/epoch.py [--identities 430] [--epochs 6]
+    python benchmarks/epoch.py [--identities 500] [--epochs 6]
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def table(found: dict[str, dict[str, Any]], images: int) -> str:
 def main() -> None:
     """All variants in one run, or one variant when started by `measure`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--identities", type=int, default=430)
+    parser.add_argument("--identities", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--variant", choices=VARIANTS)
     parser.add_argument("--root", type=Path)
@@ -127,7 +127,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "data"
-        synthetic.write(root, num_identities=arguments.identities, seed=0, workers=2)
+        synthetic.write(
+            root, num_identities=arguments.identities, seed=0, test_share=0.5, workers=2
+        )
         found = {v: measure(v, root, arguments.epochs, Path(folder)) for v in VARIANTS}
     images = 2 * 16 * 4 * 30
     print(table(found, images))
