@@ -135,6 +135,19 @@ class Measured:
     inputs: Inputs
 
 
+def block_spans(num_batches: int, longest: int) -> list[slice]:
+    """Consecutive batches of each block: 1, 2, 4, ... `longest`.
+
+    An epoch starts as soon as its first block is decoded, so that one is short.
+    """
+    spans: list[slice] = []
+    start, size = 0, 1
+    while start < num_batches:
+        spans.append(slice(start, min(start + size, num_batches)))
+        start, size = start + size, min(2 * size, longest)
+    return spans
+
+
 class PlanDatasource(Datasource):
     """Read tasks for the plan of the day.
 
@@ -142,7 +155,7 @@ class PlanDatasource(Datasource):
         fetch_plan: returns the current plan; called at each execution of the data set.
         inputs: where the images are.
         world: number of workers that share each batch.
-        batches_per_block: consecutive global batches per read task and rank.
+        batches_per_block: most consecutive global batches per read task and rank.
     """
 
     def __init__(
@@ -179,10 +192,8 @@ class PlanDatasource(Datasource):
         plan = self._fetch_plan()
         if plan is None:
             return []
-        step = self._batches_per_block
         tasks = []
-        for start in range(0, plan.num_batches, step):
-            batches = slice(start, min(start + step, plan.num_batches))
+        for batches in block_spans(plan.num_batches, self._batches_per_block):
             for rank in range(self._world):
                 tasks.append(self._task(plan, batches, rank))
         return tasks

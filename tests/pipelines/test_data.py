@@ -15,6 +15,7 @@ from pipelines.data import (
     BatchShape,
     Plan,
     PlanDatasource,
+    block_spans,
     find_unreadable,
     training_batches,
 )
@@ -122,6 +123,15 @@ def test_a_reordered_stream_is_refused(
     stream = training_batches(batches, shape=SHAPE, rank=0, world=2)
     with pytest.raises(RuntimeError, match="reordered"):
         list(stream)
+
+
+@pytest.mark.parametrize(("batches", "longest"), [(1, 4), (7, 4), (20, 4), (5, 1), (9, 3)])
+def test_blocks_cover_the_epoch_and_the_first_is_short(batches: int, longest: int) -> None:
+    spans = block_spans(batches, longest)
+    assert [i for span in spans for i in range(batches)[span]] == list(range(batches))
+    sizes = [span.stop - span.start for span in spans]
+    assert sizes[0] == 1
+    assert max(sizes) <= longest
 
 
 def test_no_plan_no_tasks(make_config: Callable[..., RunConfig], tree: Path) -> None:
