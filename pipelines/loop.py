@@ -26,6 +26,7 @@ from pipelines.data import Inputs, Measured
 from pipelines.epochs import EpochStart, Key
 from pipelines.evaluate import evaluate
 from pipelines.objective import Means
+from pipelines.report import learned_words
 from pipelines.state import Progress, kept
 from pipelines.unreadable import Unreadable
 from reid_core import optim
@@ -182,6 +183,8 @@ class TrainingLoop:
                     line |= self._measure(name, stage.encoder)
             if last:
                 self.progress.handed |= stage.hand_on()
+                if self.rank == 0:
+                    learned_words.record(self.job.run_dir, stage.module, self.clip.text)
             self._finish_epoch(line, clock, stage, optimiser, last=last)
 
     def _streamed_epoch(
