@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,15 @@ FOLDER = "tensorboard"
 
 
 def write(run_dir: Path, line: Mapping[str, Any]) -> None:
-    """Add one epoch: every number of a log line as "<stage>/<name>" over the stage's epochs."""
-    writer = _writer(run_dir)
-    for name, value in _numbers("", line):
-        if name != "epoch":
-            writer.add_scalar(f"{line['stage']}/{name}", value, line["epoch"])
-    writer.flush()
+    """Add one epoch: every number of a log line as "<stage>/<name>" over the stage's epochs.
 
-
-@cache
-def _writer(run_dir: Path) -> SummaryWriter:
-    return SummaryWriter(str(run_dir / FOLDER))
+    Every epoch is a file of its own, closed at once: nothing is lost with the process.
+    """
+    suffix = f".{line['stage']}-{line['epoch']}"
+    with SummaryWriter(str(run_dir / FOLDER), filename_suffix=suffix) as writer:
+        for name, value in _numbers("", line):
+            if name != "epoch":
+                writer.add_scalar(f"{line['stage']}/{name}", value, line["epoch"])
 
 
 def _numbers(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -164,11 +164,13 @@ class MemoryBank:
         )
 
     def _make(self, key: Key, pending: _Pending) -> tuple[EpochStart, Plan]:
+        # in the order of the method, not in that in which they were finished
+        inputs = self._method.INPUTS
         start, plan = make_epoch(
             self._config,
             key,
-            features=pending.features,
-            labels=pending.labels,
+            features={m: pending.features[m] for m in inputs},
+            labels={m: pending.labels[m] for m in inputs},
             owners=self._owners,
             pids=self._pids,
         )

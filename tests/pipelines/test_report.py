@@ -76,7 +76,8 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("align.swap.when epoch")
     assert page.says("38.2 ± 1.3")
     assert page.says("4 March 2026, 09:05")
-    assert "left-out" not in page.classes()
+    assert page.classes()["left-out"] == 1
+    assert page.says("heat maps need the trained encoder, and there is no checkpoint in this run")
 
 
 def test_every_quantity_has_its_chart(page: Page) -> None:
@@ -125,7 +126,7 @@ def test_without_metrics_the_error_names_the_file_and_the_remedy(tmp_path: Path)
 
 def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
     page = Page(html_of(small_run(tmp_path, {"stage": "prepare", "epoch": 0})))
-    assert page.classes()["left-out"] == 10
+    assert page.classes()["left-out"] == 11
     for sentence in (
         "summary.json is missing or holds no scores, so this run has not finished",
         "metrics.jsonl holds no losses",
@@ -134,6 +135,7 @@ def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
         "no epoch was evaluated during training",
         "there is no readable evaluation/*.npz",
         "evaluation/final.npz is missing",
+        "heat maps are made of the first rank lists, and there are none",
         "metrics.jsonl holds no times",
         "environment.json is missing",
         "config.yaml is missing",
