@@ -1,7 +1,4 @@
-"""The number of workers is not a hyper-parameter: real stages on one, two and four gloo processes.
-
-Four processes are started once; the first of them also works alone, the first two as a pair.
-"""
+"""The number of workers is not a hyper-parameter: real stages on 1, 2 and 4 gloo processes."""
 
 from __future__ import annotations
 
@@ -44,29 +41,26 @@ class EnoughError(Exception):
 # In the workers ----------------------------------------------------------------------------------
 
 
-def worker(rank: int, ports: dict[int, int], root: Path) -> None:
+def worker(rank: int, world: int, port: int, root: Path) -> None:
     torch.set_num_threads(1)
-    for world in WORLDS:
-        if rank >= world:
-            continue
-        if world > 1:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"tcp://127.0.0.1:{ports[world]}",
-                rank=rank,
-                world_size=world,
-                timeout=timedelta(minutes=10),
-            )
-        for method in ONE_STEP:
-            folder = root / f"{method}-{world}-{rank}"
-            found = {"strict": run_strictly(method, root, folder / "strict")}
-            with double_precision():
-                found["step"] = take_one_step(method, root, folder / "step")
-            if method == "cclnet":
-                run_plainly(root, folder / "plain")
-            torch.save(found, folder / "found.pt")
-        if world > 1:
-            dist.destroy_process_group()
+    if world > 1:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"tcp://127.0.0.1:{port}",
+            rank=rank,
+            world_size=world,
+            timeout=timedelta(minutes=10),
+        )
+    for method in ONE_STEP:
+        folder = root / f"{method}-{world}-{rank}"
+        found = {"strict": run_strictly(method, root, folder / "strict")}
+        with double_precision():
+            found["step"] = take_one_step(method, root, folder / "step")
+        if method == "cclnet":
+            run_plainly(root, folder / "plain")
+        torch.save(found, folder / "found.pt")
+    if world > 1:
+        dist.destroy_process_group()
 
 
 @contextmanager
@@ -161,11 +155,10 @@ def prepare_state(config: RunConfig, root: Path, stage: str) -> None:
         loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU)
 
 
-def free_ports() -> Iterator[tuple[int, int]]:
-    for world in WORLDS[1:]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            yield world, probe.getsockname()[1]
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +169,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method, (stage, _) in ONE_STEP.items():
         if stage is not None:
             prepare_state(small_runs.make_config(method, root), root, stage)
-    mp.spawn(worker, args=(dict(free_ports()), root), nprocs=max(WORLDS))
+    for world in WORLDS:
+        mp.spawn(worker, args=(world, free_port(), root), nprocs=world)
     return root
 
 

@@ -208,6 +208,7 @@ def test_bad_arguments_are_named(
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.slow
 def test_ray_writes_the_shards_it_can_and_names_the_rest(people: Path, tmp_path: Path) -> None:
     root, out = Path(shutil.copytree(people, tmp_path / "tree")), tmp_path / "packed"
     first, *_, last = images_of(sysu.read(root))

@@ -30,6 +30,7 @@ def losses_of(method: str, precision: str, trees: Path, folder: Path) -> dict[st
     return next(runlog.read_metrics(folder))["losses"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["cclnet", "csdn", "cpcl"])
 def test_bfloat16_changes_the_rounding_only(method: str, trees: Path, tmp_path: Path) -> None:
     full = losses_of(method, "fp32", trees, tmp_path / "full")
