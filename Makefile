@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check bench bench-demo docs pretrain clean
+.PHONY: setup demo test test-slow check bench bench-demo bench-agreement bench-sweep bench-kills docs pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -35,9 +35,21 @@ bench: setup  ## every claim of docs/benchmarks.md but the demo table
 	@$(BIN)/python benchmarks/clustering.py
 	@$(BIN)/python benchmarks/metrics.py
 	@$(BIN)/python benchmarks/epoch.py
+	@$(BIN)/python benchmarks/input_pipeline.py
+	@$(BIN)/python benchmarks/search.py
 
 bench-demo: setup  ## the table of learning results: rows x seeds x difficulty, about two hours
 	@$(BIN)/python benchmarks/demo_table.py
+
+bench-agreement: setup  ## one, two and four workers: one step, and three epochs bit for bit
+	@$(BIN)/python -m pytest -m slow -s tests/pipelines/test_agreement.py
+
+bench-kills: setup  ## kill -9 at seeded moments, then the same command again
+	@$(BIN)/python benchmarks/kills.py --out runs/kills.json
+
+bench-sweep: setup  ## a sweep over the demo's loss weights
+	@$(BIN)/crossreid data synth runs/sweep-people --identities 150
+	@$(BIN)/crossreid tune search_demo.yaml --out runs/sweep data.root=runs/sweep-people
 
 docs: setup  ## the page of commands, from their help
 	@$(BIN)/python docs/make_commands.py
