@@ -7,6 +7,7 @@ W text width, E joint embedding.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -233,7 +234,9 @@ def _read_state(path: Path) -> tuple[dict[str, Tensor], bool]:
             content = load_file(path)
         else:
             try:
-                content = torch.jit.load(path, map_location="cpu").state_dict()
+                with warnings.catch_warnings():  # the format is old, and OpenAI's
+                    warnings.simplefilter("ignore", FutureWarning)
+                    content = torch.jit.load(path, map_location="cpu").state_dict()
             except RuntimeError:  # no JIT archive
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each raise their own kinds
