@@ -18,6 +18,9 @@ from reid_core.types import Modality
 from tests.core.openai_layout import Archive, rn50_weights
 
 
+pytestmark = pytest.mark.slow  # four seconds: RN50 at its size
+
+
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     return rn50_weights(seed=0)

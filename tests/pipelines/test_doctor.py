@@ -102,6 +102,7 @@ class TestMachine:
         assert (found.check, found.verdict) == ("run folder", "fail")
 
 
+@pytest.mark.slow
 class TestCluster:
     def test_healthy(self, tmp_path: Path) -> None:
         found = verdicts(doctor.nodes(tmp_path, [node("a"), node("b")], []))

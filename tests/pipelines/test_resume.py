@@ -47,7 +47,10 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(
+    scope="module",
+    params=["cclnet", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[1:])],
+)
 def undisturbed(
     request: pytest.FixtureRequest, trees: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Undisturbed:

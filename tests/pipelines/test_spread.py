@@ -9,6 +9,7 @@ from pipelines.spread import nearest_in_tasks
 from reid_core.neighbours import nearest
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_number_of_tasks_changes_nothing(local_ray: None, tasks: int) -> None:
