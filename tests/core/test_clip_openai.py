@@ -17,7 +17,6 @@ from reid_core.models.encoders import TwoStemEncoder
 from reid_core.types import Modality
 from tests.core.openai_layout import Archive, rn50_weights
 
-
 pytestmark = pytest.mark.slow  # four seconds: RN50 at its size
 
 
