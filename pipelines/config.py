@@ -273,7 +273,8 @@ def _find(path: Path) -> Path:
     for candidate in (path, recipes / path.name, recipes / f"{path.name}.yaml"):
         if candidate.is_file():
             return candidate
-    names = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.yaml")))
+    stems = sorted(recipe.stem for recipe in recipes.glob("*.yaml"))
+    names = ", ".join(stem for stem in stems if not stem.startswith("search_"))
     raise UserError(f"no configuration file {path}; the recipes that ship are: {names}")
 
 

@@ -26,7 +26,7 @@ import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines import board, checkpoint, collectives, recovery, runlog, strict
+from pipelines import board, checkpoint, collectives, preflight, recovery, runlog, strict
 from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.data import Inputs, find_unreadable, plan_dataset, training_batches
@@ -71,6 +71,8 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     runlog.claim(run_dir, config, command)
     check_disk(config, run_dir, model_bytes)
     with runlog.held(run_dir), session(config):
+        if len(ray.nodes()) > 1:
+            preflight.require_shared(run_dir)
         prepared = prepare(config, _find_broken_everywhere)
         started = time.perf_counter()
         with follow(run_dir, config):
