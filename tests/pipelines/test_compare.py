@@ -157,6 +157,7 @@ class TestSweep:
             sweep_page.write(root)
 
 
+@pytest.mark.slow
 class TestWhatTheEncoderSees:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:

@@ -23,6 +23,7 @@ from pipelines.memory_bank import MemoryBank
 from reid_core.types import Modality
 from tests.pipelines import small_runs
 
+pytestmark = pytest.mark.slow
 METHODS = ("cclnet", "csdn", "cpcl")
 
 

@@ -11,6 +11,8 @@ from pipelines import checkpoint, loop, train
 from pipelines.errors import UserError
 from tests.pipelines import small_runs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, small_runs.Kept]:

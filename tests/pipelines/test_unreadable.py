@@ -191,6 +191,7 @@ class TestCounting:
             Unreadable(inputs, max_share=1.0).read(INFRARED, np.arange(3))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_a_file_breaks_after_the_check(
     copy: Path, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
