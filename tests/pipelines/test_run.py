@@ -60,6 +60,7 @@ class TestTrainingOnRay:
         assert phases <= line["seconds"].keys()
         assert all(seconds >= 0 for seconds in line["seconds"].values())
 
+    @pytest.mark.slow
     def test_two_workers_take_the_steps_of_a_single_process(
         self, finished: tuple, tmp_path: Path
     ) -> None:
