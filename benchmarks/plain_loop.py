@@ -75,25 +75,22 @@ def _as_is(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return columns
 
 
+def bank_of(job: Job, prepared: Prepared) -> MemoryBank | Planner:
+    """What sits between the epochs, in this process."""
+    if not job.needs_memory:
+        assert job.identities is not None
+        return Planner(job.config, job.identities)
+    pids = prepared.pids(METHODS[job.config.method].INPUTS)
+    return MemoryBank(job.config, pids, identities=job.identities, owners=job.train.owners)
+
+
 def train(
     config: RunConfig, prepared: Prepared, run_dir: Path, *, processes: int = 0
 ) -> tuple[Progress, list[dict[str, Any]]]:
     """Train in this process; returns the final progress and the log lines."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    method = METHODS[config.method]
-    inputs = prepared.train_inputs
-    identities = None
-    if method.supervision(config.settings) == "identities":
-        identities = prepared.identities(method.INPUTS)
-    bank: MemoryBank | Planner
-    if identities is not None and not hasattr(method, "cluster"):
-        bank = Planner(config, identities)
-    else:
-        pids = prepared.pids(method.INPUTS)
-        bank = MemoryBank(config, pids, identities=identities, owners=inputs.owners)
-    job = Job(
-        config, run_dir, prepared.kind, inputs, prepared.measured, prepared.selection, identities
-    )
+    job = Job.of(config, prepared, run_dir)
+    bank = bank_of(job, prepared)
     loop = TrainingLoop(
         job,
         bank,

@@ -26,6 +26,7 @@ from pipelines.data import Inputs, Measured
 from pipelines.epochs import EpochStart, Key
 from pipelines.evaluate import evaluate
 from pipelines.objective import Means
+from pipelines.prepare import Prepared
 from pipelines.report import learned_words
 from pipelines.state import Progress, kept
 from pipelines.unreadable import Unreadable
@@ -86,6 +87,30 @@ class Job:
     measured: Measured | None
     selection: Measured | None = None
     identities: dict[Modality, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, prepared: Prepared, run_dir: Path) -> Job:
+        """The work of a run on a checked data set; its classes where the method is told them.
+
+        Raises:
+            UserError: the method needs a person id that a training image lacks.
+        """
+        method = METHODS[config.method]
+        told = method.supervision(config.settings) == "identities"
+        return cls(
+            config,
+            run_dir,
+            prepared.kind,
+            prepared.train_inputs,
+            prepared.measured,
+            prepared.selection,
+            prepared.identities(method.INPUTS) if told else None,
+        )
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
+        return self.identities is None or hasattr(METHODS[self.config.method], "cluster")
 
 
 def train(

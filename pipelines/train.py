@@ -110,19 +110,8 @@ def summarise(
 def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     (run_dir / _FAILURE).unlink(missing_ok=True)
     start_from = _finished_stage(config)
-    method = METHODS[config.method]
-    supervised = method.supervision(config.settings) == "identities"
-    identities = prepared.identities(method.INPUTS) if supervised else None
-    bank = _bank(config, prepared, run_dir, identities)
-    job = Job(
-        config,
-        run_dir,
-        prepared.kind,
-        prepared.train_inputs,
-        prepared.measured,
-        prepared.selection,
-        identities,
-    )
+    job = Job.of(config, prepared, run_dir)
+    bank = _bank(job, prepared)
     try:
         result = _trainer(job, bank, recovery.tidy(run_dir) or start_from).fit()
     except ray.train.TrainingFailedError as error:
@@ -165,26 +154,21 @@ def _explain(error: ray.train.TrainingFailedError, run_dir: Path) -> str:
     return f"training failed: {error}\nthe logs are in {run_dir}"
 
 
-def _bank(
-    config: RunConfig,
-    prepared: Prepared,
-    run_dir: Path,
-    identities: dict[Modality, np.ndarray] | None,
-) -> Any:
+def _bank(job: Job, prepared: Prepared) -> Any:
     """The actor between the epochs: a memory bank, or a planner for a method without one."""
+    config = job.config
     options = {
-        "name": f"bank-{run_dir.name}-{time.time_ns()}",
+        "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
     }
-    method = METHODS[config.method]
-    if identities is not None and not hasattr(method, "cluster"):
-        return _PlannerActor.options(**options).remote(config, identities)
+    if not job.needs_memory:
+        return _PlannerActor.options(**options).remote(config, job.identities)
     return _MemoryBankActor.options(**options).remote(
         config,
-        prepared.pids(method.INPUTS),
-        identities=identities,
+        prepared.pids(METHODS[config.method].INPUTS),
+        identities=job.identities,
         owners=prepared.train_inputs.owners,
         search=nearest_on_all_nodes,
     )

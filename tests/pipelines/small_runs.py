@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.plain_loop import bank_of
 from pipelines import checkpoint, collectives
 from pipelines import config as configuration
 from pipelines.config import RunConfig
@@ -141,26 +142,9 @@ class Small:
 def open_run(config: RunConfig, run_dir: Path) -> Small:
     """A run, or what goes on with it: a bank that knows nothing yet."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    prepared, method = prepare(config, lambda inputs, modality: []), METHODS[config.method]
-    identities = None
-    if method.supervision(config.settings) == "identities":
-        identities = prepared.identities(method.INPUTS)
-    bank: MemoryBank | Planner
-    if identities is not None and not hasattr(method, "cluster"):
-        bank = Planner(config, identities)
-    else:
-        pids, owners = prepared.pids(method.INPUTS), prepared.train_inputs.owners
-        bank = MemoryBank(config, pids, identities=identities, owners=owners)
-    job = Job(
-        config,
-        run_dir,
-        prepared.kind,
-        prepared.train_inputs,
-        prepared.measured,
-        prepared.selection,
-        identities,
-    )
-    everyones = EveryonesBank(bank, prepared.train_inputs)
+    prepared = prepare(config, lambda inputs, modality: [])
+    job = Job.of(config, prepared, run_dir)
+    everyones = EveryonesBank(bank_of(job, prepared), job.train)
     return Small(job, everyones, collectives.rank(), collectives.world_size())
 
 

@@ -199,13 +199,7 @@ def test_a_run_goes_on_when_a_file_breaks_after_the_check(
     prepared = prepare(config, lambda inputs, modality: [])
     name = destroy(prepared.train_inputs, VISIBLE, 4)
     bank = MemoryBank(config, prepared.pids((VISIBLE, INFRARED)))
-    job = Job(
-        config,
-        tmp_path,
-        prepared.kind,
-        prepared.train_inputs,
-        prepared.measured,
-    )
+    job = Job.of(config, prepared, tmp_path)
 
     def stream(start: EpochStart) -> Iterator[dict[Modality, Batch]]:
         plan = bank.current_plan()
