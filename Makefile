@@ -38,8 +38,10 @@ bench: setup  ## every claim of docs/benchmarks.md but the demo table
 	@$(BIN)/python benchmarks/input_pipeline.py
 	@$(BIN)/python benchmarks/search.py
 
-bench-demo: setup  ## the table of learning results: rows x seeds x difficulty, about two hours
-	@$(BIN)/python benchmarks/demo_table.py
+bench-demo: setup  ## the tables of learning results: rows x seeds x difficulty, hours, resumable
+	@$(BIN)/python -m benchmarks.demo_table --difficulty default easy hard
+	@$(BIN)/python -m benchmarks.csdn_ablation
+	@$(BIN)/python -m benchmarks.cpcl_ablation
 
 bench-agreement: setup  ## one, two and four workers: one step, and three epochs bit for bit
 	@$(BIN)/python -m pytest -m slow -s tests/pipelines/test_agreement.py
