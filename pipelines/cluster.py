@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import ray
 import ray.data
 
@@ -29,14 +31,7 @@ def session(config: RunConfig) -> Iterator[None]:
     _quiet()
     if address == "local":
         _check_shared_memory()
-        ray.init(
-            address="local",
-            namespace=config.ray.namespace,
-            num_cpus=_logical_cpus(config),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _start(config)
     else:
         try:
             ray.init(
@@ -54,6 +49,35 @@ def session(config: RunConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(config: RunConfig) -> None:
+    """A Ray of our own.
+
+    Raises:
+        UserError: it did not come up; what may be in its way.
+    """
+    try:
+        ray.init(
+            address="local",
+            namespace=config.ray.namespace,
+            num_cpus=_logical_cpus(config),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises this very class where a node is late
+        free = shutil.disk_usage(tempfile.gettempdir()).free
+        load = psutil.getloadavg()[0] / (psutil.cpu_count() or 1)
+        raise UserError(
+            f"Ray did not start on this machine: {error}\n"
+            f"- {load:.1f} programs per core want to run, and Ray gives a node 30 s to come up: "
+            "above 1, end some or try again\n"
+            f"- {tempfile.gettempdir()}, where Ray writes, has {free / 2**30:.1f} GiB free: below "
+            "1 GiB, free some\n"
+            "- `ray status` shows a Ray that runs already: join it with ray.address=auto, or end "
+            "it with `ray stop`"
+        ) from error
 
 
 def num_gpus() -> int:

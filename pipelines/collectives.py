@@ -9,11 +9,10 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor
 
 
@@ -89,7 +88,19 @@ def gather_rows_with_gradient(x: Tensor) -> Tensor:
         return group.gather(x)
     if world_size() == 1:
         return x
-    return torch.cat(dist_functional.all_gather(x.contiguous()))
+    return _GatherRows.apply(x)
+
+
+class _GatherRows(torch.autograd.Function):
+    """`gather_rows` whose backward pass sums every worker's gradient of the rows of one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather_rows(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return sum_over_workers(grad).chunk(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:

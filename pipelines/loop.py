@@ -8,6 +8,7 @@ iterator of batches, in a single process. It knows no method and holds no formul
 from __future__ import annotations
 
 import copy
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,13 @@ from reid_core.models.recompute import recompute_blocks
 from reid_core.stages import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality
 
+# Buffers are equal on all workers as it is; torch 2.13 has a new name for leaving them alone.
+_OWN_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+
 # First values are drawn from torch's global random state, which belongs to the whole process.
 _first_values = threading.Lock()
 
@@ -63,7 +71,7 @@ def data_parallel(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Mod
         return module
     device = next(module.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    return DistributedDataParallel(module, device_ids=ids, **_OWN_BUFFERS)
 
 
 @dataclass(frozen=True)

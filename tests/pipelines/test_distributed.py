@@ -7,6 +7,7 @@ them with the same computation in this process.
 from __future__ import annotations
 
 import socket
+import warnings
 from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import batchnorm, collectives
+from pipelines import batchnorm, collectives, loop
 from pipelines.objective import Means, total_loss
 from reid_core import losses
 from reid_core.types import Term
@@ -78,6 +79,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error", FutureWarning)  # a deprecated call fills the workers' logs
     dist.init_process_group(
         "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
@@ -87,7 +89,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     )
     part = collectives.slice_of(ROWS)
     model = batchnorm.convert(network())
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
+    wrapped = loop.data_parallel(model, torch.optim.SGD(model.parameters()))
     found: dict[str, Any] = {"means": step(wrapped, part), "gradients": gradients(model)}
     found["buffers"] = dict(model.named_buffers())
     model.eval()

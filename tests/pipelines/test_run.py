@@ -188,6 +188,21 @@ class TestBadInput:
             cluster._check_shared_memory()
 
 
+def test_ray_that_does_not_start_stops_with_the_remedy(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines import cluster
+
+    def late(**_: Any) -> None:
+        raise Exception("The current node timed out during startup")  # as Ray does
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", late)
+    remedies = r"(?s)timed out.*per core.*GiB free.*`ray status`"
+    with pytest.raises(UserError, match=remedies), cluster.session(make_config()):
+        pass
+
+
 def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Every id of the training set permuted: bit-identical losses and weights."""
     config = make_config("evaluation.start=false")
