@@ -30,12 +30,6 @@ from tests.core.cclnet_case import (
     step,
 )
 
-
-@pytest.fixture(scope="module")
-def clip() -> clips.Clip:
-    return clips.load(clips.SMALL, "bundled")
-
-
 # Optimisation -------------------------------------------------------------------------------------
 
 

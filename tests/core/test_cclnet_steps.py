@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid_core.models import clip as clips
 from reid_core.transforms import normalise
 from tests.core.cclnet_case import (
     INFRARED,
@@ -24,11 +23,6 @@ from tests.core.cclnet_case import (
     small_config,
     step,
 )
-
-
-@pytest.fixture(scope="module")
-def clip() -> clips.Clip:
-    return clips.load(clips.SMALL, "bundled")
 
 
 def written_loss(features: Any, batch: Any, banks: Any, given: Any, anchors: Any) -> Tensor:
