@@ -12,9 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.errors import UserError
+from pipelines.shards import location
 from reid_core.datasets import READERS
 from reid_core.methods import METHODS
 from reid_core.methods.cclnet_settings import Config as CCLNetConfig
@@ -33,7 +42,8 @@ class DataConfig(_Section):
     Attributes:
         kind: layout of the tree, a key of `reid_core.datasets.READERS`.
         trial: which of RegDB's ten divisions, 1 to 10; "all" trains a model for each of them.
-        root: folder that holds it; must be visible under the same path on every node.
+        root: folder that holds it, visible under the same path on every node; or the URI
+            (s3://..., gs://...) of a converted data set, with kind=manifest.
         fit: which people are trained on. The published protocols train on train and val together;
             "train" keeps val apart, for choosing settings.
         max_unreadable: share of images that may be broken. Broken images are named and left out;
@@ -52,6 +62,10 @@ class DataConfig(_Section):
         if kind not in READERS:
             raise ValueError(f"unknown kind; choose one of {', '.join(READERS)}")
         return kind
+
+    @field_serializer("root")
+    def _written(self, root: Path) -> str:
+        return location(root)
 
     @field_validator("trial", mode="before")
     @classmethod

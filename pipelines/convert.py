@@ -24,13 +24,12 @@ from PIL import Image
 from pyarrow import fs as arrow_fs
 from rich.progress import track
 
-from pipelines import cluster
+from pipelines import cluster, roots
 from pipelines import config as configuration
 from pipelines.errors import UserError
 from pipelines.progress import console
 from pipelines.shards import INDEX, PART, filesystem, read_bytes
-from reid_core.datasets import READERS
-from reid_core.datasets.counts import SPLITS
+from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY
 from reid_core.transforms import decode
 from reid_core.types import Dataset
@@ -84,7 +83,7 @@ def convert(
             images cannot be read; the shards without such images are written nevertheless.
     """
     shape = _parse_size(size)
-    dataset = _read(kind, root.resolve(), trial)
+    dataset = roots.read(kind, root.resolve(), trial=trial)
     images = list(dict.fromkeys(r.image for s in SPLITS for r in getattr(dataset, s).records))
     target = _Target(out if "://" in out else str(Path(out).resolve()))
     target.claim(_plan(dataset.kind, trial, size, images_per_shard, images))
@@ -175,15 +174,6 @@ def _parse_size(size: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _read(kind: str, root: Path, trial: int) -> Dataset:
-    if kind not in READERS:
-        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(READERS)}")
-    try:
-        return READERS[kind](root, trial=trial) if kind == "regdb" else READERS[kind](root)
-    except ValueError as error:
-        raise UserError(f"{root} is no readable {kind} data set: {error}") from error
-
-
 def _write_shards(
     parts: Mapping[int, list[str]], root: Path, target: _Target, shape: tuple[int, int] | None
 ) -> None:
@@ -254,7 +244,7 @@ def _write_lists(target: _Target, dataset: Dataset, parts: Sequence[Sequence[str
     ]
     names = ("image", "part", "row")
     target.write_table(INDEX, pa.table(dict(zip(names, zip(*places, strict=True), strict=True))))
-    expected = dataset.root / "expected.json"
+    expected = dataset.root / EXPECTED
     if expected.is_file():
         target.write(expected.name, expected.read_bytes())
     rows = [

@@ -96,7 +96,7 @@ class Inputs:
     """Where the rows of a split lie.
 
     Attributes:
-        root: folder of the data set.
+        root: folder of the data set, or its URI.
         paths: per image modality, (n,) paths relative to it, in row order.
         height, width: size in pixels that images are decoded to.
         tokens: (n captions, 77) int64 token ids, or None.

@@ -22,11 +22,12 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from pipelines import roots
 from pipelines.errors import UserError
 from pipelines.progress import console
-from pipelines.shards import read_bytes
+from pipelines.shards import location, read_bytes
 from reid_core.datasets import READERS
-from reid_core.datasets.counts import SPLITS, Count, count, expected_counts
+from reid_core.datasets.counts import SPLITS, Count, count
 from reid_core.datasets.regdb import NUM_TRIALS
 from reid_core.transforms import decode
 from reid_core.types import Dataset, Modality
@@ -95,9 +96,9 @@ def check(kind: str, root: Path) -> Check:
     try:
         trials = _read(kind, root)
         first = next(iter(trials.values()))
-        expected_from, expected = expected_counts(first)
-    except ValueError as error:
-        return Check(kind, str(root), problems=[Problem(str(error))])
+        expected_from, expected = roots.expected(first)
+    except (UserError, ValueError) as error:
+        return Check(kind, location(root), problems=[Problem(str(error))])
     problems: list[Problem] = []
     for trial, dataset in trials.items():
         problems += _wrong_counts(trial, count(dataset, expected))
@@ -107,7 +108,7 @@ def check(kind: str, root: Path) -> Check:
     sizes, found = _look_at(first.root, images)
     return Check(
         kind=first.kind,
-        root=str(root),
+        root=location(root),
         expected_from=expected_from,
         counts=count(first, expected),
         sizes=sizes,
@@ -117,7 +118,7 @@ def check(kind: str, root: Path) -> Check:
 
 def counts_differ(dataset: Dataset) -> list[str]:
     """Sentences about numbers that are not as expected; images are not opened."""
-    _, expected = expected_counts(dataset)
+    _, expected = roots.expected(dataset)
     return [problem.what for problem in _wrong_counts("", count(dataset, expected))]
 
 
@@ -150,8 +151,8 @@ def render(result: Check) -> Group:
 def _read(kind: str, root: Path) -> dict[str, Dataset]:
     """The data set, or all trials of one that has some, by what messages begin with."""
     if kind != "regdb":
-        return {"": READERS[kind](root)}
-    return {f"trial {n}, ": READERS[kind](root, trial=n) for n in range(1, NUM_TRIALS + 1)}
+        return {"": roots.read(kind, root)}
+    return {f"trial {n}, ": roots.read(kind, root, trial=n) for n in range(1, NUM_TRIALS + 1)}
 
 
 def _wrong_counts(trial: str, counts: Iterable[Count]) -> list[Problem]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.alternates import NUM_ALTERNATES
-from pipelines.shards import read_bytes
+from pipelines.shards import location, read_bytes
 from reid_core.transforms import TrainTransform, decode
 from reid_core.types import OUTLIER, Modality
 
@@ -27,7 +27,7 @@ def read_image(path: Path, *, height: int, width: int) -> np.ndarray:
     try:
         return decode(read_bytes(path), height=height, width=width)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{location(path)}: {error}") from error
 
 
 class DecodeAndAugment:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines import roots
 from pipelines.config import RunConfig
 from pipelines.data import Inputs, Measured
 from pipelines.datacheck import counts_differ
 from pipelines.errors import UserError
+from pipelines.shards import location
 from reid_core import text
-from reid_core.datasets import READERS
 from reid_core.methods import METHODS
 from reid_core.models import clip
 from reid_core.types import OUTLIER, Dataset, Modality, Split
@@ -86,7 +87,7 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
     if not len(splits["measured"]):
         log.warning(
             "%s has no %s people: training without evaluation",
-            dataset.root,
+            location(dataset.root),
             config.evaluation.split,
         )
     cleaned: dict[str, Split] = {}
@@ -106,7 +107,7 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
     for message in unreadable:
         log.warning("left out: %s", message)
     if "train" not in cleaned:
-        raise UserError(f"{dataset.root} has no training rows")
+        raise UserError(f"{location(dataset.root)} has no training rows")
     inputs = {name: inputs_of(split, dataset.root, config) for name, split in cleaned.items()}
     return Prepared(
         kind=dataset.kind,
@@ -126,16 +127,14 @@ def read(config: RunConfig) -> Dataset:
     Raises:
         UserError: no such folder, or not the layout of this kind.
     """
-    root = config.data.root
+    root, trial = config.data.root, config.data.trial
+    if trial == "all":
+        raise UserError("data.trial=all is for `crossreid train` alone: choose one from 1 to 10")
+    if "://" in location(root):
+        return roots.read(config.data.kind, root)
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder")
-    if config.data.trial == "all":
-        raise UserError("data.trial=all is for `crossreid train` alone: choose one from 1 to 10")
-    try:
-        options = {"trial": config.data.trial} if config.data.kind == "regdb" else {}
-        return READERS[config.data.kind](root.resolve(), **options)
-    except ValueError as error:
-        raise UserError(f"{root} is no readable {config.data.kind} data set: {error}") from error
+    return roots.read(config.data.kind, root.resolve(), trial=trial)
 
 
 def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
@@ -154,7 +153,9 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     sentences = [split.records[i] for i in split.rows(Modality.TEXT)]
     homeless = [record.image for record in sentences if record.image not in row_of]
     if homeless:
-        raise UserError(f"{root} has captions of images that it does not list, as {homeless[0]}")
+        raise UserError(
+            f"{location(root)} has captions of images that it does not list, as {homeless[0]}"
+        )
     tokens = text.tokenise([record.caption for record in sentences])
     if tokens.truncated.any():
         log.warning("%d captions were cut to 77 tokens", tokens.truncated.sum())
@@ -250,8 +251,8 @@ def _without_broken(
         rows = split.rows(m)
         if not len(rows):
             raise UserError(
-                f"{root} has no {m} rows for this split: {config.method} trains on and is measured "
-                f"with {' and '.join(METHODS[config.method].INPUTS)}"
+                f"{location(root)} has no {m} rows for this split: {config.method} trains on and "
+                f"is measured with {' and '.join(METHODS[config.method].INPUTS)}"
             )
         if m != Modality.TEXT:
             found = find_broken(inputs, m)

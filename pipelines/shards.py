@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,17 +52,30 @@ def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
     return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(opened)), path
 
 
+def location(path: str | Path) -> str:
+    """The URI that a path leads to, or the path itself where it names a file.
+
+    Paths keep one slash of a URI's two: `Path("s3://bucket/set") / "a.jpg"` is found again here,
+    also behind a root that it was joined to.
+    """
+    found = list(_URI.finditer(str(path)))
+    if not found:
+        return str(path)
+    slashes = ":///" if found[-1][1] == "file" else "://"
+    return f"{found[-1][1]}{slashes}{str(path)[found[-1].end() :]}"
+
+
 def read_bytes(path: Path) -> bytes:
     """Content of one image.
 
     Args:
         path: a data set's root / a record's image. It may lead to a file; to a row of a Parquet
-            file ("set.parquet#3"); into a converted data set; or end in a URI.
+            file ("set.parquet#3"); into a converted data set; the root or the image may be a URI.
 
     Raises:
         OSError: there is no such image.
     """
-    row = _ROW.fullmatch(str(path))
+    row = _ROW.fullmatch(location(path))
     if row:
         return _column(row[1]).read(int(row[2]))
     try:
@@ -70,24 +84,41 @@ def read_bytes(path: Path) -> bytes:
         return _read_elsewhere(path)
 
 
+_opened: dict[Path, Shards] = {}  # by root, what this process has read from
+
+
 def _read_elsewhere(path: Path) -> bytes:
-    uri = _URI.search(str(path))
-    if uri:
-        slashes = ":///" if uri[1] == "file" else "://"
-        opened, inside = filesystem(f"{uri[1]}{slashes}{str(path)[uri.end() :]}")
-        with opened.open_input_stream(inside) as stream:
-            return stream.read()
-    for root in path.parents:
-        if (root / INDEX).is_file():
-            (found,) = open_shards(str(root)).read_bytes([path.relative_to(root).as_posix()])
-            return found
-    raise FileNotFoundError(2, "No such image", str(path))
+    is_uri = "://" in location(path)
+    parents = [root for root in path.parents if ("://" in location(root)) == is_uri]
+    for root in parents:
+        if root in _opened:
+            return _opened[root].read_bytes([path.relative_to(root).as_posix()])[0]
+    if is_uri:
+        with suppress(FileNotFoundError):
+            return read_file(location(path))
+    for root in parents:
+        if has_file(f"{location(root)}/{INDEX}"):
+            _opened[root] = Shards(location(root))
+            return _opened[root].read_bytes([path.relative_to(root).as_posix()])[0]
+    raise FileNotFoundError(2, "No such image", location(path))
 
 
-@lru_cache(maxsize=8)
-def open_shards(root: str) -> Shards:
-    """`Shards` of a location, opened once per process."""
-    return Shards(root)
+def has_file(name: str) -> bool:
+    """Whether a path or URI leads to a file."""
+    opened, path = filesystem(name)
+    info: arrow_fs.FileInfo = opened.get_file_info(path)
+    return info.type == arrow_fs.FileType.File
+
+
+def read_file(name: str) -> bytes:
+    """Content of a file that a path or URI leads to.
+
+    Raises:
+        OSError: there is none.
+    """
+    opened, path = filesystem(name)
+    with opened.open_input_stream(path) as stream:
+        return stream.read()
 
 
 class Shards:

@@ -8,7 +8,6 @@ a warning names the file once, and beyond `data.max_unreadable` the run stops.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from pipelines import collectives
 from pipelines.data import Inputs
 from pipelines.errors import UserError
+from pipelines.shards import location
 from reid_core.types import OUTLIER, Batch, Modality
 
 _MAX_TRIES = 3
@@ -128,8 +128,8 @@ class Unreadable:
                 f"allows ({self._limit:.0f}):\n  {_listed(names)}\nrestore them, or raise the limit"
             )
 
-    def _path(self, modality: Modality, row: Any) -> Path:
-        return self._inputs.root / self._inputs.paths[modality][row]
+    def _path(self, modality: Modality, row: Any) -> str:
+        return location(self._inputs.root / self._inputs.paths[modality][row])
 
     def _read_one(self, modality: Modality, row: int) -> np.ndarray:
         try:
@@ -158,13 +158,13 @@ class Unreadable:
         return np.random.default_rng(row).permutation(candidates)[:_MAX_TRIES]
 
 
-def _warning(paths: list[Path]) -> str:
+def _warning(paths: list[str]) -> str:
     return (
         f"{len(paths)} training image(s) became unreadable and are replaced by others: "
         + _listed(paths)
     )
 
 
-def _listed(paths: list[Path]) -> str:
+def _listed(paths: list[str]) -> str:
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
-    return ", ".join(map(str, paths[:_SHOWN])) + more
+    return ", ".join(paths[:_SHOWN]) + more

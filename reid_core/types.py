@@ -88,7 +88,7 @@ class Dataset:
 
     Attributes:
         kind: layout name, e.g. "sysu".
-        root: folder that the records' paths are relative to.
+        root: folder (or URI) that the records' paths are relative to.
         train, val, test: val is empty where the layout has none.
     """
 

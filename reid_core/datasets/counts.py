@@ -10,6 +10,7 @@ from typing import Any
 from reid_core.types import Dataset, Modality, Split
 
 SPLITS = ("train", "val", "test")
+EXPECTED = "expected.json"
 Expected = dict[str, dict[str, dict[str, Any]]]
 """Per split ("train+val" for both together) and modality: "ids", "cameras", "images", "captions";
 a pair of numbers is a range."""
@@ -116,7 +117,7 @@ def expected_counts(dataset: Dataset) -> tuple[str, Expected]:
     Raises:
         ValueError: ``expected.json`` is not readable as such numbers.
     """
-    path = dataset.root / "expected.json"
+    path = dataset.root / EXPECTED
     if path.is_file():
         return str(path), _load(path)
     if dataset.kind in PUBLISHED:

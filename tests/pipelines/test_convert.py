@@ -12,16 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
+from pipelines import config as configuration
 from pipelines import convert as conversion
-from pipelines import datacheck, prepare, shards
+from pipelines import datacheck, decoding, prepare, shards
 from pipelines.config import RunConfig
 from pipelines.convert import convert
+from pipelines.data import Plan
 from pipelines.errors import UserError
 from reid_core.datasets import READERS, manifest, synthetic, sysu
-from reid_core.transforms import decode
+from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Dataset, Modality
+from tests.pipelines.local_stream import blocks
 
 SPLITS = ("train", "val", "test")
 
@@ -120,6 +124,56 @@ def test_training_gets_the_same_rows_and_pixels_from_tree_and_shards(
         np.testing.assert_array_equal(
             own.train_inputs.read(modality, rows), packed.train_inputs.read(modality, rows)
         )
+
+
+@pytest.mark.parametrize("uri", ["file://{}", "memory://bucket/set"])
+def test_training_from_a_uri_is_training_from_the_tree(
+    without_ray: list[int],
+    make_config: Callable[..., RunConfig],
+    tree: Path,
+    tmp_path: Path,
+    uri: str,
+) -> None:
+    """Splits, decoded rows and augmented batches; through pyarrow and through fsspec."""
+    root = uri.format(tmp_path)
+    convert("sysu", tree, root)
+    config = make_config("data.kind=manifest", f"data.root={root}")
+    assert config.model_dump(mode="json")["data"]["root"] == root
+    assert configuration.validate(yaml.safe_load(configuration.dump(config)), source="") == config
+    own, packed = (prepare.prepare(c, lambda *_: []) for c in (make_config(), config))
+    assert (own.kind, own.train) == (packed.kind, packed.train)
+    rows = {m: np.array([[5, 3, 5], [0, 9, 2]]) for m in (Modality.VISIBLE, Modality.INFRARED)}
+    plan = Plan(rows, rows, seeds={m: x.astype(np.uint64) for m, x in rows.items()})
+    transforms = {m: [TrainTransform(Augmentation(pad=2))] for m in rows}
+    streams = (
+        blocks(plan, prepared.train_inputs, transforms, rank=0, world=1)
+        for prepared in (own, packed)
+    )
+    for mine, theirs in zip(*streams, strict=True):
+        np.testing.assert_equal(mine, theirs)
+    with pytest.raises(ValueError, match=rf"{root}/cam1/none.jpg: .*No such image"):
+        decoding.read_image(Path(root) / "cam1/none.jpg", height=64, width=32)
+    assert datacheck.check("manifest", Path(root)).ok
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "message"),
+    [
+        (
+            "manifest",
+            "nosuch://place/set",
+            r"cannot read place/set by nosuch://(.|\n)*package",
+        ),
+        ("manifest", "file:///nowhere/set", "file:///nowhere/set holds none of manifest.parquet"),
+        ("sysu", "s3://bucket/set", r"convert sysu FOLDER s3://bucket/set. packs it"),
+    ],
+)
+def test_a_uri_that_holds_nothing_is_refused_before_training(
+    make_config: Callable[..., RunConfig], kind: str, root: str, message: str
+) -> None:
+    config = make_config(f"data.kind={kind}", f"data.root={root}")
+    with pytest.raises(UserError, match=message):
+        prepare.prepare(config, lambda *_: [])
 
 
 def test_a_second_run_writes_only_what_is_missing(

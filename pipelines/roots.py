@@ -1,0 +1,79 @@
+"""Where a data set lies: a folder, or the URI of one that was converted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.errors import UserError
+from pipelines.shards import has_file, location, read_file
+from reid_core.datasets import READERS
+from reid_core.datasets.counts import EXPECTED, Expected, expected_counts
+from reid_core.datasets.manifest import NAMES
+from reid_core.types import Dataset
+
+
+def read(kind: str, root: Path, *, trial: int = 1) -> Dataset:
+    """The data set of a kind below a root.
+
+    Args:
+        kind: a key of `reid_core.datasets.READERS`.
+        root: folder that its reader wants, or, of a manifest, a URI.
+        trial: which of RegDB's divisions.
+
+    Raises:
+        UserError: no such kind, root or layout; says what was expected.
+    """
+    if kind not in READERS:
+        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(READERS)}")
+    where = location(root)
+    if "://" in where and kind != "manifest":
+        raise UserError(
+            f"{where}: a {kind} tree is read from a folder. `crossreid data convert {kind} FOLDER "
+            f"{where}` packs it; after that its kind is manifest (data.kind=manifest)"
+        )
+    with _lists(where) as folder:
+        try:
+            found = READERS[kind](folder, **({"trial": trial} if kind == "regdb" else {}))
+        except ValueError as error:
+            said = str(error).replace(str(folder), where)
+            raise UserError(f"{where} is no readable {kind} data set: {said}") from error
+    return replace(found, root=root) if "://" in where else found
+
+
+def expected(dataset: Dataset) -> tuple[str, Expected]:
+    """Like `reid_core.datasets.counts.expected_counts`, wherever the data set lies."""
+    where = location(dataset.root)
+    with _lists(where) as folder:
+        source, numbers = expected_counts(replace(dataset, root=folder))
+    return source.replace(str(folder), where), numbers
+
+
+@contextmanager
+def _lists(where: str) -> Iterator[Path]:
+    """A folder with what says which images there are: the root itself, or copies out of a URI."""
+    if "://" not in where:
+        yield Path(where)
+        return
+    with tempfile.TemporaryDirectory() as copies:
+        folder = Path(copies)
+        try:
+            for name in (*NAMES, EXPECTED):
+                if has_file(f"{where}/{name}"):
+                    (folder / name).write_bytes(read_file(f"{where}/{name}"))
+        except (OSError, ValueError) as error:
+            scheme, _, path = where.partition("://")
+            raise UserError(
+                f"cannot read {path} by {scheme}://: {error}\ncheck the address and every node's "
+                "credentials; what pyarrow does not open itself needs the fsspec package of its "
+                "scheme (gcsfs, adlfs, ...)"
+            ) from error
+        if not any((folder / name).is_file() for name in NAMES):
+            raise UserError(
+                f"{where} holds none of {', '.join(NAMES)}: check the path; `crossreid data "
+                "convert` writes the first one last, so run it again if it was interrupted"
+            )
+        yield folder
