@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from reid_core import optim
+from reid_core.methods.text_stage import TextStage
 from reid_core.types import Modality
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
@@ -87,17 +88,11 @@ class ImageStage(_Section):
     evaluate_every: int = Field(5, ge=0, description="0: only after the last epoch")
 
 
-class PromptStage(_Section):
+class PromptStage(TextStage):
     """Optimisation of stage 1."""
 
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(128, ge=1, description="per modality")
+    batch_size: int = Field(128, ge=1, description="image features per modality")
     lr: float = Field(3.5e-4, gt=0)
-    min_lr: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_epochs: int = Field(5, ge=0)
-    warmup_lr: float = Field(1e-5, gt=0)
-    temperature: float = Field(1.0, gt=0)
 
 
 class Config(_Section):
@@ -136,10 +131,7 @@ def seed_of(seed: int, stage: str, modality: Modality) -> int:
 def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a stage over the parameters that it trains."""
     if stage == "prompts":
-        settings = config.prompts
-        return optim.adam_per_tensor(
-            module.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-        )
+        return config.prompts.optimiser(module)
     image: ImageStage = getattr(config, stage)
     if image.optimiser == "adamw":
         return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
@@ -157,15 +149,7 @@ def learning_rate(config: Config, stage: str, epoch: int) -> float:
     The authors count from 1 and step their schedules before each epoch, so epoch 0 is their e = 1.
     """
     if stage == "prompts":
-        s = config.prompts
-        return optim.warmup_cosine(
-            epoch + 1,
-            epochs=s.epochs,
-            lr=s.lr,
-            min_lr=s.min_lr,
-            warmup_lr=s.warmup_lr,
-            warmup_epochs=s.warmup_epochs,
-        )
+        return config.prompts.learning_rate(epoch + 1)
     image: ImageStage = getattr(config, stage)
     if image.schedule == "cosine":
         return image.lr * optim.cosine(epoch, epochs=image.epochs)

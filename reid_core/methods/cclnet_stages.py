@@ -13,6 +13,7 @@ from reid_core import losses, sampling
 from reid_core.memory import ClusterMemory
 from reid_core.methods import cclnet_coupling, cclnet_settings
 from reid_core.methods.cclnet_settings import INPUTS, Config, seed_of
+from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.models.prompts import PromptLearner
@@ -244,16 +245,20 @@ class Prompting:
         """Nothing is decided between the epochs of this stage."""
 
     def terms(self, model: nn.Module, batch: _Positions, gather: Gather) -> Terms:
-        """L = sum over modalities of SC(image, text) + SC(text, image), see `prompt_terms`."""
+        """L = sum over modalities of SC(image, text) + SC(text, image)."""
         images = {m: self._images[m][batch.rows[m]] for m in INPUTS}
         labels = {m: self._labels[m][batch.rows[m]] for m in INPUTS}
-        mine = batch.mine
-        texts = model({m: labels[m][mine] for m in INPUTS})
-        return prompt_terms(
-            self.config,
-            {m: PromptBatch(images[m][mine], texts[m], labels[m][mine]) for m in INPUTS},
-            {m: PromptBatch(images[m], gather(texts[m]), labels[m]) for m in INPUTS},
-        )
+        mine = {m: y[batch.mine] for m, y in labels.items()}
+        texts = model(mine)
+        found: Terms = {}
+        for m in INPUTS:
+            found[f"{m}_to_text"], found[f"text_to_{m}"] = contrast(
+                Side(images[m][batch.mine], images[m], labels[m]),
+                Side(texts[m], gather(texts[m]), labels[m]),
+                mine[m],
+                temperature=self.config.prompts.temperature,
+            )
+        return found
 
     def update(self, gather: Gather) -> None:
         """No memory."""
@@ -306,42 +311,3 @@ class Prompts(nn.Module):
     def anchors(self) -> dict[Modality, Tensor]:
         """Text features (C, E) of every class, the constants of stage 2."""
         return {m: self.learners[str(m)](None) for m in INPUTS}
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """A slice of a stage-1 batch of one modality: image features, text features, classes."""
-
-    images: Tensor
-    texts: Tensor
-    labels: Tensor
-
-
-def prompt_terms(
-    config: Config,
-    anchors: Mapping[Modality, PromptBatch],
-    candidates: Mapping[Modality, PromptBatch],
-) -> dict[str, Term]:
-    """L = sum over modalities of SC(image, text) + SC(text, image).
-
-    Args:
-        config: the method's configuration.
-        anchors: this worker's rows.
-        candidates: the rows of the global batch that they are contrasted with.
-
-    Reference: CCLNet, stage 1.
-    """
-    found: dict[str, Term] = {}
-    for m in INPUTS:
-        mine, everyone = anchors[m], candidates[m]
-        temperature = config.prompts.temperature
-        to_text = losses.supervised_contrast(
-            mine.images, everyone.texts, mine.labels, everyone.labels, temperature=temperature
-        )
-        to_image = losses.supervised_contrast(
-            mine.texts, everyone.images, mine.labels, everyone.labels, temperature=temperature
-        )
-        count = len(mine.labels)
-        found[f"{m}_to_text"] = Term(to_text, count)
-        found[f"text_to_{m}"] = Term(to_image, count)
-    return found

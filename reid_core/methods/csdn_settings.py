@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from reid_core import optim
+from reid_core.methods.text_stage import TextStage
 from reid_core.types import Modality
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
@@ -45,19 +46,6 @@ _HEADS = ("encoder.gem", "encoder.neck", "classifier", "projected_")
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TextStage(_Section):
-    """Optimisation of stages 1 and 2, which train on cached image features."""
-
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(32, ge=1, description="image features per modality")
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_epochs: int = Field(5, ge=0)
-    warmup_lr: float = Field(1e-5, gt=0)
-    temperature: float = Field(1.0, gt=0)
 
 
 class ImageStage(_Section):
@@ -165,9 +153,7 @@ def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Opti
     """
     if stage != "images":
         text: TextStage = getattr(config, stage)
-        return optim.adam_per_tensor(
-            module.named_parameters(), lr=text.lr, weight_decay=text.weight_decay, bias_lr_factor=1
-        )
+        return text.optimiser(module)
     image = config.images
     if image.optimiser == "adamw":
         return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
@@ -186,14 +172,7 @@ def learning_rate(config: Config, stage: str, epoch: int) -> float:
     """Base learning rate of an epoch, set before the epoch starts."""
     if stage != "images":
         text: TextStage = getattr(config, stage)
-        return optim.warmup_cosine(
-            epoch,
-            epochs=text.epochs,
-            lr=text.lr,
-            min_lr=text.min_lr,
-            warmup_lr=text.warmup_lr,
-            warmup_epochs=text.warmup_epochs,
-        )
+        return text.learning_rate(epoch)
     image = config.images
     if image.schedule == "cosine":
         return image.lr * optim.cosine(epoch, epochs=image.epochs)

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid_core import losses, sampling
+from reid_core import sampling
 from reid_core.methods import csdn_settings
 from reid_core.methods.csdn_images import Descriptor
 from reid_core.methods.csdn_settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import PromptLearner
 from reid_core.stages import Epoch, Gather, Terms
-from reid_core.types import Modality, Term
+from reid_core.types import Modality
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
 
@@ -54,36 +55,6 @@ def sample(config: Config, labels: Labels, *, seed: int) -> tuple[np.ndarray, np
         seed=seed,
         epoch=0,
     )
-
-
-@dataclass(frozen=True)
-class Side:
-    """Images or texts of a contrast: this worker's rows, those of the global batch, and classes."""
-
-    mine: Tensor
-    everyone: Tensor
-    labels: Tensor
-
-
-def contrast(images: Side, texts: Side, mine: Tensor, *, temperature: float) -> list[Term]:
-    """SC(image, text) and SC(text, image) of this worker's rows against the global batch.
-
-    Args:
-        images, texts: as many rows of both.
-        mine: (B,) classes of this worker's rows.
-        temperature: divides the products.
-
-    Reference: CSDN, section 2.1.
-    """
-    return [
-        Term(
-            losses.supervised_contrast(
-                own.mine, other.everyone, mine, other.labels, temperature=temperature
-            ),
-            len(mine),
-        )
-        for own, other in ((images, texts), (texts, images))
-    ]
 
 
 @dataclass(frozen=True)
