@@ -8,7 +8,6 @@ iterator of batches, in a single process. It knows no method and holds no formul
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipelines import batchnorm, checkpoint, collectives, features, runlog, step
 from pipelines.config import RunConfig
@@ -33,17 +31,11 @@ from pipelines.state import Progress, kept
 from pipelines.unreadable import Unreadable
 from reid_core import optim
 from reid_core.methods import METHODS
+from reid_core.metrics import clustering_stability
 from reid_core.models import clip
 from reid_core.models.recompute import recompute_blocks
 from reid_core.stages import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality
-
-# Buffers are equal on all workers as it is; torch 2.13 has a new name for leaving them alone.
-_OWN_BUFFERS: dict[str, Any] = (
-    {"forward_sync_buffers": False}
-    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else {"broadcast_buffers": False}
-)
 
 # First values are drawn from torch's global random state, which belongs to the whole process.
 _first_values = threading.Lock()
@@ -59,19 +51,6 @@ class Bank(Protocol):
     ) -> None: ...
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart: ...
-
-
-Distribute = Callable[[nn.Module, torch.optim.Optimizer], nn.Module]
-"""Makes a module take the same step on all workers; returns what is called in its place."""
-
-
-def data_parallel(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
-    """DDP: one process per worker, gradients averaged while they are computed."""
-    if collectives.world_size() == 1:
-        return module
-    device = next(module.parameters()).device
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, **_OWN_BUFFERS)
 
 
 @dataclass(frozen=True)
@@ -156,7 +135,7 @@ class TrainingLoop:
         *,
         device: torch.device,
         state: Mapping[str, Any] | None = None,
-        distribute: Distribute = data_parallel,
+        distribute: step.Distribute = step.data_parallel,
     ) -> None:
         self.distribute = distribute
         self.job, self.bank, self.batches, self.report = job, bank, batches, report
@@ -191,6 +170,7 @@ class TrainingLoop:
         """One stage, from its first epoch that is not done yet."""
         stage = self._open(name)
         optimiser = stage.optimiser()
+        self.labels: dict[Modality, np.ndarray] = {}
         first = self._resume(name, stage, optimiser)
         model = self.distribute(stage.module, optimiser)
         if self.config.trainer.compile:
@@ -232,6 +212,7 @@ class TrainingLoop:
         """Images stream in; what they are compared with was decided by all of them."""
         start = self._begin_epoch((name, epoch), stage, clock)
         stage.begin_epoch(epoch, start.epoch)
+        stability = self._stability(stage, start.epoch.labels)
         means = Means(self.device)
         model.train()
         with clock("input"):
@@ -247,7 +228,7 @@ class TrainingLoop:
                 step.take(stage, model, optimiser, on_device, means, settings=self.config.trainer)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
-        return {"losses": means.read(), **start.metrics}
+        return {"losses": means.read(), **start.metrics, **stability}
 
     def _cached_epoch(
         self,
@@ -280,6 +261,14 @@ class TrainingLoop:
             clock.seconds[phase] += start.seconds[phase]
             clock.seconds["cluster"] = max(0.0, clock.seconds["cluster"] - start.seconds[phase])
         return start
+
+    def _stability(self, stage: Stage, labels: dict[Modality, np.ndarray]) -> dict[str, Any]:
+        """How much of the stage's last clustering is in this one, for the log."""
+        before, self.labels = self.labels, labels
+        if not stage.clusters or not before or self.job.identities is not None:
+            return {}
+        found = {str(m): clustering_stability(before[m], y) for m, y in labels.items()}
+        return {"stability": found}
 
     # Opening, measuring, keeping -----------------------------------------------------------------
 
@@ -401,4 +390,7 @@ class TrainingLoop:
         stage.module.load_state_dict(saved, strict=False)
         # a copy, since torch keeps the tensors that it is given and steps change them
         optimiser.load_state_dict(copy.deepcopy(self.state["optimiser"]))
+        if stage.clusters:
+            epoch = self.state["epoch"]
+            self.labels = {m: epoch[f"labels.{m}"].numpy() for m in self.method.INPUTS}
         return int(self.state["progress"]["epoch"]) + 1

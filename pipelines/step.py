@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines import collectives
 from pipelines.config import TrainerConfig
 from pipelines.objective import Means, total_loss
 from reid_core.stages import Stage
 from reid_core.types import Batch, Modality
+
+Distribute = Callable[[nn.Module, torch.optim.Optimizer], nn.Module]
+"""Makes a module take the same step on all workers; returns what is called in its place."""
+
+# Buffers are equal on all workers as it is; torch 2.13 has a new name for leaving them alone.
+_OWN_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+
+
+def data_parallel(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
+    """DDP: one process per worker, gradients averaged while they are computed."""
+    if collectives.world_size() == 1:
+        return module
+    device = next(module.parameters()).device
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=ids, **_OWN_BUFFERS)
 
 
 def take(

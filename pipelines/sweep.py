@@ -1,7 +1,7 @@
 """What a sweep is: its file, and the points that it tries.
 
 A trial is one choice of values, trained once per seed into a run directory of its own and judged
-by people who are neither trained on nor tested on.
+by people who are neither trained on nor tested on, or without any label by its clusters.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from reid_core.methods import METHODS
 
 Values = dict[str, Any]
 """Dotted configuration key -> value: what distinguishes a trial."""
 
+STABILITY = "stability"
 _ON_VALIDATION = {"data.fit": "train", "evaluation.split": "val", "evaluation.start": False}
 
 
@@ -112,7 +114,9 @@ class Search(_Section):
             the recipe, which is the figure that papers print; "random" draws; "optuna" learns
             from earlier trials where to look (extra `sweep`).
         space: dotted key -> what it may be.
-        objective: score in percent of the last epoch, on validation people.
+        objective: what decides, in percent, of the last epoch: a score on validation people, or
+            "stability", which needs no label: how much of the clustering of the epoch before is
+            still there (`reid_core.metrics.clustering_stability`, mean over the modalities).
         budget: when to stop.
         seeds: every trial is trained once with each; its score is the mean.
         seed: of the search itself.
@@ -123,7 +127,7 @@ class Search(_Section):
     overrides: Values = {}
     method: Literal["grid", "axes", "random", "optuna"] = "random"
     space: dict[str, Domain] = Field(min_length=1)
-    objective: Literal["rank1", "rank5", "rank10", "mAP", "mINP"] = "mAP"
+    objective: Literal["rank1", "rank5", "rank10", "mAP", "mINP", "stability"] = "mAP"
     budget: Budget = Budget()
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     seed: int = Field(0, ge=0)
@@ -189,7 +193,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
         raise UserError(f"{path}:\n  " + "\n  ".join(lines)) from error
     written = [f"{key}={json.dumps(value)}" for key, value in search.overrides.items()]
     recipe = configuration.load(Path(search.base), written).model_dump(mode="json")
-    recipe["data"]["root"] = str(Path(recipe["data"]["root"]).resolve())
+    if "://" not in recipe["data"]["root"]:
+        recipe["data"]["root"] = str(Path(recipe["data"]["root"]).resolve())
     study = Study(search, recipe)
     _check_space(study)
     return study
@@ -253,13 +258,34 @@ def _configured(study: Study, values: Values) -> RunConfig:
 def _check_space(study: Study) -> None:
     search = study.search
     base = trial_config(study, {}, search.seeds[0])
+    _check_objective(search, base)
     for key, domain in search.space.items():
         for value in domain.examples():
-            trial_config(study, {key: value}, search.seeds[0])
+            _check_objective(search, trial_config(study, {key: value}, search.seeds[0]))
+    if search.objective == STABILITY:
+        return  # every epoch is measured
     if search.asha and not _evaluates(base.settings.model_dump()):
         raise UserError(
             "asha has nothing to compare: no stage of the recipe is measured while it trains; "
             "set an evaluate_every above 0 in `overrides`"
+        )
+
+
+def _check_objective(search: Search, config: RunConfig) -> None:
+    """Stability is that of the last stage's clusters: there must be some, twice."""
+    if search.objective != STABILITY:
+        return
+    method, settings = METHODS[config.method], config.settings
+    if method.supervision(settings) == "identities":
+        raise UserError(
+            f"objective: {STABILITY} compares clusters, and {config.method} is given identities "
+            "here: choose mAP"
+        )
+    last = method.stages(settings)[-1]
+    if getattr(settings, last).epochs < 2:
+        raise UserError(
+            f"objective: {STABILITY} compares an epoch with the one before: "
+            f"{config.method}.{last}.epochs must be at least 2"
         )
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from pipelines import config as configuration
 from pipelines import sweep
 from pipelines.errors import UserError
-from pipelines.sweep import Study, Values
+from pipelines.sweep import STABILITY, Study, Values
 
 SEARCH, TRIALS, BEST, FOLDER = "search.yaml", "trials.jsonl", "best.yaml", "trials"
 _VALUES = "values.json"
@@ -39,7 +39,7 @@ class Trial:
         config: its values, by dotted key.
         status: "finished"; "stopped" by successive halving, its scores are those of its last
             measured epoch; "failed".
-        scores: mean over seeds of the last epoch's scores, percent, on validation people.
+        scores: mean over seeds of what the last epoch is judged by, see `scores_of`.
         seconds: wall time since it was last taken up.
         runs: per seed its scores.
         error: why it failed.
@@ -146,13 +146,31 @@ def write_best(root: Path, study: Study) -> Trial:
     values = ", ".join(f"{key}={value}" for key, value in best.config.items())
     header = (
         f"# {values}\n"
-        f"# {best.name}: {objective} {best.scores[objective]:.2f} % on validation "
-        f"people, mean of {len(best.runs)} seed(s), best of {len(trials)} trials.\n"
+        f"# {best.name}: {objective} {best.scores[objective]:.2f} % ({judged(objective)}), "
+        f"mean of {len(best.runs)} seed(s), best of {len(trials)} trials.\n"
         f"# Searched from {study.search.base}. Reached on test people: not measured.\n"
     )
     recipe = sweep.best_config(study, best.config)
     (root / BEST).write_text(header + configuration.dump(recipe))
     return best
+
+
+def scores_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """What can judge an epoch, in percent, from its line of the log.
+
+    Scores on validation people where it was measured, and where it clustered and was not the
+    first of its stage how stable the clusters are.
+    """
+    stability = line.get(STABILITY, {})
+    found = {STABILITY: 100 * fmean(stability.values())} if stability else {}
+    return {**line.get("scores", {}), **found}
+
+
+def judged(objective: str) -> str:
+    """What the objective looks at, in words."""
+    if objective == STABILITY:
+        return "last two clusterings, no label"
+    return "validation people"
 
 
 def mean_scores(runs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -166,7 +184,7 @@ def table(trials: Sequence[Trial], objective: str) -> Table:
     first = ranked(trials, objective)
     shown = Table(
         title=f"{len(trials)} trials, best {min(_SHOWN, len(trials))} by {objective} "
-        "(%, validation people)",
+        f"(%, {judged(objective)})",
         title_justify="left",
     )
     keys = list(first[0].config) if first else []

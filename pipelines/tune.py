@@ -24,6 +24,7 @@ from pipelines import runlog, sweep, trials
 from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.prepare import read
 from pipelines.progress import console
 from pipelines.report import sweep_page
 from pipelines.sweep import Domain, Study, Values
@@ -72,6 +73,7 @@ def search_for_best(
     ledger = Ledger(root, study, resume=resume)
     if _left(study, ledger):
         config = sweep.trial_config(study, {}, study.search.seeds[0])
+        _check_people(study, config)
         with session(config):
             count = slots(
                 ray.cluster_resources(),
@@ -124,6 +126,16 @@ def slots(
             available[kind],
         )
     return min(fitting, requested)
+
+
+def _check_people(study: Study, config: RunConfig) -> None:
+    """A score needs people that it can be measured on."""
+    if study.search.objective != sweep.STABILITY and not len(read(config).val):
+        raise UserError(
+            f"objective: {study.search.objective} is measured on validation people, and "
+            f"data.root={config.data.root} has none: give some, or choose "
+            f"objective: {sweep.STABILITY}, which needs no label"
+        )
 
 
 def _left(study: Study, ledger: Ledger) -> int:
@@ -272,15 +284,17 @@ def _trial(point: dict[str, Any], *, runs: Runs) -> None:
         run_dir = folder / f"seed-{seed}"
         task = _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, runs.command)
         last = epochs
-        for count, scores in _measured(task, run_dir):
+        for count, scores in _measured(task, run_dir, objective):
             last = epochs + count
             tune.report(_result(objective, done, scores, epochs=last))
         try:
-            done[str(seed)] = ray.get(task)["rows"]["final"]
+            ray.get(task)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
             (folder / _ERROR).write_text(str(cause))
             raise RuntimeError(str(cause)) from error
+        *_, end = runlog.read_metrics(run_dir)
+        done[str(seed)] = trials.scores_of(end)
         epochs = last
     tune.report(_result(objective, done, {}, epochs=epochs + 1) | {"finished": True})
 
@@ -303,15 +317,16 @@ def _result(
     }
 
 
-def _measured(task: Any, run_dir: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """(epochs so far, scores) of every measured epoch, until the run is over."""
+def _measured(task: Any, run_dir: Path, objective: str) -> Iterator[tuple[int, dict[str, float]]]:
+    """(epochs so far, scores) of every epoch that can be judged, until the run is over."""
     seen = 0
     while True:
         over, _ = ray.wait([task], timeout=_POLL_S)
         lines = list(runlog.read_metrics(run_dir))
         for number, line in enumerate(lines[seen:], start=seen + 1):
-            if "scores" in line:
-                yield number, line["scores"]
+            scores = trials.scores_of(line)
+            if objective in scores:
+                yield number, scores
         seen = max(seen, len(lines))
         if over:
             return

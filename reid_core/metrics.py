@@ -163,6 +163,28 @@ def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgr
     )
 
 
+def clustering_stability(before: np.ndarray, after: np.ndarray) -> float:
+    """How much of a clustering is still there an epoch later; needs no identity.
+
+    The adjusted Rand index over the rows that are in clusters both times, times their share of all
+    rows: otherwise a clustering would gain by leaving rows out. It says that training has settled,
+    not that it is right: an encoder that does not change at all reaches 1.
+
+    Args:
+        before, after: (N,) int64 labels of the same rows; -1 = outlier.
+
+    Returns:
+        1 for the same clusters without outliers, about 0 for unrelated ones; 0 where either time
+        the rows are in fewer than two clusters, which tell nothing apart.
+
+    Reference: ours.
+    """
+    kept = (before != OUTLIER) & (after != OUTLIER)
+    if min(len(np.unique(before[kept])), len(np.unique(after[kept]))) < 2:
+        return 0.0
+    return float(adjusted_rand_score(before[kept], after[kept]) * kept.mean())
+
+
 def matching_accuracy(
     pairs: np.ndarray,
     labels_a: np.ndarray,

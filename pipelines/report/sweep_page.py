@@ -15,9 +15,11 @@ from pipelines.report import figures, words
 from pipelines.report.figures import Scatter
 from pipelines.report.page import duration
 from pipelines.report.panels import Panel
+from pipelines.sweep import STABILITY
 from pipelines.trials import Trial
 
 FILE_NAME = "report.html"
+_SCORES = {**words.SCORES, STABILITY: "Stability"}
 _MAX_GROUPS = 6  # distinct values up to which each is a group of its own
 _LOGARITHMIC_FROM = 20  # largest over smallest value of a setting
 
@@ -57,9 +59,13 @@ def write(sweep_dir: Path) -> Path:
     templates.filters |= {"duration": duration, "shortened": shortened}
     page = templates.get_template("sweep.html").render(
         name=sweep_dir.resolve().name,
-        objective=words.SCORES[objective],
+        objective=_SCORES[objective],
         key=objective,
-        score_names=words.SCORES,
+        score_names={
+            name: shown
+            for name, shown in _SCORES.items()
+            if any(name in trial.scores for trial in found)
+        },
         trials=ranked,
         settings=list(ranked[0].config),
         num_failed=sum(trial.status == "failed" for trial in found),
@@ -137,6 +143,6 @@ def _objective(sweep_dir: Path) -> str:
     """The score that the search names, mAP where it names none."""
     try:
         content = yaml.safe_load((sweep_dir / ledger.SEARCH).read_text(encoding="utf-8"))
-        return content["objective"] if content["objective"] in words.SCORES else "mAP"
+        return content["objective"] if content["objective"] in _SCORES else "mAP"
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return "mAP"

@@ -129,6 +129,22 @@ def test_bad_input_is_named() -> None:
         metrics.retrieval_metrics(np.array([[0, 1], [0, np.nan]]), pids, pids)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([0, 0, 1, 1], [1, 1, 0, 0], 1.0),  # other names for the same clusters
+        ([0, 0, 1, 1, -1, -1, -1, -1], [0, 0, 1, 1, 0, 0, -1, -1], 0.5),  # half take part
+        ([0, 0, 1, 1], [0, 1, 0, 1], -0.5),  # every pair taken apart, by hand
+        ([0, 0, 0, 0], [0, 0, 0, 0], 0.0),  # one cluster tells nothing apart
+        ([-1, -1, -1, -1], [-1, -1, -1, -1], 0.0),
+        ([0, 1, -1, -1], [-1, -1, 0, 1], 0.0),
+    ],
+)
+def test_clustering_stability_by_hand(before: list, after: list, expected: float) -> None:
+    found = metrics.clustering_stability(np.array(before), np.array(after))
+    assert found == pytest.approx(expected)
+
+
 def test_clustering_agreement_leaves_outliers_out() -> None:
     labels = np.array([0, 0, 0, 1, 1, -1, -1])
     truth = np.array([5, 5, 6, 7, 7, 5, 7])

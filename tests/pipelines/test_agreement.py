@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipelines import checkpoint, loop, runlog, strict
 from pipelines.config import RunConfig
+from pipelines.step import data_parallel
 from tests.pipelines import small_runs
 
 pytestmark = pytest.mark.slow
@@ -114,7 +115,7 @@ def take_one_step(method: str, root: Path, folder: Path) -> dict[str, Any]:
     work = run.job, run.bank, run.batches, report
 
     def distribute(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
-        return loop.data_parallel(module.double(), optimiser)
+        return data_parallel(module.double(), optimiser)
 
     with suppress(EnoughError):
         loop.TrainingLoop(*work, device=small_runs.CPU, state=state, distribute=distribute).run()

@@ -20,8 +20,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import batchnorm, collectives, loop
+from pipelines import batchnorm, collectives
 from pipelines.objective import Means, total_loss
+from pipelines.step import data_parallel
 from reid_core import losses
 from reid_core.types import Term
 
@@ -89,7 +90,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     )
     part = collectives.slice_of(ROWS)
     model = batchnorm.convert(network())
-    wrapped = loop.data_parallel(model, torch.optim.SGD(model.parameters()))
+    wrapped = data_parallel(model, torch.optim.SGD(model.parameters()))
     found: dict[str, Any] = {"means": step(wrapped, part), "gradients": gradients(model)}
     found["buffers"] = dict(model.named_buffers())
     model.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from pipelines import config as configuration
 from pipelines import sweep, trials
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.report import sweep_page
 from pipelines.sweep import Domain
 from pipelines.trials import Ledger, Trial
 from pipelines.tune import slots
@@ -84,6 +87,14 @@ class TestSearchFile:
             ({"space": {KEEP: {"values": [0.1, 1.5]}}}, r"cclnet\.swap\.keep: .* 1\.5"),
             ({"asha": {"grace_epochs": 1}, "seeds": [0, 1]}, "give one seed"),
             ({"objective": "accuracy"}, "objective"),
+            (
+                {"objective": "stability", "overrides": {"cclnet.labels": "identities"}},
+                "compares clusters, and cclnet is given identities",
+            ),
+            (
+                {"objective": "stability", "space": {"cclnet.align.epochs": {"values": [1, 9]}}},
+                r"cclnet\.align\.epochs must be at least 2",
+            ),
             ({"base": "no_such_recipe.yaml"}, "no configuration file no_such_recipe"),
         ],
     )
@@ -100,6 +111,11 @@ class TestSearchFile:
             sweep.load(write(asha=asha, overrides=silent))
         silent["cclnet.align.evaluate_every"] = 1
         assert sweep.load(write(asha=asha, overrides=silent)).search.asha
+
+    def test_halving_by_stability_needs_no_scores(self, write: Callable[..., Path]) -> None:
+        silent = {f"cclnet.{stage}.evaluate_every": 0 for stage in ("prepare", "align")}
+        path = write(asha={"grace_epochs": 2}, overrides=silent, objective="stability")
+        assert sweep.load(path).search.asha
 
     def test_unknown_file_lists_those_that_ship(self) -> None:
         with pytest.raises(UserError, match="search_cclnet"):
@@ -251,6 +267,30 @@ class TestSummary:
         with pytest.raises(UserError, match="no trial of the sweep finished: no cluster"):
             trials.write_best(ledger.root, study)
 
+    def test_an_epoch_is_judged_with_and_without_labels(self) -> None:
+        line = {"stage": "align", "stability": {"visible": 0.8, "infrared": 0.5}}
+        assert trials.scores_of(line) == pytest.approx({"stability": 65.0})
+        assert trials.scores_of(line | {"scores": {"mAP": 30.0}})["mAP"] == 30.0
+        assert trials.scores_of({"stage": "align", "scores": {"mAP": 30.0}}) == {"mAP": 30.0}
+        assert trials.scores_of({"stage": "prompts"}) == {}
+
+    def test_the_recipe_and_the_page_say_that_no_label_decided(
+        self, write: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        study = sweep.load(write(objective="stability"))
+        ledger = Ledger(tmp_path / "sweep", study, resume=False)
+        for name, keep, stable in (("a", 0.0, 60.0), ("b", 1.0, 70.0)):
+            scores = {"stability": stable}
+            ledger.end(Trial(name, {KEEP: keep}, "finished", scores, runs={"0": scores}))
+        assert trials.write_best(ledger.root, study).name == "b"
+        assert (
+            "stability 70.00 % (last two clusterings, no label)"
+            in (ledger.root / trials.BEST).read_text()
+        )
+        page = sweep_page.write(ledger.root).read_text()
+        assert "without any label" in page
+        assert "Rank-1" not in page
+
     def test_mean_over_seeds(self) -> None:
         runs = {"0": {"mAP": 10.0}, "1": {"mAP": 20.0}}
         assert trials.mean_scores(runs) == {"mAP": 15.0}
@@ -289,6 +329,21 @@ class TestSlots:
         assert slots({"CPU": 8.0}, config, use_gpu=True, requested=3) == 3
 
 
+def test_people_without_labels_are_judged_by_stability(
+    write: Callable[..., Path], tree: Path, tmp_path: Path
+) -> None:
+    """Found before anything starts, with the objective that would do."""
+    from pipelines.tune import search_for_best
+
+    root = tmp_path / "people"
+    for modality in ("visible", "infrared"):
+        (root / modality).mkdir(parents=True)
+        shutil.copy(next(tree.rglob("*.jpg")), root / modality)
+    study = sweep.load(write(), [f"data.root={root}", "data.kind=folder"])
+    with pytest.raises(UserError, match="has none: give some, or choose objective: stability"):
+        search_for_best(study, tmp_path / "sweep", [], resume=False)
+
+
 class TestOptuna:
     def test_knows_what_the_sweep_found(self, write: Callable[..., Path], tmp_path: Path) -> None:
         pytest.importorskip("optuna")
@@ -324,6 +379,7 @@ def peak(point: dict[str, Any], *, runs: Any) -> None:
 def test_optuna_with_halving_and_a_larger_budget(
     local_ray: None,
     write: Callable[..., Path],
+    tree: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -339,12 +395,13 @@ def test_optuna_with_halving_and_a_larger_budget(
     }
     root = tmp_path / "sweep"
     budget = {"trials": 10, "concurrent": 2}
-    study = sweep.load(write(**search, budget=budget))
+    data = [f"data.root={tree}"]
+    study = sweep.load(write(**search, budget=budget), data)
     found, best = tune.search_for_best(study, root, [], resume=False)
     assert len(found) == 10
     assert {trial.status for trial in found} == {"finished", "stopped"}
     assert best.scores["mAP"] == max(t.scores["mAP"] for t in found if t.status == "finished")
-    study = sweep.load(write(**search, budget=budget | {"trials": 12}))
+    study = sweep.load(write(**search, budget=budget | {"trials": 12}), data)
     more, _ = tune.search_for_best(study, root, [], resume=True)
     assert more[:10] == found
     assert len(more) == 12
@@ -355,15 +412,14 @@ def test_optuna_with_halving_and_a_larger_budget(
 def test_sweep_on_ray(
     local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path, capsys: Any
 ) -> None:
-    """Two trials side by side; one fails and does not end the sweep; resume tries it again."""
+    """Two trials side by side, judged without labels; one fails and does not end the sweep; resume
+    tries it again."""
     from pipelines.tune import search_for_best
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         configuration.dump(
-            make_config(
-                "trainer.num_workers=1", "cclnet.image_to_text=0", "cclnet.align.evaluate_every=1"
-            )
+            make_config("trainer.num_workers=1", "cclnet.image_to_text=0", "cclnet.align.epochs=2")
         )
     )
     path = tmp_path / "search.yaml"
@@ -373,6 +429,7 @@ def test_sweep_on_ray(
         "space": {"cclnet.clustering.min_samples": {"values": [4, 500]}},
         "budget": {"concurrent": 2},
         "asha": {"grace_epochs": 1},
+        "objective": "stability",
     }
     path.write_text(yaml.safe_dump(content))
     study, root = sweep.load(path), tmp_path / "sweep"
@@ -383,7 +440,8 @@ def test_sweep_on_ray(
     }
     assert "no cluster" in next(trial.error for trial in found if trial.status == "failed")
     run_dir = root / trials.FOLDER / best.name / "seed-0"
-    assert json.loads((run_dir / "summary.json").read_text())["rows"]["final"] == best.scores
+    rows = json.loads((run_dir / "summary.json").read_text())["rows"]
+    assert best.scores == {**rows["final"], "stability": best.scores["stability"]}
     assert (run_dir / "report.html").is_file()
     assert (root / "report.html").is_file()
     configuration.load(root / trials.BEST)
@@ -391,3 +449,5 @@ def test_sweep_on_ray(
     assert sorted((trial.name, trial.status) for trial in again) == sorted(
         (trial.name, trial.status) for trial in found
     )
+    with capsys.disabled():
+        Console(width=120).print(trials.table(again, "stability"))
