@@ -372,6 +372,7 @@ class TrainingLoop:
             "config": self.config.used(),
             "progress": self.progress.state_dict(),
             "trains_encoder": not isinstance(stage, CachedStage),
+            "quick_gelu": self.clip.quick_gelu,
             "module": kept(stage),
             "epoch": stage.state_dict(),
             "optimiser": optimiser.state_dict(),

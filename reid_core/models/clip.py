@@ -17,6 +17,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -134,6 +135,11 @@ class Clip:
         return self.text.embed_dim
 
     @property
+    def quick_gelu(self) -> bool:
+        """Whether its transformers use QuickGELU, which no weight tells."""
+        return any(isinstance(module, QuickGELU) for module in self.model.modules())
+
+    @property
     def pixel_mean(self) -> tuple[float, float, float]:
         """Mean RGB, of 1, that the weights were trained with."""
         return IMAGENET_MEAN if self.name == SMALL else open_clip.OPENAI_DATASET_MEAN
@@ -144,7 +150,9 @@ class Clip:
         return IMAGENET_STD if self.name == SMALL else open_clip.OPENAI_DATASET_STD
 
 
-def load(name: str, pretrained: str | None = None, *, seed: int = 0) -> Clip:
+def load(
+    name: str, pretrained: str | None = None, *, seed: int = 0, quick_gelu: bool = False
+) -> Clip:
     """Builds a CLIP and fills it with weights, completely or not at all; float32, eval mode.
 
     Args:
@@ -155,6 +163,7 @@ def load(name: str, pretrained: str | None = None, *, seed: int = 0) -> Clip:
             tags bring QuickGELU with them; any other file that needs it takes the name that
             says so, such as "RN50-quickgelu".
         seed: of the random weights; the global random state is left alone.
+        quick_gelu: what the transformers are built with where neither name nor weights say it.
 
     Raises:
         ValueError: unknown name, missing or unreadable file, or weights of another
@@ -162,10 +171,10 @@ def load(name: str, pretrained: str | None = None, *, seed: int = 0) -> Clip:
     """
     config = _model_config(name)
     if pretrained is None:
-        return _build(name, config, quick_gelu=False, seed=seed)
-    path, quick_gelu = _locate(name, pretrained)
+        return _build(name, config, quick_gelu=quick_gelu, seed=seed)
+    path, of_tag = _locate(name, pretrained)
     state, from_openai = _read_state(path)
-    clip = _build(name, config, quick_gelu=quick_gelu or from_openai, seed=seed)
+    clip = _build(name, config, quick_gelu=quick_gelu or of_tag or from_openai, seed=seed)
     _fill(clip, state, path)
     return clip
 
