@@ -33,6 +33,10 @@ Space = Annotated[
     Literal["descriptor", "joint"],
     typer.Option(help="descriptor, or joint: CLIP's space, where sentences can be asked too."),
 ]
+Trial = Annotated[
+    int | None,
+    typer.Option(help="Which of RegDB's ten divisions; default: that of the run.", min=1, max=10),
+]
 
 
 @app.command()
@@ -80,8 +84,11 @@ def train(
 @app.command(name="eval")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
-    kind: Annotated[str, typer.Option(help="Layout of the data set.")] = "sysu",
+    kind: Annotated[
+        str | None, typer.Option(help="Layout of the data set; default: that of the run.")
+    ] = None,
     root: Annotated[Path | None, typer.Option(help="Its folder; default: that of the run.")] = None,
+    trial: Trial = None,
     split: Annotated[str, typer.Option(help="test or val.")] = "test",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the scores to this file.")
@@ -97,7 +104,7 @@ def evaluate(
     from pipelines.evaluate import evaluate_checkpoint, score_table
 
     result = evaluate_checkpoint(
-        checkpoint, kind=kind, root=root, split=split, flip=flip, reranked=rerank
+        checkpoint, kind=kind, root=root, trial=trial, split=split, flip=flip, reranked=rerank
     )
     console.print(score_table(result))
     if json_file is not None:
@@ -149,6 +156,7 @@ def embed(
     ],
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
     kind: Annotated[str | None, typer.Option(help="Layout, where SOURCE is a data set.")] = None,
+    trial: Trial = None,
     split: Annotated[str, typer.Option(help="Of the data set: train, val, test, all.")] = "test",
     modality: Annotated[
         str | None, typer.Option(help="Of all images, where no folder or column says it.")
@@ -168,7 +176,7 @@ def embed(
 
     done = embedding.embed(
         checkpoint,
-        Source(source, kind, split, modality_named(modality, "--modality")),
+        Source(source, kind, split, modality_named(modality, "--modality"), trial),
         out,
         space=space,
         dtype=dtype,

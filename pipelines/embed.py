@@ -87,8 +87,12 @@ def embed(
     """
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
-    source = replace(source, path=source.path.resolve())
     loaded = open_encoder(checkpoint, space=space)
+    source = replace(source, path=source.path.resolve())
+    if source.kind == "regdb" and source.trial is None:
+        own = loaded.config.data.trial
+        assert own != "all"  # every trial is a run of its own
+        source = replace(source, trial=own)
     info = VectorInfo(
         fingerprint=loaded.fingerprint,
         space=space,

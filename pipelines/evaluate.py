@@ -99,9 +99,10 @@ def evaluate(
 def evaluate_checkpoint(
     path: Path,
     *,
-    kind: str,
-    root: Path | None,
-    split: str,
+    kind: str | None = None,
+    root: Path | None = None,
+    trial: int | None = None,
+    split: str = "test",
     flip: bool = False,
     reranked: bool = False,
 ) -> Evaluation:
@@ -109,8 +110,8 @@ def evaluate_checkpoint(
 
     Args:
         path: checkpoint folder or run directory.
-        kind: data set kind.
-        root: folder of the data set; None for the one that the run was trained on.
+        kind, root, trial: of the data set, as in `pipelines.config.DataConfig`; None for those
+            that the run was trained with.
         split: "test" or "val".
         flip, reranked: also score with mirrored images, or re-ranked; see `evaluate`.
 
@@ -119,8 +120,11 @@ def evaluate_checkpoint(
     """
     loaded = open_encoder(path)
     tree = loaded.config.model_dump(mode="json")
-    tree["data"] |= {"kind": kind, **({"root": str(root)} if root else {})}
+    given = {"kind": kind, "root": root, "trial": trial}
+    tree["data"] |= {key: value for key, value in given.items() if value is not None}
     config = configuration.validate(tree, source=str(path))
+    if trial is not None and config.data.kind != "regdb":
+        raise UserError(f"--trial {trial}: only RegDB has divisions, this is {config.data.kind}")
     if split not in ("test", "val"):
         raise UserError(f"--split {split}: choose test or val")
     dataset = read(config)
@@ -152,7 +156,7 @@ def evaluate_checkpoint(
 def score_table(result: Evaluation) -> Table:
     """Mean and standard deviation over trials, one line per protocol."""
     table = Table(title=f"percent; a random ranking has Rank-1 {result.chance:.1f}")
-    table.add_column("protocol / mode / direction")
+    table.add_column("protocol / mode / direction", overflow="fold")
     for name in SCORES:
         table.add_column(name, justify="right")
     suffix = ""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from pipelines import roots
 from pipelines.errors import UserError
 from reid_core.datasets import READERS
 from reid_core.datasets.lists import IMAGE_SUFFIXES
@@ -50,6 +51,7 @@ class Source:
         kind: layout of the data set, None for a folder or manifest.
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
+        trial: which of RegDB's divisions; None takes that of the run, see `pipelines.embed`.
 
     Raises:
         UserError: nothing there, an unknown kind, split or file type.
@@ -59,12 +61,15 @@ class Source:
     kind: str | None = None
     split: str = "test"
     modality: Modality | None = None
+    trial: int | None = None
 
     def __post_init__(self) -> None:
         if not self.path.exists():
             raise UserError(f"{self.path} does not exist: give a folder of images or a manifest")
         if self.kind is not None and self.kind not in READERS:
             raise UserError(f"--kind {self.kind}: choose one of {', '.join(READERS)}")
+        if self.trial is not None and self.kind != "regdb":
+            raise UserError(f"--trial {self.trial} is for --kind regdb: only RegDB has divisions")
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
         if self.path.is_file() and self.path.suffix not in MANIFEST_SUFFIXES:
@@ -89,10 +94,7 @@ class Source:
 
     def _data_set(self) -> tuple[Record, ...]:
         assert self.kind is not None
-        try:
-            found = READERS[self.kind](self.root)
-        except ValueError as error:
-            raise UserError(f"{self.path} is no readable {self.kind} data set: {error}") from error
+        found = roots.read(self.kind, self.root, trial=self.trial or 1)
         splits: dict[str, Split] = {name: getattr(found, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
         return tuple(record for split in chosen for record in split.records)

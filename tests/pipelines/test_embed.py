@@ -19,6 +19,7 @@ from pipelines.embed import Embedder, embed
 from pipelines.encoder import open_encoder
 from pipelines.errors import UserError
 from pipelines.sources import Part, Source, parts, record_id
+from reid_core.datasets import regdb, synthetic
 from reid_core.types import Modality, Record
 from tests.pipelines.trained import draw_folder, save_run
 
@@ -78,6 +79,19 @@ def test_vectors_are_those_of_the_encoder(
         modality = Modality(table["modality"][row].as_py())
         alone = loaded.encoder.embed(embedding.torch.from_numpy(image[None]), modality)
         np.testing.assert_allclose(found[row], alone[0].numpy(), atol=1e-5)
+
+
+def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
+    tmp_path: Path, in_process: list[str]
+) -> None:
+    root, run_dir = tmp_path / "regdb", save_run(tmp_path / "run", trial=5)
+    synthetic.write(root, num_identities=4, seed=1, layout="regdb", height=32)
+    for given, trial in ((None, 5), (9, 9)):
+        embed(run_dir, Source(root, "regdb", trial=given), tmp_path / str(trial))
+        people = [record.image for record in regdb.read(root, trial=trial).test.records]
+        assert read_vectors(tmp_path / str(trial))[0] == people
+    with pytest.raises(UserError, match=r"--trial 9.*only RegDB"):
+        Source(root, "folder", trial=9)
 
 
 def test_a_second_run_embeds_nothing(

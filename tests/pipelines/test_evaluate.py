@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from pipelines import evaluate as evaluating
 from pipelines.config import RunConfig
 from pipelines.data import Inputs
 from pipelines.encoder import LoadedEncoder
+from pipelines.errors import UserError
 from pipelines.evaluate import evaluate
 from reid_core import protocols
-from reid_core.datasets import sysu
+from reid_core.datasets import regdb, synthetic, sysu
 from reid_core.protocols import HEADLINE, PROTOCOLS
 from reid_core.reranking import rerank
 from reid_core.types import Modality, Record, Split
@@ -87,6 +89,22 @@ class TestBlocksOfQueries:
         trial = protocols.Trial("x", 0, np.zeros(9000, np.int64), np.arange(3), None, "image")
         protocols.score_similarity(similarity, np.arange(3), trial)
         assert asked == [4096, 4096, 808]
+
+
+def test_similarities_are_counted_per_pair_of_modalities() -> None:
+    """Persons 0 and 1 by hand; a row is not compared with itself, nor with nobody in particular."""
+    visible = [Record(f"v{i}.jpg", Modality.VISIBLE, pid) for i, pid in enumerate((0, 0, 1, -1))]
+    infrared = [Record(f"i{i}.jpg", Modality.INFRARED, pid) for i, pid in enumerate((0, 1))]
+    rows = np.eye(2, dtype=np.float32)[[0, 0, 1, 1, 0, 0]]
+    found = evaluate("folder", Split(tuple(visible + infrared)), rows).details
+    assert found["pairs"].tolist() == ["infrared visible", "infrared infrared", "visible visible"]
+    zero, one = 40, 79  # bins
+    same, different = found["same_hist"], found["different_hist"]
+    assert (same[0, one], same[0, zero]) == (2, 1), "i0 finds v0 and v1, i1 misses v2"
+    assert (different[0, one], different[0, zero]) == (2, 3)
+    assert (same[1].sum(), different[1, one]) == (0, 1), "two people that look alike"
+    assert (same[2, one], different[2, zero]) == (1, 2)
+    assert (same.sum(), different.sum()) == (4, 8)
 
 
 class TestMirroredAndReRanked:
@@ -179,3 +197,22 @@ def test_the_command_reads_every_image_once(
     command = ["eval", "anything", "--root", str(tree), "--json", str(plain)]
     assert CliRunner().invoke(cli.app, command, catch_exceptions=False).exit_code == 0
     assert json.loads(plain.read_text()) == {name: scores[name] for name in names}
+
+
+def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
+    loaded: list[int],
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    synthetic.write(tmp_path, num_identities=4, seed=1, layout="regdb", height=32)
+    config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
+    encoder = replace(evaluating.open_encoder(tmp_path), config=config)
+    monkeypatch.setattr(evaluating, "open_encoder", lambda path: encoder)
+    for given, trial in ((None, 5), (9, 9)):
+        found = evaluating.evaluate_checkpoint(tmp_path, trial=given)
+        people = regdb.read(tmp_path, trial=trial).test
+        images = {record.image for record in people.take(people.rows(Modality.VISIBLE)).records}
+        assert images in (set(found.details[f"{side}_images"]) for side in ("query", "gallery"))
+    with pytest.raises(UserError, match="--trial 9: only RegDB has divisions, this is folder"):
+        evaluating.evaluate_checkpoint(tmp_path, kind="folder", trial=9)

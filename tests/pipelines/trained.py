@@ -15,7 +15,11 @@ from reid_core.models.encoders import TwoStemEncoder
 
 
 def save_run(
-    run_dir: Path, *, stage: str = "align", module: dict[str, torch.Tensor] | None = None
+    run_dir: Path,
+    *,
+    stage: str = "align",
+    module: dict[str, torch.Tensor] | None = None,
+    trial: int = 1,
 ) -> Path:
     """A run directory as training leaves it, with a checkpoint of the bundled weights.
 
@@ -23,10 +27,11 @@ def save_run(
         run_dir: made if need be.
         stage: that the checkpoint was written in.
         module: what it holds instead of an encoder.
+        trial: that it was trained on.
     """
     config = configuration.validate(
         {
-            "data": {"root": str(run_dir / "data")},
+            "data": {"root": str(run_dir / "data"), "trial": trial},
             "model": {"name": clip.SMALL, "pretrained": "bundled", "height": 64, "width": 32},
         },
         source="test",
