@@ -185,11 +185,14 @@ def test_the_command_exits_with_1_and_writes_everything_as_json(
     assert good.exit_code == 0, good.output
     assert "nothing is off" in good.output
     assert json.loads(out.read_text())["ok"] is True
-    (people / sysu.read(people).test.records[0].image).write_bytes(b"")
+    missing, broken = (people / record.image for record in sysu.read(people).test.records[:2])
+    broken.write_bytes(b"")
+    missing.unlink()
     bad = runner.invoke(cli.app, command)
     assert bad.exit_code == 1
+    assert "wrong: test visible:" in bad.output
     assert "unreadable: 1 image" in bad.output
     written = json.loads(out.read_text())
     assert written["ok"] is False
-    assert written["problems"][0]["examples"]
+    assert written["problems"][-1]["examples"]
     assert written["counts"][0]["found"]["images"] > 0
