@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -89,13 +89,8 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     config = configuration.validate(state["config"], source=str(folder))
     size, method = config.model, METHODS[config.method]
     try:
-        encoder = method.load_encoder(
-            getattr(config, config.method),
-            clip.load(size.name, None),
-            height=size.height,
-            width=size.width,
-            state=state["module"],
-        )
+        start = clip.load(size.name, None, quick_gelu=state.get("quick_gelu", False))
+        encoder = _encoder(config, start, state["module"])
     except (RuntimeError, KeyError) as error:  # other parameters than those of an encoder
         raise UserError(
             f"{folder} was written in stage {state['progress']['stage']!r} and holds no trained "
@@ -107,12 +102,30 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
         text = clip.load(size.name, size.pretrained).text
         encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device).eval().requires_grad_(False)
     return LoadedEncoder(
-        encoder=encoder,
+        encoder=encoder.to(device).eval().requires_grad_(False),
         modalities=modalities,
         tokenize=None if text is None else text.tokenize,
         config=config,
         device=device,
         fingerprint=checkpoint.content_hash({"module": state["module"], "space": space})[:16],
+    )
+
+
+def open_start(loaded: LoadedEncoder) -> Encoder:
+    """What an encoder was before training, on the same device.
+
+    Raises:
+        ValueError: the weights that training started from are not at hand.
+    """
+    size = loaded.config.model
+    encoder = _encoder(loaded.config, clip.load(size.name, size.pretrained), None)
+    return encoder.to(loaded.device).eval().requires_grad_(False)
+
+
+def _encoder(config: RunConfig, start: clip.Clip, state: dict[str, Tensor] | None) -> Any:
+    """The method's encoder: of a module state, or as `start` has it."""
+    size = config.model
+    return METHODS[config.method].load_encoder(
+        config.settings, start, height=size.height, width=size.width, state=state
     )

@@ -35,6 +35,7 @@ SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _TOP = 10
 _BLOCK = 512  # queries
 _BINS = np.linspace(-1, 1, 81)
+_WITHIN = 2000  # rows of a modality whose similarities with each other are counted
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,11 @@ def _details(
         found["top"].append(top)
         found["top_similarity"].append(np.take_along_axis(similarity, top, axis=1))
         found["top_correct"].append(np.take_along_axis(same, top, axis=1))
-        for name, mask in (("same_hist", same & exists), ("different_hist", ~same & exists)):
-            found[name].append(np.histogram(similarity[mask], _BINS)[0])
+        found["hist"].append(_histograms(similarity, same, exists))
+    sides = [trial.query, trial.gallery]
+    asked, shown = (split.records[rows[0]].modality for rows in sides)
+    counts = [np.sum(found["hist"], axis=0), *(_within(split, features, rows) for rows in sides)]
+    same_hist, different_hist = np.stack(counts, axis=1)
     return {
         "cmc": scores.cmc,
         "ap": scores.ap,
@@ -241,6 +245,23 @@ def _details(
         "query_captions": captions[trial.query],
         "gallery_images": images[trial.gallery],
         **{name: np.concatenate(found[name]) for name in ("top", "top_similarity", "top_correct")},
-        **{name: np.sum(found[name], axis=0) for name in ("same_hist", "different_hist")},
+        "pairs": np.array([f"{asked} {shown}", f"{asked} {asked}", f"{shown} {shown}"]),
+        "same_hist": same_hist,
+        "different_hist": different_hist,
         "bins": _BINS,
     }
+
+
+def _within(split: Split, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(2, bins) pairs of one person and of two among rows of one modality, evenly chosen."""
+    rows = rows[split.pids[rows] >= 0]
+    rows = rows[:: max(1, -(-len(rows) // _WITHIN))]
+    same = np.equal.outer(split.pids[rows], split.pids[rows])
+    once = np.triu(np.ones_like(same), 1)
+    return _histograms(features[rows] @ features[rows].T, same, once)
+
+
+def _histograms(similarity: np.ndarray, same: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """(2, bins) counted pairs of one person and of two, by similarity."""
+    similarity = similarity.clip(_BINS[0], _BINS[-1])  # rounding may go beyond 1
+    return np.stack([np.histogram(similarity[m & counted], _BINS)[0] for m in (same, ~same)])

@@ -1,4 +1,4 @@
-"""Where the trained encoder looks: the places that make a query and its answer alike.
+"""Where the encoder looks, before and after training: what makes a query and its answer alike.
 
 Needs torch and a checkpoint, so the page imports it only where a run has one.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.decoding import read_image
-from pipelines.encoder import LoadedEncoder, open_encoder
+from pipelines.encoder import LoadedEncoder, open_encoder, open_start
 from pipelines.report.ranklists import choose
 from reid_core.attribution import heat_maps
 from reid_core.datasets import READERS
 from reid_core.protocols import HEADLINE
+from reid_core.stages import Encoder
 from reid_core.types import Modality
 
 NUM_PAIRS_PER_GROUP = 2
@@ -32,10 +33,11 @@ _OPACITY = 0.65  # of the hottest place; the person below must stay recognisable
 
 @dataclass(frozen=True)
 class Side:
-    """A picture, plain and with its heat map on it, as data URIs."""
+    """A picture, plain and with the heat maps of before and after training, as data URIs."""
 
     plain: str
-    hot: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,15 @@ class Pair:
         query: None where the query is a sentence.
         caption: that sentence, or "".
         answer: the first answer.
-        similarity: of the two.
+        before, after: similarity of the two, before and after training.
         right: whether they show one person.
     """
 
     query: Side | None
     caption: str
     answer: Side
-    similarity: float
+    before: float
+    after: float
     right: bool
 
 
@@ -67,12 +70,14 @@ def pairs(run_dir: Path, data: Mapping[str, object], final: Mapping[str, np.ndar
 
     Raises:
         UserError: no trained encoder in the checkpoint.
-        OSError, ValueError: a picture cannot be read, or the encoder has no places to look at.
+        OSError, ValueError: a picture or the weights of the start cannot be read, or the encoder
+            has no places to look at.
     """
     loaded, root = open_encoder(run_dir), Path(str(data["root"]))
+    encoders = (open_start(loaded), loaded.encoder)
     asked, searched = _modalities(str(data["kind"]), root)
     best, _, worst = choose(final["ap"], final["query_images"], num=NUM_PAIRS_PER_GROUP)
-    return [_pair(loaded, final, query, root, asked, searched) for query in best + worst]
+    return [_pair(loaded, encoders, final, q, root, asked, searched) for q in best + worst]
 
 
 def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -101,38 +106,50 @@ def _modalities(kind: str, root: Path) -> tuple[Modality, Modality]:
 
 def _pair(
     loaded: LoadedEncoder,
+    encoders: tuple[Encoder, Encoder],
     final: Mapping[str, np.ndarray],
     query: int,
     root: Path,
     asked: Modality,
     searched: Modality,
 ) -> Pair:
+    picture = root / str(final["query_images"][query])
     answer = root / str(final["gallery_images"][final["top"][query][0]])
-    picture, caption = root / str(final["query_images"][query]), ""
+    caption, shown = "", _input(loaded, answer)
     if asked == Modality.TEXT:
         assert loaded.tokenize is not None
         caption = str(final["query_captions"][query])
         inputs = loaded.tokenize([caption]).to(loaded.device)
     else:
         inputs = _input(loaded, picture)
-    vector = loaded.encoder.embed(inputs, asked)
-    toward = loaded.encoder.embed(_input(loaded, answer), searched)
+    vectors = [(one.embed(inputs, asked), one.embed(shown, searched)) for one in encoders]
+    before, after = (float((q * a).sum()) for q, a in vectors)
     return Pair(
-        query=None if caption else _side(loaded, picture, asked, toward),
+        query=None if caption else _side(picture, encoders, inputs, asked, [a for _, a in vectors]),
         caption=caption,
-        answer=_side(loaded, answer, searched, vector),
-        similarity=float(final["top_similarity"][query, 0]),
+        answer=_side(answer, encoders, shown, searched, [q for q, _ in vectors]),
+        before=before,
+        after=after,
         right=bool(final["top_correct"][query, 0]),
     )
 
 
-def _side(loaded: LoadedEncoder, image: Path, modality: Modality, target: Tensor) -> Side:
-    assert isinstance(loaded.encoder, nn.Module)
-    (heat,) = heat_maps(loaded.encoder, _input(loaded, image), modality, target)
+def _side(
+    image: Path,
+    encoders: tuple[Encoder, Encoder],
+    inputs: Tensor,
+    modality: Modality,
+    targets: Sequence[Tensor],
+) -> Side:
     with Image.open(image) as opened:
         width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
         shown = opened.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
-    return Side(_uri(shown), _uri(overlay(shown, heat.cpu().numpy())))
+    hot = []
+    for encoder, target in zip(encoders, targets, strict=True):
+        assert isinstance(encoder, nn.Module)
+        (heat,) = heat_maps(encoder, inputs, modality, target)
+        hot.append(_uri(overlay(shown, heat.cpu().numpy())))
+    return Side(_uri(shown), *hot)
 
 
 def _input(loaded: LoadedEncoder, image: Path) -> Tensor:

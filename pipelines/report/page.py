@@ -161,53 +161,73 @@ def _stages(run: Run) -> list[dict[str, Any]]:
     for name in run.stages:
         own = [epoch for epoch in run.epochs if epoch["stage"] == name]
         seconds = sum(sum(filter(None, (epoch.get("seconds") or {}).values())) for epoch in own)
-        found.append({"stage": words.stage(name), "num_epochs": len(own), "seconds": seconds})
+        stage, paired = words.stage(name), sum(bool(epoch.get("pairs")) for epoch in own)
+        told = [stage.description, stage.coupled.format(paired) if paired else ""]
+        found.append(
+            {
+                "stage": stage,
+                "told": " ".join(filter(None, told)),
+                "num_epochs": len(own),
+                "seconds": seconds,
+            }
+        )
     return found
 
 
 def _sections(run: Run) -> list[Section]:
-    known = (
-        "known because these people are generated; never used in training"
-        if run.generated
-        else "known for this data set; never used in training"
+    """The parts of the page that consist of charts."""
+    of_groups = [] if words.method(run.method).is_told_who else _of_groups(run)
+    losses = (panels.losses(run.epochs), "metrics.jsonl holds no losses.")
+    scores_by_epoch = (
+        panels.scores(run.epochs, run.summary),
+        "scores by epoch, since no epoch was evaluated during training.",
     )
-    curves, curves_missing = _finding(run)
-    planned = (
-        ("losses", "Losses", "", panels.losses(run.epochs), ["metrics.jsonl holds no losses."]),
-        ("groups", "Groups and pairs",
-         "Nobody tells the program who is who, so it has to find out by itself which pictures "
-         "belong together.",
-         panels.groups(run.epochs), ["this run formed no groups."]),
-        ("truth", "Were the groups right?", f"Who is who is {known}.", panels.truth(run.epochs),
-         ["the groups were not compared with the true people."]),
-    )  # fmt: skip
+    no_arrays = "since there is no readable evaluation/*.npz of this version in this run."
     return [
-        *(
-            Section(anchor, title, text, found, [] if found else missing)
-            for anchor, title, text, found, missing in planned
-        ),
-        Section(
+        _section("losses", "Losses", "", losses),
+        *of_groups,
+        _section(
             "finding",
             "Finding people",
             "Queries and answers show people that were never trained on.",
-            curves,
-            curves_missing,
+            scores_by_epoch,
+            (panels.retrieval(run.rankings), f"ranks, {no_arrays}"),
+        ),
+        _section(
+            "similarities",
+            "Alike and not alike",
+            "Two at a time, of one person or of two, and how similar the program finds them, "
+            "across modalities and within each, in percent of such pairs. The less the two hills "
+            "overlap, the better people can be told apart.",
+            (panels.similarities(run.rankings), f"similarities, {no_arrays}"),
         ),
     ]
 
 
-def _finding(run: Run) -> tuple[list[Panel], list[str]]:
-    """Charts of how well people are found, and what is not among them."""
-    by_epoch = panels.scores(run.epochs, run.summary)
-    after = panels.retrieval(run.rankings)
-    missing = []
-    if not by_epoch:
-        missing.append("scores by epoch, since no epoch was evaluated during training.")
-    if not after:
-        missing.append(
-            "ranks and similarities, since there is no readable evaluation/*.npz in this run."
-        )
-    return by_epoch + after, missing
+def _of_groups(run: Run) -> list[Section]:
+    """What a run found out about who is who, and how much of it was right."""
+    whose = "these people are generated" if run.generated else "this data set comes with it"
+    return [
+        _section(
+            "groups",
+            "Groups and pairs",
+            "Nobody tells the program who is who, so it has to find out by itself which pictures "
+            "belong together.",
+            (panels.groups(run.epochs), "this run formed no groups."),
+        ),
+        _section(
+            "truth",
+            "Were the groups right?",
+            f"Who is who is known because {whose}; never used in training.",
+            (panels.truth(run.epochs), "the groups were not compared with the true people."),
+        ),
+    ]
+
+
+def _section(anchor: str, title: str, text: str, *parts: tuple[list[Panel], str]) -> Section:
+    """A section of some parts: their panels, and why a part without panels is missing."""
+    shown = [panel for found, _ in parts for panel in found]
+    return Section(anchor, title, text, shown, [why for found, why in parts if not found])
 
 
 def _rank_groups(run: Run) -> list[ranklists.Group]:

@@ -43,6 +43,17 @@ class Phase:
     share: float
 
 
+@dataclass(frozen=True)
+class _Hills:
+    """Pairs of one person (bins,) and of two, by similarity: `right`, `wrong`."""
+
+    pair: str
+    row: str
+    right: np.ndarray
+    wrong: np.ndarray
+    bins: np.ndarray
+
+
 def losses(epochs: Sequence[Epoch]) -> list[Panel]:
     """One panel per stage that recorded losses."""
     panels = []
@@ -52,7 +63,7 @@ def losses(epochs: Sequence[Epoch]) -> list[Panel]:
         if own:
             series = _by_key(own, lambda epoch: epoch["losses"])
             total = _first_and_last(own, lambda epoch: epoch["losses"].get("total"))
-            text = "What the optimiser makes smaller; lower means a better fit to the groups."
+            text = "What the optimiser makes smaller: the lower, the better the training set fits."
             if total:
                 text += f" In total from {total[0]:.2f} to {total[1]:.2f}."
             chart = figures.epochs_chart(
@@ -176,8 +187,7 @@ def scores(epochs: Sequence[Epoch], summary: Mapping[str, Any]) -> list[Panel]:
 
 
 def retrieval(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
-    """CMC of all rows in one panel, similarity histograms of start and full method."""
-    panels = []
+    """CMC of all rows in one panel."""
     styles = {
         "start": ("start", figures.MUTED, ":"),
         "prepare": ("after stage 0", figures.SPARE[0], "--"),
@@ -188,15 +198,40 @@ def retrieval(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
         for row, (label, colour, dash) in styles.items()
         if "cmc" in rankings.get(row, {})
     ]
-    if curves:
-        text = (
-            "How often a right answer is among the first k. The curve starts at Rank-1; the higher "
-            "and the earlier it rises, the fewer pictures somebody has to look through."
+    text = (
+        "How often a right answer is among the first k. The curve starts at Rank-1; the higher "
+        "and the earlier it rises, the fewer pictures somebody has to look through."
+    )
+    if not curves:
+        return []
+    return [Panel("Right answers among the first k, %", text, figures.cmc_chart(curves, alt="CMC"))]
+
+
+def similarities(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
+    """Histograms per pair of modalities, at the start and after training, on the same axes."""
+    hills = [
+        _Hills(str(pair), row, right, wrong, arrays["bins"])
+        for row, arrays in rankings.items()
+        if row != "prepare" and {"pairs", "same_hist", "different_hist", "bins"} <= set(arrays)
+        for pair, right, wrong in zip(
+            arrays["pairs"], arrays["same_hist"], arrays["different_hist"], strict=True
         )
-        panels.append(
-            Panel("Right answers among the first k, %", text, figures.cmc_chart(curves, alt="CMC"))
+        if right.any()  # without two pictures of anybody there is nothing to compare
+    ]
+    if not hills:
+        return []
+    top = 1.08 * max(figures.share(x).max() for one in hills for x in (one.right, one.wrong))
+    limits = _used(hills)
+    panels = []
+    for one in hills:
+        overlap = np.minimum(figures.share(one.right), figures.share(one.wrong)).sum()
+        when = "at the start" if one.row == "start" else "after training"
+        title = f"{' with '.join(one.pair.split()).capitalize()}, {when}"
+        chart = figures.similarity_chart(
+            one.right, one.wrong, one.bins, alt=f"Similarities, {title}", limits=limits, top=top
         )
-    return panels + _similarities(rankings)
+        panels.append(Panel(title, f"The hills share {overlap:.0f} %.", chart))
+    return panels
 
 
 def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
@@ -223,44 +258,13 @@ def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
     return [Panel("Seconds per epoch", text, chart)], phases
 
 
-def _similarities(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
-    shown = {
-        row: arrays
-        for row, arrays in rankings.items()
-        if row != "prepare" and {"same_hist", "different_hist", "bins"} <= set(arrays)
-    }
-    shares = [
-        figures.share(arrays[key])
-        for arrays in shown.values()
-        for key in ("same_hist", "different_hist")
-    ]
-    if not shown:
-        return []
-    top = 1.08 * max(one.max() for one in shares)
-    used = [_used(arrays) for arrays in shown.values()]
-    limits = (min(low for low, _ in used), max(high for _, high in used))
-    panels = []
-    for row, arrays in shown.items():
-        right, wrong = arrays["same_hist"], arrays["different_hist"]
-        overlap = np.minimum(figures.share(right), figures.share(wrong)).sum()
-        when = "at the start" if row == "start" else "after training"
-        chart = figures.similarity_chart(
-            right, wrong, arrays["bins"], alt=f"Similarities {when}", limits=limits, top=top
-        )
-        text = (
-            "How similar a query is to pictures of the same person and to pictures of others. The "
-            f"less the two hills overlap, the better; here they share {overlap:.0f} %."
-        )
-        panels.append(Panel(f"Similarities {when}, % of pairs", text, chart))
-    return panels
-
-
-def _used(arrays: Mapping[str, np.ndarray]) -> tuple[float, float]:
-    """Range of similarities that occur."""
-    filled = np.flatnonzero(arrays["same_hist"] + arrays["different_hist"])
+def _used(hills: Sequence[_Hills]) -> tuple[float, float]:
+    """Range of similarities that occur; the bins are those of all hills."""
+    bins = hills[0].bins
+    filled = np.flatnonzero(np.sum([one.right + one.wrong for one in hills], axis=0))
     if not filled.size:
-        return float(arrays["bins"][0]), float(arrays["bins"][-1])
-    return float(arrays["bins"][filled[0]]), float(arrays["bins"][filled[-1] + 1])
+        return float(bins[0]), float(bins[-1])
+    return float(bins[filled[0]]), float(bins[filled[-1] + 1])
 
 
 def _modalities(
@@ -285,12 +289,14 @@ def _by_key(
     fixed = {"total": figures.INK, **figures.COLOURS}
     others = [name for name in names if name not in fixed]
     dashes = {"infrared": "--", "total": "-", "visible": "-"}
+    # where the spare colours come round again, the dashes differ
+    spare = ("-.", ":", "--")
     return [
         Series(
             name.replace("_", " "),
             fixed.get(name) or figures.SPARE[others.index(name) % len(figures.SPARE)],
             [values(epoch).get(name) for epoch in epochs],
-            dashes.get(name, "-."),
+            dashes.get(name) or spare[others.index(name) // len(figures.SPARE) % len(spare)],
         )
         for name in names
     ]

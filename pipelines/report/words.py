@@ -13,11 +13,13 @@ class Stage:
         label: short name, as the paper counts.
         name: its name in configurations.
         description: what happens in it, in plain words.
+        coupled: what was done with pairs of groups, in a number of epochs; "" where none is formed.
     """
 
     label: str
     name: str
     description: str
+    coupled: str = ""
 
 
 @dataclass(frozen=True)
@@ -28,32 +30,42 @@ class Method:
         name: as its paper writes it.
         title: headline of the page.
         lead: what was asked and what the program was told, in plain words.
+        is_told_who: whether it is given the people, and forms no groups.
     """
 
     name: str
     title: str
     lead: str
+    is_told_who: bool = False
 
+
+_COUPLED = (
+    "Day groups were paired with the night groups that resemble them in {} of its epochs. Pairs "
+    "are drawn together, so that both views of a person end up in the same place."
+)
 
 STAGES = {
     "prepare": Stage(
         "Stage 0",
         "prepare",
-        "Day and night pictures are sorted into groups that look alike, each kind of camera on its "
-        "own. The encoder learns to pull a picture towards the centre of its group and away from "
-        "the other groups; the groups are formed anew in every epoch.",
+        "Day and night pictures are sorted into groups that look alike, each kind of camera apart. "
+        "The encoder learns to pull a picture towards the centre of its group and away from the "
+        "other groups; the groups are formed anew in every epoch.",
+        _COUPLED,
     ),
     "prompts": Stage(
         "Stage 1",
         "prompts",
-        "The encoder stands still. For every group a short phrase of learned words is found that "
-        "describes its pictures, using the link between pictures and text that CLIP brings along.",
+        "The encoder stands still. For every group of pictures, or every person where people are "
+        "known, a short phrase of learned words is found that describes them, using the link "
+        "between pictures and text that CLIP brings along.",
     ),
     "align": Stage(
         "Stage 2",
         "align",
-        "Groups are formed again, and day groups are paired with the night groups that resemble "
-        "them. Pairs are drawn together, so that both views of a person end up in the same place.",
+        "Groups are formed again in every epoch. Where phrases were learned before, pictures are "
+        "drawn towards the phrase of their group too.",
+        _COUPLED,
     ),
     "fusion": Stage(
         "Stage 2",
@@ -88,6 +100,7 @@ METHODS = {
         "A person is seen by ordinary cameras during the day and by infrared cameras at night. The "
         "program learned from labelled people, with descriptions in words as a bridge between the "
         "two kinds of picture, to find people that it has never seen.",
+        is_told_who=True,
     ),
     "cpcl": Method(
         "CPCL",
@@ -144,7 +157,7 @@ ROWS_TRAINED = {
 PHASES = {
     "embed": "pass all pictures through the encoder",
     "cluster": "form groups",
-    "match": "pair day and night groups",
+    "match": "pair groups of both kinds",
     "plan": "draw the batches",
     "input": "wait for decoded, augmented pictures",
     "step": "forward, backward, update",

@@ -119,8 +119,9 @@ def fake_evaluation(root: Path, noise: float, rng: np.random.Generator) -> dict[
         "top": top[:, :10],
         "top_similarity": np.take_along_axis(similarity, top, axis=1)[:, :10],
         "top_correct": right[:, :10],
-        "same_hist": np.histogram(similarity[same], edges)[0],
-        "different_hist": np.histogram(similarity[~same], edges)[0],
+        "pairs": np.array(["infrared visible"]),
+        "same_hist": np.histogram(similarity[same], edges)[0][None],
+        "different_hist": np.histogram(similarity[~same], edges)[0][None],
         "bins": edges,
     }
 

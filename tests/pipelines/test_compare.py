@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,8 +169,12 @@ class TestWhatTheEncoderSees:
     def test_page_shows_pairs_with_heat_maps(self, run: Path) -> None:
         found = Page(page.write(run).read_text(encoding="utf-8"))
         assert found.says("Where the encoder looks")
-        shown = [alt for alt in found.values("alt") if alt.startswith("Heat map")]
-        assert len(shown) == 8, "two best and two worst queries, query and answer"
+        shown = Counter(alt for alt in found.values("alt") if alt.startswith("Heat map"))
+        assert shown == {
+            f"Heat map of the {what}, {when}": 4
+            for what in ("query", "answer")
+            for when in ("start", "now")
+        }, "two best and two worst queries, before and after training"
         assert found.open == []
 
     def test_without_a_checkpoint_they_are_left_out_with_the_reason(self, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_every_quantity_has_its_chart(page: Page) -> None:
         "Matching accuracy by epoch",
         "Scores by epoch",
         "CMC",
-        "Similarities at the start",
-        "Similarities after training",
+        "Similarities, Infrared with visible, at the start",
+        "Similarities, Infrared with visible, after training",
         "Seconds per phase and epoch",
     ]
 
@@ -117,6 +117,7 @@ def test_rank_lists_mark_right_and_wrong_by_symbol_as_well(run_dir: Path, page: 
 def test_same_run_gives_the_same_charts(run_dir: Path) -> None:
     rankings = read(run_dir).rankings
     assert panels.retrieval(rankings) == panels.retrieval(rankings)
+    assert panels.similarities(rankings) == panels.similarities(rankings)
 
 
 def test_without_metrics_the_error_names_the_file_and_the_remedy(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_without_metrics_the_error_names_the_file_and_the_remedy(tmp_path: Path)
 
 def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
     page = Page(html_of(small_run(tmp_path, {"stage": "prepare", "epoch": 0})))
-    assert page.classes()["left-out"] == 11
+    assert page.classes()["left-out"] == 12
     for sentence in (
         "summary.json is missing or holds no scores, so this run has not finished",
         "metrics.jsonl holds no losses",
@@ -141,6 +142,25 @@ def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
         "config.yaml is missing",
     ):
         assert page.says(sentence)
+
+
+def test_pairing_is_told_of_the_epochs_that_had_it(tmp_path: Path) -> None:
+    lines = [
+        {"stage": stage, "epoch": epoch, "pairs": pairs}
+        for stage, counts in (("prepare", (0, 0)), ("align", (0, 5, 7)))
+        for epoch, pairs in enumerate(counts)
+    ]
+    page = Page(html_of(small_run(tmp_path, *lines)))
+    assert page.says("the night groups that resemble them in 2 of its epochs")
+    assert page.text.count("of its epochs") == 1, "stage 0 paired nothing"
+
+
+def test_a_method_that_is_told_who_is_who_has_no_word_about_groups(tmp_path: Path) -> None:
+    run = small_run(tmp_path, {"stage": "images", "epoch": 0, "losses": {"total": 1.0}})
+    (run / "config.yaml").write_text("method: csdn")
+    page = Page(html_of(run))
+    assert not {"groups", "truth"} & set(page.values("id"))
+    assert not page.says("Nobody tells the program")
 
 
 def test_run_that_finished_no_epoch_has_a_page(tmp_path: Path) -> None:

@@ -57,12 +57,20 @@ def test_few_queries_are_never_shown_twice(num_valid: int, sizes: tuple[int, ...
 )
 def test_overlap_of_similarities(same: list[int], different: list[int], words: str) -> None:
     arrays = {
-        "same_hist": np.array(same),
-        "different_hist": np.array(different),
+        "pairs": np.array(["text visible", "text text"]),
+        "same_hist": np.array([same, [0, 0, 0]]),
+        "different_hist": np.array([different, [1, 1, 1]]),
         "bins": np.array([-1.0, 0.0, 0.5, 1.0]),
     }
-    (panel,) = panels.retrieval({"final": arrays})
+    (panel,) = panels.similarities({"final": arrays})
+    assert panel.title == "Text with visible, after training", "nobody has two sentences"
     assert words in panel.words
+
+
+def test_lines_whose_colours_come_round_again_differ_in_their_dashes() -> None:
+    epochs = [{"stage": "images", "epoch": 0, "losses": {f"loss {i}": 1.0 for i in range(8)}}]
+    series = panels._by_key(epochs, lambda epoch: epoch["losses"])
+    assert len({(one.colour, one.dash) for one in series}) == 8
 
 
 def test_chart_has_lines_of_each_stage_and_survives_gaps() -> None:
