@@ -18,6 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.data import Inputs, Measured
 from pipelines.datacheck import counts_differ
 from pipelines.errors import UserError
+from pipelines.rows import Row, restore
 from pipelines.shards import location
 from reid_core import text
 from reid_core.methods import METHODS
@@ -38,7 +39,8 @@ class Prepared:
         train, train_inputs: records that are trained on, and where their rows lie.
         measured: what scores are reported of; None where the data set has no such people.
         selection: people that select an epoch, where the configuration asks for it.
-        unreadable: messages about images that were left out.
+        unreadable: messages about images that are broken: left out, or, of a run that goes on,
+            replaced by others.
     """
 
     kind: str
@@ -65,12 +67,15 @@ class Prepared:
         return {m: np.searchsorted(known, ids).astype(np.int64) for m, ids in pids.items()}
 
 
-def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
+def prepare(
+    config: RunConfig, find_broken: FindBroken, *, begun: Sequence[Row] | None = None
+) -> Prepared:
     """Read the data set, leave out broken images, check that training can start.
 
     Args:
         config: the run's configuration.
         find_broken: rows of some files that cannot be decoded, with the reason.
+        begun: training rows of the run that goes on; none of them is left out.
 
     Raises:
         UserError: names what is wrong and what to do.
@@ -84,6 +89,8 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
         "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
         "selection": dataset.val if config.evaluation.select else Split(()),
     }
+    if begun is not None:
+        splits["train"] = restore(splits["train"], begun)
     if not len(splits["measured"]):
         log.warning(
             "%s has no %s people: training without evaluation",
@@ -94,7 +101,11 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
     unreadable: list[str] = []
     for name, split in splits.items():
         if len(split):
-            cleaned[name], messages = _without_broken(split, dataset.root, config, find_broken)
+            rest, messages = _without_broken(split, dataset.root, config, find_broken)
+            goes_on = name == "train" and begun is not None
+            cleaned[name] = split if goes_on else rest
+            for message in messages:
+                log.warning("%s: %s", "another stands in" if goes_on else "left out", message)
             unreadable += messages
     limit = config.data.max_unreadable * sum(map(len, splits.values()))
     if len(unreadable) > limit:
@@ -104,8 +115,6 @@ def prepare(config: RunConfig, find_broken: FindBroken) -> Prepared:
             f"{config.data.max_unreadable:g} allows ({limit:.0f}):\n  {shown}\n"
             "replace them, or raise the limit to train without them"
         )
-    for message in unreadable:
-        log.warning("left out: %s", message)
     if "train" not in cleaned:
         raise UserError(f"{location(dataset.root)} has no training rows")
     inputs = {name: inputs_of(split, dataset.root, config) for name, split in cleaned.items()}

@@ -38,6 +38,7 @@ from pipelines.memory_bank import MemoryBank
 from pipelines.planner import Planner
 from pipelines.prepare import Prepared, check_disk, check_weights, prepare
 from pipelines.progress import follow
+from pipelines.rows import recall, remember
 from pipelines.spread import nearest_on_all_nodes
 from pipelines.state import Progress
 from reid_core.methods import METHODS
@@ -73,7 +74,10 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     with runlog.held(run_dir), session(config):
         if len(ray.nodes()) > 1:
             preflight.require_shared(run_dir)
-        prepared = prepare(config, _find_broken_everywhere)
+        begun = recall(run_dir)
+        prepared = prepare(config, _find_broken_everywhere, begun=begun)
+        if begun is None:
+            remember(run_dir, prepared.train)
         started = time.perf_counter()
         with follow(run_dir, config):
             progress = _fit(config, prepared, run_dir)

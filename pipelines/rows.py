@@ -1,0 +1,69 @@
+"""The training rows that a run began with, which stay its rows whatever happens to the files.
+
+Labels, plans and banks count rows. A run that goes on must therefore meet the same rows in the same
+order. An image that was readable when the run began and is broken now stays a row, and another one
+stands in for it as if the run had never stopped (`pipelines.unreadable`). A row that is gone from
+the data set has nothing to stand for: the run is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.errors import UserError
+from reid_core.types import Split
+
+log = logging.getLogger(__name__)
+ROWS = "rows.json.gz"
+_SHOWN = 10
+
+Row = tuple[str, str]
+"""Modality and image."""
+
+
+def rows_of(split: Split) -> list[Row]:
+    """The rows of a split, in order."""
+    return [(str(record.modality), record.image) for record in split.records]
+
+
+def remember(run_dir: Path, split: Split) -> None:
+    """Remember what the run begins with."""
+    partial = run_dir / f"{ROWS}.partial"
+    partial.write_bytes(gzip.compress(json.dumps(rows_of(split)).encode(), mtime=0))
+    partial.replace(run_dir / ROWS)
+
+
+def recall(run_dir: Path) -> list[Row] | None:
+    """What the run in this directory began with; None where it has no checkpoint to go on from."""
+    path = run_dir / ROWS
+    if not path.exists() or not any(run_dir.glob("checkpoint_*")):
+        return None
+    return [(modality, image) for modality, image in json.loads(gzip.decompress(path.read_bytes()))]
+
+
+def restore(split: Split, begun: Sequence[Row]) -> Split:
+    """The rows of `begun` out of what the data set holds now.
+
+    Raises:
+        UserError: some are gone, or they come in another order; names how many and which.
+    """
+    now = rows_of(split)
+    known = set(begun)
+    kept = [i for i, row in enumerate(now) if row in known]
+    if [now[i] for i in kept] != list(begun):
+        gone = sorted((Counter(begun) - Counter(now)).elements())
+        more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+        names = ", ".join(image for _, image in gone[:_SHOWN]) + more
+        raise UserError(
+            f"this run began with {len(begun)} training rows, which its checkpoint counts; "
+            + (f"{len(gone)} are gone: {names}" if gone else "now they come in another order")
+            + "; restore them, or choose another --out"
+        )
+    if len(kept) < len(now):
+        log.warning("left out: %d rows that the run did not begin with", len(now) - len(kept))
+    return split.take(kept)

@@ -1,0 +1,73 @@
+"""A run that goes on meets the rows that it began with, or is told why it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import RunConfig
+from pipelines.data import Inputs
+from pipelines.errors import UserError
+from pipelines.prepare import prepare
+from pipelines.rows import recall, remember, restore, rows_of
+from reid_core.types import Modality, Record, Split
+
+VISIBLE, TEXT = Modality.VISIBLE, Modality.TEXT
+# two images, the first of which has two sentences
+PEOPLE = Split(
+    (
+        Record("a.jpg", VISIBLE),
+        Record("b.jpg", VISIBLE),
+        Record("a.jpg", TEXT, caption="red coat"),
+        Record("a.jpg", TEXT, caption="black bag"),
+        Record("b.jpg", TEXT, caption="jeans"),
+    )
+)
+
+
+def broken(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
+    """The check finds the eighth visible image unreadable."""
+    return [(7, f"{inputs.paths[VISIBLE][7]} is truncated")] if modality == VISIBLE else []
+
+
+def test_an_image_that_broke_since_stays_a_row(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config("data.max_unreadable=0.01")
+    whole = prepare(config, lambda inputs, modality: [])
+    begun = rows_of(whole.train)
+    assert len(prepare(config, broken).train) == len(whole.train) - 1
+    again = prepare(config, broken, begun=begun)
+    assert again.train == whole.train
+    assert "is truncated" in again.unreadable[0]
+    with pytest.raises(UserError, match="is truncated"):
+        prepare(make_config("data.max_unreadable=0"), broken, begun=begun)
+
+
+def test_an_image_that_was_left_out_stays_out(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config("data.max_unreadable=0.01")
+    first = prepare(config, broken)
+    repaired = prepare(config, lambda inputs, modality: [], begun=rows_of(first.train))
+    assert repaired.train == first.train
+
+
+def test_rows_that_are_gone_are_named() -> None:
+    without = PEOPLE.take([0, 2, 3])
+    with pytest.raises(UserError, match=r"began with 5 training rows.*2 are gone: b\.jpg, b\.jpg"):
+        restore(without, rows_of(PEOPLE))
+    one_sentence_less = PEOPLE.take([0, 1, 2, 4])
+    with pytest.raises(UserError, match=r"1 are gone: a\.jpg; restore"):
+        restore(one_sentence_less, rows_of(PEOPLE))
+
+
+def test_another_order_is_another_run() -> None:
+    with pytest.raises(UserError, match="another order"):
+        restore(PEOPLE.take([1, 0, 2, 3, 4]), rows_of(PEOPLE))
+
+
+def test_only_a_run_with_a_checkpoint_has_begun(tmp_path: Path) -> None:
+    assert recall(tmp_path) is None
+    remember(tmp_path, PEOPLE)
+    assert recall(tmp_path) is None
+    (tmp_path / "checkpoint_1").mkdir()
+    assert recall(tmp_path) == rows_of(PEOPLE)
