@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines import runlog
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, Plan, training_batches
-from pipelines.decoding import Transforms
+from pipelines.data import Inputs, Plan, PlanDatasource, training_batches
+from pipelines.decoding import DecodeAndAugment, Transforms
 from pipelines.epochs import EpochStart
 from pipelines.loop import Job, TrainingLoop
 from pipelines.memory_bank import MemoryBank
@@ -33,24 +33,19 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
     """Item i is the i-th global batch of a plan, decoded and augmented."""
 
     def __init__(self, plan: Plan, inputs: Inputs, transforms: Transforms) -> None:
-        self._plan, self._inputs, self._transforms = plan, inputs, transforms
+        source = PlanDatasource(lambda: plan, inputs, world=1, batches_per_block=1)
+        self._tasks = source.get_read_tasks(1)
+        self._decode = DecodeAndAugment(
+            height=inputs.height, width=inputs.width, transforms=transforms
+        )
 
     def __len__(self) -> int:
-        return self._plan.num_batches
+        return len(self._tasks)
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        parts = []
-        for m in self._plan.rows:
-            table = self._plan.rank_slice(m, slice(number, number + 1), 0, 1)
-            columns = {name: table[name].to_numpy() for name in table.column_names}
-            columns["planned"] = np.full(len(table), -1)
-            decoded = self._inputs.read(m, columns["row"])
-            columns["image"] = np.empty_like(decoded)
-            for view, transform in enumerate(self._transforms[m]):
-                mine = columns["view"] == view
-                columns["image"][mine] = transform(decoded[mine], columns["seed"][mine])
-            parts.append(columns)
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        (block,) = self._tasks[number]()
+        names = block.column_names
+        return self._decode({n: block[n].to_numpy(zero_copy_only=False) for n in names})
 
 
 def batches(

@@ -75,9 +75,6 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         OSError: there is no such image.
     """
-    row = _ROW.fullmatch(location(path))
-    if row:
-        return _column(row[1]).read(int(row[2]))
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -88,6 +85,9 @@ _opened: dict[Path, Shards] = {}  # by root, what this process has read from
 
 
 def _read_elsewhere(path: Path) -> bytes:
+    row = _ROW.fullmatch(location(path))
+    if row:
+        return _column(row[1]).read(int(row[2]))
     is_uri = "://" in location(path)
     parents = [root for root in path.parents if ("://" in location(root)) == is_uri]
     for root in parents:

@@ -136,12 +136,12 @@ class TrainTransform:
         )
         for image, target, gray, flip, down, right, (y0, y1, x0, x1), mixture in rows:
             target[...] = 0
-            seen = image[:, max(down, 0) : height + down]
+            seen = _luma(image)[None] if gray else image
             if flip:
                 seen = seen[:, :, ::-1]
-            seen = seen[:, :, max(right, 0) : width + right]
+            seen = seen[:, max(down, 0) : height + down, max(right, 0) : width + right]
             place = target[:, max(-down, 0) : height - down, max(-right, 0) : width - right]
-            place[...] = _luma(seen) if gray else seen
+            place[...] = seen
             if y1:
                 target[:, y0:y1, x0:x1] = fill
             if mixture != _KEEP:
@@ -233,9 +233,12 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def _luma(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) bytes to (H, W): ITU-R 601 luma in fixed point, as Pillow rounds it."""
-    red, green, blue = image.astype(np.uint32)
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
+    """(3, H, W) bytes to (H, W): ITU-R 601 luma in fixed point, by Pillow.
+
+    A decoded image lies in memory pixel by pixel, as Pillow takes it: seen as a whole, not cropped,
+    it is not copied for that.
+    """
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L"))
 
 
 def _mixed(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
