@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check bench bench-demo bench-agreement bench-sweep bench-kills docs pretrain clean
+.PHONY: setup demo test test-slow check bench bench-demo bench-agreement bench-sweep bench-kills bench-elastic docs pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -48,6 +48,9 @@ bench-agreement: setup  ## one, two and four workers: one step, and three epochs
 
 bench-kills: setup  ## kill -9 at seeded moments, then the same command again
 	@$(BIN)/python benchmarks/kills.py --out runs/kills.json
+
+bench-elastic: setup  ## a node goes and another comes while a run trains
+	@$(BIN)/python benchmarks/elastic.py
 
 bench-sweep: setup  ## a sweep over the demo's loss weights
 	@$(BIN)/crossreid data synth runs/sweep-people --identities 150

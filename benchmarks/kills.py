@@ -1,9 +1,13 @@
-"""Does a run that is killed end in the state of the undisturbed run? Eight kills, on a real Ray.
+"""Does a run that is killed end in the state of the undisturbed run? Twelve kills, on a real Ray.
 
-A small CCLNet run (all three stages, two workers) is repeated with a kill -9 of one of its
+A small run of each method (all stages, two workers) is repeated with a kill -9 of one of its
 processes at a moment that the seed chooses. After a kill of the driver the same command is run
-again, all other kills are Ray Train's to mend. The content hash of the last checkpoint must be that
-of the undisturbed run. All runs use one cluster, which this script starts and ends.
+again at once, all other kills are Ray Train's to mend. The content hash of the last checkpoint must
+be that of the undisturbed run. All runs use one cluster, which this script starts and ends.
+
+The table tells who noticed (what a worker was told, where one was), seconds from the kill until
+that, seconds from the kill until the first step of the group that took over, and epochs that were
+begun twice.
 
     python benchmarks/kills.py [--seed 0] [--only "driver mid-epoch"] [--out FILE.json]
 """
@@ -27,24 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import checkpoint, runlog
+from pipelines import checkpoint
 from pipelines import config as configuration
 from reid_core.datasets import synthetic
 
-STAGES = {"prepare": 1, "prompts": 2, "align": 2}
-STREAMED = ("prepare", "align")
 STEPS = 3
-# who dies, when, and whether the command has to be given again
-SCENARIOS = {
-    "driver mid-epoch": ("driver", "step"),
-    "driver while clustering": ("driver", "cluster"),
-    "driver while a checkpoint is written": ("driver", "write"),
-    "worker mid-epoch": ("worker", "step"),
-    "worker while embedding": ("worker", "embed"),
-    "worker while a checkpoint is written": ("worker", "write"),
-    "memory actor while clustering": ("actor", "cluster"),
-    "memory actor mid-epoch": ("actor", "step"),
-}
 LIMIT_S = 900
 
 
@@ -60,74 +51,132 @@ class Strike:
     rank: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """A small run: recipe, layout of its people, epochs per stage, the stages that stream."""
+
+    recipe: str
+    layout: str
+    epochs: dict[str, int]
+    streamed: tuple[str, ...]
+    settings: str
+
+
+RUNS = {
+    "cclnet": Run(
+        "demo.yaml",
+        "sysu",
+        {"prepare": 1, "prompts": 2, "align": 2},
+        ("prepare", "align"),
+        "prompts.batch_size=32 clustering.k1=8 clustering.min_samples=2 "
+        f"prepare.batches_per_epoch={STEPS} prepare.clusters_per_batch=4 "
+        f"align.batches_per_epoch={STEPS} align.clusters_per_batch=4",
+    ),
+    "csdn": Run(
+        "csdn_demo.yaml",
+        "sysu",
+        {"prompts": 1, "fusion": 1, "images": 2},
+        ("images",),
+        f"prompts.batch_size=32 fusion.batch_size=32 images.batches_per_epoch={STEPS} "
+        "images.identities_per_batch=4 images.instances=2",
+    ),
+    "cpcl": Run(
+        "cpcl_demo.yaml",
+        "cuhk",
+        {"train": 2},
+        ("train",),
+        "train.batch_size=16 clustering.min_samples=2",
+    ),
+}
+# method, who dies, when
+SCENARIOS = {
+    "driver mid-epoch": ("cclnet", "driver", "step"),
+    "driver while clustering": ("cclnet", "driver", "cluster"),
+    "driver while a checkpoint is written": ("cclnet", "driver", "write"),
+    "worker mid-epoch": ("cclnet", "worker", "step"),
+    "worker while embedding": ("cclnet", "worker", "embed"),
+    "worker while a checkpoint is written": ("cclnet", "worker", "write"),
+    "memory actor while clustering": ("cclnet", "actor", "cluster"),
+    "memory actor mid-epoch": ("cclnet", "actor", "step"),
+    "driver mid-epoch, CSDN": ("csdn", "driver", "step"),
+    "worker mid-epoch, CSDN": ("csdn", "worker", "step"),
+    "driver while clustering, CPCL": ("cpcl", "driver", "cluster"),
+    "worker mid-epoch, CPCL": ("cpcl", "worker", "step"),
+}
+
+
 def choose(scenario: str, seed: int) -> Strike:
     """The seed's moment; only stages that stream have an actor to cluster and images to embed."""
-    victim, place = SCENARIOS[scenario]
+    method, victim, place = SCENARIOS[scenario]
+    run = RUNS[method]
     rng = np.random.default_rng((seed, list(SCENARIOS).index(scenario)))
-    anywhere = victim != "actor" and place in ("step", "write")
-    stages = tuple(STAGES) if anywhere else STREAMED
-    stage = stages[rng.integers(len(stages))]
-    epoch = int(rng.integers(STAGES[stage]))
-    rank = 0 if place == "write" else int(rng.integers(2))
-    return Strike(victim, place, stage, epoch, int(rng.integers(1, STEPS)), rank)
+    anywhere = method == "cclnet" and victim != "actor" and place in ("step", "write")
+    stages = tuple(run.epochs) if anywhere else run.streamed
+    moments = [(stage, epoch) for stage in stages for epoch in range(run.epochs[stage])]
+    if (victim, place) == ("actor", "step"):
+        moments.pop()  # after its last answer nobody misses it
+    stage, epoch = moments[rng.integers(len(moments))]
+    step = int(rng.integers(1, STEPS)) if stage in run.streamed else 1
+    return Strike(
+        victim, place, stage, epoch, step, 0 if place == "write" else int(rng.integers(2))
+    )
 
 
 # The run itself, in a process of its own ---------------------------------------------------------
 
 
-def child(run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str) -> None:
+def child(
+    method: str, run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str
+) -> None:
     """Train with the strike built in; it happens once, whoever runs this again."""
     from pipelines import train
 
-    if strike is not None:
-        arm(train, strike, os.getpid(), scratch)
-    settings = [*overrides(data), f"ray.address={address}"]
-    train.train(configuration.load(Path("demo.yaml"), settings), run_dir, sys.argv)
+    arm(train, strike, os.getpid(), scratch)
+    config = configuration.load(Path(RUNS[method].recipe), overrides(method, data, address))
+    train.train(config, run_dir, sys.argv)
 
 
-def overrides(data: Path) -> list[str]:
-    """All three stages of the demo in a few steps."""
-    images = [
-        f"cclnet.{stage}.{key}={value}"
-        for stage in STREAMED
-        for key, value in {
-            "epochs": STAGES[stage],
-            "batches_per_epoch": STEPS,
-            "clusters_per_batch": 4,
-        }.items()
-    ]
+def overrides(method: str, data: Path, address: str) -> list[str]:
+    """All stages of a recipe in a few steps."""
+    run = RUNS[method]
     return [
-        *images,
-        f"data.root={data}",
+        *(f"{method}.{stage}.epochs={epochs}" for stage, epochs in run.epochs.items()),
+        *(f"{method}.{setting}" for setting in run.settings.split()),
+        f"data.root={data / run.layout}",
         "model.height=32",
         "model.width=16",
-        f"cclnet.prompts.epochs={STAGES['prompts']}",
-        "cclnet.prompts.batch_size=32",
-        "cclnet.clustering.k1=8",
-        "cclnet.clustering.min_samples=2",
         "evaluation.start=false",
         "trainer.num_workers=2",
         "trainer.batches_per_block=2",
         "trainer.max_failures=1",
+        f"ray.address={address}",
     ]
 
 
-def arm(train: Any, strike: Strike, driver: int, scratch: Path) -> None:
+def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
     """Put the strike into the processes that Ray starts; functions of this file travel by value."""
     import ray
 
     from pipelines.memory_bank import MemoryBank
 
     def hit() -> None:
+        assert strike is not None
         if strike.victim == "actor":
             pid = int((scratch / "actor").read_text())
         else:
             pid = driver if strike.victim == "driver" else os.getpid()
-        (scratch / "struck").write_text(repr(time.time()))
+        note("struck", "")
         os.kill(pid, signal.SIGKILL)
 
     def due(stage: str, epoch: int) -> bool:
-        return (stage, epoch) == (strike.stage, strike.epoch) and not (scratch / "struck").exists()
+        moment = (strike.stage, strike.epoch) if strike is not None else None
+        return (stage, epoch) == moment and not (scratch / "struck").exists()
+
+    def note(name: str, what: str) -> None:
+        """The first time that something happens after the kill, or the kill itself."""
+        after = name == "struck" or (scratch / "struck").exists()
+        if after and not (scratch / name).exists():
+            (scratch / name).write_text(f"{time.time()!r} {what}")
 
     class Bank(MemoryBank):
         """Writes down its process, and strikes while it clusters."""
@@ -137,7 +186,8 @@ def arm(train: Any, strike: Strike, driver: int, scratch: Path) -> None:
             (scratch / "actor").write_text(str(os.getpid()))
 
         def _labels(self, *args: Any) -> np.ndarray:
-            if strike.place == "cluster" and self._key is not None and due(*self._key):
+            clustering = strike is not None and strike.place == "cluster"
+            if clustering and self._key is not None and due(*self._key):
                 hit()
                 time.sleep(1)
             return super()._labels(*args)
@@ -145,17 +195,26 @@ def arm(train: Any, strike: Strike, driver: int, scratch: Path) -> None:
     work = train._work
 
     def armed_work(settings: dict[str, Any]) -> None:
-        if (scratch / "struck").exists() and not (scratch / "back").exists():
-            (scratch / "back").write_text(repr(time.time()))
-        arm_worker(strike, hit, due)
-        work(settings)
+        note("back", "")
+        arm_worker(strike, scratch, hit, due, note)
+        try:
+            work(settings)
+        except BaseException as error:
+            note("noticed", type(error).__name__)
+            raise
 
     train._MemoryBankActor = ray.remote(num_cpus=0)(Bank)
     train._work = armed_work
 
 
-def arm_worker(strike: Strike, hit: Callable[[], None], due: Callable[[str, int], bool]) -> None:
-    """Strike in a worker's step, embedding or checkpoint."""
+def arm_worker(
+    strike: Strike | None,
+    scratch: Path,
+    hit: Callable[[], None],
+    due: Callable[[str, int], bool],
+    note: Callable[[str, str], None],
+) -> None:
+    """Strike in a worker's step, embedding or checkpoint; write down what it goes through."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     from pipelines import checkpoint, collectives
@@ -165,15 +224,24 @@ def arm_worker(strike: Strike, hit: Callable[[], None], due: Callable[[str, int]
     seed, embed, save = TrainingLoop._seed, TrainingLoop._embed, checkpoint.save
 
     def is_due(place: str, rank: int) -> bool:
-        return strike.place == place and rank == strike.rank and due(now["stage"], now["epoch"])
+        return (
+            strike is not None
+            and (strike.place, strike.rank) == (place, rank)
+            and due(now["stage"], now["epoch"])
+        )
 
     def armed_seed(self: TrainingLoop, name: str, epoch: int) -> None:
         now.update(stage=name, epoch=epoch, step=0, embedded=0)
+        if self.rank == 0:
+            with (scratch / "epochs").open("a") as file:
+                file.write(f"{name} {epoch}\n")
         seed(self, name, epoch)
 
     def before_step(*_: Any) -> None:
         now["step"] += 1
-        if now["step"] == strike.step and is_due("step", collectives.rank()):
+        if (scratch / "back").exists():
+            note("on", "")
+        if strike is not None and now["step"] == strike.step and is_due("step", collectives.rank()):
             hit()
 
     def armed_embed(self: TrainingLoop, *args: Any) -> Any:
@@ -183,7 +251,7 @@ def arm_worker(strike: Strike, hit: Callable[[], None], due: Callable[[str, int]
         return embed(self, *args)
 
     def armed_save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
-        if is_due("write", 0) and strike.victim == "worker":
+        if strike is not None and strike.victim == "worker" and is_due("write", 0):
             (folder / f"{checkpoint.STATE}.partial").write_bytes(b"half")
             hit()
         save(folder, state, info)
@@ -199,46 +267,68 @@ def arm_worker(strike: Strike, hit: Callable[[], None], due: Callable[[str, int]
 # Around it ---------------------------------------------------------------------------------------
 
 
-def launch(run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str) -> int:
+def launch(command: list[str], scratch: Path) -> int:
     """Run the child to its end; returns its exit code."""
-    command = [sys.executable, __file__, "--child", str(run_dir), "--data", str(data)]
-    command += ["--scratch", str(scratch), "--address", address]
-    if strike is not None:
-        command += ["--strike", json.dumps(asdict(strike))]
     with (scratch / "log.txt").open("ab") as log:
-        try:
-            return subprocess.run(command, stdout=log, stderr=log, timeout=LIMIT_S).returncode
-        except subprocess.TimeoutExpired:
-            return -1
+        return subprocess.run(command, stdout=log, stderr=log, timeout=LIMIT_S).returncode
 
 
-def measure(scenario: str, seed: int, data: Path, folder: Path, address: str) -> dict[str, Any]:
-    """One row of the table."""
-    strike = choose(scenario, seed) if scenario in SCENARIOS else None
+def measure(
+    scenario: str | None, method: str, seed: int, data: Path, folder: Path, address: str
+) -> dict[str, Any]:
+    """One row of the table; without a scenario the undisturbed run of the method."""
+    strike = choose(scenario, seed) if scenario else None
     run_dir, scratch = folder / "run", folder / "scratch"
     scratch.mkdir(parents=True)
+    command = [sys.executable, __file__, "--child", str(run_dir), "--data", str(data)]
+    command += ["--scratch", str(scratch), "--address", address, "--method", method]
+    command += ["--strike", json.dumps(asdict(strike))] if strike else []
     began = time.time()
-    codes = [launch(run_dir, data, strike, scratch, address)]
+    codes = [launch(command, scratch)]
     if strike is not None and strike.victim == "driver":
-        codes.append(launch(run_dir, data, strike, scratch, address))
-    row: dict[str, Any] = {"kill": scenario, "exit codes": codes, "seconds": time.time() - began}
+        codes.append(launch(command, scratch))
+    row: dict[str, Any] = {"kill": scenario or "none", "method": method, "exit codes": codes}
+    row["seconds"] = time.time() - began
     if codes[-1]:
         row["log"] = (scratch / "log.txt").read_text()[-2000:]
-    if strike is not None:
-        row["moment"] = f"{strike.stage} {strike.epoch}"
-        row["moment"] += f", step {strike.step}" if strike.place == "step" else ""
-        struck = scratch / "struck"
-        row["struck"] = struck.exists()
-        if (scratch / "back").exists():
-            row["back after s"] = _read(scratch / "back") - _read(struck)
-    row["epochs"] = len(list(runlog.read_metrics(run_dir)))
-    if codes[-1] == 0:
+    else:
         row["hash"] = checkpoint.content_hash(checkpoint.load(checkpoint.find(run_dir)))
+    begun = (scratch / "epochs").read_text().splitlines() if (scratch / "epochs").exists() else []
+    row["epochs repeated"] = len(begun) - len(set(begun))
+    row |= _aftermath(strike, scratch) if strike else {}
     return row
 
 
-def _read(time_written: Path) -> float:
-    return float(time_written.read_text())
+def _aftermath(strike: Strike, scratch: Path) -> dict[str, Any]:
+    """When the kill was, who noticed and how long it took until training went on."""
+    when: dict[str, float] = {}
+    what: dict[str, str] = {}
+    for name in ("struck", "noticed", "on"):
+        if (scratch / name).exists():
+            time_written, _, what[name] = (scratch / name).read_text().partition(" ")
+            when[name] = float(time_written)
+    nobody = "the same command again" if strike.victim == "driver" else "Ray Train"
+    step = f", step {strike.step}" if strike.place == "step" else ""
+    lasted = {f"s until {k}": when[k] - when["struck"] for k in ("noticed", "on") if k in when}
+    return lasted | {
+        "moment": f"{strike.stage} {strike.epoch}{step}",
+        "struck": "struck" in when,
+        "noticed by": f"a worker: {what['noticed']}" if "noticed" in what else nobody,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per kill."""
+    head = ["method", "kill", "moment", "noticed by", "s until noticed", "s until it goes on"]
+    head += ["epochs repeated", "equal hash", "s per run"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        seconds = (row.get("s until noticed"), row.get("s until on"), row["seconds"])
+        noticed, on, whole = ("" if s is None else f"{s:.1f}" for s in seconds)
+        cells = [row["method"], row["kill"], row.get("moment", ""), row.get("noticed by", "")]
+        cells += [noticed, on, str(row["epochs repeated"]), "yes" if row["equal"] else "NO", whole]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -265,35 +355,43 @@ def cluster(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """All kills, or the run of one when started by `measure`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=SCENARIOS, action="append")
     parser.add_argument("--out", type=Path)
     for hidden in ("--child", "--data", "--scratch"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
-    for hidden in ("--strike", "--address"):
+    for hidden in ("--strike", "--address", "--method"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         strike = Strike(**json.loads(chosen.strike)) if chosen.strike else None
-        child(chosen.child, chosen.data, strike, chosen.scratch, chosen.address)
+        child(chosen.method, chosen.child, chosen.data, strike, chosen.scratch, chosen.address)
         return
+    kills = chosen.only or list(SCENARIOS)
+    methods = [m for m in RUNS if m in {SCENARIOS[kill][0] for kill in kills}]
+    plan = [(None, m) for m in methods] + [(kill, SCENARIOS[kill][0]) for kill in kills]
     rows: list[dict[str, Any]] = []
+    undisturbed: dict[str, str] = {}
     with (
         tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as name,
         cluster(Path(name) / "ray") as address,
     ):
         data = Path(name) / "people"
-        synthetic.write(data, num_identities=10, seed=4, height=32)
-        for number, scenario in enumerate(["undisturbed", *(chosen.only or SCENARIOS)]):
-            row = measure(scenario, chosen.seed, data, Path(name) / str(number), address)
+        for layout in {RUNS[method].layout for method in methods}:
+            synthetic.write(data / layout, num_identities=10, seed=4, layout=layout, height=32)
+        for number, (kill, method) in enumerate(plan):
+            row = measure(kill, method, chosen.seed, data, Path(name) / str(number), address)
             rows.append(row)
-            row["equal"] = row.get("hash", "none") == rows[0].get("hash")
+            undisturbed.setdefault(method, row.get("hash", "none"))
+            row["equal"] = row.get("hash") == undisturbed[method]
             print(json.dumps(row), flush=True)
             if chosen.out:
                 chosen.out.write_text(json.dumps(rows, indent=1))
     good = all(row["equal"] and row.get("struck", True) for row in rows)
-    print(f"{len(rows) - 1} kills, {'all' if good else 'NOT all'} end as the undisturbed run")
+    print(table(rows))
+    print(f"{len(kills)} kills, {'all' if good else 'NOT all'} end as the undisturbed run")
     sys.exit(not good)
 
 

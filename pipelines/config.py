@@ -127,6 +127,8 @@ class TrainerConfig(_Section):
 
     Attributes:
         num_workers: processes that train together; one per GPU. Results do not depend on it.
+        min_workers: go on with fewer, down to this many, while nodes are missing, and with more
+            again when they are back; null waits for all.
         use_gpu: null takes GPUs when the cluster has them.
         cpus_per_worker: CPUs reserved for each worker, and its number of torch threads.
         embed_batch: images per forward pass when a split is embedded.
@@ -148,6 +150,7 @@ class TrainerConfig(_Section):
     """
 
     num_workers: int = Field(1, ge=1)
+    min_workers: int | None = Field(None, ge=1)
     use_gpu: bool | None = None
     cpus_per_worker: int = Field(1, ge=1)
     embed_batch: int = Field(256, ge=1)

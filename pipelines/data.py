@@ -148,13 +148,18 @@ def block_spans(num_batches: int, longest: int) -> list[slice]:
     return spans
 
 
+WORLD = "crossreid_world"
+"""Key of `ray.data.DataContext`: how many workers a data set is split for right now."""
+
+
 class PlanDatasource(Datasource):
     """Read tasks for the plan of the day.
 
     Args:
         fetch_plan: returns the current plan; called at each execution of the data set.
         inputs: where the images are.
-        world: number of workers that share each batch.
+        world: number of workers that share each batch, where the context's WORLD does not say
+            another.
         batches_per_block: most consecutive global batches per read task and rank.
     """
 
@@ -192,14 +197,15 @@ class PlanDatasource(Datasource):
         plan = self._fetch_plan()
         if plan is None:
             return []
+        world = self._world if data_context is None else data_context.get_config(WORLD, self._world)
         tasks = []
         for batches in block_spans(plan.num_batches, self._batches_per_block):
-            for rank in range(self._world):
-                tasks.append(self._task(plan, batches, rank))
+            for rank in range(world):
+                tasks.append(self._task(plan, batches, rank, world))
         return tasks
 
-    def _task(self, plan: Plan, batches: slice, rank: int) -> ReadTask:
-        tables = {m: plan.rank_slice(m, batches, rank, self._world) for m in plan.rows}
+    def _task(self, plan: Plan, batches: slice, rank: int, world: int) -> ReadTask:
+        tables = {m: plan.rank_slice(m, batches, rank, world) for m in plan.rows}
         paths = {m: _paths(self._inputs.paths[m], table) for m, table in tables.items()}
         root = self._inputs.root
         num_rows = sum(len(table) for table in tables.values())

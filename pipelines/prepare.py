@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipelines import roots
-from pipelines.config import RunConfig
+from pipelines.config import RunConfig, TrainerConfig
 from pipelines.data import Inputs, Measured
 from pipelines.datacheck import counts_differ
 from pipelines.errors import UserError
@@ -175,23 +175,12 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
 def check_settings(config: RunConfig) -> None:
     """Refuse settings that contradict each other; warn of those without effect."""
     method, trainer = METHODS[config.method], config.trainer
-    key = "shards" if trainer.strict else "num_workers"
-    parts = getattr(trainer, key)
-    if parts % trainer.num_workers:
-        raise UserError(
-            f"trainer.shards={parts} cannot be shared by trainer.num_workers="
-            f"{trainer.num_workers}: choose a multiple"
-        )
+    _check_sharing(method.batch_rows(config.settings), trainer)
     if trainer.strict and trainer.compile:
         raise UserError(
             "trainer.compile=true lets the compiler choose the order of sums, which "
             "trainer.strict=true fixes: switch one of them off"
         )
-    for name, rows in method.batch_rows(config.settings).items():
-        if rows % parts:
-            raise UserError(
-                f"{name} = {rows} cannot be shared by trainer.{key}={parts}: choose a multiple"
-            )
     uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
     if uses_val and config.data.fit != "train":
         raise UserError(
@@ -206,6 +195,35 @@ def check_settings(config: RunConfig) -> None:
         )
     for warning in method.check(config.settings):
         log.warning("%s", warning)
+
+
+def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> None:
+    """Every worker must get as many rows of a batch as the others, however many workers there are.
+
+    Args:
+        batch_rows: {config key: rows of a global batch}.
+        trainer: how many share them.
+    """
+    fewest = trainer.num_workers if trainer.min_workers is None else trainer.min_workers
+    if fewest > trainer.num_workers:
+        raise UserError(
+            f"trainer.min_workers={fewest} is more than trainer.num_workers={trainer.num_workers}"
+        )
+    key = "shards" if trainer.strict else "num_workers"
+    for workers in range(trainer.num_workers, fewest - 1, -1):
+        allowed = "" if workers == trainer.num_workers else f" (min_workers={fewest} allows that)"
+        if trainer.strict and trainer.shards % workers:
+            raise UserError(
+                f"trainer.shards={trainer.shards} cannot be shared by trainer.num_workers="
+                f"{workers}{allowed}: choose a multiple"
+            )
+        parts = trainer.shards if trainer.strict else workers
+        for name, rows in batch_rows.items():
+            if rows % parts:
+                raise UserError(
+                    f"{name} = {rows} cannot be shared by trainer.{key}={parts}{allowed}: "
+                    "choose a multiple"
+                )
 
 
 def check_weights(config: RunConfig) -> int:

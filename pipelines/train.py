@@ -25,11 +25,12 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines import board, checkpoint, collectives, preflight, recovery, runlog, strict
 from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, find_unreadable, plan_dataset, training_batches
+from pipelines.data import WORLD, Inputs, find_unreadable, plan_dataset, training_batches
 from pipelines.epochs import EpochStart, Key
 from pipelines.errors import UserError
 from pipelines.loop import Job
@@ -166,6 +167,10 @@ def _bank(job: Job, prepared: Prepared) -> Any:
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
+        # Beside the driver, where it can be: nodes with GPUs may be taken away.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        ),
     }
     if not job.needs_memory:
         return _PlannerActor.options(**options).remote(config, job.identities)
@@ -190,11 +195,14 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
         batches_per_block=settings.batches_per_block,
     )
     options = ray.data.ExecutionOptions(preserve_order=True)
+    workers: Any = settings.num_workers
+    if settings.min_workers is not None:
+        workers = (settings.min_workers, settings.num_workers)
     return TorchTrainer(
         _work,
         train_loop_config={"job": job, "bank": bank, "start_from": start_from},
         scaling_config=ScalingConfig(
-            num_workers=settings.num_workers,
+            num_workers=workers,
             use_gpu=use_gpu,
             resources_per_worker={
                 "CPU": settings.cpus_per_worker,
@@ -208,8 +216,19 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
         datasets={"train": stream},
-        dataset_config=ray.train.DataConfig(execution_options=options),
+        dataset_config=_SharedByGroup(execution_options=options),
     )
+
+
+class _SharedByGroup(ray.train.DataConfig):
+    """Cuts batches for as many workers as a group has: it may be smaller than the one before."""
+
+    def configure(
+        self, datasets: dict[str, Any], world_size: int, *args: Any, **rest: Any
+    ) -> list[dict[str, Any]]:
+        for stream in datasets.values():
+            stream.context.set_config(WORLD, world_size)
+        return super().configure(datasets, world_size, *args, **rest)
 
 
 # In the workers ----------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.data import Inputs, find_unreadable
 from pipelines.errors import UserError
 from pipelines.evaluate import evaluate_checkpoint
-from pipelines.prepare import prepare
+from pipelines.prepare import check_settings, prepare
 from pipelines.report import page
 from pipelines.train import train
 from reid_core.types import Modality, Record, Split
@@ -158,6 +158,27 @@ class TestBadInput:
     def test_batch_that_workers_cannot_share(self, make_config: Callable[..., RunConfig]) -> None:
         with pytest.raises(UserError, match=r"= 16 cannot be shared by trainer.num_workers=3"):
             prepare(make_config("trainer.num_workers=3"), read_everything)
+
+    @pytest.mark.parametrize(
+        ("workers", "message"),
+        [
+            (("trainer.num_workers=2", "trainer.min_workers=4"), "min_workers=4 is more than"),
+            (
+                ("trainer.num_workers=4", "trainer.min_workers=2"),
+                r"num_workers=3 \(min_workers=2 allows that\)",
+            ),
+            (
+                ("trainer.num_workers=4", "trainer.min_workers=3", "trainer.strict=true"),
+                r"shards=4 cannot be shared by trainer.num_workers=3",
+            ),
+        ],
+    )
+    def test_fewer_workers_must_share_the_batch_too(
+        self, make_config: Callable[..., RunConfig], workers: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(UserError, match=message):
+            check_settings(make_config(*workers))
+        check_settings(make_config("trainer.num_workers=2", "trainer.min_workers=1"))
 
     def test_choosing_on_people_that_are_trained_on(
         self, make_config: Callable[..., RunConfig]

@@ -1,0 +1,203 @@
+"""Does a run on nodes that go and come end as if nothing had happened? Two workers, one, two.
+
+Three nodes on this machine: a head, and two with a logical GPU each, so that every worker has a
+node of its own. CCLNet's last stage trains twice with `trainer.strict`, undisturbed and with
+`trainer.min_workers=1`: after an epoch one GPU node is removed, two epochs later a new one joins.
+Printed is how many workers finished each epoch, and on how many nodes. Strict training makes the
+same state for any number of workers, so both runs must end with the same content hash. The memory
+actor must live on the node of the driver.
+
+    python benchmarks/elastic.py [--out FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from pipelines import checkpoint, runlog
+from pipelines import config as configuration
+from reid_core.datasets import synthetic
+
+WORKERS = (2, 1, 1, 2)  # per epoch, in the run on nodes that go and come
+STEPS = 3
+_WATCH_S = 0.2
+
+
+def settings(data: Path, address: str) -> list[str]:
+    """The last stage of the demo in a few steps."""
+    return [
+        f"data.root={data}",
+        f"ray.address={address}",
+        "model.height=32",
+        "model.width=16",
+        "evaluation.start=false",
+        "cclnet.image_to_text=0",
+        "cclnet.clustering.k1=8",
+        "cclnet.clustering.min_samples=2",
+        f"cclnet.align.epochs={len(WORKERS)}",
+        f"cclnet.align.batches_per_epoch={STEPS}",
+        "cclnet.align.clusters_per_batch=4",
+        "cclnet.align.evaluate_every=0",
+        "trainer.num_workers=2",
+        "trainer.strict=true",
+        "trainer.shards=2",
+        "trainer.batches_per_block=2",
+    ]
+
+
+def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
+    """What replaces names of `train`, so that workers tell where they are.
+
+    In a gated run they wait until there are as many of them as there should be. Logical GPUs
+    compute nothing: workers take the CPU and gloo. Functions of this file travel by value.
+    """
+    import ray
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    work, make_bank = train._work, train._bank
+
+    def armed_work(given: dict[str, Any]) -> None:
+        import torch
+
+        from pipelines.loop import TrainingLoop
+
+        ray.train.torch.get_device = lambda: torch.device("cpu")
+        world = ray.train.get_context().get_world_size()
+        node = ray.get_runtime_context().get_node_id()
+        seed = TrainingLoop._seed
+
+        def armed_seed(self: TrainingLoop, name: str, epoch: int) -> None:
+            while gated and world != WORKERS[epoch]:  # until the group is ended for another size
+                (notes / "wanted").write_text(str(WORKERS[epoch]))
+                time.sleep(_WATCH_S)
+            with (notes / "places").open("a") as file:
+                file.write(json.dumps({"epoch": epoch, "workers": world, "node": node}) + "\n")
+            seed(self, name, epoch)
+
+        TrainingLoop._seed = armed_seed  # type: ignore[method-assign]
+        work(given)
+
+    def placed_bank(*given: Any) -> Any:
+        bank = make_bank(*given)
+        where = bank.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
+        (notes / "bank").write_text(ray.get(where))
+        (notes / "driver").write_text(ray.get_runtime_context().get_node_id())
+        return bank
+
+    return {
+        "_work": armed_work,
+        "_bank": placed_bank,
+        "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
+        "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
+    }
+
+
+def keep_nodes(cluster: Any, nodes: list[Any], notes: Path, over: threading.Event) -> None:
+    """Remove a GPU node when one worker is wanted, add one when two are."""
+    while not over.wait(_WATCH_S):
+        wanted = (notes / "wanted").read_text() if (notes / "wanted").exists() else ""
+        if wanted == "1" and len(nodes) == 2:
+            cluster.remove_node(nodes.pop(), allow_graceful=False)
+        elif wanted == "2" and len(nodes) == 1:
+            nodes.append(gpu_node(cluster))
+
+
+def gpu_node(cluster: Any) -> Any:
+    """A node for one worker, and for decoding beside it."""
+    return cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=150 * 2**20)
+
+
+def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -> dict[str, Any]:
+    """Train once; with further settings on nodes that go and come."""
+    from pipelines import train
+
+    notes = folder / "notes"
+    notes.mkdir(parents=True)
+    config = configuration.load(Path("demo.yaml"), [*settings(data, cluster.address), *extra])
+    over = threading.Event()
+    keeper = threading.Thread(target=keep_nodes, args=(cluster, nodes, notes, over))
+    keeper.start()
+    began = time.time()
+    try:
+        with mock.patch.multiple(train, **watched(train, notes, gated=bool(extra))):
+            train.train(config, folder / "run", sys.argv)
+    finally:
+        over.set()
+        keeper.join()
+    state = checkpoint.load(checkpoint.find(folder / "run"))
+    return {
+        "hash": checkpoint.content_hash(state),
+        "epochs": _epochs(notes),
+        "lines": len(list(runlog.read_metrics(folder / "run"))),
+        "bank with the driver": (notes / "bank").read_text() == (notes / "driver").read_text(),
+        "seconds": time.time() - began,
+    }
+
+
+def _epochs(notes: Path) -> list[dict[str, int]]:
+    """Per epoch, the workers that began it last and the number of their nodes."""
+    places = [json.loads(line) for line in (notes / "places").read_text().splitlines()]
+    found = []
+    for epoch in range(len(WORKERS)):
+        mine = [place for place in places if place["epoch"] == epoch]
+        workers = mine[-1]["workers"]
+        nodes = {place["node"] for place in mine if place["workers"] == workers}
+        found.append({"epoch": epoch, "workers": workers, "nodes": len(nodes)})
+    return found
+
+
+def main() -> None:
+    """Both runs on one cluster, which this script starts and ends."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    os.environ |= {
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    }
+    from ray.cluster_utils import Cluster  # reads the environment
+
+    with tempfile.TemporaryDirectory(prefix="e", dir="/tmp", ignore_cleanup_errors=True) as name:
+        synthetic.write(Path(name) / "people", num_identities=10, seed=4, height=32)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "temp_dir": f"{name}/ray",
+                "include_dashboard": False,
+                "object_store_memory": 200 * 2**20,
+            },
+        )
+        try:
+            nodes, data = [gpu_node(cluster), gpu_node(cluster)], Path(name) / "people"
+            found = {"undisturbed": run(cluster, nodes, Path(name) / "0", data)}
+            elastic = Path(name) / "1", data, "trainer.min_workers=1"
+            found["nodes go and come"] = run(cluster, nodes, *elastic)
+        finally:
+            cluster.shutdown()
+    if chosen.out:
+        chosen.out.write_text(json.dumps(found, indent=1))
+    for title, one in found.items():
+        workers = ", ".join(f"{e['workers']} on {e['nodes']}" for e in one["epochs"])
+        print(f"{title}: workers on nodes per epoch {workers}; {one['seconds']:.0f} s")
+    equal = len({one["hash"] for one in found.values()}) == 1
+    placed = all(one["bank with the driver"] for one in found.values())
+    went = [e["workers"] for e in found["nodes go and come"]["epochs"]] == list(WORKERS)
+    print(f"equal hashes: {equal}; the memory actor with the driver: {placed}; resized: {went}")
+    sys.exit(not (equal and placed and went))
+
+
+if __name__ == "__main__":
+    main()
