@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from pipelines.cli_data import data_app, ray_address, write_text
 from pipelines.errors import UserError
-from pipelines.progress import console
+from pipelines.progress import console, say
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
@@ -109,7 +110,7 @@ def evaluate(
     console.print(score_table(result))
     if json_file is not None:
         write_text(json_file, json.dumps(result.table, indent=1) + "\n")
-        console.print(f"scores: {json_file}")
+        say(f"scores: {json_file}")
 
 
 @app.command()
@@ -125,7 +126,7 @@ def report(
     module = sweep_page if sweep_page.is_sweep(run_dir) else page
     if folds.is_folder(run_dir):
         module = folds_page
-    console.print(f"report: {module.write(run_dir)}")
+    say(f"report: {module.write(run_dir)}")
 
 
 @app.command()
@@ -144,8 +145,8 @@ def tune(
     study = sweep.load(search, [*_environment(), *(overrides or [])])
     found, best = search_for_best(study, out, sys.argv, resume=resume)
     console.print(trials.table(found, study.search.objective))
-    console.print(f"best:   {best.name}, recipe {out / trials.BEST}")
-    console.print(f"report: {out / 'report.html'}")
+    say(f"best:   {best.name}, recipe {out / trials.BEST}")
+    say(f"report: {out / 'report.html'}")
 
 
 @app.command()
@@ -186,7 +187,7 @@ def embed(
     )
     for message in done.unreadable[:10]:
         console.print(f"left out: {message}", style="yellow", markup=False)
-    console.print(
+    say(
         f"{done.num_vectors:,} vectors, {done.num_new:,} of them new in {done.seconds:.0f} s, "
         f"{len(done.unreadable)} images left out: {out}"
     )
@@ -197,7 +198,7 @@ def index(
     embeddings: Annotated[Path, typer.Argument(help="A folder that `embed` wrote.")],
     out: Annotated[Path, typer.Argument(help="Folder of the index.")],
     exact_up_to: Annotated[
-        int, typer.Option(help="More vectors are searched by IVF-PQ with exact re-scoring.")
+        int, typer.Option(help="More vectors are searched by IVF-PQ with exact re-scoring.", min=0)
     ] = 100_000,
     recall: Annotated[
         float, typer.Option(help="At ten answers; IVF-PQ is tuned to it.", min=0.1, max=1)
@@ -207,7 +208,7 @@ def index(
     from pipelines.index import build
 
     built = build(embeddings, out, exact_up_to=exact_up_to, recall=recall)
-    console.print(
+    say(
         f"{built.num_vectors:,} x {built.dim} vectors, {built.kind}, recall@10 {built.recall:.3f}, "
         f"built in {built.seconds:.1f} s, {built.memory_mb:,.0f} MB of memory at most, "
         f"{built.disk_mb:,.0f} MB on disk: {out}"
@@ -240,6 +241,8 @@ def search(
     from pipelines.report import contact
     from pipelines.sources import modality_named
 
+    if out is not None:
+        contact.check(out)
     opened = Index(folder)
     asked = searching.ask(
         opened,
@@ -260,7 +263,7 @@ def search(
     console.print(searching.table(asked, hits))
     if out is not None:
         note = searching.described(opened, modality=modality, cameras=camera or (), reranked=rerank)
-        console.print(f"contact sheet: {contact.write(out, asked, hits, note=note)}")
+        say(f"contact sheet: {contact.write(out, asked, hits, note=note)}")
 
 
 @app.command()
@@ -274,9 +277,7 @@ def export(
     from pipelines.export import export as write_models
 
     for model in write_models(checkpoint, out, file_format=file_format, space=space):
-        console.print(
-            f"{model.path}: {model.modality}, largest difference to torch {model.difference:.1e}"
-        )
+        say(f"{model.path}: {model.modality}, largest difference to torch {model.difference:.1e}")
 
 
 @app.command()
@@ -289,9 +290,9 @@ def compare(
 
     groups = comparing.read(runs)
     console.print(comparing.table(groups))
-    console.print(f"comparison: {comparing.write(groups, out)}")
+    say(f"comparison: {comparing.write(groups, out)}")
     if len(runs) == 2:
-        console.print(_labels_apart(*runs))
+        say(_labels_apart(*runs))
 
 
 def _labels_apart(one: Path, other: Path) -> str:
@@ -347,7 +348,7 @@ def _show(summary: dict, out: Path) -> None:
     from pipelines.report.terminal import summary_table
 
     console.print(summary_table(summary))
-    console.print(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
+    say(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
 
 
 def main() -> None:
@@ -358,7 +359,7 @@ def main() -> None:
     try:
         app()
     except (UserError, ValueError) as error:
-        console.print(f"[bold red]error:[/] {error}", markup=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
         raise SystemExit(2) from error
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
-from pipelines.progress import console
+from pipelines.progress import console, say
 
 data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
@@ -55,7 +55,7 @@ def synth(
         test_share=test_share,
         workers=os.cpu_count() or 1,
     )
-    console.print(f"{identities} people: {root}")
+    say(f"{identities} people: {root}")
 
 
 @data_app.command()
@@ -91,7 +91,7 @@ def convert(
     from pipelines import convert as conversion
 
     found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=ray_address())
-    console.print(
+    say(
         f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
         f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"
     )

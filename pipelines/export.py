@@ -58,8 +58,8 @@ def export(
         space: of the vectors, see `pipelines.encoder.open_encoder`.
 
     Raises:
-        UserError: another format, no encoder, onnx is not installed, or a file that gives other
-            vectors than torch.
+        UserError: another format, no encoder, onnx is not installed, `out` cannot be written, or a
+            file that gives other vectors than torch.
     """
     if file_format != "onnx":
         raise UserError(f"--format {file_format}: only onnx can be written")
@@ -73,7 +73,10 @@ def export(
         ) from error
     del onnx, onnxruntime, onnxscript
     loaded = open_encoder(checkpoint, space=space)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
     written = []
     for modality in loaded.modalities:
         model = _OneModality(loaded.encoder, modality).cpu().eval()

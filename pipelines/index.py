@@ -74,8 +74,8 @@ def build(
         seed: of k-means and of the sample.
 
     Raises:
-        UserError: no or unfinished embeddings, nothing to index, or faiss is missing above
-            `exact_up_to`.
+        UserError: no or unfinished embeddings, nothing to index, `out` cannot be written, or faiss
+            is missing above `exact_up_to`.
     """
     began = time.perf_counter()
     info = vectors.read_info(embeddings)
@@ -89,9 +89,7 @@ def build(
             f"{info['num_vectors']} vectors are more than --exact-up-to {exact_up_to}, and the "
             "approximate search needs faiss: pip install 'crossreid[cpu]'"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (INFO, CODES):
-        (out / name).unlink(missing_ok=True)
+    _empty(out)
     _copy(embeddings, out, num_rows=info["num_vectors"], dim=info["dim"], dtype=info["dtype"])
     content = {key: info[key] for key in ("fingerprint", "space", "checkpoint", "root", "dim")}
     content |= {"format": FORMAT, "kind": "ivfpq" if approximate else "flat", "recall": 1.0}
@@ -126,12 +124,15 @@ class Index:
         """Maps the files into memory.
 
         Raises:
-            UserError: no index there, or of another format.
+            UserError: no index there, a damaged one, or one of another format.
         """
         path = folder / INFO
         if not path.is_file():
             raise UserError(f"{folder} holds no index: make one with `crossreid index`")
-        self.info: dict[str, Any] = json.loads(path.read_text())
+        try:
+            self.info: dict[str, Any] = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged: {error}; index again") from error
         if self.info.get("format") != FORMAT:
             raise UserError(f"{path} has format {self.info.get('format')}, expected {FORMAT}")
         self._vectors: np.ndarray = np.load(folder / VECTORS, mmap_mode="r")
@@ -214,6 +215,16 @@ class Index:
 
     def _is_modality(self, name: str) -> np.ndarray:
         return np.asarray(pc.equal(self.modalities, name).to_numpy(), dtype=bool)
+
+
+def _empty(out: Path) -> None:
+    """A folder without an index; what an older one was opened by goes first."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (INFO, CODES):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
 def _copy(embeddings: Path, out: Path, *, num_rows: int, dim: int, dtype: str) -> None:

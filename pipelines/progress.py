@@ -19,6 +19,11 @@ console = Console(highlight=False, soft_wrap=True)
 _POLL_S = 0.5
 
 
+def say(text: str) -> None:
+    """Print a sentence as it is: brackets in a path are no markup."""
+    console.print(text, markup=False)
+
+
 @contextmanager
 def follow(run_dir: Path, config: RunConfig) -> Iterator[None]:
     """Print epochs as they are logged, until the block ends."""

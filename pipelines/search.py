@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.decoding import read_image
@@ -203,7 +204,7 @@ def search(
 
 def table(query: Query, hits: Sequence[Hit]) -> Table:
     """The answers for a terminal."""
-    shown = Table(title=f"nearest to {query.name}", title_justify="left")
+    shown = Table(title=f"nearest to {escape(query.name)}", title_justify="left")
     columns = ("", "similarity", "modality", "camera", "person", "id")
     for name, side in zip(
         columns, ("right", "right", "left", "right", "right", "left"), strict=True
@@ -217,7 +218,7 @@ def table(query: Query, hits: Sequence[Hit]) -> Table:
             hit.modality,
             str(hit.camera) if hit.camera >= 0 else "",
             (str(hit.pid) if hit.pid >= 0 else "") + mark,
-            hit.id,
+            escape(hit.id),
         )
     return shown
 

@@ -29,6 +29,18 @@ class _Tile:
     hit: Hit
 
 
+def check(path: Path) -> None:
+    """Refuse what `write` cannot write, before anything is searched.
+
+    Raises:
+        UserError: another suffix, or no folder to write into.
+    """
+    if path.suffix not in (".html", ".png"):
+        raise UserError(f"--out {path}: a contact sheet is an .html or a .png file")
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+
+
 def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
     """Write a contact sheet.
 
@@ -41,13 +53,12 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
     Raises:
         UserError: another suffix, or the file cannot be written.
     """
+    check(path)
     try:
         if path.suffix == ".png":
             _picture(query, hits, note).save(path)
-        elif path.suffix == ".html":
-            path.write_text(_page(query, hits, note), encoding="utf-8")
         else:
-            raise UserError(f"--out {path}: a contact sheet is an .html or a .png file")
+            path.write_text(_page(query, hits, note), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

@@ -12,17 +12,15 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines import checkpoint as checkpoint_files
-from pipelines import vectors
-from pipelines.embed import Embedder, _Work
 from pipelines.encoder import Space, open_encoder
 from pipelines.errors import UserError
 from pipelines.index import Index, build
 from pipelines.report import contact
 from pipelines.search import Query, ask, search, table
-from pipelines.sources import Source, parts
+from pipelines.sources import Source
 from reid_core.types import Modality
 from tests.pipelines.fake_run import Page
-from tests.pipelines.trained import draw_folder, random_rows, save_run
+from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
 
 
 def make_index(root: Path, checkpoint: Path, space: Space) -> Index:
@@ -32,17 +30,7 @@ def make_index(root: Path, checkpoint: Path, space: Space) -> Index:
     for name, count in (("visible", 6), ("infrared", 4)):
         lines += [f"{name}/{i}.png,{name},{i % 3},{1 + i % 2}" for i in range(count)]
     (images / "list.csv").write_text("\n".join(lines))
-    loaded = open_encoder(checkpoint, space=space)
-    out = root / space
-    info = vectors.VectorInfo(
-        loaded.fingerprint, space, "float32", loaded.encoder.feature_dim, str(images), "s"
-    )
-    vectors.claim(out, info, checkpoint)
-    embedder = Embedder(_Work(checkpoint, space, images, out, "float32", 8), threads=1)
-    planned = list(parts(Source(images / "list.csv").records()))
-    for part in planned:
-        embedder.embed(part)
-    vectors.finish(out, {part.key: len(part.records) for part in planned}, [], 10)
+    out = embed_alone(checkpoint, Source(images / "list.csv"), root / space, space=space)
     build(out, root / f"{space}-index")
     return Index(root / f"{space}-index")
 

@@ -8,8 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import checkpoint
+from pipelines import checkpoint, vectors
 from pipelines import config as configuration
+from pipelines.embed import Embedder, _Work
+from pipelines.encoder import Space, open_encoder
+from pipelines.sources import Source, parts
+from pipelines.vectors import VectorInfo
 from reid_core.models import clip
 from reid_core.models.encoders import TwoStemEncoder
 
@@ -46,6 +50,20 @@ def save_run(
     }
     checkpoint.save(run_dir / "checkpoint_0", state, {})
     return run_dir
+
+
+def embed_alone(
+    checkpoint: Path, source: Source, out: Path, *, space: Space = "descriptor"
+) -> Path:
+    """What `crossreid embed --dtype float32` leaves, in this process."""
+    loaded, root = open_encoder(checkpoint, space=space), source.root
+    dim = loaded.encoder.feature_dim
+    info = VectorInfo(loaded.fingerprint, space, "float32", dim, str(root), str(source.path))
+    vectors.claim(out, info, checkpoint)
+    embedder = Embedder(_Work(checkpoint, space, root, out, "float32", 32), threads=1)
+    planned = {part.key: embedder.embed(part)[0] for part in parts(source.records())}
+    vectors.finish(out, planned, [], sum(planned.values()))
+    return out
 
 
 def draw_folder(root: Path, *, visible: int, infrared: int, first: int = 0) -> Path:

@@ -1,0 +1,202 @@
+"""The commands of a user with a trained model: what they print, and what they refuse in words."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipelines import cli, doctor
+from pipelines import embed as embedding
+from pipelines import evaluate as evaluating
+from pipelines import export as exporting
+from pipelines import index as indexing
+from pipelines import search as searching
+from pipelines.doctor import Finding
+from pipelines.encoder import open_encoder
+from pipelines.errors import UserError
+from pipelines.export import Exported
+from pipelines.sources import Source
+from reid_core.types import Modality
+from tests.pipelines.fake_run import fake_run, small_run
+from tests.pipelines.trained import draw_folder, embed_alone, save_run
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder `[b]` with a trained `run`, `images`, `vectors`, an `index` and odd things."""
+
+    root: Path
+
+    def __truediv__(self, name: str) -> Path:
+        return self.root / name
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    here = Place(tmp_path_factory.mktemp("commands") / "[b]")
+    run = save_run(here / "run")
+    images = draw_folder(here / "images", visible=3, infrared=2)
+    indexing.build(embed_alone(run, Source(images), here / "vectors"), here / "index")
+    embed_alone(run, Source(images), here / "half")
+    info = json.loads((here / "half" / "embedding.json").read_text())
+    (here / "half" / "embedding.json").write_text(json.dumps(info | {"complete": False}))
+    Image.new("RGB", (8, 16)).save(here / "who.png")
+    (here / "who").mkdir()
+    Image.new("RGB", (8, 16)).save(here / "who" / "a.png")
+    (here / "broken").mkdir()
+    (here / "broken" / "index.json").write_text("{")
+    fake_run(here / "finished", here / "data")
+    small_run(here / "unfinished", {"stage": "align", "epoch": 0})
+    (here / "file").touch()
+    return here
+
+
+@pytest.fixture(autouse=True)
+def opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most refusals come after the encoder was opened: a quarter of a second each."""
+    for module in (embedding, searching, exporting, evaluating):
+        monkeypatch.setattr(module, "open_encoder", _opened)
+
+
+_opened = functools.cache(open_encoder)
+
+
+def said(place: Place, *words: str) -> tuple[int, str]:
+    """Exit code and what the command said; words that begin with / lie in `place`."""
+    command = [str(place / word[1:]) if word.startswith("/") else word for word in words]
+    result = CliRunner().invoke(cli.app, command)
+    text = result.output + (str(result.exception) if result.exception else "")
+    if result.exception and not isinstance(result.exception, (SystemExit, ValueError, UserError)):
+        raise result.exception
+    return result.exit_code, " ".join(text.replace("│", " ").split())
+
+
+def test_index_tells_size_kind_recall_time_and_memory(place: Place) -> None:
+    code, text = said(place, "index", "/vectors", "/new-index")
+    assert code == 0
+    assert "5 x 384 vectors, flat, recall@10 1.000, built in" in text
+    assert "MB of memory at most" in text
+    assert text.endswith("[b]/new-index")
+
+
+def test_search_prints_a_table_and_writes_a_sheet(place: Place) -> None:
+    command = ("search", "/index", "/images/visible/2.png", "--as", "visible", "--pid", "3")
+    code, text = said(place, *command, "--top", "2", "--out", "/found.html")
+    assert code == 0
+    assert "nearest to" in text
+    assert "1 1.000 visible visible/2.png 2 0." in text
+    assert text.endswith("[b]/found.html"), "a bracket in a path is no markup"
+    assert (place / "found.html").read_text().count("data:image/jpeg") == 3
+
+
+def test_export_tells_the_difference_to_torch(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [Exported(place / "models" / "visible.onnx", Modality.VISIBLE, 3e-7)]
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: made)
+    code, text = said(place, "export", "/run", "/models", "--format", "onnx")
+    assert (code, text.partition("models/")[2]) == (
+        0,
+        "visible.onnx: visible, largest difference to torch 3.0e-07",
+    )
+
+
+def test_compare_prints_scores_and_names_its_page(place: Place) -> None:
+    shutil.copytree(place / "finished", place / "again")
+    code, text = said(place, "compare", "/finished", "/again", "--out", "/compare.html")
+    assert code == 0
+    assert "38.2" in text
+    assert "no image is labelled differently in any epoch of both" in text
+    assert (place / "compare.html").is_file()
+
+
+def test_report_names_its_page(place: Place) -> None:
+    code, text = said(place, "report", "/unfinished")
+    assert (code, text.endswith("[b]/unfinished/report.html")) == (0, True)
+
+
+def test_doctor_prints_remedies_and_fails_where_a_run_would(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def examine(folder: Path, address: str | None) -> Iterator[Finding]:
+        yield Finding("faiss", "warn", "not installed", "pip install 'crossreid[cpu]'")
+        yield Finding("Ray", "fail", f"nothing answers at {address}", "start it")
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    code, text = said(place, "doctor", "--address", "auto", "--json", "/doctor.json")
+    assert code == 1
+    assert "warn faiss not installed -> pip install 'crossreid[cpu]'" in text
+    assert "fail Ray nothing answers at auto -> start it" in text
+    told = json.loads((place / "doctor.json").read_text())
+    assert [finding["verdict"] for finding in told["findings"]] == ["warn", "fail"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("embed /nothing /images /out", "no checkpoint in"),
+        ("embed /run /nothing /out", "give a folder of images or a manifest"),
+        ("embed /run /who /out", "its modality is not known"),
+        ("embed /run /images /images", "is not empty and holds no embedding.json"),
+        ("embed /run /images /out --modality thermal", "--modality thermal: choose visible"),
+        ("embed /run /images /out --dtype float8", "'float8' is not one of"),
+        ("index /nothing /out", "give a folder that `crossreid embed` wrote"),
+        ("index /half /out", "is not complete: run the same `crossreid embed` again"),
+        ("index /vectors /file", "cannot write to"),
+        ("index /vectors /out --recall 2", "should be less than or equal to 1"),
+        ("search /vectors who.png", "make one with `crossreid index`"),
+        ("search /broken who.png", "is damaged"),
+        ("search /index", "give an image file or an id of the index, or --text"),
+        ("search /index nobody.png", "neither a file nor an id of this index; ids look like"),
+        ("search /index /who.png", "Say --as visible or --as infrared"),
+        ("search /index infrared/0.png --camera 9", "this index has"),
+        ("search /index infrared/0.png --out /found.pdf", "is an .html or a .png file"),
+        ("search /index infrared/0.png --out /no/found.png", "there is no folder"),
+        ("search /index --text tall", "embed the images again with --space joint"),
+        ("export /nothing /out", "no checkpoint in"),
+        ("export /run /out --format tflite", "only onnx can be written"),
+        ("export /run /file", "cannot write to"),
+        ("export /run /out --space words", "'words' is not one of"),
+        ("compare /finished", "give two run directories or more"),
+        ("compare /finished /finished", "given twice"),
+        ("compare /finished /nothing", "metrics.jsonl does not exist"),
+        ("compare /finished /unfinished", "has this run finished?"),
+        ("report /nothing", "metrics.jsonl does not exist"),
+        ("report /file", "metrics.jsonl does not exist"),
+        ("report", "Missing argument"),
+        ("doctor --out /file", "choose another --out"),
+        ("doctor --out /file --json /no/doctor.json", "cannot write"),
+        ("doctor --address", "requires an argument"),
+        ("eval /nothing", "no checkpoint in"),
+        ("eval /run --kind sysu --root /nothing", "nothing"),
+        ("eval /run --kind sysus --root /images", "sysus"),
+        ("eval /run --kind sysu --root /images --split train", "choose test or val"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_remedy(place: Place, command: str, message: str) -> None:
+    code, text = said(place, *command.split())
+    assert code != 0
+    assert message in text
+
+
+def test_an_error_is_shown_as_it_is_and_ends_with_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Brackets, as in the name of an extra, are no markup."""
+
+    def fail() -> None:
+        raise ValueError("pip install 'crossreid[export]' [/x]")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "error: pip install 'crossreid[export]' [/x]" in capsys.readouterr().out

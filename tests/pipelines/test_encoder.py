@@ -1,0 +1,168 @@
+"""A trained checkpoint, opened for use, is what was evaluated: embedded, asked and exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import checkpoint, loop
+from pipelines.config import RunConfig
+from pipelines.decoding import read_image
+from pipelines.encoder import open_encoder, open_start
+from pipelines.evaluate import evaluate
+from pipelines.export import export
+from pipelines.index import Index, build
+from pipelines.prepare import read
+from pipelines.search import ask, search
+from pipelines.sources import Source, record_id
+from reid_core.models import clip
+from reid_core.models.text_image import TextImageEncoder
+from reid_core.types import Modality
+from tests.pipelines import small_runs
+from tests.pipelines.trained import embed_alone
+
+SENTENCE = "a woman in a striped dress with a backpack"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished small run and its test images as an index."""
+
+    config: RunConfig
+    run_dir: Path
+    scores: dict[str, float]
+    index: Index
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trees")
+    small_runs.write_trees(root)
+    return root
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("cclnet",), ("csdn", "csdn.variant=head"), ("cpcl",), ("cpcl", "quick_gelu")],
+    ids=["cclnet", "csdn", "cpcl", "cpcl of OpenAI's kind"],
+)
+def trained(
+    request: pytest.FixtureRequest, trees: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    method, *overrides = request.param
+    if overrides == ["quick_gelu"]:
+        overrides = [f"model.pretrained={_of_openai(folder / 'weights.pt')}"]
+    config = small_runs.make_config(method, trees, *overrides)
+    run = small_runs.open_run(config, folder / "run")
+    kept = small_runs.Kept(folder / "run" / "checkpoint_0")
+    progress = loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    scores = progress.scores[progress.stage]
+    return Trained(config, folder / "run", scores, _indexed(config, folder))
+
+
+def _of_openai(path: Path) -> Path:
+    """The bundled weights in a file of OpenAI's, which says that it needs QuickGELU."""
+    state = clip.load(clip.SMALL, "bundled").model.state_dict()
+    torch.save(state | {"input_resolution": torch.tensor(64)}, path)
+    return path
+
+
+def _indexed(config: RunConfig, folder: Path) -> Index:
+    source = Source(Path(config.data.root), config.data.kind, "test")
+    build(embed_alone(folder / "run", source, folder / "vectors"), folder / "index")
+    return Index(folder / "index")
+
+
+@pytest.mark.slow
+def test_what_is_embedded_scores_what_training_reported(trained: Trained) -> None:
+    """CSDN's two parts and their mirror images, CPCL's captions and activation included."""
+    dataset = read(trained.config)
+    rows = [trained.index.find(record_id(record)) for record in dataset.test.records]
+    assert min(rows) >= 0
+    found = trained.index.vectors(np.array(rows))
+    assert evaluate(dataset.kind, dataset.test, found).headline == pytest.approx(
+        trained.scores, abs=1e-6
+    )
+
+
+@pytest.mark.slow
+def test_images_of_every_modality_and_sentences_ask(trained: Trained) -> None:
+    index, loaded = trained.index, open_encoder(trained.run_dir)
+    for modality in loaded.modalities:
+        if modality == Modality.TEXT:
+            continue
+        row = int(np.flatnonzero(index.mask(modality=modality))[0])
+        name = index.ids[row].as_py()
+        picture = str(Path(trained.config.data.root) / name)
+        asked = ask(index, image=picture, text=None, seen_as=modality)
+        np.testing.assert_allclose(asked.vector, index.vectors(np.array([row]))[0], atol=1e-5)
+        assert search(index, asked, top=1)[0].id == name
+    if Modality.TEXT in loaded.modalities:
+        hits = search(
+            index,
+            ask(index, image=None, text=SENTENCE, seen_as=None),
+            top=3,
+            modality=Modality.VISIBLE,
+        )
+        assert [hit.modality for hit in hits] == ["visible"] * 3
+
+
+@pytest.mark.slow
+def test_exported_models_give_what_was_evaluated(trained: Trained, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    size, index = trained.config.model, trained.index
+    for model in export(trained.run_dir, tmp_path):
+        if model.modality == Modality.TEXT:
+            continue  # checked against torch by `export`
+        rows = np.flatnonzero(index.mask(modality=model.modality))[:5]
+        images = [
+            read_image(
+                Path(trained.config.data.root) / index.ids[int(row)].as_py(),
+                height=size.height,
+                width=size.width,
+            )
+            for row in rows
+        ]
+        session = onnxruntime.InferenceSession(model.path)
+        (found,) = session.run(["vector"], {"input": np.stack(images)})
+        np.testing.assert_allclose(found, index.vectors(rows), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_start_is_what_training_began_with(trained: Trained) -> None:
+    loaded, size = open_encoder(trained.run_dir), trained.config.model
+    start = open_start(loaded)
+    assert start.feature_dim == loaded.encoder.feature_dim
+    image = torch.randint(0, 256, (1, 3, size.height, size.width), dtype=torch.uint8)
+    before, after = (one.embed(image, Modality.VISIBLE) for one in (start, loaded.encoder))
+    assert not torch.allclose(before, after)
+
+
+def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
+    """No weight tells it: opened as another network, every caption would be another vector."""
+    config = small_runs.make_config("cpcl", tmp_path)
+    weights = clip.load(clip.SMALL, str(_of_openai(tmp_path / "weights.pt")))
+    assert weights.quick_gelu
+    size = config.model
+    encoder = TextImageEncoder(weights, height=size.height, width=size.width).eval()
+    state = {
+        "module": encoder.state_dict(),
+        "quick_gelu": weights.quick_gelu,
+        "config": config.used(),
+        "progress": {"stage": "train", "epoch": 0},
+    }
+    checkpoint.save(tmp_path / "checkpoint_0", state, {})
+    loaded = open_encoder(tmp_path)
+    assert loaded.tokenize is not None
+    ids = loaded.tokenize([SENTENCE])
+    with torch.inference_mode():
+        found, expected = (one.embed(ids, Modality.TEXT) for one in (loaded.encoder, encoder))
+        plain = TextImageEncoder(clip.load(clip.SMALL), height=size.height, width=size.width)
+        plain.load_state_dict(encoder.state_dict())
+        assert not torch.allclose(plain.eval().embed(ids, Modality.TEXT), expected, atol=1e-3)
+    torch.testing.assert_close(found, expected)
