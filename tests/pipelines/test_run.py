@@ -201,6 +201,13 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"GiB free.*lower trainer\.keep_checkpoints"):
             check_disk(make_config(), tmp_path, 10**6)
 
+    def test_unwritable_run_directory(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="cannot write to .*file/run"):
+            runlog.claim(tmp_path / "file" / "run", make_config(), [])
+
     def test_too_little_shared_memory(self, monkeypatch: Any) -> None:
         from pipelines import cluster
 
