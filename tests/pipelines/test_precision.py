@@ -1,4 +1,4 @@
-"""Every method takes its steps in bfloat16: finite losses near those of float32, float32 state."""
+"""Steps in bfloat16 or through the compiler: losses near the plain ones, float32 state."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def losses_of(method: str, precision: str, trees: Path, folder: Path) -> dict[str, float]:
+def losses_of(method: str, setting: str, trees: Path, folder: Path) -> dict[str, float]:
     """Losses of the first epoch."""
-    config = small_runs.make_config(method, trees, f"trainer.precision={precision}")
+    config = small_runs.make_config(method, trees, setting)
     kept = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder)
     loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
@@ -33,6 +33,25 @@ def losses_of(method: str, precision: str, trees: Path, folder: Path) -> dict[st
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["cclnet", "csdn", "cpcl"])
 def test_bfloat16_changes_the_rounding_only(method: str, trees: Path, tmp_path: Path) -> None:
-    full = losses_of(method, "fp32", trees, tmp_path / "full")
-    half = losses_of(method, "bf16", trees, tmp_path / "half")
+    full = losses_of(method, "trainer.precision=fp32", trees, tmp_path / "full")
+    half = losses_of(method, "trainer.precision=bf16", trees, tmp_path / "half")
     assert half == pytest.approx(full, rel=0.1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_takes_the_same_steps(
+    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated by the compiler; the code that it would write is torch's affair."""
+    compiled: list[torch.nn.Module] = []
+
+    def trace(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    plain = losses_of("cclnet", "trainer.compile=false", trees, tmp_path / "plain")
+    assert not compiled
+    fused = losses_of("cclnet", "trainer.compile=true", trees, tmp_path / "fused")
+    assert compiled
+    assert fused == pytest.approx(plain, rel=1e-4)
