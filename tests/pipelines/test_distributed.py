@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipelines import batchnorm, collectives
 from pipelines.objective import Means, total_loss
 from pipelines.step import data_parallel
 from reid_core import losses
+from reid_core.memory import ClusterMemory
 from reid_core.types import Term
 
 WORLD, ROWS = 2, 12
@@ -74,6 +76,17 @@ def contrast(texts: Tensor, part: slice) -> Tensor:
     )
 
 
+def updated_bank(gather: Callable[[Tensor], Tensor], part: slice) -> Tensor:
+    """Prototypes after an update with the rows that `gather` makes of this worker's."""
+    images, _, prototypes = batch()
+    memory = ClusterMemory(
+        nn.functional.normalize(prototypes, dim=1), momentum=0.5, temperature=0.1
+    )
+    rows = nn.functional.normalize(images.flatten(1)[:, :8], dim=1)
+    memory.update(gather(rows[part]), gather(torch.arange(ROWS)[part] % 3))
+    return memory.bank
+
+
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -103,6 +116,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     rows = DistributedDataParallel(table)
     contrast(rows(batch()[0].flatten(1)[part, 8:16]), part).backward()
     found["contrast"] = table.weight.grad
+    found["bank"] = updated_bank(collectives.gather_rows, part)
+    found["local bank"] = updated_bank(lambda x: x, part)
     found["shares"] = collectives.gather_shares(torch.arange(7)[collectives.slice_of(7)], 7)
     found["token"] = collectives.broadcast_int(41 + rank)
     torch.save(found, Path(folder) / f"{rank}.pt")
@@ -161,6 +176,14 @@ def test_the_naive_way_differs(workers: list, alone: tuple) -> None:
     """Local statistics and local means give another gradient: the checks above can fail."""
     expected = gradients(alone[0])
     assert max(relative(workers[0]["naive"][name], expected[name]) for name in expected) > 0.05
+
+
+def test_banks_learn_from_the_rows_of_all_workers(workers: list) -> None:
+    """Bit for bit; banks that learned from a worker's own rows would drift apart."""
+    expected = updated_bank(lambda x: x, slice(0, ROWS))
+    for found in workers:
+        assert torch.equal(found["bank"], expected)
+        assert relative(found["local bank"], expected) > 0.05
 
 
 def test_contrast_against_gathered_candidates(workers: list) -> None:
