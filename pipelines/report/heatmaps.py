@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pipelines import roots
 from pipelines.decoding import read_image
 from pipelines.encoder import LoadedEncoder, open_encoder, open_start
 from pipelines.report.ranklists import choose
+from pipelines.shards import read_bytes
 from reid_core.attribution import heat_maps
-from reid_core.datasets import READERS
 from reid_core.protocols import HEADLINE
 from reid_core.stages import Encoder
 from reid_core.types import Modality
@@ -99,7 +100,7 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 def _modalities(kind: str, root: Path) -> tuple[Modality, Modality]:
     """Of the queries and of the answers of the headline protocol."""
     if kind not in HEADLINE:  # a converted data set knows what it was
-        kind = READERS[kind](root).kind
+        kind = roots.read(kind, root).kind
     asked, searched = HEADLINE[kind][0].rpartition("/")[2].split("_to_")
     return Modality(asked), Modality.VISIBLE if searched == "image" else Modality(searched)
 
@@ -141,7 +142,7 @@ def _side(
     modality: Modality,
     targets: Sequence[Tensor],
 ) -> Side:
-    with Image.open(image) as opened:
+    with Image.open(io.BytesIO(read_bytes(image))) as opened:
         width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
         shown = opened.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     hot = []

@@ -242,7 +242,7 @@ def _rank_missing(run: Run) -> str:
     if not set(ranklists.NEEDED) <= set(run.rankings.get("final", {})):
         return "evaluation/final.npz is missing or holds no rank lists."
     root = run.data.get("root")
-    if not root or not Path(root).is_dir():
+    if not root or not ("://" in root or Path(root).is_dir()):
         return f"The pictures are not at {root or 'a known place (data.root in config.yaml)'}."
     return ""
 

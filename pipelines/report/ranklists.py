@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from pipelines.shards import read_bytes
+
 NUM_ANSWERS = 8
 NUM_QUERIES_PER_GROUP = 3
 _HEIGHT_PX = 160  # A surveillance crop of 64 pixels is recognisable from here on.
@@ -135,7 +137,7 @@ def thumbnail(root: Path, path: str) -> str | None:
     if relative.is_absolute() or ".." in relative.parts:
         return None
     try:
-        with Image.open(root / relative) as image:
+        with Image.open(io.BytesIO(read_bytes(root / relative))) as image:
             width = max(round(image.width * _HEIGHT_PX / image.height), 1)
             small = image.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):

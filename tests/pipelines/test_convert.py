@@ -22,6 +22,7 @@ from pipelines.config import RunConfig
 from pipelines.convert import convert
 from pipelines.data import Plan
 from pipelines.errors import UserError
+from pipelines.report import ranklists
 from reid_core.datasets import READERS, manifest, synthetic, sysu
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Dataset, Modality
@@ -154,6 +155,7 @@ def test_training_from_a_uri_is_training_from_the_tree(
     with pytest.raises(ValueError, match=rf"{root}/cam1/none.jpg: .*No such image"):
         decoding.read_image(Path(root) / "cam1/none.jpg", height=64, width=32)
     assert datacheck.check("manifest", Path(root)).ok
+    assert ranklists.thumbnail(Path(root), packed.train.records[0].image) is not None
 
 
 @pytest.mark.parametrize(
