@@ -92,7 +92,11 @@ def find(path: Path) -> Path:
         key=lambda folder: (folder / STATE).stat().st_mtime,
     )
     if not found:
-        raise UserError(f"no checkpoint in {path}: expected {STATE} there or one folder below")
+        runs = sorted({state.parent.parent.name for state in path.glob(f"*/*/{STATE}")})
+        raise UserError(
+            f"no checkpoint in {path}: expected {STATE} there or one folder below"
+            + (f"; it holds {', '.join(runs)}: name one of them" if runs else "")
+        )
     return found[-1]
 
 

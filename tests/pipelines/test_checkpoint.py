@@ -67,3 +67,9 @@ def test_newest_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
 def test_folder_without_checkpoint_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"state\.pt"):
         checkpoint.find(tmp_path)
+
+
+def test_a_folder_of_trials_names_the_runs_in_it(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "trial-03" / "checkpoint_a", STATE, {})
+    with pytest.raises(UserError, match=r"it holds trial-03: name one"):
+        checkpoint.find(tmp_path)
