@@ -200,7 +200,7 @@ def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
         try:
             work(settings)
         except BaseException as error:
-            note("noticed", type(error).__name__)
+            note("noticed", f"a worker: {type(error).__name__}")
             raise
 
     train._MemoryBankActor = ray.remote(num_cpus=0)(Bank)
@@ -283,12 +283,11 @@ def measure(
     command = [sys.executable, __file__, "--child", str(run_dir), "--data", str(data)]
     command += ["--scratch", str(scratch), "--address", address, "--method", method]
     command += ["--strike", json.dumps(asdict(strike))] if strike else []
-    began = time.time()
-    codes = [launch(command, scratch)]
+    began, codes = time.time(), [launch(command, scratch)]
     if strike is not None and strike.victim == "driver":
         codes.append(launch(command, scratch))
     row: dict[str, Any] = {"kill": scenario or "none", "method": method, "exit codes": codes}
-    row["seconds"] = time.time() - began
+    row |= {"seconds": time.time() - began}
     if codes[-1]:
         row["log"] = (scratch / "log.txt").read_text()[-2000:]
     else:
@@ -305,15 +304,16 @@ def _aftermath(strike: Strike, scratch: Path) -> dict[str, Any]:
     what: dict[str, str] = {}
     for name in ("struck", "noticed", "on"):
         if (scratch / name).exists():
-            time_written, _, what[name] = (scratch / name).read_text().partition(" ")
-            when[name] = float(time_written)
-    nobody = "the same command again" if strike.victim == "driver" else "Ray Train"
+            written, _, what[name] = (scratch / name).read_text().partition(" ")
+            when[name] = float(written)
+    # where the driver dies Ray ends the others, and whoever gave the command gives it again
+    again = strike.victim == "driver"
     step = f", step {strike.step}" if strike.place == "step" else ""
     lasted = {f"s until {k}": when[k] - when["struck"] for k in ("noticed", "on") if k in when}
     return lasted | {
         "moment": f"{strike.stage} {strike.epoch}{step}",
         "struck": "struck" in when,
-        "noticed by": f"a worker: {what['noticed']}" if "noticed" in what else nobody,
+        "noticed by": "the same command" if again else what.get("noticed", "Ray Train"),
     }
 
 
