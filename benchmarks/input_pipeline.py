@@ -97,7 +97,7 @@ def product_epochs(
 
     from pipelines.data import plan_dataset
 
-    ray.init(num_cpus=processes, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=processes, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     stream = plan_dataset(
