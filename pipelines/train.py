@@ -37,7 +37,7 @@ from pipelines.loop import Job
 from pipelines.loop import train as train_alone
 from pipelines.memory_bank import MemoryBank
 from pipelines.planner import Planner
-from pipelines.prepare import Prepared, check_disk, check_weights, prepare
+from pipelines.prepare import Prepared, check_disk, check_weights, prepare, read
 from pipelines.progress import follow
 from pipelines.rows import recall, remember
 from pipelines.spread import nearest_on_all_nodes
@@ -69,6 +69,7 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     """
     began = time.perf_counter()
     run_dir = run_dir.resolve()
+    read(config)  # a wrong data.root costs no start of Ray and claims no run directory
     model_bytes = check_weights(config)
     runlog.claim(run_dir, config, command)
     check_disk(config, run_dir, model_bytes)

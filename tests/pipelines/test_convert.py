@@ -23,6 +23,7 @@ from pipelines.convert import convert
 from pipelines.data import Plan
 from pipelines.errors import UserError
 from pipelines.report import ranklists
+from pipelines.train import train
 from reid_core.datasets import READERS, manifest, synthetic, sysu
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Dataset, Modality
@@ -170,12 +171,13 @@ def test_training_from_a_uri_is_training_from_the_tree(
         ("sysu", "s3://bucket/set", r"convert sysu FOLDER s3://bucket/set. packs it"),
     ],
 )
-def test_a_uri_that_holds_nothing_is_refused_before_training(
-    make_config: Callable[..., RunConfig], kind: str, root: str, message: str
+def test_a_uri_that_holds_nothing_is_refused_before_anything_is_made(
+    make_config: Callable[..., RunConfig], tmp_path: Path, kind: str, root: str, message: str
 ) -> None:
     config = make_config(f"data.kind={kind}", f"data.root={root}")
     with pytest.raises(UserError, match=message):
-        prepare.prepare(config, lambda *_: [])
+        train(config, tmp_path / "run", [])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_run_writes_only_what_is_missing(
