@@ -39,8 +39,9 @@ def train(stored: np.ndarray, *, seed: int) -> Any:
     num_rows, dim = stored.shape
     num_lists = 2 ** round(math.log2(math.sqrt(num_rows)))
     num_codes = max(m for m in range(1, max(dim // 8, 1) + 1) if dim % m == 0)
+    # np: without polysemous codes, whose training takes minutes and which no search here compares
     index: Any = faiss.index_factory(
-        dim, f"IVF{num_lists},PQ{num_codes}", faiss.METRIC_INNER_PRODUCT
+        dim, f"IVF{num_lists},PQ{num_codes}np", faiss.METRIC_INNER_PRODUCT
     )
     index.cp.seed = index.pq.cp.seed = seed
     rng = np.random.default_rng(seed)
