@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines import config as configuration
 from pipelines import convert as conversion
-from pipelines import datacheck, decoding, prepare, shards
+from pipelines import datacheck, decoding, loop, prepare, shards
 from pipelines.config import RunConfig
 from pipelines.convert import convert
 from pipelines.data import Plan
@@ -27,6 +27,7 @@ from pipelines.train import train
 from reid_core.datasets import READERS, manifest, synthetic, sysu
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Dataset, Modality
+from tests.pipelines import small_runs
 from tests.pipelines.local_stream import blocks
 
 SPLITS = ("train", "val", "test")
@@ -157,6 +158,27 @@ def test_training_from_a_uri_is_training_from_the_tree(
         decoding.read_image(Path(root) / "cam1/none.jpg", height=64, width=32)
     assert datacheck.check("manifest", Path(root)).ok
     assert ranklists.thumbnail(Path(root), packed.train.records[0].image) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["cclnet", "cpcl"])
+def test_a_run_from_a_uri_ends_where_the_run_from_the_tree_ends(
+    without_ray: list[int], tmp_path: Path, method: str
+) -> None:
+    """Weights, optimiser, banks and labels after every epoch, to the bit; images and captions."""
+    small_runs.write_trees(tmp_path)
+    data = small_runs.make_config(method, tmp_path).data
+    convert(data.kind, data.root, f"memory://{method}")
+    hashes = []
+    for place in (f"data.root={data.root}", f"data.root=memory://{method}"):
+        kind = "manifest" if "://" in place else data.kind
+        config = small_runs.make_config(method, tmp_path, place, f"data.kind={kind}")
+        folder = tmp_path / kind
+        kept = small_runs.Kept(folder / "kept")
+        run = small_runs.open_run(config, folder / "run")
+        loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+        hashes.append(kept.hashes)
+    assert hashes[0] == hashes[1]
 
 
 @pytest.mark.parametrize(
