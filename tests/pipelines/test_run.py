@@ -205,7 +205,7 @@ class TestBadInput:
         self, make_config: Callable[..., RunConfig], tmp_path: Path
     ) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match="cannot write to .*file/run"):
+        with pytest.raises(UserError, match=r"cannot write to .*file/run"):
             runlog.claim(tmp_path / "file" / "run", make_config(), [])
 
     def test_too_little_shared_memory(self, monkeypatch: Any) -> None:
