@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import resource
 import shutil
 import socket
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
+import psutil
 import ray
 import torch
 from packaging.requirements import Requirement
@@ -34,6 +36,7 @@ from reid_core.models import clip
 
 _GIB = 2**30
 _MIN_SHARED_MEMORY = 2 * _GIB  # images of a few batches per worker, and the banks
+_MIN_MEMORY = 4 * _GIB  # what the demo asks for
 _MIN_DISK = 20 * _GIB  # three checkpoints of RN50 with their moments are 2 GB, a sweep has many
 _MIN_FILES = 4096  # Ray keeps sockets open per worker
 _HEAD_PORTS = {6379: "the cluster's own", 8265: "dashboard and jobs", 10001: "remote drivers"}
@@ -80,6 +83,7 @@ def examine(folder: Path, address: str | None) -> Iterator[Finding]:
         neighbour_search,
         sweeps,
         weights,
+        lambda: machine(len(os.sched_getaffinity(0)), _memory_bytes()),
         lambda: shared_memory(preflight.shared_memory_bytes()),
         open_files,
         lambda: disk(folder),
@@ -197,6 +201,19 @@ def weights() -> Finding:
     return Finding("CLIP RN50", "warn", "not in the cache", remedy)
 
 
+def machine(cores: int, memory: int) -> Finding:
+    """What this process may use; memory in bytes."""
+    found = f"{cores} cores, {memory / _GIB:.1f} GiB of memory"
+    if cores < 2:
+        return Finding(
+            "machine", "warn", found, "a worker and the tasks that decode share it: slow"
+        )
+    if memory < _MIN_MEMORY:
+        remedy = "fewer trainer.num_workers; raise the container's limit"
+        return Finding("machine", "warn", f"{found}: processes may be killed", remedy)
+    return Finding("machine", "ok", found)
+
+
 def shared_memory(size: int) -> Finding:
     """Ray's object store lives in /dev/shm."""
     found = f"{size / _GIB:.1f} GiB"
@@ -304,6 +321,15 @@ def nodes(folder: Path, found: list[preflight.Node], silent: list[str]) -> Itera
         yield Finding("versions", "ok", f"the same on {len(found)} node(s)")
     for node in found[1:]:
         yield shared_memory(node.shared_memory_bytes)
+
+
+def _memory_bytes() -> int:
+    """Of the machine, or less where its container is given less."""
+    total = psutil.virtual_memory().total
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # another system, or "max"
+        return total
 
 
 def _listens(port: int) -> bool:

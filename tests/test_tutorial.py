@@ -25,7 +25,7 @@ SMALLER = {
     ),
     "pip install 'crossreid[export]'": "python -c 'import onnxruntime'",
 }
-_LIMIT_S = 900.0
+_LIMIT_S = 1800.0
 
 
 @pytest.mark.slow

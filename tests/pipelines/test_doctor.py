@@ -68,6 +68,14 @@ class TestMachine:
         assert message in found.found
         assert "constraints.txt" in found.remedy
 
+    def test_one_core_is_slow_and_little_memory_kills(self) -> None:
+        assert doctor.machine(2, 24 * GIB) == Finding(
+            "machine", "ok", "2 cores, 24.0 GiB of memory"
+        )
+        assert "slow" in doctor.machine(1, 24 * GIB).remedy
+        assert "trainer.num_workers" in doctor.machine(16, 2 * GIB).remedy
+        assert 0 < doctor._memory_bytes() <= psutil.virtual_memory().total
+
     def test_docker_default_of_shared_memory_is_too_little(self) -> None:
         small = doctor.shared_memory(64 * 2**20)
         assert small.verdict == "warn"

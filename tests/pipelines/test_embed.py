@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from pipelines import cli, vectors
 from pipelines import embed as embedding
-from pipelines import vectors
 from pipelines.embed import Embedder, embed
 from pipelines.encoder import open_encoder
 from pipelines.errors import UserError
@@ -65,9 +68,14 @@ def read_vectors(out: Path) -> tuple[list[str], np.ndarray, pa.Table]:
 
 
 def test_vectors_are_those_of_the_encoder(
-    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    in_process: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     done = embed(checkpoint, Source(folder), tmp_path / "out", dtype="float32", batch_size=3)
+    assert re.search(r"12 of 12, [\d,]+ per second, 0 s left", capsys.readouterr().out)
     ids, found, table = read_vectors(tmp_path / "out")
     assert (done.num_vectors, done.num_new, done.unreadable) == (12, 12, ())
     assert sorted(ids) == sorted(record.image for record in Source(folder).records())
@@ -180,6 +188,21 @@ def test_sentences_need_a_space_that_has_them(
     assert table["pid"].to_pylist() == [4, 4, -1]
 
 
+def test_the_command_says_what_is_new_and_what_was_left_out(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    (folder / "visible" / "3.png").write_bytes(b"no image")
+    command = ["embed", str(checkpoint), str(folder), str(tmp_path / "out"), "--dtype", "float32"]
+    command += ["--max-unreadable", "0.1"]
+    for new in (11, 0):
+        result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
+        text = " ".join(result.output.split())
+        assert result.exit_code == 0
+        assert "left out:" in text
+        assert f"11 vectors, {new} of them new in" in text
+        assert "1 images left out" in text
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_through_ray(
@@ -207,6 +230,12 @@ class TestParts:
         sizes = [len(part.records) for part in found]
         assert max(sizes) <= 200
         assert 30 < np.mean(sizes) < 70
+
+    def test_a_stream_without_end_is_cut_as_it_comes(self) -> None:
+        """No more than one part is held, however many images there are."""
+        endless = (Record(f"{i}.jpg", Modality.VISIBLE) for i in itertools.count())
+        found = list(itertools.islice(parts(endless, mean_rows=50), 20))
+        assert sum(len(part.records) for part in found) < 20 * 200
 
     def test_an_added_record_leaves_far_parts_alone(self) -> None:
         before = {part.key for part in parts(self.RECORDS, mean_rows=50)}
