@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipelines import checkpoint, runlog
+from pipelines import checkpoint, recovery, runlog
 from pipelines import config as configuration
 from reid_core.datasets import synthetic
 
@@ -72,6 +72,7 @@ def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
 
         from pipelines.loop import TrainingLoop
 
+        run_dir = given["job"].run_dir
         ray.train.torch.get_device = lambda: torch.device("cpu")
         world = ray.train.get_context().get_world_size()
         node = ray.get_runtime_context().get_node_id()
@@ -79,7 +80,8 @@ def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
 
         def armed_seed(self: TrainingLoop, name: str, epoch: int) -> None:
             while gated and world != WORKERS[epoch]:  # until the group is ended for another size
-                (notes / "wanted").write_text(str(WORKERS[epoch]))
+                if newest_registered(run_dir) == epoch - 1:
+                    (notes / "wanted").write_text(str(WORKERS[epoch]))
                 time.sleep(_WATCH_S)
             with (notes / "places").open("a") as file:
                 file.write(json.dumps({"epoch": epoch, "workers": world, "node": node}) + "\n")
@@ -101,6 +103,14 @@ def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
         "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
         "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
     }
+
+
+def newest_registered(run_dir: Path) -> int:
+    """The last epoch that Ray Train would go on from; -1 for none."""
+    infos = [run_dir / name / checkpoint.INFO for name in recovery._listed(run_dir)]
+    return max(
+        (json.loads(path.read_text())["epoch"] for path in infos if path.exists()), default=-1
+    )
 
 
 def keep_nodes(cluster: Any, nodes: list[Any], notes: Path, over: threading.Event) -> None:
@@ -173,6 +183,7 @@ def main() -> None:
         synthetic.write(Path(name) / "people", num_identities=10, seed=4, height=32)
         cluster = Cluster(
             initialize_head=True,
+            shutdown_at_exit=False,  # else only the main thread could add a node
             head_node_args={
                 "num_cpus": 2,
                 "temp_dir": f"{name}/ray",
