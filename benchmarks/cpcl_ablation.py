@@ -51,7 +51,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 def runs_of(row: str, seeds: list[int]) -> list[Run]:
     """One run per seed."""
-    worlds = [World(seed, num_identities=430, layout="cuhk", test_share=0.2) for seed in seeds]
+    worlds = [World(seed, num_identities=300, layout="icfg", test_share=0.3) for seed in seeds]
     return [Run(RECIPE, world, ROWS[row]) for world in worlds]
 
 

@@ -60,8 +60,8 @@ DEMOS = {
     "cpcl": Demo(
         "cpcl_demo.yaml",
         ("cpcl.train.epochs=2", "cpcl.train.warmup_epochs=0"),
-        people=430,
-        test_share=0.2,
+        people=300,
+        test_share=0.3,
     ),
 }
 

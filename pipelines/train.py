@@ -168,9 +168,9 @@ def _bank(job: Job, prepared: Prepared) -> Any:
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
-        # Beside the driver, where it can be: nodes with GPUs may be taken away.
+        # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
         "scheduling_strategy": NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
+            ray.get_runtime_context().get_node_id(), soft=False
         ),
     }
     if not job.needs_memory:
