@@ -108,6 +108,7 @@ def test_similarities_are_counted_per_pair_of_modalities() -> None:
 
 
 class TestMirroredAndReRanked:
+    @pytest.mark.slow
     def test_stand_apart_and_leave_the_plain_scores_alone(self, people: Split) -> None:
         rows, mirrored = unit_rows(len(people)), unit_rows(len(people), seed=1)
         plain = evaluate("sysu", people, rows)
@@ -179,6 +180,7 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
     return reads
 
 
+@pytest.mark.slow
 def test_the_command_reads_every_image_once(
     loaded: list[int], people: Split, tree: Path, tmp_path: Path
 ) -> None:
