@@ -73,7 +73,7 @@ def over_workers(step: Step, world: int) -> Terms:
     return combined
 
 
-def same_step(one: Terms, several: Terms, leaves: list[Tensor]) -> None:
+def assert_same_step(one: Terms, several: Terms, leaves: list[Tensor]) -> None:
     """Equal losses and equal gradients."""
     assert one.keys() == several.keys()
     for name in one:
@@ -148,7 +148,7 @@ def test_stage_one_does_not_depend_on_the_number_of_workers(small, pairing) -> N
         return stage.terms(stage.module, part, gather)
 
     one = stage.terms(stage.module, whole, lambda x: x)
-    same_step(one, over_workers(step, 2), leaves)
+    assert_same_step(one, over_workers(step, 2), leaves)
 
 
 # Stage 2 -----------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_stage_two_does_not_depend_on_the_number_of_workers(small) -> None:
     assert torch.equal(torch.cat([share(0, 2).keep, share(1, 2).keep]), share(0, 1).keep)
     one = stage.terms(stage.module, share(0, 1), lambda x: x)
     leaves = [p for name, p in stage.module.named_parameters() if name.startswith(("v", "o"))]
-    same_step(one, over_workers(step, 2), leaves)
+    assert_same_step(one, over_workers(step, 2), leaves)
 
 
 def test_batches_mix_the_modalities_evenly_over_the_epoch(small) -> None:
@@ -281,7 +281,7 @@ def test_stage_three_does_not_depend_on_the_number_of_workers() -> None:
     one = image_terms(config, whole, y, y, guides=guides, gather=lambda x: x)
     several = over_workers(step, 2)
     leaves.pop(1)  # the neck reaches the loss through the scores
-    same_step(one, several, leaves)
+    assert_same_step(one, several, leaves)
 
 
 # What learns when --------------------------------------------------------------------------------
