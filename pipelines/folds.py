@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from pipelines import config as configuration
 from pipelines import runlog
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
@@ -127,11 +125,7 @@ def _with_trial(config: RunConfig, trial: int) -> RunConfig:
 
 def _finished(run_dir: Path, config: RunConfig) -> Summary | None:
     """A trial's summary if it is trained to the end, with this configuration."""
-    known = run_dir / runlog.CONFIG
-    if not known.exists():
-        return None
-    before = configuration.validate(yaml.safe_load(known.read_text()), source=str(known))
-    changed = configuration.differences(before.identity(), config.identity())
+    changed = runlog.differences(run_dir, config)
     if changed:
         raise UserError(
             f"{run_dir} was trained with another configuration:\n  "

@@ -80,7 +80,6 @@ def prepare(
     Raises:
         UserError: names what is wrong and what to do.
     """
-    check_settings(config)
     dataset = read(config)
     for difference in counts_differ(dataset):
         log.warning("%s", difference)

@@ -32,30 +32,37 @@ _PACKAGES = ("crossreid", "torch", "torchvision", "ray", "open_clip_torch", "num
 
 
 def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
-    """Make the run directory, or continue in it when it belongs to the same configuration.
+    """Make the run directory that of a configuration, or continue in it.
 
     Raises:
-        UserError: not writable, or used by a run with another configuration; names the keys.
+        UserError: not writable, or another configuration was trained in it; names the keys.
     """
+    changed = differences(run_dir, config)
+    if changed:
+        raise UserError(
+            f"{run_dir} holds a run with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nchoose another --out, or delete that folder"
+        )
+    if any(run_dir.glob("checkpoint_*")) and not (run_dir / CONFIG).exists():
+        raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        known = run_dir / CONFIG
-        if known.exists():
-            old = yaml.safe_load(known.read_text())
-            before = configuration.validate(old, source=str(known)).identity()
-            changed = configuration.differences(before, config.identity())
-            if changed:
-                raise UserError(
-                    f"{run_dir} holds a run with another configuration:\n  "
-                    + "\n  ".join(changed)
-                    + "\nchoose another --out, or delete that folder"
-                )
-        elif any(run_dir.glob("checkpoint_*")):
-            raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
-        _write(known, configuration.dump(config))
+        _write(run_dir / CONFIG, configuration.dump(config))
         _write_json(run_dir / ENVIRONMENT, environment(command))
     except OSError as error:
-        raise UserError(f"cannot write to {run_dir}: {error.strerror or error}") from error
+        raise _unwritable(run_dir, error) from error
+
+
+def differences(run_dir: Path, config: RunConfig) -> list[str]:
+    """Settings in which the run of a directory differs; none before its first epoch is done."""
+    known = run_dir / CONFIG
+    logged = any(True for _ in read_metrics(run_dir))
+    done = logged or (run_dir / SUMMARY).exists() or any(run_dir.glob("checkpoint_*"))
+    if not done or not known.exists():
+        return []
+    before = configuration.validate(yaml.safe_load(known.read_text()), source=str(known))
+    return configuration.differences(before.identity(), config.identity())
 
 
 @contextmanager
@@ -63,9 +70,14 @@ def held(run_dir: Path) -> Iterator[None]:
     """Keep the run directory to this process; the system gives it back however the process ends.
 
     Raises:
-        UserError: another process of this machine trains in it.
+        UserError: not writable, or another process of this machine trains in it.
     """
-    with (run_dir / _LOCK).open("w") as file:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = (run_dir / _LOCK).open("w")
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -75,6 +87,10 @@ def held(run_dir: Path) -> Iterator[None]:
         except OSError:
             log.warning("the file system of %s has no locks: run one process in it", run_dir)
         yield
+
+
+def _unwritable(run_dir: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {run_dir}: {error.strerror or error}")
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from pipelines.loop import Job
 from pipelines.loop import train as train_alone
 from pipelines.memory_bank import MemoryBank
 from pipelines.planner import Planner
-from pipelines.prepare import Prepared, check_disk, check_weights, prepare, read
+from pipelines.prepare import Prepared, check_disk, check_settings, check_weights, prepare, read
 from pipelines.progress import follow
 from pipelines.rows import recall, remember
 from pipelines.spread import nearest_on_all_nodes
@@ -69,20 +69,23 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     """
     began = time.perf_counter()
     run_dir = run_dir.resolve()
-    read(config)  # a wrong data.root costs no start of Ray and claims no run directory
+    # What is wrong here costs no start of Ray and claims no run directory.
+    check_settings(config)
+    read(config)
     model_bytes = check_weights(config)
-    runlog.claim(run_dir, config, command)
-    check_disk(config, run_dir, model_bytes)
-    with runlog.held(run_dir), session(config):
-        if len(ray.nodes()) > 1:
-            preflight.require_shared(run_dir)
-        begun = recall(run_dir)
-        prepared = prepare(config, _find_broken_everywhere, begun=begun)
-        if begun is None:
-            remember(run_dir, prepared.train)
-        started = time.perf_counter()
-        with follow(run_dir, config):
-            progress = _fit(config, prepared, run_dir)
+    with runlog.held(run_dir):
+        runlog.claim(run_dir, config, command)
+        check_disk(config, run_dir, model_bytes)
+        with session(config):
+            if len(ray.nodes()) > 1:
+                preflight.require_shared(run_dir)
+            begun = recall(run_dir)
+            prepared = prepare(config, _find_broken_everywhere, begun=begun)
+            if begun is None:
+                remember(run_dir, prepared.train)
+            started = time.perf_counter()
+            with follow(run_dir, config):
+                progress = _fit(config, prepared, run_dir)
     seconds = {"start": started - began, "train": time.perf_counter() - started}
     summary = summarise(config, prepared.kind, progress, seconds)
     runlog.write_summary(run_dir, summary)

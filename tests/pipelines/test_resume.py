@@ -17,6 +17,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipelines import checkpoint, loop, recovery, runlog
+from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.memory_bank import MemoryBank
@@ -286,7 +287,17 @@ def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
 
 def test_strictness_may_not_change_within_a_run(trees: Path, tmp_path: Path) -> None:
     runlog.claim(tmp_path, small_runs.make_config("cpcl", trees), [])
+    runlog.append_metrics(tmp_path, {"stage": "train", "epoch": 0})
     changed = small_runs.make_config("cpcl", trees, "trainer.strict=true")
     with pytest.raises(UserError, match=r"trainer\.strict: False -> True"):
         runlog.claim(tmp_path, changed, [])
     runlog.claim(tmp_path, small_runs.make_config("cpcl", trees, "trainer.num_workers=2"), [])
+
+
+def test_a_directory_in_which_nothing_was_trained_takes_another_configuration(
+    trees: Path, tmp_path: Path
+) -> None:
+    runlog.claim(tmp_path, small_runs.make_config("cpcl", trees, "seed=4"), [])
+    mended = small_runs.make_config("cpcl", trees, "seed=5")
+    runlog.claim(tmp_path, mended, [])
+    assert configuration.load(tmp_path / runlog.CONFIG, []).seed == 5

@@ -157,7 +157,7 @@ class TestBadInput:
 
     def test_batch_that_workers_cannot_share(self, make_config: Callable[..., RunConfig]) -> None:
         with pytest.raises(UserError, match=r"= 16 cannot be shared by trainer.num_workers=3"):
-            prepare(make_config("trainer.num_workers=3"), read_everything)
+            check_settings(make_config("trainer.num_workers=3"))
 
     @pytest.mark.parametrize(
         ("workers", "message"),
@@ -184,12 +184,12 @@ class TestBadInput:
         self, make_config: Callable[..., RunConfig]
     ) -> None:
         with pytest.raises(UserError, match=r"data\.fit=train"):
-            prepare(make_config("evaluation.split=val"), read_everything)
+            check_settings(make_config("evaluation.split=val"))
 
     def test_setting_without_effect_is_said(
         self, make_config: Callable[..., RunConfig], caplog: pytest.LogCaptureFixture
     ) -> None:
-        prepare(make_config("cclnet.swap.start_epoch=60"), read_everything)
+        check_settings(make_config("cclnet.swap.start_epoch=60"))
         assert "never coupled" in caplog.text
 
     def test_full_disk_is_found_before_training(
