@@ -34,7 +34,7 @@ check: setup  ## style, types, import rules
 bench: setup  ## every claim of docs/benchmarks.md but the demo table
 	@$(BIN)/python benchmarks/clustering.py
 	@$(BIN)/python benchmarks/metrics.py
-	@$(BIN)/python benchmarks/epoch.py
+	@$(BIN)/python -m benchmarks.epoch
 	@$(BIN)/python benchmarks/input_pipeline.py
 	@$(BIN)/python benchmarks/search.py
 

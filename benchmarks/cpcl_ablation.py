@@ -27,6 +27,7 @@ from benchmarks.ablation import (
 RECIPE = "cpcl_demo.yaml"
 CONTRAST = "cpcl.matching.instance=itc"
 NO_MINING = "cpcl.mining.sides=none"
+WITHIN = ("cpcl.lambda1=0.5", "cpcl.memory.temperature=0.1")
 RATES = ("5.0e-4", "1.0e-3", "2.0e-3")
 BASELINES: dict[str, tuple[str, ...]] = {
     f"contrast alone, lr {rate}": (CONTRAST, NO_MINING, "cpcl.lambda2=0", f"cpcl.train.lr={rate}")
@@ -34,11 +35,11 @@ BASELINES: dict[str, tuple[str, ...]] = {
 }
 ROWS: dict[str, tuple[str, ...]] = {
     **BASELINES,
-    "+ prototypes within a modality": (CONTRAST, NO_MINING, "cpcl.lambda1=0.5", "cpcl.lambda2=0"),
+    "+ prototypes within a modality": (CONTRAST, NO_MINING, *WITHIN, "cpcl.lambda2=0"),
     "+ many-to-many instances": (NO_MINING, "cpcl.lambda2=0"),
     "+ prototypes across modalities": (NO_MINING,),
     "+ mining: CPCL": (),
-    "CPCL, prototypes within a modality too": ("cpcl.lambda1=0.5",),
+    "CPCL, prototypes within a modality too": WITHIN,
     "CPCL, soft targets": ("cpcl.matching.targets=soft",),
     "true identities, upper bound": ("cpcl.labels=identities",),
 }

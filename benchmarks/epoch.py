@@ -6,7 +6,7 @@ runs with 1 and with 2 workers, and with 1 worker that hands in its features whe
 are embedded, so that no clustering overlaps with embedding. "idle" is what the train workers wait
 for between the epochs: cluster, match and plan. The first two epochs warm up and are left out.
 
-    python benchmarks/epoch.py [--identities 500] [--epochs 6] [--only "Ray, 1 worker"]
+    python -m benchmarks.epoch [--identities 500] [--epochs 6] [--only "Ray, 1 worker"]
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.watched import run_module
 
 WARM = 2
 PHASES = ("embed", "cluster", "match", "plan", "input", "step", "checkpoint")
@@ -92,37 +90,12 @@ def hand_in_late(train: Any) -> None:
 def measure(variant: str, root: Path, epochs: int, folder: Path) -> dict[str, Any]:
     """Start a variant and watch the memory of its process tree."""
     out = folder / variant.replace(" ", "-").replace(",", "")
-    command = [sys.executable, __file__, "--variant", variant, "--root", str(root)]
-    child = subprocess.Popen(
-        [*command, "--epochs", str(epochs), "--out", str(out)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        stdout=subprocess.DEVNULL,
-    )
-    peak = 0
-    while child.poll() is None:
-        peak = max(peak, _proportional_memory(child.pid))
-        time.sleep(1)
-    if child.returncode:
-        raise SystemExit(f"{variant} failed with exit code {child.returncode}")
+    arguments = ["--variant", variant, "--root", str(root), "--epochs", str(epochs)]
+    peak = run_module("benchmarks.epoch", [*arguments, "--out", str(out)])
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     warm = [line["seconds"] for line in lines[WARM:]]
     seconds = {p: statistics.mean(line.get(p, 0.0) for line in warm) for p in PHASES}
     return {"seconds": seconds, "total": sum(seconds.values()), "peak": peak}
-
-
-def _proportional_memory(pid: int) -> int:
-    """Sum of the proportional set sizes of a process and all its descendants, in bytes."""
-    total = 0
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.Error:
-        return 0
-    for process in family:
-        try:
-            total += process.memory_full_info().pss
-        except psutil.Error:
-            continue
-    return total
 
 
 def table(found: dict[str, dict[str, Any]], images: int) -> str:

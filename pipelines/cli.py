@@ -12,7 +12,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from pipelines.cli_data import data_app, ray_address, write_text
+from pipelines.cli_data import check_target, data_app, ray_address, write_text
 from pipelines.errors import UserError
 from pipelines.progress import console, say
 
@@ -104,6 +104,7 @@ def evaluate(
     """Measure a checkpoint under every protocol of a data set; features are extracted once."""
     from pipelines.evaluate import evaluate_checkpoint, score_table
 
+    check_target(json_file)
     result = evaluate_checkpoint(
         checkpoint, kind=kind, root=root, trial=trial, split=split, flip=flip, reranked=rerank
     )
@@ -320,6 +321,7 @@ def doctor(
     """Check whether a run will work here and on the cluster; exit code 1 if it will not."""
     from pipelines import doctor as clinic
 
+    check_target(json_file)
     findings = []
     for finding in clinic.examine(out, address or ray_address()):
         findings.append(finding)

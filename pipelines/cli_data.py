@@ -20,6 +20,18 @@ def ray_address() -> str | None:
     return "auto" if "RAY_ADDRESS" in os.environ else None
 
 
+def check_target(path: Path | None) -> None:
+    """Refuse a result file that cannot be written, before the work that it is to hold.
+
+    Raises:
+        UserError: no such folder, or the name of one.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a result.
 
@@ -69,6 +81,7 @@ def check(
     """Compare a data set with its published numbers and read every image; exit code 1 if off."""
     from pipelines import datacheck
 
+    check_target(json_file)
     result = datacheck.check(kind, root)
     console.print(datacheck.render(result))
     if json_file is not None:

@@ -220,6 +220,8 @@ def check(config: Config) -> list[str]:
             "cpcl.matching.targets and cpcl.matching.hard_negatives have no effect with "
             "cpcl.lambda2=0"
         )
+    if config.lambda1 == 0 and config.memory.temperature != Memory().temperature:
+        found.append("cpcl.memory.temperature has no effect with cpcl.lambda1=0")
     if train.sampler == "pk" and train.batch_size % train.instances:
         found.append(
             f"cpcl.train.batch_size={train.batch_size} is no multiple of "
