@@ -5,7 +5,8 @@ node of its own. CCLNet's last stage trains twice with `trainer.strict`, undistu
 `trainer.min_workers=1`: after an epoch one GPU node is removed, two epochs later a new one joins.
 Printed is how many workers finished each epoch, and on how many nodes. Strict training makes the
 same state for any number of workers, so both runs must end with the same content hash. The memory
-actor must live on the node of the driver.
+actor must live on the node of the driver. Where blocks are decoded is Ray's choice (it ignores
+locality while their order is kept): the share that needs no network is printed.
 
     python benchmarks/elastic.py [--out FILE.json]
 """
@@ -84,7 +85,8 @@ def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
                     (notes / "wanted").write_text(str(WORKERS[epoch]))
                 time.sleep(_WATCH_S)
             with (notes / "places").open("a") as file:
-                file.write(json.dumps({"epoch": epoch, "workers": world, "node": node}) + "\n")
+                place = {"epoch": epoch, "workers": world, "rank": self.rank, "node": node}
+                file.write(json.dumps(place) + "\n")
             seed(self, name, epoch)
 
         TrainingLoop._seed = armed_seed  # type: ignore[method-assign]
@@ -103,6 +105,22 @@ def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
         "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
         "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
     }
+
+
+def noting_decode(notes: Path) -> type:
+    """`DecodeAndAugment` that tells where it is called."""
+    import ray
+
+    from pipelines.decoding import DecodeAndAugment
+
+    class NotingDecode(DecodeAndAugment):
+        def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
+            with (notes / "decoded").open("a") as file:
+                node = ray.get_runtime_context().get_node_id()
+                file.write(json.dumps({"rank": int(block["rank"][0]), "node": node}) + "\n")
+            return super().__call__(block)
+
+    return NotingDecode
 
 
 def newest_registered(run_dir: Path) -> int:
@@ -130,6 +148,7 @@ def gpu_node(cluster: Any) -> Any:
 
 def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -> dict[str, Any]:
     """Train once; with further settings on nodes that go and come."""
+    from pipelines import data as stream
     from pipelines import train
 
     notes = folder / "notes"
@@ -140,7 +159,10 @@ def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -
     keeper.start()
     began = time.time()
     try:
-        with mock.patch.multiple(train, **watched(train, notes, gated=bool(extra))):
+        with (
+            mock.patch.multiple(train, **watched(train, notes, gated=bool(extra))),
+            mock.patch.object(stream, "DecodeAndAugment", noting_decode(notes)),
+        ):
             train.train(config, folder / "run", sys.argv)
     finally:
         over.set()
@@ -150,6 +172,7 @@ def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -
         "hash": checkpoint.content_hash(state),
         "epochs": _epochs(notes),
         "lines": len(list(runlog.read_metrics(folder / "run"))),
+        "decoded beside their worker": _beside(notes),
         "bank with the driver": (notes / "bank").read_text() == (notes / "driver").read_text(),
         "seconds": time.time() - began,
     }
@@ -165,6 +188,16 @@ def _epochs(notes: Path) -> list[dict[str, int]]:
         nodes = {place["node"] for place in mine if place["workers"] == workers}
         found.append({"epoch": epoch, "workers": workers, "nodes": len(nodes)})
     return found
+
+
+def _beside(notes: Path) -> float:
+    """Share of the blocks that were decoded on a node where their rank trained."""
+    places, decoded = (
+        [json.loads(line) for line in (notes / name).read_text().splitlines()]
+        for name in ("places", "decoded")
+    )
+    known = {(place["rank"], place["node"]) for place in places}
+    return sum((block["rank"], block["node"]) in known for block in decoded) / len(decoded)
 
 
 def main() -> None:
@@ -206,7 +239,9 @@ def main() -> None:
     equal = len({one["hash"] for one in found.values()}) == 1
     placed = all(one["bank with the driver"] for one in found.values())
     went = [e["workers"] for e in found["nodes go and come"]["epochs"]] == list(WORKERS)
+    beside = found["undisturbed"]["decoded beside their worker"]
     print(f"equal hashes: {equal}; the memory actor with the driver: {placed}; resized: {went}")
+    print(f"blocks decoded beside their worker, undisturbed: {beside:.0%}")
     sys.exit(not (equal and placed and went))
 
 
