@@ -10,6 +10,7 @@ report.html            the trials, and the score against each key
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -202,23 +203,39 @@ def table(trials: Sequence[Trial], objective: str) -> Table:
     return shown
 
 
-def sensitivity(trials: Sequence[Trial], objective: str) -> dict[str, list[tuple[Any, float]]]:
-    """Per key (value, best score that any finished trial with this value reached).
+def sensitivity(
+    trials: Sequence[Trial], objective: str, *, method: str
+) -> dict[str, list[tuple[Any, float]]]:
+    """Per key (value, score) in the order of the values, as papers draw it.
 
-    This is the score against one key with the others at their best, as papers draw it; keys of
-    which only one value was tried are left out.
+    The score is the best one that a finished trial with this value reached: the others at their
+    best. Of a sweep by `axes`, which never moves two keys at once, only those count in which the
+    other keys kept their usual value. Keys of which only one value was tried are left out.
     """
-    curves: dict[str, list[tuple[Any, float]]] = {}
     finished = [trial for trial in trials if trial.status == "finished"]
-    for key in finished[0].config if finished else ():
+    if not finished:
+        return {}
+    keys = list(finished[0].config)
+    shown = [{key: _comparable(trial.config[key]) for key in keys} for trial in finished]
+    usual = {key: Counter(one[key] for one in shown).most_common(1)[0][0] for key in keys}
+    curves: dict[str, list[tuple[Any, float]]] = {}
+    for key in keys:
         best: dict[Any, float] = {}
-        for trial in finished:
-            value = trial.config[key]
-            value = value if isinstance(value, str | int | float) else str(value)
-            best[value] = max(trial.scores[objective], best.get(value, float("-inf")))
+        for trial, one in zip(finished, shown, strict=True):
+            if method != "axes" or all(one[k] == usual[k] for k in keys if k != key):
+                best[one[key]] = max(trial.scores[objective], best.get(one[key], float("-inf")))
         if len(best) > 1:
-            curves[key] = sorted(best.items(), key=lambda item: (str(type(item[0])), item[0]))
+            curves[key] = sorted(best.items(), key=_in_order)
     return curves
+
+
+def _comparable(value: Any) -> str | float:
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def _in_order(item: tuple[Any, float]) -> tuple[bool, Any]:
+    """Numbers by size, whether whole or not; words after them."""
+    return isinstance(item[0], str), item[0]
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,10 @@ from pipelines.trials import Trial
 FILE_NAME = "report.html"
 _SCORES = {**words.SCORES, STABILITY: "Stability"}
 _MAX_GROUPS = 6  # distinct values up to which each is a group of its own
+_LINES = {
+    "": " The line joins the best trial of each value: the other settings at their best.",
+    "axes": " The line joins the trials in which only this setting was moved.",
+}
 _LOGARITHMIC_FROM = 20  # largest over smallest value of a setting
 
 
@@ -45,7 +49,8 @@ def write(sweep_dir: Path) -> Path:
         found = ledger.read(sweep_dir)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{sweep_dir / ledger.TRIALS} is damaged: {error}") from error
-    objective = _objective(sweep_dir)
+    search = _search(sweep_dir)
+    objective = search["objective"]
     ranked = ledger.ranked(found, objective)
     if not ranked or ranked[0].status != "finished":
         raise ValueError(f"no trial of {sweep_dir} has finished: there is nothing to report yet")
@@ -71,22 +76,24 @@ def write(sweep_dir: Path) -> Path:
         num_failed=sum(trial.status == "failed" for trial in found),
         num_stopped=sum(trial.status == "stopped" for trial in found),
         seconds=sum(trial.seconds for trial in found),
-        panels=sensitivity(found, objective),
+        panels=sensitivity(found, objective, method=search["method"]),
     )
     target = sweep_dir / FILE_NAME
     target.write_text(page, encoding="utf-8")
     return target
 
 
-def sensitivity(found: Sequence[Trial], objective: str) -> list[Panel]:
+def sensitivity(found: Sequence[Trial], objective: str, *, method: str) -> list[Panel]:
     """A chart per setting of which several values were tried, the one that matters most first.
 
     Args:
         found: trials of one sweep.
         objective: score that trials are judged by.
+        method: of the sweep; by "axes" the line joins what only this setting tells apart.
     """
     finished = [trial for trial in found if trial.status == "finished"]
-    curves = ledger.sensitivity(found, objective)
+    curves = ledger.sensitivity(found, objective, method=method)
+    line = _LINES.get(method, _LINES[""])
     scores = np.array([trial.scores[objective] for trial in finished])
     panels = {}
     for key in finished[0].config if finished else ():
@@ -96,18 +103,16 @@ def sensitivity(found: Sequence[Trial], objective: str) -> list[Panel]:
         if len(means) < 2:
             continue
         span, best = max(means) - min(means), int(scores.argmax())
-        few = len(set(map(str, values))) <= _MAX_GROUPS
-        points = _points(key, values, scores, curves[key] if few else ())
+        few = len(set(map(shortened, values))) <= _MAX_GROUPS
+        points = _points(key, values, scores, curves.get(key, ()) if few else ())
         chart = figures.scatter_chart(points, alt=f"Score by {key}", best=best)
         text = (
             f"Each dot is a trial, the ring is the best one ({shortened(values[best])}). The means "
             f"of the {'values' if few else 'quarters of its range'} of this setting lie up to "
             f"{span:.1f} points apart."
         )
-        if few:
-            text += (
-                " The line joins the best trial of each value: the other settings at their best."
-            )
+        if few and key in curves:
+            text += line
         panels[key] = span, Panel(key, text, chart)
     return [panel for _, panel in sorted(panels.values(), key=lambda item: -item[0])]
 
@@ -119,7 +124,7 @@ def shortened(value: Any) -> str:
 
 def _groups(values: Sequence[Any]) -> np.ndarray:
     """(n,) group of each trial: its value, or its quarter where numbers differ everywhere."""
-    _, groups = np.unique([str(value) for value in values], return_inverse=True)
+    _, groups = np.unique([shortened(value) for value in values], return_inverse=True)
     if groups.max() < _MAX_GROUPS or not _are_numbers(values):
         return groups
     return np.digitize(values, np.quantile(values, (0.25, 0.5, 0.75)))
@@ -139,10 +144,12 @@ def _are_numbers(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
-def _objective(sweep_dir: Path) -> str:
-    """The score that the search names, mAP where it names none."""
+def _search(sweep_dir: Path) -> dict[str, str]:
+    """Objective and method that the search names; mAP and no method where it names none."""
+    found = {"objective": "mAP", "method": ""}
     try:
         content = yaml.safe_load((sweep_dir / ledger.SEARCH).read_text(encoding="utf-8"))
-        return content["objective"] if content["objective"] in _SCORES else "mAP"
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return "mAP"
+        found |= {key: str(content[key]) for key in found if key in content}
+    except (OSError, yaml.YAMLError, TypeError):
+        pass
+    return found if found["objective"] in _SCORES else found | {"objective": "mAP"}

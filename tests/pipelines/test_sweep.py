@@ -213,9 +213,23 @@ class TestSummary:
 
     def test_sensitivity_is_the_best_of_the_others(self) -> None:
         """By hand: weight .1 -> max(30, 20), 1 -> max(10, 25); keep 0 -> 30, 1 -> 25."""
-        assert trials.sensitivity(self.ENDED, "mAP") == {
+        assert trials.sensitivity(self.ENDED, "mAP", method="grid") == {
             WEIGHT: [(0.1, 30.0), (1.0, 25.0)],
             KEEP: [(0.0, 30.0), (1.0, 25.0)],
+        }
+
+    def test_sensitivity_of_axes_moves_one_setting(self) -> None:
+        """Values come by size, whole or not; the best trial lies on its own axis alone."""
+        found = (
+            ended("a", {WEIGHT: 1.0, KEEP: 0.5}, 30.0),
+            ended("b", {WEIGHT: 0, KEEP: 0.5}, 20.0),
+            ended("c", {WEIGHT: 4, KEEP: 0.5}, 40.0),
+            ended("d", {WEIGHT: 1.0, KEEP: 0.1}, 29.0),
+            ended("e", {WEIGHT: 1.0, KEEP: 1}, 31.0),
+        )
+        assert trials.sensitivity(found, "mAP", method="axes") == {
+            WEIGHT: [(0, 20.0), (1.0, 30.0), (4, 40.0)],
+            KEEP: [(0.1, 29.0), (0.5, 30.0), (1, 31.0)],
         }
 
     def test_best_recipe_is_one_that_train_takes(
