@@ -28,6 +28,8 @@ from reid_core import losses
 from reid_core.memory import ClusterMemory
 from reid_core.types import Term
 
+pytestmark = pytest.mark.slow
+
 WORLD, ROWS = 2, 12
 
 

@@ -231,6 +231,7 @@ def test_ray_that_does_not_start_stops_with_the_remedy(
         pass
 
 
+@pytest.mark.slow
 def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Every id of the training set permuted: bit-identical losses and weights."""
     config = make_config("evaluation.start=false")
