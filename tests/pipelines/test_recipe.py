@@ -14,7 +14,7 @@ from reid_core.datasets import synthetic
 from tests.core.openai_layout import Archive, rn50_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-FRAMES = 1  # of a person and camera
+FRAMES = 2  # of a person and camera
 SHORT = "{epochs: 1, clusters_per_batch: 2, instances: 2, batches_per_epoch: 2, evaluate_every: 0}"
 OVERRIDES = (
     f"cclnet.prepare={SHORT}",
