@@ -31,7 +31,7 @@ check: setup  ## style, types, import rules
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
-bench: setup  ## every claim of docs/benchmarks.md but the demo table
+bench: setup  ## speed and memory: what docs/benchmarks.md claims without a trained run
 	@$(BIN)/python benchmarks/clustering.py
 	@$(BIN)/python benchmarks/metrics.py
 	@$(BIN)/python -m benchmarks.epoch
