@@ -92,7 +92,7 @@ def rival_epochs(
 def product_epochs(
     plan: Any, inputs: Any, transforms: Any, *, processes: int, per_block: int
 ) -> Callable[[], Iterator[Any]]:
-    """Opens epochs of the data set that training uses, as one training worker gets it."""
+    """Opens epochs of the stream that training uses, as one training worker gets it."""
     import ray
 
     from pipelines.data import plan_dataset
@@ -100,13 +100,15 @@ def product_epochs(
     ray.init(address="local", num_cpus=processes, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    stream = plan_dataset(
-        lambda: plan, inputs, transforms, world=1, batches_per_block=per_block
-    ).streaming_split(1)[0]
     size = sum(rows.shape[1] for rows in plan.rows.values())
-    return lambda: iter(
-        stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2)
-    )
+
+    def epoch() -> Iterator[Any]:
+        stream = plan_dataset(
+            plan, inputs, transforms, rank=0, world=1, batches_per_block=per_block
+        )
+        return iter(stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
+
+    return epoch
 
 
 def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:

@@ -33,7 +33,7 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
     """Item i is the i-th global batch of a plan, decoded and augmented."""
 
     def __init__(self, plan: Plan, inputs: Inputs, transforms: Transforms) -> None:
-        source = PlanDatasource(lambda: plan, inputs, world=1, batches_per_block=1)
+        source = PlanDatasource(plan, inputs, rank=0, world=1, batches_per_block=1)
         self._tasks = source.get_read_tasks(1)
         self._decode = DecodeAndAugment(
             height=inputs.height, width=inputs.width, transforms=transforms
@@ -48,22 +48,19 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
         return self._decode({n: block[n].to_numpy(zero_copy_only=False) for n in names})
 
 
-def batches(
-    bank: MemoryBank | Planner, start: EpochStart, job: Job, processes: int
-) -> Iterator[dict[Modality, Batch]]:
+def batches(start: EpochStart, job: Job, processes: int) -> Iterator[dict[Modality, Batch]]:
     """One epoch of batches through a DataLoader with `processes` loader processes."""
-    plan = bank.current_plan()
-    assert plan is not None
     views = METHODS[job.config.method].augmentations(job.config.augmentation.options())
     transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
     loader = DataLoader(
-        PlanBatches(plan, job.train, transforms),
+        PlanBatches(start.plan, job.train, transforms),
         batch_size=None,
         collate_fn=_as_is,
         num_workers=processes,
         prefetch_factor=4 if processes else None,
     )
-    return training_batches(loader, shape=start.shape, rank=0, world=1, tokens=job.train.tokens)
+    shape = start.plan.shape
+    return training_batches(loader, shape=shape, rank=0, world=1, tokens=job.train.tokens)
 
 
 def _as_is(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -89,7 +86,7 @@ def train(
     loop = TrainingLoop(
         job,
         bank,
-        lambda start: batches(bank, start, job, processes),
+        lambda start: batches(start, job, processes),
         lambda line, state: None,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )

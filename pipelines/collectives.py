@@ -142,6 +142,15 @@ def broadcast_int(value: int) -> int:
     return box[0]
 
 
+def of_every_process(value: Any) -> list[Any]:
+    """Values of all worker processes, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def slice_of(num_rows: int) -> slice:
     """This worker's contiguous share of rows; shares differ by one at most."""
     return shares(num_rows, world_size())[rank()]

@@ -1,15 +1,15 @@
 """The input path: image files -> Ray Data -> one worker's slices of the global batches.
 
-A plan fixes the global batches of an epoch. `PlanDatasource` asks for it anew at every execution,
-so one Ray Data pipeline serves all epochs. Every block holds one rank's slices of a few
-consecutive global batches; every row carries its batch, rank and position, and `training_batches`
-checks them, so no reordering can pass silently. Every row also carries its alternates: an image
-that has become unreadable is replaced in its place by another one of its cluster.
+A plan fixes the global batches of an epoch, and every worker streams its own slices of them. A
+block holds the slices of a few consecutive batches; every row carries its batch, rank and position,
+and `training_batches` checks them, so no reordering can pass silently. Every row also carries its
+alternates: an image that has become unreadable is replaced in its place by another one of its
+cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,23 @@ from pipelines.alternates import NUM_ALTERNATES, alternates
 from pipelines.collectives import shares
 from pipelines.decoding import DecodeAndAugment, Transforms, read_image
 from reid_core.types import Batch, Modality, Split
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A global batch: per image modality its rows and its views of each row."""
+
+    rows: dict[Modality, int]
+    views: dict[Modality, int]
+
+    def parts(self, rank: int, world: int) -> dict[Modality, slice]:
+        """One worker's rows of each modality."""
+        return {m: shares(rows, world)[rank] for m, rows in self.rows.items()}
+
+    def num_lines(self, rank: int, world: int) -> int:
+        """Images that one worker receives per batch."""
+        parts = self.parts(rank, world)
+        return sum((part.stop - part.start) * self.views[m] for m, part in parts.items())
 
 
 @dataclass(frozen=True)
@@ -49,12 +66,18 @@ class Plan:
         """Steps of the epoch."""
         return len(next(iter(self.rows.values())))
 
+    @property
+    def shape(self) -> BatchShape:
+        """Of a global batch."""
+        rows = {m: x.shape[1] for m, x in self.rows.items()}
+        return BatchShape(rows, {m: self.seeds[m].shape[1] // rows[m] for m in rows})
+
     @cached_property
     def alternates(self) -> dict[Modality, np.ndarray]:
         """Per modality (batches, B, NUM_ALTERNATES) places of images of the same class, or -1."""
         found = {}
         for m, rows in self.rows.items():
-            views = self.seeds[m].shape[1] // rows.shape[1]
+            views = self.shape.views[m]
             found[m] = alternates(rows, self.labels[m], self.seeds[m][:, ::views])
         return found
 
@@ -148,32 +171,21 @@ def block_spans(num_batches: int, longest: int) -> list[slice]:
     return spans
 
 
-WORLD = "crossreid_world"
-"""Key of `ray.data.DataContext`: how many workers a data set is split for right now."""
-
-
 class PlanDatasource(Datasource):
-    """Read tasks for the plan of the day.
+    """Read tasks for one worker's share of a plan.
 
     Args:
-        fetch_plan: returns the current plan; called at each execution of the data set.
+        plan: the global batches.
         inputs: where the images are.
-        world: number of workers that share each batch, where the context's WORLD does not say
-            another.
-        batches_per_block: most consecutive global batches per read task and rank.
+        rank, world: whose slices, of how many workers.
+        batches_per_block: most consecutive global batches per read task.
     """
 
     def __init__(
-        self,
-        fetch_plan: Callable[[], Plan | None],
-        inputs: Inputs,
-        *,
-        world: int,
-        batches_per_block: int,
+        self, plan: Plan, inputs: Inputs, *, rank: int, world: int, batches_per_block: int
     ) -> None:
-        self._fetch_plan = fetch_plan
-        self._inputs = inputs
-        self._world = world
+        self._plan, self._inputs = plan, inputs
+        self._rank, self._world = rank, world
         self._batches_per_block = batches_per_block
 
     def get_name(self) -> str:
@@ -181,7 +193,7 @@ class PlanDatasource(Datasource):
         return "TrainingPlan"
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Unknown before the plan is made."""
+        """Left to the read tasks, which know it."""
         return None
 
     def get_read_tasks(
@@ -190,22 +202,13 @@ class PlanDatasource(Datasource):
         per_task_row_limit: int | None = None,
         data_context: Any = None,
     ) -> list[ReadTask]:
-        """One task per block; blocks run batch-major, ranks in turn.
+        """One task per block, in the order of the batches."""
+        spans = block_spans(self._plan.num_batches, self._batches_per_block)
+        return [self._task(batches) for batches in spans]
 
-        Ray Data also asks when the data set is defined, before any plan exists.
-        """
-        plan = self._fetch_plan()
-        if plan is None:
-            return []
-        world = self._world if data_context is None else data_context.get_config(WORLD, self._world)
-        tasks = []
-        for batches in block_spans(plan.num_batches, self._batches_per_block):
-            for rank in range(world):
-                tasks.append(self._task(plan, batches, rank, world))
-        return tasks
-
-    def _task(self, plan: Plan, batches: slice, rank: int, world: int) -> ReadTask:
-        tables = {m: plan.rank_slice(m, batches, rank, world) for m in plan.rows}
+    def _task(self, batches: slice) -> ReadTask:
+        plan = self._plan
+        tables = {m: plan.rank_slice(m, batches, self._rank, self._world) for m in plan.rows}
         paths = {m: _paths(self._inputs.paths[m], table) for m, table in tables.items()}
         root = self._inputs.root
         num_rows = sum(len(table) for table in tables.values())
@@ -239,37 +242,26 @@ def _block(
 
 
 def plan_dataset(
-    fetch_plan: Callable[[], Plan | None],
+    plan: Plan,
     inputs: Inputs,
     transforms: Transforms,
     *,
+    rank: int,
     world: int,
     batches_per_block: int,
 ) -> ray.data.Dataset:
-    """The training data set: each iteration over it streams the plan that is current then."""
-    source = PlanDatasource(fetch_plan, inputs, world=world, batches_per_block=batches_per_block)
-    # One block per read task: with a higher parallelism Ray Data would cut the blocks smaller.
+    """One worker's share of an epoch, decoded and augmented.
+
+    To be read with `preserve_order`: the plan has an order.
+    """
+    source = PlanDatasource(
+        plan, inputs, rank=rank, world=world, batches_per_block=batches_per_block
+    )
     decode = DecodeAndAugment(height=inputs.height, width=inputs.width, transforms=transforms)
+    # One block per read task: with a higher parallelism Ray Data would cut the blocks smaller.
     return ray.data.read_datasource(source, override_num_blocks=1).map_batches(
         decode.__call__, batch_size=None
     )
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """A global batch: per image modality its rows and its views of each row."""
-
-    rows: dict[Modality, int]
-    views: dict[Modality, int]
-
-    def parts(self, rank: int, world: int) -> dict[Modality, slice]:
-        """One worker's rows of each modality."""
-        return {m: shares(rows, world)[rank] for m, rows in self.rows.items()}
-
-    def num_lines(self, rank: int, world: int) -> int:
-        """Images that one worker receives per batch."""
-        parts = self.parts(rank, world)
-        return sum((part.stop - part.start) * self.views[m] for m, part in parts.items())
 
 
 def training_batches(

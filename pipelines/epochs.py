@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import BatchShape, Plan
+from pipelines.data import Plan
 from reid_core import metrics, sampling
 from reid_core.methods import METHODS
 from reid_core.stages import Epoch
@@ -29,16 +29,14 @@ class EpochStart:
     """What every worker receives before the first step.
 
     Attributes:
-        epoch: labels, banks and pairs; the plan stays behind and travels batch by batch.
-        num_batches: steps of the epoch.
-        shape: of a global batch.
+        epoch: labels, banks and pairs.
+        plan: all global batches, of which every worker streams its slices.
         metrics: counts and diagnostics for the log.
         seconds: per phase: cluster (per modality, on the bank's clock), match, plan.
     """
 
     epoch: Epoch
-    num_batches: int
-    shape: BatchShape
+    plan: Plan
     metrics: dict[str, object]
     seconds: dict[str, float]
 
@@ -51,8 +49,8 @@ def make_epoch(
     labels: Mapping[Modality, np.ndarray],
     owners: np.ndarray | None,
     pids: Mapping[Modality, np.ndarray] | None,
-) -> tuple[EpochStart, Plan]:
-    """One epoch's start and plan.
+) -> EpochStart:
+    """One epoch's start.
 
     Args:
         config: the run's configuration.
@@ -94,20 +92,15 @@ def make_epoch(
         },
         captions=epoch.captions,
     )
-    start = EpochStart(
+    return EpochStart(
         epoch=replace(epoch, plan={}, captions=None),
-        num_batches=plan.num_batches,
-        shape=BatchShape(
-            rows={m: rows.shape[1] for m, rows in plan.rows.items()},
-            views={m: views[m] for m in plan.rows},
-        ),
+        plan=plan,
         metrics={
             **({} if pids is None else diagnose(epoch, pids)),
             "warnings": list(epoch.warnings),
         },
         seconds={"match": matched - began, "plan": time.perf_counter() - matched},
     )
-    return start, plan
 
 
 def diagnose(epoch: Epoch, pids: Mapping[Modality, np.ndarray]) -> dict[str, object]:

@@ -217,11 +217,11 @@ class TrainingLoop:
         model.train()
         with clock("input"):
             batches = self.batches(start)
-        for _ in range(start.num_batches):
+        for _ in range(start.plan.num_batches):
             with clock("input"):
                 batch = next(batches, None)
             if batch is None:
-                raise RuntimeError("the data stream ended before the plan: the bank was restarted")
+                raise RuntimeError("the data stream ended before the plan")
             self.unreadable.note(batch)
             with clock("step"):
                 on_device = {m: b.to(self.device) for m, b in batch.items()}

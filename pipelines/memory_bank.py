@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import Plan
 from pipelines.epochs import EpochStart, Key, make_epoch
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from reid_core.methods import METHODS
@@ -71,7 +70,6 @@ class MemoryBank:
         self._key: Key | None = None
         self._pending = self._nothing()
         self._start: EpochStart | None = None
-        self._plan: Plan | None = None
 
     def open(self) -> int:
         """Forget everything and start a new incarnation; returns its token."""
@@ -113,7 +111,7 @@ class MemoryBank:
             self._changed.notify_all()
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
-        """Wait for all features of the epoch, then return its banks, pairs and size.
+        """Wait for all features of the epoch, then return its banks, pairs and plan.
 
         Raises:
             BarrierTimeoutError: a worker's features did not arrive.
@@ -135,13 +133,8 @@ class MemoryBank:
                 missing = sorted(set(range(world)) - arrived[0].intersection(*arrived[1:]))
                 raise BarrierTimeoutError(missing, timeout_s)
             if self._start is None:
-                self._start, self._plan = self._make(key, pending)
+                self._start = self._make(key, pending)
             return self._start
-
-    def current_plan(self) -> Plan | None:
-        """The plan of the epoch that was begun last; None before the first one."""
-        with self._changed:
-            return self._plan
 
     def _check(self, token: int) -> None:
         if token != self._token:
@@ -153,7 +146,7 @@ class MemoryBank:
     def _turn_to(self, key: Key) -> None:
         if key != self._key:
             self._key, self._pending = key, self._nothing()
-            self._start, self._plan = None, None
+            self._start = None
 
     def _labels(self, modality: Modality, features: np.ndarray) -> np.ndarray:
         if self._identities is not None:
@@ -163,10 +156,10 @@ class MemoryBank:
             self._config.settings, features, owners=owners, search=self._search
         )
 
-    def _make(self, key: Key, pending: _Pending) -> tuple[EpochStart, Plan]:
+    def _make(self, key: Key, pending: _Pending) -> EpochStart:
         # in the order of the method, not in that in which they were finished
         inputs = self._method.INPUTS
-        start, plan = make_epoch(
+        start = make_epoch(
             self._config,
             key,
             features={m: pending.features[m] for m in inputs},
@@ -174,4 +167,4 @@ class MemoryBank:
             owners=self._owners,
             pids=self._pids,
         )
-        return replace(start, seconds={**pending.seconds, **start.seconds}), plan
+        return replace(start, seconds={**pending.seconds, **start.seconds})

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import Plan
 from pipelines.epochs import EpochStart, Key, make_epoch
 from pipelines.errors import StaleBankError
 from reid_core.types import Modality
@@ -36,12 +35,12 @@ class Planner:
             return self._token
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
-        """The epoch's size and labels; a repeated call repeats its answer."""
+        """The epoch's plan and labels; a repeated call repeats its answer."""
         with self._lock:
             if token != self._token:
                 raise StaleBankError(token, self._token)
             if key != self._key:
-                self._start, self._plan = make_epoch(
+                self._start = make_epoch(
                     self._config,
                     key,
                     features={},
@@ -51,8 +50,3 @@ class Planner:
                 )
                 self._key = key
             return self._start
-
-    def current_plan(self) -> Plan | None:
-        """The plan of the epoch that was begun last; None before the first one."""
-        with self._lock:
-            return self._plan if self._key else None

@@ -1,8 +1,9 @@
-"""Training on Ray: the data stream, the memory actor and the worker group, assembled.
+"""Training on Ray: the memory actor, the worker group and its data streams, assembled.
 
 The driver reads and checks the data, starts the memory bank as an actor, and runs `TrainingLoop`
-in every worker of one TorchTrainer. Ray Train restores the last checkpoint after a failure and
-when the same run directory is used again.
+in every worker of one TorchTrainer. Every worker streams its share of an epoch's plan through Ray
+Data, decoded on its own node. Ray Train restores the last checkpoint after a failure and when the
+same run directory is used again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,10 +28,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines import board, checkpoint, collectives, preflight, recovery, runlog, strict
+from pipelines import board, checkpoint, collectives, preflight, recovery, runlog, stream, strict
 from pipelines.cluster import num_gpus, session
 from pipelines.config import RunConfig
-from pipelines.data import WORLD, Inputs, find_unreadable, plan_dataset, training_batches
+from pipelines.data import Inputs, find_unreadable
 from pipelines.epochs import EpochStart, Key
 from pipelines.errors import UserError
 from pipelines.loop import Job
@@ -44,8 +45,7 @@ from pipelines.spread import nearest_on_all_nodes
 from pipelines.state import Progress
 from reid_core.methods import METHODS
 from reid_core.protocols import HEADLINE
-from reid_core.transforms import TrainTransform
-from reid_core.types import Batch, Modality
+from reid_core.types import Modality
 
 log = logging.getLogger(__name__)
 _FAILURE = "failure.txt"
@@ -188,17 +188,8 @@ def _bank(job: Job, prepared: Prepared) -> Any:
 
 
 def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
-    config, settings = job.config, job.config.trainer
-    views = METHODS[config.method].augmentations(config.augmentation.options())
+    settings = job.config.trainer
     use_gpu = num_gpus() > 0 if settings.use_gpu is None else settings.use_gpu
-    stream = plan_dataset(
-        lambda: ray.get(bank.current_plan.remote()),
-        job.train,
-        {m: [TrainTransform(view) for view in each] for m, each in views.items()},
-        world=settings.num_workers,
-        batches_per_block=settings.batches_per_block,
-    )
-    options = ray.data.ExecutionOptions(preserve_order=True)
     workers: Any = settings.num_workers
     if settings.min_workers is not None:
         workers = (settings.min_workers, settings.num_workers)
@@ -219,20 +210,7 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
             failure_config=FailureConfig(max_failures=settings.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
-        datasets={"train": stream},
-        dataset_config=_SharedByGroup(execution_options=options),
     )
-
-
-class _SharedByGroup(ray.train.DataConfig):
-    """Cuts batches for as many workers as a group has: it may be smaller than the one before."""
-
-    def configure(
-        self, datasets: dict[str, Any], world_size: int, *args: Any, **rest: Any
-    ) -> list[dict[str, Any]]:
-        for stream in datasets.values():
-            stream.context.set_config(WORLD, world_size)
-        return super().configure(datasets, world_size, *args, **rest)
 
 
 # In the workers ----------------------------------------------------------------------------------
@@ -243,11 +221,12 @@ def _work(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
     run = strict.train if job.config.trainer.strict else train_alone
+    options = stream.beside_this_worker(job.config)
     try:
         run(
             job,
             RemoteBank(settings["bank"]),
-            partial(_stream, job, collectives.rank(), collectives.world_size()),
+            partial(stream.batches, job, options, collectives.rank(), collectives.world_size()),
             partial(_report, job.run_dir),
             device=ray.train.torch.get_device(),
             state=_kept(settings["start_from"]),
@@ -273,16 +252,6 @@ def _kept(start_from: Path | None) -> dict[str, Any] | None:
         return None if start_from is None else checkpoint.load(start_from)
     with kept.as_directory() as folder:
         return checkpoint.load(Path(folder))
-
-
-def _stream(job: Job, rank: int, world: int, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
-    shard = ray.train.get_dataset_shard("train")
-    blocks = shard.iter_batches(
-        batch_size=start.shape.num_lines(rank, world), batch_format="numpy", prefetch_batches=2
-    )
-    return training_batches(
-        blocks, shape=start.shape, rank=rank, world=world, tokens=job.train.tokens
-    )
 
 
 def _report(run_dir: Path, line: dict[str, Any], state: dict[str, Any] | None) -> None:

@@ -14,9 +14,9 @@ def blocks(
     plan: Plan, inputs: Inputs, transforms: Transforms, *, rank: int, world: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """One rank's batches as Ray Data would hand them over."""
-    source = PlanDatasource(lambda: plan, inputs, world=world, batches_per_block=2)
+    source = PlanDatasource(plan, inputs, rank=rank, world=world, batches_per_block=2)
     decode = DecodeAndAugment(height=inputs.height, width=inputs.width, transforms=transforms)
-    for task in source.get_read_tasks(1)[rank::world]:
+    for task in source.get_read_tasks(1):
         (block,) = list(task())
         columns = {name: block[name].to_numpy(zero_copy_only=False) for name in block.column_names}
         columns = decode(columns)

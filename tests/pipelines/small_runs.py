@@ -127,12 +127,10 @@ class Small:
     world: int
 
     def batches(self, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
-        """This process's batches of the epoch that was begun last."""
-        plan = self.bank.current_plan()
-        assert plan is not None
+        """This process's batches of an epoch."""
         return training_batches(
-            _lines(plan, self.job, self.rank, self.world),
-            shape=start.shape,
+            _lines(start.plan, self.job, self.rank, self.world),
+            shape=start.plan.shape,
             rank=self.rank,
             world=self.world,
             tokens=self.job.train.tokens,
@@ -178,10 +176,6 @@ class EveryonesBank:
         """See `MemoryBank.begin_epoch`."""
         return self._bank.begin_epoch(self._own, key, world)
 
-    def current_plan(self) -> Plan | None:
-        """See `MemoryBank.current_plan`."""
-        return self._bank.current_plan()
-
 
 class Kept:
     """What `report` is given: the states of a run as they would be read from the disk."""
@@ -210,7 +204,7 @@ def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np
         width=job.train.width,
         transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
     )
-    source = PlanDatasource(lambda: plan, job.train, world=world, batches_per_block=1)
-    for task in source.get_read_tasks(1)[rank::world]:
+    source = PlanDatasource(plan, job.train, rank=rank, world=world, batches_per_block=1)
+    for task in source.get_read_tasks(1):
         for block in task():
             yield decode({name: block[name].to_numpy() for name in block.column_names})

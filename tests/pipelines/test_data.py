@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ray.data import DataContext
 
 from pipelines.collectives import shares
 from pipelines.config import RunConfig
 from pipelines.data import (
-    WORLD,
     BatchShape,
     Plan,
-    PlanDatasource,
     block_spans,
     find_unreadable,
     training_batches,
@@ -134,24 +131,6 @@ def test_blocks_cover_the_epoch_and_the_first_is_short(batches: int, longest: in
     sizes = [span.stop - span.start for span in spans]
     assert sizes[0] == 1
     assert max(sizes) <= longest
-
-
-def test_no_plan_no_tasks(make_config: Callable[..., RunConfig], tree: Path) -> None:
-    inputs = inputs_of(sysu.read(tree).train, tree, make_config())
-    source = PlanDatasource(lambda: None, inputs, world=2, batches_per_block=2)
-    assert source.get_read_tasks(1) == []
-
-
-def test_a_group_of_another_size_gets_other_shares(
-    make_config: Callable[..., RunConfig], tree: Path, plan: Plan
-) -> None:
-    """A task per block and rank: what the context says of the group outdoes what was built in."""
-    inputs = inputs_of(sysu.read(tree).train, tree, make_config())
-    source = PlanDatasource(lambda: plan, inputs, world=2, batches_per_block=2)
-    context, blocks = DataContext(), len(block_spans(BATCHES, 2))
-    assert len(source.get_read_tasks(1, data_context=context)) == 2 * blocks
-    context.set_config(WORLD, 1)
-    assert len(source.get_read_tasks(1, data_context=context)) == blocks
 
 
 @pytest.mark.parametrize(("rows", "parts"), [(10, 4), (3, 4), (0, 2), (8, 2)])

@@ -48,32 +48,28 @@ def test_finds_the_groups_and_matches_them(make_config: Callable[..., RunConfig]
     start = begin(bank_of(make_config()))
     assert start.metrics["clusters"] == {"visible": PEOPLE, "infrared": PEOPLE}
     assert start.metrics["truth"]["matching_accuracy"] == 1.0  # type: ignore[index]
-    assert start.num_batches == 3
-    assert start.shape.rows == {VISIBLE: 16, INFRARED: 16}
+    assert start.plan.num_batches == 3
+    assert start.plan.shape.rows == {VISIBLE: 16, INFRARED: 16}
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_number_of_shares_changes_nothing(
     make_config: Callable[..., RunConfig], world: int
 ) -> None:
-    one_bank, many_bank = bank_of(make_config()), bank_of(make_config())
-    one, many = begin(one_bank), begin(many_bank, world=world)
+    one, many = begin(bank_of(make_config())), begin(bank_of(make_config()), world=world)
     for m in (VISIBLE, INFRARED):
         np.testing.assert_array_equal(one.epoch.labels[m], many.epoch.labels[m])
         np.testing.assert_array_equal(one.epoch.banks[m], many.epoch.banks[m])
-        np.testing.assert_array_equal(
-            one_bank.current_plan().rows[m], many_bank.current_plan().rows[m]
-        )
+        np.testing.assert_array_equal(one.plan.rows[m], many.plan.rows[m])
 
 
 def test_true_identities_never_reach_the_epoch(make_config: Callable[..., RunConfig]) -> None:
     shuffled = np.random.default_rng(1).permutation(PEOPLE * SHOTS)
-    known, unknown = bank_of(make_config()), bank_of(make_config(), shuffled)
-    one, other = begin(known), begin(unknown)
+    one, other = begin(bank_of(make_config())), begin(bank_of(make_config(), shuffled))
     np.testing.assert_array_equal(one.epoch.pairs, other.epoch.pairs)
     for m in (VISIBLE, INFRARED):
         np.testing.assert_array_equal(one.epoch.banks[m], other.epoch.banks[m])
-        np.testing.assert_array_equal(known.current_plan().rows[m], unknown.current_plan().rows[m])
+        np.testing.assert_array_equal(one.plan.rows[m], other.plan.rows[m])
 
 
 def test_asking_again_repeats_the_answer(make_config: Callable[..., RunConfig]) -> None:
@@ -121,7 +117,7 @@ def test_clustering_that_fails_is_not_waited_for(
 def test_fewer_clusters_than_a_batch_holds_is_said(make_config: Callable[..., RunConfig]) -> None:
     bank = bank_of(make_config("cclnet.align.clusters_per_batch=50"))
     start = begin(bank)
-    assert start.shape.rows[VISIBLE] == 200
+    assert start.plan.shape.rows[VISIBLE] == 200
     assert any("50" in str(line) for line in start.metrics["warnings"])  # type: ignore[union-attr]
 
 

@@ -202,12 +202,10 @@ def test_a_run_goes_on_when_a_file_breaks_after_the_check(
     job = Job.of(config, prepared, tmp_path)
 
     def stream(start: EpochStart) -> Iterator[dict[Modality, Batch]]:
-        plan = bank.current_plan()
-        assert plan is not None
         views = METHODS["cclnet"].augmentations(config.augmentation.options())
         transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
-        lines = blocks(plan, job.train, transforms, rank=0, world=1)
-        return training_batches(lines, shape=start.shape, rank=0, world=1)
+        lines = blocks(start.plan, job.train, transforms, rank=0, world=1)
+        return training_batches(lines, shape=start.plan.shape, rank=0, world=1)
 
     TrainingLoop(job, bank, stream, lambda line, state: None, device=CPU).run()
     lines = list(runlog.read_metrics(tmp_path))
