@@ -104,7 +104,13 @@ def product_epochs(
 
     def epoch() -> Iterator[Any]:
         stream = plan_dataset(
-            plan, inputs, transforms, rank=0, world=1, batches_per_block=per_block
+            plan,
+            inputs,
+            transforms,
+            rank=0,
+            world=1,
+            batches_per_block=per_block,
+            num_tasks=processes,
         )
         return iter(stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
 

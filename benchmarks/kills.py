@@ -155,8 +155,6 @@ def overrides(method: str, data: Path, address: str) -> list[str]:
 
 def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
     """Put the strike into the processes that Ray starts; functions of this file travel by value."""
-    import ray
-
     from pipelines.memory_bank import MemoryBank
 
     def hit() -> None:
@@ -203,7 +201,7 @@ def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
             note("noticed", f"a worker: {type(error).__name__}")
             raise
 
-    train._MemoryBankActor = ray.remote(num_cpus=0)(Bank)
+    train.MemoryBank = Bank
     train._work = armed_work
 
 

@@ -27,6 +27,8 @@ from pipelines.collectives import shares
 from pipelines.decoding import DecodeAndAugment, Transforms, read_image
 from reid_core.types import Batch, Modality, Split
 
+_NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
+
 
 @dataclass(frozen=True)
 class BatchShape:
@@ -216,25 +218,26 @@ class PlanDatasource(Datasource):
         return ReadTask(lambda: [_block(tables, paths, root)], BlockMetadata(num_rows, size, None))
 
 
-def _paths(known: np.ndarray, table: pa.Table) -> dict[str, np.ndarray]:
+def _paths(known: np.ndarray, table: pa.Table) -> dict[str, pa.Array]:
     """Columns path, path1, ... of the rows and of their alternates; empty where there is none."""
     found = {}
     for number in ("", *range(1, 1 + NUM_ALTERNATES)):
         rows = table[f"row{number}"].to_numpy()
-        found[f"path{number}"] = np.where(rows < 0, "", known[rows])
+        # Arrow holds a quarter of NumPy's bytes, and a read task is stored until the epoch ends.
+        found[f"path{number}"] = pa.array(np.where(rows < 0, "", known[rows]))
     return found
 
 
 def _block(
     tables: Mapping[Modality, pa.Table],
-    paths: Mapping[Modality, Mapping[str, np.ndarray]],
+    paths: Mapping[Modality, Mapping[str, pa.Array]],
     root: Path,
 ) -> pa.Table:
     """Rows of a block with their files: batch by batch, all modalities of a batch together."""
     parts = []
     for m, table in tables.items():
         for name, column in paths[m].items():
-            whole = [str(root / path) if path else "" for path in column]
+            whole = [str(root / path) if path else "" for path in column.to_pylist()]
             table = table.append_column(name, pa.array(whole))
         parts.append(table.append_column("modality", pa.array([str(m)] * len(table))))
     block = pa.concat_tables(parts)
@@ -249,18 +252,36 @@ def plan_dataset(
     rank: int,
     world: int,
     batches_per_block: int,
+    num_tasks: int,
+    node: str | None = None,
 ) -> ray.data.Dataset:
     """One worker's share of an epoch, decoded and augmented.
 
     To be read with `preserve_order`: the plan has an order.
+
+    Args:
+        plan: the global batches.
+        inputs: where the images are.
+        transforms: per modality, one for each view.
+        rank, world: whose slices, of how many workers.
+        batches_per_block: most consecutive global batches per task.
+        num_tasks: that decode at a time. They reserve no CPU: a stream that waited for one which
+            others have reserved would stop its worker, and with it all workers.
+        node: id of the node that decodes; None for any.
     """
     source = PlanDatasource(
         plan, inputs, rank=rank, world=world, batches_per_block=batches_per_block
     )
     decode = DecodeAndAugment(height=inputs.height, width=inputs.width, transforms=transforms)
+    # Equal for both, or Ray Data would not run them as one task.
+    where: dict[str, Any] = {
+        "num_cpus": 0,
+        "compute": ray.data.TaskPoolStrategy(size=num_tasks),
+        "label_selector": None if node is None else {_NODE_LABEL: node},
+    }
     # One block per read task: with a higher parallelism Ray Data would cut the blocks smaller.
-    return ray.data.read_datasource(source, override_num_blocks=1).map_batches(
-        decode.__call__, batch_size=None
+    return ray.data.read_datasource(source, override_num_blocks=1, **where).map_batches(
+        decode.__call__, batch_size=None, **where
     )
 
 

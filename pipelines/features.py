@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.collectives import shares
 from reid_core.types import Modality
 
 Head = Callable[[Tensor, Modality], Tensor]
@@ -32,6 +34,7 @@ def embed(
     *,
     batch_size: int,
     device: torch.device,
+    readers: int = 1,
 ) -> Tensor:
     """Features of some rows, test transform only.
 
@@ -43,13 +46,14 @@ def embed(
         rows: (n,) row ids of the modality, features come in this order.
         batch_size: images per forward pass.
         device: of the model.
+        readers: threads that read and decode.
 
     Returns:
         (n, D) float32 on the device.
     """
     features = [
         head(torch.from_numpy(batch).to(device), modality).float()
-        for batch in _read_ahead(inputs, modality, rows, batch_size)
+        for batch in _read_ahead(inputs, modality, rows, batch_size, readers)
     ]
     if not features:
         some = torch.from_numpy(inputs.read(modality, np.arange(1))).to(device)
@@ -58,14 +62,24 @@ def embed(
 
 
 def _read_ahead(
-    inputs: Rows, modality: Modality, rows: np.ndarray, batch_size: int
+    inputs: Rows, modality: Modality, rows: np.ndarray, batch_size: int, readers: int
 ) -> Iterator[np.ndarray]:
-    """Batches of inputs; the next ones are read and decoded while the current one is used."""
-    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        ahead = [pool.submit(inputs.read, modality, batch) for batch in batches[:2]]
-        for i in range(len(batches)):
-            yield ahead[i].result()
-            ahead[i] = None  # type: ignore[call-overload]  # frees it
-            if i + 2 < len(batches):
-                ahead.append(pool.submit(inputs.read, modality, batches[i + 2]))
+    """Batches of inputs; the next two are read and decoded while the current one is used."""
+    with ThreadPoolExecutor(readers) as pool:
+
+        def read(batch: np.ndarray) -> list[Future[np.ndarray]]:
+            parts = [batch[part] for part in shares(len(batch), readers)]
+            return [pool.submit(inputs.read, modality, part) for part in parts if len(part)]
+
+        ahead: deque[list[Future[np.ndarray]]] = deque()
+        for start in range(0, len(rows), batch_size):
+            ahead.append(read(rows[start : start + batch_size]))
+            if len(ahead) > 2:
+                yield _joined(ahead.popleft())
+        while ahead:
+            yield _joined(ahead.popleft())
+
+
+def _joined(parts: list[Future[np.ndarray]]) -> np.ndarray:
+    found = [part.result() for part in parts]
+    return found[0] if len(found) == 1 else np.concatenate(found)

@@ -105,12 +105,10 @@ def train(
     bank: Bank,
     batches: Callable[[EpochStart], Iterator[dict[Modality, Batch]]],
     report: Callable[[dict[str, Any], dict[str, Any] | None], None],
-    *,
-    device: torch.device,
-    state: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Progress:
     """Run one worker through all stages; arguments as `TrainingLoop` takes them."""
-    return TrainingLoop(job, bank, batches, report, device=device, state=state).run()
+    return TrainingLoop(job, bank, batches, report, **options).run()
 
 
 class TrainingLoop:
@@ -123,6 +121,7 @@ class TrainingLoop:
         report: called after each epoch with its log line and, on rank 0, the state to keep; a
             barrier when there are several workers.
         state: what `report` was given last, to go on from there.
+        readers: threads that decode what is embedded.
         distribute: how workers take one step.
     """
 
@@ -135,9 +134,10 @@ class TrainingLoop:
         *,
         device: torch.device,
         state: Mapping[str, Any] | None = None,
+        readers: int = 1,
         distribute: step.Distribute = step.data_parallel,
     ) -> None:
-        self.distribute = distribute
+        self.distribute, self.readers = distribute, readers
         self.job, self.bank, self.batches, self.report = job, bank, batches, report
         self.config, self.device, self.state = job.config, device, state
         self.method, self.settings = METHODS[job.config.method], job.config.settings
@@ -309,6 +309,7 @@ class TrainingLoop:
             rows[collectives.slice_of(len(rows))],
             batch_size=self.config.trainer.embed_batch,
             device=self.device,
+            readers=self.readers,
         )
 
     def _embed_all(self, head: features.Head, inputs: features.Rows, modality: Modality) -> Tensor:

@@ -28,13 +28,26 @@ from reid_core.types import Modality
 
 @dataclass
 class _Pending:
-    """Features of one epoch while they arrive."""
+    """Features of one epoch while they arrive.
+
+    Attributes:
+        shards: per modality the workers' shares, until it is complete.
+        arrived: ranks that handed theirs in.
+        features, labels: per complete modality.
+        seconds: that clustering took.
+        failure: why a modality could not be clustered.
+    """
 
     shards: dict[Modality, dict[int, np.ndarray]]
+    arrived: dict[Modality, set[int]]
     features: dict[Modality, np.ndarray] = field(default_factory=dict)
     labels: dict[Modality, np.ndarray] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failure: Exception | None = None
+
+    def everywhere(self) -> set[int]:
+        """Ranks that handed in their share of every modality."""
+        return set.intersection(*self.arrived.values())
 
     def complete(self) -> bool:
         """Whether every modality is clustered, or one of them could not be."""
@@ -97,12 +110,16 @@ class MemoryBank:
             pending = self._pending
             shards = pending.shards[modality]
             shards[rank] = features
-            if len(shards) < world or modality in pending.features:
+            pending.arrived[modality].add(rank)
+            if len(shards) < world:
                 return
-            whole = np.concatenate([shards[r] for r in range(world)])
-            pending.features[modality] = whole
+            # What the workers sent is given back as soon as it is copied.
+            pending.shards[modality] = {}
+            self._changed.notify_all()
         began = time.perf_counter()
         try:
+            whole = np.concatenate([shards.pop(r) for r in range(world)])
+            pending.features[modality] = whole
             pending.labels[modality] = self._labels(modality, whole)
         except Exception as error:  # nobody waits for this call: begin_epoch raises it
             pending.failure = error
@@ -122,18 +139,21 @@ class MemoryBank:
             self._turn_to(key)
             pending = self._pending
             timeout_s = self._config.trainer.barrier_timeout_s
-            ready = self._changed.wait_for(
-                lambda: self._token != token or pending.complete(), timeout=timeout_s
+            everyone = set(range(world))
+            self._changed.wait_for(
+                lambda: self._token != token or pending.everywhere() == everyone, timeout=timeout_s
             )
+            self._check(token)
+            if missing := sorted(everyone - pending.everywhere()):
+                raise BarrierTimeoutError(missing, timeout_s)
+            # Clustering takes as long as it takes.
+            self._changed.wait_for(lambda: self._token != token or pending.complete())
             self._check(token)
             if pending.failure is not None:
                 raise pending.failure
-            if not ready:
-                arrived = [set(shards) for shards in pending.shards.values()]
-                missing = sorted(set(range(world)) - arrived[0].intersection(*arrived[1:]))
-                raise BarrierTimeoutError(missing, timeout_s)
             if self._start is None:
                 self._start = self._make(key, pending)
+                pending.features.clear()
             return self._start
 
     def _check(self, token: int) -> None:
@@ -141,7 +161,8 @@ class MemoryBank:
             raise StaleBankError(token, self._token)
 
     def _nothing(self) -> _Pending:
-        return _Pending({m: {} for m in self._method.INPUTS})
+        inputs = self._method.INPUTS
+        return _Pending({m: {} for m in inputs}, {m: set() for m in inputs})
 
     def _turn_to(self, key: Key) -> None:
         if key != self._key:

@@ -11,8 +11,10 @@ Images keep the names that they had, so a record means the same before and after
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -24,10 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
+log = logging.getLogger(__name__)
 PART = "images/part-{:05d}.parquet"
 INDEX = "images/index.parquet"
 _URI = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/+(?=[^/])")
 _ROW = re.compile(r"(.+\.parquet)#(\d+)")
+# What no second try mends; anything else may be a network or a server that recovers.
+_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_PAUSES_S = (0.2, 1.0, 5.0)
 
 
 def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
@@ -73,8 +79,21 @@ def read_bytes(path: Path) -> bytes:
             file ("set.parquet#3"); into a converted data set; the root or the image may be a URI.
 
     Raises:
-        OSError: there is no such image.
+        OSError: there is no such image, or its storage fails, four times in a row.
     """
+    for pause_s in _PAUSES_S:
+        try:
+            return _read(path)
+        except _LASTING:
+            raise
+        except OSError as error:
+            log.warning("%s: %s; reading it again in %g s", location(path), error, pause_s)
+            time.sleep(pause_s)
+            _column.cache_clear()  # what is open may be what has broken
+    return _read(path)
+
+
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -135,8 +154,11 @@ class Shards:
         self._root = str(root).rstrip("/")
         opened, path = filesystem(self._root)
         index = pq.read_table(f"{path}/{INDEX}", filesystem=opened)
-        columns = (index[name].to_pylist() for name in ("image", "part", "row"))
-        self._places = {image: (part, row) for image, part, row in zip(*columns, strict=True)}
+        # Sorted bytes: every process that decodes holds them, and a dict would take ten times more.
+        names = np.array([name.encode() for name in index["image"].to_pylist()], dtype="S")
+        order = np.argsort(names)
+        self._names = names[order]
+        self._parts, self._rows = (index[name].to_numpy()[order] for name in ("part", "row"))
 
     def read_bytes(self, images: Sequence[str]) -> list[bytes]:
         """Encoded images, in the order of the names.
@@ -149,10 +171,11 @@ class Shards:
         """
         found = []
         for image in images:
-            if image not in self._places:
+            place = int(np.searchsorted(self._names, image.encode()))
+            if place == len(self._names) or self._names[place] != image.encode():
                 raise FileNotFoundError(2, f"No such image in the shards of {self._root}", image)
-            part, row = self._places[image]
-            found.append(_column(f"{self._root}/{PART.format(part)}").read(row))
+            part = f"{self._root}/{PART.format(self._parts[place])}"
+            found.append(_column(part).read(int(self._rows[place])))
         return found
 
 

@@ -35,12 +35,16 @@ def nearest_in_tasks(features: Features, k: int, nodes: Sequence[str]) -> Neighb
         nodes: ids of the nodes that search, several times for several tasks on one.
     """
     search = NeighbourSearch(features, k)
+    cores = {node["NodeID"]: int(node["Resources"].get("CPU", 1)) for node in ray.nodes()}
     shared = ray.put(features)
     shares = [range(start, search.num_blocks, len(nodes)) for start in range(len(nodes))]
     tasks = [
         # The train workers hold the CPUs and wait; a task that asked for one would wait for them.
+        # A task without would get one thread.
         _search_blocks.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)
+            num_cpus=0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(max(1, cores[node]))}},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True),
         ).remote(shared, k, share)
         for node, share in zip(nodes, shares, strict=True)
         if share

@@ -42,12 +42,13 @@ def train(
     *,
     device: torch.device,
     state: Mapping[str, Any] | None = None,
+    readers: int = 1,
 ) -> Progress:
     """What `TrainingLoop(...).run()` does, in `job.config.trainer.shards` shards.
 
     Args:
-        job, bank, batches, report, device, state: of this process, see `TrainingLoop`. `batches`
-            and `report` are called in the calling thread.
+        job, bank, batches, report, device, state, readers: of this process, see `TrainingLoop`.
+            `batches` and `report` are called in the calling thread.
     """
     workers, shards = collectives.world_size(), job.config.trainer.shards
     first, num_local = collectives.rank() * (shards // workers), shards // workers
@@ -71,6 +72,7 @@ def train(
                 report if index == 0 else _say_nothing,
                 device=device,
                 state=copy.deepcopy(state),
+                readers=max(1, readers // num_local),
                 distribute=shard.distribute,
             )
             return loop.run()

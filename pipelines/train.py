@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,6 +171,8 @@ def _bank(job: Job, prepared: Prepared) -> Any:
     options = {
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
+        # Workers wait while it clusters: all cores are its own. Ray would give it one.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
         # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
@@ -177,8 +181,9 @@ def _bank(job: Job, prepared: Prepared) -> Any:
         ),
     }
     if not job.needs_memory:
-        return _PlannerActor.options(**options).remote(config, job.identities)
-    return _MemoryBankActor.options(**options).remote(
+        return _BankActor.options(**options).remote(Planner, config, job.identities)
+    return _BankActor.options(**options).remote(
+        MemoryBank,
         config,
         prepared.pids(METHODS[config.method].INPUTS),
         identities=job.identities,
@@ -221,15 +226,16 @@ def _work(settings: dict[str, Any]) -> None:
     job: Job = settings["job"]
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
     run = strict.train if job.config.trainer.strict else train_alone
-    options = stream.beside_this_worker(job.config)
+    share = stream.share_of_node(job.config)
     try:
         run(
             job,
             RemoteBank(settings["bank"]),
-            partial(stream.batches, job, options, collectives.rank(), collectives.world_size()),
+            partial(stream.batches, job, share, collectives.rank(), collectives.world_size()),
             partial(_report, job.run_dir),
             device=ray.train.torch.get_device(),
             state=_kept(settings["start_from"]),
+            readers=share.num_tasks,
         )
     except BankRefusedError as error:
         # Every worker was refused alike; trying again would not change it.
@@ -289,15 +295,47 @@ class RemoteBank:
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
         """See `MemoryBank.begin_epoch`."""
         try:
-            return ray.get(self.handle.begin_epoch.remote(token, key, world))
+            (start,) = ray.get(self.handle.begin_epoch.remote(token, key, world))
+            return ray.get(start)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise BankRefusedError(str(error.cause)) from error
             raise
 
 
-_MemoryBankActor: Any = ray.remote(num_cpus=0)(MemoryBank)
-_PlannerActor: Any = ray.remote(num_cpus=0)(Planner)
+class BankActor:
+    """The actor between the epochs: a memory bank or a planner.
+
+    What begins an epoch is stored once for all workers, not once for each.
+
+    Args:
+        kind: `MemoryBank` or `Planner`.
+        args, kwargs: as it takes them.
+    """
+
+    def __init__(self, kind: type, *args: Any, **kwargs: Any) -> None:
+        self._bank = kind(*args, **kwargs)
+        self._stored: tuple[EpochStart | None, list[Any]] = None, []
+        self._storing = threading.Lock()
+
+    def open(self) -> int:
+        """See `MemoryBank.open`."""
+        return self._bank.open()
+
+    def add_features(self, *share: Any) -> None:
+        """See `MemoryBank.add_features`."""
+        self._bank.add_features(*share)
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> list[Any]:
+        """A list that holds the reference of what `MemoryBank.begin_epoch` returns."""
+        start = self._bank.begin_epoch(token, key, world)
+        with self._storing:
+            if self._stored[0] is not start:
+                self._stored = start, [ray.put(start)]
+            return self._stored[1]
+
+
+_BankActor: Any = ray.remote(num_cpus=0)(BankActor)
 
 
 # Checks that are spread over the cluster ---------------------------------------------------------

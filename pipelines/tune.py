@@ -92,9 +92,8 @@ def slots(
 ) -> int:
     """Trials that can train side by side without waiting for each other's resources.
 
-    Worker groups are placed whole or not at all and cannot block each other; but on CPUs they
-    could take every core, and the tasks that decode images for them would wait for ever. So a CPU
-    trial counts one core beyond its workers.
+    Worker groups are placed whole or not at all and cannot block each other. Images are decoded by
+    tasks that reserve nothing, so a CPU trial counts one core beyond its workers for them.
 
     Args:
         available: resources of the cluster.

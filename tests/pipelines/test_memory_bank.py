@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +89,33 @@ def test_missing_worker_is_named_after_the_timeout(make_config: Callable[..., Ru
     bank.add_features(token, KEY, VISIBLE, x[::2], 2, 3)
     with pytest.raises(BarrierTimeoutError, match=r"workers \[1, 2\].*barrier_timeout_s=0\.05"):
         bank.begin_epoch(token, KEY, 3)
+
+
+def test_clustering_may_take_longer_than_the_barrier(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is for features that do not come, not for what is done with them."""
+    bank = bank_of(make_config("trainer.barrier_timeout_s=0.2"))
+    cluster = bank._method.cluster
+
+    def slow(*args: Any, **kwargs: Any) -> np.ndarray:
+        time.sleep(0.5)
+        return cluster(*args, **kwargs)
+
+    monkeypatch.setattr(bank._method, "cluster", slow)
+    token = bank.open()
+    for m, x in features().items():
+        threading.Thread(target=bank.add_features, args=(token, KEY, m, x, 0, 1)).start()
+    assert bank.begin_epoch(token, KEY, 1).plan.num_batches == 3
+
+
+def test_features_are_given_back_when_the_epoch_is_made(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    bank = bank_of(make_config())
+    begin(bank, world=2)
+    assert not bank._pending.features
+    assert not any(bank._pending.shards.values())
 
 
 def test_calls_of_an_earlier_incarnation_are_refused(make_config: Callable[..., RunConfig]) -> None:

@@ -1,10 +1,18 @@
-"""The neighbour search on several machines finds what it finds on one."""
+"""Clustering has all cores, and on several machines finds what it finds on one."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipelines.config import RunConfig
+from pipelines.loop import Job
+from pipelines.prepare import prepare
 from pipelines.spread import nearest_in_tasks
 from reid_core.neighbours import nearest
 
@@ -23,3 +31,26 @@ def test_number_of_tasks_changes_nothing(local_ray: None, tasks: int) -> None:
     spread = nearest_in_tasks(features, 12, [ray.nodes()[0]["NodeID"]] * tasks)
     np.testing.assert_array_equal(spread.rows, here.rows)
     np.testing.assert_array_equal(spread.similarity, here.similarity)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_memory_actor_has_all_cores(
+    local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """Ray gives one thread to whoever reserves no CPU."""
+    import ray
+
+    from pipelines import train
+
+    def threads(actor: Any) -> int:
+        import torch
+
+        return torch.get_num_threads()
+
+    config = make_config()
+    prepared = prepare(config, lambda inputs, modality: [])
+    bank = train._bank(Job.of(config, prepared, tmp_path), prepared)
+    found = ray.get(bank.__ray_call__.remote(threads))
+    ray.kill(bank)
+    assert found == os.cpu_count()
