@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,8 @@ def _end(started: subprocess.Popen) -> None:
     head = psutil.Process(started.pid)
     mine = [head, *head.children(recursive=True)]
     started.terminate()
-    _, alive = psutil.wait_procs(mine, timeout=30)
+    _, alive = psutil.wait_procs(mine, timeout=5)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     started.wait()
