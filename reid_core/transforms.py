@@ -23,6 +23,7 @@ _MAX_TRIES = 100
 _KEEP, _GREY = -1, 3
 _MIXTURES = np.vstack([np.eye(3), (0.2989, 0.5870, 0.1140)]).astype(np.float32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -201,25 +202,45 @@ def decode(data: bytes, *, height: int, width: int) -> np.ndarray:
         data: bytes of a JPEG, PNG, BMP or anything else that Pillow reads.
 
     Returns:
-        (3, height, width) uint8, RGB; one channel becomes three equal ones.
+        (3, height, width) uint8, RGB; one channel becomes three equal ones, see `as_rgb`.
 
     Raises:
-        ValueError: broken or truncated data.
+        ValueError: broken or truncated data, too many pixels for Pillow's guard, or pixels that
+            `as_rgb` refuses.
     """
     try:
-        if data[:2] == b"\xff\xd8":  # JPEG: same pixels as Pillow's in half the time
-            tensor = decode_jpeg(
-                torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
-            )
-            if tensor.shape[1:] == (height, width):
-                return tensor.numpy()
         with Image.open(io.BytesIO(data)) as image:
-            rgb = image.convert("RGB")
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+            if image.format == "JPEG" and image.size == (width, height):
+                # the same pixels as Pillow's in half the time
+                content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return decode_jpeg(content, mode=ImageReadMode.RGB).numpy()
+            image.load()
+    except _UNREADABLE as error:
         raise ValueError(f"not a complete image ({len(data)} bytes): {error}") from error
+    rgb = as_rgb(image)
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in three channels of 8 bits.
+
+    16-bit grey, usual for thermal cameras, loses its lower 8 bits: black to white of the file's
+    type becomes 0 to 255, alike in all images. A camera that uses a part of that range comes out
+    dark and flat; stretch such files beforehand.
+
+    Raises:
+        ValueError: pixels of 32 bits (modes I and F), whose black and white nothing tells.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"pixels of mode {image.mode} (32 bits), whose range is unknown: save the image as "
+            "8-bit grey with its black at 0 and its white at 255"
+        )
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def normalise(images: Tensor) -> Tensor:
