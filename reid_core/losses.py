@@ -37,10 +37,11 @@ def in_float32(loss: Loss) -> Loss:
     """
 
     @wraps(loss)
-    def computed(*inputs: Any, **settings: Any) -> Tensor:
-        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
-        with torch.autocast(device, enabled=False):
-            return loss(*map(_widened, inputs), **settings)
+    def computed(*inputs: Any, **named: Any) -> Tensor:
+        given = (x.device.type for x in (*inputs, *named.values()) if isinstance(x, Tensor))
+        with torch.autocast(next(given, "cpu"), enabled=False):
+            wide = {name: _widened(x) for name, x in named.items()}
+            return loss(*map(_widened, inputs), **wide)
 
     return cast("Loss", computed)
 
