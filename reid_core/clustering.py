@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reid_core.jaccard import jaccard_distances
 from reid_core.neighbours import Neighbours, Search, nearest, nearest_from_both
-from reid_core.products import Features
+from reid_core.products import Features, unit_rows
 from reid_core.reciprocal import averaged, reciprocal_weights
 from reid_core.types import OUTLIER
 
@@ -25,7 +25,8 @@ def jaccard_graph(
     """k-reciprocal Jaccard distances between rows, as a sparse symmetric graph.
 
     Args:
-        features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
+        features: (N, D) unit rows, array or tensor, CPU or CUDA, with a gradient or without;
+            other precisions are taken as float32.
         k1: neighbours that reciprocity is asked for, the row itself included; N where N is less.
         k2: neighbours that the weights are averaged over, the row itself included; k1 where k1 is
             less.
@@ -65,7 +66,7 @@ def jaccard_graph_of_neighbours(
         As `jaccard_graph`.
 
     Raises:
-        ValueError: settings out of range, or neighbours of another k1 or other features.
+        ValueError: as `jaccard_graph`; also neighbours of another k1 or of other features.
     """
     if k2 < 1:
         raise ValueError(f"k2 is {k2}; the weights are averaged over the row itself at least")
@@ -75,7 +76,7 @@ def jaccard_graph_of_neighbours(
         )
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
-    weights = reciprocal_weights(found, features, k1)
+    weights = reciprocal_weights(found, unit_rows(features), k1)
     weights = averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
     return jaccard_distances(weights, max_distance=max_distance)
 
@@ -92,8 +93,7 @@ def cluster(
     """Pseudo labels: DBSCAN on the k-reciprocal Jaccard distance.
 
     Args:
-        features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
-        k1, k2: as in `jaccard_graph`.
+        features, k1, k2: as in `jaccard_graph`.
         eps: largest distance between neighbours, in [0, 1].
         min_samples: neighbours, itself included, that make a row a core of a cluster.
         search: finds the k nearest rows of each row; one that uses several machines, say.
@@ -106,6 +106,7 @@ def cluster(
 
     Reference: CCLNet, section 2.2 (k1=30, k2=6, eps=0.6, min_samples=4).
     """
+    features = unit_rows(features)
     found = search(features, k1)
     graph = jaccard_graph_of_neighbours(found, features, k1=k1, k2=k2, max_distance=eps)
     return dbscan(graph, eps=eps, min_samples=min_samples)
@@ -126,7 +127,7 @@ def cluster_together(
     reaches across.
 
     Args:
-        features: (N, D) float32 unit rows of both modalities.
+        features: (N, D) unit rows of both modalities, as in `jaccard_graph`.
         is_second: (N,) bool, which rows belong to the second modality.
         k1: even, k1 / 2 neighbours come from each modality; k2, eps, min_samples: as in `cluster`.
 

@@ -102,6 +102,30 @@ def test_threads_blocks_and_tensors_change_no_bit() -> None:
     np.testing.assert_array_equal(one.indices, three.indices)
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.float16),
+        lambda x: torch.from_numpy(x).half(),
+        lambda x: torch.from_numpy(x).bfloat16(),
+        lambda x: torch.from_numpy(x).requires_grad_(),
+    ],
+)
+def test_other_precisions_and_gradients_are_their_float32_values(convert) -> None:
+    x, is_second = convert(people(200, 20, 0.5)), np.arange(200) % 2 == 0
+    plain = torch.as_tensor(x).detach().float().numpy()
+    for found, expected in (
+        (clustering.jaccard_graph(x, k1=10).data, clustering.jaccard_graph(plain, k1=10).data),
+        (clustering.cluster(x, k1=10), clustering.cluster(plain, k1=10)),
+        (
+            clustering.cluster_together(x, is_second, k1=10),
+            clustering.cluster_together(plain, is_second, k1=10),
+        ),
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_settings_out_of_range_are_named() -> None:
     x = people(10, 2, 0.1)
     with pytest.raises(ValueError, match="k2 is 0"):
