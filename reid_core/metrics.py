@@ -200,13 +200,13 @@ def matching_accuracy(
         labels_b, truth_b: (N_b,) the same of side b.
 
     Returns:
-        In [0, 1]; NaN without pairs. Of equally frequent identities the smallest id counts.
+        In [0, 1]. Of equally frequent identities the smallest id counts. Rows of -1 (unknown) are
+        left out, and pairs with a cluster of nothing else; NaN where no pair remains.
     """
-    if not len(pairs):
-        return float("nan")
-    majority_a = _majority_identity(labels_a, truth_a)
-    majority_b = _majority_identity(labels_b, truth_b)
-    return float(np.mean(majority_a[pairs[:, 0]] == majority_b[pairs[:, 1]]))
+    found_a = _majority_identity(labels_a, truth_a)[pairs[:, 0]]
+    found_b = _majority_identity(labels_b, truth_b)[pairs[:, 1]]
+    known = (found_a != OUTLIER) & (found_b != OUTLIER)
+    return float((found_a == found_b)[known].mean()) if known.any() else float("nan")
 
 
 def _checked_shape(
@@ -364,7 +364,10 @@ def _majority(counts: np.ndarray) -> np.ndarray:
 
 
 def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(C,) most frequent identity of each cluster, clusters numbered contiguously from 0."""
-    kept = labels != OUTLIER
+    """(C,) most frequent known identity of each cluster, -1 where none is known."""
+    majority = np.full(labels.max(initial=OUTLIER) + 1, OUTLIER, dtype=np.int64)
+    kept = (labels != OUTLIER) & (truth != OUTLIER)
     counts = _contingency(labels[kept], truth[kept])
-    return counts[_majority(counts), 1]
+    best = counts[_majority(counts)]
+    majority[best[:, 0]] = best[:, 1]
+    return majority

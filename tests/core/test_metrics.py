@@ -165,3 +165,13 @@ def test_matching_accuracy_compares_majorities() -> None:
     assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
     none = np.empty((0, 2), dtype=np.int64)
     assert np.isnan(metrics.matching_accuracy(none, labels_a, truth_a, labels_b, truth_b))
+
+
+def test_matching_accuracy_leaves_unknown_identities_out() -> None:
+    """Side a: 4, unknown, 6 beside two unknown rows; two pairs can be told, one of them right."""
+    labels_a, truth_a = np.array([0, 1, 1, 2, 2, 2]), np.array([4, -1, -1, 6, -1, -1])
+    labels_b, truth_b = np.array([0, 1, 2]), np.array([4, -1, 6])
+    pairs = np.array([[0, 0], [1, 1], [2, 1], [1, 2], [2, 0]])
+    assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
+    unknown = np.full(3, -1)
+    assert np.isnan(metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, unknown))
