@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import clustering, sampling
-from reid_core.methods.cclnet_coupling import couple, match
+from reid_core.methods.cclnet_coupling import couple, match, people_of_both
 from reid_core.methods.cclnet_settings import (
     INPUTS,
     Config,
@@ -105,14 +105,19 @@ def begin_epoch(
         config: the method's configuration.
         stage: "prepare" or "align".
         features: per modality (n, D) float32 unit rows, in row order.
-        labels: per modality (n,) from `cluster`, or given classes.
+        labels: per modality (n,) from `cluster`, or given classes, of which those that occur in
+            one modality only become -1.
         owners: there are no captions.
         epoch: epoch number within the stage, from 0.
         seed: run seed; the plan depends on (seed, stage, epoch) only.
 
     Raises:
-        ValueError: a modality has no cluster; names it and what to change.
+        ValueError: a modality has no cluster, or given identities no person of both; names what
+            to change.
     """
+    warnings: tuple[str, ...] = ()
+    if config.labels == "identities":
+        labels, warnings = people_of_both(labels)
     for modality in INPUTS:
         if labels[modality].max(initial=OUTLIER) == OUTLIER:
             settings = config.clustering
@@ -141,7 +146,7 @@ def begin_epoch(
         banks={m: bank.numpy() for m, bank in banks.items()},
         pairs=pairs,
         similarity=similarity,
-        warnings=_warnings(getattr(config, stage), banks),
+        warnings=warnings + _warnings(getattr(config, stage), banks),
     )
 
 
