@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from reid_core import optim
@@ -144,6 +144,15 @@ class Training(_Section):
     warmup_epochs: int = Field(5, ge=0)
     text_mask: float = Field(0.0, ge=0, le=1)
     evaluate_every: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _has_whole_clusters(self) -> Training:
+        if self.sampler == "pk" and self.batch_size < self.instances:
+            raise ValueError(
+                f"batch_size={self.batch_size} holds no cluster of instances={self.instances}: "
+                "raise batch_size or lower instances"
+            )
+        return self
 
 
 class Config(_Section):

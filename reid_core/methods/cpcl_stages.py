@@ -266,8 +266,10 @@ def update(config: Config, memories: Mapping[Modality, ClusterMemory], everyone:
 def hardest_only(x: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
     """Labels (G,) in which only the row least like its prototype keeps its cluster, -1 elsewhere.
 
-    Equal cosines keep the first row.
+    Equal cosines keep the first row. Labels stay as they are where the bank is empty.
     """
+    if not len(bank):
+        return labels
     cosine = (x * bank[labels.clamp(min=0)]).sum(dim=1)
     by_cosine = torch.argsort(cosine, stable=True)
     order = by_cosine[torch.argsort(labels[by_cosine], stable=True)]

@@ -308,6 +308,14 @@ def test_settings_without_effect_are_named(changes: dict, word: str) -> None:
     assert cpcl.check(Config()) == []
 
 
+def test_a_pk_batch_holds_at_least_one_cluster() -> None:
+    """Otherwise the plans are empty and an epoch trains nothing."""
+    with pytest.raises(ValidationError, match=r"batch_size=3 .*instances=4"):
+        Config.model_validate({"train": {"sampler": "pk", "batch_size": 3, "instances": 4}})
+    assert Config.model_validate({"train": {"batch_size": 3, "instances": 4}})
+    assert Config.model_validate({"train": {"sampler": "pk", "batch_size": 4, "instances": 4}})
+
+
 def test_a_typo_is_an_error() -> None:
     with pytest.raises(ValidationError, match="lambda_1"):
         Config.model_validate({"lambda_1": 2})
