@@ -114,7 +114,10 @@ def averaged(weights: SparseRows, rows: np.ndarray) -> SparseRows:
 
 
 def _places(rows: np.ndarray) -> np.ndarray:
-    """int16 (N, k): place of the row in the list of each of its neighbours, -1 where absent."""
+    """int16 (N, k): place of the row in the list of each of its neighbours, -1 where absent.
+
+    Only the first of a row's own entries has a place: further ones fill up a list that is short.
+    """
     places = np.empty(rows.shape, dtype=np.int16)
 
     def work(start: int, stop: int) -> None:
@@ -140,9 +143,13 @@ def _expanded_sets(found: Neighbours, places: np.ndarray, half: int) -> SparseRo
 @numba.njit(nogil=True, cache=True)
 def _find_places(rows: np.ndarray, start: int, places: np.ndarray) -> None:
     for r in range(places.shape[0]):
-        for c in range(places.shape[1]):
+        places[r, 0] = 0
+        for c in range(1, places.shape[1]):
             others = rows[rows[start + r, c]]
             place = np.int32(-1)
+            if rows[start + r, c] == start + r:
+                places[r, c] = place
+                continue
             # no early exit: a loop of fixed length is turned into a few vector instructions
             for q in range(places.shape[1]):
                 place = max(place, np.int32(q) if others[q] == start + r else np.int32(-1))

@@ -190,6 +190,20 @@ def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
     np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
 
 
+def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
+    """Ten rows share a cell: their lists of 16 hold the row itself seven times."""
+    x = people(50, 5, 0.5)
+    found = neighbours.nearest(x, 16)
+    short = np.arange(10)
+    found.rows[short] = np.concatenate(
+        [oracles.nearest(x[:10], 10), np.repeat(short[:, None], 6, axis=1)], axis=1
+    )
+    found.similarity[short] = (x[short, None] * x[found.rows[short]]).sum(axis=2)
+    graph = clustering.jaccard_graph_of_neighbours(found, x, k1=16)
+    dense = oracles.jaccard_distance(x, k1=16, ranks=found.rows)
+    np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_centroids_are_means_of_members(kind) -> None:
     x = people(30, 5, 0.5)
