@@ -3,13 +3,15 @@
 Chen, Zhang, Tan, Qu, Xie: "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person
 Re-Identification", ACM MM 2023. Told in the paper's order:
 
-stage 0 "prepare"  cluster each modality, contrast images with their cluster prototypes
+stage 0 "prepare"  cluster each modality, contrast images with their cluster prototypes; later in
+                   the stage, swap matched prototypes between the modalities
 stage 1 "prompts"  learn four prompt tokens per stage-0 cluster against frozen image features
-stage 2 "align"    cluster again; swap matched prototypes between the modalities; text guides images
+stage 2 "align"    as stage 0 again, and text guides images
 
-Stages 1 and 2 start from fresh CLIP weights; only stage 0's last labels are handed on. Here is what
-happens between epochs, where all features are known; `cclnet_stages` holds what a worker does
-within them, `cclnet_settings` the settings, with the published values as defaults.
+That stage 0 swaps too is the authors' script of it. Stages 1 and 2 start from fresh CLIP weights;
+only stage 0's last labels are handed on. Here is what happens between epochs, where all features
+are known; `cclnet_stages` holds what a worker does within them, `cclnet_settings` the settings,
+with the published values as defaults.
 """
 
 from __future__ import annotations
@@ -220,9 +222,14 @@ def load_encoder(
 def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect."""
     coupled = config.swap.when != "never" or config.matching.shared
-    if coupled and config.swap.start_epoch >= config.align.epochs:
-        return [
-            f"cclnet.swap.start_epoch={config.swap.start_epoch} is not reached in "
-            f"cclnet.align.epochs={config.align.epochs}: the modalities are never coupled"
-        ]
-    return []
+    if not coupled or config.labels == "identities":  # given people are coupled from the start
+        return []
+    start, found = config.swap.start_epoch, []
+    for name in stages(config):
+        epochs = getattr(config, name).epochs
+        if name != "prompts" and start >= epochs:
+            found.append(
+                f"cclnet.swap.start_epoch={start} is not reached in cclnet.{name}.epochs={epochs}: "
+                f'the modalities are never coupled in stage "{name}"'
+            )
+    return found

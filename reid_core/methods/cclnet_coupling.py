@@ -1,6 +1,6 @@
 """How CCLNet couples the modalities: which prototypes match, and how they change places.
 
-Reference: CCLNet, stage 2, steps 4 and 5.
+Reference: CCLNet, stages 0 and 2, whose scripts both swap.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reid_core.methods import cclnet
+from reid_core.methods.cclnet_settings import Config
 from reid_core.stages import Epoch
 from tests.core.cclnet_case import INFRARED, INPUTS, VISIBLE, small_config
 
@@ -41,3 +42,21 @@ def test_people_of_both_keep_their_numbers_without_a_warning():
 def test_nobody_in_both_modalities_is_an_error():
     with pytest.raises(ValueError, match="none of 4 people was seen in both modalities"):
         with_identities([0, 1], [2, 3, -1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, []),
+        ({"prepare": {"epochs": 60}}, ["prepare"]),
+        ({"align": {"epochs": 60}}, ["align"]),
+        ({"prepare": {"epochs": 6}, "align": {"epochs": 60}}, ["prepare", "align"]),
+        ({"prepare": {"epochs": 60}, "image_to_text": 0}, []),  # the stage does not run
+        ({"prepare": {"epochs": 60}, "swap": {"when": "never"}}, []),
+        ({"prepare": {"epochs": 60}, "labels": "identities"}, []),
+    ],
+)
+def test_every_stage_that_is_never_coupled_is_named(changes, named):
+    warnings = cclnet.check(Config.model_validate(changes))
+    assert [w.rpartition(" ")[2] for w in warnings] == [f'"{name}"' for name in named]
+    assert all("swap.start_epoch=60 is not reached" in w for w in warnings)
