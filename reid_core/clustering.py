@@ -174,13 +174,17 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
         (C, D) of the features' kind and device; (0, D) where all rows are outliers.
 
     Raises:
-        ValueError: a label below the largest has no row.
+        ValueError: not one label per row, a label below -1, or one below the largest without a row.
 
     Reference: CCLNet, section 2.3.
     """
     rows = torch.as_tensor(features)
     names = torch.as_tensor(labels, device=rows.device)
+    if names.shape != (len(rows),):
+        raise ValueError(f"labels have shape {tuple(names.shape)} for {len(rows)} rows")
     ordered, order = torch.sort(names, stable=True)
+    if len(ordered) and ordered[0] < OUTLIER:
+        raise ValueError(f"label {int(ordered[0])}: labels are 0 or above, or -1 for an outlier")
     order, ordered = order[ordered != OUTLIER], ordered[ordered != OUTLIER]
     counts = torch.bincount(ordered)
     if not len(counts):

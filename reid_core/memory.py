@@ -55,7 +55,15 @@ class ClusterMemory:
         Args:
             x: (B, D) unit rows.
             labels: (B,) int64 prototype of each row; -1 is skipped.
+
+        Raises:
+            ValueError: not one label per row; on the CPU, where a look costs nothing, also a label
+                below -1.
         """
+        if labels.shape != (len(x),):
+            raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
+        if labels.device.type == "cpu" and (labels < OUTLIER).any():
+            raise ValueError(f"label {int(labels.min())}: labels are 0 or above, or -1 for none")
         rows, occurrence = _rows_by_occurrence(labels)
         if rows.numel() == 0:
             return

@@ -219,3 +219,12 @@ def test_centroids_of_outliers_only_and_of_labels_with_a_hole() -> None:
     assert clustering.centroids(x, np.full(4, -1)).shape == (0, 16)
     with pytest.raises(ValueError, match="label 1 has no row"):
         clustering.centroids(x, np.array([0, 2, 2, -1]))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_centroids_need_one_label_per_row_and_none_below_an_outliers(kind) -> None:
+    x = kind(people(4, 2, 0.5))
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 4 rows"):
+        clustering.centroids(x, kind(np.array([0, 1, 1])))
+    with pytest.raises(ValueError, match="label -2: labels are 0"):
+        clustering.centroids(x, kind(np.array([0, -1, 1, -2])))
