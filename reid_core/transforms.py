@@ -28,7 +28,7 @@ _UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.Decompressi
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to an image, in this order; the defaults are the papers' at 288 x 144.
+    """What training does to an image, in this order; the defaults are CSDN's at 288 x 144.
 
     Attributes:
         grayscale: probability of losing the colours (visible images only: 0.5 in CCLNet).
@@ -37,8 +37,8 @@ class Augmentation:
         erase: probability of painting one rectangle over.
         erase_area: smallest and largest share of the image that it covers.
         erase_aspect: smallest and largest height / width of it.
-        erase_fill: its colour in bytes; the papers fill with (.4914, .4822, .4465) after
-            normalisation, which are these pixels.
+        erase_fill: its colour in bytes; CSDN fills with (.4914, .4822, .4465) after normalisation,
+            which are these pixels, CCLNet with 0, which is (124, 116, 104).
         channels: last of all, on normalised values. "exchange" writes one channel, drawn evenly,
             into all three; "adapt" does so with probability 3/4, and with 1/8 writes a grey
             mixture. Bytes then differ between the channels, because each has a mean and
@@ -47,7 +47,7 @@ class Augmentation:
     Raises:
         ValueError: a value outside its range.
 
-    Reference: CCLNet; CSDN, section "Transforms".
+    Reference: the transforms of CCLNet's and CSDN's code.
     """
 
     grayscale: float = 0.0

@@ -61,7 +61,7 @@ def test_probabilities_and_ranges_are_the_papers():
     assert abs(np.corrcoef(draws.top, draws.left)[0, 1]) < 0.03
 
 
-def test_erased_rectangles_have_the_papers_areas_and_aspects():
+def test_erased_rectangles_have_csdns_areas_and_aspects():
     number, height, width = 20_000, 288, 144
     box = TrainTransform(Augmentation()).draw(seeds(number), height=height, width=width).box
     drawn = box[box[:, 1] > 0]
@@ -306,7 +306,7 @@ def test_normalising_is_imagenets():
     torch.testing.assert_close(normalise(images), (images.float() / 255 - mean) / std)
 
 
-def test_the_erasing_colour_is_the_papers_normalised_colour():
+def test_the_erasing_colour_is_csdns_normalised_colour():
     fill = torch.tensor(Augmentation().erase_fill, dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = torch.tensor([0.4914, 0.4822, 0.4465])
     assert (normalise(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224
