@@ -40,7 +40,7 @@ def jaccard_graph(
     Raises:
         ValueError: settings out of range; a row that is zero, not finite or not of unit length.
 
-    Reference: CPCL specification, section 3 step 2; CCLNet, section 2.2.
+    Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
     return jaccard_graph_of_neighbours(
         nearest(features, k1), features, k1=k1, k2=k2, max_distance=max_distance
@@ -104,7 +104,7 @@ def cluster(
     Raises:
         ValueError: as `jaccard_graph`.
 
-    Reference: CCLNet, section 2.2 (k1=30, k2=6, eps=0.6, min_samples=4).
+    Reference: CCLNet, stages 0 and 2, pseudo labels (k1=30, k2=6, eps=0.6, min_samples=4).
     """
     features = unit_rows(features)
     found = search(features, k1)
@@ -176,7 +176,7 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
     Raises:
         ValueError: not one label per row, a label below -1, or one below the largest without a row.
 
-    Reference: CCLNet, section 2.3.
+    Reference: CCLNet, stages 0 and 2, prototypes.
     """
     rows = torch.as_tensor(features)
     names = torch.as_tensor(labels, device=rows.device)

@@ -93,7 +93,7 @@ def retrieval_metrics(
         ValueError: shapes that do not fit, an unknown `cmc`, NaN among the similarities, also in a
             row without a match or in an ignored place.
 
-    Reference: specification of SYSU-MM01's and RegDB's public evaluation; INP from AGW.
+    Reference: the public evaluations of SYSU-MM01 and RegDB; INP from AGW.
     """
     if cmc not in ("image", "identity"):
         raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")

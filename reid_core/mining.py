@@ -55,7 +55,7 @@ def mine_nearest(
         min_similarity: smallest cosine that gives a label; None = any.
 
     Reconstruction: CPCL's abstract says that valuable outliers of each modality are mined through
-    the pairs, not how; specification, section 4, after the public code of CLPC.
+    the pairs, not how; after the public code of CLPC.
     """
     rows = np.flatnonzero((labels != OUTLIER) & (partners != OUTLIER))
     rows = rows[np.argsort(partners[rows], kind="stable")]
@@ -75,7 +75,7 @@ def mine_prototype(
     Args:
         labels, partners, features, min_similarity: as in `mine_nearest`; labels contiguous.
 
-    Reconstruction: specification, section 4, `oplm_vote: prototype`.
+    Reconstruction: `cpcl.mining.vote=prototype`; nobody's code.
     """
     means = centroids(features, labels)
     prototypes = means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
@@ -100,7 +100,7 @@ def vote(
     Returns:
         int64 (R,); -1 for an owner without a labelled row.
 
-    Reconstruction: one label per image where its rows disagree; specification, section 4.
+    Reconstruction: one label per image where its rows disagree, for CPCL.
     """
     result = np.full(num_owners, OUTLIER, dtype=np.int64)
     (rows,) = np.nonzero(labels != OUTLIER)

@@ -79,7 +79,7 @@ def reciprocal_weights(found: Neighbours, features: Features, k1: int) -> Sparse
     Returns:
         N sparse rows that each sum to 1.
 
-    Reference: CPCL specification, section 3 step 2.
+    Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
     # NumPy rounds halves to even, as the public code does
     half = min(int(np.around(k1 / 2)) + 1, found.rows.shape[1])
@@ -104,7 +104,7 @@ def averaged(weights: SparseRows, rows: np.ndarray) -> SparseRows:
     Returns:
         N sparse rows.
 
-    Reference: CPCL specification, section 3 step 2 (query expansion over k2).
+    Reference: as `reciprocal_weights`, the query expansion over k2.
     """
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ def tokenise(captions: Sequence[str]) -> Tokens:
     tower reads its feature there. An empty one is SOT, EOT. Neither stops anything; both are
     marked, for the caller to count.
 
-    Reference: CPCL specification, section 2 (as CLIP itself).
+    Reference: CLIP; IRRA, for the end that a cut caption keeps.
     """
     ids = np.zeros((len(captions), CONTEXT), dtype=np.int64)
     lengths = np.zeros(len(captions), dtype=np.int64)
@@ -69,8 +69,8 @@ def mask_tokens(
     Returns:
         (B, 77) int64.
 
-    Reconstruction: whether CPCL masks is unknown; specification, section 8 `text_mask`, as in
-    IRRA. The mask token is id 49405, the vocabulary's last word ("jekyll"), which IRRA replaces.
+    Reconstruction: whether CPCL masks is unknown (`cpcl.train.text_mask`); as in IRRA. The mask
+    token is id 49405, the vocabulary's last word ("jekyll"), which IRRA replaces.
     """
     uniform = np.stack([_uniform(seed, epoch, int(row)) for row in rows])
     words = (ids != 0) & (ids != SOT) & (ids != EOT)

@@ -163,7 +163,7 @@ class TrainTransform:
         )
 
     def _mixtures(self, drawn: np.ndarray) -> np.ndarray:
-        """Reference: CSDN, section 3.2, the channel operations of both modalities."""
+        """Reference: CSDN, stage 3, the channel operations of both modalities."""
         if self.augmentation.channels == "keep":
             return np.full(len(drawn), _KEEP)
         if self.augmentation.channels == "exchange":

@@ -101,7 +101,7 @@ def begin_epoch(
     epoch: int,
     seed: int,
 ) -> Epoch:
-    """Banks, pairs, swap and plan of one epoch (steps 3 to 5); a pure function of its arguments.
+    """Banks, pairs, swap and plan of one epoch; a pure function of its arguments.
 
     Args:
         config: the method's configuration.

@@ -185,7 +185,7 @@ def uses_prototypes(config: Config, epoch: int) -> bool:
 
 
 def optimiser(config: Config, module: nn.Module) -> torch.optim.Optimizer:
-    """Adam over everything; specification, section 8."""
+    """Adam over everything, as IRRA."""
     settings = config.train
     return optim.adam_per_tensor(
         module.named_parameters(),

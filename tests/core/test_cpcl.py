@@ -259,7 +259,7 @@ def test_captions_are_clustered_as_they_are() -> None:
 # Settings ----------------------------------------------------------------------------------------
 
 
-def test_defaults_are_those_of_the_specification() -> None:
+def test_defaults_are_those_that_docs_methods_gives() -> None:
     chosen = Config()
     assert (chosen.clustering.k1, chosen.clustering.k2) == (30, 6)
     assert (chosen.clustering.eps, chosen.clustering.min_samples) == (0.6, 4)
