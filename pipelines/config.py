@@ -1,7 +1,8 @@
 """A run's configuration: YAML and key=value overrides -> one validated, immutable object.
 
 An unknown key is an error that names the valid ones; a file holds only what differs from the
-defaults, and the defaults of a method are its paper's.
+defaults. Those of a method's section are its paper's where one is known; those of `model` and
+`augmentation` are CCLNet's, and the recipes of the other methods set their own.
 """
 
 from __future__ import annotations

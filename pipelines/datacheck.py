@@ -265,7 +265,7 @@ def _look(path: Path) -> _Seen:
         decode(data, height=height, width=width)
     except UnidentifiedImageError:
         return _Seen(error=f"no image ({len(data):,} bytes)")
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return _Seen(error=str(error))
     return _Seen(hashlib.blake2b(data, digest_size=16).digest(), (height, width))
 

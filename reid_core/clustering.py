@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reid_core.jaccard import jaccard_distances
 from reid_core.neighbours import Neighbours, Search, nearest, nearest_from_both
-from reid_core.products import Features
+from reid_core.products import Features, unit_rows
 from reid_core.reciprocal import averaged, reciprocal_weights
 from reid_core.types import OUTLIER
 
@@ -25,7 +25,8 @@ def jaccard_graph(
     """k-reciprocal Jaccard distances between rows, as a sparse symmetric graph.
 
     Args:
-        features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
+        features: (N, D) unit rows, array or tensor, CPU or CUDA, with a gradient or without;
+            other precisions are taken as float32.
         k1: neighbours that reciprocity is asked for, the row itself included; N where N is less.
         k2: neighbours that the weights are averaged over, the row itself included; k1 where k1 is
             less.
@@ -39,7 +40,7 @@ def jaccard_graph(
     Raises:
         ValueError: settings out of range; a row that is zero, not finite or not of unit length.
 
-    Reference: CPCL specification, section 3 step 2; CCLNet, section 2.2.
+    Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
     return jaccard_graph_of_neighbours(
         nearest(features, k1), features, k1=k1, k2=k2, max_distance=max_distance
@@ -65,7 +66,7 @@ def jaccard_graph_of_neighbours(
         As `jaccard_graph`.
 
     Raises:
-        ValueError: settings out of range, or neighbours of another k1 or other features.
+        ValueError: as `jaccard_graph`; also neighbours of another k1 or of other features.
     """
     if k2 < 1:
         raise ValueError(f"k2 is {k2}; the weights are averaged over the row itself at least")
@@ -75,7 +76,7 @@ def jaccard_graph_of_neighbours(
         )
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
-    weights = reciprocal_weights(found, features, k1)
+    weights = reciprocal_weights(found, unit_rows(features), k1)
     weights = averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
     return jaccard_distances(weights, max_distance=max_distance)
 
@@ -92,8 +93,7 @@ def cluster(
     """Pseudo labels: DBSCAN on the k-reciprocal Jaccard distance.
 
     Args:
-        features: (N, D) float32 unit rows, array or tensor, CPU or CUDA.
-        k1, k2: as in `jaccard_graph`.
+        features, k1, k2: as in `jaccard_graph`.
         eps: largest distance between neighbours, in [0, 1].
         min_samples: neighbours, itself included, that make a row a core of a cluster.
         search: finds the k nearest rows of each row; one that uses several machines, say.
@@ -104,8 +104,9 @@ def cluster(
     Raises:
         ValueError: as `jaccard_graph`.
 
-    Reference: CCLNet, section 2.2 (k1=30, k2=6, eps=0.6, min_samples=4).
+    Reference: CCLNet, stages 0 and 2, pseudo labels (k1=30, k2=6, eps=0.6, min_samples=4).
     """
+    features = unit_rows(features)
     found = search(features, k1)
     graph = jaccard_graph_of_neighbours(found, features, k1=k1, k2=k2, max_distance=eps)
     return dbscan(graph, eps=eps, min_samples=min_samples)
@@ -126,7 +127,7 @@ def cluster_together(
     reaches across.
 
     Args:
-        features: (N, D) float32 unit rows of both modalities.
+        features: (N, D) unit rows of both modalities, as in `jaccard_graph`.
         is_second: (N,) bool, which rows belong to the second modality.
         k1: even, k1 / 2 neighbours come from each modality; k2, eps, min_samples: as in `cluster`.
 
@@ -173,13 +174,17 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
         (C, D) of the features' kind and device; (0, D) where all rows are outliers.
 
     Raises:
-        ValueError: a label below the largest has no row.
+        ValueError: not one label per row, a label below -1, or one below the largest without a row.
 
-    Reference: CCLNet, section 2.3.
+    Reference: CCLNet, stages 0 and 2, prototypes.
     """
     rows = torch.as_tensor(features)
     names = torch.as_tensor(labels, device=rows.device)
+    if names.shape != (len(rows),):
+        raise ValueError(f"labels have shape {tuple(names.shape)} for {len(rows)} rows")
     ordered, order = torch.sort(names, stable=True)
+    if len(ordered) and ordered[0] < OUTLIER:
+        raise ValueError(f"label {int(ordered[0])}: labels are 0 or above, or -1 for an outlier")
     order, ordered = order[ordered != OUTLIER], ordered[ordered != OUTLIER]
     counts = torch.bincount(ordered)
     if not len(counts):

@@ -37,10 +37,11 @@ def in_float32(loss: Loss) -> Loss:
     """
 
     @wraps(loss)
-    def computed(*inputs: Any, **settings: Any) -> Tensor:
-        device = next(x.device.type for x in inputs if isinstance(x, Tensor))
-        with torch.autocast(device, enabled=False):
-            return loss(*map(_widened, inputs), **settings)
+    def computed(*inputs: Any, **named: Any) -> Tensor:
+        given = (x.device.type for x in (*inputs, *named.values()) if isinstance(x, Tensor))
+        with torch.autocast(next(given, "cpu"), enabled=False):
+            wide = {name: _widened(x) for name, x in named.items()}
+            return loss(*map(_widened, inputs), **wide)
 
     return cast("Loss", computed)
 
@@ -154,7 +155,7 @@ def weighted_regularised_triplet(x: Tensor, labels: Tensor, *, stable: bool = Tr
     Returns:
         Mean over the rows with a label and at least one negative; 0 where there is none.
 
-    Reference: CSDN, section 2.2, WRT (from AGW), and quirk D6 for `stable=False`.
+    Reference: CSDN, stage 3, WRT (from AGW); its public code for `stable=False`.
     """
     known = labels != OUTLIER
     pairs = known[:, None] & known[None, :]
@@ -182,7 +183,7 @@ def modality_shared_enhancement(x: Tensor, labels: Tensor, groups: Tensor) -> Te
         a is the mean distance to the other rows of the same label and modality, c to those of the
         same label and the other modality.
 
-    Reference: CSDN, section 2.2, MSEL. The public code means over each modality first, which is
+    Reference: CSDN, stage 3, MSEL. The public code means over each modality first, which is
     the same wherever both have equally many rows.
     """
     same = _same_label(labels, labels)
@@ -209,7 +210,7 @@ def distribution_matching(
     Returns:
         Sum of the two one-way losses.
 
-    Reference: CPCL specification 6a (IRRA's SDM, with the target's rows normalised by row).
+    Reference: IRRA's SDM, with the target's rows normalised by row.
     """
     return distribution_matching_one_way(
         img, txt, positives, temperature=temperature
@@ -231,7 +232,7 @@ def distribution_matching_one_way(
         Mean over the anchors with at least one positive of
         sum_j p_ij (log p_ij - log(q_ij + 1e-8)); 0 where there is none.
 
-    Reference: CPCL specification 6a, L_i2t.
+    Reference: IRRA's SDM, one direction of it.
     """
     q = _shares(positives)
     log_p = F.log_softmax(anchors @ candidates.T / temperature, dim=1)
@@ -255,7 +256,7 @@ def image_text_contrast(
     Returns:
         Mean of the two directions, each over the anchors with a positive; 0 where there is none.
 
-    Reference: CPCL specification 6a, `multi_pos_nce` and `itc`.
+    Reference: CLIP; CLPC's public code for several positives.
     """
     logits = img @ txt.T / temperature
     to_text, to_image = (
@@ -292,7 +293,7 @@ def prototype_contrast(
     Returns:
         Mean over the rows with a target; 0 where there is none.
 
-    Reference: CPCL specification 6b, 6c (cross entropy) and 6d.
+    Reconstruction: CPCL, L_xp with hard or soft targets, see docs/methods.md.
     """
     q = _shares(targets)
     log_p = _prototype_log_p(x, q, bank, temperature=temperature, num_negatives=num_negatives)
@@ -310,7 +311,7 @@ def prototype_divergence(
 ) -> Tensor:
     """KL divergence sum_c p_c (log p_c - log(q_c + 1e-8)); arguments as in `prototype_contrast`.
 
-    Reference: CPCL specification 6c (as in 6a).
+    Reconstruction: CPCL, L_xp with targets "divergence", see docs/methods.md.
     """
     q = _shares(targets)
     log_p = _prototype_log_p(x, q, bank, temperature=temperature, num_negatives=num_negatives)

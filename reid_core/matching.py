@@ -34,7 +34,7 @@ def hungarian_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) 
     Returns:
         int64 (M, 2), M <= min(C_a, C_b).
 
-    Reference: CCLNet, section 2 "Memory swap" (threshold 0).
+    Reference: CCLNet, stages 0 and 2, matching (threshold 0).
     """
     similarity = _product(torch.as_tensor(bank_a), torch.as_tensor(bank_b))
     rows, columns = linear_sum_assignment(similarity, maximize=True)

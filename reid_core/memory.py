@@ -28,7 +28,7 @@ class ClusterMemory:
         momentum: share of the old prototype that an update keeps, in [0, 1].
         temperature: divides the cosines in `scores`, above 0.
 
-    Reference: CCLNet, section 2 "Bank update" (momentum 0.1, temperature 0.05).
+    Reference: CCLNet, stages 0 and 2, update (momentum 0.1, temperature 0.05).
     """
 
     def __init__(self, bank: Tensor, *, momentum: float, temperature: float) -> None:
@@ -55,7 +55,15 @@ class ClusterMemory:
         Args:
             x: (B, D) unit rows.
             labels: (B,) int64 prototype of each row; -1 is skipped.
+
+        Raises:
+            ValueError: not one label per row; on the CPU, where a look costs nothing, also a label
+                below -1.
         """
+        if labels.shape != (len(x),):
+            raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
+        if labels.device.type == "cpu" and (labels < OUTLIER).any():
+            raise ValueError(f"label {int(labels.min())}: labels are 0 or above, or -1 for none")
         rows, occurrence = _rows_by_occurrence(labels)
         if rows.numel() == 0:
             return
@@ -102,7 +110,7 @@ def swap(
     Returns:
         New (C_a, D) and (C_b, D), unit rows.
 
-    Reference: CCLNet, section 2 "Memory swap", `swap.order: simultaneous`.
+    Reference: CCLNet, stages 0 and 2, swap, `cclnet.swap.order=simultaneous`.
     """
     rows_a, rows_b = _columns(pairs, bank_a.device)
     new_a = _blend(bank_a, rows_a, bank_b[rows_b], keep)
@@ -115,7 +123,7 @@ def swap_sequential(
 ) -> tuple[Tensor, Tensor]:
     """`swap` in the public code's order: bank_b reads what bank_a has already become.
 
-    Reference: CCLNet, section 2 "Memory swap", `swap.order: sequential`.
+    Reference: CCLNet, stages 0 and 2, swap, `cclnet.swap.order=sequential`.
     """
     rows_a, rows_b = _columns(pairs, bank_a.device)
     new_a = _blend(bank_a, rows_a, bank_b[rows_b], keep)
@@ -141,7 +149,7 @@ def swap_rows(
     Returns:
         New (C_a, D) and (C_b, D), unit rows.
 
-    Reference: CCLNet, section 2 "Memory swap" (per step).
+    Reference: CCLNet, stages 0 and 2, swap within a step.
     """
     of_a, of_b = _touching(pairs, labels_a, labels_b, bank_a.device)
     new_a = _blend(bank_a, of_a[:, 0], bank_b[of_a[:, 1]], keep)

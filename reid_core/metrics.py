@@ -12,6 +12,7 @@ from typing import Literal
 
 import numba
 import numpy as np
+import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
@@ -77,9 +78,9 @@ def retrieval_metrics(
     are counted. Beside the inputs the memory is O(Q + threads * G).
 
     Args:
-        similarity: (Q, G), larger = more similar.
-        query_pids: (Q,) identities.
-        gallery_pids: (G,) identities.
+        similarity: (Q, G), larger = more similar; ranked in its own precision.
+        query_pids: (Q,) int identities; a query of -1 (unknown) has no match.
+        gallery_pids: (G,) int identities; each row of -1 is a person of its own, nobody's match.
         ignore: (Q, G) bool, gallery rows that do not exist for a query; None = none.
         cmc: "image" ranks gallery rows; "identity" counts each gallery identity once, at its best
             row, as SYSU-MM01's public evaluation does. mAP and mINP rank rows in both.
@@ -89,15 +90,17 @@ def retrieval_metrics(
         Scores as fractions.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown `cmc`, NaN among the similarities.
+        ValueError: shapes that do not fit, an unknown `cmc`, NaN among the similarities, also in a
+            row without a match or in an ignored place.
 
-    Reference: specification of SYSU-MM01's and RegDB's public evaluation; INP from AGW.
+    Reference: the public evaluations of SYSU-MM01 and RegDB; INP from AGW.
     """
     if cmc not in ("image", "identity"):
         raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")
     num_queries = _checked_shape(similarity, query_pids, gallery_pids, ignore)
-    known, gallery_ids = np.unique(gallery_pids, return_inverse=True)
-    query_ids = _positions(known, np.asarray(query_pids))
+    query_pids = np.asarray(query_pids)
+    known, gallery_ids = np.unique(_told_apart(gallery_pids, query_pids), return_inverse=True)
+    query_ids = np.where(query_pids == OUTLIER, -1, _positions(known, query_pids))
     members = np.argsort(gallery_ids, kind="stable")
     starts = np.searchsorted(gallery_ids[members], np.arange(len(known) + 1))
     first_rank = np.zeros(num_queries, dtype=np.int64)
@@ -200,13 +203,13 @@ def matching_accuracy(
         labels_b, truth_b: (N_b,) the same of side b.
 
     Returns:
-        In [0, 1]; NaN without pairs. Of equally frequent identities the smallest id counts.
+        In [0, 1]. Of equally frequent identities the smallest id counts. Rows of -1 (unknown) are
+        left out, and pairs with a cluster of nothing else; NaN where no pair remains.
     """
-    if not len(pairs):
-        return float("nan")
-    majority_a = _majority_identity(labels_a, truth_a)
-    majority_b = _majority_identity(labels_b, truth_b)
-    return float(np.mean(majority_a[pairs[:, 0]] == majority_b[pairs[:, 1]]))
+    found_a = _majority_identity(labels_a, truth_a)[pairs[:, 0]]
+    found_b = _majority_identity(labels_b, truth_b)[pairs[:, 1]]
+    known = (found_a != OUTLIER) & (found_b != OUTLIER)
+    return float((found_a == found_b)[known].mean()) if known.any() else float("nan")
 
 
 def _checked_shape(
@@ -227,6 +230,15 @@ def _checked_shape(
     return len(query_pids)
 
 
+def _told_apart(gallery_pids: np.ndarray, query_pids: np.ndarray) -> np.ndarray:
+    """Gallery identities, in which each unknown one is a number that nobody else has."""
+    pids = np.array(gallery_pids, dtype=np.int64)
+    (unknown,) = np.nonzero(pids == OUTLIER)
+    lowest = min(pids.min(initial=OUTLIER), query_pids.min(initial=OUTLIER))
+    pids[unknown] = lowest - 1 - np.arange(len(unknown))
+    return pids
+
+
 def _positions(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Position of each id among the sorted known ones, -1 where it is not among them."""
     if not len(known):
@@ -237,8 +249,11 @@ def _positions(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 def _on_host(block: np.ndarray | Tensor) -> np.ndarray:
     """A block of similarities as an array of a floating type that the kernel knows."""
-    array = block.detach().float().cpu().numpy() if isinstance(block, Tensor) else block
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+    if isinstance(block, Tensor):
+        if block.is_floating_point():  # NumPy knows no bfloat16
+            block = block.to(torch.promote_types(block.dtype, torch.float32))
+        block = block.detach().cpu().numpy()
+    return block if block.dtype in (np.float32, np.float64) else block.astype(np.float64)
 
 
 def _summary(
@@ -276,11 +291,11 @@ def _score_queries(
     hits = np.empty(len(gallery_ids), dtype=np.int64)
     seen = np.full(len(starts) - 1, -1, dtype=np.int64)
     for q in range(len(query_ids)):
-        if query_ids[q] < 0:
-            continue
         # without a mask `ignore` is one empty row, which serves every query
         if not _copy_without_ignored(similarity[q], ignore[q % len(ignore)], row):
             first_rank[q] = -1
+            continue
+        if query_ids[q] < 0:
             continue
         num_hits = 0
         for m in range(starts[query_ids[q]], starts[query_ids[q] + 1]):
@@ -364,7 +379,10 @@ def _majority(counts: np.ndarray) -> np.ndarray:
 
 
 def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(C,) most frequent identity of each cluster, clusters numbered contiguously from 0."""
-    kept = labels != OUTLIER
+    """(C,) most frequent known identity of each cluster, -1 where none is known."""
+    majority = np.full(labels.max(initial=OUTLIER) + 1, OUTLIER, dtype=np.int64)
+    kept = (labels != OUTLIER) & (truth != OUTLIER)
     counts = _contingency(labels[kept], truth[kept])
-    return counts[_majority(counts), 1]
+    best = counts[_majority(counts)]
+    majority[best[:, 0]] = best[:, 1]
+    return majority

@@ -8,6 +8,7 @@ so neither the order of the rows nor the order of the steps matters.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,9 @@ import numpy as np
 from reid_core.clustering import centroids
 from reid_core.types import OUTLIER
 
-# Feature pairs that are compared at a time: bounds memory at 2 x 8,192 x D float64.
+# Pairs that are compared in float64 at a time, and in float32: together they bound the memory.
 _CHUNK = 8192
+_PRODUCTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ def mine_nearest(
         min_similarity: smallest cosine that gives a label; None = any.
 
     Reconstruction: CPCL's abstract says that valuable outliers of each modality are mined through
-    the pairs, not how; specification, section 4, after the public code of CLPC.
+    the pairs, not how; after the public code of CLPC.
     """
     rows = np.flatnonzero((labels != OUTLIER) & (partners != OUTLIER))
+    rows = rows[np.argsort(partners[rows], kind="stable")]
     candidates = _Candidates(features[rows], labels[rows], partners[rows])
     return _mine(labels, partners, features, candidates, min_similarity)
 
@@ -72,7 +75,7 @@ def mine_prototype(
     Args:
         labels, partners, features, min_similarity: as in `mine_nearest`; labels contiguous.
 
-    Reconstruction: specification, section 4, `oplm_vote: prototype`.
+    Reconstruction: `cpcl.mining.vote=prototype`; nobody's code.
     """
     means = centroids(features, labels)
     prototypes = means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
@@ -97,7 +100,7 @@ def vote(
     Returns:
         int64 (R,); -1 for an owner without a labelled row.
 
-    Reconstruction: one label per image where its rows disagree; specification, section 4.
+    Reconstruction: one label per image where its rows disagree, for CPCL.
     """
     result = np.full(num_owners, OUTLIER, dtype=np.int64)
     (rows,) = np.nonzero(labels != OUTLIER)
@@ -122,7 +125,11 @@ def contiguous(labels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What a label can come from: (M, D) features, their labels (M,), partners' clusters (M,)."""
+    """What a label can come from, in the order of the partners' clusters.
+
+    Attributes:
+        features: (M, D) unit rows; labels, partners: (M,), partners ascending.
+    """
 
     features: np.ndarray
     labels: np.ndarray
@@ -136,34 +143,67 @@ def _mine(
     candidates: _Candidates,
     min_similarity: float | None,
 ) -> Mined:
-    order = np.argsort(candidates.partners, kind="stable")
-    queries = np.flatnonzero((labels == OUTLIER) & (partners != OUTLIER))
-    start = np.searchsorted(candidates.partners[order], partners[queries], side="left")
-    stop = np.searchsorted(candidates.partners[order], partners[queries], side="right")
-    queries, start, stop = (x[stop > start] for x in (queries, start, stop))
     found = np.full(len(labels), OUTLIER, dtype=np.int64)
     similarity = np.where(labels == OUTLIER, -np.inf, 1.0)
-    for part in _parts(stop - start):
-        lengths = stop[part] - start[part]
-        heads = np.cumsum(lengths) - lengths
-        among = order[np.arange(lengths.sum()) + np.repeat(start[part] - heads, lengths)]
-        own = np.repeat(features[queries[part]].astype(np.float64), lengths, axis=0)
-        # each row's products are summed alone: the same to the last bit wherever the row stands
-        cosine = (own * candidates.features[among]).sum(axis=1)
+    for query, near in _shortlists(labels, partners, features, candidates):
+        cosine = _exact_cosines(features, query, candidates.features, near)
+        heads = np.flatnonzero(np.diff(query, prepend=-1))
         best = np.maximum.reduceat(cosine, heads)
-        names = candidates.labels[among]
-        winners = np.where(cosine == np.repeat(best, lengths), names, names.max() + 1)
-        found[queries[part]] = np.minimum.reduceat(winners, heads)
-        similarity[queries[part]] = best
+        names = candidates.labels[near]
+        is_best = cosine == np.repeat(best, np.diff(heads, append=len(query)))
+        winners = np.where(is_best, names, names.max() + 1)
+        found[query[heads]] = np.minimum.reduceat(winners, heads)
+        similarity[query[heads]] = best
     if min_similarity is not None:
         found[similarity < min_similarity] = OUTLIER
         similarity[similarity < min_similarity] = -np.inf
     return Mined(np.where(labels == OUTLIER, found, labels), similarity)
 
 
-def _parts(lengths: np.ndarray) -> list[slice]:
-    """Consecutive queries with about `_CHUNK` candidates in all, or one query with more."""
-    total = np.cumsum(lengths)
-    cuts = np.flatnonzero(np.diff(total // _CHUNK, prepend=0))
-    edges = np.unique(np.concatenate([[0], cuts, [len(lengths)]]))
-    return [slice(a, b) for a, b in itertools.pairwise(edges.tolist())]
+def _shortlists(
+    labels: np.ndarray, partners: np.ndarray, features: np.ndarray, candidates: _Candidates
+) -> Iterator[np.ndarray]:
+    """Pairs (2, pairs) of an outlier and each candidate that may be its nearest.
+
+    A float32 product, in whatever order it is summed, is off by at most D 2^-24 |x| |y|. What lies
+    further below the largest than twice that, and twice again for rows that are not quite of unit
+    length, cannot be the nearest. A row's pairs stand together in one part.
+    """
+    queries = np.flatnonzero((labels == OUTLIER) & (partners != OUTLIER))
+    queries = queries[np.argsort(partners[queries], kind="stable")]
+    start = np.searchsorted(candidates.partners, partners[queries], side="left")
+    stop = np.searchsorted(candidates.partners, partners[queries], side="right")
+    queries, start, stop = (x[stop > start] for x in (queries, start, stop))
+    margin = 4 * (features.shape[1] + 8) * 2.0**-24
+    pairs: list[np.ndarray] = []
+    num_pairs = 0
+    for first, last in _blocks(start, stop):
+        product = features[queries[first:last]] @ candidates.features[start[first] : stop[first]].T
+        query, near = np.nonzero(product >= product.max(axis=1, keepdims=True) - margin)
+        pairs.append(np.stack([queries[first + query], start[first] + near]))
+        num_pairs += len(query)
+        if last == len(queries) or num_pairs > _CHUNK:
+            yield np.concatenate(pairs, axis=1)
+            pairs, num_pairs = [], 0
+
+
+def _blocks(start: np.ndarray, stop: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of queries that have the same candidates and at most `_PRODUCTS` pairs with them."""
+    edges = [*np.flatnonzero(np.diff(start, prepend=-1)).tolist(), len(start)]
+    for first, last in itertools.pairwise(edges):
+        step = max(1, _PRODUCTS // int(stop[first] - start[first]))
+        for cut in range(first, last, step):
+            yield cut, min(cut + step, last)
+
+
+def _exact_cosines(
+    features: np.ndarray, rows: np.ndarray, others: np.ndarray, other_rows: np.ndarray
+) -> np.ndarray:
+    """float64 products of pairs of rows."""
+    cosine = np.empty(len(rows))
+    for cut in range(0, len(rows), _CHUNK):
+        part = slice(cut, cut + _CHUNK)
+        own = features[rows[part]].astype(np.float64)
+        # each pair's products are summed alone: the same to the last bit wherever the row stands
+        cosine[part] = (own * others[other_rows[part]]).sum(axis=1)
+    return cosine

@@ -156,8 +156,7 @@ def nearest_approximately(
     index.nprobe = num_probes
     _, found = index.search(host, min(k + _EXTRA_CANDIDATES, len(host)))
     own = np.arange(len(host))
-    candidates = np.where(found < 0, own[:, None], found).astype(np.int32)
-    best = _best(candidates, own, host, host, min(k, len(host)))
+    best = _best(found.astype(np.int32), own, host, host, min(k, len(host)))
     return Neighbours(best.rows, best.similarity.astype(np.float32))
 
 
@@ -178,20 +177,24 @@ def nearest_from_both(features: Features, is_second: np.ndarray, k: int) -> Neig
 
     Args:
         features: (N, D) unit rows of both modalities.
-        is_second: (N,) bool, which rows belong to the second modality.
+        is_second: (N,) bool or 0 and 1, which rows belong to the second modality.
         k: neighbours per row, the row itself included, even and 2 or above.
 
     Returns:
         Rows and cosines (N, k).
 
     Raises:
-        ValueError: k is odd, or a modality has fewer than k / 2 rows; and as `NeighbourSearch`.
+        ValueError: k is odd, the mask has another length, or a modality has fewer than k / 2 rows;
+            and as `NeighbourSearch`.
 
     Reconstruction: the balanced selection that BMIL is reported to use; its order is ours.
     """
     if k < 2 or k % 2:
         raise ValueError(f"k is {k}; it must be even to take half from each modality")
     features = products.unit_rows(features)
+    is_second = np.asarray(is_second, dtype=bool)
+    if is_second.shape != (len(features),):
+        raise ValueError(f"is_second has shape {is_second.shape} for {len(features)} rows")
     sides = [np.flatnonzero(~is_second), np.flatnonzero(is_second)]
     if min(map(len, sides)) < k // 2:
         raise ValueError(
@@ -203,30 +206,39 @@ def nearest_from_both(features: Features, is_second: np.ndarray, k: int) -> Neig
         np.empty((len(features), k), dtype=np.float32),
     )
     for own, other in (sides, sides[::-1]):
-        for column, side in ((0, own), (1, other)):
-            found = _nearest_among(features, own, side, k // 2)
-            out.rows[own, column::2] = found.rows
-            out.similarity[own, column::2] = found.similarity
+        within = nearest(products.take(features, own), k // 2)
+        across = _nearest_of_others(features, own, other, k // 2)
+        out.rows[own, 0::2], out.rows[own, 1::2] = own[within.rows], across.rows
+        out.similarity[own, 0::2], out.similarity[own, 1::2] = within.similarity, across.similarity
     return out
 
 
 def _best(
     candidates: np.ndarray, own: np.ndarray, queries: Features, features: Features, k: int
 ) -> Neighbours:
-    """The k best candidates, each row's own number first, then by (float64 similarity, row)."""
+    """The k best candidates, each row's own number first, then by (float64 similarity, row).
+
+    A candidate of -1 is none; where fewer than k remain the row itself fills up.
+    """
     # every row is a candidate of its own: rounding may rank many rows above it, and an
     # approximate list may lack it
     missing = ~(candidates == own[:, None]).any(axis=1)
     candidates[missing, -1] = own[missing]
     exact = products.exact_products(queries, features, candidates)
+    exact[candidates < 0] = -np.inf  # the product of -1 was the last row's
     _order(candidates, exact, own)
-    return Neighbours(np.ascontiguousarray(candidates[:, :k]), np.ascontiguousarray(exact[:, :k]))
+    rows, similarity = candidates[:, :k], exact[:, :k]
+    none = rows < 0
+    return Neighbours(
+        np.where(none, own[:, None].astype(np.int32), rows),
+        np.where(none, similarity[:, :1], similarity),
+    )
 
 
-def _nearest_among(
+def _nearest_of_others(
     features: Features, queries: np.ndarray, among: np.ndarray, k: int
 ) -> Neighbours:
-    """k nearest of the rows `among` for each of the rows `queries`, as row numbers of features."""
+    """k nearest of the rows `among` for each of the rows `queries`, none of which is among them."""
     own, pool = products.take(features, queries), products.take(features, among)
     out = Neighbours(
         np.empty((len(queries), k), dtype=np.int32), np.empty((len(queries), k), dtype=np.float32)

@@ -40,8 +40,8 @@ def adam_per_tensor(
     Raises:
         ValueError: nothing to train.
 
-    Reference: CCLNet, stages 0 and 2 (lr 3.5e-4, weight decay 5e-4, biases x2); CPCL
-    specification, section 8 (eps 1e-3, biases x2 without decay).
+    Reference: CCLNet, stages 0 and 2 (lr 3.5e-4, weight decay 5e-4, biases x2);
+    IRRA, for CPCL (eps 1e-3, biases x2 without decay).
     """
     trained = [(name, p) for name, p in named_parameters if p.requires_grad]
     biases = {

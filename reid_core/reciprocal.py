@@ -79,7 +79,7 @@ def reciprocal_weights(found: Neighbours, features: Features, k1: int) -> Sparse
     Returns:
         N sparse rows that each sum to 1.
 
-    Reference: CPCL specification, section 3 step 2.
+    Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
     # NumPy rounds halves to even, as the public code does
     half = min(int(np.around(k1 / 2)) + 1, found.rows.shape[1])
@@ -104,7 +104,7 @@ def averaged(weights: SparseRows, rows: np.ndarray) -> SparseRows:
     Returns:
         N sparse rows.
 
-    Reference: CPCL specification, section 3 step 2 (query expansion over k2).
+    Reference: as `reciprocal_weights`, the query expansion over k2.
     """
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,7 +114,10 @@ def averaged(weights: SparseRows, rows: np.ndarray) -> SparseRows:
 
 
 def _places(rows: np.ndarray) -> np.ndarray:
-    """int16 (N, k): place of the row in the list of each of its neighbours, -1 where absent."""
+    """int16 (N, k): place of the row in the list of each of its neighbours, -1 where absent.
+
+    Only the first of a row's own entries has a place: further ones fill up a list that is short.
+    """
     places = np.empty(rows.shape, dtype=np.int16)
 
     def work(start: int, stop: int) -> None:
@@ -140,9 +143,13 @@ def _expanded_sets(found: Neighbours, places: np.ndarray, half: int) -> SparseRo
 @numba.njit(nogil=True, cache=True)
 def _find_places(rows: np.ndarray, start: int, places: np.ndarray) -> None:
     for r in range(places.shape[0]):
-        for c in range(places.shape[1]):
+        places[r, 0] = 0
+        for c in range(1, places.shape[1]):
             others = rows[rows[start + r, c]]
             place = np.int32(-1)
+            if rows[start + r, c] == start + r:
+                places[r, c] = place
+                continue
             # no early exit: a loop of fixed length is turned into a few vector instructions
             for q in range(places.shape[1]):
                 place = max(place, np.int32(q) if others[q] == start + r else np.int32(-1))

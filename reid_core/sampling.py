@@ -45,7 +45,7 @@ def pk_plan(
     Raises:
         ValueError: all rows are outliers.
 
-    Reference: CCLNet, section 2.5 and section 5 (fewer clusters than P).
+    Reference: CCLNet, stages 0 and 2, batches; ours where there are fewer clusters than P.
     """
     order = np.argsort(labels, kind="stable")
     order = order[np.searchsorted(labels[order], 0) :]
@@ -80,7 +80,7 @@ def num_batches(num_rows_a: int, num_rows_b: int, *, num_clusters: int, num_inst
     Returns:
         max(num_rows_a, num_rows_b) // (P * K) + 1.
 
-    Reference: CCLNet, section 2.5.
+    Reference: CCLNet, stages 0 and 2, iterations of an epoch.
     """
     return max(num_rows_a, num_rows_b) // (num_clusters * num_instances) + 1
 
@@ -148,7 +148,7 @@ def paired_pk_plan(
     Raises:
         ValueError: the modalities share no class.
 
-    Reference: CSDN, section 3.1 (8 x 4).
+    Reference: CSDN, stage 3, batches (8 x 4).
     """
     plan = pk_plan(
         _shared_only(labels_a, labels_b),
@@ -180,7 +180,7 @@ def paired_plan(
     Raises:
         ValueError: the modalities share no class.
 
-    Reference: CSDN, stage 1, with every image in place of one random sample of them (D5).
+    Reference: CSDN, stage 1, with every image in place of one random sample (`csdn.pool`).
     """
     kept_a = np.flatnonzero(_shared_only(labels_a, labels_b) >= 0)
     kept_b = np.flatnonzero(_shared_only(labels_b, labels_a) >= 0)

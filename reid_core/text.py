@@ -38,7 +38,7 @@ def tokenise(captions: Sequence[str]) -> Tokens:
     tower reads its feature there. An empty one is SOT, EOT. Neither stops anything; both are
     marked, for the caller to count.
 
-    Reference: CPCL specification, section 2 (as CLIP itself).
+    Reference: CLIP; IRRA, for the end that a cut caption keeps.
     """
     ids = np.zeros((len(captions), CONTEXT), dtype=np.int64)
     lengths = np.zeros(len(captions), dtype=np.int64)
@@ -53,11 +53,12 @@ def tokenise(captions: Sequence[str]) -> Tokens:
 def mask_tokens(
     ids: np.ndarray, rows: np.ndarray, *, probability: float, seed: int, epoch: int
 ) -> np.ndarray:
-    """Masks words at random, at least one per caption that has any.
+    """Masks words at random.
 
     Each word is chosen with `probability`; of the chosen ones 80 % become the mask token, 10 %
-    another token, 10 % stay. SOT, EOT and padding are never touched. What happens to a caption
-    depends on (seed, epoch, row) alone, not on its batch or the number of workers.
+    another token, 10 % stay. Where none is chosen, one word becomes the mask token. SOT, EOT and
+    padding are never touched. What happens to a caption depends on (seed, epoch, row) alone, not on
+    its batch or the number of workers.
 
     Args:
         ids: (B, 77) int64; not changed.
@@ -68,18 +69,18 @@ def mask_tokens(
     Returns:
         (B, 77) int64.
 
-    Reconstruction: whether CPCL masks is unknown; specification, section 8 `text_mask`, as in
-    IRRA. The mask token is id 49405, the vocabulary's last word ("jekyll"), which IRRA replaces.
+    Reconstruction: whether CPCL masks is unknown (`cpcl.train.text_mask`); as in IRRA. The mask
+    token is id 49405, the vocabulary's last word ("jekyll"), which IRRA replaces.
     """
     uniform = np.stack([_uniform(seed, epoch, int(row)) for row in rows])
     words = (ids != 0) & (ids != SOT) & (ids != EOT)
     chosen = words & (uniform[:, 0] < probability)
+    other = 1 + (uniform[:, 2] * (MASK - 1)).astype(np.int64)
+    fate = uniform[:, 1]
     # where none was chosen, the word with the smallest number
     lowest = np.where(words, uniform[:, 0], 2.0).argmin(axis=1)
     none = words.any(axis=1) & ~chosen.any(axis=1)
-    chosen[none, lowest[none]] = True
-    other = 1 + (uniform[:, 2] * (MASK - 1)).astype(np.int64)
-    fate = uniform[:, 1]
+    chosen[none, lowest[none]], fate[none, lowest[none]] = True, 0.0
     replaced = np.where(fate < 0.8, MASK, np.where(fate < 0.9, other, ids))
     return np.where(chosen, replaced, ids)
 

@@ -23,11 +23,12 @@ _MAX_TRIES = 100
 _KEEP, _GREY = -1, 3
 _MIXTURES = np.vstack([np.eye(3), (0.2989, 0.5870, 0.1140)]).astype(np.float32)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to an image, in this order; the defaults are the papers' at 288 x 144.
+    """What training does to an image, in this order; the defaults are CSDN's at 288 x 144.
 
     Attributes:
         grayscale: probability of losing the colours (visible images only: 0.5 in CCLNet).
@@ -36,8 +37,8 @@ class Augmentation:
         erase: probability of painting one rectangle over.
         erase_area: smallest and largest share of the image that it covers.
         erase_aspect: smallest and largest height / width of it.
-        erase_fill: its colour in bytes; the papers fill with (.4914, .4822, .4465) after
-            normalisation, which are these pixels.
+        erase_fill: its colour in bytes; CSDN fills with (.4914, .4822, .4465) after normalisation,
+            which are these pixels, CCLNet with 0, which is (124, 116, 104).
         channels: last of all, on normalised values. "exchange" writes one channel, drawn evenly,
             into all three; "adapt" does so with probability 3/4, and with 1/8 writes a grey
             mixture. Bytes then differ between the channels, because each has a mean and
@@ -46,7 +47,7 @@ class Augmentation:
     Raises:
         ValueError: a value outside its range.
 
-    Reference: CCLNet; CSDN, section "Transforms".
+    Reference: the transforms of CCLNet's and CSDN's code.
     """
 
     grayscale: float = 0.0
@@ -162,7 +163,7 @@ class TrainTransform:
         )
 
     def _mixtures(self, drawn: np.ndarray) -> np.ndarray:
-        """Reference: CSDN, section 3.2, the channel operations of both modalities."""
+        """Reference: CSDN, stage 3, the channel operations of both modalities."""
         if self.augmentation.channels == "keep":
             return np.full(len(drawn), _KEEP)
         if self.augmentation.channels == "exchange":
@@ -201,25 +202,45 @@ def decode(data: bytes, *, height: int, width: int) -> np.ndarray:
         data: bytes of a JPEG, PNG, BMP or anything else that Pillow reads.
 
     Returns:
-        (3, height, width) uint8, RGB; one channel becomes three equal ones.
+        (3, height, width) uint8, RGB; one channel becomes three equal ones, see `as_rgb`.
 
     Raises:
-        ValueError: broken or truncated data.
+        ValueError: broken or truncated data, too many pixels for Pillow's guard, or pixels that
+            `as_rgb` refuses.
     """
     try:
-        if data[:2] == b"\xff\xd8":  # JPEG: same pixels as Pillow's in half the time
-            tensor = decode_jpeg(
-                torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB
-            )
-            if tensor.shape[1:] == (height, width):
-                return tensor.numpy()
         with Image.open(io.BytesIO(data)) as image:
-            rgb = image.convert("RGB")
-    except (OSError, RuntimeError, SyntaxError, ValueError) as error:
+            if image.format == "JPEG" and image.size == (width, height):
+                # the same pixels as Pillow's in half the time
+                content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                return decode_jpeg(content, mode=ImageReadMode.RGB).numpy()
+            image.load()
+    except _UNREADABLE as error:
         raise ValueError(f"not a complete image ({len(data)} bytes): {error}") from error
+    rgb = as_rgb(image)
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in three channels of 8 bits.
+
+    16-bit grey, usual for thermal cameras, loses its lower 8 bits: black to white of the file's
+    type becomes 0 to 255, alike in all images. A camera that uses a part of that range comes out
+    dark and flat; stretch such files beforehand.
+
+    Raises:
+        ValueError: pixels of 32 bits (modes I and F), whose black and white nothing tells.
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"pixels of mode {image.mode} (32 bits), whose range is unknown: save the image as "
+            "8-bit grey with its black at 0 and its white at 255"
+        )
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from pipelines.errors import UserError
 from pipelines.report.figures import INK, MUTED, RIGHT, WRONG
 from pipelines.report.ranklists import thumbnail
 from pipelines.search import Hit, Query
+from reid_core.transforms import as_rgb
 
 _TILE = (112, 224)  # width and height of a picture; people are upright
 _MARGIN, _TEXT, _FRAME = 12, 40, 4
@@ -119,6 +120,6 @@ def _opened(picture: Path | None, size: tuple[int, int]) -> Image.Image:
         return Image.new("RGB", size, "white")
     try:
         with Image.open(picture) as image:
-            return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            return as_rgb(image).resize(size, Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return Image.new("RGB", size, _PALE)

@@ -25,6 +25,7 @@ from pipelines.shards import read_bytes
 from reid_core.attribution import heat_maps
 from reid_core.protocols import HEADLINE
 from reid_core.stages import Encoder
+from reid_core.transforms import as_rgb
 from reid_core.types import Modality
 
 NUM_PAIRS_PER_GROUP = 2
@@ -144,7 +145,7 @@ def _side(
 ) -> Side:
     with Image.open(io.BytesIO(read_bytes(image))) as opened:
         width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
-        shown = opened.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
+        shown = as_rgb(opened).resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     hot = []
     for encoder, target in zip(encoders, targets, strict=True):
         assert isinstance(encoder, nn.Module)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.shards import read_bytes
+from reid_core.transforms import as_rgb
 
 NUM_ANSWERS = 8
 NUM_QUERIES_PER_GROUP = 3
@@ -139,7 +140,7 @@ def thumbnail(root: Path, path: str) -> str | None:
     try:
         with Image.open(io.BytesIO(read_bytes(root / relative))) as image:
             width = max(round(image.width * _HEIGHT_PX / image.height), 1)
-            small = image.convert("RGB").resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
+            small = as_rgb(image).resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
     buffer = io.BytesIO()

@@ -3,13 +3,15 @@
 Chen, Zhang, Tan, Qu, Xie: "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person
 Re-Identification", ACM MM 2023. Told in the paper's order:
 
-stage 0 "prepare"  cluster each modality, contrast images with their cluster prototypes
+stage 0 "prepare"  cluster each modality, contrast images with their cluster prototypes; later in
+                   the stage, swap matched prototypes between the modalities
 stage 1 "prompts"  learn four prompt tokens per stage-0 cluster against frozen image features
-stage 2 "align"    cluster again; swap matched prototypes between the modalities; text guides images
+stage 2 "align"    as stage 0 again, and text guides images
 
-Stages 1 and 2 start from fresh CLIP weights; only stage 0's last labels are handed on. Here is what
-happens between epochs, where all features are known; `cclnet_stages` holds what a worker does
-within them, `cclnet_settings` the settings, with the published values as defaults.
+That stage 0 swaps too is the authors' script of it. Stages 1 and 2 start from fresh CLIP weights;
+only stage 0's last labels are handed on. Here is what happens between epochs, where all features
+are known; `cclnet_stages` holds what a worker does within them, `cclnet_settings` the settings,
+with the published values as defaults.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import clustering, sampling
-from reid_core.methods.cclnet_coupling import couple, match
+from reid_core.methods.cclnet_coupling import couple, match, people_of_both
 from reid_core.methods.cclnet_settings import (
     INPUTS,
     Config,
@@ -99,20 +101,25 @@ def begin_epoch(
     epoch: int,
     seed: int,
 ) -> Epoch:
-    """Banks, pairs, swap and plan of one epoch (steps 3 to 5); a pure function of its arguments.
+    """Banks, pairs, swap and plan of one epoch; a pure function of its arguments.
 
     Args:
         config: the method's configuration.
         stage: "prepare" or "align".
         features: per modality (n, D) float32 unit rows, in row order.
-        labels: per modality (n,) from `cluster`, or given classes.
+        labels: per modality (n,) from `cluster`, or given classes, of which those that occur in
+            one modality only become -1.
         owners: there are no captions.
         epoch: epoch number within the stage, from 0.
         seed: run seed; the plan depends on (seed, stage, epoch) only.
 
     Raises:
-        ValueError: a modality has no cluster; names it and what to change.
+        ValueError: a modality has no cluster, or given identities no person of both; names what
+            to change.
     """
+    warnings: tuple[str, ...] = ()
+    if config.labels == "identities":
+        labels, warnings = people_of_both(labels)
     for modality in INPUTS:
         if labels[modality].max(initial=OUTLIER) == OUTLIER:
             settings = config.clustering
@@ -141,7 +148,7 @@ def begin_epoch(
         banks={m: bank.numpy() for m, bank in banks.items()},
         pairs=pairs,
         similarity=similarity,
-        warnings=_warnings(getattr(config, stage), banks),
+        warnings=warnings + _warnings(getattr(config, stage), banks),
     )
 
 
@@ -215,9 +222,14 @@ def load_encoder(
 def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect."""
     coupled = config.swap.when != "never" or config.matching.shared
-    if coupled and config.swap.start_epoch >= config.align.epochs:
-        return [
-            f"cclnet.swap.start_epoch={config.swap.start_epoch} is not reached in "
-            f"cclnet.align.epochs={config.align.epochs}: the modalities are never coupled"
-        ]
-    return []
+    if not coupled or config.labels == "identities":  # given people are coupled from the start
+        return []
+    start, found = config.swap.start_epoch, []
+    for name in stages(config):
+        epochs = getattr(config, name).epochs
+        if name != "prompts" and start >= epochs:
+            found.append(
+                f"cclnet.swap.start_epoch={start} is not reached in cclnet.{name}.epochs={epochs}: "
+                f'the modalities are never coupled in stage "{name}"'
+            )
+    return found

@@ -1,6 +1,6 @@
 """How CCLNet couples the modalities: which prototypes match, and how they change places.
 
-Reference: CCLNet, stage 2, steps 4 and 5.
+Reference: CCLNet, stages 0 and 2, whose scripts both swap.
 """
 
 from __future__ import annotations
@@ -13,7 +13,41 @@ from torch import Tensor
 from reid_core import matching, memory
 from reid_core.memory import ClusterMemory
 from reid_core.methods.cclnet_settings import INPUTS, Config, shares_prototypes
-from reid_core.types import Modality
+from reid_core.types import OUTLIER, Modality
+
+
+def people_of_both(
+    labels: Mapping[Modality, np.ndarray],
+) -> tuple[dict[Modality, np.ndarray], tuple[str, ...]]:
+    """Given classes without the people of one modality only, who share no prototype with anyone.
+
+    Args:
+        labels: per modality (n,) people, the same numbers in both; -1 = unknown.
+
+    Returns:
+        Per modality (n,) int64, the people of both numbered from 0 alike in both, -1 elsewhere; and
+        a warning that says how many were left out, if any.
+
+    Raises:
+        ValueError: nobody was seen in both modalities.
+    """
+    visible, infrared = (np.setdiff1d(labels[m], [OUTLIER]) for m in INPUTS)
+    both = np.intersect1d(visible, infrared)
+    num_people = len(np.union1d(visible, infrared))
+    if not len(both):
+        raise ValueError(
+            f"none of {num_people} people was seen in both modalities: cclnet.labels=identities "
+            "gives a person one prototype for both; check the identity labels"
+        )
+    warning = (
+        f"{num_people - len(both)} of {num_people} people were seen in one modality only: "
+        "cclnet.labels=identities never draws them"
+    )
+    numbered = {
+        m: np.where(np.isin(labels[m], both), np.searchsorted(both, labels[m]), OUTLIER)
+        for m in INPUTS
+    }
+    return numbered, (warning,) if len(both) < num_people else ()
 
 
 def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np.ndarray:

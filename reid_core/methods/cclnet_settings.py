@@ -23,7 +23,7 @@ class _Section(BaseModel):
 
 
 class Clustering(_Section):
-    """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2, step 2)."""
+    """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2)."""
 
     k1: int = Field(30, ge=1)
     k2: int = Field(6, ge=1)

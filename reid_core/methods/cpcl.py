@@ -99,7 +99,8 @@ def cluster(
     Returns:
         int64 (n,), contiguous from 0; -1 = outlier.
 
-    Reconstruction: specification, section 3; the granularity matters, see `Clustering.rows`.
+    Reconstruction: after five related public codes; the granularity matters, see
+    `Clustering.rows`.
     """
     settings = config.clustering
     rows = np.arange(len(features))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from reid_core import optim
@@ -145,6 +145,15 @@ class Training(_Section):
     text_mask: float = Field(0.0, ge=0, le=1)
     evaluate_every: int = Field(1, ge=0)
 
+    @model_validator(mode="after")
+    def _has_whole_clusters(self) -> Training:
+        if self.sampler == "pk" and self.batch_size < self.instances:
+            raise ValueError(
+                f"batch_size={self.batch_size} holds no cluster of instances={self.instances}: "
+                "raise batch_size or lower instances"
+            )
+        return self
+
 
 class Config(_Section):
     """Everything CPCL can be told.
@@ -176,7 +185,7 @@ def uses_prototypes(config: Config, epoch: int) -> bool:
 
 
 def optimiser(config: Config, module: nn.Module) -> torch.optim.Optimizer:
-    """Adam over everything; specification, section 8."""
+    """Adam over everything, as IRRA."""
     settings = config.train
     return optim.adam_per_tensor(
         module.named_parameters(),

@@ -166,7 +166,7 @@ def pair_terms(
         everyone: the global batch.
         prototypes: the memory; None in epochs without prototype losses.
 
-    Reconstruction: terms and weights of the paper are unknown; specification, sections 5 to 7.
+    Reconstruction: terms and weights of the paper are unknown; docs/methods.md says whence ours.
     """
     instance = instance_loss(config, everyone)
     found = {"instance": Term(instance, len(everyone.rows))}
@@ -188,7 +188,7 @@ def pair_terms(
 
 
 def instance_loss(config: Config, everyone: Pairs) -> Tensor:
-    """L_ins of the global batch (specification, 6a)."""
+    """L_ins of the global batch, see docs/methods.md."""
     settings = config.matching
     img, txt = everyone.features[VISIBLE], everyone.features[TEXT]
     if settings.instance == "itc":
@@ -224,7 +224,7 @@ def cross_targets(
     """(B, C_other) targets over the other modality's prototypes; zeros where there is none.
 
     The pair supplies the link: "hard" is the cluster of the pair's other side; else the clusters
-    that the row's own cluster occurs with, as often as it does (specification, 6b and 6c).
+    that the row's own cluster occurs with, as often as it does (docs/methods.md, L_xp).
     """
     if config.matching.targets == "hard":
         labels = mine.labels[other]
@@ -266,8 +266,10 @@ def update(config: Config, memories: Mapping[Modality, ClusterMemory], everyone:
 def hardest_only(x: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
     """Labels (G,) in which only the row least like its prototype keeps its cluster, -1 elsewhere.
 
-    Equal cosines keep the first row.
+    Equal cosines keep the first row. Labels stay as they are where the bank is empty.
     """
+    if not len(bank):
+        return labels
     cosine = (x * bank[labels.clamp(min=0)]).sum(dim=1)
     by_cosine = torch.argsort(cosine, stable=True)
     order = by_cosine[torch.argsort(labels[by_cosine], stable=True)]

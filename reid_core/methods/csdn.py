@@ -56,7 +56,7 @@ def batch_rows(config: Config) -> dict[str, int]:
 def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
     """Two views of a visible image, the second with exchanged channels, and one of an infrared.
 
-    Reference: CSDN, section 3.2. Colours are lost by channel operations, not by grayscale.
+    Reference: CSDN, stage 3, views. Colours are lost by channel operations, not by grayscale.
     """
     base = replace(base, grayscale=0.0)
     return {
@@ -89,7 +89,7 @@ def begin_epoch(
     Raises:
         ValueError: no person was seen in both modalities.
 
-    Reference: CSDN, section 3.1.
+    Reference: CSDN, stage 3, batches.
     """
     settings = config.images
     sides = [labels[m] for m in INPUTS]

@@ -200,7 +200,7 @@ def image_terms(
         guides: per modality (C, E) anchors; None without text.
         gather: see `Gather`.
 
-    Reference: CSDN, section 2.2.
+    Reference: CSDN, stage 3.
     """
     size = len(visible)
     people = torch.cat([visible.repeat_interleave(2), infrared])

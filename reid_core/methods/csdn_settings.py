@@ -78,7 +78,8 @@ class Config(_Section):
 
     Attributes:
         profile: "reference" repeats what the public code does, quirks included, and fits its
-            released weights; "clean" repairs it. Decides `stem_relu` to `triplet`.
+            released weights; "clean" repairs it. Decides `stem_relu` to `triplet`, see
+            docs/methods.md.
         variant: of the public code: "arxiv", on which the published scores seem to rest, or
             "head" with `msel` and `flip_test`.
         anchors: what guides images in stage 3: the texts of both modalities in "fusion"; their
@@ -89,14 +90,14 @@ class Config(_Section):
         lambda3: weight of the cross entropy of infrared images against the anchors.
         msel: weight of both modality-shared enhancement losses.
         flip_test: whether descriptors also hold the mirrored image's.
-        stem_relu: rectifiers of the stems: "all" three of CLIP's, or the "last" alone (D1).
+        stem_relu: rectifiers of the stems: "all" three of CLIP's, or the "last" alone.
         pairing: stage 1 contrasts each modality with its own prompts ("separate") or all images
-            with all prompts ("joint"), which cannot tell the two prompt sets apart (D2).
+            with all prompts ("joint"), which cannot tell the two prompt sets apart.
         pool: stages 1 and 2 go through "all" images, or through one random "sample" of them,
-            which misses about one RegDB identity in thirteen (D5).
-        anchor_dropout: whether the anchors are taken with dropout on (D4).
+            which misses about one RegDB identity in thirteen.
+        anchor_dropout: whether the anchors are taken with dropout on.
         triplet: weights by a "stable" softmax, or with the "reference" code's epsilon, which
-            loses the negatives once distances pass about 18 (D6).
+            loses the negatives once distances pass about 18.
         dropout: of the fusion, while it is trained.
         prompts, fusion, images: the three stages.
     """
@@ -149,7 +150,7 @@ def seed_of(seed: int, purpose: str) -> int:
 def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
     """The optimiser of a stage over the parameters that it trains.
 
-    Reference: CSDN, section 2: Adam with coupled decay of everything, biases and norms too.
+    Reference: CSDN, all stages: Adam with coupled decay of everything, biases and norms too.
     """
     if stage != "images":
         text: TextStage = getattr(config, stage)

@@ -70,7 +70,7 @@ def contrast(images: Side, texts: Side, mine: Tensor, *, temperature: float) -> 
         mine: (B,) classes of this worker's rows.
         temperature: divides the products.
 
-    Reference: CCLNet, stage 1; CSDN, section 2.1.
+    Reference: CCLNet, stage 1; CSDN, stages 1 and 2.
     """
     return [
         Term(

@@ -65,7 +65,7 @@ class TwoStemEncoder(nn.Module):
 
     Images are bytes, normalised here, or floats that are normalised already.
 
-    Reference: CCLNet, section "Model"; CSDN uses the same towers.
+    Reference: the model of CCLNet; CSDN uses the same towers.
     """
 
     def __init__(

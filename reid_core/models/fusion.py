@@ -16,7 +16,7 @@ class TextFusion(nn.Module):
     is left is t = own + output(keep * tanh(value(other))); query and key receive zero gradients
     and are there because the released weights hold them.
 
-    Reference: CSDN, section 1.2, Semantic Information Integration.
+    Reference: CSDN, stage 2, Semantic Information Integration.
     """
 
     def __init__(self, width: int, *, seed: int) -> None:

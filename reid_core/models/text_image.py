@@ -26,7 +26,7 @@ class TextImageEncoder(nn.Module):
     Attributes:
         visual, text: the towers, copies that share nothing with the CLIP they came from.
 
-    Reference: CPCL specification, section 2.
+    Reconstruction: CPCL's abstract says CLIP; the sizes, and that there is no head, are IRRA's.
     """
 
     pixel_mean: Tensor

@@ -102,6 +102,30 @@ def test_threads_blocks_and_tensors_change_no_bit() -> None:
     np.testing.assert_array_equal(one.indices, three.indices)
 
 
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(np.float16),
+        lambda x: torch.from_numpy(x).half(),
+        lambda x: torch.from_numpy(x).bfloat16(),
+        lambda x: torch.from_numpy(x).requires_grad_(),
+    ],
+)
+def test_other_precisions_and_gradients_are_their_float32_values(convert) -> None:
+    x, is_second = convert(people(200, 20, 0.5)), np.arange(200) % 2 == 0
+    plain = torch.as_tensor(x).detach().float().numpy()
+    for found, expected in (
+        (clustering.jaccard_graph(x, k1=10).data, clustering.jaccard_graph(plain, k1=10).data),
+        (clustering.cluster(x, k1=10), clustering.cluster(plain, k1=10)),
+        (
+            clustering.cluster_together(x, is_second, k1=10),
+            clustering.cluster_together(plain, is_second, k1=10),
+        ),
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_settings_out_of_range_are_named() -> None:
     x = people(10, 2, 0.1)
     with pytest.raises(ValueError, match="k2 is 0"):
@@ -166,6 +190,20 @@ def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
     np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
 
 
+def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
+    """Ten rows share a cell: their lists of 16 hold the row itself seven times."""
+    x = people(50, 5, 0.5)
+    found = neighbours.nearest(x, 16)
+    short = np.arange(10)
+    found.rows[short] = np.concatenate(
+        [oracles.nearest(x[:10], 10), np.repeat(short[:, None], 6, axis=1)], axis=1
+    )
+    found.similarity[short] = (x[short, None] * x[found.rows[short]]).sum(axis=2)
+    graph = clustering.jaccard_graph_of_neighbours(found, x, k1=16)
+    dense = oracles.jaccard_distance(x, k1=16, ranks=found.rows)
+    np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_centroids_are_means_of_members(kind) -> None:
     x = people(30, 5, 0.5)
@@ -181,3 +219,12 @@ def test_centroids_of_outliers_only_and_of_labels_with_a_hole() -> None:
     assert clustering.centroids(x, np.full(4, -1)).shape == (0, 16)
     with pytest.raises(ValueError, match="label 1 has no row"):
         clustering.centroids(x, np.array([0, 2, 2, -1]))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_centroids_need_one_label_per_row_and_none_below_an_outliers(kind) -> None:
+    x = kind(people(4, 2, 0.5))
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 4 rows"):
+        clustering.centroids(x, kind(np.array([0, 1, 1])))
+    with pytest.raises(ValueError, match="label -2: labels are 0"):
+        clustering.centroids(x, kind(np.array([0, -1, 1, -2])))

@@ -259,7 +259,7 @@ def test_captions_are_clustered_as_they_are() -> None:
 # Settings ----------------------------------------------------------------------------------------
 
 
-def test_defaults_are_those_of_the_specification() -> None:
+def test_defaults_are_those_that_docs_methods_gives() -> None:
     chosen = Config()
     assert (chosen.clustering.k1, chosen.clustering.k2) == (30, 6)
     assert (chosen.clustering.eps, chosen.clustering.min_samples) == (0.6, 4)
@@ -306,6 +306,14 @@ def test_settings_without_effect_are_named(changes: dict, word: str) -> None:
     assert len(warnings) == 1
     assert word in warnings[0]
     assert cpcl.check(Config()) == []
+
+
+def test_a_pk_batch_holds_at_least_one_cluster() -> None:
+    """Otherwise the plans are empty and an epoch trains nothing."""
+    with pytest.raises(ValidationError, match=r"batch_size=3 .*instances=4"):
+        Config.model_validate({"train": {"sampler": "pk", "batch_size": 3, "instances": 4}})
+    assert Config.model_validate({"train": {"batch_size": 3, "instances": 4}})
+    assert Config.model_validate({"train": {"sampler": "pk", "batch_size": 4, "instances": 4}})
 
 
 def test_a_typo_is_an_error() -> None:

@@ -241,6 +241,8 @@ def test_the_hardest_row_alone_moves_its_prototype() -> None:
 def test_hardest_of_nothing_is_nothing() -> None:
     nothing = torch.full((3,), -1)
     assert torch.equal(cpcl_stages.hardest_only(unit(3, seed=0), nothing, torch.eye(8)), nothing)
+    empty = torch.empty(0, 8)  # an epoch without prototype losses may have no cluster
+    assert torch.equal(cpcl_stages.hardest_only(unit(3, seed=0), nothing, empty), nothing)
 
 
 # The stage, from records to losses ---------------------------------------------------------------

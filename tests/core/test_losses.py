@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -300,3 +303,39 @@ def test_distances_are_exact_under_half_precision_too() -> None:
     exact = losses.weighted_regularised_triplet(x, labels)
     with torch.autocast("cpu", torch.bfloat16):
         assert losses.weighted_regularised_triplet(x, labels).item() == exact.item()
+
+
+LOSSES = [loss for _, loss in inspect.getmembers(losses, lambda x: hasattr(x, "__wrapped__"))]
+
+
+def named_inputs(loss: Callable[..., Tensor]) -> dict[str, Any]:
+    """Six rows of everything that a loss asks for, features in half precision."""
+    labels, targets = torch.arange(6) // 3, torch.eye(6)
+    given: dict[str, Any] = dict.fromkeys(("labels", "labels_a", "labels_b"), labels)
+    given |= {"groups": torch.arange(6) % 2, "positives": targets.bool(), "targets": targets}
+    given |= {"logits": rows(6, 6).half(), "temperature": 0.1}
+    features = ("x", "a", "b", "g", "img", "txt", "bank", "anchors", "candidates")
+    given |= {name: unit(6, seed=i).half() for i, name in enumerate(features)}
+    return {name: given[name] for name in inspect.signature(loss).parameters if name in given}
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_inputs_by_keyword_are_inputs(loss: Callable[..., Tensor]) -> None:
+    """Widened from half precision and kept out of autocast like those by position."""
+    given = named_inputs(loss)
+    wide = {
+        name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for name, x in given.items()
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(**given)
+    assert found.dtype == torch.float32
+    assert found.item() == loss(**wide).item()
+    assert found.item() != 0
+
+
+def test_a_loss_without_its_inputs_says_which_are_missing() -> None:
+    with pytest.raises(TypeError, match="logits"):
+        losses.identity_cross_entropy(labels=torch.zeros(2, dtype=torch.int64))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="logits"):
+        losses.identity_cross_entropy()  # type: ignore[call-arg]

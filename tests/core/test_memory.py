@@ -38,6 +38,15 @@ def test_update_is_the_sequential_one(labels: list[int], momentum: float) -> Non
     torch.testing.assert_close(bank.bank, expected, atol=1e-6, rtol=0)
 
 
+def test_update_needs_one_label_per_row_and_none_below_an_outliers() -> None:
+    bank = fresh()
+    with pytest.raises(ValueError, match=r"shape \(3,\) for 8 rows"):
+        bank.update(unit(8), torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match="label -2"):  # not the last prototype but one
+        bank.update(unit(2), torch.tensor([0, -2]))
+    torch.testing.assert_close(bank.bank, unit(4))
+
+
 def test_order_within_a_label_counts() -> None:
     x, labels = unit(2, seed=1), torch.tensor([0, 0])
     forward, backward = fresh(), fresh()

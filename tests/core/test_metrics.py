@@ -127,6 +127,28 @@ def test_bad_input_is_named() -> None:
         metrics.retrieval_metrics(np.zeros((2, 2)), pids, pids, cmc="person")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="row 1 holds NaN"):
         metrics.retrieval_metrics(np.array([[0, 1], [0, np.nan]]), pids, pids)
+    with pytest.raises(ValueError, match="row 0 holds NaN"):  # a query without a match
+        metrics.retrieval_metrics(np.array([[np.nan, 1], [0, 1]]), np.array([7, 1]), pids)
+
+
+def test_unknown_people_match_nobody() -> None:
+    """The unknown query has no match; two unknown rows and one of 5 stand before the hit."""
+    queries, gallery = np.array([-1, 1]), np.array([-1, 5, -1, 1])
+    similarity = np.tile([0.9, 0.8, 0.7, 0.6], (2, 1))
+    for cmc in ("image", "identity"):
+        found = metrics.retrieval_metrics(similarity, queries, gallery, cmc=cmc)
+        assert found.num_invalid_queries == 1
+        assert found.cmc[:4].tolist() == [0, 0, 0, 1]
+        assert found.mAP == 1 / 4
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
+def test_a_tensor_is_ranked_in_its_own_precision(kind: torch.dtype) -> None:
+    """In float32 both similarities would be equal, and the wrong row first."""
+    low, high = {torch.float64: (1, 1 + 1e-12), torch.int64: (2**40, 2**40 + 1)}.get(kind, (1, 2))
+    similarity = torch.tensor([[low, high]], dtype=kind)
+    found = metrics.retrieval_metrics(similarity, np.array([1]), np.array([0, 1]))
+    assert found.cmc[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -165,3 +187,13 @@ def test_matching_accuracy_compares_majorities() -> None:
     assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
     none = np.empty((0, 2), dtype=np.int64)
     assert np.isnan(metrics.matching_accuracy(none, labels_a, truth_a, labels_b, truth_b))
+
+
+def test_matching_accuracy_leaves_unknown_identities_out() -> None:
+    """Side a: 4, unknown, 6 beside two unknown rows; two pairs can be told, one of them right."""
+    labels_a, truth_a = np.array([0, 1, 1, 2, 2, 2]), np.array([4, -1, -1, 6, -1, -1])
+    labels_b, truth_b = np.array([0, 1, 2]), np.array([4, -1, 6])
+    pairs = np.array([[0, 0], [1, 1], [2, 1], [1, 2], [2, 0]])
+    assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
+    unknown = np.full(3, -1)
+    assert np.isnan(metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, unknown))

@@ -17,25 +17,31 @@ Miner = Callable[..., Mined]
 MINERS = [mining.mine_nearest, mining.mine_prototype]
 
 
-def groups(num_people: int = 6, copies: int = 6, *, seed: int = 0) -> np.ndarray:
+def groups(
+    num_people: int = 6, copies: int = 6, *, seed: int = 0, noise: float = 0.1
+) -> np.ndarray:
     """Unit rows around well separated centres, `copies` of each person one after another."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((num_people, 16))
-    rows = np.repeat(centres, copies, axis=0) + 0.1 * rng.standard_normal((num_people * copies, 16))
+    rows = np.repeat(centres, copies, axis=0)
+    rows = rows + noise * rng.standard_normal(rows.shape)
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def oracle(labels: np.ndarray, partners: np.ndarray, features: np.ndarray) -> np.ndarray:
-    """The rule of the specification, one row after the other."""
-    mined = labels.copy()
+def oracle(
+    labels: np.ndarray, partners: np.ndarray, features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rule, one row after the other: labels and cosines."""
+    mined, cosines = labels.copy(), np.where(labels == -1, -np.inf, 1.0)
     for n in range(len(labels)):
         if labels[n] != -1 or partners[n] == -1:
             continue
         near = [m for m in range(len(labels)) if partners[m] == partners[n] and labels[m] != -1]
         if near:
             exact = features.astype(np.float64)
-            mined[n] = labels[max(near, key=lambda m: float((exact[n] * exact[m]).sum()))]
-    return mined
+            cosines[n] = max(float((exact[n] * exact[m]).sum()) for m in near)
+            mined[n] = min(labels[m] for m in near if (exact[n] * exact[m]).sum() == cosines[n])
+    return mined, cosines
 
 
 @pytest.mark.parametrize("mine", MINERS)
@@ -63,21 +69,30 @@ def test_mining_does_not_depend_on_the_order_of_the_rows(mine: Miner, seed: int)
     there = mine(labels, partners, features)
     shuffled = mine(labels[order], partners[order], features[order])
     assert np.array_equal(there.labels[order], shuffled.labels)
+    assert np.allclose(there.similarity[order], shuffled.similarity)  # means are sums in an order
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10_000), chunk=st.sampled_from([1, 7, 8192]))
-def test_nearest_equals_its_oracle_in_chunks_of_any_size(seed: int, chunk: int) -> None:
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    chunk=st.sampled_from([1, 7, 8192]),
+    products=st.sampled_from([1, 40, 1 << 22]),
+    noise=st.sampled_from([0.1, 1e-7, 0.0]),
+)
+def test_nearest_equals_its_oracle_to_the_last_bit(
+    seed: int, chunk: int, products: int, noise: float
+) -> None:
+    """Whatever is worked on at a time, also where float32 cannot tell the rows apart."""
     rng = np.random.default_rng(seed)
-    features = groups(seed=seed)
+    features = groups(seed=seed, noise=noise)
     labels, partners = rng.integers(-1, 4, size=(2, len(features)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mining, "_CHUNK", chunk)
+        patch.setattr(mining, "_PRODUCTS", products)
         found = mining.mine_nearest(labels, partners, features)
-    assert np.array_equal(found.labels, oracle(labels, partners, features))
-    kept = labels != -1
-    assert (found.similarity[kept] == 1).all()
-    assert np.array_equal(np.isneginf(found.similarity), found.labels == -1)
+    mined, cosines = oracle(labels, partners, features)
+    assert np.array_equal(found.labels, mined)
+    assert np.array_equal(found.similarity, cosines)
 
 
 def test_equal_similarity_gives_the_smallest_label() -> None:
@@ -137,13 +152,30 @@ def test_contiguous_closes_gaps_in_order() -> None:
     assert mining.contiguous(np.array([-1])).tolist() == [-1]
 
 
+def unit_rows(number: int, width: int) -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((number, width), dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def test_a_published_data_sets_size_takes_seconds() -> None:
     """CUHK-PEDES has 68,126 pairs; a fifth of them outliers here, some 30 candidates each."""
     rng = np.random.default_rng(0)
-    features = rng.standard_normal((68_126, 64), dtype=np.float32)
+    features = unit_rows(68_126, 64)
     labels, partners = rng.integers(0, 2500, size=(2, len(features)))
     labels[rng.random(len(labels)) < 0.2] = -1
     start = time.process_time()
     mined = mining.mine_nearest(mining.contiguous(labels), partners, features)
     assert time.process_time() - start < 3
     assert (mined.labels >= 0).all()
+
+
+def test_one_large_cluster_is_compared_in_float32_first() -> None:
+    """1.6 million pairs of width 512: 2.4 s of CPU time where all are multiplied in float64."""
+    features = unit_rows(4400, 512)
+    labels = np.arange(4400) % 50
+    labels[:400] = -1
+    start = time.process_time()
+    mined = mining.mine_nearest(labels, np.zeros(4400, dtype=np.int64), features)
+    assert time.process_time() - start < 0.8
+    nearest = (features[:400].astype(np.float64) @ features[400:].astype(np.float64).T).argmax(1)
+    assert np.array_equal(mined.labels[:400], labels[400 + nearest])

@@ -116,6 +116,17 @@ def test_approximate_search_is_exhaustive_with_all_lists_and_recall_falls_with_f
     assert 0.1 < neighbours.recall(one, exact) < neighbours.recall(few, exact) < 1
 
 
+def test_rows_that_the_visited_cells_lack_are_filled_up_with_the_row_itself() -> None:
+    """Two far groups are two cells; the smaller one's lists hold all of it, then the row again."""
+    x = np.random.default_rng(0).normal(size=(100, 8)) + np.repeat([[30.0], [-30.0]], [40, 60], 0)
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    found = neighbours.nearest_approximately(x, 45, num_lists=2, num_probes=1, seed=0)
+    np.testing.assert_array_equal(found.rows[:40, :40], oracles.nearest(x[:40], 40))
+    assert (found.rows[:40, 40:] == np.arange(40)[:, None]).all()
+    np.testing.assert_allclose(found.similarity[:40, 40:], 1, atol=1e-6)
+    np.testing.assert_array_equal(found.rows[40:], 40 + oracles.nearest(x[40:], 45))
+
+
 def test_balanced_lists_take_turns_between_the_modalities() -> None:
     x, is_second = unit(90), np.random.default_rng(1).random(90) < 0.4
     found = neighbours.nearest_from_both(x, is_second, 10)
@@ -129,6 +140,25 @@ def test_balanced_lists_take_turns_between_the_modalities() -> None:
             side = np.flatnonzero(is_second == (is_second[i] if column == 0 else ~is_second[i]))
             best = side[np.argsort(-similarity[side], kind="stable")[:5]]
             assert found.rows[i, column::2].tolist() == best.tolist()
+
+
+def test_balanced_lists_of_many_equal_rows_begin_with_the_row_itself() -> None:
+    x, is_second = np.repeat(unit(2), 60, axis=0), np.arange(120) % 2
+    found = neighbours.nearest_from_both(x, is_second == 1, 8)
+    assert (found.rows[:, 0] == np.arange(120)).all()
+    for side in (0, 1):  # within the own modality exactly as a search of its own
+        (mine,) = np.nonzero(is_second == side)
+        expected = mine[oracles.nearest(x[mine], 4)]
+        np.testing.assert_array_equal(found.rows[mine, 0::2], expected)
+
+
+def test_a_mask_of_balanced_lists_may_be_of_numbers_and_has_the_rows_length() -> None:
+    x, is_second = unit(30), np.arange(30) % 3 == 0
+    expected = neighbours.nearest_from_both(x, is_second, 6)
+    found = neighbours.nearest_from_both(x, is_second.astype(np.int64), 6)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    with pytest.raises(ValueError, match=r"shape \(29,\) for 30 rows"):
+        neighbours.nearest_from_both(x, is_second[1:], 6)
 
 
 def test_balanced_lists_need_both_modalities_and_an_even_k() -> None:

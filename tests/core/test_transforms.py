@@ -61,7 +61,7 @@ def test_probabilities_and_ranges_are_the_papers():
     assert abs(np.corrcoef(draws.top, draws.left)[0, 1]) < 0.03
 
 
-def test_erased_rectangles_have_the_papers_areas_and_aspects():
+def test_erased_rectangles_have_csdns_areas_and_aspects():
     number, height, width = 20_000, 288, 144
     box = TrainTransform(Augmentation()).draw(seeds(number), height=height, width=width).box
     drawn = box[box[:, 1] > 0]
@@ -270,6 +270,35 @@ def test_broken_data_is_an_error(kind, share):
         decode(data[: int(share * len(data))], height=64, width=32)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_grey_keeps_its_upper_eight_bits(kind, order):
+    """Thermal cameras: the whole range of the type is black to white, not white from 256 on."""
+    pixels = np.random.default_rng(0).integers(0, 2**16, (64, 32)).astype(order)
+    pixels[0, :4] = 0, 255, 256, 65535
+    image = decode(encoded(pixels, kind), height=64, width=32)
+    assert np.array_equal(image, np.broadcast_to(pixels // 256, (3, 64, 32)))
+    assert image[0, 0, :4].tolist() == [0, 0, 1, 255]
+
+
+def test_sixteen_bit_grey_of_another_size_is_resized():
+    flat = encoded(np.full((50, 20), 0x8000, dtype=np.uint16), "PNG")
+    assert (decode(flat, height=64, width=32) == 128).all()
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_pixels_without_a_known_range_are_an_error_that_names_mode_and_remedy(kind, mode):
+    with pytest.raises(ValueError, match=rf"mode {mode} .*save the image as 8-bit grey"):
+        decode(encoded(pictures(1)[0, 0].astype(kind), "TIFF"), height=64, width=32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_too_many_pixels_are_the_error_of_a_broken_image(kind, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 32 // 2 - 1)
+    with pytest.raises(ValueError, match=r"not a complete image .* exceeds limit"):
+        decode(encoded(pictures(1)[0].transpose(1, 2, 0), kind), height=64, width=32)
+
+
 def test_normalising_is_imagenets():
     images = torch.tensor([0, 127, 255], dtype=torch.uint8).reshape(3, 1, 1, 1).repeat(1, 3, 2, 2)
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
@@ -277,7 +306,7 @@ def test_normalising_is_imagenets():
     torch.testing.assert_close(normalise(images), (images.float() / 255 - mean) / std)
 
 
-def test_the_erasing_colour_is_the_papers_normalised_colour():
+def test_the_erasing_colour_is_csdns_normalised_colour():
     fill = torch.tensor(Augmentation().erase_fill, dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = torch.tensor([0.4914, 0.4822, 0.4465])
     assert (normalise(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli, datacheck
@@ -74,6 +75,17 @@ def test_truncated_and_foreign_files_are_named(people: Path) -> None:
         path.relative_to(people).as_posix() in example
         for path, example in zip((first, second), problem.examples, strict=True)
     )
+
+
+def test_a_picture_of_too_many_pixels_is_named(
+    people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = people / sysu.read(people).train.records[0].image
+    Image.new("L", (200, 200)).save(victim)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200 // 2 - 1)
+    (problem,) = datacheck.check("sysu", people).problems
+    assert problem.what == "unreadable: 1 image"
+    assert victim.name in problem.examples[0]
 
 
 def test_the_same_content_under_two_names_is_a_duplicate(people: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from pipelines.report import figures, panels, ranklists, scores
@@ -30,6 +32,14 @@ def test_truncated_picture_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
     assert ranklists.thumbnail(tmp_path, "a.jpg") is None
     assert ranklists.thumbnail(tmp_path, "") is None
+
+
+def test_sixteen_bit_grey_is_shown_as_training_sees_it(tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 32), 0x8000, dtype=np.uint16)).save(tmp_path / "thermal.png")
+    shown = ranklists.thumbnail(tmp_path, "thermal.png")
+    assert shown is not None
+    content = io.BytesIO(base64.b64decode(shown.partition(",")[2]))
+    assert abs(int(np.asarray(Image.open(content).convert("L")).mean()) - 128) <= 1
 
 
 def test_chosen_queries_are_best_middle_and_worst_of_different_people() -> None:
