@@ -56,8 +56,9 @@ bench-sweep: setup  ## a sweep over the demo's loss weights
 	@$(BIN)/crossreid data synth runs/sweep-people --identities 150
 	@$(BIN)/crossreid tune search_demo.yaml --out runs/sweep data.root=runs/sweep-people
 
-docs: setup  ## the page of commands, from their help
+docs: setup  ## the pages of commands and settings, from the code
 	@$(BIN)/python docs/make_commands.py
+	@$(BIN)/python docs/make_settings.py
 
 pretrain: setup  ## train the small CLIP that ships with the package again
 	@$(BIN)/python -m pipelines.pretrain
