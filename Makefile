@@ -1,4 +1,5 @@
-# Everything sets itself up: `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or 3.12 with venv, and a
+# network the first time.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$p && break; done)
