@@ -1,4 +1,5 @@
-# Everything sets itself up: `make demo` and `make test` need Python 3.11 or 3.12 and nothing else.
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 or 3.12 with venv, and a
+# network the first time.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -56,8 +57,9 @@ bench-sweep: setup  ## a sweep over the demo's loss weights
 	@$(BIN)/crossreid data synth runs/sweep-people --identities 150
 	@$(BIN)/crossreid tune search_demo.yaml --out runs/sweep data.root=runs/sweep-people
 
-docs: setup  ## the page of commands, from their help
+docs: setup  ## the pages of commands and settings, from the code
 	@$(BIN)/python docs/make_commands.py
+	@$(BIN)/python docs/make_settings.py
 
 pretrain: setup  ## train the small CLIP that ships with the package again
 	@$(BIN)/python -m pipelines.pretrain

@@ -159,20 +159,23 @@ def embed(
     out: Annotated[Path, typer.Argument(help="Folder for the Parquet files.")],
     kind: Annotated[str | None, typer.Option(help="Layout, where SOURCE is a data set.")] = None,
     trial: Trial = None,
-    split: Annotated[str, typer.Option(help="Of the data set: train, val, test, all.")] = "test",
+    split: Annotated[str, typer.Option(help="Of a data set: train, val, test or all.")] = "test",
     modality: Annotated[
-        str | None, typer.Option(help="Of all images, where no folder or column says it.")
+        str | None, typer.Option(help="Modality of all images, where no folder or column says it.")
     ] = None,
     space: Space = "descriptor",
     dtype: Annotated[
-        Literal["float16", "float32"], typer.Option(help="Of the vectors.")
+        Literal["float16", "float32"], typer.Option(help="Number format of the vectors.")
     ] = "float16",
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.", min=1)] = 64,
     max_unreadable: Annotated[
         float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
     ] = 0.01,
 ) -> None:
-    """Turn images into vectors on all GPUs or CPUs; again: only what is missing."""
+    """Turn images into vectors on all GPUs or CPUs; again: only what is missing.
+
+    On a cluster: as a Ray job, or with RAY_ADDRESS=auto in the environment.
+    """
     from pipelines import embed as embedding
     from pipelines.sources import Source, modality_named
 
@@ -199,10 +202,10 @@ def index(
     embeddings: Annotated[Path, typer.Argument(help="A folder that `embed` wrote.")],
     out: Annotated[Path, typer.Argument(help="Folder of the index.")],
     exact_up_to: Annotated[
-        int, typer.Option(help="More vectors are searched by IVF-PQ with exact re-scoring.", min=0)
+        int, typer.Option(help="Most vectors that are searched exactly; above, by IVF-PQ.", min=0)
     ] = 100_000,
     recall: Annotated[
-        float, typer.Option(help="At ten answers; IVF-PQ is tuned to it.", min=0.1, max=1)
+        float, typer.Option(help="Recall at ten answers that IVF-PQ is tuned to.", min=0.1, max=1)
     ] = 0.95,
 ) -> None:
     """Make vectors searchable."""
@@ -336,7 +339,7 @@ def doctor(
 def hash_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
 ) -> None:
-    """Print the content hash: equal for equal weights, optimiser, banks, labels, random states."""
+    """Print the content hash: equal for equal weights, optimiser state, banks, labels, scores."""
     from pipelines import checkpoint as files
 
     console.print(files.content_hash(files.load(files.find(checkpoint))))

@@ -51,8 +51,8 @@ def synth(
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
     layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
-    height: Annotated[int, typer.Option(help="Of a picture in pixels; half as wide.")] = 96,
-    test_share: Annotated[float, typer.Option(help="Of the people, the rest trains.")] = 0.2,
+    height: Annotated[int, typer.Option(help="Pixels; pictures are half as wide.")] = 96,
+    test_share: Annotated[float, typer.Option(help="Share of the people that is tested.")] = 0.2,
 ) -> None:
     """Draw people as a data set in a real layout."""
     from reid_core.datasets import synthetic
@@ -78,7 +78,7 @@ def check(
         Path | None, typer.Option("--json", help="Also write everything to this file.")
     ] = None,
 ) -> None:
-    """Compare a data set with its published numbers and read every image; exit code 1 if off."""
+    """Compare a data set with its published numbers, read every image; exit code 1 on a fault."""
     from pipelines import datacheck
 
     check_target(json_file)
@@ -100,7 +100,10 @@ def convert(
     ] = None,
     trial: Annotated[int, typer.Option(help="Which of RegDB's ten divisions.")] = 1,
 ) -> None:
-    """Pack a data set into Parquet shards; the same command again continues."""
+    """Pack a data set into Parquet shards; the same command again continues.
+
+    On a cluster: as a Ray job, or with RAY_ADDRESS=auto in the environment.
+    """
     from pipelines import convert as conversion
 
     found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=ray_address())

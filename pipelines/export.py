@@ -69,7 +69,7 @@ def export(
         import onnxscript
     except ImportError as error:
         raise UserError(
-            f"{error.name} is not installed: pip install 'crossreid[export]'"
+            f'{error.name} is not installed: pip install -c constraints.txt -e ".[export]"'
         ) from error
     del onnx, onnxruntime, onnxscript
     loaded = open_encoder(checkpoint, space=space)

@@ -32,6 +32,7 @@ INFO, VECTORS, ROWS, CODES = "index.json", "vectors.npy", "rows.arrow", "ivfpq.f
 FORMAT = 1
 EXACT_UP_TO = 100_000  # 100,000 x 512 products take some 10 ms on one core
 _GATHERED = 20_000  # rows that a filter may leave to be multiplied exactly
+_INSTALL = 'pip install -c constraints.txt -e ".[cpu]"'
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def build(
     if approximate and faiss is None:
         raise UserError(
             f"{info['num_vectors']} vectors are more than --exact-up-to {exact_up_to}, and the "
-            "approximate search needs faiss: pip install 'crossreid[cpu]'"
+            f"approximate search needs faiss: {_INSTALL}"
         )
     _empty(out)
     _copy(embeddings, out, num_rows=info["num_vectors"], dim=info["dim"], dtype=info["dtype"])
@@ -144,7 +145,7 @@ class Index:
         self._codes = None
         if self.info["kind"] == "ivfpq":
             if faiss is None:
-                raise UserError("this index is approximate: pip install 'crossreid[cpu]'")
+                raise UserError(f"this index is approximate and needs faiss: {_INSTALL}")
             self._codes = faiss.read_index(str(folder / CODES))
 
     def __len__(self) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from pipelines import config as configuration
 
 ROOT = Path(__file__).parent.parent
 
@@ -12,6 +16,30 @@ ROOT = Path(__file__).parent.parent
 def test_the_page_of_commands_is_their_help() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_commands.py"))
     assert (ROOT / "docs" / "commands.md").read_text() == made["render"](), "run `make docs`"
+
+
+def test_the_page_of_settings_is_that_of_the_models() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))
+    page = made["render"]()
+    assert (ROOT / "docs" / "settings.md").read_text() == page, "run `make docs`"
+    config = configuration.validate({"data": {"root": "/data"}}, source="test")
+    for key in leaves("", config.model_dump()):
+        assert f"`{key}`" in page or key.startswith(("cclnet.align.", "csdn.fusion.")), key
+
+
+def test_every_setting_has_a_meaning() -> None:
+    lines = (ROOT / "docs" / "settings.md").read_text().splitlines()
+    unexplained = [line for line in lines if line.startswith("| `") and line.endswith("|  |")]
+    assert not unexplained, "say it in the docstring of the model"
+
+
+def leaves(prefix: str, tree: dict[str, Any]) -> Iterator[str]:
+    """Dotted keys of a configuration."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key}"
 
 
 def test_the_tree_in_the_readme_names_every_module() -> None:

@@ -101,6 +101,10 @@ class TestKubernetes:
         assert self.JOB["spec"]["rayClusterSpec"]["rayVersion"] == version
         assert f"rayproject/ray:{version}-" in (ROOT / "deploy" / "Dockerfile").read_text()
 
+    def test_nothing_but_source_gets_into_the_image(self) -> None:
+        ignored = (ROOT / ".dockerignore").read_text().splitlines()
+        assert {".git", ".venv", "runs", "build", "dist"} <= set(ignored)
+
     def test_every_pod_sees_the_shared_volume_and_has_shared_memory(self) -> None:
         cluster = self.JOB["spec"]["rayClusterSpec"]
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):

@@ -127,13 +127,13 @@ def test_doctor_prints_remedies_and_fails_where_a_run_would(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def examine(folder: Path, address: str | None) -> Iterator[Finding]:
-        yield Finding("faiss", "warn", "not installed", "pip install 'crossreid[cpu]'")
+        yield Finding("faiss", "warn", "not installed", 'pip install -e ".[cpu]"')
         yield Finding("Ray", "fail", f"nothing answers at {address}", "start it")
 
     monkeypatch.setattr(doctor, "examine", examine)
     code, text = said(place, "doctor", "--address", "auto", "--json", "/doctor.json")
     assert code == 1
-    assert "warn faiss not installed -> pip install 'crossreid[cpu]'" in text
+    assert 'warn faiss not installed -> pip install -e ".[cpu]"' in text
     assert "fail Ray nothing answers at auto -> start it" in text
     told = json.loads((place / "doctor.json").read_text())
     assert [finding["verdict"] for finding in told["findings"]] == ["warn", "fail"]
@@ -195,10 +195,10 @@ def test_an_error_is_shown_as_it_is_and_ends_with_exit_code_2(
     """Brackets, as in the name of an extra, are no markup."""
 
     def fail() -> None:
-        raise ValueError("pip install 'crossreid[export]' [/x]")
+        raise ValueError('pip install -e ".[export]" [/x]')
 
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "error: pip install 'crossreid[export]' [/x]" in capsys.readouterr().out
+    assert 'error: pip install -e ".[export]" [/x]' in capsys.readouterr().out

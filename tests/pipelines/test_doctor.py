@@ -105,6 +105,30 @@ class TestMachine:
         monkeypatch.setattr(doctor.Path, "exists", lambda path: False)
         assert doctor.accelerator().verdict == "warn"
 
+    @pytest.mark.parametrize("installed", ["faiss-cpu", "faiss-gpu-cu12"])
+    def test_either_faiss_will_do_also_beside_a_gpu(
+        self, monkeypatch: pytest.MonkeyPatch, installed: str
+    ) -> None:
+        def version(name: str) -> str:
+            if name != installed:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return "1.14"
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+        assert doctor.neighbour_search() == Finding("faiss", "ok", f"{installed} 1.14")
+
+    def test_without_faiss_the_remedy_is_a_line_to_copy(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def version(name: str) -> str:
+            raise importlib.metadata.PackageNotFoundError(name)
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        found = doctor.neighbour_search()
+        assert found.verdict == "warn"
+        assert 'pip install -c constraints.txt -e ".[cpu]"' in found.remedy
+
     def test_unwritable_folder_ends_the_examination(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         (found,) = doctor.examine(tmp_path / "file", None)

@@ -1,0 +1,119 @@
+"""Writes docs/settings.md from the models of a configuration; `make docs` runs it.
+
+What a key means stands under "Attributes" in the docstring of its model, or in the description of
+its field. `COMMON` adds what both leave unsaid, because whoever reads the code knows it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pipelines.config import RunConfig
+
+TARGET = Path(__file__).with_name("settings.md")
+HEAD = """# Settings
+
+Every key of a recipe. `key=value` on the command line overrides it: `trainer.num_workers=2`,
+`cclnet.align.lr=1e-4`, `model.pretrained=null`. Values are YAML. An unknown key is refused before
+training, with the keys that are valid there. A run directory holds its own in `config.yaml`.
+
+Of the methods only the section of the chosen `method` counts. The defaults of `cclnet` and `csdn`
+are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a search
+file are in [cluster.md](cluster.md), section 5.
+"""
+COMMON = {
+    "batch_size": "size of a global batch",
+    "batches_per_epoch": "steps of an epoch",
+    "bias_lr_factor": "biases learn at so many times the rate",
+    "cclnet.clustering.eps": "largest distance between neighbours",
+    "clusters_per_batch": "clusters in a global batch",
+    "epochs": "epochs of the stage",
+    "evaluate_every": "epochs between evaluations",
+    "instances": "images of each",
+    "k1": "neighbours that reciprocity is asked for",
+    "k2": "neighbours that the weights are averaged over",
+    "lr": "learning rate",
+    "milestones": "epochs at which the rate is divided by ten, with `steps`",
+    "min_lr": "rate at the end of the cosine",
+    "min_samples": "neighbours that make a row a core of a cluster",
+    "momentum": "share of the old prototype in an update",
+    "optimiser": "Adam, or AdamW with decoupled weight decay",
+    "schedule": "a warm-up and then steps at the milestones, or a cosine from the first epoch",
+    "temperature": "divides the products before a softmax",
+    "warmup_epochs": "epochs in which the rate rises",
+    "warmup_lr": "rate at the start of the warm-up",
+    "weight_decay": "weight decay",
+}
+
+
+def render() -> str:
+    """Every section with its keys, defaults and meanings, as Markdown."""
+    alike: dict[tuple[type[BaseModel], str], list[str]] = {}  # some stages are optimised alike
+    for name, model, values in walk("", RunConfig, {}):
+        alike.setdefault((model, json.dumps(values, default=str)), []).append(name)
+    tables = (table(names, model, json.loads(values)) for (model, values), names in alike.items())
+    return HEAD + "".join(tables)
+
+
+def walk(
+    prefix: str, model: type[BaseModel], given: dict[str, Any]
+) -> Iterator[tuple[str, type[BaseModel], dict[str, Any]]]:
+    """(name, model, defaults of its own keys) of a section, then of those inside it."""
+    fields = model.model_fields
+    defaults = {key: given.get(key, field.default) for key, field in fields.items()}
+    inner = {key: f.annotation for key, f in fields.items() if inspect.isclass(f.annotation)}
+    inner = {key: kind for key, kind in inner.items() if issubclass(kind, BaseModel)}
+    yield prefix, model, {key: x for key, x in defaults.items() if key not in inner}
+    for key, kind in inner.items():
+        known = defaults[key]
+        yield from walk(f"{prefix}{key}.", kind, dict(known) if isinstance(known, kind) else {})
+
+
+def table(names: list[str], model: type[BaseModel], values: dict[str, Any]) -> str:
+    """One section: what it is, and a line for each key."""
+    about = one_line(inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:")[0])
+    title = ", ".join(f"`{name.rstrip('.')}`" for name in names) if names[0] else "The run"
+    if len(names) > 1:
+        about += " Keys and defaults are the same in each of them."
+    lines = [f"\n## {title}\n", f"{about}\n", "| key | default | meaning |", "|---|---|---|"]
+    for key, value in values.items():
+        field = model.model_fields[key]
+        default = "required" if field.is_required() else f"`{json.dumps(value)}`"
+        remark = attributes(model).get(key) or one_line(field.description or "")
+        text = meaning(COMMON.get(names[0] + key) or COMMON.get(key, ""), remark, field)
+        lines.append(f"| `{names[0]}{key}` | {default} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def meaning(common: str, remark: str, field: FieldInfo) -> str:
+    """What a key does, and the words that it may be where they are not named so far."""
+    parts = [remark] if common in remark else [common, remark]
+    text = "; ".join(part.removesuffix(".") for part in parts if part)
+    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    if not all(f'"{word}"' in text for word in words):
+        text += f"; one of {', '.join(f'`{word}`' for word in words)}"
+    return text
+
+
+def attributes(model: type[BaseModel]) -> dict[str, str]:
+    """Key -> its line under "Attributes" in the docstring."""
+    listed = inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:\n")[2]
+    entries = re.findall(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+    return {key: one_line(text) for keys, text in entries for key in keys.split(", ")}
+
+
+def one_line(text: str) -> str:
+    """As a cell of a table; what Python calls None is null in YAML."""
+    return re.sub(r"\bNone\b", "null", " ".join(text.split())).replace("|", r"\|")
+
+
+if __name__ == "__main__":
+    TARGET.write_text(render())
