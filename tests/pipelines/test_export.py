@@ -116,7 +116,9 @@ class TestBadInput:
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install .*\[export\]"):
+        with pytest.raises(
+            UserError, match=r"onnxruntime is not installed: pip install .*\[export\]"
+        ):
             export(checkpoint, tmp_path)
 
     def test_a_checkpoint_without_an_encoder(self, tmp_path: Path) -> None:
