@@ -1,7 +1,7 @@
 """Writes docs/settings.md from the models of a configuration; `make docs` runs it.
 
-What a key means stands under "Attributes" in the docstring of its model, or in the description of
-its field. `COMMON` adds what both leave unsaid, because whoever reads the code knows it.
+What a key means stands under "Attributes" in the docstring of its model, or of one that it inherits
+from.
 """
 
 from __future__ import annotations
@@ -29,29 +29,6 @@ Of the methods only the section of the chosen `method` counts. The defaults of `
 are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a search
 file are in [cluster.md](cluster.md), section 5.
 """
-COMMON = {
-    "batch_size": "size of a global batch",
-    "batches_per_epoch": "steps of an epoch",
-    "bias_lr_factor": "biases learn at so many times the rate",
-    "cclnet.clustering.eps": "largest distance between neighbours",
-    "clusters_per_batch": "clusters in a global batch",
-    "epochs": "epochs of the stage",
-    "evaluate_every": "epochs between evaluations",
-    "instances": "images of each",
-    "k1": "neighbours that reciprocity is asked for",
-    "k2": "neighbours that the weights are averaged over",
-    "lr": "learning rate",
-    "milestones": "epochs at which the rate is divided by ten, with `steps`",
-    "min_lr": "rate at the end of the cosine",
-    "min_samples": "neighbours that make a row a core of a cluster",
-    "momentum": "share of the old prototype in an update",
-    "optimiser": "Adam, or AdamW with decoupled weight decay",
-    "schedule": "a warm-up and then steps at the milestones, or a cosine from the first epoch",
-    "temperature": "divides the products before a softmax",
-    "warmup_epochs": "epochs in which the rate rises",
-    "warmup_lr": "rate at the start of the warm-up",
-    "weight_decay": "weight decay",
-}
 
 
 def render() -> str:
@@ -87,27 +64,28 @@ def table(names: list[str], model: type[BaseModel], values: dict[str, Any]) -> s
     for key, value in values.items():
         field = model.model_fields[key]
         default = "required" if field.is_required() else f"`{json.dumps(value)}`"
-        remark = attributes(model).get(key) or one_line(field.description or "")
-        text = meaning(COMMON.get(names[0] + key) or COMMON.get(key, ""), remark, field)
+        text = meaning(attributes(model).get(key, ""), field)
         lines.append(f"| `{names[0]}{key}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 
 
-def meaning(common: str, remark: str, field: FieldInfo) -> str:
-    """What a key does, and the words that it may be where they are not named so far."""
-    parts = [remark] if common in remark else [common, remark]
-    text = "; ".join(part.removesuffix(".") for part in parts if part)
+def meaning(remark: str, field: FieldInfo) -> str:
+    """What a key does, and the words that it may be where they are not named there."""
     words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    text = remark.removesuffix(".")
     if not all(f'"{word}"' in text for word in words):
         text += f"; one of {', '.join(f'`{word}`' for word in words)}"
     return text
 
 
-def attributes(model: type[BaseModel]) -> dict[str, str]:
-    """Key -> its line under "Attributes" in the docstring."""
-    listed = inspect.cleandoc(model.__doc__ or "").partition("\nAttributes:\n")[2]
-    entries = re.findall(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
-    return {key: one_line(text) for keys, text in entries for key in keys.split(", ")}
+def attributes(model: type) -> dict[str, str]:
+    """Key -> its line under "Attributes" in the docstring; those of the parents count too."""
+    found: dict[str, str] = {}
+    for kind in reversed(model.__mro__):
+        listed = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")[2]
+        entries = re.findall(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
+        found |= {key: one_line(text) for keys, text in entries for key in keys.split(", ")}
+    return found
 
 
 def one_line(text: str) -> str:

@@ -23,7 +23,14 @@ class _Section(BaseModel):
 
 
 class Clustering(_Section):
-    """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2)."""
+    """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2).
+
+    Attributes:
+        k1: neighbours that reciprocity is asked for; at most the images of a person and modality.
+        k2: neighbours that the weights are averaged over.
+        eps: largest distance between neighbours.
+        min_samples: neighbours, the row itself among them, that make a row a core of a cluster.
+    """
 
     k1: int = Field(30, ge=1)
     k2: int = Field(6, ge=1)
@@ -32,7 +39,12 @@ class Clustering(_Section):
 
 
 class Memory(_Section):
-    """Cluster prototypes: share of the old prototype in an update, softmax temperature."""
+    """Cluster prototypes.
+
+    Attributes:
+        momentum: share of the old prototype in an update.
+        temperature: divides the products before the softmax.
+    """
 
     momentum: float = Field(0.1, ge=0, lt=1)
     temperature: float = Field(0.05, gt=0)
@@ -72,26 +84,41 @@ class Matching(_Section):
 
 
 class ImageStage(_Section):
-    """Optimisation of stages 0 and 2 (config_sysu.yaml of the authors' code)."""
+    """Optimisation of stages 0 and 2 (config_sysu.yaml of the authors' code).
+
+    Attributes:
+        epochs: of the stage.
+        clusters_per_batch: P, in a global batch, per modality.
+        instances: K, images of each of them.
+        batches_per_epoch: steps of an epoch; None for max(N) // (P K) + 1, N without outliers.
+        optimiser: "adam", or "adamw" with decoupled weight decay.
+        lr: highest learning rate.
+        weight_decay: of all parameters.
+        bias_lr_factor: times the rate for biases; adam only.
+        schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
+        warmup_epochs: in which the rate rises from a hundredth; steps only.
+        milestones: epochs at which the rate falls to a tenth; steps only.
+        evaluate_every: epochs between evaluations; 0 only after the last one.
+    """
 
     epochs: int = Field(120, ge=1)
-    clusters_per_batch: int = Field(4, ge=1, description="P, per modality")
-    instances: int = Field(16, ge=1, description="K, per cluster")
-    batches_per_epoch: int | None = Field(None, ge=1, description="None: max(N) // (P K) + 1")
+    clusters_per_batch: int = Field(4, ge=1)
+    instances: int = Field(16, ge=1)
+    batches_per_epoch: int | None = Field(None, ge=1)
     optimiser: Literal["adam", "adamw"] = "adam"
     lr: float = Field(3.5e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
-    bias_lr_factor: float = Field(2.0, gt=0, description="adam only")
+    bias_lr_factor: float = Field(2.0, gt=0)
     schedule: Literal["steps", "cosine"] = "steps"
     warmup_epochs: int = Field(10, ge=0)
     milestones: tuple[int, ...] = (30, 50)
-    evaluate_every: int = Field(5, ge=0, description="0: only after the last epoch")
+    evaluate_every: int = Field(5, ge=0)
 
 
 class PromptStage(TextStage):
     """Optimisation of stage 1."""
 
-    batch_size: int = Field(128, ge=1, description="image features per modality")
+    batch_size: int = Field(128, ge=1)
     lr: float = Field(3.5e-4, gt=0)
 
 

@@ -119,7 +119,7 @@ class Training(_Section):
     """Optimisation: IRRA's recipe, which ICPG and CLPC took over.
 
     Attributes:
-        epochs: Reconstruction.
+        epochs: Reconstruction: of the training.
         batch_size: Reconstruction: pairs in a global batch.
         sampler: Reconstruction: "random" goes once through all pairs, as IRRA does; "pk" draws
             image clusters and rows of them, as cluster-contrast does.

@@ -52,11 +52,19 @@ class ImageStage(_Section):
     """Optimisation of stage 3.
 
     Attributes:
-        identities_per_batch, instances: people in a global batch and images of each per modality.
-        batches_per_epoch: None for max(n) // (identities x instances) + 1.
+        epochs: of the stage.
+        identities_per_batch: people in a global batch, the same in both modalities.
+        instances: images of each of them, per modality.
+        batches_per_epoch: steps of an epoch; None for max(n) // (identities x instances) + 1.
+        optimiser: "adam", or "adamw" with decoupled weight decay.
+        lr: highest learning rate.
+        weight_decay: of all parameters.
         head_lr_factor: times the rate for GeM's exponent, both necks and both classifiers; adam
             only.
-        evaluate_every: 0 for only after the last epoch.
+        schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
+        warmup_epochs: in which the rate rises from a hundredth; steps only.
+        milestones: epochs at which the rate falls to a tenth; steps only.
+        evaluate_every: epochs between evaluations; 0 only after the last one.
     """
 
     epochs: int = Field(120, ge=1)

@@ -16,12 +16,23 @@ from reid_core.types import Term
 
 
 class TextStage(BaseModel):
-    """Optimisation of such a stage: Adam, a linear warm-up, then a cosine from lr to min_lr."""
+    """Optimisation of a stage that learns texts: Adam, a linear warm-up, then a cosine.
+
+    Attributes:
+        epochs: of the stage.
+        batch_size: image features in a global batch, per modality.
+        lr: learning rate after the warm-up.
+        min_lr: at the end of the cosine.
+        weight_decay: of all parameters.
+        warmup_epochs: in which the rate rises from `warmup_lr` to `lr`.
+        warmup_lr: at the start.
+        temperature: divides the products before the softmax.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(60, ge=1)
-    batch_size: int = Field(32, ge=1, description="image features per modality")
+    batch_size: int = Field(32, ge=1)
     lr: float = Field(3e-4, gt=0)
     min_lr: float = Field(1e-6, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
