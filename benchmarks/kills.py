@@ -82,7 +82,7 @@ RUNS = {
     ),
     "cpcl": Run(
         "cpcl_demo.yaml",
-        "cuhk",
+        "icfg",
         {"train": 2},
         ("train",),
         "train.batch_size=16 clustering.min_samples=2",
