@@ -196,7 +196,7 @@ def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:
 def test_killed_processes_end_as_the_undisturbed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seven of the script's kills, on a real Ray; it asserts that they happened and equal hashes."""
+    """Seven of the kills, on a real Ray; the script asserts that they happened and equal hashes."""
     script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
     table = tmp_path / "kills.json"
     command = [sys.executable, str(script), "--out", str(table)]
