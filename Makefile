@@ -62,7 +62,7 @@ docs: setup  ## the pages of commands and settings, from the code
 	@$(BIN)/python docs/make_settings.py
 
 pretrain: setup  ## train the small CLIP that ships with the package again
-	@$(BIN)/python -m pipelines.pretrain
+	@$(BIN)/python -m reid_core.pretraining.train
 
 clean:
 	rm -rf .venv runs build dist *.egg-info

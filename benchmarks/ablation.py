@@ -61,7 +61,7 @@ def execute(run: Run, out: Path) -> dict[str, Any]:
 
     from benchmarks.plain_loop import train
     from pipelines import config as configuration
-    from pipelines.prepare import prepare
+    from pipelines.data.prepare import prepare
 
     torch.set_num_threads(1)
     began = time.perf_counter()

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from reid_core import clustering, neighbours
+from reid_core import clustering
+from reid_core.knn import search
 
 WORLDS = ("easy", "hard", "random", "copies")
 MEBIBYTE = 2**20
@@ -78,7 +79,7 @@ def job(who: str, kind: str, num_rows: int, width: int, labels_file: str) -> Non
         timed = dense_clustering.cluster(np.asarray(features))
         labels, search, seconds = timed.labels, timed.search_seconds, timed.seconds
     else:
-        found = neighbours.nearest(features, 30)
+        found = search.nearest(features, 30)
         search = time.perf_counter() - start
         graph = clustering.jaccard_graph_of_neighbours(found, features, max_distance=0.6)
         labels = clustering.dbscan(graph, eps=0.6, min_samples=4)
@@ -180,16 +181,16 @@ def approximate(num_rows: int, width: int) -> None:
     for kind in ("easy", "hard"):
         features = world(kind, num_rows, width)
         start = time.perf_counter()
-        exact = neighbours.nearest(features, 30)
+        exact = search.nearest(features, 30)
         print(f"| {kind} | exact | {time.perf_counter() - start:.1f} | 1 |", flush=True)
         for num_probes in (4, 16, 64):
             start = time.perf_counter()
-            found = neighbours.nearest_approximately(
+            found = search.nearest_approximately(
                 features, 30, num_lists=num_lists, num_probes=num_probes, seed=0
             )
             print(
                 f"| {kind} | {num_probes} of {num_lists} | {time.perf_counter() - start:.1f} |"
-                f" {neighbours.recall(found, exact):.3f} |",
+                f" {search.recall(found, exact):.3f} |",
                 flush=True,
             )
 

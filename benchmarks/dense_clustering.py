@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.cluster import DBSCAN
 
-from reid_core.neighbours import nearest
+from reid_core.knn.search import nearest
 
 
 @dataclass(frozen=True)

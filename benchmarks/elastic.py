@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipelines import checkpoint, recovery, runlog
 from pipelines import config as configuration
+from pipelines.runs import checkpoint, recovery, runlog
 from reid_core.datasets import synthetic
 
 WORKERS = (2, 1, 1, 2)  # per epoch, in the run on nodes that go and come
@@ -55,8 +55,8 @@ def settings(data: Path, address: str) -> list[str]:
     ]
 
 
-def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
-    """What replaces names of `train`, so that workers tell where they are.
+def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
+    """What replaces names of the driver, so that workers tell where they are.
 
     In a gated run they wait until there are as many of them as there should be. Logical GPUs
     compute nothing: workers take the CPU and gloo. Functions of this file travel by value.
@@ -65,13 +65,13 @@ def watched(train: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    work, make_bank = train._work, train._bank
+    work, make_bank = driver._work, driver._bank
 
     def armed_work(given: dict[str, Any]) -> None:
         import torch
 
-        from pipelines import data as stream
-        from pipelines.loop import TrainingLoop
+        from pipelines.data import datasource as stream
+        from pipelines.training.loop import TrainingLoop
 
         stream.DecodeAndAugment = noting_decode(notes)  # type: ignore[misc]
         run_dir = given["job"].run_dir
@@ -112,7 +112,7 @@ def noting_decode(notes: Path) -> type:
     """`DecodeAndAugment` that tells where it is called."""
     import ray
 
-    from pipelines.decoding import DecodeAndAugment
+    from pipelines.data.decode import DecodeAndAugment
 
     class NotingDecode(DecodeAndAugment):
         def __call__(self, block: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def gpu_node(cluster: Any) -> Any:
 
 def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -> dict[str, Any]:
     """Train once; with further settings on nodes that go and come."""
-    from pipelines import train
+    from pipelines.training import driver
 
     notes = folder / "notes"
     notes.mkdir(parents=True)
@@ -159,8 +159,8 @@ def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -
     keeper.start()
     began = time.time()
     try:
-        with mock.patch.multiple(train, **watched(train, notes, gated=bool(extra))):
-            train.train(config, folder / "run", sys.argv)
+        with mock.patch.multiple(driver, **watched(driver, notes, gated=bool(extra))):
+            driver.train(config, folder / "run", sys.argv)
     finally:
         over.set()
         keeper.join()

@@ -47,8 +47,8 @@ def plain(checkpoint: Path, source: Path, out: Path) -> None:
     import torch
     from torch.utils.data import DataLoader
 
-    from pipelines.decoding import read_image
-    from pipelines.encoder import open_encoder
+    from pipelines.data.decode import read_image
+    from pipelines.evaluation.encoder import open_encoder
     from reid_core.types import Modality
 
     torch.set_num_threads(os.cpu_count() or 1)

@@ -52,28 +52,28 @@ def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
     cores = 1 if variant in OVERLAPS else os.cpu_count() or 1
     config = configuration.load(Path("demo.yaml"), overrides(root, epochs, workers, cores))
     if variant.startswith("Ray"):
-        from pipelines import train
+        from pipelines.training import driver
 
         if variant == NO_OVERLAP:
-            hand_in_late(train)
-        train.train(config, out, sys.argv)
+            hand_in_late(driver)
+        driver.train(config, out, sys.argv)
         return
     import torch
 
     from benchmarks.plain_loop import train as train_plainly
-    from pipelines.prepare import prepare
+    from pipelines.data.prepare import prepare
 
     torch.set_num_threads(os.cpu_count() or 1)
     prepared = prepare(config, lambda files, modality: [])
     train_plainly(config, prepared, out, processes=2)
 
 
-def hand_in_late(train: Any) -> None:
+def hand_in_late(driver: Any) -> None:
     """Workers keep their features until they ask for the epoch; this travels to them by value."""
-    work = train._work
+    work = driver._work
 
     def late_work(settings: dict[str, Any]) -> None:
-        from pipelines.train import RemoteBank
+        from pipelines.training.driver import RemoteBank
 
         add_features, begin_epoch = RemoteBank.add_features, RemoteBank.begin_epoch
         waiting: list[tuple] = []
@@ -87,7 +87,7 @@ def hand_in_late(train: Any) -> None:
         RemoteBank.begin_epoch = begin_late  # type: ignore[method-assign]
         work(settings)
 
-    train._work = late_work
+    driver._work = late_work
 
 
 def measure(variant: str, root: Path, epochs: int, folder: Path) -> dict[str, Any]:

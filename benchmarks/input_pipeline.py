@@ -39,7 +39,8 @@ def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
     """Plan, inputs, transforms and batch shape: all that both sides share."""
     import numpy as np
 
-    from pipelines.data import BatchShape, Inputs, Plan
+    from pipelines.data.inputs import Inputs
+    from pipelines.data.plan import BatchShape, Plan
     from reid_core import sampling
     from reid_core.datasets import sysu
     from reid_core.methods import METHODS
@@ -95,7 +96,7 @@ def product_epochs(
     """Opens epochs of the stream that training uses, as one training worker gets it."""
     import ray
 
-    from pipelines.data import plan_dataset
+    from pipelines.data.datasource import plan_dataset
 
     ray.init(address="local", num_cpus=processes, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -119,7 +120,7 @@ def product_epochs(
 
 def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Per warm epoch: images per second, seconds to the first batch, CPU seconds per image."""
-    from pipelines.data import training_batches
+    from pipelines.data.datasource import training_batches
 
     plan, inputs, transforms, shape = parts(root, arguments.batches)
     opener = rival_epochs if variant == RIVAL else product_epochs

@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import checkpoint
 from pipelines import config as configuration
+from pipelines.runs import checkpoint
 from reid_core.datasets import synthetic
 
 STEPS = 3
@@ -129,11 +129,11 @@ def child(
     method: str, run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str
 ) -> None:
     """Train with the strike built in; it happens once, whoever runs this again."""
-    from pipelines import train
+    from pipelines.training import driver
 
-    arm(train, strike, os.getpid(), scratch)
+    arm(driver, strike, os.getpid(), scratch)
     config = configuration.load(Path(RUNS[method].recipe), overrides(method, data, address))
-    train.train(config, run_dir, sys.argv)
+    driver.train(config, run_dir, sys.argv)
 
 
 def overrides(method: str, data: Path, address: str) -> list[str]:
@@ -153,9 +153,9 @@ def overrides(method: str, data: Path, address: str) -> list[str]:
     ]
 
 
-def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
+def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
     """Put the strike into the processes that Ray starts; functions of this file travel by value."""
-    from pipelines.memory_bank import MemoryBank
+    from pipelines.training.memory_bank import MemoryBank
 
     def hit() -> None:
         assert strike is not None
@@ -190,7 +190,7 @@ def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
                 time.sleep(1)
             return super()._labels(*args)
 
-    work = train._work
+    work = module._work
 
     def armed_work(settings: dict[str, Any]) -> None:
         note("back", "")
@@ -201,8 +201,8 @@ def arm(train: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
             note("noticed", f"a worker: {type(error).__name__}")
             raise
 
-    train.MemoryBank = Bank
-    train._work = armed_work
+    module.MemoryBank = Bank
+    module._work = armed_work
 
 
 def arm_worker(
@@ -215,8 +215,9 @@ def arm_worker(
     """Strike in a worker's step, embedding or checkpoint; write down what it goes through."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-    from pipelines import checkpoint, collectives
-    from pipelines.loop import TrainingLoop
+    from pipelines.distributed import collectives
+    from pipelines.runs import checkpoint
+    from pipelines.training.loop import TrainingLoop
 
     now: dict[str, Any] = {"stage": "", "epoch": -1, "step": 0, "embedded": 0}
     seed, embed, save = TrainingLoop._seed, TrainingLoop._embed, checkpoint.save

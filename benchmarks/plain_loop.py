@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines import runlog
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, Plan, PlanDatasource, training_batches
-from pipelines.decoding import DecodeAndAugment, Transforms
-from pipelines.epochs import EpochStart
-from pipelines.loop import Job, TrainingLoop
-from pipelines.memory_bank import MemoryBank
-from pipelines.planner import Planner
-from pipelines.prepare import Prepared
-from pipelines.state import Progress
+from pipelines.data.datasource import PlanDatasource, training_batches
+from pipelines.data.decode import DecodeAndAugment, Transforms
+from pipelines.data.inputs import Inputs
+from pipelines.data.plan import Plan
+from pipelines.data.prepare import Prepared
+from pipelines.runs import runlog
+from pipelines.training.epoch import EpochStart
+from pipelines.training.job import Job
+from pipelines.training.loop import TrainingLoop
+from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.planner import Planner
+from pipelines.training.progress import Progress
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality

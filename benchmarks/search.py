@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import vectors
-from pipelines.index import Built, Index, build
-from reid_core.products import largest_products
+from pipelines.retrieval import vectors
+from pipelines.retrieval.index import Built, Index, build
+from reid_core.knn.products import largest_products
 from reid_core.types import Modality, Record
 
 _PART = 16_384

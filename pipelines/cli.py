@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from pipelines.cli_data import check_target, data_app, ray_address, write_text
 from pipelines.errors import UserError
-from pipelines.progress import console, say
+from pipelines.runs.console import console, say
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
@@ -64,9 +64,9 @@ def train(
 ) -> None:
     """Train a method; the same command again continues an interrupted run."""
     from pipelines import config as configuration
-    from pipelines import folds
-    from pipelines.report import folds_page, page
-    from pipelines.train import train as train_on_ray
+    from pipelines.evaluation import regdb_trials
+    from pipelines.report import page, trials_page
+    from pipelines.training.driver import train as train_on_ray
 
     def train_one(one: RunConfig, run_dir: Path) -> dict:
         summary = train_on_ray(one, run_dir, sys.argv)
@@ -75,8 +75,8 @@ def train(
 
     loaded = configuration.load(config, [*_environment(), *(overrides or [])])
     if loaded.data.trial == "all":
-        summary = folds.train_all(loaded, out, train_one)
-        folds_page.write(out)
+        summary = regdb_trials.train_all(loaded, out, train_one)
+        trials_page.write(out)
     else:
         summary = train_one(loaded, out)
     _show(summary, out)
@@ -102,7 +102,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a checkpoint under every protocol of a data set; features are extracted once."""
-    from pipelines.evaluate import evaluate_checkpoint, score_table
+    from pipelines.evaluation.evaluate import evaluate_checkpoint, score_table
 
     check_target(json_file)
     result = evaluate_checkpoint(
@@ -121,12 +121,13 @@ def report(
     ],
 ) -> None:
     """Write the report of a run, a sweep or trials again, from its files."""
-    from pipelines import folds
-    from pipelines.report import folds_page, page, sweep_page
+    from pipelines.evaluation import regdb_trials
+    from pipelines.report import page, trials_page
+    from pipelines.sweep import page as sweep_page
 
     module = sweep_page if sweep_page.is_sweep(run_dir) else page
-    if folds.is_folder(run_dir):
-        module = folds_page
+    if regdb_trials.is_folder(run_dir):
+        module = trials_page
     say(f"report: {module.write(run_dir)}")
 
 
@@ -140,13 +141,13 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is left.")] = False,
 ) -> None:
     """Search for the settings that do best on validation people."""
-    from pipelines import sweep, trials
-    from pipelines.tune import search_for_best
+    from pipelines.sweep import ledger, search_space
+    from pipelines.sweep.tuner import search_for_best
 
-    study = sweep.load(search, [*_environment(), *(overrides or [])])
+    study = search_space.load(search, [*_environment(), *(overrides or [])])
     found, best = search_for_best(study, out, sys.argv, resume=resume)
-    console.print(trials.table(found, study.search.objective))
-    say(f"best:   {best.name}, recipe {out / trials.BEST}")
+    console.print(ledger.table(found, study.search.objective))
+    say(f"best:   {best.name}, recipe {out / ledger.BEST}")
     say(f"report: {out / 'report.html'}")
 
 
@@ -176,8 +177,8 @@ def embed(
 
     On a cluster: as a Ray job, or with RAY_ADDRESS=auto in the environment.
     """
-    from pipelines import embed as embedding
-    from pipelines.sources import Source, modality_named
+    from pipelines.retrieval import embed as embedding
+    from pipelines.retrieval.sources import Source, modality_named
 
     done = embedding.embed(
         checkpoint,
@@ -209,7 +210,7 @@ def index(
     ] = 0.95,
 ) -> None:
     """Make vectors searchable."""
-    from pipelines.index import build
+    from pipelines.retrieval.index import build
 
     built = build(embeddings, out, exact_up_to=exact_up_to, recall=recall)
     say(
@@ -240,13 +241,13 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Contact sheet, .html or .png.")] = None,
 ) -> None:
     """Find the nearest vectors to an image, a sentence or a row of the index."""
-    from pipelines import search as searching
-    from pipelines.index import Index
-    from pipelines.report import contact
-    from pipelines.sources import modality_named
+    from pipelines.retrieval import contact_sheet
+    from pipelines.retrieval import search as searching
+    from pipelines.retrieval.index import Index
+    from pipelines.retrieval.sources import modality_named
 
     if out is not None:
-        contact.check(out)
+        contact_sheet.check(out)
     opened = Index(folder)
     asked = searching.ask(
         opened,
@@ -267,7 +268,7 @@ def search(
     console.print(searching.table(asked, hits))
     if out is not None:
         note = searching.described(opened, modality=modality, cameras=camera or (), reranked=rerank)
-        say(f"contact sheet: {contact.write(out, asked, hits, note=note)}")
+        say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
 
 
 @app.command()
@@ -278,7 +279,7 @@ def export(
     space: Space = "descriptor",
 ) -> None:
     """Write the encoder for use without this package, checked against torch."""
-    from pipelines.export import export as write_models
+    from pipelines.retrieval.export import export as write_models
 
     for model in write_models(checkpoint, out, file_format=file_format, space=space):
         say(f"{model.path}: {model.modality}, largest difference to torch {model.difference:.1e}")
@@ -290,7 +291,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
 ) -> None:
     """Runs side by side: mean and standard deviation over seeds."""
-    from pipelines import compare as comparing
+    from pipelines.report import comparison as comparing
 
     groups = comparing.read(runs)
     console.print(comparing.table(groups))
@@ -300,7 +301,7 @@ def compare(
 
 
 def _labels_apart(one: Path, other: Path) -> str:
-    from pipelines import runlog
+    from pipelines.runs import runlog
 
     found = runlog.first_difference(one, other)
     if found is None:
@@ -322,7 +323,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Check whether a run will work here and on the cluster; exit code 1 if it will not."""
-    from pipelines import doctor as clinic
+    from pipelines.cluster import doctor as clinic
 
     check_target(json_file)
     findings = []
@@ -340,7 +341,7 @@ def hash_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
 ) -> None:
     """Print the content hash: equal for equal weights, optimiser state, banks, labels, scores."""
-    from pipelines import checkpoint as files
+    from pipelines.runs import checkpoint as files
 
     console.print(files.content_hash(files.load(files.find(checkpoint))))
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pipelines.errors import UserError
-from pipelines.progress import console, say
+from pipelines.runs.console import console, say
 
 data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
@@ -79,11 +79,11 @@ def check(
     ] = None,
 ) -> None:
     """Compare a data set with its published numbers, read every image; exit code 1 on a fault."""
-    from pipelines import datacheck
+    from pipelines.data import check
 
     check_target(json_file)
-    result = datacheck.check(kind, root)
-    console.print(datacheck.render(result))
+    result = check.check(kind, root)
+    console.print(check.render(result))
     if json_file is not None:
         write_text(json_file, json.dumps(result.to_json(), indent=1) + "\n")
     if not result.ok:
@@ -104,7 +104,7 @@ def convert(
 
     On a cluster: as a Ray job, or with RAY_ADDRESS=auto in the environment.
     """
-    from pipelines import convert as conversion
+    from pipelines.data import convert as conversion
 
     found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=ray_address())
     say(

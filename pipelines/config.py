@@ -24,12 +24,12 @@ from pydantic import (
 )
 
 from pipelines.errors import UserError
-from pipelines.shards import location
+from pipelines.storage.shards import location
 from reid_core.datasets import READERS
 from reid_core.methods import METHODS
-from reid_core.methods.cclnet_settings import Config as CCLNetConfig
-from reid_core.methods.cpcl_settings import Config as CPCLConfig
-from reid_core.methods.csdn_settings import Config as CSDNConfig
+from reid_core.methods.cclnet.settings import Config as CCLNetConfig
+from reid_core.methods.cpcl.settings import Config as CPCLConfig
+from reid_core.methods.csdn.settings import Config as CSDNConfig
 from reid_core.transforms import Augmentation
 
 
@@ -143,7 +143,7 @@ class TrainerConfig(_Section):
             backward pass: a third more time, a fraction of the memory, the same results.
         compile: let torch.compile fuse the model's operations, where it pays.
         accumulate: parts that a worker's slice of a batch is worked on in, one after the other;
-            changes what BatchNorm and the memory see, see `pipelines.step.take`. CCLNet only.
+            changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
             of machine; slower.
         shards: parts of a global batch in strict training. Part of what decides the result, so

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import config as configuration
-from pipelines import runlog
 from pipelines.errors import UserError
-from pipelines.progress import console
 from pipelines.report import page
-from pipelines.train import train
+from pipelines.runs import runlog
+from pipelines.runs.console import console
+from pipelines.training.driver import train
 from reid_core.datasets import synthetic
 
 FAST_IDENTITIES = 80
@@ -80,7 +80,7 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
         The summary.
 
     Raises:
-        UserError: see `pipelines.train.train`.
+        UserError: see `pipelines.training.driver.train`.
     """
     if method not in DEMOS:
         raise UserError(f"--method {method}: choose one of {', '.join(DEMOS)}")

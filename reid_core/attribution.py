@@ -35,7 +35,7 @@ def heat_maps(encoder: nn.Module, images: Tensor, modality: Modality, targets: T
     networks shrink their last maps to a few cells, which is why it need not be the last.
 
     Args:
-        encoder: `reid_core.stages.Encoder` and a module, in eval mode; its parameters get no
+        encoder: `reid_core.method.Encoder` and a module, in eval mode; its parameters get no
             gradients.
         images: (B, 3, H, W) uint8, on the encoder's device.
         modality: of the images.

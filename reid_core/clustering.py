@@ -12,10 +12,10 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from reid_core.jaccard import jaccard_distances
-from reid_core.neighbours import Neighbours, Search, nearest, nearest_from_both
-from reid_core.products import Features, unit_rows
-from reid_core.reciprocal import averaged, reciprocal_weights
+from reid_core.jaccard.distances import jaccard_distances
+from reid_core.jaccard.reciprocal import averaged, reciprocal_weights
+from reid_core.knn.products import Features, unit_rows
+from reid_core.knn.search import Neighbours, Search, nearest, nearest_from_both
 from reid_core.types import OUTLIER
 
 

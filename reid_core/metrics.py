@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from reid_core.threads import over_blocks
+from reid_core.knn.threads import over_blocks
 from reid_core.types import OUTLIER
 
 _BLOCK = 128  # queries that one thread takes at a time

@@ -12,10 +12,10 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from reid_core.neighbours import nearest
-from reid_core.products import on_host, unit_rows
-from reid_core.reciprocal import SparseRows, averaged, offsets, reciprocal_weights
-from reid_core.threads import over_blocks
+from reid_core.jaccard.reciprocal import SparseRows, averaged, offsets, reciprocal_weights
+from reid_core.knn.products import on_host, unit_rows
+from reid_core.knn.search import nearest
+from reid_core.knn.threads import over_blocks
 
 _BLOCK = 64  # queries that one thread takes at a time
 _ROWS_AT_ONCE = 1024  # of the products that find each row's farthest row

@@ -29,8 +29,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import config as configuration
-from pipelines import preflight
-from pipelines.cluster import session
+from pipelines.cluster import preflight
+from pipelines.cluster.session import session
 from pipelines.errors import UserError
 from reid_core.models import clip
 

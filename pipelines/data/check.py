@@ -22,10 +22,10 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from pipelines import roots
+from pipelines.data import roots
 from pipelines.errors import UserError
-from pipelines.progress import console
-from pipelines.shards import location, read_bytes
+from pipelines.runs.console import console
+from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import READERS
 from reid_core.datasets.counts import SPLITS, Count, count
 from reid_core.datasets.regdb import NUM_TRIALS

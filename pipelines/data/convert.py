@@ -24,11 +24,12 @@ from PIL import Image
 from pyarrow import fs as arrow_fs
 from rich.progress import track
 
-from pipelines import cluster, roots
 from pipelines import config as configuration
+from pipelines.cluster import session as cluster
+from pipelines.data import roots
 from pipelines.errors import UserError
-from pipelines.progress import console
-from pipelines.shards import INDEX, PART, filesystem, read_bytes
+from pipelines.runs.console import console
+from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY
 from reid_core.transforms import decode

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines import collectives
-from pipelines.data import Inputs
+from pipelines.data.inputs import Inputs
+from pipelines.distributed import collectives
 from pipelines.errors import UserError
-from pipelines.shards import location
+from pipelines.storage.shards import location
 from reid_core.types import OUTLIER, Batch, Modality
 
 _MAX_TRIES = 3
@@ -28,7 +28,7 @@ class Unreadable:
 
     Where all images are embedded there is no cluster yet: another image of the same given class
     stands in, or any one, always the same, so that the row is a copy of it in that pass. In the
-    batches of an epoch, images of the same cluster do: see `pipelines.decoding`.
+    batches of an epoch, images of the same cluster do: see `pipelines.data.decode`.
 
     Args:
         inputs: the training rows.

@@ -9,9 +9,8 @@ cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,142 +21,13 @@ import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.alternates import NUM_ALTERNATES, alternates
-from pipelines.collectives import shares
-from pipelines.decoding import DecodeAndAugment, Transforms, read_image
-from reid_core.types import Batch, Modality, Split
+from pipelines.data.decode import DecodeAndAugment, Transforms
+from pipelines.data.inputs import Inputs
+from pipelines.data.plan import BatchShape, Plan
+from pipelines.data.replacements import NUM_ALTERNATES
+from reid_core.types import Batch, Modality
 
 _NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
-
-
-@dataclass(frozen=True)
-class BatchShape:
-    """A global batch: per image modality its rows and its views of each row."""
-
-    rows: dict[Modality, int]
-    views: dict[Modality, int]
-
-    def parts(self, rank: int, world: int) -> dict[Modality, slice]:
-        """One worker's rows of each modality."""
-        return {m: shares(rows, world)[rank] for m, rows in self.rows.items()}
-
-    def num_lines(self, rank: int, world: int) -> int:
-        """Images that one worker receives per batch."""
-        parts = self.parts(rank, world)
-        return sum((part.stop - part.start) * self.views[m] for m, part in parts.items())
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The global batches of one epoch, per image modality (batches, B).
-
-    Attributes:
-        rows: int64 row ids of the modality.
-        labels: int64 classes.
-        seeds: (batches, B V) uint64 augmentation seeds, the V views of a row together.
-        captions: (batches, B) int64 caption of each visible row, or None.
-    """
-
-    rows: dict[Modality, np.ndarray]
-    labels: dict[Modality, np.ndarray]
-    seeds: dict[Modality, np.ndarray]
-    captions: np.ndarray | None = None
-
-    @property
-    def num_batches(self) -> int:
-        """Steps of the epoch."""
-        return len(next(iter(self.rows.values())))
-
-    @property
-    def shape(self) -> BatchShape:
-        """Of a global batch."""
-        rows = {m: x.shape[1] for m, x in self.rows.items()}
-        return BatchShape(rows, {m: self.seeds[m].shape[1] // rows[m] for m in rows})
-
-    @cached_property
-    def alternates(self) -> dict[Modality, np.ndarray]:
-        """Per modality (batches, B, NUM_ALTERNATES) places of images of the same class, or -1."""
-        found = {}
-        for m, rows in self.rows.items():
-            views = self.shape.views[m]
-            found[m] = alternates(rows, self.labels[m], self.seeds[m][:, ::views])
-        return found
-
-    def rank_slice(self, modality: Modality, batches: slice, rank: int, world: int) -> pa.Table:
-        """Rank's share of some consecutive global batches, batch-major, a line per view.
-
-        Columns row and caption are followed by those of the alternates: row1, caption1, ...
-        """
-        rows, seeds = self.rows[modality][batches], self.seeds[modality][batches]
-        num, size = rows.shape
-        views = seeds.shape[1] // size
-        part = shares(size, world)[rank]
-        length = views * (part.stop - part.start)
-
-        def per_view(columns: np.ndarray) -> np.ndarray:
-            return np.repeat(columns[:, part], views, axis=1).ravel()
-
-        columns = {
-            "row": per_view(rows),
-            "label": per_view(self.labels[modality][batches]),
-            "batch": np.repeat(np.arange(batches.start, batches.start + num), length),
-            "rank": np.full(num * length, rank),
-            "position": np.tile(np.arange(views * part.start, views * part.stop), num),
-            "view": np.tile(np.arange(length) % views, num),
-            "seed": seeds[:, views * part.start : views * part.stop].ravel(),
-        }
-        if self.captions is not None:
-            columns["caption"] = per_view(self.captions[batches])
-        for number, places in enumerate(np.moveaxis(self.alternates[modality][batches], -1, 0), 1):
-            for name, whole in (("row", self.rows[modality]), ("caption", self.captions)):
-                if whole is not None:
-                    chosen = np.where(places < 0, -1, whole.ravel()[places])
-                    columns[f"{name}{number}"] = per_view(chosen)
-        return pa.table(columns)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Where the rows of a split lie.
-
-    Attributes:
-        root: folder of the data set, or its URI.
-        paths: per image modality, (n,) paths relative to it, in row order.
-        height, width: size in pixels that images are decoded to.
-        tokens: (n captions, 77) int64 token ids, or None.
-        owners: (n captions,) int64 visible row that each caption describes, or None.
-    """
-
-    root: Path
-    paths: dict[Modality, np.ndarray]
-    height: int
-    width: int
-    tokens: np.ndarray | None = None
-    owners: np.ndarray | None = None
-
-    def num_rows(self, modality: Modality) -> int:
-        """Images, or captions, of a modality."""
-        if modality == Modality.TEXT:
-            return 0 if self.tokens is None else len(self.tokens)
-        return len(self.paths[modality])
-
-    def read(self, modality: Modality, rows: np.ndarray) -> np.ndarray:
-        """Decoded images (B, 3, H, W) uint8, or token ids (B, 77), of the given rows."""
-        if modality == Modality.TEXT:
-            assert self.tokens is not None
-            return self.tokens[rows]
-        images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
-        for i, path in enumerate(self.paths[modality][rows]):
-            images[i] = read_image(self.root / path, height=self.height, width=self.width)
-        return images
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A split with person ids, and where its rows lie."""
-
-    split: Split
-    inputs: Inputs
 
 
 def block_spans(num_batches: int, longest: int) -> list[slice]:
@@ -348,16 +218,3 @@ def _split(
             )
         start = lines.stop
     return batches
-
-
-def find_unreadable(
-    inputs: Inputs, modality: Modality, rows: Sequence[int] | np.ndarray
-) -> list[tuple[int, str]]:
-    """Rows that cannot be decoded, with the reason that names the file."""
-    broken = []
-    for row in rows:
-        try:
-            inputs.read(modality, np.array([row]))
-        except ValueError as error:
-            broken.append((int(row), str(error)))
-    return broken

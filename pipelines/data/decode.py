@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.alternates import NUM_ALTERNATES
-from pipelines.shards import location, read_bytes
+from pipelines.data.replacements import NUM_ALTERNATES
+from pipelines.storage.shards import location, read_bytes
 from reid_core.transforms import TrainTransform, decode
 from reid_core.types import OUTLIER, Modality
 
@@ -36,7 +36,7 @@ class DecodeAndAugment:
     An image that cannot be read is replaced by its first alternate that can. Column "planned" is
     the row that was planned there, -1 where that one was read; the row (and caption) are those of
     the image that was. Where no alternate can be read either, the image is black and the row is
-    the planned one: see `pipelines.unreadable.Unreadable`.
+    the planned one: see `pipelines.data.corrupt_images.Unreadable`.
 
     Args:
         height, width: size in pixels that images are decoded to.

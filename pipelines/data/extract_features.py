@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.collectives import shares
+from pipelines.distributed.collectives import shares
 from reid_core.types import Modality
 
 Head = Callable[[Tensor, Modality], Tensor]
 
 
 class Rows(Protocol):
-    """What can be embedded: `pipelines.data.Inputs`, or the same with images replaced."""
+    """What can be embedded: `Inputs`, or the same with images replaced."""
 
     def num_rows(self, modality: Modality) -> int: ...
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import roots
 from pipelines.config import RunConfig, TrainerConfig
-from pipelines.data import Inputs, Measured
-from pipelines.datacheck import counts_differ
+from pipelines.data import roots
+from pipelines.data.check import counts_differ
+from pipelines.data.inputs import Inputs, Measured
+from pipelines.data.sample_list import Row, restore
 from pipelines.errors import UserError
-from pipelines.rows import Row, restore
-from pipelines.shards import location
+from pipelines.storage.shards import location
 from reid_core import text
 from reid_core.methods import METHODS
 from reid_core.models import clip

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.shards import has_file, location, read_file
+from pipelines.storage.shards import has_file, location, read_file
 from reid_core.datasets import READERS
 from reid_core.datasets.counts import EXPECTED, Expected, expected_counts
 from reid_core.datasets.manifest import NAMES

@@ -2,7 +2,7 @@
 
 Labels, plans and banks count rows. A run that goes on must therefore meet the same rows in the same
 order. An image that was readable when the run began and is broken now stays a row, and another one
-stands in for it as if the run had never stopped (`pipelines.unreadable`). A row that is gone from
+stands in for it as if the run had never stopped (`corrupt_images`). A row that is gone from
 the data set has nothing to stand for: the run is refused.
 """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipelines import collectives
+from pipelines.distributed import collectives
 
 
 class GlobalBatchNorm(_BatchNorm):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Group(Protocol):
-    """Workers that are threads, not processes: see `pipelines.strict`.
+    """Workers that are threads, not processes: see `pipelines.training.deterministic`.
 
     Attributes:
         size: number of workers.

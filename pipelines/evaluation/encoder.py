@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines import checkpoint
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.runs import checkpoint
+from reid_core.method import Encoder
 from reid_core.methods import METHODS
 from reid_core.models import clip
 from reid_core.models.clip import TextTower
-from reid_core.stages import Encoder
 from reid_core.types import Modality
 
 Space = Literal["descriptor", "joint"]
@@ -65,7 +65,7 @@ class JointSpace(torch.nn.Module):
         self.feature_dim = text.embed_dim
 
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """Unit rows (B, E); see `reid_core.stages.Encoder`."""
+        """Unit rows (B, E); see `reid_core.method.Encoder`."""
         if modality == Modality.TEXT:
             return functional.normalize(self.text.encode_text(inputs), dim=1)
         return functional.normalize(self.images.project(inputs, modality), dim=1)

@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from pipelines import config as configuration
-from pipelines import features
-from pipelines.encoder import open_encoder
+from pipelines.data import extract_features
+from pipelines.data.prepare import inputs_of, read
 from pipelines.errors import UserError
-from pipelines.prepare import inputs_of, read
+from pipelines.evaluation.encoder import open_encoder
 from reid_core.metrics import RetrievalScores
 from reid_core.protocols import (
     HEADLINE,
@@ -136,7 +136,7 @@ def evaluate_checkpoint(
     width = loaded.encoder.feature_dim
     found = np.empty((len(records), width * (1 + flip)), dtype=np.float32)
     for m in loaded.modalities:
-        embedded = features.embed(
+        embedded = extract_features.embed(
             _with_mirrored(loaded.encoder.embed) if flip else loaded.encoder.embed,
             inputs,
             m,
@@ -170,7 +170,7 @@ def score_table(result: Evaluation) -> Table:
     return table
 
 
-def _with_mirrored(embed: features.Head) -> features.Head:
+def _with_mirrored(embed: extract_features.Head) -> extract_features.Head:
     """A head that returns the descriptors of images and of their mirror images side by side."""
 
     def both(inputs: Tensor, modality: Modality) -> Tensor:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import runlog
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.runs import runlog
 
 TRIALS = range(1, 11)
 _ONE, _ALL = "one of the 10 trials", "mean of the 10 trials"

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from pipelines.report.panels import Panel
 from pipelines.report.run import Run
 from pipelines.report.run import read as read_run
 from pipelines.report.scores import signed
+from pipelines.report.templates import render
 
 # What may differ between runs of one group: seeds, places, and how the work was shared.
 _NOT_COMPARED = ("seed", "ray", "trainer")
@@ -127,18 +127,12 @@ def write(groups: Sequence[Group], path: Path) -> Path:
     Raises:
         UserError: the file cannot be written.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(figures.__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = groups[0].rows
     stages = dict.fromkeys(row for group in groups for row in group.rows)
     rows = list(dict.fromkeys([*reversed(_SHOWN_ROWS), *stages]))
     rows = [row for row in rows if row in stages and not _repeats_final(groups, row)]
-    page = templates.get_template("compare.html").render(
+    page = render(
+        "comparison.html",
         groups=groups,
         rows=[(row, *_title(row)) for row in rows],
         score_names=words.SCORES,

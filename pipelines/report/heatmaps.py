@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipelines import roots
-from pipelines.decoding import read_image
-from pipelines.encoder import LoadedEncoder, open_encoder, open_start
+from pipelines.data import roots
+from pipelines.data.decode import read_image
+from pipelines.evaluation.encoder import LoadedEncoder, open_encoder, open_start
 from pipelines.report.ranklists import choose
-from pipelines.shards import read_bytes
+from pipelines.storage.shards import read_bytes
 from reid_core.attribution import heat_maps
+from reid_core.method import Encoder
 from reid_core.protocols import HEADLINE
-from reid_core.stages import Encoder
 from reid_core.transforms import as_rgb
 from reid_core.types import Modality
 

@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from pipelines.errors import UserError
-from pipelines.report import learned_words, panels, ranklists, scores, words
+from pipelines.report import panels, ranklists, scores, words
 from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
+from pipelines.report.templates import duration, render
+from pipelines.runs import learned_prompts
 
 FILE_NAME = "report.html"
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -65,17 +65,10 @@ def write(run_dir: Path) -> Path:
 
 
 def _render(run: Run) -> str:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["duration"] = duration
     time_panels, phases = panels.times(run.epochs)
     heat_pairs, heat_missing = _heat_maps(run)
-    return templates.get_template("template.html").render(
+    return render(
+        "run.html",
         run=run,
         method=words.method(run.method, labels=_labels(run)),
         facts=_facts(run),
@@ -92,7 +85,7 @@ def _render(run: Run) -> str:
         rank_missing=_rank_missing(run),
         heat_pairs=heat_pairs,
         heat_missing=heat_missing,
-        phrases=learned_words.phrases(run),
+        phrases=learned_prompts.phrases(run.directory),
         time_panels=time_panels,
         phases=phases,
         whole_run=_whole_run(run.summary),
@@ -100,16 +93,6 @@ def _render(run: Run) -> str:
         machine=run.environment.get("machine") or {},
         versions=_versions(run.environment),
     )
-
-
-def duration(seconds: float) -> str:
-    """ "8.2 s", "4 min 05 s" or "2 h 07 min"."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _labels(run: Run) -> str:

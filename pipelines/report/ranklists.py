@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pipelines.shards import read_bytes
+from pipelines.storage.shards import read_bytes
 from reid_core.transforms import as_rgb
 
 NUM_ANSWERS = 8

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.errors import UserError
 from pipelines.report.figures import INK, MUTED, RIGHT, WRONG
 from pipelines.report.ranklists import thumbnail
-from pipelines.search import Hit, Query
+from pipelines.report.templates import render
+from pipelines.retrieval.search import Hit, Query
 from reid_core.transforms import as_rgb
 
 _TILE = (112, 224)  # width and height of a picture; people are upright
@@ -66,15 +66,9 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
 
 
 def _page(query: Query, hits: Sequence[Hit], note: str) -> str:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tiles = [_Tile(_data(hit.picture), hit.id, hit) for hit in hits]
-    return templates.get_template("contact.html").render(
+    return render(
+        "contact_sheet.html",
         query=query,
         picture=_data(query.picture) if query.picture else None,
         tiles=tiles,

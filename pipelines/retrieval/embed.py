@@ -28,14 +28,15 @@ import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines import cluster, vectors
+from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
-from pipelines.decoding import read_image
-from pipelines.encoder import LoadedEncoder, Space, open_encoder
+from pipelines.data.decode import read_image
 from pipelines.errors import UserError
-from pipelines.progress import console
-from pipelines.sources import Part, Source, parts
-from pipelines.vectors import Dtype, VectorInfo
+from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
+from pipelines.retrieval import vectors
+from pipelines.retrieval.sources import Part, Source, parts
+from pipelines.retrieval.vectors import Dtype, VectorInfo
+from pipelines.runs.console import console
 from reid_core.types import Modality, Record
 
 _SHOWN_EVERY_S = 2.0
@@ -76,7 +77,7 @@ def embed(
         checkpoint: checkpoint folder or run directory.
         source: what to embed.
         out: folder of Parquet files with id, modality, camera, pid (-1 = unknown) and vector.
-        space: of the vectors, see `pipelines.encoder.open_encoder`.
+        space: of the vectors, see `pipelines.evaluation.encoder.open_encoder`.
         dtype: of the vectors.
         batch_size: images per forward pass.
         max_unreadable: share of the images that may be left out.

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.errors import UserError
+from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
+from reid_core.method import Encoder
 from reid_core.models.clip import TextTower
-from reid_core.stages import Encoder
 from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
 from reid_core.types import Modality
 
@@ -55,7 +55,7 @@ def export(
         checkpoint: checkpoint folder or run directory.
         out: folder of the files; older ones are replaced.
         file_format: "onnx".
-        space: of the vectors, see `pipelines.encoder.open_encoder`.
+        space: of the vectors, see `pipelines.evaluation.encoder.open_encoder`.
 
     Raises:
         UserError: another format, no encoder, onnx is not installed, `out` cannot be written, or a

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import ivfpq, vectors
 from pipelines.errors import UserError
-from pipelines.ivfpq import Found
-from reid_core.products import faiss, largest_products
+from pipelines.retrieval import ivfpq, vectors
+from pipelines.retrieval.ivfpq import Found
+from reid_core.knn.products import faiss, largest_products
 from reid_core.types import Modality
 
 INFO, VECTORS, ROWS, CODES = "index.json", "vectors.npy", "rows.arrow", "ivfpq.faiss"

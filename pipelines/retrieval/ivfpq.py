@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from reid_core.products import faiss
+from reid_core.knn.products import faiss
 
 _BLOCK = 65_536
 _SAMPLE_QUERIES = 256

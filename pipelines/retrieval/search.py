@@ -11,10 +11,10 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.decoding import read_image
-from pipelines.encoder import LoadedEncoder, open_encoder
+from pipelines.data.decode import read_image
 from pipelines.errors import UserError
-from pipelines.index import Index
+from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.retrieval.index import Index
 from reid_core.reranking import rerank
 from reid_core.types import Modality
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipelines import roots
+from pipelines.data import roots
 from pipelines.errors import UserError
 from reid_core.datasets import READERS
 from reid_core.datasets.lists import IMAGE_SUFFIXES
@@ -51,7 +51,7 @@ class Source:
         kind: layout of the data set, None for a folder or manifest.
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
-        trial: which of RegDB's divisions; None takes that of the run, see `pipelines.embed`.
+        trial: which of RegDB's divisions; None takes that of the run, see `embed`.
 
     Raises:
         UserError: nothing there, an unknown kind, split or file type.

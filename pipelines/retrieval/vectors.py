@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
-from pipelines.sources import record_id
+from pipelines.retrieval.sources import record_id
 from reid_core.types import Record
 
 Dtype = Literal["float16", "float32"]

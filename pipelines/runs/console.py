@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines import runlog
+from pipelines.runs import runlog
 from pipelines.config import RunConfig
 from reid_core.methods import METHODS
 

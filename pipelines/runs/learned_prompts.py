@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.report.run import Run
-
 if TYPE_CHECKING:  # reading a record needs no torch
     from torch import nn
 
@@ -90,9 +88,9 @@ def record(run_dir: Path, module: nn.Module, text: TextTower) -> bool:
     return True
 
 
-def phrases(run: Run) -> Phrases | None:
+def phrases(run_dir: Path) -> Phrases | None:
     """The recorded words of the first groups of each modality, None where there is no record."""
-    path = run.directory / FILE_NAME
+    path = run_dir / FILE_NAME
     if not path.is_file():
         return None
     try:

@@ -12,7 +12,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from pipelines import checkpoint
+from pipelines.runs import checkpoint
 
 log = logging.getLogger(__name__)
 RECORD = "checkpoint_manager_snapshot.json"

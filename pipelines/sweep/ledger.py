@@ -22,9 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import config as configuration
-from pipelines import sweep
 from pipelines.errors import UserError
-from pipelines.sweep import STABILITY, Study, Values
+from pipelines.sweep import search_space
+from pipelines.sweep.search_space import STABILITY, Study, Values
 
 SEARCH, TRIALS, BEST, FOLDER = "search.yaml", "trials.jsonl", "best.yaml", "trials"
 _VALUES = "values.json"
@@ -151,7 +151,7 @@ def write_best(root: Path, study: Study) -> Trial:
         f"mean of {len(best.runs)} seed(s), best of {len(trials)} trials.\n"
         f"# Searched from {study.search.base}. Reached on test people: not measured.\n"
     )
-    recipe = sweep.best_config(study, best.config)
+    recipe = search_space.best_config(study, best.config)
     (root / BEST).write_text(header + configuration.dump(recipe))
     return best
 

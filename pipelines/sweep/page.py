@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from pipelines import trials as ledger
 from pipelines.report import figures, words
 from pipelines.report.figures import Scatter
-from pipelines.report.page import duration
 from pipelines.report.panels import Panel
-from pipelines.sweep import STABILITY
-from pipelines.trials import Trial
+from pipelines.report.templates import render
+from pipelines.sweep import ledger
+from pipelines.sweep.ledger import Trial
+from pipelines.sweep.search_space import STABILITY
 
 FILE_NAME = "report.html"
 _SCORES = {**words.SCORES, STABILITY: "Stability"}
@@ -54,15 +53,9 @@ def write(sweep_dir: Path) -> Path:
     ranked = ledger.ranked(found, objective)
     if not ranked or ranked[0].status != "finished":
         raise ValueError(f"no trial of {sweep_dir} has finished: there is nothing to report yet")
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters |= {"duration": duration, "shortened": shortened}
-    page = templates.get_template("sweep.html").render(
+    page = render(
+        "sweep.html",
+        shortened=shortened,
         name=sweep_dir.resolve().name,
         objective=_SCORES[objective],
         key=objective,

@@ -310,7 +310,7 @@ def _split(override: str) -> tuple[str, Any]:
 
 
 def _find(path: Path) -> Path:
-    shipped = Path(__file__).resolve().parent.parent / "tune_configs"
+    shipped = Path(__file__).resolve().parents[2] / "tune_configs"
     for candidate in (path, shipped / path.name, shipped / f"{path.name}.yaml"):
         if candidate.is_file():
             return candidate

@@ -20,15 +20,16 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from pipelines import runlog, sweep, trials
-from pipelines.cluster import num_gpus, session
+from pipelines.cluster.session import num_gpus, session
 from pipelines.config import RunConfig
+from pipelines.data.prepare import read
 from pipelines.errors import UserError
-from pipelines.prepare import read
-from pipelines.progress import console
-from pipelines.report import sweep_page
-from pipelines.sweep import Domain, Study, Values
-from pipelines.trials import Ledger, Trial
+from pipelines.runs import runlog
+from pipelines.runs.console import console
+from pipelines.sweep import page, search_space
+from pipelines.sweep.ledger import FOLDER, Ledger, Trial, mean_scores, scores_of, write_best
+from pipelines.sweep.ledger import read as read_trials
+from pipelines.sweep.search_space import Domain, Study, Values
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
@@ -72,7 +73,7 @@ def search_for_best(
     """
     ledger = Ledger(root, study, resume=resume)
     if _left(study, ledger):
-        config = sweep.trial_config(study, {}, study.search.seeds[0])
+        config = search_space.trial_config(study, {}, study.search.seeds[0])
         _check_people(study, config)
         with session(config):
             count = slots(
@@ -82,9 +83,9 @@ def search_for_best(
                 requested=study.search.budget.concurrent,
             )
             _run(Runs(study, ledger.root, tuple(command)), ledger, count)
-    best = trials.write_best(ledger.root, study)
-    sweep_page.write(ledger.root)
-    return trials.read(ledger.root), best
+    best = write_best(ledger.root, study)
+    page.write(ledger.root)
+    return read_trials(ledger.root), best
 
 
 def slots(
@@ -129,17 +130,17 @@ def slots(
 
 def _check_people(study: Study, config: RunConfig) -> None:
     """A score needs people that it can be measured on."""
-    if study.search.objective != sweep.STABILITY and not len(read(config).val):
+    if study.search.objective != search_space.STABILITY and not len(read(config).val):
         raise UserError(
             f"objective: {study.search.objective} is measured on validation people, and "
             f"data.root={config.data.root} has none: give some, or choose "
-            f"objective: {sweep.STABILITY}, which needs no label"
+            f"objective: {search_space.STABILITY}, which needs no label"
         )
 
 
 def _left(study: Study, ledger: Ledger) -> int:
     """Number of trials that are not over."""
-    points = sweep.points(study)
+    points = search_space.points(study)
     if points is None:
         return max(0, (study.search.budget.trials or 0) - len(ledger.over))
     return len(ledger.left(points))
@@ -153,7 +154,7 @@ def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
     study, search = runs.study, runs.study.search
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     minutes = search.budget.minutes
-    points = sweep.points(study)
+    points = search_space.points(study)
     asha = search.asha
     tuner = tune.Tuner(
         tune.with_resources(partial(_trial, runs=runs), {"memory": _WATCHER_MEMORY}),
@@ -274,12 +275,12 @@ class _Record(tune.Callback):
 def _trial(point: dict[str, Any], *, runs: Runs) -> None:
     """One trial: a run per seed, measured epochs reported as they come."""
     objective, values = runs.study.search.objective, point["values"]
-    folder = runs.root / trials.FOLDER / tune.get_context().get_trial_name()
+    folder = runs.root / FOLDER / tune.get_context().get_trial_name()
     (folder / _ERROR).unlink(missing_ok=True)
     done: dict[str, dict[str, float]] = {}
     epochs = 0
     for seed in runs.study.search.seeds:
-        config = sweep.trial_config(runs.study, values, seed)
+        config = search_space.trial_config(runs.study, values, seed)
         run_dir = folder / f"seed-{seed}"
         task = _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, runs.command)
         last = epochs
@@ -293,7 +294,7 @@ def _trial(point: dict[str, Any], *, runs: Runs) -> None:
             (folder / _ERROR).write_text(str(cause))
             raise RuntimeError(str(cause)) from error
         *_, end = runlog.read_metrics(run_dir)
-        done[str(seed)] = trials.scores_of(end)
+        done[str(seed)] = scores_of(end)
         epochs = last
     tune.report(_result(objective, done, {}, epochs=epochs + 1) | {"finished": True})
 
@@ -306,7 +307,7 @@ def _result(
     epochs: int,
 ) -> dict[str, Any]:
     """What Tune is told: the mean over the seeds that are done, or the current scores."""
-    scores = trials.mean_scores(done) if done else current
+    scores = mean_scores(done) if done else current
     return {
         "score": scores[objective],
         "scores": scores,
@@ -323,7 +324,7 @@ def _measured(task: Any, run_dir: Path, objective: str) -> Iterator[tuple[int, d
         over, _ = ray.wait([task], timeout=_POLL_S)
         lines = list(runlog.read_metrics(run_dir))
         for number, line in enumerate(lines[seen:], start=seen + 1):
-            scores = trials.scores_of(line)
+            scores = scores_of(line)
             if objective in scores:
                 yield number, scores
         seen = max(seen, len(lines))
@@ -333,7 +334,7 @@ def _measured(task: Any, run_dir: Path, objective: str) -> Iterator[tuple[int, d
 
 def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> dict[str, Any]:
     from pipelines.report import page
-    from pipelines.train import train
+    from pipelines.training.driver import train
 
     summary = train(config, run_dir, command)
     page.write(run_dir)

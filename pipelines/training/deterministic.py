@@ -24,10 +24,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipelines import collectives
-from pipelines.epochs import EpochStart
-from pipelines.loop import Bank, Job, TrainingLoop
-from pipelines.state import Progress
+from pipelines.distributed import collectives
+from pipelines.training.epoch import EpochStart
+from pipelines.training.job import Bank, Job
+from pipelines.training.loop import TrainingLoop
+from pipelines.training.progress import Progress
 from reid_core.types import Batch, Modality
 
 Result = TypeVar("Result")

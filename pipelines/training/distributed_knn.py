@@ -12,14 +12,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from reid_core.neighbours import Neighbours, NeighbourSearch, nearest
-from reid_core.products import Features
+from reid_core.knn.products import Features
+from reid_core.knn.search import Neighbours, NeighbourSearch, nearest
 
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
 
 
 def nearest_on_all_nodes(features: Features, k: int) -> Neighbours:
-    """`reid_core.neighbours.nearest`, shared by all nodes where that pays."""
+    """`reid_core.knn.search.nearest`, shared by all nodes where that pays."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     if len(nodes) == 1 or len(features) < _WORTH_SPREADING:
         return nearest(features, k)

@@ -30,21 +30,31 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines import board, checkpoint, collectives, preflight, recovery, runlog, stream, strict
-from pipelines.cluster import num_gpus, session
+from pipelines.cluster import preflight
+from pipelines.cluster.session import num_gpus, session
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, find_unreadable
-from pipelines.epochs import EpochStart, Key
+from pipelines.data.inputs import Inputs, find_unreadable
+from pipelines.data.prepare import (
+    Prepared,
+    check_disk,
+    check_settings,
+    check_weights,
+    prepare,
+    read,
+)
+from pipelines.data.sample_list import recall, remember
+from pipelines.distributed import collectives
 from pipelines.errors import UserError
-from pipelines.loop import Job
-from pipelines.loop import train as train_alone
-from pipelines.memory_bank import MemoryBank
-from pipelines.planner import Planner
-from pipelines.prepare import Prepared, check_disk, check_settings, check_weights, prepare, read
-from pipelines.progress import follow
-from pipelines.rows import recall, remember
-from pipelines.spread import nearest_on_all_nodes
-from pipelines.state import Progress
+from pipelines.runs import checkpoint, recovery, runlog, tensorboard
+from pipelines.runs.console import follow
+from pipelines.training import deterministic, stream
+from pipelines.training.distributed_knn import nearest_on_all_nodes
+from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.job import Job
+from pipelines.training.loop import train as train_alone
+from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.planner import Planner
+from pipelines.training.progress import Progress
 from reid_core.methods import METHODS
 from reid_core.protocols import HEADLINE
 from reid_core.types import Modality
@@ -225,7 +235,7 @@ def _work(settings: dict[str, Any]) -> None:
     """The training function of one worker."""
     job: Job = settings["job"]
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
-    run = strict.train if job.config.trainer.strict else train_alone
+    run = deterministic.train if job.config.trainer.strict else train_alone
     share = stream.share_of_node(job.config)
     try:
         run(
@@ -264,7 +274,7 @@ def _report(run_dir: Path, line: dict[str, Any], state: dict[str, Any] | None) -
     if state is None:
         ray.train.report(line)
         return
-    board.write(run_dir, line)
+    tensorboard.write(run_dir, line)
     with tempfile.TemporaryDirectory() as folder:
         info = {"stage": line["stage"], "epoch": line["epoch"], "written": time.time()}
         checkpoint.save(Path(folder), state, info)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.data import Plan
+from pipelines.data.plan import Plan
 from reid_core import metrics, sampling
+from reid_core.method import Epoch
 from reid_core.methods import METHODS
-from reid_core.stages import Epoch
 from reid_core.types import OUTLIER, Modality
 
 Key = tuple[str, int]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import collectives
+from pipelines.distributed import collectives
 from reid_core.types import Term
 
 

@@ -2,7 +2,7 @@
 
 The same loop runs in every Ray Train worker and, with a plain `MemoryBank` or `Planner` and any
 iterator of batches, in a single process. It knows no method and holds no formula: those are in
-`reid_core.methods`, behind the contract of `reid_core.stages`.
+`reid_core.methods`, behind the contract of `reid_core.method`.
 """
 
 from __future__ import annotations
@@ -11,93 +11,34 @@ import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines import batchnorm, checkpoint, collectives, features, runlog, step
-from pipelines.config import RunConfig
-from pipelines.data import Inputs, Measured
-from pipelines.epochs import EpochStart, Key
-from pipelines.evaluate import evaluate
-from pipelines.objective import Means
-from pipelines.prepare import Prepared
-from pipelines.report import learned_words
-from pipelines.state import Progress, kept
-from pipelines.unreadable import Unreadable
+from pipelines.data import extract_features
+from pipelines.data.corrupt_images import Unreadable
+from pipelines.data.inputs import Measured
+from pipelines.distributed import batchnorm, collectives
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.runs import checkpoint, learned_prompts, runlog
+from pipelines.training import step
+from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.global_loss import Means
+from pipelines.training.job import Bank, Job
+from pipelines.training.progress import Progress, kept
 from reid_core import optim
+from reid_core.method import CachedStage, Encoder, Stage
 from reid_core.methods import METHODS
 from reid_core.metrics import clustering_stability
 from reid_core.models import clip
 from reid_core.models.recompute import recompute_blocks
-from reid_core.stages import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality
 
 # First values are drawn from torch's global random state, which belongs to the whole process.
 _first_values = threading.Lock()
-
-
-class Bank(Protocol):
-    """What the loop asks between epochs: a `MemoryBank`, a `Planner`, or a proxy of either."""
-
-    def open(self) -> int: ...
-
-    def add_features(
-        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
-    ) -> None: ...
-
-    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is trained on, and where results go; the same for every worker.
-
-    Attributes:
-        config: the run's configuration.
-        run_dir: run directory, on a file system that all workers see.
-        kind: of the data set, whose protocols measure.
-        train: training rows.
-        measured: what scores are reported of; None where nothing can be measured.
-        selection: people that choose the epoch whose scores are reported apart; None without.
-        identities: per modality (n,) given classes; None where the method is not told any.
-    """
-
-    config: RunConfig
-    run_dir: Path
-    kind: str
-    train: Inputs
-    measured: Measured | None
-    selection: Measured | None = None
-    identities: dict[Modality, np.ndarray] | None = None
-
-    @classmethod
-    def of(cls, config: RunConfig, prepared: Prepared, run_dir: Path) -> Job:
-        """The work of a run on a checked data set; its classes where the method is told them.
-
-        Raises:
-            UserError: the method needs a person id that a training image lacks.
-        """
-        method = METHODS[config.method]
-        told = method.supervision(config.settings) == "identities"
-        return cls(
-            config,
-            run_dir,
-            prepared.kind,
-            prepared.train_inputs,
-            prepared.measured,
-            prepared.selection,
-            prepared.identities(method.INPUTS) if told else None,
-        )
-
-    @property
-    def needs_memory(self) -> bool:
-        """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
-        return self.identities is None or hasattr(METHODS[self.config.method], "cluster")
 
 
 def train(
@@ -197,7 +138,7 @@ class TrainingLoop:
             if last:
                 self.progress.handed |= stage.hand_on()
                 if self.rank == 0:
-                    learned_words.record(self.job.run_dir, stage.module, self.clip.text)
+                    learned_prompts.record(self.job.run_dir, stage.module, self.clip.text)
             self._finish_epoch(line, clock, stage, optimiser, last=last)
 
     def _streamed_epoch(
@@ -300,9 +241,11 @@ class TrainingLoop:
         stream = np.random.SeedSequence((self.config.seed, number, epoch, self.rank))
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
-    def _embed(self, head: features.Head, inputs: features.Rows, modality: Modality) -> Tensor:
+    def _embed(
+        self, head: extract_features.Head, inputs: extract_features.Rows, modality: Modality
+    ) -> Tensor:
         rows = np.arange(inputs.num_rows(modality))
-        return features.embed(
+        return extract_features.embed(
             head,
             inputs,
             modality,
@@ -312,7 +255,9 @@ class TrainingLoop:
             readers=self.readers,
         )
 
-    def _embed_all(self, head: features.Head, inputs: features.Rows, modality: Modality) -> Tensor:
+    def _embed_all(
+        self, head: extract_features.Head, inputs: extract_features.Rows, modality: Modality
+    ) -> Tensor:
         mine = self._embed(head, inputs, modality)
         return collectives.gather_shares(mine, inputs.num_rows(modality))
 

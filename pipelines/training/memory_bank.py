@@ -1,6 +1,6 @@
 """The one place that sees every feature: labels, banks, matches, swaps and plans between epochs.
 
-`MemoryBank` is a plain class; `pipelines.train` wraps it as a Ray actor. Workers hand in features,
+`MemoryBank` is a plain class; the driver wraps it as a Ray actor. Workers hand in features,
 shard by shard; as soon as a modality is complete it is clustered, while the other one is still
 being embedded. `begin_epoch` waits for both, makes the epoch and returns the same answer to every
 worker. All of it is a function of (features, seed, epoch), so a repeated call repeats its answer.
@@ -19,10 +19,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.epochs import EpochStart, Key, make_epoch
 from pipelines.errors import BarrierTimeoutError, StaleBankError
+from pipelines.training.epoch import EpochStart, Key, make_epoch
+from reid_core.knn.search import Search, nearest
 from reid_core.methods import METHODS
-from reid_core.neighbours import Search, nearest
 from reid_core.types import Modality
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipelines.config import RunConfig
-from pipelines.epochs import EpochStart, Key, make_epoch
 from pipelines.errors import StaleBankError
+from pipelines.training.epoch import EpochStart, Key, make_epoch
 from reid_core.types import Modality
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import collectives
 from pipelines.config import TrainerConfig
-from pipelines.objective import Means, total_loss
-from reid_core.stages import Stage
+from pipelines.distributed import collectives
+from pipelines.training.global_loss import Means, total_loss
+from reid_core.method import Stage
 from reid_core.types import Batch, Modality
 
 Distribute = Callable[[nn.Module, torch.optim.Optimizer], nn.Module]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
-from pipelines import collectives
 from pipelines.config import RunConfig
-from pipelines.data import plan_dataset, training_batches
-from pipelines.epochs import EpochStart
-from pipelines.loop import Job
+from pipelines.data.datasource import plan_dataset, training_batches
+from pipelines.distributed import collectives
+from pipelines.training.epoch import EpochStart
+from pipelines.training.job import Job
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality

@@ -17,8 +17,8 @@ import numba
 import numpy as np
 from scipy.sparse import csr_array
 
-from reid_core.reciprocal import SparseRows, grown, offsets, rows_per_block
-from reid_core.threads import over_blocks
+from reid_core.jaccard.reciprocal import SparseRows, grown, offsets, rows_per_block
+from reid_core.knn.threads import over_blocks
 
 _SLACK = 1e-5  # float32 sums of a few hundred weights are off by less
 _CLASSES = 64  # weights above 2^-32 and columns below 2^31 fit

@@ -1,7 +1,7 @@
 """Sparse weights over k-reciprocal neighbours: which rows vouch for which.
 
 Shapes: N rows, D feature width, k1 and k2 neighbours. Kernels run outside the interpreter lock, one
-block of rows per call, for `reid_core.threads.over_blocks`; nothing here is ever N x N.
+block of rows per call, for `reid_core.knn.threads.over_blocks`; nothing here is ever N x N.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from reid_core.neighbours import Neighbours
-from reid_core.products import Features, products_of_pairs
-from reid_core.threads import over_blocks
+from reid_core.knn.products import Features, products_of_pairs
+from reid_core.knn.search import Neighbours
+from reid_core.knn.threads import over_blocks
 
 
 @dataclass(frozen=True)

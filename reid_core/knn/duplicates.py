@@ -12,7 +12,7 @@ import numba
 import numpy as np
 import torch
 
-from reid_core.products import Features, on_device, on_host
+from reid_core.knn.products import Features, on_device, on_host
 
 _HASH_NUMBERS = 1 << 24  # size of one block of products on a device, 128 MiB
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid_core.threads import over_blocks
+from reid_core.knn.threads import over_blocks
 
 try:
     import faiss

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
-from reid_core import products
-from reid_core.all_pairs import all_pairs_candidates
-from reid_core.equal_rows import find_equal_rows, spread_to_equal_rows
-from reid_core.products import Features
+from reid_core.knn import products
+from reid_core.knn.all_pairs import all_pairs_candidates
+from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
+from reid_core.knn.products import Features
 
 _QUERY_BLOCK = 1024  # rows of one search call; part of the result's definition, see above
 _EXTRA_CANDIDATES = 8

@@ -1,7 +1,9 @@
-"""Published methods by name; `reid_core.stages` says what each module provides."""
+"""Published methods by name; `reid_core.method` says what each module provides."""
 
 from types import ModuleType
 
-from reid_core.methods import cclnet, cpcl, csdn
+from reid_core.methods.cclnet import between_epochs as cclnet
+from reid_core.methods.cpcl import between_epochs as cpcl
+from reid_core.methods.csdn import between_epochs as csdn
 
 METHODS: dict[str, ModuleType] = {"cclnet": cclnet, "csdn": csdn, "cpcl": cpcl}

@@ -11,7 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from reid_core.datasets.synthetic import Catalogue
-from reid_core.datasets.synthetic.people import COLOURS, HAIR_COLOURS
+from reid_core.datasets.synthetic.identities import COLOURS, HAIR_COLOURS
 
 COLOUR_WORDS = frozenset(COLOURS + HAIR_COLOURS)
 _CONTEXT = 77

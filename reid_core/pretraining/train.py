@@ -1,8 +1,8 @@
 """Pre-training of the small CLIP on captioned catalogue pictures; one process, no Ray.
 
 A visitor of the demo cannot fetch OpenAI's weights; `reid_core/assets/crossreid-small.pt` takes
-their place and is loaded by the same path. `python -m pipelines.pretrain OUT` makes it again, in
-about nine minutes on one core; its log lies beside it.
+their place and is loaded by the same path. `python -m reid_core.pretraining.train OUT` makes it
+again in about nine minutes on one core; its log lies beside it.
 
 Pictures are cropped to 96 x 48 and layer4 has stride 1, as re-identification uses the tower. An
 open_clip tower is square, so the 6 x 3 positions are stored with each column twice: resizing the
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.captioning import Sentences, has_colour, is_colour
 from reid_core import optim
 from reid_core.datasets.synthetic import Catalogue, catalogue
 from reid_core.models import clip as clips
 from reid_core.models.encoders import TwoStemEncoder
+from reid_core.pretraining.captioning import Sentences, has_colour, is_colour
 from reid_core.transforms import Augmentation, TrainTransform, normalise
 from reid_core.types import Modality
 
@@ -383,7 +383,7 @@ def _spoil(images: Tensor, gray: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def main() -> None:
-    """Command line: python -m pipelines.pretrain OUT [--seed N] [--steps N] [--threads N]."""
+    """python -m reid_core.pretraining.train OUT [--seed N] [--steps N] [--threads N]."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("out")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from reid_core import optim
-from reid_core.methods import cclnet
-from reid_core.methods.cclnet_settings import Config
+from reid_core.method import Epoch
+from reid_core.methods.cclnet import between_epochs as cclnet
+from reid_core.methods.cclnet.settings import Config
 from reid_core.models import clip as clips
-from reid_core.stages import Epoch
 from reid_core.types import Batch, Modality
 
 VISIBLE, INFRARED = INPUTS = (Modality.VISIBLE, Modality.INFRARED)

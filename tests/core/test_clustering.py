@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from sklearn.cluster import DBSCAN
 
-from reid_core import clustering, neighbours
+from reid_core import clustering
+from reid_core.knn import search
 from tests import oracles
 
 
@@ -131,7 +132,7 @@ def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="k2 is 0"):
         clustering.jaccard_graph(x, k2=0)
     with pytest.raises(ValueError, match=r"shape \(10, 5\) do not fit 10 rows and k1=6"):
-        clustering.jaccard_graph_of_neighbours(neighbours.nearest(x, 5), x, k1=6)
+        clustering.jaccard_graph_of_neighbours(search.nearest(x, 5), x, k1=6)
     with pytest.raises(ValueError, match=r"max_distance is 1\.5"):
         clustering.jaccard_graph(x, max_distance=1.5)
     x[3] = 0
@@ -184,7 +185,7 @@ def test_joint_clusters_reach_across_a_modality_gap() -> None:
 
 def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
     x, is_second = people(120, 10, 0.5), np.arange(120) % 3 == 0
-    found = neighbours.nearest_from_both(x, is_second, 14)
+    found = search.nearest_from_both(x, is_second, 14)
     graph = clustering.jaccard_graph_of_neighbours(found, x, k1=14)
     dense = oracles.jaccard_distance(x, k1=14, ranks=found.rows)
     np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
@@ -193,7 +194,7 @@ def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
 def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
     """Ten rows share a cell: their lists of 16 hold the row itself seven times."""
     x = people(50, 5, 0.5)
-    found = neighbours.nearest(x, 16)
+    found = search.nearest(x, 16)
     short = np.arange(10)
     found.rows[short] = np.concatenate(
         [oracles.nearest(x[:10], 10), np.repeat(short[:, None], 6, axis=1)], axis=1

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipelines.data import Inputs, Plan, PlanDatasource
-from pipelines.decoding import DecodeAndAugment, Transforms
+from pipelines.data.datasource import PlanDatasource
+from pipelines.data.decode import DecodeAndAugment, Transforms
+from pipelines.data.inputs import Inputs
+from pipelines.data.plan import Plan
 
 
 def blocks(

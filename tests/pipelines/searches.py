@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.trials import Trial
+from pipelines.sweep.ledger import Trial
 
 WEIGHT, KEEP = "cclnet.image_to_text", "cclnet.swap.keep"
 

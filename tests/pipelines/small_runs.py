@@ -11,16 +11,19 @@ import numpy as np
 import torch
 
 from benchmarks.plain_loop import bank_of
-from pipelines import checkpoint, collectives
 from pipelines import config as configuration
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, Plan, PlanDatasource, training_batches
-from pipelines.decoding import DecodeAndAugment
-from pipelines.epochs import EpochStart, Key
-from pipelines.loop import Job
-from pipelines.memory_bank import MemoryBank
-from pipelines.planner import Planner
-from pipelines.prepare import prepare
+from pipelines.data.datasource import PlanDatasource, training_batches
+from pipelines.data.decode import DecodeAndAugment
+from pipelines.data.inputs import Inputs
+from pipelines.data.plan import Plan
+from pipelines.data.prepare import prepare
+from pipelines.distributed import collectives
+from pipelines.runs import checkpoint
+from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.job import Job
+from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.planner import Planner
 from reid_core.datasets import synthetic
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform

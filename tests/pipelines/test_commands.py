@@ -13,17 +13,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import cli, doctor
-from pipelines import embed as embedding
-from pipelines import evaluate as evaluating
-from pipelines import export as exporting
-from pipelines import index as indexing
-from pipelines import search as searching
-from pipelines.doctor import Finding
-from pipelines.encoder import open_encoder
+from pipelines import cli
+from pipelines.cluster import doctor
+from pipelines.cluster.doctor import Finding
 from pipelines.errors import UserError
-from pipelines.export import Exported
-from pipelines.sources import Source
+from pipelines.evaluation import evaluate as evaluating
+from pipelines.evaluation.encoder import open_encoder
+from pipelines.retrieval import embed as embedding
+from pipelines.retrieval import export as exporting
+from pipelines.retrieval import index as indexing
+from pipelines.retrieval import search as searching
+from pipelines.retrieval.export import Exported
+from pipelines.retrieval.sources import Source
 from reid_core.types import Modality
 from tests.pipelines.fake_run import fake_run, small_run
 from tests.pipelines.trained import draw_folder, embed_alone, save_run

@@ -9,7 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pipelines import checkpoint, cli, runlog
+from pipelines import cli
+from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
 from tests.core.openai_layout import Archive, rn50_weights
 

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from benchmarks.plain_loop import train as train_plainly
-from pipelines import checkpoint, runlog
 from pipelines.config import RunConfig
-from pipelines.data import Inputs, find_unreadable
+from pipelines.data.inputs import Inputs, find_unreadable
+from pipelines.data.prepare import check_settings, prepare
 from pipelines.errors import UserError
-from pipelines.evaluate import evaluate_checkpoint
-from pipelines.prepare import check_settings, prepare
+from pipelines.evaluation.evaluate import evaluate_checkpoint
 from pipelines.report import page
-from pipelines.train import train
+from pipelines.runs import checkpoint, runlog
+from pipelines.training.driver import train
 from reid_core.types import Modality, Record, Split
 
 
@@ -195,7 +195,7 @@ class TestBadInput:
     def test_full_disk_is_found_before_training(
         self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
     ) -> None:
-        from pipelines.prepare import check_disk
+        from pipelines.data.prepare import check_disk
 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match=r"GiB free.*lower trainer\.keep_checkpoints"):
@@ -209,25 +209,25 @@ class TestBadInput:
             runlog.claim(tmp_path / "file" / "run", make_config(), [])
 
     def test_too_little_shared_memory(self, monkeypatch: Any) -> None:
-        from pipelines import cluster
+        from pipelines.cluster import session
 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match="shm-size"):
-            cluster._check_shared_memory()
+            session._check_shared_memory()
 
 
 def test_ray_that_does_not_start_stops_with_the_remedy(
     make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import cluster
+    from pipelines.cluster import session
 
     def late(**_: Any) -> None:
         raise Exception("The current node timed out during startup")  # as Ray does
 
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(cluster.ray, "init", late)
+    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(session.ray, "init", late)
     remedies = r"(?s)timed out.*per core.*GiB free.*`ray status`"
-    with pytest.raises(UserError, match=remedies), cluster.session(make_config()):
+    with pytest.raises(UserError, match=remedies), session.session(make_config()):
         pass
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import checkpoint, vectors
 from pipelines import config as configuration
-from pipelines.embed import Embedder, _Work
-from pipelines.encoder import Space, open_encoder
-from pipelines.sources import Source, parts
-from pipelines.vectors import VectorInfo
+from pipelines.evaluation.encoder import Space, open_encoder
+from pipelines.retrieval import vectors
+from pipelines.retrieval.embed import Embedder, _Work
+from pipelines.retrieval.sources import Source, parts
+from pipelines.retrieval.vectors import VectorInfo
+from pipelines.runs import checkpoint
 from reid_core.models import clip
 from reid_core.models.encoders import TwoStemEncoder
 

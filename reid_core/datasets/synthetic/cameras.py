@@ -13,7 +13,7 @@ import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, OVERSAMPLE, SHADES, Material
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
-from reid_core.datasets.synthetic.people import VIEWS, Person
+from reid_core.datasets.synthetic.identities import VIEWS, Person
 from reid_core.datasets.synthetic.scenes import scene
 from reid_core.types import Modality
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid_core.datasets.synthetic.people import (
+from reid_core.datasets.synthetic.identities import (
     BAGS,
     COLOURS,
     HAIR_COLOURS,

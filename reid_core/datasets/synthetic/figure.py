@@ -21,7 +21,7 @@ from reid_core.datasets.synthetic.drawing import (
     pattern_mask,
 )
 from reid_core.datasets.synthetic.heads import draw_hair_behind, draw_head, draw_head_from_side
-from reid_core.datasets.synthetic.people import Person
+from reid_core.datasets.synthetic.identities import Person
 
 # Garment -> (hem y, extra half width): how far down it goes, how loosely it hangs.
 _UPPER_CUT = {

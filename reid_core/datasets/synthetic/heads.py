@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, Canvas, Material, Point
-from reid_core.datasets.synthetic.people import Person
+from reid_core.datasets.synthetic.identities import Person
 
 
 def draw_hair_behind(canvas: Canvas, person: Person) -> None:

@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image
 
 from reid_core.datasets.synthetic.cameras import Camera, film
+from reid_core.datasets.synthetic.identities import VIEWS, Person, draw_person
 from reid_core.datasets.synthetic.palettes import (
     DIFFICULTIES,
     colour_table,
     reflectance_table,
     reflectances,
 )
-from reid_core.datasets.synthetic.people import VIEWS, Person, draw_person
 from reid_core.datasets.synthetic.trees import LAYOUTS, Splits, World
 from reid_core.types import Modality
 

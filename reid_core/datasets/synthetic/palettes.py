@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, NUM_CODES, SHADES, Material
-from reid_core.datasets.synthetic.people import COLOURS, Person
+from reid_core.datasets.synthetic.identities import COLOURS, Person
 
 _RGB = {
     "black": (28, 28, 31), "white": (236, 236, 232), "gray": (128, 130, 134),

@@ -16,13 +16,13 @@ from reid_core.datasets.synthetic import captions
 from reid_core.datasets.synthetic.cameras import develop, to_uint8
 from reid_core.datasets.synthetic.drawing import OVERSAMPLE
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
+from reid_core.datasets.synthetic.identities import VIEWS, Person, draw_person
 from reid_core.datasets.synthetic.palettes import (
     colour_table,
     luminance,
     random_reflectances,
     reflectance_table,
 )
-from reid_core.datasets.synthetic.people import VIEWS, Person, draw_person
 
 _NAMESPACE = 7919  # keeps these people apart from those of every target tree
 _PICTURES_PER_PERSON = 4

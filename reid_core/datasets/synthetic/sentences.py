@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid_core.datasets.synthetic.people import COLOURS, Garment, Person
+from reid_core.datasets.synthetic.identities import COLOURS, Garment, Person
 
 _WRONG_COLOUR = 0.05  # share of the colours that are mistaken for any other one
 _OTHER_WORD = 0.35  # share of the colours and garments that are called by another name

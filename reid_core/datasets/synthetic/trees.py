@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_core.datasets.synthetic.cameras import SYSU_CAMERAS, Camera
-from reid_core.datasets.synthetic.people import Person
+from reid_core.datasets.synthetic.identities import Person
 from reid_core.datasets.synthetic.scenes import PLACES
 from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.types import Modality

@@ -25,19 +25,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import clustering, sampling
-from reid_core.methods.cclnet_coupling import couple, match, people_of_both
-from reid_core.methods.cclnet_settings import (
+from reid_core.knn.search import Search, nearest
+from reid_core.method import Epoch, Stage
+from reid_core.methods.cclnet.coupling import couple, match, people_of_both
+from reid_core.methods.cclnet.settings import (
     INPUTS,
     Config,
     ImageStage,
     seed_of,
     shares_prototypes,
 )
-from reid_core.methods.cclnet_stages import Images, Prompting
+from reid_core.methods.cclnet.stages import Images, Prompting
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
-from reid_core.neighbours import Search, nearest
-from reid_core.stages import Epoch, Stage
 from reid_core.transforms import Augmentation
 from reid_core.types import OUTLIER, Modality
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reid_core import matching, memory
 from reid_core.memory import ClusterMemory
-from reid_core.methods.cclnet_settings import INPUTS, Config, shares_prototypes
+from reid_core.methods.cclnet.settings import INPUTS, Config, shares_prototypes
 from reid_core.types import OUTLIER, Modality
 
 

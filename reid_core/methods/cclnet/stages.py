@@ -11,13 +11,14 @@ from torch.nn import functional
 
 from reid_core import losses, sampling
 from reid_core.memory import ClusterMemory
-from reid_core.methods import cclnet_coupling, cclnet_settings
-from reid_core.methods.cclnet_settings import INPUTS, Config, seed_of
+from reid_core.method import Epoch, Gather, Terms
+from reid_core.methods.cclnet import coupling
+from reid_core.methods.cclnet import settings as cclnet_settings
+from reid_core.methods.cclnet.settings import INPUTS, Config, seed_of
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.models.prompts import PromptLearner
-from reid_core.stages import Epoch, Gather, Terms
 from reid_core.types import OUTLIER, Batch, Modality, Term
 
 TEMPLATES = {
@@ -103,7 +104,7 @@ class Images:
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, then the swap."""
         x, labels = self._seen
-        cclnet_coupling.update(
+        coupling.update(
             self.config,
             self._memories,
             {m: gather(x[m]) for m in INPUTS},

@@ -26,12 +26,12 @@ import numpy as np
 from torch import Tensor
 
 from reid_core import clustering, mining, sampling
-from reid_core.methods.cpcl_settings import INPUTS, Config, check, uses_prototypes
-from reid_core.methods.cpcl_stages import Train
+from reid_core.knn.search import Search, nearest
+from reid_core.method import Epoch, Stage
+from reid_core.methods.cpcl.settings import INPUTS, Config, check, uses_prototypes
+from reid_core.methods.cpcl.stages import Train
 from reid_core.models.clip import Clip
 from reid_core.models.text_image import TextImageEncoder
-from reid_core.neighbours import Search, nearest
-from reid_core.stages import Epoch, Stage
 from reid_core.transforms import Augmentation
 from reid_core.types import OUTLIER, Modality
 

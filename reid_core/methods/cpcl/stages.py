@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from reid_core import losses, text
 from reid_core.memory import ClusterMemory
-from reid_core.methods import cpcl_settings
-from reid_core.methods.cpcl_settings import INPUTS, Config
+from reid_core.method import Epoch, Gather, Terms
+from reid_core.methods.cpcl import settings as cpcl_settings
+from reid_core.methods.cpcl.settings import INPUTS, Config
 from reid_core.models.text_image import TextImageEncoder
-from reid_core.stages import Epoch, Gather, Terms
 from reid_core.types import OUTLIER, Batch, Modality, Term
 
 VISIBLE, TEXT = INPUTS

@@ -21,11 +21,11 @@ import numpy as np
 from torch import Tensor
 
 from reid_core import sampling
-from reid_core.methods.csdn_images import Descriptor, Imaging, build_encoder
-from reid_core.methods.csdn_settings import INPUTS, Config, Labels, is_guided, seed_of
-from reid_core.methods.csdn_stages import Fusing, Prompting, anchors
+from reid_core.method import Epoch, Stage
+from reid_core.methods.csdn.images import Descriptor, Imaging, build_encoder
+from reid_core.methods.csdn.settings import INPUTS, Config, Labels, is_guided, seed_of
+from reid_core.methods.csdn.stages import Fusing, Prompting, anchors
 from reid_core.models.clip import Clip
-from reid_core.stages import Epoch, Stage
 from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core import losses
-from reid_core.methods import csdn_settings
-from reid_core.methods.csdn_settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.method import Epoch, Gather, Terms
+from reid_core.methods.csdn import settings
+from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, GeM, TwoStemEncoder
-from reid_core.stages import Epoch, Gather, Terms
 from reid_core.types import Batch, Modality, Term
 
 
@@ -145,11 +145,11 @@ class Imaging:
 
     def optimiser(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return csdn_settings.optimiser(self.config, "images", self.module)
+        return settings.optimiser(self.config, "images", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return csdn_settings.learning_rate(self.config, "images", epoch)
+        return settings.learning_rate(self.config, "images", epoch)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Bring the anchors to the images."""

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from reid_core import sampling
-from reid_core.methods import csdn_settings
-from reid_core.methods.csdn_images import Descriptor
-from reid_core.methods.csdn_settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.method import Epoch, Gather, Terms
+from reid_core.methods.csdn import settings
+from reid_core.methods.csdn.images import Descriptor
+from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import PromptLearner
-from reid_core.stages import Epoch, Gather, Terms
 from reid_core.types import Modality
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
@@ -127,11 +127,11 @@ class Prompting:
 
     def optimiser(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return csdn_settings.optimiser(self.config, "prompts", self.module)
+        return settings.optimiser(self.config, "prompts", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return csdn_settings.learning_rate(self.config, "prompts", epoch)
+        return settings.learning_rate(self.config, "prompts", epoch)
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""
@@ -245,11 +245,11 @@ class Fusing:
 
     def optimiser(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return csdn_settings.optimiser(self.config, "fusion", self.module)
+        return settings.optimiser(self.config, "fusion", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return csdn_settings.learning_rate(self.config, "fusion", epoch)
+        return settings.learning_rate(self.config, "fusion", epoch)
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from reid_core.datasets import READERS, synthetic
 from reid_core.datasets.synthetic import cameras, layouts
-from reid_core.datasets.synthetic.people import COLOURS, VIEWS, draw_person
+from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_person
 from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.protocols import HEADLINE, PROTOCOLS
 from reid_core.types import Dataset, Modality

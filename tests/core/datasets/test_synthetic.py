@@ -15,7 +15,7 @@ from reid_core.datasets import synthetic, sysu
 from reid_core.datasets.synthetic import captions, layouts, palettes
 from reid_core.datasets.synthetic.drawing import SHADES, Material
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
-from reid_core.datasets.synthetic.people import COLOURS, VIEWS, draw_person
+from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_person
 from reid_core.types import Modality
 
 PEOPLE = 10

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_core import equal_rows, neighbours, products
-from reid_core.neighbours import NeighbourSearch
+from reid_core.knn import duplicates, products, search
+from reid_core.knn.search import NeighbourSearch
 from tests import oracles
 
 
@@ -28,7 +28,7 @@ def unit(num: int, width: int = 16, *, seed: int = 0) -> np.ndarray:
 def test_equals_brute_force_with_many_equal_rows(num_rows, num_distinct, k, seed) -> None:
     rng = np.random.default_rng(seed)
     x = unit(num_distinct, seed=seed)[rng.integers(0, num_distinct, size=num_rows)]
-    found = neighbours.nearest(x, k)
+    found = search.nearest(x, k)
     np.testing.assert_array_equal(found.rows, oracles.nearest(x, k))
     cosines = (x[:, None].astype(np.float64) * x[found.rows]).sum(axis=2)
     np.testing.assert_allclose(found.similarity, cosines, atol=1e-6)
@@ -37,7 +37,7 @@ def test_equals_brute_force_with_many_equal_rows(num_rows, num_distinct, k, seed
 def test_exact_ties_between_different_rows_go_by_row() -> None:
     """Axes: all similarities but the own one are 0; each axis occurs twice."""
     x = np.eye(4, dtype=np.float32)[[2, 0, 1, 2, 3, 0, 1, 3]]
-    found = neighbours.nearest(x, 5)
+    found = search.nearest(x, 5)
     assert found.rows[0].tolist() == [0, 3, 1, 2, 4]
     assert found.rows[7].tolist() == [7, 4, 0, 1, 2]
     np.testing.assert_array_equal(found.rows, oracles.nearest(x, 5))
@@ -45,7 +45,7 @@ def test_exact_ties_between_different_rows_go_by_row() -> None:
 
 def test_self_is_first_among_equal_rows() -> None:
     x = np.repeat(unit(1), 50, axis=0)
-    found = neighbours.nearest(x, 30)
+    found = search.nearest(x, 30)
     assert (found.rows[:, 0] == np.arange(50)).all()
     assert found.rows[40, 1:].tolist() == list(range(29))
 
@@ -59,24 +59,24 @@ def test_any_split_over_tasks_gives_the_same_neighbours(num_tasks: int) -> None:
     assert num_blocks == 7
     shares = np.array_split(np.arange(num_blocks), num_tasks)
     parts = [task.run(int(b)) for task, share in zip(tasks, shares, strict=True) for b in share]
-    split, whole = tasks[-1].join(parts), neighbours.nearest(x, 10)
+    split, whole = tasks[-1].join(parts), search.nearest(x, 10)
     np.testing.assert_array_equal(split.rows, whole.rows)
     np.testing.assert_array_equal(split.similarity, whole.similarity)
 
 
 def test_threads_and_tensors_change_nothing() -> None:
     x = unit(300)
-    array, tensor = neighbours.nearest(x, 12), neighbours.nearest(torch.from_numpy(x), 12)
+    array, tensor = search.nearest(x, 12), search.nearest(torch.from_numpy(x), 12)
     np.testing.assert_array_equal(array.rows, tensor.rows)
     np.testing.assert_array_equal(array.similarity, tensor.similarity)
 
 
 def test_product_and_topk_find_what_faiss_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     x = unit(500)
-    with_faiss = neighbours.nearest(x, 20)
+    with_faiss = search.nearest(x, 20)
     monkeypatch.setattr(products, "faiss", None)
     monkeypatch.setattr(products, "_DEVICE_BYTES", 4 * 500 * 64)  # several chunks to merge
-    without = neighbours.nearest(x, 20)
+    without = search.nearest(x, 20)
     np.testing.assert_array_equal(with_faiss.rows, without.rows)
     np.testing.assert_array_equal(with_faiss.similarity, without.similarity)
 
@@ -84,20 +84,20 @@ def test_product_and_topk_find_what_faiss_finds(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("num_rows", "k"), [(1, 1), (513, 40), (1300, 600)])
 def test_tiles_that_do_not_fit_and_lists_longer_than_a_tile(num_rows: int, k: int) -> None:
     x = unit(num_rows)
-    np.testing.assert_array_equal(neighbours.nearest(x, k).rows, oracles.nearest(x, k))
+    np.testing.assert_array_equal(search.nearest(x, k).rows, oracles.nearest(x, k))
 
 
 def test_the_path_for_devices_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The branches for features on a device, run on tensors of the CPU."""
     x = unit(1200)
     x[700:800] = x[:100]
-    host = neighbours.nearest(x, 20)
+    host = search.nearest(x, 20)
     pairs = products.products_of_pairs(x, np.arange(100), np.arange(100, 200))
     monkeypatch.setattr(products, "on_device", lambda _: True)
-    monkeypatch.setattr(equal_rows, "on_device", lambda _: True)
+    monkeypatch.setattr(duplicates, "on_device", lambda _: True)
     monkeypatch.setattr(products, "_DEVICE_BYTES", 1 << 18)
     tensor = torch.from_numpy(x)
-    device = neighbours.nearest(tensor, 20)
+    device = search.nearest(tensor, 20)
     np.testing.assert_array_equal(host.rows, device.rows)
     np.testing.assert_allclose(host.similarity, device.similarity, atol=1e-7)
     found = products.products_of_pairs(tensor, np.arange(100), np.arange(100, 200))
@@ -106,21 +106,21 @@ def test_the_path_for_devices_finds_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_approximate_search_is_exhaustive_with_all_lists_and_recall_falls_with_few() -> None:
     x = unit(2000, 24)
-    exact = neighbours.nearest(x, 10)
-    whole = neighbours.nearest_approximately(x, 10, num_lists=20, num_probes=20, seed=0)
+    exact = search.nearest(x, 10)
+    whole = search.nearest_approximately(x, 10, num_lists=20, num_probes=20, seed=0)
     np.testing.assert_array_equal(whole.rows, exact.rows)
-    few = neighbours.nearest_approximately(x, 10, num_lists=20, num_probes=4, seed=0)
-    one = neighbours.nearest_approximately(x, 10, num_lists=20, num_probes=1, seed=0)
+    few = search.nearest_approximately(x, 10, num_lists=20, num_probes=4, seed=0)
+    one = search.nearest_approximately(x, 10, num_lists=20, num_probes=1, seed=0)
     assert (few.rows[:, 0] == np.arange(2000)).all()
-    assert neighbours.recall(whole, exact) == 1
-    assert 0.1 < neighbours.recall(one, exact) < neighbours.recall(few, exact) < 1
+    assert search.recall(whole, exact) == 1
+    assert 0.1 < search.recall(one, exact) < search.recall(few, exact) < 1
 
 
 def test_rows_that_the_visited_cells_lack_are_filled_up_with_the_row_itself() -> None:
     """Two far groups are two cells; the smaller one's lists hold all of it, then the row again."""
     x = np.random.default_rng(0).normal(size=(100, 8)) + np.repeat([[30.0], [-30.0]], [40, 60], 0)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    found = neighbours.nearest_approximately(x, 45, num_lists=2, num_probes=1, seed=0)
+    found = search.nearest_approximately(x, 45, num_lists=2, num_probes=1, seed=0)
     np.testing.assert_array_equal(found.rows[:40, :40], oracles.nearest(x[:40], 40))
     assert (found.rows[:40, 40:] == np.arange(40)[:, None]).all()
     np.testing.assert_allclose(found.similarity[:40, 40:], 1, atol=1e-6)
@@ -129,7 +129,7 @@ def test_rows_that_the_visited_cells_lack_are_filled_up_with_the_row_itself() ->
 
 def test_balanced_lists_take_turns_between_the_modalities() -> None:
     x, is_second = unit(90), np.random.default_rng(1).random(90) < 0.4
-    found = neighbours.nearest_from_both(x, is_second, 10)
+    found = search.nearest_from_both(x, is_second, 10)
     assert (found.rows[:, 0] == np.arange(90)).all()
     assert (is_second[found.rows[:, 0::2]] == is_second[:, None]).all()
     assert (is_second[found.rows[:, 1::2]] != is_second[:, None]).all()
@@ -144,7 +144,7 @@ def test_balanced_lists_take_turns_between_the_modalities() -> None:
 
 def test_balanced_lists_of_many_equal_rows_begin_with_the_row_itself() -> None:
     x, is_second = np.repeat(unit(2), 60, axis=0), np.arange(120) % 2
-    found = neighbours.nearest_from_both(x, is_second == 1, 8)
+    found = search.nearest_from_both(x, is_second == 1, 8)
     assert (found.rows[:, 0] == np.arange(120)).all()
     for side in (0, 1):  # within the own modality exactly as a search of its own
         (mine,) = np.nonzero(is_second == side)
@@ -154,18 +154,18 @@ def test_balanced_lists_of_many_equal_rows_begin_with_the_row_itself() -> None:
 
 def test_a_mask_of_balanced_lists_may_be_of_numbers_and_has_the_rows_length() -> None:
     x, is_second = unit(30), np.arange(30) % 3 == 0
-    expected = neighbours.nearest_from_both(x, is_second, 6)
-    found = neighbours.nearest_from_both(x, is_second.astype(np.int64), 6)
+    expected = search.nearest_from_both(x, is_second, 6)
+    found = search.nearest_from_both(x, is_second.astype(np.int64), 6)
     np.testing.assert_array_equal(found.rows, expected.rows)
     with pytest.raises(ValueError, match=r"shape \(29,\) for 30 rows"):
-        neighbours.nearest_from_both(x, is_second[1:], 6)
+        search.nearest_from_both(x, is_second[1:], 6)
 
 
 def test_balanced_lists_need_both_modalities_and_an_even_k() -> None:
     with pytest.raises(ValueError, match="must be even"):
-        neighbours.nearest_from_both(unit(20), np.arange(20) < 10, 5)
+        search.nearest_from_both(unit(20), np.arange(20) < 10, 5)
     with pytest.raises(ValueError, match=r"18 and 2 rows.*lower k1"):
-        neighbours.nearest_from_both(unit(20), np.arange(20) < 2, 6)
+        search.nearest_from_both(unit(20), np.arange(20) < 2, 6)
 
 
 def test_products_of_pairs() -> None:
@@ -185,23 +185,23 @@ def test_a_row_without_unit_length_is_named(value, message, as_tensor) -> None:
     x[7] = value
     x[9] = value
     with pytest.raises(ValueError, match=rf"{message}.*\(2 such rows\)"):
-        neighbours.nearest(torch.from_numpy(x) if as_tensor else x, 5)
+        search.nearest(torch.from_numpy(x) if as_tensor else x, 5)
 
 
 def test_no_row_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(0, 8\)"):
-        neighbours.nearest(np.empty((0, 8), dtype=np.float32), 5)
+        search.nearest(np.empty((0, 8), dtype=np.float32), 5)
 
 
 def test_k_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="k is 0"):
-        neighbours.nearest(unit(3), 0)
+        search.nearest(unit(3), 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_finds_the_same_rows() -> None:
     x = unit(3000, 64)
     x[2000:2100] = x[:100]
-    host, device = neighbours.nearest(x, 30), neighbours.nearest(torch.from_numpy(x).cuda(), 30)
+    host, device = search.nearest(x, 30), search.nearest(torch.from_numpy(x).cuda(), 30)
     assert (host.rows == device.rows).mean() > 0.9999
     np.testing.assert_allclose(host.similarity, device.similarity, atol=1e-6)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reid_core.methods import cclnet
-from reid_core.methods.cclnet_settings import Config
-from reid_core.stages import Epoch
+from reid_core.method import Epoch
+from reid_core.methods.cclnet import between_epochs as cclnet
+from reid_core.methods.cclnet.settings import Config
 from tests.core.cclnet_case import INFRARED, INPUTS, VISIBLE, small_config
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from reid_core import optim, sampling
-from reid_core.methods import cclnet, cclnet_settings
-from reid_core.methods.cclnet_settings import Config
+from reid_core.methods.cclnet import between_epochs as cclnet
+from reid_core.methods.cclnet import settings
+from reid_core.methods.cclnet.settings import Config
 from reid_core.models import clip as clips
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.models.prompts import PromptLearner
@@ -73,10 +74,10 @@ def test_our_epoch_0_is_the_authors_epoch_1():
     config = Config()
     for n in range(1, 121):
         for stage in ("prepare", "align"):
-            rate = cclnet_settings.learning_rate(config, stage, n - 1)
+            rate = settings.learning_rate(config, stage, n - 1)
             assert rate == pytest.approx(authors_rate(n), rel=1e-9)
     for n in range(1, 61):
-        rate = cclnet_settings.learning_rate(config, "prompts", n - 1)
+        rate = settings.learning_rate(config, "prompts", n - 1)
         assert rate == pytest.approx(authors_prompt_rate(n), rel=1e-9)
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from reid_core.methods import cpcl, cpcl_settings
-from reid_core.methods.cpcl import TEXT, VISIBLE, Config
-from reid_core.stages import Epoch
+from reid_core.method import Epoch
+from reid_core.methods.cpcl import between_epochs as cpcl
+from reid_core.methods.cpcl import settings
+from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
 from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 
@@ -273,8 +274,8 @@ def test_every_field_says_that_it_is_a_reconstruction() -> None:
     measured = {"labels", "evaluate_every", "clustering", "mining", "memory", "matching", "train"}
     sections: list[type[BaseModel]] = [
         member
-        for _, member in inspect.getmembers(cpcl_settings, inspect.isclass)
-        if issubclass(member, BaseModel) and member.__module__ == cpcl_settings.__name__
+        for _, member in inspect.getmembers(settings, inspect.isclass)
+        if issubclass(member, BaseModel) and member.__module__ == settings.__name__
     ]
     assert len(sections) == 7
     for section in sections:
@@ -288,7 +289,7 @@ def test_every_field_says_that_it_is_a_reconstruction() -> None:
     [(0, 1e-6), (1, 2.8e-6), (4, 8.2e-6), (5, 1e-5), (32, 5.1428e-6), (59, 8.155e-9)],
 )
 def test_the_rate_warms_up_from_a_tenth_and_falls_to_zero(epoch: int, lr: float) -> None:
-    assert cpcl_settings.learning_rate(Config(), epoch) == pytest.approx(lr, rel=1e-3)
+    assert settings.learning_rate(Config(), epoch) == pytest.approx(lr, rel=1e-3)
 
 
 @pytest.mark.parametrize(

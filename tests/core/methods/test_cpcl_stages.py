@@ -15,11 +15,12 @@ from torch.nn import functional as F
 from reid_core import losses, optim, text
 from reid_core.datasets import READERS
 from reid_core.memory import ClusterMemory
-from reid_core.methods import cpcl, cpcl_stages
-from reid_core.methods.cpcl import TEXT, VISIBLE, Config
-from reid_core.methods.cpcl_stages import Pairs, Prototypes
+from reid_core.method import Epoch
+from reid_core.methods.cpcl import between_epochs as cpcl
+from reid_core.methods.cpcl import stages
+from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
+from reid_core.methods.cpcl.stages import Pairs, Prototypes
 from reid_core.models import clip as clips
-from reid_core.stages import Epoch
 from reid_core.types import Batch, Dataset
 
 CLUSTERS = {VISIBLE: 4, TEXT: 3}
@@ -53,11 +54,11 @@ def prototypes(chosen: Config) -> Prototypes:
         banks={m: unit(n, seed=2 + n).numpy() for m, n in CLUSTERS.items()},
         pairs=np.array([[0, 2], [0, 2], [0, 2], [0, 0], [3, 2], [1, 1]]),
     )
-    return cpcl_stages.open_prototypes(chosen, epoch, torch.device("cpu"))
+    return stages.open_prototypes(chosen, epoch, torch.device("cpu"))
 
 
 def total(chosen: Config, mine: Pairs, everyone: Pairs, *, memory: bool = True) -> Tensor:
-    terms = cpcl_stages.pair_terms(chosen, mine, everyone, prototypes(chosen) if memory else None)
+    terms = stages.pair_terms(chosen, mine, everyone, prototypes(chosen) if memory else None)
     return torch.stack([term.weight * term.mean for term in terms.values()]).sum()
 
 
@@ -77,7 +78,7 @@ def total(chosen: Config, mine: Pairs, everyone: Pairs, *, memory: bool = True) 
 def test_positives_are_pairs_of_one_image_and_of_equal_clusters_never_outliers(
     rule: str, expected: set[tuple[int, int]]
 ) -> None:
-    found = cpcl_stages.positives(rule, pairs())
+    found = stages.positives(rule, pairs())
     assert torch.equal(found, found.T)
     assert found.diagonal().all()
     assert {(i, j) for i, j in found.nonzero().tolist() if i < j} == expected
@@ -89,9 +90,7 @@ def test_the_whole_loss_is_the_sum_of_its_published_parts() -> None:
     v, t = mine.features[VISIBLE], mine.features[TEXT]
     yv, yt = mine.labels[VISIBLE], mine.labels[TEXT]
     bank = {m: memory.memories[m].bank for m in CLUSTERS}
-    instance = losses.distribution_matching(
-        v, t, cpcl_stages.positives("image", mine), temperature=0.02
-    )
+    instance = losses.distribution_matching(v, t, stages.positives("image", mine), temperature=0.02)
 
     def contrast(x: Tensor, y: Tensor, against: Tensor) -> Tensor:
         return losses.cluster_contrast(x, y, against, temperature=0.05)
@@ -112,7 +111,7 @@ def test_the_whole_loss_is_the_sum_of_its_published_parts() -> None:
 )
 def test_each_ablation_has_its_terms(changes: dict, names: set[str]) -> None:
     chosen = config(**changes)
-    terms = cpcl_stages.pair_terms(chosen, pairs(), pairs(), prototypes(chosen))
+    terms = stages.pair_terms(chosen, pairs(), pairs(), prototypes(chosen))
     assert terms.keys() == names
 
 
@@ -122,17 +121,15 @@ def test_the_baseline_is_clips_loss() -> None:
     logits = mine.features[VISIBLE] @ mine.features[TEXT].T / 0.02
     own = torch.arange(6)
     expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    assert cpcl_stages.instance_loss(chosen, mine).item() == pytest.approx(
-        expected.item(), rel=1e-5
-    )
+    assert stages.instance_loss(chosen, mine).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_soft_targets_are_the_clusters_that_occur_together() -> None:
     chosen = config(matching={"targets": "soft"})
     memory = prototypes(chosen)
-    to_text = cpcl_stages.cross_targets(chosen, pairs(), memory, own=VISIBLE, other=TEXT)
+    to_text = stages.cross_targets(chosen, pairs(), memory, own=VISIBLE, other=TEXT)
     assert to_text.tolist() == [[1, 0, 3], [1, 0, 3], [0, 0, 0], [0, 0, 1], [1, 0, 3], [0, 0, 0]]
-    to_image = cpcl_stages.cross_targets(chosen, pairs(), memory, own=TEXT, other=VISIBLE)
+    to_image = stages.cross_targets(chosen, pairs(), memory, own=TEXT, other=VISIBLE)
     assert to_image.tolist()[:3] == [[3, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
 
 
@@ -146,7 +143,7 @@ def test_every_combination_is_finite_with_gradients_for_features_alone(
         matching={"targets": targets, "hard_negatives": hard_negatives, "instance": instance}
     )
     mine, memory = pairs(), prototypes(chosen)
-    terms = cpcl_stages.pair_terms(chosen, mine, mine, memory)
+    terms = stages.pair_terms(chosen, mine, mine, memory)
     torch.stack([term.weight * term.mean for term in terms.values()]).sum().backward()
     for x in mine.features.values():
         assert x.grad is not None
@@ -159,7 +156,7 @@ def test_outliers_alone_leave_the_instance_loss() -> None:
     nothing = torch.full((6,), -1)
     mine = replace(pairs(), labels={VISIBLE: nothing, TEXT: nothing})
     chosen = config()
-    terms = cpcl_stages.pair_terms(chosen, mine, mine, prototypes(chosen))
+    terms = stages.pair_terms(chosen, mine, mine, prototypes(chosen))
     assert [term.mean.item() for name, term in terms.items() if name != "instance"] == [0] * 4
     assert [int(term.count) for term in terms.values()] == [6, 0, 0, 0, 0]
     assert total(chosen, mine, mine) == total(chosen, mine, mine, memory=False)
@@ -185,7 +182,7 @@ def test_workers_together_take_the_step_of_one(world: int, instance: str) -> Non
             {m: y[part] for m, y in whole.labels.items()},
             whole.rows[part],
         )
-        for name, term in cpcl_stages.pair_terms(chosen, mine, whole, prototypes(chosen)).items():
+        for name, term in stages.pair_terms(chosen, mine, whole, prototypes(chosen)).items():
             by_name.setdefault(name, []).append(term)
     combined = torch.zeros(())
     for terms in by_name.values():
@@ -206,7 +203,7 @@ def test_momentum_one_keeps_and_zero_copies(momentum: float, expected: str) -> N
     chosen = config(memory={"momentum": momentum})
     mine, memories = pairs(), prototypes(chosen).memories
     before = {m: memories[m].bank.clone() for m in CLUSTERS}
-    cpcl_stages.update(chosen, memories, mine)
+    stages.update(chosen, memories, mine)
     for m, last in ((VISIBLE, 4), (TEXT, 4)):  # row 4 is the last of cluster 0 in both
         wanted = before[m][0] if expected == "bank" else mine.features[m][last].detach()
         torch.testing.assert_close(memories[m].bank[0], wanted)
@@ -219,8 +216,8 @@ def test_each_memory_is_moved_by_its_own_modality_alone() -> None:
     without = replace(mine, labels={**mine.labels, TEXT: torch.full((6,), -1)})
     both, images = prototypes(chosen).memories, prototypes(chosen).memories
     before = images[TEXT].bank.clone()
-    cpcl_stages.update(chosen, both, mine)
-    cpcl_stages.update(chosen, images, without)
+    stages.update(chosen, both, mine)
+    stages.update(chosen, images, without)
     assert torch.equal(images[TEXT].bank, before)
     assert torch.equal(images[VISIBLE].bank, both[VISIBLE].bank)
 
@@ -229,20 +226,20 @@ def test_the_hardest_row_alone_moves_its_prototype() -> None:
     bank = torch.eye(2)
     x = torch.tensor([[0.8, 0.6], [0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
     labels = torch.tensor([0, 0, 0, 1, 0, -1])
-    hardest = cpcl_stages.hardest_only(x, labels, bank)
+    hardest = stages.hardest_only(x, labels, bank)
     assert hardest.tolist() == [-1, 0, -1, 1, -1, -1]  # rows 1 and 4 tie: the first
     memory = ClusterMemory(bank, momentum=0.0, temperature=1.0)
     chosen = config(memory={"momentum": 0.0, "update": "hardest"})
     rows = Pairs({VISIBLE: x}, {VISIBLE: labels}, torch.arange(6))
-    cpcl_stages.update(chosen, {VISIBLE: memory}, rows)
+    stages.update(chosen, {VISIBLE: memory}, rows)
     torch.testing.assert_close(memory.bank, x[[1, 3]])
 
 
 def test_hardest_of_nothing_is_nothing() -> None:
     nothing = torch.full((3,), -1)
-    assert torch.equal(cpcl_stages.hardest_only(unit(3, seed=0), nothing, torch.eye(8)), nothing)
+    assert torch.equal(stages.hardest_only(unit(3, seed=0), nothing, torch.eye(8)), nothing)
     empty = torch.empty(0, 8)  # an epoch without prototype losses may have no cluster
-    assert torch.equal(cpcl_stages.hardest_only(unit(3, seed=0), nothing, empty), nothing)
+    assert torch.equal(stages.hardest_only(unit(3, seed=0), nothing, empty), nothing)
 
 
 # The stage, from records to losses ---------------------------------------------------------------

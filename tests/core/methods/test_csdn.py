@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reid_core.methods import csdn, csdn_settings, csdn_stages
-from reid_core.methods.csdn_images import Descriptor, ImageModel, build_encoder
-from reid_core.methods.csdn_settings import INPUTS, Config
+from reid_core.methods.csdn import between_epochs as csdn
+from reid_core.methods.csdn import settings, stages
+from reid_core.methods.csdn.images import Descriptor, ImageModel, build_encoder
+from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.models import clip as clips
 from reid_core.models.fusion import TextFusion
 from reid_core.transforms import Augmentation
@@ -105,7 +106,7 @@ def test_published_learning_rates_of_the_text_stages(stage: str) -> None:
         5: 2.9491e-4, 10: 2.7997e-4, 30: 1.5050e-4, 59: 1.2049e-6,
     }  # fmt: skip
     for epoch, lr in published.items():
-        assert csdn_settings.learning_rate(Config(), stage, epoch) == pytest.approx(lr, rel=1e-4)
+        assert settings.learning_rate(Config(), stage, epoch) == pytest.approx(lr, rel=1e-4)
 
 
 def test_published_learning_rates_of_the_images() -> None:
@@ -114,7 +115,7 @@ def test_published_learning_rates_of_the_images() -> None:
         39: 3e-4, 40: 3e-5, 69: 3e-5, 70: 3e-6, 119: 3e-6,
     }  # fmt: skip
     for epoch, lr in published.items():
-        assert csdn_settings.learning_rate(Config(), "images", epoch) == pytest.approx(lr)
+        assert settings.learning_rate(Config(), "images", epoch) == pytest.approx(lr)
 
 
 # Views and plans ---------------------------------------------------------------------------------
@@ -139,11 +140,11 @@ def identities(visible: int, infrared: int, people: int) -> dict[Modality, np.nd
 @pytest.mark.parametrize("pool", ["all", "sample"])
 def test_published_numbers_of_steps(small, pool, sizes, text_steps, image_steps) -> None:
     config, people = Config(pool=pool), identities(*sizes)
-    visible, infrared = csdn_stages.pairs(config, people, batch_size=32, seed=0, epoch=0)
+    visible, infrared = stages.pairs(config, people, batch_size=32, seed=0, epoch=0)
     assert visible.shape == infrared.shape == (text_steps // 60, 32)
     encoder = build_encoder(config, small, **SIZE)
     texts = {f"texts.{m}": torch.zeros(sizes[2], 4) for m in INPUTS}
-    fusing = csdn_stages.Fusing(config, encoder, identities=people, handed=texts, seed=0)
+    fusing = stages.Fusing(config, encoder, identities=people, handed=texts, seed=0)
     fusing.take({m: torch.zeros(len(people[m]), 4) for m in INPUTS})
     rows = [batch.rows for batch in fusing.batches(0, lambda n: slice(0, n))]
     assert len(rows) * config.fusion.epochs == text_steps
@@ -170,9 +171,7 @@ def test_all_images_are_shown_by_all_and_few_by_one_sample() -> None:
     seen = {}
     for pool in ("all", "sample"):
         config = Config(pool=pool)
-        rows = [
-            csdn_stages.pairs(config, people, batch_size=32, seed=0, epoch=e)[0] for e in range(3)
-        ]
+        rows = [stages.pairs(config, people, batch_size=32, seed=0, epoch=e)[0] for e in range(3)]
         seen[pool] = len(np.unique(np.concatenate(rows)))
     assert seen["all"] == 600
     assert 0.5 < seen["sample"] / 600 < 0.75
@@ -195,7 +194,7 @@ def test_published_parameter_counts(published: ImageModel) -> None:
 
 
 def test_published_optimiser_of_the_images(published: ImageModel) -> None:
-    optimiser = csdn_settings.optimiser(Config(), "images", published)
+    optimiser = settings.optimiser(Config(), "images", published)
     towers, heads = optimiser.param_groups
     assert len(towers["params"]) + len(heads["params"]) == 190
     assert len(heads["params"]) == 7

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid_core import losses
-from reid_core.methods import csdn
-from reid_core.methods.csdn_images import Descriptor, Outputs, build_encoder, image_terms
-from reid_core.methods.csdn_settings import INPUTS, Config
-from reid_core.methods.csdn_stages import Fusing, MixedBatch, PairBatch, Prompting, anchors
+from reid_core.method import Stage, Terms
+from reid_core.methods.csdn import between_epochs as csdn
+from reid_core.methods.csdn.images import Descriptor, Outputs, build_encoder, image_terms
+from reid_core.methods.csdn.settings import INPUTS, Config
+from reid_core.methods.csdn.stages import Fusing, MixedBatch, PairBatch, Prompting, anchors
 from reid_core.models import clip as clips
 from reid_core.models.encoders import Features
-from reid_core.stages import Stage, Terms
 from reid_core.types import Batch, Modality
 
 SIZE = {"height": 64, "width": 32}

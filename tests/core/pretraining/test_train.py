@@ -9,15 +9,13 @@ import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 
-from pipelines import captioning, pretrain
 from reid_core.datasets.synthetic import catalogue
 from reid_core.models import clip as clips
 from reid_core.models.encoders import TwoStemEncoder
+from reid_core.pretraining import captioning, train
 from reid_core.types import Modality
 
-SETTINGS = pretrain.Settings(
-    num_images=48, held_out=4, steps=3, num_people=4, warmup=1, log_every=2
-)
+SETTINGS = train.Settings(num_images=48, held_out=4, steps=3, num_people=4, warmup=1, log_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,23 +54,23 @@ def test_every_sentence_about_a_person_is_right_for_them():
     similarity = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
     # Two right answers out of two: the smallest loss is the entropy of choosing one.
     expected = 2 / 3 * np.log(2)
-    loss = pretrain.person_contrast(similarity, people, people)
+    loss = train.person_contrast(similarity, people, people)
     assert loss.item() == pytest.approx(expected, abs=1e-4)
-    assert pretrain.person_contrast(similarity.flip(0), people, people).item() > 5
+    assert train.person_contrast(similarity.flip(0), people, people).item() > 5
     # One sentence each: pictures 0 and 1 share it, so only the other direction has a choice.
-    one_each = pretrain.person_contrast(similarity[:, 1:], people, people[1:])
+    one_each = train.person_contrast(similarity[:, 1:], people, people[1:])
     assert one_each.item() == pytest.approx(np.log(2) / 2 / 2, abs=1e-4)
 
 
 def test_pictures_of_one_person_belong_together():
     people = torch.tensor([0, 0, 1, 1])
     axes = torch.eye(2)
-    assert pretrain.view_contrast(axes[people], people).item() < 1e-3
-    assert pretrain.view_contrast(axes[[0, 1, 0, 1]], people).item() > 9
+    assert train.view_contrast(axes[people], people).item() < 1e-3
+    assert train.view_contrast(axes[[0, 1, 0, 1]], people).item() > 9
 
 
 def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
-    sampler = pretrain.Sampler(book, SETTINGS, seed=0)
+    sampler = train.Sampler(book, SETTINGS, seed=0)
     sample = sampler.draw()
     assert sample.images.shape == (8, 3, 96, 48)
     assert sorted(np.bincount(sample.people.numpy())[sample.people.unique()]) == [2] * 4
@@ -89,12 +87,12 @@ def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
 
 
 def test_a_run_leaves_a_log_and_weights_that_reload_to_the_trained_encoder(tmp_path):
-    path = pretrain.pretrain(tmp_path, seed=1, settings=SETTINGS)
+    path = train.pretrain(tmp_path, seed=1, settings=SETTINGS)
     lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
     assert [line.get("step") for line in lines] == [None, 2, 3, 3]
     assert lines[0]["seed"] == 1
     assert {"sentence", "projected", "pooled"} <= lines[-1].keys()
-    again = pretrain.pretrain(tmp_path / "again", seed=1, settings=SETTINGS)
+    again = train.pretrain(tmp_path / "again", seed=1, settings=SETTINGS)
     first, second = (torch.load(p, weights_only=True) for p in (path, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert {v.dtype for v in first.values() if v.is_floating_point()} == {torch.float16}
@@ -107,7 +105,7 @@ def test_stored_positions_resize_to_the_trained_ones():
         for parameter in trained.parameters():
             parameter.copy_(parameter.half())
         trained.attnpool.positional_embedding.copy_(torch.randn(19, 384).half())
-    state = {name: v.float() for name, v in pretrain.exported(trained, clip).items()}
+    state = {name: v.float() for name, v in train.exported(trained, clip).items()}
     clip.model.load_state_dict(state)
     loaded = TwoStemEncoder(clip, height=96, width=48).eval()
     images = torch.randn(2, 3, 96, 48)

@@ -15,7 +15,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipelines.cli import app
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LAUNCHERS = [ROOT / "cluster.yaml", ROOT / "deploy" / "onprem.yaml"]
 
 # Fields of KubeRay's ray.io/v1 types as documented; an unknown one would be dropped silently.

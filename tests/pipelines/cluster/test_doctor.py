@@ -20,13 +20,13 @@ import psutil
 import pytest
 
 from pipelines import config as configuration
-from pipelines import doctor, preflight
+from pipelines.cluster import doctor, preflight
+from pipelines.cluster.doctor import Finding
+from pipelines.cluster.preflight import Node
 from pipelines.config import RunConfig
-from pipelines.doctor import Finding
 from pipelines.errors import UserError
-from pipelines.preflight import Node
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
 _START_S = 180.0
 

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import cli, datacheck
+from pipelines import cli
+from pipelines.data import check
 from pipelines.errors import UserError
 from reid_core.datasets import synthetic, sysu
 from reid_core.datasets.counts import PUBLISHED, Count, count, expected_counts
@@ -35,12 +36,12 @@ def people(worlds: Path, tmp_path: Path) -> Path:
 
 
 def said(root: Path, kind: str = "sysu") -> list[str]:
-    return [problem.what for problem in datacheck.check(kind, root).problems]
+    return [problem.what for problem in check.check(kind, root).problems]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_complete_tree_passes(worlds: Path, kind: str) -> None:
-    result = datacheck.check(kind, worlds / kind)
+    result = check.check(kind, worlds / kind)
     assert result.ok, result.problems
     assert result.sizes["visible"] == [[32, 16], [32, 16]]
     assert result.expected_from.endswith("expected.json")
@@ -60,7 +61,7 @@ def test_a_file_that_a_list_names_and_that_is_missing_is_named(
     root = Path(shutil.copytree(worlds / "cuhk", tmp_path / "cuhk"))
     victim = next(root.rglob("*.jpg"))
     victim.unlink()
-    (problem,) = datacheck.check("cuhk", root).problems
+    (problem,) = check.check("cuhk", root).problems
     assert problem.what == "unreadable: 1 image"
     assert victim.name in problem.examples[0]
 
@@ -69,7 +70,7 @@ def test_truncated_and_foreign_files_are_named(people: Path) -> None:
     first, second = (people / record.image for record in sysu.read(people).train.records[:2])
     first.write_bytes(first.read_bytes()[:300])
     second.write_text("<html>")
-    (problem,) = datacheck.check("sysu", people).problems
+    (problem,) = check.check("sysu", people).problems
     assert problem.what == "unreadable: 2 images"
     assert all(
         path.relative_to(people).as_posix() in example
@@ -83,7 +84,7 @@ def test_a_picture_of_too_many_pixels_is_named(
     victim = people / sysu.read(people).train.records[0].image
     Image.new("L", (200, 200)).save(victim)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200 // 2 - 1)
-    (problem,) = datacheck.check("sysu", people).problems
+    (problem,) = check.check("sysu", people).problems
     assert problem.what == "unreadable: 1 image"
     assert victim.name in problem.examples[0]
 
@@ -91,7 +92,7 @@ def test_a_picture_of_too_many_pixels_is_named(
 def test_the_same_content_under_two_names_is_a_duplicate(people: Path) -> None:
     first, *_, last = sysu.read(people).train.records
     shutil.copy(people / first.image, people / last.image)
-    (problem,) = datacheck.check("sysu", people).problems
+    (problem,) = check.check("sysu", people).problems
     assert problem.what == "under several names: 1 image with the very same content"
     assert problem.examples == (f"{first.image} = {last.image}",)
 
@@ -105,7 +106,7 @@ def test_a_person_in_two_splits_is_found(worlds: Path, tmp_path: Path) -> None:
         if entry["split"] == "test":
             entry["id"] = train
     path.write_text(json.dumps(entries))
-    (problem,) = datacheck.check("rstp", root).problems
+    (problem,) = check.check("rstp", root).problems
     assert problem.what == "both in train and in test: 1 people"
     assert problem.examples == (f"id {train}",)
 
@@ -134,15 +135,15 @@ def test_a_wrong_layout_is_the_only_thing_said(tmp_path: Path) -> None:
     (what,) = said(tmp_path)
     assert "cam1 is missing: a SYSU-MM01 root holds" in what
     with pytest.raises(UserError, match="unknown kind of data set; choose one of sysu, regdb"):
-        datacheck.check("market", tmp_path)
+        check.check("market", tmp_path)
 
 
 def test_without_expected_json_the_published_numbers_count(people: Path) -> None:
     (people / "expected.json").unlink()
-    result = datacheck.check("sysu", people)
+    result = check.check("sysu", people)
     assert result.expected_from == "published numbers"
     assert "train+val visible: 3 people instead of 395" in said(people)
-    assert datacheck.counts_differ(sysu.read(people)) == said(people)
+    assert check.counts_differ(sysu.read(people)) == said(people)
 
 
 def test_a_data_set_without_known_numbers_has_nothing_wrong_about_its_numbers() -> None:

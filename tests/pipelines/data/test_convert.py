@@ -16,14 +16,17 @@ import yaml
 from PIL import Image
 
 from pipelines import config as configuration
-from pipelines import convert as conversion
-from pipelines import datacheck, decoding, loop, prepare, shards
 from pipelines.config import RunConfig
-from pipelines.convert import convert
-from pipelines.data import Plan
+from pipelines.data import check, prepare
+from pipelines.data import convert as conversion
+from pipelines.data import decode as decoding
+from pipelines.data.convert import convert
+from pipelines.data.plan import Plan
 from pipelines.errors import UserError
 from pipelines.report import ranklists
-from pipelines.train import train
+from pipelines.storage import shards
+from pipelines.training import loop
+from pipelines.training.driver import train
 from reid_core.datasets import READERS, manifest, synthetic, sysu
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Dataset, Modality
@@ -80,7 +83,7 @@ def test_records_and_bytes_are_those_of_the_tree(
         assert getattr(after, split) == getattr(before, split)
     for image in set(images_of(before)):
         assert shards.read_bytes(out / image) == (root / image).read_bytes()
-    assert datacheck.check("manifest", out).ok
+    assert check.check("manifest", out).ok
 
 
 def test_images_come_in_the_order_that_is_asked_for(
@@ -156,7 +159,7 @@ def test_training_from_a_uri_is_training_from_the_tree(
         np.testing.assert_equal(mine, theirs)
     with pytest.raises(ValueError, match=rf"{root}/cam1/none.jpg: .*No such image"):
         decoding.read_image(Path(root) / "cam1/none.jpg", height=64, width=32)
-    assert datacheck.check("manifest", Path(root)).ok
+    assert check.check("manifest", Path(root)).ok
     assert ranklists.thumbnail(Path(root), packed.train.records[0].image) is not None
 
 

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import runlog
-from pipelines.alternates import NUM_ALTERNATES, alternates
 from pipelines.config import RunConfig
-from pipelines.data import BatchShape, Inputs, Plan, training_batches
-from pipelines.epochs import EpochStart
+from pipelines.data.corrupt_images import Unreadable
+from pipelines.data.datasource import training_batches
+from pipelines.data.inputs import Inputs
+from pipelines.data.plan import BatchShape, Plan
+from pipelines.data.prepare import inputs_of, prepare
+from pipelines.data.replacements import NUM_ALTERNATES, alternates
 from pipelines.errors import UserError
-from pipelines.loop import Job, TrainingLoop
-from pipelines.memory_bank import MemoryBank
-from pipelines.prepare import inputs_of, prepare
-from pipelines.unreadable import Unreadable
+from pipelines.runs import runlog
+from pipelines.training.epoch import EpochStart
+from pipelines.training.job import Job
+from pipelines.training.loop import TrainingLoop
+from pipelines.training.memory_bank import MemoryBank
 from reid_core.datasets import sysu
 from reid_core.methods import METHODS
 from reid_core.transforms import Augmentation, TrainTransform

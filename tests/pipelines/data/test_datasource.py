@@ -9,16 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.collectives import shares
 from pipelines.config import RunConfig
-from pipelines.data import (
-    BatchShape,
-    Plan,
-    block_spans,
-    find_unreadable,
-    training_batches,
-)
-from pipelines.prepare import inputs_of
+from pipelines.data.datasource import block_spans, training_batches
+from pipelines.data.inputs import find_unreadable
+from pipelines.data.plan import BatchShape, Plan
+from pipelines.data.prepare import inputs_of
+from pipelines.distributed.collectives import shares
 from reid_core.datasets import sysu
 from reid_core.transforms import Augmentation, TrainTransform
 from reid_core.types import Modality

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import features
+from pipelines.data import extract_features
 from reid_core.types import Modality
 
 
@@ -21,7 +21,7 @@ class Numbers:
 
 
 def embed(rows: np.ndarray, readers: int) -> torch.Tensor:
-    return features.embed(
+    return extract_features.embed(
         lambda images, modality: images[:, :, 0, 0],
         Numbers(),
         Modality.VISIBLE,

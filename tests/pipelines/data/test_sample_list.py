@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import RunConfig
-from pipelines.data import Inputs
+from pipelines.data.inputs import Inputs
+from pipelines.data.prepare import prepare
+from pipelines.data.sample_list import recall, remember, restore, rows_of
 from pipelines.errors import UserError
-from pipelines.prepare import prepare
-from pipelines.rows import recall, remember, restore, rows_of
 from reid_core.types import Modality, Record, Split
 
 VISIBLE, TEXT = Modality.VISIBLE, Modality.TEXT

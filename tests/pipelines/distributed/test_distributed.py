@@ -21,9 +21,9 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines import batchnorm, collectives
-from pipelines.objective import Means, total_loss
-from pipelines.step import data_parallel
+from pipelines.distributed import batchnorm, collectives
+from pipelines.training.global_loss import Means, total_loss
+from pipelines.training.step import data_parallel
 from reid_core import losses
 from reid_core.memory import ClusterMemory
 from reid_core.types import Term

@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import checkpoint, loop
 from pipelines.config import RunConfig
-from pipelines.decoding import read_image
-from pipelines.encoder import open_encoder, open_start
-from pipelines.evaluate import evaluate
-from pipelines.export import export
-from pipelines.index import Index, build
-from pipelines.prepare import read
-from pipelines.search import ask, search
-from pipelines.sources import Source, record_id
+from pipelines.data.decode import read_image
+from pipelines.data.prepare import read
+from pipelines.evaluation.encoder import open_encoder, open_start
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.retrieval.export import export
+from pipelines.retrieval.index import Index, build
+from pipelines.retrieval.search import ask, search
+from pipelines.retrieval.sources import Source, record_id
+from pipelines.runs import checkpoint
+from pipelines.training import loop
 from reid_core.models import clip
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality

@@ -15,12 +15,12 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines import evaluate as evaluating
 from pipelines.config import RunConfig
-from pipelines.data import Inputs
-from pipelines.encoder import LoadedEncoder
+from pipelines.data.inputs import Inputs
 from pipelines.errors import UserError
-from pipelines.evaluate import evaluate
+from pipelines.evaluation import evaluate as evaluating
+from pipelines.evaluation.encoder import LoadedEncoder
+from pipelines.evaluation.evaluate import evaluate
 from reid_core import protocols
 from reid_core.datasets import regdb, synthetic, sysu
 from reid_core.protocols import HEADLINE, PROTOCOLS

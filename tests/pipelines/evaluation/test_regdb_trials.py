@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import cli, folds, runlog
+from pipelines import cli
 from pipelines import config as configuration
 from pipelines.config import RunConfig
+from pipelines.data.prepare import read
 from pipelines.errors import UserError
-from pipelines.prepare import read
-from pipelines.report import folds_page
+from pipelines.evaluation import regdb_trials
+from pipelines.report import trials_page
+from pipelines.runs import runlog
 from reid_core.protocols import HEADLINE
 from tests.pipelines.fake_run import Page
 
@@ -67,7 +69,7 @@ def config(make_config: Callable[..., RunConfig]) -> RunConfig:
 
 def test_all_ten_are_trained_and_averaged(config: RunConfig, tmp_path: Path) -> None:
     train = FakeTrainer()
-    summary = folds.train_all(config, tmp_path, train)
+    summary = regdb_trials.train_all(config, tmp_path, train)
     assert train.asked == list(range(1, 11))
     assert sorted(path.name for path in tmp_path.glob("trial-*")) == [
         f"trial-{n:02d}" for n in range(1, 11)
@@ -88,26 +90,26 @@ def test_all_ten_are_trained_and_averaged(config: RunConfig, tmp_path: Path) -> 
 
 def test_finished_trials_are_not_trained_again(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="disk is full"):
-        folds.train_all(config, tmp_path, FakeTrainer(fails_at=4))
+        regdb_trials.train_all(config, tmp_path, FakeTrainer(fails_at=4))
     assert not (tmp_path / runlog.SUMMARY).exists()
     with pytest.raises(UserError, match=r"trials trial-04, trial-05.* are not finished"):
-        folds_page.write(tmp_path)
+        trials_page.write(tmp_path)
     again = FakeTrainer()
-    whole = folds.train_all(config, tmp_path, again)
+    whole = regdb_trials.train_all(config, tmp_path, again)
     assert again.asked == list(range(4, 11))
     third = FakeTrainer()
-    assert folds.train_all(config, tmp_path, third) == whole
+    assert regdb_trials.train_all(config, tmp_path, third) == whole
     assert third.asked == []
 
 
 def test_another_configuration_is_refused_before_any_training(
     config: RunConfig, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    folds.train_all(config, tmp_path, FakeTrainer())
+    regdb_trials.train_all(config, tmp_path, FakeTrainer())
     other = make_config("data.kind=regdb", "data.trial=all", "seed=3")
     train = FakeTrainer()
     with pytest.raises(UserError, match=r"trial-01 .* another configuration:\n  seed: 0 -> 3"):
-        folds.train_all(other, tmp_path, train)
+        regdb_trials.train_all(other, tmp_path, train)
     assert train.asked == []
 
 
@@ -116,11 +118,11 @@ def test_the_folder_of_a_single_run_is_refused(
 ) -> None:
     runlog.claim(tmp_path, make_config(), [])
     with pytest.raises(UserError, match="holds a single run"):
-        folds.train_all(config, tmp_path, FakeTrainer())
+        regdb_trials.train_all(config, tmp_path, FakeTrainer())
 
 
 def test_the_page_tells_mean_deviation_and_every_trial(config: RunConfig, tmp_path: Path) -> None:
-    folds.train_all(config, tmp_path, FakeTrainer())
+    regdb_trials.train_all(config, tmp_path, FakeTrainer())
     result = CliRunner().invoke(cli.app, ["report", str(tmp_path)], catch_exceptions=False)
     assert result.exit_code == 0
     page = Page((tmp_path / "report.html").read_text())

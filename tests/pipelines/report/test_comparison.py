@@ -16,9 +16,10 @@ import torch
 import yaml
 from rich.console import Console
 
-from pipelines import compare
 from pipelines.errors import UserError
-from pipelines.report import heatmaps, learned_words, page, sweep_page
+from pipelines.report import comparison, heatmaps, page
+from pipelines.runs import learned_prompts
+from pipelines.sweep import page as sweep_page
 from reid_core.models import clip
 from reid_core.models.prompts import PromptLearner
 from tests.pipelines.fake_run import SUMMARY, Page, draw_person, fake_run, small_run
@@ -55,7 +56,7 @@ def save(tmp_path: Path) -> Save:
 
 
 def test_seeds_are_one_group_with_mean_and_sample_deviation(save: Save) -> None:
-    first, second = compare.read(
+    first, second = comparison.read(
         [save("a", 0, 40.0), save("b", 1, 44.0), save("c", 0, 45.0, image_to_text=0.0)]
     )
     score = first.rows["final"]["rank1"]
@@ -71,15 +72,15 @@ def test_seeds_are_one_group_with_mean_and_sample_deviation(save: Save) -> None:
 
 
 def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:
-    groups = compare.read(
+    groups = comparison.read(
         [save("a", 0, 40.0), save("b", 1, 44.0), save("c", 0, 45.0, image_to_text=0.0)]
     )
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(compare.table(groups))
+    console.print(comparison.table(groups))
     text = console.export_text()
     assert "42.0 ± 2.8" in text
     assert "45.0 (+3.0)" in text
-    html = compare.write(groups, tmp_path / "c.html").read_text(encoding="utf-8")
+    html = comparison.write(groups, tmp_path / "c.html").read_text(encoding="utf-8")
     found = Page(html)
     assert found.open == []
     assert "http" not in html
@@ -96,20 +97,20 @@ def test_unlike_protocols_are_not_compared(save: Save) -> None:
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"protocol": "RegDB"}))
     with pytest.raises(UserError, match="different protocols"):
-        compare.read([save("a", 0, 40.0), run])
+        comparison.read([save("a", 0, 40.0), run])
 
 
 def test_runs_that_cannot_be_compared(save: Save, tmp_path: Path) -> None:
     run = save("a", 0, 40.0)
     with pytest.raises(UserError, match="two run directories"):
-        compare.read([run])
+        comparison.read([run])
     with pytest.raises(UserError, match="given twice"):
-        compare.read([run, run])
+        comparison.read([run, run])
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        compare.read([run, tmp_path / "nothing"])
+        comparison.read([run, tmp_path / "nothing"])
     unfinished = small_run(tmp_path / "u", {"stage": "align", "epoch": 0})
     with pytest.raises(UserError, match="has this run finished"):
-        compare.read([run, unfinished])
+        comparison.read([run, unfinished])
 
 
 class TestSweep:
@@ -204,11 +205,11 @@ def test_recorded_words_are_shown(tmp_path: Path) -> None:
     with torch.no_grad():
         learner.tokens.copy_(text.token_embedding(ids))
     run = fake_run(tmp_path / "run", tmp_path / "data")
-    assert not learned_words.record(run, text, text), "nothing was learned there"
-    assert learned_words.record(run, torch.nn.ModuleDict({"visible": learner}), text)
+    assert not learned_prompts.record(run, text, text), "nothing was learned there"
+    assert learned_prompts.record(run, torch.nn.ModuleDict({"visible": learner}), text)
     found = Page(page.write(run).read_text(encoding="utf-8"))
     assert found.says("red 1.00 · woman 1.00 · bag 1.00 · trousers 1.00")
-    assert " ".join(found.text.split()).count("trousers 1.00") == learned_words.NUM_SHOWN
+    assert " ".join(found.text.split()).count("trousers 1.00") == learned_prompts.NUM_SHOWN
     (run / "prompts.json").write_text("{")
     assert "learned words resemble" not in page.write(run).read_text()
 
@@ -219,12 +220,12 @@ def test_chromium_opens_the_pages(tmp_path: Path, save: Save) -> None:
     """Wide and on a phone: nothing is reported missing, nothing is wider than the screen."""
     run = fake_run(tmp_path / "run", tmp_path / "data")
     save_run(run)
-    groups = compare.read([save("a", 0, 40.0), save("b", 1, 44.0)])
+    groups = comparison.read([save("a", 0, 40.0), save("b", 1, 44.0)])
     probe = (
         "<script>document.title='W'+document.documentElement.scrollWidth+' of '+innerWidth+"
         "' broken '+[...document.images].filter(i=>!i.naturalWidth).length</script></body>"
     )
-    for path in (page.write(run), compare.write(groups, tmp_path / "c.html")):
+    for path in (page.write(run), comparison.write(groups, tmp_path / "c.html")):
         path.write_text(path.read_text(encoding="utf-8").replace("</body>", probe))
         for width in (1100, 500):
             command = [

@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from pipelines.report import figures, panels, ranklists, scores
-from pipelines.report.page import duration
+from pipelines.report.templates import duration
 from pipelines.report.terminal import summary_table
 from tests.pipelines.fake_run import SUMMARY, Page, draw_person, epoch_line
 

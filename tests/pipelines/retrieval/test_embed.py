@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from pipelines import cli, vectors
-from pipelines import embed as embedding
-from pipelines.embed import Embedder, embed
-from pipelines.encoder import open_encoder
+from pipelines import cli
 from pipelines.errors import UserError
-from pipelines.sources import Part, Source, parts, record_id
+from pipelines.evaluation.encoder import open_encoder
+from pipelines.retrieval import embed as embedding
+from pipelines.retrieval import vectors
+from pipelines.retrieval.embed import Embedder, embed
+from pipelines.retrieval.sources import Part, Source, parts, record_id
 from reid_core.datasets import regdb, synthetic
 from reid_core.types import Modality, Record
 from tests.pipelines.trained import draw_folder, save_run

@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.encoder import open_encoder
 from pipelines.errors import UserError
-from pipelines.export import MAX_DIFFERENCE, _OneModality, compare, example, export
+from pipelines.evaluation.encoder import open_encoder
+from pipelines.retrieval.export import MAX_DIFFERENCE, _OneModality, compare, example, export
 from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, save_run
 
 onnxruntime = pytest.importorskip("onnxruntime")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_inference.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_inference.py"
 
 
 @pytest.fixture(scope="module")

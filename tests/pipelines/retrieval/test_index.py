@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import index as indexing
-from pipelines import vectors
 from pipelines.errors import UserError
-from pipelines.index import Index, build
+from pipelines.retrieval import index as indexing
+from pipelines.retrieval import vectors
+from pipelines.retrieval.index import Index, build
 from reid_core.types import Modality, Record
 from tests.pipelines.trained import random_rows
 

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines import checkpoint as checkpoint_files
-from pipelines.encoder import Space, open_encoder
 from pipelines.errors import UserError
-from pipelines.index import Index, build
-from pipelines.report import contact
-from pipelines.search import Query, ask, search, table
-from pipelines.sources import Source
+from pipelines.evaluation.encoder import Space, open_encoder
+from pipelines.retrieval import contact_sheet
+from pipelines.retrieval.index import Index, build
+from pipelines.retrieval.search import Query, ask, search, table
+from pipelines.retrieval.sources import Source
+from pipelines.runs import checkpoint as checkpoint_files
 from reid_core.types import Modality
 from tests.pipelines.fake_run import Page
 from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
@@ -146,7 +146,7 @@ class TestShown:
     ) -> None:
         asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
         hits = search(index, asked)
-        path = contact.write(tmp_path / "sheet.html", asked, hits, note="10 vectors")
+        path = contact_sheet.write(tmp_path / "sheet.html", asked, hits, note="10 vectors")
         html = path.read_text(encoding="utf-8")
         page = Page(html)
         assert page.open == []
@@ -162,16 +162,16 @@ class TestShown:
             replace(hit, picture=tmp_path / "gone.jpg", id="<b>") for hit in search(index, asked)
         ]
         odd = replace(asked, name="<script>", picture=None)
-        html = contact.write(tmp_path / "a.html", odd, hits, note="n").read_text()
+        html = contact_sheet.write(tmp_path / "a.html", odd, hits, note="n").read_text()
         assert "<script>" not in html
         assert "<b>" not in html
         assert html.count("picture not readable") == len(hits)
-        with Image.open(contact.write(tmp_path / "a.png", odd, hits, note="n")) as sheet:
+        with Image.open(contact_sheet.write(tmp_path / "a.png", odd, hits, note="n")) as sheet:
             assert sheet.width > 640
 
     def test_another_kind_of_file_is_refused(self, index: Index, tmp_path: Path) -> None:
         asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
         with pytest.raises(UserError, match=r"\.html or a \.png"):
-            contact.write(tmp_path / "a.pdf", asked, [], note="n")
+            contact_sheet.write(tmp_path / "a.pdf", asked, [], note="n")
         with pytest.raises(UserError, match="cannot write"):
-            contact.write(tmp_path / "no" / "a.html", asked, [], note="n")
+            contact_sheet.write(tmp_path / "no" / "a.html", asked, [], note="n")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import checkpoint
+from pipelines.runs import checkpoint
 from pipelines.errors import UserError
 
 STATE = {"progress": {"stage": "align", "epoch": 1}, "module": {"w": torch.arange(6.0).view(2, 3)}}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event
 
-from pipelines import board
+from pipelines.runs import tensorboard
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -32,5 +32,5 @@ def test_numbers_of_an_epoch(tmp_path: Path) -> None:
             "warnings": [],
             "truth": {"matching_accuracy": None},
         }
-        board.write(tmp_path, line)
-    assert scalars(tmp_path / board.FOLDER) == {"align/losses/total": [(0, 2.0), (1, 1.0)]}
+        tensorboard.write(tmp_path, line)
+    assert scalars(tmp_path / tensorboard.FOLDER) == {"align/losses/total": [(0, 2.0), (1, 1.0)]}

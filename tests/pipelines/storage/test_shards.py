@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import shards
+from pipelines.storage import shards
 
 
 @pytest.fixture

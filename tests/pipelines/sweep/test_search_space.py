@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pipelines import config as configuration
-from pipelines import sweep, trials
 from pipelines.errors import UserError
-from pipelines.report import sweep_page
-from pipelines.sweep import Domain
-from pipelines.trials import Ledger, Trial
+from pipelines.sweep import ledger as ledgers
+from pipelines.sweep import page, search_space
+from pipelines.sweep.ledger import Ledger, Trial
+from pipelines.sweep.search_space import Domain
 from tests.pipelines.searches import KEEP, WEIGHT, ended, search_writer
 
 
@@ -26,19 +26,21 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 class TestSearchFile:
     def test_overrides_reach_every_trial_and_values_win(self, write: Callable[..., Path]) -> None:
-        study = sweep.load(write(overrides={WEIGHT: 3.0}), ["model.height=96", "data.root=/x"])
-        config = sweep.trial_config(study, {KEEP: 0.9}, seed=7)
+        study = search_space.load(
+            write(overrides={WEIGHT: 3.0}), ["model.height=96", "data.root=/x"]
+        )
+        config = search_space.trial_config(study, {KEEP: 0.9}, seed=7)
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (3.0, 0.9)
         assert (config.model.height, str(config.data.root), config.seed) == (96, "/x", 7)
 
     def test_trials_never_see_test_people(self, write: Callable[..., Path]) -> None:
-        config = sweep.trial_config(sweep.load(write()), {}, seed=0)
+        config = search_space.trial_config(search_space.load(write()), {}, seed=0)
         assert (config.data.fit, config.evaluation.split) == ("train", "val")
 
     def test_best_recipe_trains_and_measures_as_the_recipe_says(
         self, write: Callable[..., Path]
     ) -> None:
-        config = sweep.best_config(sweep.load(write()), {KEEP: 0.9})
+        config = search_space.best_config(search_space.load(write()), {KEEP: 0.9})
         assert (config.data.fit, config.evaluation.split) == ("train+val", "test")
         assert config.cclnet.swap.keep == 0.9
 
@@ -74,36 +76,39 @@ class TestSearchFile:
         self, write: Callable[..., Path], changes: dict[str, Any], message: str
     ) -> None:
         with pytest.raises(UserError, match=message):
-            sweep.load(write(**changes))
+            search_space.load(write(**changes))
 
     def test_halving_needs_scores_during_training(self, write: Callable[..., Path]) -> None:
         silent = {f"cclnet.{stage}.evaluate_every": 0 for stage in ("prepare", "align")}
         asha = {"grace_epochs": 2}
         with pytest.raises(UserError, match="evaluate_every above 0"):
-            sweep.load(write(asha=asha, overrides=silent))
+            search_space.load(write(asha=asha, overrides=silent))
         silent["cclnet.align.evaluate_every"] = 1
-        assert sweep.load(write(asha=asha, overrides=silent)).search.asha
+        assert search_space.load(write(asha=asha, overrides=silent)).search.asha
 
     def test_halving_by_stability_needs_no_scores(self, write: Callable[..., Path]) -> None:
         silent = {f"cclnet.{stage}.evaluate_every": 0 for stage in ("prepare", "align")}
         path = write(asha={"grace_epochs": 2}, overrides=silent, objective="stability")
-        assert sweep.load(path).search.asha
+        assert search_space.load(path).search.asha
 
     def test_unknown_file_lists_those_that_ship(self) -> None:
         with pytest.raises(UserError, match="search_cclnet"):
-            sweep.load(Path("nothing.yaml"))
+            search_space.load(Path("nothing.yaml"))
 
     @pytest.mark.parametrize(
         "name",
-        [path.stem for path in Path(sweep.__file__).parents[1].glob("tune_configs/search_*")],
+        [
+            path.stem
+            for path in Path(search_space.__file__).parents[2].glob("tune_configs/search_*")
+        ],
     )
     def test_shipped_searches_are_valid(self, name: str) -> None:
-        assert sweep.load(Path(name), ["data.root=/data"]).search.space
+        assert search_space.load(Path(name), ["data.root=/data"]).search.space
 
 
 class TestPoints:
     def test_grid_is_every_combination(self, write: Callable[..., Path]) -> None:
-        found = sweep.points(sweep.load(write()))
+        found = search_space.points(search_space.load(write()))
         assert found is not None
         assert [(p[WEIGHT], p[KEEP]) for p in found] == [
             (0.1, 0.0), (0.1, 0.2), (0.1, 1.0), (1.0, 0.0), (1.0, 0.2), (1.0, 1.0),
@@ -111,7 +116,7 @@ class TestPoints:
 
     def test_axes_move_one_key_from_the_recipe(self, write: Callable[..., Path]) -> None:
         """The recipe's own point (0.5, 0.2) comes first and once."""
-        found = sweep.points(sweep.load(write(method="axes")))
+        found = search_space.points(search_space.load(write(method="axes")))
         assert found is not None
         assert [(p[WEIGHT], p[KEEP]) for p in found] == [
             (0.5, 0.2), (0.1, 0.2), (1.0, 0.2), (0.5, 0.0), (0.5, 1.0),
@@ -120,7 +125,9 @@ class TestPoints:
     def test_more_trials_keep_the_first_ones(self, write: Callable[..., Path]) -> None:
         space = {WEIGHT: {"loguniform": [0.01, 10]}, KEEP: {"uniform": [0, 1]}}
         few, more = (
-            sweep.points(sweep.load(write(method="random", space=space, budget={"trials": n})))
+            search_space.points(
+                search_space.load(write(method="random", space=space, budget={"trials": n}))
+            )
             for n in (3, 5)
         )
         assert few is not None
@@ -143,7 +150,7 @@ class TestPoints:
 
 class TestLedger:
     def make(self, write: Callable[..., Path], root: Path, **changes: Any) -> Ledger:
-        return Ledger(root, sweep.load(write(**changes)), resume=root.exists())
+        return Ledger(root, search_space.load(write(**changes)), resume=root.exists())
 
     def test_resume_goes_on_with_what_is_left(
         self, write: Callable[..., Path], tmp_path: Path
@@ -151,7 +158,7 @@ class TestLedger:
         """Of six points one finished, one was halved, one failed, one was interrupted."""
         root = tmp_path / "sweep"
         first = self.make(write, root)
-        points = sweep.points(sweep.load(write()))
+        points = search_space.points(search_space.load(write()))
         assert points is not None
         names = [first.begin(point) for point in points[:4]]
         assert names == ["trial-000", "trial-001", "trial-002", "trial-003"]
@@ -164,7 +171,7 @@ class TestLedger:
         assert again.pending() == {names[2]: points[2], names[3]: points[3]}
         assert [again.begin(point) for point in points[2:5]] == [names[2], names[3], "trial-004"]
         again.end(ended(names[2], points[2], 25.0))
-        assert [trial.name for trial in trials.read(root)] == names[:3]
+        assert [trial.name for trial in ledgers.read(root)] == names[:3]
 
     def test_equal_values_twice_are_two_trials(
         self, write: Callable[..., Path], tmp_path: Path
@@ -173,24 +180,24 @@ class TestLedger:
         assert ledger.begin({KEEP: 1.0}) != ledger.begin({KEEP: 1.0})
 
     def test_used_folder_without_resume(self, write: Callable[..., Path], tmp_path: Path) -> None:
-        Ledger(tmp_path / "sweep", sweep.load(write()), resume=False)
+        Ledger(tmp_path / "sweep", search_space.load(write()), resume=False)
         with pytest.raises(UserError, match="add --resume"):
-            Ledger(tmp_path / "sweep", sweep.load(write()), resume=False)
+            Ledger(tmp_path / "sweep", search_space.load(write()), resume=False)
 
     def test_more_budget_is_no_other_sweep(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
-        Ledger(tmp_path / "sweep", sweep.load(write()), resume=False)
-        Ledger(tmp_path / "sweep", sweep.load(write(budget={"minutes": 9})), resume=True)
+        Ledger(tmp_path / "sweep", search_space.load(write()), resume=False)
+        Ledger(tmp_path / "sweep", search_space.load(write(budget={"minutes": 9})), resume=True)
         with pytest.raises(UserError, match="objective: mAP -> rank1"):
-            Ledger(tmp_path / "sweep", sweep.load(write(objective="rank1")), resume=True)
+            Ledger(tmp_path / "sweep", search_space.load(write(objective="rank1")), resume=True)
 
     def test_lines_are_what_readers_expect(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
         ledger = self.make(write, tmp_path / "sweep")
         ledger.end(ended("trial-000", {KEEP: 1.0}, 30.0, seconds=4.0))
-        line = json.loads((tmp_path / "sweep" / trials.TRIALS).read_text())
+        line = json.loads((tmp_path / "sweep" / ledgers.TRIALS).read_text())
         assert line["name"] == "trial-000"
         assert line["config"] == {KEEP: 1.0}
         assert line["scores"] == {"mAP": 30.0, "rank1": 31.0}
@@ -208,12 +215,12 @@ class TestSummary:
     )
 
     def test_a_stopped_trial_is_never_the_best(self) -> None:
-        order = [trial.name for trial in trials.ranked(self.ENDED, "mAP")]
+        order = [trial.name for trial in ledgers.ranked(self.ENDED, "mAP")]
         assert order == ["a", "d", "b", "c", "e", "f"]
 
     def test_sensitivity_is_the_best_of_the_others(self) -> None:
         """By hand: weight .1 -> max(30, 20), 1 -> max(10, 25); keep 0 -> 30, 1 -> 25."""
-        assert trials.sensitivity(self.ENDED, "mAP", method="grid") == {
+        assert ledgers.sensitivity(self.ENDED, "mAP", method="grid") == {
             WEIGHT: [(0.1, 30.0), (1.0, 25.0)],
             KEEP: [(0.0, 30.0), (1.0, 25.0)],
         }
@@ -227,7 +234,7 @@ class TestSummary:
             ended("d", {WEIGHT: 1.0, KEEP: 0.1}, 29.0),
             ended("e", {WEIGHT: 1.0, KEEP: 1}, 31.0),
         )
-        assert trials.sensitivity(found, "mAP", method="axes") == {
+        assert ledgers.sensitivity(found, "mAP", method="axes") == {
             WEIGHT: [(0, 20.0), (1.0, 30.0), (4, 40.0)],
             KEEP: [(0.1, 29.0), (0.5, 30.0), (1, 31.0)],
         }
@@ -235,48 +242,48 @@ class TestSummary:
     def test_best_recipe_is_one_that_train_takes(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
-        study = sweep.load(write())
+        study = search_space.load(write())
         ledger = Ledger(tmp_path / "sweep", study, resume=False)
         for trial in self.ENDED:
             ledger.end(trial)
-        assert trials.write_best(ledger.root, study).name == "a"
-        config = configuration.load(ledger.root / trials.BEST)
+        assert ledgers.write_best(ledger.root, study).name == "a"
+        config = configuration.load(ledger.root / ledgers.BEST)
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (0.1, 0.0)
         assert config.evaluation.split == "test"
 
     def test_nothing_finished_quotes_the_error(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
-        study = sweep.load(write())
+        study = search_space.load(write())
         ledger = Ledger(tmp_path / "sweep", study, resume=False)
         ledger.end(self.ENDED[-1])
         with pytest.raises(UserError, match="no trial of the sweep finished: no cluster"):
-            trials.write_best(ledger.root, study)
+            ledgers.write_best(ledger.root, study)
 
     def test_an_epoch_is_judged_with_and_without_labels(self) -> None:
         line = {"stage": "align", "stability": {"visible": 0.8, "infrared": 0.5}}
-        assert trials.scores_of(line) == pytest.approx({"stability": 65.0})
-        assert trials.scores_of(line | {"scores": {"mAP": 30.0}})["mAP"] == 30.0
-        assert trials.scores_of({"stage": "align", "scores": {"mAP": 30.0}}) == {"mAP": 30.0}
-        assert trials.scores_of({"stage": "prompts"}) == {}
+        assert ledgers.scores_of(line) == pytest.approx({"stability": 65.0})
+        assert ledgers.scores_of(line | {"scores": {"mAP": 30.0}})["mAP"] == 30.0
+        assert ledgers.scores_of({"stage": "align", "scores": {"mAP": 30.0}}) == {"mAP": 30.0}
+        assert ledgers.scores_of({"stage": "prompts"}) == {}
 
     def test_the_recipe_and_the_page_say_that_no_label_decided(
         self, write: Callable[..., Path], tmp_path: Path
     ) -> None:
-        study = sweep.load(write(objective="stability"))
+        study = search_space.load(write(objective="stability"))
         ledger = Ledger(tmp_path / "sweep", study, resume=False)
         for name, keep, stable in (("a", 0.0, 60.0), ("b", 1.0, 70.0)):
             scores = {"stability": stable}
             ledger.end(Trial(name, {KEEP: keep}, "finished", scores, runs={"0": scores}))
-        assert trials.write_best(ledger.root, study).name == "b"
+        assert ledgers.write_best(ledger.root, study).name == "b"
         assert (
             "stability 70.00 % (last two clusterings, no label)"
-            in (ledger.root / trials.BEST).read_text()
+            in (ledger.root / ledgers.BEST).read_text()
         )
-        page = sweep_page.write(ledger.root).read_text()
-        assert "without any label" in page
-        assert "Rank-1" not in page
+        shown = page.write(ledger.root).read_text()
+        assert "without any label" in shown
+        assert "Rank-1" not in shown
 
     def test_mean_over_seeds(self) -> None:
         runs = {"0": {"mAP": 10.0}, "1": {"mAP": 20.0}}
-        assert trials.mean_scores(runs) == {"mAP": 15.0}
+        assert ledgers.mean_scores(runs) == {"mAP": 15.0}

@@ -14,11 +14,12 @@ import yaml
 from rich.console import Console
 
 from pipelines import config as configuration
-from pipelines import sweep, trials
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
-from pipelines.trials import Ledger
-from pipelines.tune import slots
+from pipelines.sweep import ledger as ledgers
+from pipelines.sweep import search_space
+from pipelines.sweep.ledger import Ledger
+from pipelines.sweep.tuner import slots
 from tests.pipelines.searches import KEEP, WEIGHT, ended, search_writer
 
 
@@ -64,13 +65,13 @@ def test_people_without_labels_are_judged_by_stability(
     write: Callable[..., Path], tree: Path, tmp_path: Path
 ) -> None:
     """Found before anything starts, with the objective that would do."""
-    from pipelines.tune import search_for_best
+    from pipelines.sweep.tuner import search_for_best
 
     root = tmp_path / "people"
     for modality in ("visible", "infrared"):
         (root / modality).mkdir(parents=True)
         shutil.copy(next(tree.rglob("*.jpg")), root / modality)
-    study = sweep.load(write(), [f"data.root={root}", "data.kind=folder"])
+    study = search_space.load(write(), [f"data.root={root}", "data.kind=folder"])
     with pytest.raises(UserError, match="has none: give some, or choose objective: stability"):
         search_for_best(study, tmp_path / "sweep", [], resume=False)
 
@@ -78,10 +79,10 @@ def test_people_without_labels_are_judged_by_stability(
 class TestOptuna:
     def test_knows_what_the_sweep_found(self, write: Callable[..., Path], tmp_path: Path) -> None:
         pytest.importorskip("optuna")
-        from pipelines.tune import _optuna
+        from pipelines.sweep.tuner import _optuna
 
         space = {WEIGHT: {"loguniform": [0.1, 10]}, KEEP: {"values": [0.0, 1.0]}}
-        study = sweep.load(write(method="optuna", space=space, budget={"trials": 5}))
+        study = search_space.load(write(method="optuna", space=space, budget={"trials": 5}))
         ledger = Ledger(tmp_path / "sweep", study, resume=False)
         interrupted = {WEIGHT: 0.3, KEEP: 1.0}
         ledger.begin(interrupted)
@@ -116,9 +117,9 @@ def test_optuna_with_halving_and_a_larger_budget(
 ) -> None:
     """Ten trials on Ray Tune, then two more that know of the ten."""
     pytest.importorskip("optuna")
-    from pipelines import tune
+    from pipelines.sweep import tuner
 
-    monkeypatch.setattr(tune, "_trial", peak)
+    monkeypatch.setattr(tuner, "_trial", peak)
     search = {
         "method": "optuna",
         "space": {WEIGHT: {"loguniform": [0.001, 1000]}},
@@ -127,13 +128,13 @@ def test_optuna_with_halving_and_a_larger_budget(
     root = tmp_path / "sweep"
     budget = {"trials": 10, "concurrent": 2}
     data = [f"data.root={tree}"]
-    study = sweep.load(write(**search, budget=budget), data)
-    found, best = tune.search_for_best(study, root, [], resume=False)
+    study = search_space.load(write(**search, budget=budget), data)
+    found, best = tuner.search_for_best(study, root, [], resume=False)
     assert len(found) == 10
     assert {trial.status for trial in found} == {"finished", "stopped"}
     assert best.scores["mAP"] == max(t.scores["mAP"] for t in found if t.status == "finished")
-    study = sweep.load(write(**search, budget=budget | {"trials": 12}), data)
-    more, _ = tune.search_for_best(study, root, [], resume=True)
+    study = search_space.load(write(**search, budget=budget | {"trials": 12}), data)
+    more, _ = tuner.search_for_best(study, root, [], resume=True)
     assert more[:10] == found
     assert len(more) == 12
 
@@ -145,7 +146,7 @@ def test_sweep_on_ray(
 ) -> None:
     """Two trials side by side, judged without labels; one fails and does not end the sweep; resume
     tries it again."""
-    from pipelines.tune import search_for_best
+    from pipelines.sweep.tuner import search_for_best
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
@@ -163,22 +164,22 @@ def test_sweep_on_ray(
         "objective": "stability",
     }
     path.write_text(yaml.safe_dump(content))
-    study, root = sweep.load(path), tmp_path / "sweep"
+    study, root = search_space.load(path), tmp_path / "sweep"
     found, best = search_for_best(study, root, ["crossreid", "tune"], resume=False)
     assert {trial.config["cclnet.clustering.min_samples"]: trial.status for trial in found} == {
         4: "finished",
         500: "failed",
     }
     assert "no cluster" in next(trial.error for trial in found if trial.status == "failed")
-    run_dir = root / trials.FOLDER / best.name / "seed-0"
+    run_dir = root / ledgers.FOLDER / best.name / "seed-0"
     rows = json.loads((run_dir / "summary.json").read_text())["rows"]
     assert best.scores == {**rows["final"], "stability": best.scores["stability"]}
     assert (run_dir / "report.html").is_file()
     assert (root / "report.html").is_file()
-    configuration.load(root / trials.BEST)
+    configuration.load(root / ledgers.BEST)
     again, _ = search_for_best(study, root, ["crossreid", "tune"], resume=True)
     assert sorted((trial.name, trial.status) for trial in again) == sorted(
         (trial.name, trial.status) for trial in found
     )
     with capsys.disabled():
-        Console(width=120).print(trials.table(again, "stability"))
+        Console(width=120).print(ledgers.table(again, "stability"))

@@ -18,10 +18,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pipelines import checkpoint, loop, runlog, strict
 from pipelines.config import RunConfig
-from pipelines.epochs import EpochStart
-from pipelines.step import data_parallel
+from pipelines.runs import checkpoint, runlog
+from pipelines.training import deterministic, loop
+from pipelines.training.epoch import EpochStart
+from pipelines.training.step import data_parallel
 from reid_core.types import Batch, Modality
 from tests.pipelines import small_runs
 
@@ -133,7 +134,7 @@ def run_strictly(method: str, root: Path, folder: Path) -> list[str]:
     """Hashes of every epoch's state, labels among it; on rank 0."""
     config = small_runs.make_config(method, root, "trainer.strict=true", THREE_EPOCHS[method])
     run, kept = small_runs.open_run(config, folder), small_runs.Kept(folder / "kept")
-    strict.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
     return kept.hashes
 
 

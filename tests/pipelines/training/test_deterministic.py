@@ -13,22 +13,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import collectives, strict
-from pipelines.batchnorm import GlobalBatchNorm
+from pipelines.data.prepare import check_settings
+from pipelines.distributed import collectives
+from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.errors import UserError
-from pipelines.prepare import check_settings
+from pipelines.training import deterministic
 from reid_core.types import Batch, Modality
 from tests.pipelines import small_runs
 
 SHARDS, ROWS = 4, 3
 
 
-def together(work: Callable[[strict.Shard], Any]) -> list[Any]:
+def together(work: Callable[[deterministic.Shard], Any]) -> list[Any]:
     """`work` in every shard of one process, in lock step."""
-    meeting = strict.Meeting(SHARDS)
+    meeting = deterministic.Meeting(SHARDS)
 
     def run(index: int) -> Any:
-        shard = strict.Shard(meeting, index, rank=index, size=SHARDS)
+        shard = deterministic.Shard(meeting, index, rank=index, size=SHARDS)
         with collectives.joined(shard), meeting.left_together():
             return work(shard)
 
@@ -51,7 +52,7 @@ def test_a_shard_is_a_worker_in_its_own_thread_only() -> None:
 
 
 def test_rows_sums_shares_and_numbers_arrive_in_order() -> None:
-    def work(shard: strict.Shard) -> tuple[Tensor, Tensor, Tensor, int]:
+    def work(shard: deterministic.Shard) -> tuple[Tensor, Tensor, Tensor, int]:
         mine = rows_of(shard.rank)
         share = torch.arange(7)[collectives.slice_of(7)]
         return (
@@ -74,7 +75,7 @@ def test_rows_sums_shares_and_numbers_arrive_in_order() -> None:
 def test_a_gathered_row_hears_of_every_loss() -> None:
     weights = torch.arange(1.0, SHARDS + 1)
 
-    def work(shard: strict.Shard) -> Tensor:
+    def work(shard: deterministic.Shard) -> Tensor:
         mine = rows_of(shard.rank).requires_grad_()
         (collectives.gather(mine).square().sum() * weights[shard.rank]).backward()
         assert mine.grad is not None
@@ -89,7 +90,7 @@ def test_batch_normalisation_is_that_of_all_rows() -> None:
     expected = alone(x)
     expected.pow(3).sum().backward()
 
-    def work(shard: strict.Shard) -> tuple[Tensor, Tensor, Tensor]:
+    def work(shard: deterministic.Shard) -> tuple[Tensor, Tensor, Tensor]:
         norm, mine = GlobalBatchNorm(5), rows_of(shard.rank).requires_grad_()
         out = norm(mine)
         out.pow(3).sum().backward()
@@ -112,7 +113,7 @@ def test_replicas_take_the_step_of_the_mean_gradient() -> None:
     with torch.random.fork_rng():
         replicas, alone = [network() for _ in range(SHARDS)], network()
 
-    def work(shard: strict.Shard) -> Tensor:
+    def work(shard: deterministic.Shard) -> Tensor:
         module = replicas[shard.rank]
         optimiser = torch.optim.SGD(module.parameters(), lr=1.0)
         model = shard.distribute(module, optimiser)
@@ -136,7 +137,7 @@ def test_every_shard_is_dealt_its_rows_of_every_batch() -> None:
     ]
     opened = []
 
-    def work(shard: strict.Shard) -> list[list[int]]:
+    def work(shard: deterministic.Shard) -> list[list[int]]:
         def open_stream() -> Any:
             opened.append(threading.get_ident())
             return iter(whole)
@@ -150,7 +151,7 @@ def test_every_shard_is_dealt_its_rows_of_every_batch() -> None:
 
 
 def test_a_shard_that_fails_is_not_waited_for() -> None:
-    def work(shard: strict.Shard) -> None:
+    def work(shard: deterministic.Shard) -> None:
         if shard.rank == 2:
             raise ValueError("row 3 is zero")
         shard.sum(torch.ones(1))
@@ -171,11 +172,11 @@ def test_the_culprit_is_named_not_those_that_waited(monkeypatch: pytest.MonkeyPa
                 raise ValueError("row 3 is zero")
             collectives.sum_over_workers(torch.ones(1))
 
-    monkeypatch.setattr(strict, "TrainingLoop", Stumbling)
+    monkeypatch.setattr(deterministic, "TrainingLoop", Stumbling)
     job: Any = SimpleNamespace(config=SimpleNamespace(trainer=SimpleNamespace(shards=SHARDS)))
     bank: Any = None
     with pytest.raises(ValueError, match="row 3 is zero"):
-        strict.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
+        deterministic.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
 
 
 def test_a_compiler_may_not_choose_the_order(tmp_path: Path) -> None:

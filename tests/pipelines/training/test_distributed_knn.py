@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from pipelines.config import RunConfig
-from pipelines.loop import Job
-from pipelines.prepare import prepare
-from pipelines.spread import nearest_in_tasks
-from reid_core.neighbours import nearest
+from pipelines.data.prepare import prepare
+from pipelines.training.distributed_knn import nearest_in_tasks
+from pipelines.training.job import Job
+from reid_core.knn.search import nearest
 
 
 @pytest.mark.slow
@@ -41,7 +41,7 @@ def test_the_memory_actor_has_all_cores(
     """Ray gives one thread to whoever reserves no CPU."""
     import ray
 
-    from pipelines import train
+    from pipelines.training import driver
 
     def threads(actor: Any) -> int:
         import torch
@@ -50,7 +50,7 @@ def test_the_memory_actor_has_all_cores(
 
     config = make_config()
     prepared = prepare(config, lambda inputs, modality: [])
-    bank = train._bank(Job.of(config, prepared, tmp_path), prepared)
+    bank = driver._bank(Job.of(config, prepared, tmp_path), prepared)
     found = ray.get(bank.__ray_call__.remote(threads))
     ray.kill(bank)
     assert found == os.cpu_count()

@@ -15,7 +15,7 @@ def test_a_run_on_nodes_that_go_and_come_ends_as_the_undisturbed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Three nodes, two workers, one, two; strict, so that the hashes must be equal."""
-    script = Path(__file__).parents[2] / "benchmarks" / "elastic.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "elastic.py"
     out = tmp_path / "elastic.json"
     command = [sys.executable, str(script), "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from pipelines.config import RunConfig
-from pipelines.epochs import EpochStart
 from pipelines.errors import BarrierTimeoutError, StaleBankError
-from pipelines.memory_bank import MemoryBank
+from pipelines.training.epoch import EpochStart
+from pipelines.training.memory_bank import MemoryBank
 from reid_core.types import Modality
 
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import loop, runlog
+from pipelines.runs import runlog
+from pipelines.training import loop
 from tests.pipelines import small_runs
 
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pipelines import checkpoint, loop, recovery, runlog
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError, UserError
-from pipelines.memory_bank import MemoryBank
+from pipelines.runs import checkpoint, recovery, runlog
+from pipelines.training import loop
+from pipelines.training.memory_bank import MemoryBank
 from reid_core.types import Modality
 from tests.pipelines import small_runs
 
@@ -197,7 +198,7 @@ def test_killed_processes_end_as_the_undisturbed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Seven of the kills, on a real Ray; the script asserts that they happened and equal hashes."""
-    script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+    script = Path(__file__).parents[3] / "benchmarks" / "kills.py"
     table = tmp_path / "kills.json"
     command = [sys.executable, str(script), "--out", str(table)]
     for kill in KILLS:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import checkpoint, loop, train
 from pipelines.errors import UserError
+from pipelines.runs import checkpoint
+from pipelines.training import driver, loop
 from tests.pipelines import small_runs
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def test_a_stage_of_another_model_is_refused(finished: tuple) -> None:
         update={"start_from": start, "model": config.model.model_copy(update={"width": 48})}
     )
     with pytest.raises(UserError, match=r"start_from.*model"):
-        train._finished_stage(other)
+        driver._finished_stage(other)
     nothing = config.model_copy(update={"start_from": run_dir / "nowhere"})
     with pytest.raises(UserError, match="no checkpoint"):
-        train._finished_stage(nothing)
+        driver._finished_stage(nothing)

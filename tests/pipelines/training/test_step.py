@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines import step
 from pipelines.config import TrainerConfig
-from pipelines.objective import Means
+from pipelines.training import step
+from pipelines.training.global_loss import Means
 from reid_core.types import Batch, Modality, Term
 
 VISIBLE = Modality.VISIBLE

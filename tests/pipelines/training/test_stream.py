@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.stream import Share
+from pipelines.training.stream import Share
 
 
 @pytest.mark.parametrize(

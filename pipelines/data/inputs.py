@@ -1,0 +1,69 @@
+"""Where the rows of a split lie, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.decode import read_image
+from reid_core.types import Modality, Split
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where the rows of a split lie.
+
+    Attributes:
+        root: folder of the data set, or its URI.
+        paths: per image modality, (n,) paths relative to it, in row order.
+        height, width: size in pixels that images are decoded to.
+        tokens: (n captions, 77) int64 token ids, or None.
+        owners: (n captions,) int64 visible row that each caption describes, or None.
+    """
+
+    root: Path
+    paths: dict[Modality, np.ndarray]
+    height: int
+    width: int
+    tokens: np.ndarray | None = None
+    owners: np.ndarray | None = None
+
+    def num_rows(self, modality: Modality) -> int:
+        """Images, or captions, of a modality."""
+        if modality == Modality.TEXT:
+            return 0 if self.tokens is None else len(self.tokens)
+        return len(self.paths[modality])
+
+    def read(self, modality: Modality, rows: np.ndarray) -> np.ndarray:
+        """Decoded images (B, 3, H, W) uint8, or token ids (B, 77), of the given rows."""
+        if modality == Modality.TEXT:
+            assert self.tokens is not None
+            return self.tokens[rows]
+        images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
+        for i, path in enumerate(self.paths[modality][rows]):
+            images[i] = read_image(self.root / path, height=self.height, width=self.width)
+        return images
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A split with person ids, and where its rows lie."""
+
+    split: Split
+    inputs: Inputs
+
+
+def find_unreadable(
+    inputs: Inputs, modality: Modality, rows: Sequence[int] | np.ndarray
+) -> list[tuple[int, str]]:
+    """Rows that cannot be decoded, with the reason that names the file."""
+    broken = []
+    for row in rows:
+        try:
+            inputs.read(modality, np.array([row]))
+        except ValueError as error:
+            broken.append((int(row), str(error)))
+    return broken

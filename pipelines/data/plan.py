@@ -1,0 +1,99 @@
+"""The global batches of an epoch, and the slices of them that each worker streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.replacements import alternates
+from pipelines.distributed.collectives import shares
+from reid_core.types import Modality
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A global batch: per image modality its rows and its views of each row."""
+
+    rows: dict[Modality, int]
+    views: dict[Modality, int]
+
+    def parts(self, rank: int, world: int) -> dict[Modality, slice]:
+        """One worker's rows of each modality."""
+        return {m: shares(rows, world)[rank] for m, rows in self.rows.items()}
+
+    def num_lines(self, rank: int, world: int) -> int:
+        """Images that one worker receives per batch."""
+        parts = self.parts(rank, world)
+        return sum((part.stop - part.start) * self.views[m] for m, part in parts.items())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The global batches of one epoch, per image modality (batches, B).
+
+    Attributes:
+        rows: int64 row ids of the modality.
+        labels: int64 classes.
+        seeds: (batches, B V) uint64 augmentation seeds, the V views of a row together.
+        captions: (batches, B) int64 caption of each visible row, or None.
+    """
+
+    rows: dict[Modality, np.ndarray]
+    labels: dict[Modality, np.ndarray]
+    seeds: dict[Modality, np.ndarray]
+    captions: np.ndarray | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Steps of the epoch."""
+        return len(next(iter(self.rows.values())))
+
+    @property
+    def shape(self) -> BatchShape:
+        """Of a global batch."""
+        rows = {m: x.shape[1] for m, x in self.rows.items()}
+        return BatchShape(rows, {m: self.seeds[m].shape[1] // rows[m] for m in rows})
+
+    @cached_property
+    def alternates(self) -> dict[Modality, np.ndarray]:
+        """Per modality (batches, B, NUM_ALTERNATES) places of images of the same class, or -1."""
+        found = {}
+        for m, rows in self.rows.items():
+            views = self.shape.views[m]
+            found[m] = alternates(rows, self.labels[m], self.seeds[m][:, ::views])
+        return found
+
+    def rank_slice(self, modality: Modality, batches: slice, rank: int, world: int) -> pa.Table:
+        """Rank's share of some consecutive global batches, batch-major, a line per view.
+
+        Columns row and caption are followed by those of the alternates: row1, caption1, ...
+        """
+        rows, seeds = self.rows[modality][batches], self.seeds[modality][batches]
+        num, size = rows.shape
+        views = seeds.shape[1] // size
+        part = shares(size, world)[rank]
+        length = views * (part.stop - part.start)
+
+        def per_view(columns: np.ndarray) -> np.ndarray:
+            return np.repeat(columns[:, part], views, axis=1).ravel()
+
+        columns = {
+            "row": per_view(rows),
+            "label": per_view(self.labels[modality][batches]),
+            "batch": np.repeat(np.arange(batches.start, batches.start + num), length),
+            "rank": np.full(num * length, rank),
+            "position": np.tile(np.arange(views * part.start, views * part.stop), num),
+            "view": np.tile(np.arange(length) % views, num),
+            "seed": seeds[:, views * part.start : views * part.stop].ravel(),
+        }
+        if self.captions is not None:
+            columns["caption"] = per_view(self.captions[batches])
+        for number, places in enumerate(np.moveaxis(self.alternates[modality][batches], -1, 0), 1):
+            for name, whole in (("row", self.rows[modality]), ("caption", self.captions)):
+                if whole is not None:
+                    chosen = np.where(places < 0, -1, whole.ravel()[places])
+                    columns[f"{name}{number}"] = per_view(chosen)
+        return pa.table(columns)

@@ -1,0 +1,75 @@
+"""What is trained on, where results go, and whom the workers ask between epochs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pipelines.config import RunConfig
+from pipelines.data.inputs import Inputs, Measured
+from pipelines.data.prepare import Prepared
+from pipelines.training.epoch import EpochStart, Key
+from reid_core.methods import METHODS
+from reid_core.types import Modality
+
+
+class Bank(Protocol):
+    """What the loop asks between epochs: a `MemoryBank`, a `Planner`, or a proxy of either."""
+
+    def open(self) -> int: ...
+
+    def add_features(
+        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+    ) -> None: ...
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on, and where results go; the same for every worker.
+
+    Attributes:
+        config: the run's configuration.
+        run_dir: run directory, on a file system that all workers see.
+        kind: of the data set, whose protocols measure.
+        train: training rows.
+        measured: what scores are reported of; None where nothing can be measured.
+        selection: people that choose the epoch whose scores are reported apart; None without.
+        identities: per modality (n,) given classes; None where the method is not told any.
+    """
+
+    config: RunConfig
+    run_dir: Path
+    kind: str
+    train: Inputs
+    measured: Measured | None
+    selection: Measured | None = None
+    identities: dict[Modality, np.ndarray] | None = None
+
+    @classmethod
+    def of(cls, config: RunConfig, prepared: Prepared, run_dir: Path) -> Job:
+        """The work of a run on a checked data set; its classes where the method is told them.
+
+        Raises:
+            UserError: the method needs a person id that a training image lacks.
+        """
+        method = METHODS[config.method]
+        told = method.supervision(config.settings) == "identities"
+        return cls(
+            config,
+            run_dir,
+            prepared.kind,
+            prepared.train_inputs,
+            prepared.measured,
+            prepared.selection,
+            prepared.identities(method.INPUTS) if told else None,
+        )
+
+    @property
+    def needs_memory(self) -> bool:
+        """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
+        return self.identities is None or hasattr(METHODS[self.config.method], "cluster")
