@@ -24,7 +24,7 @@ SCORES = ("rank1", "mAP")
 
 @dataclass(frozen=True)
 class World:
-    """One drawing of generated people; fields as `synthetic.write` takes them."""
+    """One drawing of generated identities; fields as `synthetic.write` takes them."""
 
     seed: int
     num_identities: int = 500

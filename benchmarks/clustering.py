@@ -34,8 +34,8 @@ MEBIBYTE = 2**20
 def world(kind: str, num_rows: int, width: int) -> np.ndarray:
     """Unit rows.
 
-    easy: people far apart. hard: four looks per person, from clear to drowned in noise. random: no
-    people. copies: hard, each row repeated up to 8 times and some 60 times more.
+    easy: identities far apart. hard: four looks per person, from clear to drowned in noise. random:
+    no identities. copies: hard, each row repeated up to 8 times and some 60 times more.
     """
     rng = np.random.default_rng(0)
     if kind == "easy":
@@ -45,8 +45,8 @@ def world(kind: str, num_rows: int, width: int) -> np.ndarray:
     elif kind == "random":
         x = rng.normal(size=(num_rows, width)).astype(np.float32)
     elif kind == "hard":
-        people = rng.normal(size=(num_rows // 40, width)).astype(np.float32)
-        looks = np.repeat(people, 4, axis=0)
+        identities = rng.normal(size=(num_rows // 40, width)).astype(np.float32)
+        looks = np.repeat(identities, 4, axis=0)
         looks += rng.normal(size=looks.shape).astype(np.float32)
         x = looks[rng.integers(0, len(looks), num_rows)]
         x += rng.uniform(1, 6, (num_rows, 1)) * rng.normal(size=x.shape)

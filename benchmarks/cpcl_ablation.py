@@ -1,4 +1,4 @@
-"""What each part of CPCL brings on generated people with captions.
+"""What each part of CPCL brings on generated identities with captions.
 
 Every row starts from the same weights and runs on the same freshly drawn worlds, one per seed, with
 the same steps, batches and masked words; last epoch. Contrast alone is run with several learning

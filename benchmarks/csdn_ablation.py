@@ -1,4 +1,4 @@
-"""What each part of CSDN brings on generated people, and how far it is above CCLNet there.
+"""What each part of CSDN brings on generated identities, and how far it is above CCLNet there.
 
 Every row runs on the same freshly drawn worlds, one per seed, last epoch; they are the worlds of
 `benchmarks.demo_table`, and the rows of CCLNet are its runs.

@@ -1,7 +1,7 @@
 """Does it learn? Every row of the demo's table, over seeds and difficulty settings of the world.
 
 search   every row gets the same small search over learning rate, eps and momentum on one world of
-         validation people that no reported number uses;
+         validation identities that no reported number uses;
 confirm  the chosen setting of every row runs on freshly drawn worlds, one per seed; last epoch.
 
     python -m benchmarks.demo_table --out runs/learning --difficulty default easy hard
@@ -53,7 +53,7 @@ def run_of(row: str, world: World, setting: dict[str, float]) -> Run:
 
 
 def best_setting(row: str, results: Results) -> dict[str, float]:
-    """What reached the highest Rank-1 + mAP on the validation people."""
+    """What reached the highest Rank-1 + mAP on the validation identities."""
 
     def goal(setting: dict[str, float]) -> float:
         last = results[run_of(row, World(SEARCH_SEED), setting).key]["last"]

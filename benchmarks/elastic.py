@@ -210,7 +210,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster  # reads the environment
 
     with tempfile.TemporaryDirectory(prefix="e", dir="/tmp", ignore_cleanup_errors=True) as name:
-        synthetic.write(Path(name) / "people", num_identities=10, seed=4, height=32)
+        synthetic.write(Path(name) / "identities", num_identities=10, seed=4, height=32)
         cluster = Cluster(
             initialize_head=True,
             shutdown_at_exit=False,  # else only the main thread could add a node
@@ -222,7 +222,7 @@ def main() -> None:
             },
         )
         try:
-            nodes, data = [gpu_node(cluster), gpu_node(cluster)], Path(name) / "people"
+            nodes, data = [gpu_node(cluster), gpu_node(cluster)], Path(name) / "identities"
             found = {"undisturbed": run(cluster, nodes, Path(name) / "0", data)}
             elastic = Path(name) / "1", data, "trainer.min_workers=1"
             found["nodes go and come"] = run(cluster, nodes, *elastic)

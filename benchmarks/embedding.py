@@ -28,15 +28,15 @@ def draw(root: Path, num_images: int) -> Path:
     from reid_core.datasets import synthetic, sysu
     from reid_core.types import Modality
 
-    people = root / "people"
-    if not people.is_dir():
-        synthetic.write(people, num_identities=40, seed=0)
-    train = sysu.read(people).train
-    seen = [train.records[i].image for i in train.rows(Modality.VISIBLE)][:PICTURES]
+    identities = root / "identities"
+    if not identities.is_dir():
+        synthetic.write(identities, num_identities=40, seed=0)
+    train = sysu.read(identities).train
+    seen = [train.samples[i].image for i in train.rows(Modality.VISIBLE)][:PICTURES]
     folder = root / str(num_images) / "visible"
     folder.mkdir(parents=True)
     for number in range(num_images):
-        picture = people / seen[number % len(seen)]
+        picture = identities / seen[number % len(seen)]
         os.link(picture, folder / f"{number:06d}{picture.suffix}")
     return folder.parent
 

@@ -1,6 +1,7 @@
 """What does Ray cost? One epoch of the demo, phase by phase, against a plain loop without Ray.
 
-Every variant trains the demo's "align" stage (no text) on the same generated people in a process
+Every variant trains the demo's "align" stage (no text) on the same generated identities in a
+process
 tree of its own: the plain loop (one process, torch DataLoader, all cores) is the rival; the product
 runs with 1 and with 2 workers. With --overlap a worker on one core, which leaves the others to the
 memory actor as a GPU would, runs twice: as it is, and handing in its features when both modalities

@@ -1,10 +1,10 @@
 """Does Ray Data keep up? Decoded, augmented batches per second, against a torch DataLoader.
 
-JPEG files of 288 x 144, 4 people x 16 images of each modality in a global batch, no training. Both
-sides decode the same plan with the same decoder and transforms in the same number of processes,
-and hand the same checked uint8 batches to one consumer. The DataLoader keeps its processes,
-prefetches and hands tensors over in shared memory. Each side runs in a process tree of its own; the
-first epoch warms up; the numbers are medians of the others.
+JPEG files of 288 x 144, 4 identities x 16 images of each modality in a global batch, no training.
+Both sides decode the same plan with the same decoder and transforms in the same number of
+processes, and hand the same checked uint8 batches to one consumer. The DataLoader keeps its
+processes, prefetches and hands tensors over in shared memory. Each side runs in a process tree of
+its own; the first epoch warms up; the numbers are medians of the others.
 
     python benchmarks/input_pipeline.py [--processes 2] [--batches 100] [--epochs 4]
 
@@ -51,7 +51,7 @@ def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
     paths, rows, labels, seeds = {}, {}, {}, {}
     for number, m in enumerate(views):
         mine = split.rows(m)
-        paths[m] = np.array([split.records[i].image for i in mine])
+        paths[m] = np.array([split.samples[i].image for i in mine])
         # No file twice within a few batches, as in data of real size: neither side decodes less.
         order = np.random.default_rng(number).permutation(len(mine))
         rows[m] = np.resize(order, (batches, PEOPLE * INSTANCES))
@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batches-per-block", type=int, default=4)
     parser.add_argument("--identities", type=int, default=60)
-    parser.add_argument("--root", type=Path, help="Of drawn people; they are drawn anew without.")
+    parser.add_argument(
+        "--root", type=Path, help="Of drawn identities; they are drawn anew without."
+    )
     parser.add_argument("--variant", choices=(RIVAL, PRODUCT))
     arguments = parser.parse_args()
     if arguments.variant:
@@ -202,7 +204,7 @@ def main() -> None:
         if arguments.root is None:
             from reid_core.datasets import synthetic
 
-            arguments.root = Path(folder) / "people"
+            arguments.root = Path(folder) / "identities"
             synthetic.write(
                 arguments.root,
                 num_identities=arguments.identities,

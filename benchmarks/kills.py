@@ -53,7 +53,7 @@ class Strike:
 
 @dataclass(frozen=True)
 class Run:
-    """A small run: recipe, layout of its people, epochs per stage, the stages that stream."""
+    """A small run: recipe, layout of its identities, epochs per stage, the stages that stream."""
 
     recipe: str
     layout: str
@@ -377,7 +377,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as name,
         cluster(Path(name) / "ray") as address,
     ):
-        data = Path(name) / "people"
+        data = Path(name) / "identities"
         for layout in {RUNS[method].layout for method in methods}:
             synthetic.write(data / layout, num_identities=10, seed=4, layout=layout, height=32)
         for number, (kill, method) in enumerate(plan):

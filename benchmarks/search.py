@@ -1,6 +1,6 @@
 """One query against a million vectors: latency and recall of the index, against exact search.
 
-Clustered vectors, as people are: a centre per person and noise per image. Queries are rows of
+Clustered vectors, as identities are: a centre per person and noise per image. Queries are rows of
 their own that the index does not hold. The rival in the same run is faiss's exact search over
 float32 rows in memory, which every answer is compared with.
 
@@ -21,7 +21,7 @@ import numpy as np
 from pipelines.retrieval import vectors
 from pipelines.retrieval.index import Built, Index, build
 from reid_core.knn.products import largest_products
-from reid_core.types import Modality, Record
+from reid_core.types import Modality, Sample
 
 _PART = 16_384
 _AT = 10
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--people", type=int, help="default: a person per 20 vectors")
+    parser.add_argument("--identities", type=int, help="default: a person per 20 vectors")
     parser.add_argument("--noise", type=float, default=1.0, help="length, against a centre of 1")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = args.folder or Path(folder)
         world = World(
-            people=args.people or max(args.vectors // 20, 1),
+            identities=args.identities or max(args.vectors // 20, 1),
             dim=args.dim,
             noise=args.noise,
             seed=args.seed,
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 class World:
-    """People as centres on the sphere, images as noisy copies of them."""
+    """Identities as centres on the sphere, images as noisy copies of them."""
 
-    def __init__(self, *, people: int, dim: int, noise: float, seed: int) -> None:
-        self._people, self._dim, self._noise, self._seed = people, dim, noise, seed
+    def __init__(self, *, identities: int, dim: int, noise: float, seed: int) -> None:
+        self._people, self._dim, self._noise, self._seed = identities, dim, noise, seed
 
     def rows(self, count: int, *, part: int) -> np.ndarray:
         """(count, D) unit rows; equal parts are equal."""
@@ -84,7 +84,7 @@ def write(out: Path, world: World, count: int) -> None:
     for part, start in enumerate(range(0, count, _PART)):
         size = min(_PART, count - start)
         modality = (Modality.VISIBLE, Modality.INFRARED)
-        rows = [Record(f"{start + i}.jpg", modality[i % 2], -1, i % 6) for i in range(size)]
+        rows = [Sample(f"{start + i}.jpg", modality[i % 2], -1, i % 6) for i in range(size)]
         found = world.rows(size, part=part).astype(np.float16)
         vectors.write_part(out, f"{part:06d}", rows, found, [])
         planned[f"{part:06d}"] = size

@@ -16,6 +16,6 @@ images = [
     np.asarray(Image.open(path).convert("RGB").resize(size, Image.Resampling.LANCZOS))
     for path in sys.argv[2:]
 ]
-batch = np.stack(images).transpose(0, 3, 1, 2)  # bytes; normalisation is part of the model
+batch = np.stack(images).transpose(0, 3, 1, 2)  # bytes; normalization is part of the model
 (vectors,) = session.run(["vector"], {"input": np.ascontiguousarray(batch)})
 print(np.round(vectors @ vectors.T, 3))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipelines.config import RunConfig
 
 app = typer.Typer(
-    help="Person re-identification across cameras that see differently, without identity labels.",
+    help="Identity re-identification across cameras that see differently, without identity labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,11 +43,11 @@ Trial = Annotated[
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the people and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
     method: Annotated[str, typer.Option(help="cclnet, csdn or cpcl.")] = "cclnet",
 ) -> None:
-    """Draw people, train all stages of a method on a local Ray cluster, evaluate, report."""
+    """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
     from pipelines import demo as demonstration
 
     summary = demonstration.run(out, method=method, seed=seed, fast=fast, command=sys.argv)
@@ -140,7 +140,7 @@ def tune(
     out: Out = Path("runs/sweep"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is left.")] = False,
 ) -> None:
-    """Search for the settings that do best on validation people."""
+    """Search for the settings that do best on validation identities."""
     from pipelines.sweep import ledger, search_space
     from pipelines.sweep.tuner import search_for_best
 
@@ -228,7 +228,7 @@ def search(
     seen_as: Annotated[
         str | None, typer.Option("--as", help="Modality of the image: visible or infrared.")
     ] = None,
-    pid: Annotated[int, typer.Option(help="Person on the image, to mark right answers.")] = -1,
+    pid: Annotated[int, typer.Option(help="Identity on the image, to mark right answers.")] = -1,
     top: Annotated[int, typer.Option(help="Number of answers.")] = 10,
     modality: Annotated[str | None, typer.Option(help="Answers of this modality only.")] = None,
     camera: Annotated[
@@ -340,7 +340,7 @@ def doctor(
 def hash_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
 ) -> None:
-    """Print the content hash: equal for equal weights, optimiser state, banks, labels, scores."""
+    """Print the content hash: equal for equal weights, optimizer state, banks, labels, scores."""
     from pipelines.runs import checkpoint as files
 
     console.print(files.content_hash(files.load(files.find(checkpoint))))

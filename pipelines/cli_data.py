@@ -47,14 +47,16 @@ def write_text(path: Path, text: str) -> None:
 @data_app.command()
 def synth(
     root: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    identities: Annotated[int, typer.Option(help="People; a tenth validate.")] = 430,
+    identities: Annotated[int, typer.Option(help="Identities; a tenth validate.")] = 430,
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
     layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
     height: Annotated[int, typer.Option(help="Pixels; pictures are half as wide.")] = 96,
-    test_share: Annotated[float, typer.Option(help="Share of the people that is tested.")] = 0.2,
+    test_share: Annotated[
+        float, typer.Option(help="Share of the identities that is tested.")
+    ] = 0.2,
 ) -> None:
-    """Draw people as a data set in a real layout."""
+    """Draw identities as a data set in a real layout."""
     from reid_core.datasets import synthetic
 
     synthetic.write(
@@ -67,7 +69,7 @@ def synth(
         test_share=test_share,
         workers=os.cpu_count() or 1,
     )
-    say(f"{identities} people: {root}")
+    say(f"{identities} identities: {root}")
 
 
 @data_app.command()

@@ -32,6 +32,13 @@ from reid_core.methods.cpcl.settings import Config as CPCLConfig
 from reid_core.methods.csdn.settings import Config as CSDNConfig
 from reid_core.transforms import Augmentation
 
+# Files and checkpoints of version 0.1 say these.
+_RENAMED = {
+    "optimiser": "optimizer",
+    "recompute": "activation_checkpointing",
+    "accumulate": "gradient_accumulation",
+}
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,8 +52,8 @@ class DataConfig(_Section):
         trial: which of RegDB's ten divisions, 1 to 10; "all" trains a model for each of them.
         root: folder that holds it, visible under the same path on every node; or the URI
             (s3://..., gs://...) of a converted data set, with kind=manifest.
-        fit: which people are trained on. The published protocols train on train and val together;
-            "train" keeps val apart, for choosing settings.
+        fit: which identities are trained on. The published protocols train on train and val
+            together; "train" keeps val apart, for choosing settings.
         max_unreadable: share of images that may be broken. Broken images are named and left out;
             more than this stops the run before training.
     """
@@ -107,7 +114,7 @@ class AugmentationConfig(_Section):
         pad: black border in pixels before the random crop.
         erase: probability of erasing a rectangle.
         erase_area, erase_aspect: range of its share of the image and of its height over width.
-        erase_fill: its colour, RGB; the default is ImageNet's mean, 0 after normalisation.
+        erase_fill: its colour, RGB; the default is ImageNet's mean, 0 after normalization.
     """
 
     grayscale: float = Field(0.5, ge=0, le=1)
@@ -137,13 +144,14 @@ class TrainerConfig(_Section):
         barrier_timeout_s: longest wait for the other workers' features, in seconds.
         keep_checkpoints: newest checkpoints kept on disk.
         max_failures: restarts of the worker group before the run gives up.
-        precision: of the training step; with "bf16" weights, optimiser, banks and losses
+        precision: of the training step; with "bf16" weights, optimizer, banks and losses
             stay float32.
-        recompute: keep the inputs of CLIP's blocks alone and compute their activations again in the
+        activation_checkpointing: keep the inputs of CLIP's blocks alone and compute their
+            activations again in the
             backward pass: a third more time, a fraction of the memory, the same results.
         compile: let torch.compile fuse the model's operations, where it pays.
-        accumulate: parts that a worker's slice of a batch is worked on in, one after the other;
-            changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
+        gradient_accumulation: parts that a worker's slice of a batch is worked on in, one after the
+            other; changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
             of machine; slower.
         shards: parts of a global batch in strict training. Part of what decides the result, so
@@ -160,9 +168,9 @@ class TrainerConfig(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(2, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
-    recompute: bool = False
+    activation_checkpointing: bool = False
     compile: bool = False
-    accumulate: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
     strict: bool = False
     shards: int = Field(4, ge=1)
 
@@ -173,9 +181,9 @@ class EvaluationConfig(_Section):
     Attributes:
         split: "test" for reported numbers; "val" (needs data.fit=train) for choosing settings.
         start: also measure the encoder before training.
-        select: "val" (needs data.fit=train) also measures the validation people at every
+        select: "val" (needs data.fit=train) also measures the validation identities at every
             evaluation and reports, apart from the last epoch's scores, those of the epoch that is
-            best on them. Nothing is ever selected on the test people.
+            best on them. Nothing is ever selected on the test identities.
     """
 
     split: Literal["test", "val"] = "test"
@@ -227,7 +235,7 @@ class RunConfig(_Section):
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
         found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
-        decisive = {"precision", "accumulate", "strict"}
+        decisive = {"precision", "gradient_accumulation", "strict"}
         if self.trainer.strict:
             decisive.add("shards")
         found["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
@@ -263,10 +271,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
     """A nested mapping -> RunConfig, or a UserError that lists every mistake."""
     try:
-        return RunConfig.model_validate(tree)
+        return RunConfig.model_validate(with_new_names(tree))
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise UserError(f"{source}:\n  " + "\n  ".join(lines)) from error
+
+
+def with_new_names(tree: Any) -> Any:
+    """The same settings where keys that had another name once have their present one."""
+    if not isinstance(tree, dict):
+        return tree
+    return {_RENAMED.get(key, key): with_new_names(value) for key, value in tree.items()}
 
 
 def dump(config: RunConfig) -> str:

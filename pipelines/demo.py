@@ -1,4 +1,4 @@
-"""The whole pipeline on generated people: draw them, train on Ray, evaluate, write the report."""
+"""The whole pipeline on generated identities: draw, train on Ray, evaluate, report."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Demo:
     """How a method is shown.
 
     Attributes:
-        recipe: in tune_configs; its `data.kind` is the layout that people are drawn in.
+        recipe: in tune_configs; its `data.kind` is the layout that identities are drawn in.
         fast: overrides of a smoke test.
-        people: that are drawn.
+        identities: that are drawn.
         test_share: of them are tested.
     """
 
     recipe: str
     fast: tuple[str, ...]
-    people: int = 500
+    identities: int = 500
     test_share: float = 0.5
 
 
@@ -60,19 +60,19 @@ DEMOS = {
     "cpcl": Demo(
         "cpcl_demo.yaml",
         ("cpcl.train.epochs=2", "cpcl.train.warmup_epochs=0"),
-        people=300,
+        identities=300,
         test_share=0.3,
     ),
 }
 
 
 def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]) -> dict[str, Any]:
-    """Run the demo; the same path with fewer people and steps where `fast`.
+    """Run the demo; the same path with fewer identities and steps where `fast`.
 
     Args:
-        out: run directory; the people are drawn into its folder "data".
+        out: run directory; the identities are drawn into its folder "data".
         method: a key of `DEMOS`.
-        seed: of the people and of the training.
+        seed: of the identities and of the training.
         fast: a smoke test; its scores mean nothing.
         command: the command line, for the record.
 
@@ -87,20 +87,20 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
     root, demo = out / "data", DEMOS[method]
     overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(demo.fast if fast else ())]
     config = configuration.load(Path(demo.recipe), overrides)
-    people = FAST_IDENTITIES if fast else demo.people
-    console.print(f"drawing {people} people and what the cameras see of them ...")
+    identities = FAST_IDENTITIES if fast else demo.identities
+    console.print(f"drawing {identities} identities and what the cameras see of them ...")
     began = time.perf_counter()
     try:
         synthetic.write(
             root,
-            num_identities=people,
+            num_identities=identities,
             seed=seed,
             layout=config.data.kind,
             test_share=demo.test_share,
             workers=2,
         )
     except (ValueError, OSError) as error:
-        raise UserError(f"cannot generate people in {root}: {error}") from error
+        raise UserError(f"cannot generate identities in {root}: {error}") from error
     drawn = time.perf_counter() - began
     console.print(
         f"training {config.method} with {config.trainer.num_workers} workers on "

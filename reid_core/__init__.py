@@ -1,7 +1,7 @@
 """The mathematics of cross-modality person re-identification: no Ray, no process group.
 
 types        what a record, a split and a batch are, and the legend of shape letters
-datasets     read(root) -> Dataset for each layout; `synthetic` draws people
+datasets     read(root) -> Dataset for each layout; `synthetic` draws identities
 transforms   decoded images -> augmented uint8 batches
 sampling     PxK epoch plans
 models       CLIP towers with two stems, prompts

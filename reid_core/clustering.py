@@ -164,7 +164,7 @@ def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
 
 
 def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
-    """Mean feature of each cluster, not normalised.
+    """Mean feature of each cluster, not normalized.
 
     Args:
         features: (N, D), array or tensor; the mean is taken where it is.

@@ -32,7 +32,7 @@ class ClusterMemory:
     """
 
     def __init__(self, bank: Tensor, *, momentum: float, temperature: float) -> None:
-        """Takes a copy of `bank`; its rows must have unit length and are not normalised here."""
+        """Takes a copy of `bank`; its rows must have unit length and are not normalized here."""
         if not 0.0 <= momentum <= 1.0:
             raise ValueError(f"momentum is {momentum}; it must lie in [0, 1]")
         if temperature <= 0.0:
@@ -49,7 +49,7 @@ class ClusterMemory:
     def update(self, x: Tensor, labels: Tensor) -> None:
         """Moves each row's prototype towards the row, in batch order.
 
-        bank[y] <- normalise(momentum * bank[y] + (1 - momentum) * x). Rows of one label act one
+        bank[y] <- normalize(momentum * bank[y] + (1 - momentum) * x). Rows of one label act one
         after the other, so their order counts; the k-th rows of all labels are taken together.
 
         Args:
@@ -99,7 +99,7 @@ def swap(
 ) -> tuple[Tensor, Tensor]:
     """Exchanges the prototypes of matched clusters, both from copies.
 
-    a <- normalise(keep * a + (1 - keep) * b) and b <- normalise(keep * b + (1 - keep) * a), each
+    a <- normalize(keep * a + (1 - keep) * b) and b <- normalize(keep * b + (1 - keep) * a), each
     reading the old values.
 
     Args:
@@ -173,7 +173,7 @@ def swap_rows_sequential(
 
 
 def share(bank_a: Tensor, bank_b: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Gives both clusters of a pair one prototype, the normalised mean of the two.
+    """Gives both clusters of a pair one prototype, the normalized mean of the two.
 
     Args:
         bank_a, bank_b, pairs: as in `swap`.
@@ -187,7 +187,7 @@ def share(bank_a: Tensor, bank_b: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]
 
 
 def _blend(bank: Tensor, rows: Tensor, other: Tensor, keep: float) -> Tensor:
-    """A copy of `bank` whose given rows are mixed with `other` and normalised."""
+    """A copy of `bank` whose given rows are mixed with `other` and normalized."""
     new = bank.clone()
     new[rows] = F.normalize(keep * bank[rows] + (1 - keep) * other, dim=1)
     return new

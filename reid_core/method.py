@@ -94,7 +94,7 @@ class Stage(Protocol):
 
     Attributes:
         module: what is trained and kept in checkpoints. Its BatchNorm layers may be replaced, so
-            `optimiser` is asked for afterwards.
+            `optimizer` is asked for afterwards.
         epochs: length of the stage.
         evaluate_every: epochs between evaluations; 0 only after the last one, None never.
         clusters: whether epochs start by embedding and clustering every training image.
@@ -117,8 +117,8 @@ class Stage(Protocol):
     @property
     def encoder(self) -> Encoder: ...
 
-    def optimiser(self) -> torch.optim.Optimizer:
-        """A fresh optimiser of the module's trained parameters."""
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimizer of the module's trained parameters."""
 
     def learning_rate(self, epoch: int) -> float:
         """Base learning rate of an epoch, set before it starts."""
@@ -136,7 +136,7 @@ class Stage(Protocol):
         """
 
     def update(self, gather: Gather) -> None:
-        """What follows the optimiser's step: memory updates with the last batch's features."""
+        """What follows the optimizer's step: memory updates with the last batch's features."""
 
     def hand_on(self) -> dict[str, Tensor]:
         """What later stages need, called after the last epoch; on the CPU."""

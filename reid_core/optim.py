@@ -1,6 +1,6 @@
-"""Optimisers and learning-rate schedules of the papers.
+"""Optimizers and learning-rate schedules of the papers.
 
-A schedule is a pure function of the epoch; `set_lr` writes its value into the optimiser, so a
+A schedule is a pure function of the epoch; `set_lr` writes its value into the optimizer, so a
 resumed run needs no scheduler state.
 """
 
@@ -54,9 +54,9 @@ def adam_per_tensor(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("no parameter needs a gradient: there is nothing to train")
-    optimiser = Adam(groups, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
-    set_lr(optimiser, lr)
-    return optimiser
+    optimizer = Adam(groups, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+    set_lr(optimizer, lr)
+    return optimizer
 
 
 def adamw(
@@ -80,9 +80,9 @@ def adamw(
     return AdamW(groups, lr=lr, fused=True)
 
 
-def set_lr(optimiser: Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Sets every group to `lr` times the group's own factor."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_factor"]
 
 

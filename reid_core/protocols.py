@@ -50,9 +50,9 @@ def sysu(split: Split) -> Iterator[Trial]:
     """SYSU-MM01: infrared queries, all-search and indoor-search, single- and multi-shot, 10 trials.
 
     The single-shot gallery draws with `random.seed(trial)` and the multi-shot gallery with
-    `numpy.random.RandomState(trial)`, over people in ascending order, cameras in order and files in
-    sorted order, as the published galleries were drawn. A query of camera 3 does not see camera 2,
-    which films the same place.
+    `numpy.random.RandomState(trial)`, over identities in ascending order, cameras in order and
+    files in sorted order, as the published galleries were drawn. A query of camera 3 does not see
+    camera 2, which films the same place.
 
     Args:
         split: test rows of both modalities, sorted by (camera, pid, file).
@@ -79,11 +79,11 @@ def sysu(split: Split) -> Iterator[Trial]:
 def both_ways(split: Split, *, name: str) -> Iterator[Trial]:
     """Every image of one modality against all of the other, both directions, nothing removed.
 
-    RegDB and plain folders. RegDB's published scores are means over ten halves of the people, that
-    is over ten trained models; one test split gives one trial per direction.
+    RegDB and plain folders. RegDB's published scores are means over ten halves of the identities,
+    that is over ten trained models; one test split gives one trial per direction.
 
     Args:
-        split: test rows of both modalities; images of unknown people only stand in the gallery.
+        split: test rows of both modalities; images of unknown identities only stand in the gallery.
         name: first part of the trials' names.
 
     Raises:
@@ -97,7 +97,7 @@ def both_ways(split: Split, *, name: str) -> Iterator[Trial]:
 def llcm(split: Split) -> Iterator[Trial]:
     """LLCM: all images of one modality against one image per person and camera of the other.
 
-    Both directions, 10 galleries each, drawn with `random.seed(trial)` over people in ascending
+    Both directions, 10 galleries each, drawn with `random.seed(trial)` over identities in ascending
     order, cameras in order and files in sorted order. A query does not see images of its own
     person by its own camera.
 
@@ -145,7 +145,7 @@ def manifest(split: Split) -> Iterator[Trial]:
     Raises:
         ValueError: the rows are not of two modalities, or no query has a known person.
     """
-    kinds = list(dict.fromkeys(record.modality for record in split.records))
+    kinds = list(dict.fromkeys(record.modality for record in split.samples))
     if len(kinds) != 2:
         raise ValueError(
             "a manifest is evaluated with queries of one modality and a gallery of another one; "

@@ -2,8 +2,8 @@
 
 Shapes: Q queries, G gallery rows, N = Q + G, D feature width, k1 and k2 neighbours.
 
-Zhong, Zheng, Cao, Li: "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
-Neighbour sets and their weights are sparse; nothing here is N x N.
+Zhong, Zheng, Cao, Li: "Re-ranking Identity Re-identification with k-reciprocal Encoding", CVPR
+2017. Neighbour sets and their weights are sparse; nothing here is N x N.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _farthest(features: np.ndarray) -> np.ndarray:
 
 
 def _rescaled(weights: SparseRows, farthest: np.ndarray) -> SparseRows:
-    """Softmax of -d instead of the softmax of 2 cos: that to the power 1 / farthest, normalised."""
+    """Softmax of -d instead of the softmax of 2 cos: that to the power 1 / farthest, normalized."""
     sizes, starts = np.diff(weights.indptr), weights.indptr[:-1]
     # a weight of 0 is one that underflowed
     values = np.maximum(weights.values, np.finfo(np.float32).tiny)

@@ -239,7 +239,7 @@ def _shared_only(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
     if shared.max(initial=-1) < 0:
         raise ValueError(
             f"no identity occurs in both modalities ({len(labels)} and {len(others)} images): "
-            "paired batches need people that were seen in both; check the identity labels"
+            "paired batches need identities that were seen in both; check the identity labels"
         )
     return shared
 

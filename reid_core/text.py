@@ -31,7 +31,7 @@ class Tokens:
     empty: np.ndarray
 
 
-def tokenise(captions: Sequence[str]) -> Tokens:
+def tokenize(captions: Sequence[str]) -> Tokens:
     """Encodes captions with CLIP's byte pairs, lower case, HTML entities and odd spaces resolved.
 
     A caption that is too long is cut to 77 tokens of which the last is EOT, because the text

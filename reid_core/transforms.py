@@ -1,4 +1,4 @@
-"""From image files to network input: decode, augment a batch of bytes, normalise on the device.
+"""From image files to network input: decode, augment a batch of bytes, normalize on the device.
 
 Images stay uint8 until they are on the device. Shapes: B images, H x W pixels.
 """
@@ -37,9 +37,9 @@ class Augmentation:
         erase: probability of painting one rectangle over.
         erase_area: smallest and largest share of the image that it covers.
         erase_aspect: smallest and largest height / width of it.
-        erase_fill: its colour in bytes; CSDN fills with (.4914, .4822, .4465) after normalisation,
+        erase_fill: its colour in bytes; CSDN fills with (.4914, .4822, .4465) after normalization,
             which are these pixels, CCLNet with 0, which is (124, 116, 104).
-        channels: last of all, on normalised values. "exchange" writes one channel, drawn evenly,
+        channels: last of all, on normalized values. "exchange" writes one channel, drawn evenly,
             into all three; "adapt" does so with probability 3/4, and with 1/8 writes a grey
             mixture. Bytes then differ between the channels, because each has a mean and
             deviation of its own; values beyond black or white are clipped.
@@ -243,7 +243,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 to float32 with ImageNet mean and standard deviation, on its device.
 
     Reference: CCLNet and CSDN, which take ImageNet's statistics also for CLIP's weights.
@@ -263,7 +263,7 @@ def _luma(image: np.ndarray) -> np.ndarray:
 
 
 def _mixed(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(3, H, W) bytes whose normalised channels all equal one mixture of the normalised ones."""
+    """(3, H, W) bytes whose normalized channels all equal one mixture of the normalized ones."""
     mean = 255 * np.array(IMAGENET_MEAN, dtype=np.float32)
     std = 255 * np.array(IMAGENET_STD, dtype=np.float32)
     mixture = np.tensordot(weights / std, image, axes=1) - np.dot(weights / std, mean)

@@ -32,7 +32,7 @@ class Modality(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Sample:
     """One image of one person, or one sentence about an image.
 
     Attributes:
@@ -41,7 +41,7 @@ class Record:
         modality: VISIBLE, INFRARED or TEXT.
         pid: person id, -1 where unknown. Read by evaluation and diagnostics only.
         camera: camera id as the data set numbers it, -1 where unknown.
-        caption: the sentence of a TEXT record, else empty.
+        caption: the sentence of a TEXT sample, else empty.
     """
 
     image: str
@@ -55,31 +55,31 @@ class Record:
 class Split:
     """Rows of one split in a fixed order; a row's index is its identity everywhere else."""
 
-    records: tuple[Record, ...]
+    samples: tuple[Sample, ...]
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.samples)
 
     @cached_property
     def pids(self) -> np.ndarray:
         """(N,) int64."""
-        return np.array([record.pid for record in self.records], dtype=np.int64)
+        return np.array([sample.pid for sample in self.samples], dtype=np.int64)
 
     @cached_property
     def cameras(self) -> np.ndarray:
         """(N,) int64."""
-        return np.array([record.camera for record in self.records], dtype=np.int64)
+        return np.array([sample.camera for sample in self.samples], dtype=np.int64)
 
     def rows(self, modality: Modality) -> np.ndarray:
         """Indices (n,) int64 of the rows of one modality, ascending."""
         return np.array(
-            [i for i, record in enumerate(self.records) if record.modality == modality],
+            [i for i, sample in enumerate(self.samples) if sample.modality == modality],
             dtype=np.int64,
         )
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Split:
         """The given rows, in the given order."""
-        return Split(tuple(self.records[int(i)] for i in rows))
+        return Split(tuple(self.samples[int(i)] for i in rows))
 
 
 @dataclass(frozen=True)

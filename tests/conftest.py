@@ -20,8 +20,8 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SYSU-MM01 tree of 20 generated people: 14 train, 2 val, 4 test. Read only."""
-    root = tmp_path_factory.mktemp("people") / "sysu"
+    """A SYSU-MM01 tree of 20 generated identities: 14 train, 2 val, 4 test. Read only."""
+    root = tmp_path_factory.mktemp("identities") / "sysu"
     synthetic.write(root, num_identities=20, seed=5)
     return root
 
@@ -36,7 +36,7 @@ def make_config(tree: Path) -> Callable[..., RunConfig]:
             "clusters_per_batch": 4,
             "instances": 4,
             "batches_per_epoch": 3,
-            "optimiser": "adamw",
+            "optimizer": "adamw",
             "lr": 1e-3,
             "schedule": "cosine",
             "evaluate_every": 0,

@@ -1,0 +1,1 @@
+"""Which Ray, and whether a run can go on its nodes."""

@@ -1,4 +1,5 @@
-"""Is this data set the one that was published? Counts, unreadable files, duplicates, shared people.
+"""Is this data set the one that was published? Counts, unreadable files, duplicates, shared
+identities.
 
 Data that is prepared slightly wrong still trains; it only costs points that nobody finds again.
 """
@@ -33,7 +34,7 @@ from reid_core.transforms import decode
 from reid_core.types import Dataset, Modality
 
 _SHOWN = 10  # examples of one problem on the terminal; JSON holds all
-_WORDS = {"ids": "people"}
+_WORDS = {"ids": "identities"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def render(result: Check) -> Group:
         title_justify="left",
         caption_justify="left",
     )
-    for name in ("split", "modality", "people", "cameras", "images", "captions", "image size"):
+    for name in ("split", "modality", "identities", "cameras", "images", "captions", "image size"):
         table.add_column(name, justify="left" if name in ("split", "modality") else "right")
     for line in result.counts:
         cells = [_cell(line, name) for name in ("ids", "cameras", "images", "captions")]
@@ -167,21 +168,21 @@ def _wrong_counts(trial: str, counts: Iterable[Count]) -> list[Problem]:
 
 
 def _shared_people(trial: str, dataset: Dataset) -> list[Problem]:
-    people = {name: set(getattr(dataset, name).pids.tolist()) - {-1} for name in SPLITS}
+    identities = {name: set(getattr(dataset, name).pids.tolist()) - {-1} for name in SPLITS}
     return [
         Problem(
-            f"{trial}both in {first} and in {second}: {len(shared):,} people",
+            f"{trial}both in {first} and in {second}: {len(shared):,} identities",
             tuple(f"id {pid}" for pid in shared),
         )
         for first, second in (("train", "val"), ("train", "test"), ("val", "test"))
-        if (shared := sorted(people[first] & people[second]))
+        if (shared := sorted(identities[first] & identities[second]))
     ]
 
 
 def _listed_twice(dataset: Dataset) -> list[Problem]:
     times: dict[str, int] = defaultdict(int)
     for name in SPLITS:
-        for record in getattr(dataset, name).records:
+        for record in getattr(dataset, name).samples:
             times[record.image] += record.modality != Modality.TEXT
     twice = tuple(image for image, number in times.items() if number > 1)
     return (
@@ -195,7 +196,7 @@ def _images(datasets: Iterable[Dataset]) -> dict[str, Modality]:
         record.image: record.modality
         for dataset in datasets
         for name in SPLITS
-        for record in getattr(dataset, name).records
+        for record in getattr(dataset, name).samples
         if record.modality != Modality.TEXT
     }
 

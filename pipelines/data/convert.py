@@ -85,7 +85,7 @@ def convert(
     """
     shape = _parse_size(size)
     dataset = roots.read(kind, root.resolve(), trial=trial)
-    images = list(dict.fromkeys(r.image for s in SPLITS for r in getattr(dataset, s).records))
+    images = list(dict.fromkeys(r.image for s in SPLITS for r in getattr(dataset, s).samples))
     target = _Target(out if "://" in out else str(Path(out).resolve()))
     target.claim(_plan(dataset.kind, trial, size, images_per_shard, images))
     parts = [images[i : i + images_per_shard] for i in range(0, len(images), images_per_shard)]
@@ -258,7 +258,7 @@ def _write_lists(target: _Target, dataset: Dataset, parts: Sequence[Sequence[str
             "split": split,
         }
         for split in SPLITS
-        for record in getattr(dataset, split).records
+        for record in getattr(dataset, split).samples
     ]
     table = pa.Table.from_pylist(rows).replace_schema_metadata({KIND_KEY: dataset.kind})
     target.write_table(MANIFEST, table)

@@ -23,7 +23,7 @@ _MAX_TRIES = 3
 _SHOWN = 10
 
 
-class Unreadable:
+class CorruptImages:
     """One worker's view of the images that cannot be read, and of what stands in for them.
 
     Where all images are embedded there is no cluster yet: another image of the same given class

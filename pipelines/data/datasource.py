@@ -3,7 +3,7 @@
 A plan fixes the global batches of an epoch, and every worker streams its own slices of them. A
 block holds the slices of a few consecutive batches; every row carries its batch, rank and position,
 and `training_batches` checks them, so no reordering can pass silently. Every row also carries its
-alternates: an image that has become unreadable is replaced in its place by another one of its
+replacements: an image that has become unreadable is replaced in its place by another one of its
 cluster.
 """
 
@@ -24,7 +24,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipelines.data.decode import DecodeAndAugment, Transforms
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import BatchShape, Plan
-from pipelines.data.replacements import NUM_ALTERNATES
+from pipelines.data.replacements import NUM_REPLACEMENTS
 from reid_core.types import Batch, Modality
 
 _NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
@@ -89,9 +89,9 @@ class PlanDatasource(Datasource):
 
 
 def _paths(known: np.ndarray, table: pa.Table) -> dict[str, pa.Array]:
-    """Columns path, path1, ... of the rows and of their alternates; empty where there is none."""
+    """Columns path, path1, ... of the rows and of their replacements; empty where there is none."""
     found = {}
-    for number in ("", *range(1, 1 + NUM_ALTERNATES)):
+    for number in ("", *range(1, 1 + NUM_REPLACEMENTS)):
         rows = table[f"row{number}"].to_numpy()
         # Arrow holds a quarter of NumPy's bytes, and a read task is stored until the epoch ends.
         found[f"path{number}"] = pa.array(np.where(rows < 0, "", known[rows]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.replacements import NUM_ALTERNATES
+from pipelines.data.replacements import NUM_REPLACEMENTS
 from pipelines.storage.shards import location, read_bytes
 from reid_core.transforms import TrainTransform, decode
 from reid_core.types import OUTLIER, Modality
@@ -33,10 +33,10 @@ def read_image(path: Path, *, height: int, width: int) -> np.ndarray:
 class DecodeAndAugment:
     """Adds the augmented image (3, H, W) uint8 to every line of a block.
 
-    An image that cannot be read is replaced by its first alternate that can. Column "planned" is
+    An image that cannot be read is replaced by its first replacement that can. Column "planned" is
     the row that was planned there, -1 where that one was read; the row (and caption) are those of
-    the image that was. Where no alternate can be read either, the image is black and the row is
-    the planned one: see `pipelines.data.corrupt_images.Unreadable`.
+    the image that was. Where no replacement can be read either, the image is black and the row is
+    the planned one: see `pipelines.data.corrupt_images.CorruptImages`.
 
     Args:
         height, width: size in pixels that images are decoded to.
@@ -69,9 +69,9 @@ class DecodeAndAugment:
     def _replace(
         self, block: dict[str, np.ndarray], line: int, files: dict[str, np.ndarray]
     ) -> str:
-        """Turn a line into one of its first readable alternate; returns that one's path, or ""."""
+        """Fill a line with its first readable replacement; returns that one's path, or ""."""
         block["planned"][line] = block["row"][line]
-        for number in range(1, 1 + NUM_ALTERNATES):
+        for number in range(1, 1 + NUM_REPLACEMENTS):
             path = block[f"path{number}"][line]
             self._read(path, files)
             if path and path in files:

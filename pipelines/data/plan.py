@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.replacements import alternates
+from pipelines.data.replacements import replacements
 from pipelines.distributed.collectives import shares
 from reid_core.types import Modality
 
@@ -58,18 +58,18 @@ class Plan:
         return BatchShape(rows, {m: self.seeds[m].shape[1] // rows[m] for m in rows})
 
     @cached_property
-    def alternates(self) -> dict[Modality, np.ndarray]:
-        """Per modality (batches, B, NUM_ALTERNATES) places of images of the same class, or -1."""
+    def replacements(self) -> dict[Modality, np.ndarray]:
+        """Per modality (batches, B, NUM_REPLACEMENTS) places of images of the same class, or -1."""
         found = {}
         for m, rows in self.rows.items():
             views = self.shape.views[m]
-            found[m] = alternates(rows, self.labels[m], self.seeds[m][:, ::views])
+            found[m] = replacements(rows, self.labels[m], self.seeds[m][:, ::views])
         return found
 
     def rank_slice(self, modality: Modality, batches: slice, rank: int, world: int) -> pa.Table:
         """Rank's share of some consecutive global batches, batch-major, a line per view.
 
-        Columns row and caption are followed by those of the alternates: row1, caption1, ...
+        Columns row and caption are followed by those of the replacements: row1, caption1, ...
         """
         rows, seeds = self.rows[modality][batches], self.seeds[modality][batches]
         num, size = rows.shape
@@ -91,7 +91,9 @@ class Plan:
         }
         if self.captions is not None:
             columns["caption"] = per_view(self.captions[batches])
-        for number, places in enumerate(np.moveaxis(self.alternates[modality][batches], -1, 0), 1):
+        for number, places in enumerate(
+            np.moveaxis(self.replacements[modality][batches], -1, 0), 1
+        ):
             for name, whole in (("row", self.rows[modality]), ("caption", self.captions)):
                 if whole is not None:
                     chosen = np.where(places < 0, -1, whole.ravel()[places])

@@ -37,8 +37,8 @@ class Prepared:
     Attributes:
         kind: whose protocols apply; that of the original where the data set was converted.
         train, train_inputs: records that are trained on, and where their rows lie.
-        measured: what scores are reported of; None where the data set has no such people.
-        selection: people that select an epoch, where the configuration asks for it.
+        measured: what scores are reported of; None where the data set has no such identities.
+        selection: identities that select an epoch, where the configuration asks for it.
         unreadable: messages about images that are broken: left out, or, of a run that goes on,
             replaced by others.
     """
@@ -55,7 +55,7 @@ class Prepared:
         return {m: self.train.pids[self.train.rows(m)] for m in modalities}
 
     def identities(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
-        """Per modality (n,) int64 classes 0..C-1 of the training people.
+        """Per modality (n,) int64 classes 0..C-1 of the training identities.
 
         Raises:
             UserError: a training image without a person id.
@@ -92,7 +92,7 @@ def prepare(
         splits["train"] = restore(splits["train"], begun)
     if not len(splits["measured"]):
         log.warning(
-            "%s has no %s people: training without evaluation",
+            "%s has no %s identities: training without evaluation",
             location(dataset.root),
             config.evaluation.split,
         )
@@ -151,20 +151,20 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     Raises:
         UserError: a caption of an image that the split does not hold.
     """
-    images = np.array([record.image for record in split.records])
+    images = np.array([record.image for record in split.samples])
     modalities = METHODS[config.method].INPUTS
     seen = {m: images[split.rows(m)] for m in modalities if m != Modality.TEXT}
     found = Inputs(root, seen, height=config.model.height, width=config.model.width)
     if Modality.TEXT not in modalities:
         return found
     row_of = {image: row for row, image in enumerate(seen[Modality.VISIBLE])}
-    sentences = [split.records[i] for i in split.rows(Modality.TEXT)]
+    sentences = [split.samples[i] for i in split.rows(Modality.TEXT)]
     homeless = [record.image for record in sentences if record.image not in row_of]
     if homeless:
         raise UserError(
             f"{location(root)} has captions of images that it does not list, as {homeless[0]}"
         )
-    tokens = text.tokenise([record.caption for record in sentences])
+    tokens = text.tokenize([record.caption for record in sentences])
     if tokens.truncated.any():
         log.warning("%d captions were cut to 77 tokens", tokens.truncated.sum())
     owners = np.array([row_of[record.image] for record in sentences], dtype=np.int64)
@@ -183,14 +183,14 @@ def check_settings(config: RunConfig) -> None:
     uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
     if uses_val and config.data.fit != "train":
         raise UserError(
-            "evaluation.split=val and evaluation.select=val measure people that data.fit=train+val "
-            "trains on: set data.fit=train"
+            "evaluation.split=val and evaluation.select=val measure identities that "
+            "data.fit=train+val trains on: set data.fit=train"
         )
-    if config.trainer.accumulate > 1 and config.method != "cclnet":
+    if config.trainer.gradient_accumulation > 1 and config.method != "cclnet":
         raise UserError(
-            f"trainer.accumulate={config.trainer.accumulate}: the losses of {config.method} "
-            "compare rows of a whole batch, which parts cannot; make batches smaller, or set "
-            "trainer.recompute=true"
+            f"trainer.gradient_accumulation={config.trainer.gradient_accumulation}: the losses of "
+            f"{config.method} compare rows of a whole batch, which parts cannot; make batches "
+            "smaller, or set trainer.activation_checkpointing=true"
         )
     for warning in method.check(config.settings):
         log.warning("%s", warning)
@@ -261,9 +261,9 @@ def check_disk(config: RunConfig, run_dir: Path, model_bytes: int) -> None:
 
 
 def _fit_rows(dataset: Dataset, config: RunConfig) -> Split:
-    records = dataset.train.records
+    records = dataset.train.samples
     if config.data.fit == "train+val":
-        records += dataset.val.records
+        records += dataset.val.samples
     return Split(records)
 
 
@@ -287,5 +287,5 @@ def _without_broken(
     if not broken:
         return split, messages
     # captions go with their image
-    kept = [i for i, record in enumerate(split.records) if record.image not in broken]
+    kept = [i for i, record in enumerate(split.samples) if record.image not in broken]
     return split.take(kept), messages

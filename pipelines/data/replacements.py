@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-NUM_ALTERNATES = 2  # a share of some thousandths is broken: all three is a case for an error
+NUM_REPLACEMENTS = 2  # a share of some thousandths is broken: all three is a case for an error
 
 
-def alternates(rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def replacements(rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """For each place of a plan, places that hold other images of the same class.
 
     A place stands for all that belongs together there: a row and, where there is one, its caption.
@@ -22,7 +22,7 @@ def alternates(rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> np.nd
         seeds: (batches, B) uint64, which choose.
 
     Returns:
-        (batches, B, NUM_ALTERNATES) int64 places, counted through all batches, of distinct rows;
+        (batches, B, NUM_REPLACEMENTS) int64 places, counted through all batches, of distinct rows;
         -1 where the plan has no further image of the class.
     """
     keys = labels.ravel() * (rows.max(initial=0) + 1) + rows.ravel()
@@ -33,8 +33,8 @@ def alternates(rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> np.nd
     others = np.maximum(sizes - 1, 1)
     step = seeds.ravel() % others.astype(np.uint64)
     found = []
-    for number in range(NUM_ALTERNATES):
+    for number in range(NUM_REPLACEMENTS):
         away = 1 + (step.astype(np.int64) + number) % others
         chosen = places[starts + (own - starts + away) % sizes]
         found.append(np.where(sizes > 1 + number, chosen, -1))
-    return np.stack(found, axis=1).reshape(*rows.shape, NUM_ALTERNATES)
+    return np.stack(found, axis=1).reshape(*rows.shape, NUM_REPLACEMENTS)

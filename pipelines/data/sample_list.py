@@ -28,7 +28,7 @@ Row = tuple[str, str]
 
 def rows_of(split: Split) -> list[Row]:
     """The rows of a split, in order."""
-    return [(str(record.modality), record.image) for record in split.records]
+    return [(str(record.modality), record.image) for record in split.samples]
 
 
 def remember(run_dir: Path, split: Split) -> None:

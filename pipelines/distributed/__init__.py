@@ -1,0 +1,1 @@
+"""What workers exchange, and BatchNorm over all of them."""

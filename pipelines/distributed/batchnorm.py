@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the global batch, on any backend.
+"""Batch normalization whose statistics are those of the global batch, on any backend.
 
 torch's SyncBatchNorm refuses CPU tensors; this one gathers every worker's mean, variance and count
 with a differentiable collective, so one step does not depend on the number of workers.

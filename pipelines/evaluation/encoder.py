@@ -49,7 +49,7 @@ class Projecting(Encoder, Protocol):
     """An encoder whose images can be taken to CLIP's joint space too."""
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """Image features (B, E), not normalised."""
+        """Image features (B, E), not normalized."""
 
 
 class JointSpace(torch.nn.Module):

@@ -219,8 +219,8 @@ def _details(
     split: Split, features: np.ndarray, trial: Trial, scores: RetrievalScores
 ) -> dict[str, np.ndarray]:
     """What the report shows of a trial, by blocks of queries."""
-    images = np.array([record.image for record in split.records])
-    captions = np.array([record.caption for record in split.records])
+    images = np.array([record.image for record in split.samples])
+    captions = np.array([record.caption for record in split.samples])
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for start in range(0, len(trial.query), _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -235,7 +235,7 @@ def _details(
         found["top_correct"].append(np.take_along_axis(same, top, axis=1))
         found["hist"].append(_histograms(similarity, same, exists))
     sides = [trial.query, trial.gallery]
-    asked, shown = (split.records[rows[0]].modality for rows in sides)
+    asked, shown = (split.samples[rows[0]].modality for rows in sides)
     counts = [np.sum(found["hist"], axis=0), *(_within(split, features, rows) for rows in sides)]
     same_hist, different_hist = np.stack(counts, axis=1)
     return {

@@ -44,7 +44,7 @@ def train_all(config: RunConfig, out: Path, train: Train) -> Summary:
         train: trains, or goes on training, in a run directory, and returns its summary.
 
     Returns:
-        The summary of all trials, as written to summary.json; see `summarise`.
+        The summary of all trials, as written to summary.json; see `summarize`.
 
     Raises:
         UserError: `out` holds something else, or a trial with another configuration; found before
@@ -55,7 +55,7 @@ def train_all(config: RunConfig, out: Path, train: Train) -> Summary:
     single = {n: _with_trial(config, n) for n in TRIALS}
     finished = {n: _finished(folder(out, n), one) for n, one in single.items()}
     summaries = {n: finished[n] or train(single[n], folder(out, n)) for n in TRIALS}
-    summary = summarise(summaries)
+    summary = summarize(summaries)
     runlog.write_summary(out, summary)
     return summary
 
@@ -77,7 +77,7 @@ def read(out: Path) -> Summary:
         ) from error
 
 
-def summarise(summaries: Mapping[int, Summary]) -> Summary:
+def summarize(summaries: Mapping[int, Summary]) -> Summary:
     """Mean and standard deviation over trials.
 
     Args:

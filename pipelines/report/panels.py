@@ -63,7 +63,7 @@ def losses(epochs: Sequence[Epoch]) -> list[Panel]:
         if own:
             series = _by_key(own, lambda epoch: epoch["losses"])
             total = _first_and_last(own, lambda epoch: epoch["losses"].get("total"))
-            text = "What the optimiser makes smaller: the lower, the better the training set fits."
+            text = "What the optimizer makes smaller: the lower, the better the training set fits."
             if total:
                 text += f" In total from {total[0]:.2f} to {total[1]:.2f}."
             chart = figures.epochs_chart(

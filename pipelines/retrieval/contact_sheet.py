@@ -15,7 +15,7 @@ from pipelines.report.templates import render
 from pipelines.retrieval.search import Hit, Query
 from reid_core.transforms import as_rgb
 
-_TILE = (112, 224)  # width and height of a picture; people are upright
+_TILE = (112, 224)  # width and height of a picture; identities are upright
 _MARGIN, _TEXT, _FRAME = 12, 40, 4
 _COLUMNS = 11
 _PALE = "#e3e6ec"

@@ -37,7 +37,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part, Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
 from pipelines.runs.console import console
-from reid_core.types import Modality, Record
+from reid_core.types import Modality, Sample
 
 _SHOWN_EVERY_S = 2.0
 _CPUS_PER_ACTOR = 4  # beyond that the convolutions of one small batch do not get faster
@@ -169,11 +169,11 @@ class Embedder:
 
     def embed(self, part: Part) -> tuple[int, list[str]]:
         """Number of vectors written, and messages about images that were left out."""
-        rows: list[Record] = []
+        rows: list[Sample] = []
         found: list[np.ndarray] = []
         skipped: list[str] = []
-        for modality in dict.fromkeys(record.modality for record in part.records):
-            own = [record for record in part.records if record.modality == modality]
+        for modality in dict.fromkeys(sample.modality for sample in part.samples):
+            own = [sample for sample in part.samples if sample.modality == modality]
             step = self._work.batch_size
             batches = [own[i : i + step] for i in range(0, len(own), step)]
             ahead = [self._read(batch) for batch in batches[:2]]
@@ -189,27 +189,27 @@ class Embedder:
         vectors.write_part(self._work.out, part.key, rows, np.concatenate([none, *found]), skipped)
         return len(rows), skipped
 
-    def _read(self, batch: list[Record]) -> list[Future]:
+    def _read(self, batch: list[Sample]) -> list[Future]:
         size = self._loaded.config.model
         return [
             self._pool.submit(
-                read_image, self._work.root / record.image, height=size.height, width=size.width
+                read_image, self._work.root / sample.image, height=size.height, width=size.width
             )
-            for record in batch
-            if record.modality != Modality.TEXT
+            for sample in batch
+            if sample.modality != Modality.TEXT
         ]
 
     def _collect(
-        self, batch: list[Record], images: list[Future], skipped: list[str]
-    ) -> tuple[torch.Tensor, list[Record]]:
+        self, batch: list[Sample], images: list[Future], skipped: list[str]
+    ) -> tuple[torch.Tensor, list[Sample]]:
         if not images:
             assert self._loaded.tokenize is not None
-            return self._loaded.tokenize([record.caption for record in batch]), batch
+            return self._loaded.tokenize([sample.caption for sample in batch]), batch
         found, kept = [], []
-        for record, image in zip(batch, images, strict=True):
+        for sample, image in zip(batch, images, strict=True):
             try:
                 found.append(image.result())
-                kept.append(record)
+                kept.append(sample)
             except ValueError as error:
                 skipped.append(str(error))
         return torch.from_numpy(np.stack(found)) if found else torch.empty(0), kept
@@ -253,7 +253,7 @@ class _PartsSource(Datasource):
         source, missing = self._source, self._missing
 
         def read() -> Iterator[pa.Table]:
-            for part in parts(source.records()):
+            for part in parts(source.samples()):
                 if part.key in missing:
                     yield pa.table({"part": pa.array([pickle.dumps(part)], pa.binary())})
 
@@ -282,10 +282,10 @@ def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]
     """Rows of each part, and of all; checks the modalities."""
     planned: dict[str, int] = {}
     num_records = 0
-    for part in parts(source.records()):
-        planned[part.key] = len(part.records)
-        num_records += len(part.records)
-        unknown = {record.modality for record in part.records} - set(loaded.modalities)
+    for part in parts(source.samples()):
+        planned[part.key] = len(part.samples)
+        num_records += len(part.samples)
+        unknown = {sample.modality for sample in part.samples} - set(loaded.modalities)
         if unknown:
             raise UserError(
                 f"{source.path} holds {', '.join(sorted(unknown))} rows, this encoder embeds "

@@ -1,6 +1,6 @@
 """The encoder as ONNX, one file per modality, for use without this package.
 
-Bytes in, unit vectors out: normalisation is part of the graph, so that only the size and the
+Bytes in, unit vectors out: normalization is part of the graph, so that only the size and the
 colour order of the pixels are left to get wrong. Both stand in the file's metadata.
 """
 
@@ -182,7 +182,7 @@ def _write(model: nn.Module, path: Path, inputs: Tensor, metadata: dict[str, str
             dynamic_shapes={"inputs": {0: torch.export.Dim("batch")}},
             opset_version=OPSET,
             dynamo=True,
-            # The optimiser takes the 1e-12 under GeM's root for zero and drops it, which moves
+            # The optimizer takes the 1e-12 under GeM's root for zero and drops it, which moves
             # channels that are silent by a thousandth. onnxruntime optimises while loading.
             optimize=False,
             verbose=False,
@@ -194,7 +194,7 @@ def _write(model: nn.Module, path: Path, inputs: Tensor, metadata: dict[str, str
 
 
 def _pixel_statistics(encoder: Encoder) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the pixels, in [0, 1], that the encoder normalises with."""
+    """Mean and deviation of the pixels, in [0, 1], that the encoder normalizes with."""
     own = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
     if own[0] is None or own[1] is None:
         return list(IMAGENET_MEAN), list(IMAGENET_STD)

@@ -21,7 +21,7 @@ from pipelines.data import roots
 from pipelines.errors import UserError
 from reid_core.datasets import READERS
 from reid_core.datasets.lists import IMAGE_SUFFIXES
-from reid_core.types import Modality, Record, Split
+from reid_core.types import Modality, Sample, Split
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 SPLITS = ("train", "val", "test", "all")
@@ -38,7 +38,7 @@ class Part:
     """
 
     key: str
-    records: tuple[Record, ...]
+    samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Source:
         """Folder that the records' images are relative to."""
         return (self.path.parent if self.path.is_file() else self.path).resolve()
 
-    def records(self) -> Iterator[Record]:
+    def samples(self) -> Iterator[Sample]:
         """All records, always in the same order.
 
         Raises:
@@ -92,16 +92,16 @@ class Source:
             return iter(self._data_set())
         return self._manifest() if self.path.is_file() else self._folder()
 
-    def _data_set(self) -> tuple[Record, ...]:
+    def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
         found = roots.read(self.kind, self.root, trial=self.trial or 1)
         splits: dict[str, Split] = {name: getattr(found, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
-        return tuple(record for split in chosen for record in split.records)
+        return tuple(sample for split in chosen for sample in split.samples)
 
-    def _folder(self) -> Iterator[Record]:
+    def _folder(self) -> Iterator[Sample]:
         for image in _walk(self.root, PurePosixPath()):
-            yield Record(str(image), self.modality or self._named_by_folder(image))
+            yield Sample(str(image), self.modality or self._named_by_folder(image))
 
     def _named_by_folder(self, image: PurePosixPath) -> Modality:
         names = [str(m) for m in Modality if m != Modality.TEXT]
@@ -113,19 +113,19 @@ class Source:
             f"{' and '.join(names)}, or say --modality {' (or '.join(names)}) for all of them"
         )
 
-    def _manifest(self) -> Iterator[Record]:
+    def _manifest(self) -> Iterator[Sample]:
         for number, row in enumerate(_rows(self.path), start=1):
             yield _record(row, self.modality, where=f"{self.path}, row {number}")
 
 
-def record_id(record: Record) -> str:
+def record_id(sample: Sample) -> str:
     """What a vector is called: the image; of a sentence the image and a hash of the words."""
-    if not record.caption:
-        return record.image
-    return f"{record.image}#{hashlib.blake2b(record.caption.encode(), digest_size=5).hexdigest()}"
+    if not sample.caption:
+        return sample.image
+    return f"{sample.image}#{hashlib.blake2b(sample.caption.encode(), digest_size=5).hexdigest()}"
 
 
-def parts(records: Iterable[Record], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
+def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
     """Cut a stream where the hash of a record says so.
 
     Args:
@@ -135,14 +135,14 @@ def parts(records: Iterable[Record], *, mean_rows: int = _PART_ROWS) -> Iterator
     Yields:
         Parts in order. A record that is added or taken away changes the parts next to it alone.
     """
-    rows: list[Record] = []
+    rows: list[Sample] = []
     digest = hashlib.blake2b(digest_size=8)
-    for record in records:
+    for sample in records:
         own = hashlib.blake2b(
-            f"{record_id(record)}\0{record.modality}\0{record.pid}\0{record.camera}".encode(),
+            f"{record_id(sample)}\0{sample.modality}\0{sample.pid}\0{sample.camera}".encode(),
             digest_size=8,
         ).digest()
-        rows.append(record)
+        rows.append(sample)
         digest.update(own)
         if int.from_bytes(own) % mean_rows == 0 or len(rows) == 4 * mean_rows:
             yield Part(digest.hexdigest(), tuple(rows))
@@ -177,7 +177,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
         raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
 
 
-def _record(row: Mapping[str, Any], default: Modality | None, *, where: str) -> Record:
+def _record(row: Mapping[str, Any], default: Modality | None, *, where: str) -> Sample:
     if not row.get("image"):
         known = ", ".join(map(str, row)) or "none"
         raise UserError(f"{where}: no image; columns found: {known}, needed: image, modality")
@@ -199,7 +199,7 @@ def _record(row: Mapping[str, Any], default: Modality | None, *, where: str) -> 
     caption = str(row.get("caption") or "") if modality == Modality.TEXT else ""
     if modality == Modality.TEXT and not caption:
         raise UserError(f"{where}: a text row needs a caption")
-    return Record(str(row["image"]), modality, caption=caption, **numbers)
+    return Sample(str(row["image"]), modality, caption=caption, **numbers)
 
 
 def modality_named(name: str | None, option: str) -> Modality | None:

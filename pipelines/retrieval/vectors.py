@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.retrieval.sources import record_id
-from reid_core.types import Record
+from reid_core.types import Sample
 
 Dtype = Literal["float16", "float32"]
 INFO, UNREADABLE = "embedding.json", "unreadable.jsonl"
@@ -102,7 +102,7 @@ def part_files(folder: Path) -> list[Path]:
 
 
 def write_part(
-    out: Path, key: str, rows: Sequence[Record], vectors: np.ndarray, skipped: Sequence[str]
+    out: Path, key: str, rows: Sequence[Sample], vectors: np.ndarray, skipped: Sequence[str]
 ) -> None:
     """Write one part, whole or not at all.
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.config import with_new_names
 from pipelines.errors import UserError
 
 STATE, INFO = "state.pt", "info.json"
@@ -76,6 +77,8 @@ def load(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or not a checkpoint: {error}") from error
     if state.get("format") != FORMAT:
         raise UserError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
+    if "config" in state:
+        state["config"] = with_new_names(state["config"])
     return state
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.runs import runlog
 from pipelines.config import RunConfig
+from pipelines.runs import runlog
 from reid_core.methods import METHODS
 
 console = Console(highlight=False, soft_wrap=True)

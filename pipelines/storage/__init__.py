@@ -1,0 +1,1 @@
+"""Bytes of images by path or URI; data sets packed as Parquet."""

@@ -1,0 +1,1 @@
+"""Searches over settings on Ray Tune, and the record that they leave."""

@@ -32,7 +32,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Trial:
+class SweepTrial:
     """A trial that is over.
 
     Attributes:
@@ -107,7 +107,7 @@ class Ledger:
         self._taken.add(name)
         return name
 
-    def end(self, trial: Trial) -> None:
+    def end(self, trial: SweepTrial) -> None:
         """Add a line; the file is replaced as a whole, so a kill leaves the old or the new one."""
         self.over.append(trial)
         partial = self.root / f"{TRIALS}.partial"
@@ -115,15 +115,15 @@ class Ledger:
         partial.replace(self.root / TRIALS)
 
 
-def read(root: Path) -> list[Trial]:
+def read(root: Path) -> list[SweepTrial]:
     """The trials of a sweep that are over."""
     path = root / TRIALS
     if not path.exists():
         return []
-    return [Trial(**json.loads(line)) for line in path.read_text().splitlines()]
+    return [SweepTrial(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
+def ranked(trials: Sequence[SweepTrial], objective: str) -> list[SweepTrial]:
     """Best first; failed ones last, stopped ones after all that finished."""
     order = ("finished", "stopped", "failed")
     return sorted(
@@ -131,7 +131,7 @@ def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
     )
 
 
-def write_best(root: Path, study: Study) -> Trial:
+def write_best(root: Path, study: Study) -> SweepTrial:
     """Write best.yaml: the recipe with the best values, fit and measured as the recipe says.
 
     Raises:
@@ -149,7 +149,7 @@ def write_best(root: Path, study: Study) -> Trial:
         f"# {values}\n"
         f"# {best.name}: {objective} {best.scores[objective]:.2f} % ({judged(objective)}), "
         f"mean of {len(best.runs)} seed(s), best of {len(trials)} trials.\n"
-        f"# Searched from {study.search.base}. Reached on test people: not measured.\n"
+        f"# Searched from {study.search.base}. Reached on test identities: not measured.\n"
     )
     recipe = search_space.best_config(study, best.config)
     (root / BEST).write_text(header + configuration.dump(recipe))
@@ -159,7 +159,7 @@ def write_best(root: Path, study: Study) -> Trial:
 def scores_of(line: Mapping[str, Any]) -> dict[str, float]:
     """What can judge an epoch, in percent, from its line of the log.
 
-    Scores on validation people where it was measured, and where it clustered and was not the
+    Scores on validation identities where it was measured, and where it clustered and was not the
     first of its stage how stable the clusters are.
     """
     stability = line.get(STABILITY, {})
@@ -171,7 +171,7 @@ def judged(objective: str) -> str:
     """What the objective looks at, in words."""
     if objective == STABILITY:
         return "last two clusterings, no label"
-    return "validation people"
+    return "validation identities"
 
 
 def mean_scores(runs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -180,7 +180,7 @@ def mean_scores(runs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(scores[name] for scores in runs.values()) for name in names}
 
 
-def table(trials: Sequence[Trial], objective: str) -> Table:
+def table(trials: Sequence[SweepTrial], objective: str) -> Table:
     """The best trials, one line each."""
     first = ranked(trials, objective)
     shown = Table(
@@ -204,7 +204,7 @@ def table(trials: Sequence[Trial], objective: str) -> Table:
 
 
 def sensitivity(
-    trials: Sequence[Trial], objective: str, *, method: str
+    trials: Sequence[SweepTrial], objective: str, *, method: str
 ) -> dict[str, list[tuple[Any, float]]]:
     """Per key (value, score) in the order of the values, as papers draw it.
 

@@ -14,7 +14,7 @@ from pipelines.report.figures import Scatter
 from pipelines.report.panels import Panel
 from pipelines.report.templates import render
 from pipelines.sweep import ledger
-from pipelines.sweep.ledger import Trial
+from pipelines.sweep.ledger import SweepTrial
 from pipelines.sweep.search_space import STABILITY
 
 FILE_NAME = "report.html"
@@ -76,7 +76,7 @@ def write(sweep_dir: Path) -> Path:
     return target
 
 
-def sensitivity(found: Sequence[Trial], objective: str, *, method: str) -> list[Panel]:
+def sensitivity(found: Sequence[SweepTrial], objective: str, *, method: str) -> list[Panel]:
     """A chart per setting of which several values were tried, the one that matters most first.
 
     Args:

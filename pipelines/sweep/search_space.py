@@ -1,7 +1,7 @@
 """What a sweep is: its file, and the points that it tries.
 
 A trial is one choice of values, trained once per seed into a run directory of its own and judged
-by people who are neither trained on nor tested on, or without any label by its clusters.
+by identities who are neither trained on nor tested on, or without any label by its clusters.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Search(_Section):
             the recipe, which is the figure that papers print; "random" draws; "optuna" learns
             from earlier trials where to look (extra `sweep`).
         space: dotted key -> what it may be.
-        objective: what decides, in percent, of the last epoch: a score on validation people, or
+        objective: what decides, in percent, of the last epoch: a score on validation identities, or
             "stability", which needs no label: how much of the clustering of the epoch before is
             still there (`reid_core.metrics.clustering_stability`, mean over the modalities).
         budget: when to stop.
@@ -138,8 +138,8 @@ class Search(_Section):
         taken = [key for key in (*self.space, *self.overrides) if key in {"seed", *_ON_VALIDATION}]
         if taken:
             raise ValueError(
-                f"{taken[0]} is set by the sweep itself: trials are decided on validation people "
-                "(data.fit=train, evaluation.split=val) with the given seeds"
+                f"{taken[0]} is set by the sweep itself: trials are decided on validation "
+                "identities (data.fit=train, evaluation.split=val) with the given seeds"
             )
         if self.method in ("grid", "axes"):
             endless = [key for key, domain in self.space.items() if domain.values is None]
@@ -201,7 +201,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
 
 
 def trial_config(study: Study, values: Values, seed: int) -> RunConfig:
-    """What one run of a trial trains: on training people, measured on validation people."""
+    """What one run of a trial trains: on training identities, measured on validation identities."""
     return _configured(study, {**values, "seed": seed, **_ON_VALIDATION})
 
 

@@ -27,7 +27,7 @@ from pipelines.errors import UserError
 from pipelines.runs import runlog
 from pipelines.runs.console import console
 from pipelines.sweep import page, search_space
-from pipelines.sweep.ledger import FOLDER, Ledger, Trial, mean_scores, scores_of, write_best
+from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
 
@@ -55,7 +55,7 @@ class Runs:
 
 def search_for_best(
     study: Study, root: Path, command: Sequence[str], *, resume: bool
-) -> tuple[list[Trial], Trial]:
+) -> tuple[list[SweepTrial], SweepTrial]:
     """Run what is left of a sweep.
 
     Args:
@@ -129,10 +129,10 @@ def slots(
 
 
 def _check_people(study: Study, config: RunConfig) -> None:
-    """A score needs people that it can be measured on."""
+    """A score needs identities that it can be measured on."""
     if study.search.objective != search_space.STABILITY and not len(read(config).val):
         raise UserError(
-            f"objective: {study.search.objective} is measured on validation people, and "
+            f"objective: {study.search.objective} is measured on validation identities, and "
             f"data.root={config.data.root} has none: give some, or choose "
             f"objective: {search_space.STABILITY}, which needs no label"
         )
@@ -254,7 +254,7 @@ class _Record(tune.Callback):
         if status == "failed":
             path = self.ledger.folder(str(trial)) / _ERROR
             error = path.read_text() if path.exists() else "the process of the trial died"
-        entry = Trial(
+        entry = SweepTrial(
             name=str(trial),
             config=trial.config["values"],
             status=status,

@@ -183,7 +183,7 @@ class Shard:
 
         return self.meeting.once(self.index, ask)
 
-    def distribute(self, module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
+    def distribute(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Before each step, every replica's gradients become their mean in shard order."""
 
         def average(*_: Any) -> None:
@@ -193,7 +193,7 @@ class Shard:
             for grad, piece in zip(grads, pieces, strict=True):
                 grad.copy_(piece.view_as(grad))
 
-        optimiser.register_step_pre_hook(average)
+        optimizer.register_step_pre_hook(average)
         return module
 
 

@@ -99,7 +99,7 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
             with follow(run_dir, config):
                 progress = _fit(config, prepared, run_dir)
     seconds = {"start": started - began, "train": time.perf_counter() - started}
-    summary = summarise(config, prepared.kind, progress, seconds)
+    summary = summarize(config, prepared.kind, progress, seconds)
     runlog.write_summary(run_dir, summary)
     # The report shows the last epoch's rank lists under the name of the summary's last row.
     evaluation = run_dir / "evaluation"
@@ -108,7 +108,7 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     return summary
 
 
-def summarise(
+def summarize(
     config: RunConfig, kind: str, progress: Progress, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
@@ -117,7 +117,7 @@ def summarise(
         rows["final"] = rows[progress.stage]
     _, protocol = HEADLINE[kind]
     if config.evaluation.split == "val":
-        protocol += " (validation people)"
+        protocol += " (validation identities)"
     return {
         "rows": rows,
         "protocol": protocol,

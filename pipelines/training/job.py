@@ -38,7 +38,7 @@ class Job:
         kind: of the data set, whose protocols measure.
         train: training rows.
         measured: what scores are reported of; None where nothing can be measured.
-        selection: people that choose the epoch whose scores are reported apart; None without.
+        selection: identities that choose the epoch whose scores are reported apart; None without.
         identities: per modality (n,) given classes; None where the method is not told any.
     """
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data import extract_features
-from pipelines.data.corrupt_images import Unreadable
+from pipelines.data.corrupt_images import CorruptImages
 from pipelines.data.inputs import Measured
 from pipelines.distributed import batchnorm, collectives
 from pipelines.evaluation.evaluate import evaluate
@@ -34,7 +34,7 @@ from reid_core.method import CachedStage, Encoder, Stage
 from reid_core.methods import METHODS
 from reid_core.metrics import clustering_stability
 from reid_core.models import clip
-from reid_core.models.recompute import recompute_blocks
+from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.types import Batch, Modality
 
 # First values are drawn from torch's global random state, which belongs to the whole process.
@@ -88,7 +88,7 @@ class TrainingLoop:
             self.clip = clip.load(model.name, model.pretrained)
         self.size = {"height": model.height, "width": model.width}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
-        self.unreadable = Unreadable(
+        self.corrupt_images = CorruptImages(
             job.train, max_share=self.config.data.max_unreadable, identities=job.identities
         )
         self.checkpoint_s = 0.0  # seconds of the last one; logged with the epoch after it
@@ -110,26 +110,26 @@ class TrainingLoop:
     def _train(self, name: str) -> None:
         """One stage, from its first epoch that is not done yet."""
         stage = self._open(name)
-        optimiser = stage.optimiser()
+        optimizer = stage.optimizer()
         self.labels: dict[Modality, np.ndarray] = {}
-        first = self._resume(name, stage, optimiser)
-        model = self.distribute(stage.module, optimiser)
+        first = self._resume(name, stage, optimizer)
+        model = self.distribute(stage.module, optimizer)
         if self.config.trainer.compile:
             model.compile()
         if isinstance(stage, CachedStage) and first < stage.epochs:
-            rows, modalities = self.unreadable, self.method.INPUTS
+            rows, modalities = self.corrupt_images, self.method.INPUTS
             stage.take({m: self._embed_all(stage.project, rows, m) for m in modalities})
         for epoch in range(first, stage.epochs):
             clock = runlog.Clock()
             lr = stage.learning_rate(epoch)
-            optim.set_lr(optimiser, lr)
+            optim.set_lr(optimizer, lr)
             self._seed(name, epoch)
             if isinstance(stage, CachedStage):
-                found = self._cached_epoch(stage, epoch, model, optimiser, clock)
+                found = self._cached_epoch(stage, epoch, model, optimizer, clock)
             else:
-                found = self._streamed_epoch(name, stage, epoch, model, optimiser, clock)
+                found = self._streamed_epoch(name, stage, epoch, model, optimizer, clock)
             line = {"stage": name, "epoch": epoch, "lr": lr, **found}
-            gone = self.unreadable.end_epoch(self.device)
+            gone = self.corrupt_images.end_epoch(self.device)
             line |= gone | {"warnings": [*line.get("warnings", ()), *gone["warnings"]]}
             last, every = epoch + 1 == stage.epochs, stage.evaluate_every
             if every is not None and (last or (every and (epoch + 1) % every == 0)):
@@ -139,7 +139,7 @@ class TrainingLoop:
                 self.progress.handed |= stage.hand_on()
                 if self.rank == 0:
                     learned_prompts.record(self.job.run_dir, stage.module, self.clip.text)
-            self._finish_epoch(line, clock, stage, optimiser, last=last)
+            self._finish_epoch(line, clock, stage, optimizer, last=last)
 
     def _streamed_epoch(
         self,
@@ -147,7 +147,7 @@ class TrainingLoop:
         stage: Stage,
         epoch: int,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         clock: runlog.Clock,
     ) -> dict[str, Any]:
         """Images stream in; what they are compared with was decided by all of them."""
@@ -163,10 +163,10 @@ class TrainingLoop:
                 batch = next(batches, None)
             if batch is None:
                 raise RuntimeError("the data stream ended before the plan")
-            self.unreadable.note(batch)
+            self.corrupt_images.note(batch)
             with clock("step"):
                 on_device = {m: b.to(self.device) for m, b in batch.items()}
-                step.take(stage, model, optimiser, on_device, means, settings=self.config.trainer)
+                step.take(stage, model, optimizer, on_device, means, settings=self.config.trainer)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
         return {"losses": means.read(), **start.metrics, **stability}
@@ -176,7 +176,7 @@ class TrainingLoop:
         stage: CachedStage,
         epoch: int,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         clock: runlog.Clock,
     ) -> dict[str, Any]:
         """Features of the frozen encoder, embedded once, stand for the images."""
@@ -184,7 +184,7 @@ class TrainingLoop:
         model.train()
         with clock("step"):
             for batch in stage.batches(epoch, collectives.slice_of):
-                step.take(stage, model, optimiser, batch, means, settings=self.config.trainer)
+                step.take(stage, model, optimizer, batch, means, settings=self.config.trainer)
         return {"losses": means.read()}
 
     def _begin_epoch(self, key: Key, stage: Stage, clock: runlog.Clock) -> EpochStart:
@@ -192,7 +192,7 @@ class TrainingLoop:
         stage.module.eval()
         for m in self.method.INPUTS if stage.clusters else ():
             with clock("embed"):
-                mine = self._embed(stage.encoder.embed, self.unreadable, m)
+                mine = self._embed(stage.encoder.embed, self.corrupt_images, m)
                 self.bank.add_features(
                     self.token, key, m, mine.cpu().numpy(), self.rank, self.world
                 )
@@ -227,8 +227,8 @@ class TrainingLoop:
             )
         if self.world > 1:
             batchnorm.convert(stage.module)
-        if self.config.trainer.recompute:
-            recompute_blocks(stage.module)
+        if self.config.trainer.activation_checkpointing:
+            checkpoint_blocks(stage.module)
         # Channels last is a third faster, on CPUs and on tensor cores.
         for module in (stage.encoder, stage.module):
             assert isinstance(module, nn.Module)
@@ -297,7 +297,7 @@ class TrainingLoop:
         line: dict[str, Any],
         clock: runlog.Clock,
         stage: Stage,
-        optimiser: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer,
         *,
         last: bool,
     ) -> None:
@@ -307,13 +307,13 @@ class TrainingLoop:
         if self.rank == 0:
             runlog.append_metrics(self.job.run_dir, {**line, "seconds": dict(clock.seconds)})
         began = time.perf_counter()
-        state = self._state(stage, optimiser) if self.rank == 0 else None
+        state = self._state(stage, optimizer) if self.rank == 0 else None
         if state is not None and last:
             checkpoint.save_stage(self.job.run_dir, state)
         self.report(line, state)
         self.checkpoint_s = time.perf_counter() - began
 
-    def _state(self, stage: Stage, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    def _state(self, stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return {
             "config": self.config.used(),
             "progress": self.progress.state_dict(),
@@ -321,10 +321,10 @@ class TrainingLoop:
             "quick_gelu": self.clip.quick_gelu,
             "module": kept(stage),
             "epoch": stage.state_dict(),
-            "optimiser": optimiser.state_dict(),
+            "optimiser": optimizer.state_dict(),  # so spelt in format 1
         }
 
-    def _resume(self, name: str, stage: Stage, optimiser: torch.optim.Optimizer) -> int:
+    def _resume(self, name: str, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
         """Load the saved state if it belongs to this stage; returns the first epoch to run."""
         if not self.state or self.state["progress"]["stage"] != name:
             return 0
@@ -336,7 +336,7 @@ class TrainingLoop:
             )
         stage.module.load_state_dict(saved, strict=False)
         # a copy, since torch keeps the tensors that it is given and steps change them
-        optimiser.load_state_dict(copy.deepcopy(self.state["optimiser"]))
+        optimizer.load_state_dict(copy.deepcopy(self.state["optimiser"]))
         if stage.clusters:
             epoch = self.state["epoch"]
             self.labels = {m: epoch[f"labels.{m}"].numpy() for m in self.method.INPUTS}

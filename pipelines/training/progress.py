@@ -20,7 +20,7 @@ class Progress:
         handed: what finished stages handed on, by name.
         scores: per row of the summary, the headline scores.
         table, chance: all protocols of the last evaluation; Rank-1 of a random ranking.
-        selected: best mAP so far on the people that select an epoch.
+        selected: best mAP so far on the identities that select an epoch.
     """
 
     stage: str = ""

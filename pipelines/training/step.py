@@ -1,4 +1,4 @@
-"""One step of the optimiser: losses, backward, memory update; in parts where space is short."""
+"""One step of the optimizer: losses, backward, memory update; in parts where space is short."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OWN_BUFFERS: dict[str, Any] = (
 )
 
 
-def data_parallel(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
+def data_parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
     """DDP: one process per worker, gradients averaged while they are computed."""
     if collectives.world_size() == 1:
         return module
@@ -39,7 +39,7 @@ def data_parallel(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Mod
 def take(
     stage: Stage,
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     batch: Any,
     means: Means,
     *,
@@ -47,22 +47,23 @@ def take(
 ) -> None:
     """Step on one global batch, of which this worker holds its slice.
 
-    With `settings.accumulate` = n the slice is worked on in n parts. The gradient is the mean of
-    theirs. It is not that of the whole batch: BatchNorm sees a part at a time, and prototypes are
-    updated after every part, so a later part meets those that an earlier one has moved.
+    With `settings.gradient_accumulation` = n the slice is worked on in n parts. The gradient is the
+    mean of theirs. It is not that of the whole batch: BatchNorm sees a part at a time, and
+    prototypes are updated after every part, so a later part meets those that an earlier one has
+    moved.
 
     Args:
         stage: gives the losses and updates its memory.
         model: the stage's module, distributed.
-        optimiser: of the module.
+        optimizer: of the module.
         batch: of a streamed stage a `Batch` per modality, on the device; else what it yielded.
         means: the epoch's.
         settings: precision and parts.
     """
     device = next(stage.module.parameters()).device
     half = settings.precision == "bf16"
-    num = settings.accumulate if isinstance(batch, dict) else 1
-    optimiser.zero_grad(set_to_none=True)
+    num = settings.gradient_accumulation if isinstance(batch, dict) else 1
+    optimizer.zero_grad(set_to_none=True)
     for part in [batch] if num == 1 else _parts(batch, num):
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             terms = stage.terms(model, part, collectives.gather)
@@ -70,7 +71,7 @@ def take(
         total.backward()
         if num > 1:
             stage.update(collectives.gather_rows)
-    optimiser.step()
+    optimizer.step()
     if num == 1:
         stage.update(collectives.gather_rows)
 

@@ -6,7 +6,7 @@ llcm.py      LLCM
 pedes.py     CUHK-PEDES, ICFG-PEDES, RSTPReid: images and captions
 folder.py    any images in two folders
 manifest.py  any data listed in a CSV, JSON-lines or Parquet file; converted data sets
-lists.py     the text files that name people and images
+lists.py     the text files that name identities and images
 synthetic/   a generated world, written in the layouts of the real data sets
 """
 

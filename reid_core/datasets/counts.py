@@ -1,4 +1,4 @@
-"""How many people, cameras, images and captions a data set should have, and how many it has."""
+"""How many identities, cameras, images and captions a data set should have, and how many it has."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def count(dataset: Dataset, expected: Expected) -> list[Count]:
 
 def _split(dataset: Dataset, name: str) -> Split:
     parts = [getattr(dataset, part) for part in name.split("+")]
-    return Split(tuple(record for part in parts for record in part.records))
+    return Split(tuple(record for part in parts for record in part.samples))
 
 
 def _found(split: Split, modality: Modality) -> dict[str, int]:

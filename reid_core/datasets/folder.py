@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from reid_core.datasets.lists import IMAGE_SUFFIXES
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 _MODALITIES = (Modality.VISIBLE, Modality.INFRARED)
 _SPLITS = ("train", "val", "test")
@@ -30,7 +30,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
     Returns:
         Per split visible, then infrared records, sorted by path. ``pid`` numbers the names of the
-        people in sorted order; cameras are unknown.
+        identities in sorted order; cameras are unknown.
 
     Raises:
         ValueError: there is no image at any of these places.
@@ -47,7 +47,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     splits = [
         Split(
             tuple(
-                Record(image, modality, pids[name])
+                Sample(image, modality, pids[name])
                 for modality in _MODALITIES
                 for image, name in found.get((split, modality), [])
             )

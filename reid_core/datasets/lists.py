@@ -1,4 +1,4 @@
-"""The text files that name people and images of a split; shared by the loaders of real data."""
+"""The text files that name identities and images of a split; shared by the loaders of real data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def read_ids(path: Path) -> list[int]:
         ValueError: the file is missing, empty or holds something else.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing: it names the people of a split, e.g. 1,2,5")
+        raise ValueError(f"{path} is missing: it names the identities of a split, e.g. 1,2,5")
     fields = path.read_text().replace("\n", ",").split(",")
     try:
         ids = sorted({int(field) for field in fields if field.strip()})
     except ValueError as error:
         raise ValueError(f"{path} must hold comma-separated ids: {error}") from error
     if not ids:
-        raise ValueError(f"{path} is empty: it should name the people of a split, e.g. 1,2,5")
+        raise ValueError(f"{path} is empty: it should name the identities of a split, e.g. 1,2,5")
     return ids
 
 
@@ -31,7 +31,7 @@ def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
     """Images of one list and whom they show.
 
     A line is "relative/path label". Labels start again in every list, so a person's id is the
-    number of the folder that the image lies in; the labels must tell the same people apart.
+    number of the folder that the image lies in; the labels must tell the same identities apart.
 
     Args:
         path: the list.
@@ -69,23 +69,23 @@ def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
     return images
 
 
-def check_disjoint(people: Mapping[str, Iterable[int]]) -> None:
-    """Refuse people who occur in two splits.
+def check_disjoint(identities: Mapping[str, Iterable[int]]) -> None:
+    """Refuse identities who occur in two splits.
 
     Args:
-        people: ids of each split, keyed by what names them in the message.
+        identities: ids of each split, keyed by what names them in the message.
 
     Raises:
         ValueError: two of them share ids.
     """
-    seen = [(name, set(ids)) for name, ids in people.items()]
+    seen = [(name, set(ids)) for name, ids in identities.items()]
     for i, (first, ids) in enumerate(seen):
         for second, others in seen[i + 1 :]:
             shared = sorted(ids & others)
             if shared:
                 raise ValueError(
                     f"{first} and {second} share {len(shared)} ids "
-                    f"({', '.join(map(str, shared[:5]))}): people of different splits must differ"
+                    f"({', '.join(map(str, shared[:5]))}): identities of splits must differ"
                 )
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from reid_core.datasets.lists import check_disjoint, images_in, read_ids, read_people
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 CAMERAS = {
     Modality.VISIBLE: (1, 2, 3, 4, 5, 6, 7, 8, 9),
@@ -33,10 +33,10 @@ def read(root: str | os.PathLike[str]) -> Dataset:
         camera is read from its name. There is no validation split.
 
     Raises:
-        ValueError: a folder or list is missing or not as above, or the splits share people.
+        ValueError: a folder or list is missing or not as above, or the splits share identities.
 
     Reference: Zhang and Wang, Diverse Embedding Expansion Network and Low-Light Cross-Modality
-        Benchmark for Visible-Infrared Person Re-identification, CVPR 2023.
+        Benchmark for Visible-Infrared Identity Re-identification, CVPR 2023.
     """
     root = Path(root)
     for name in _NAMES.values():
@@ -56,11 +56,11 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
 
 def _train(root: Path) -> Split:
-    records: list[Record] = []
+    records: list[Sample] = []
     for modality, name in _NAMES.items():
         example = f"{name}/0001/0001_c01_s185535_f7010_{name}.jpg 0"
         images = read_people(root / "idx" / f"train_{name}.txt", example=example)
-        records += [Record(image, modality, pid, _camera(image)) for image, pid in images]
+        records += [Sample(image, modality, pid, _camera(image)) for image, pid in images]
     return Split(tuple(records))
 
 
@@ -70,17 +70,17 @@ def _camera(image: str) -> int:
 
 
 def _test(root: Path, ids: list[int]) -> Split:
-    records: list[Record] = []
+    records: list[Sample] = []
     for modality, name in _NAMES.items():
         found = [
-            Record(image, modality, pid, camera)
+            Sample(image, modality, pid, camera)
             for camera in CAMERAS[modality]
             for pid in ids
             for image in images_in(root, f"test_{name}/cam{camera}/{pid:04d}")
         ]
         if not found:
             raise ValueError(
-                f"no {modality} picture of any of the {len(ids)} people of idx/test_id.txt: "
+                f"no {modality} picture of any of the {len(ids)} identities of idx/test_id.txt: "
                 f"expected e.g. {root / f'test_{name}/cam1/{ids[0]:04d}'}/*.jpg"
             )
         records += found

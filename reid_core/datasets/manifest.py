@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     """
     path = _find(Path(root))
     kind, rows = _load(path)
-    splits: dict[str, list[Record]] = {name: [] for name in _SPLITS}
+    splits: dict[str, list[Sample]] = {name: [] for name in _SPLITS}
     for number, row in enumerate(rows, start=1):
         split, records = _parse(row, f"{path}, row {number}")
         splits[split] += records
@@ -57,8 +57,8 @@ def read(root: str | os.PathLike[str]) -> Dataset:
         raise ValueError(f"{path} has no rows")
     _check_roles(path, splits)
     if kind == "manifest":  # the protocol of manifests asks with the modality that stands first
-        splits["test"].sort(key=lambda record: record.modality == Modality.VISIBLE)
-        splits["val"].sort(key=lambda record: record.modality == Modality.VISIBLE)
+        splits["test"].sort(key=lambda sample: sample.modality == Modality.VISIBLE)
+        splits["val"].sort(key=lambda sample: sample.modality == Modality.VISIBLE)
     test = (*splits["query"], *splits["gallery"], *splits["test"])
     return Dataset(
         kind, path.parent, Split(tuple(splits["train"])), Split(tuple(splits["val"])), Split(test)
@@ -133,7 +133,7 @@ def _check_columns(path: Path, names: Iterable[str]) -> None:
         )
 
 
-def _parse(row: Mapping[str, Any], where: str) -> tuple[str, list[Record]]:
+def _parse(row: Mapping[str, Any], where: str) -> tuple[str, list[Sample]]:
     """Split and records of one row."""
     split = str(row.get("split") or "train").lower()
     if split not in _SPLITS:
@@ -148,12 +148,12 @@ def _parse(row: Mapping[str, Any], where: str) -> tuple[str, list[Record]]:
     if modality == Modality.TEXT:
         if not caption:
             raise ValueError(f"{where}: a text row needs a caption")
-        return split, [Record(image, modality, pid, camera, caption)]
+        return split, [Sample(image, modality, pid, camera, caption)]
     if not image:
         raise ValueError(f"{where}: image is empty")
-    records = [Record(image, modality, pid, camera)]
+    records = [Sample(image, modality, pid, camera)]
     if caption:
-        records.append(Record(image, Modality.TEXT, pid, camera, caption))
+        records.append(Sample(image, Modality.TEXT, pid, camera, caption))
     return split, records
 
 
@@ -169,8 +169,8 @@ def _number(row: Mapping[str, Any], name: str, where: str) -> int:
     raise ValueError(f"{where}: {name} must be a whole number or empty, not {value!r}")
 
 
-def _check_roles(path: Path, splits: Mapping[str, list[Record]]) -> None:
-    query, gallery = ({record.modality for record in splits[name]} for name in ("query", "gallery"))
+def _check_roles(path: Path, splits: Mapping[str, list[Sample]]) -> None:
+    query, gallery = ({sample.modality for sample in splits[name]} for name in ("query", "gallery"))
     if not query and not gallery:
         return
     if splits["test"]:

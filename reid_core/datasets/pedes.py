@@ -1,6 +1,6 @@
 """Images with sentences about them: CUHK-PEDES, ICFG-PEDES and RSTPReid.
 
-Each is one JSON list with an object per image. An image gives one VISIBLE record, each of its
+Each is one JSON list with an object per image. An image gives one VISIBLE sample, each of its
 captions one TEXT record that names the image.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def read_cuhk(root: str | os.PathLike[str]) -> Dataset:
     Raises:
         ValueError: the list or the folder of images is missing, or an object is not as above.
 
-    Reference: Li et al., Person Search with Natural Language Description, CVPR 2017.
+    Reference: Li et al., Identity Search with Natural Language Description, CVPR 2017.
     """
     return _read(Path(root), _CUHK)
 
@@ -65,7 +65,7 @@ def read_icfg(root: str | os.PathLike[str]) -> Dataset:
     As `read_cuhk`. The folders ``imgs/train`` and ``imgs/test`` are those of MSMT17 and not the
     split, which stands in the list alone; there is no validation split.
 
-    Reference: Ding et al., Semantically Self-Aligned Network for Text-to-Image Part-aware Person
+    Reference: Ding et al., Semantically Self-Aligned Network for Text-to-Image Part-aware Identity
         Re-identification, 2021.
     """
     return _read(Path(root), _ICFG)
@@ -77,7 +77,7 @@ def read_rstp(root: str | os.PathLike[str]) -> Dataset:
     As `read_cuhk`, with the image's path in ``img_path`` and the camera in its name.
 
     Reference: Zhu et al., DSSL: Deep Surroundings-person Separation Learning for Text-based
-        Person Retrieval, ACM MM 2021.
+        Identity Retrieval, ACM MM 2021.
     """
     return _read(Path(root), _RSTP)
 
@@ -92,16 +92,16 @@ def _read(root: Path, layout: _Layout) -> Dataset:
         )
     if not (folder / "imgs").is_dir():
         raise ValueError(f"{folder / 'imgs'} is missing: it holds the images that {path} lists")
-    images: dict[str, list[Record]] = {split: [] for split in _SPLITS}
-    texts: dict[str, list[Record]] = {split: [] for split in _SPLITS}
+    images: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
+    texts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
     num_empty = 0
     for number, entry in enumerate(_entries(path)):
-        split, record, captions = _parse(entry, f"{path}, object {number}", layout)
-        images[split].append(record)
+        split, sample, captions = _parse(entry, f"{path}, object {number}", layout)
+        images[split].append(sample)
         said = [caption.strip() for caption in captions if caption.strip()]
         num_empty += len(captions) - len(said)
         texts[split] += [
-            Record(record.image, Modality.TEXT, record.pid, record.camera, caption)
+            Sample(sample.image, Modality.TEXT, sample.pid, sample.camera, caption)
             for caption in said
         ]
     if num_empty:
@@ -124,8 +124,8 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _parse(entry: Any, where: str, layout: _Layout) -> tuple[str, Record, list[str]]:
-    """Split, visible record and captions of one object."""
+def _parse(entry: Any, where: str, layout: _Layout) -> tuple[str, Sample, list[str]]:
+    """Split, visible sample and captions of one object."""
     try:
         split, name = entry["split"].lower(), entry[layout.path_key]
         pid, captions = int(entry["id"]), entry["captions"]
@@ -139,7 +139,7 @@ def _parse(entry: Any, where: str, layout: _Layout) -> tuple[str, Record, list[s
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"{where}: captions must be a list of sentences")
     camera = _CAMERA_IN_NAME.search(name) if layout.cameras else None
-    record = Record(
+    sample = Sample(
         f"{layout.folder}/imgs/{name}", Modality.VISIBLE, pid, int(camera[1]) if camera else -1
     )
-    return split, record, captions
+    return split, sample, captions

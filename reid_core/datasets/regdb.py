@@ -1,4 +1,4 @@
-"""RegDB: one visible and one thermal camera side by side, ten random halves of the people."""
+"""RegDB: one visible and one thermal camera side by side, ten random halves of the identities."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from reid_core.datasets.lists import check_disjoint, read_people
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 NUM_TRIALS = 10
 _LISTS = {Modality.VISIBLE: ("visible", 1), Modality.INFRARED: ("thermal", 2)}  # name, camera
@@ -21,16 +21,16 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
 
     Args:
         root: folder that holds ``Visible``, ``Thermal`` and ``idx``.
-        trial: which half of the people trains, 1 to 10.
+        trial: which half of the identities trains, 1 to 10.
 
     Returns:
         Visible, then infrared records in the order of the lists; ``pid`` is the folder's number,
         camera 1 is the visible and 2 the thermal one. There is no validation split.
 
     Raises:
-        ValueError: a folder or list is missing or not as above, or both halves share people.
+        ValueError: a folder or list is missing or not as above, or both halves share identities.
 
-    Reference: Nguyen et al., Person Recognition System Based on a Combination of Body Images
+    Reference: Nguyen et al., Identity Recognition System Based on a Combination of Body Images
         from Visible Light and Thermal Cameras, Sensors 2017.
     """
     root = Path(root)
@@ -52,9 +52,9 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
 
 
 def _list_split(root: Path, split: str, trial: int) -> Split:
-    records: list[Record] = []
+    records: list[Sample] = []
     for modality, (name, camera) in _LISTS.items():
         path = root / "idx" / f"{split}_{name}_{trial}.txt"
         images = read_people(path, example=f"{name.capitalize()}/12/name_12.bmp 0")
-        records += [Record(image, modality, pid, camera) for image, pid in images]
+        records += [Sample(image, modality, pid, camera) for image, pid in images]
     return Split(tuple(records))

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from reid_core.datasets.lists import check_disjoint, images_in, read_ids
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 CAMERAS = {
     1: Modality.VISIBLE,
@@ -35,7 +35,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     Raises:
         ValueError: a folder or list is missing, empty or unreadable as ids, or splits share ids.
 
-    Reference: Wu et al., RGB-Infrared Cross-Modality Person Re-Identification, ICCV 2017.
+    Reference: Wu et al., RGB-Infrared Cross-Modality Identity Re-Identification, ICCV 2017.
     """
     root = Path(root)
     for camera in CAMERAS:
@@ -50,16 +50,16 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
 
 def _list_split(root: Path, split: str, ids: list[int]) -> Split:
-    """All pictures of some people. Not everyone was seen by every camera."""
+    """All pictures of some identities. Not everyone was seen by every camera."""
     records = [
-        Record(image, modality, pid, camera)
+        Sample(image, modality, pid, camera)
         for camera, modality in CAMERAS.items()
         for pid in ids
         for image in images_in(root, f"cam{camera}/{pid:04d}")
     ]
     if not records:
         raise ValueError(
-            f"no picture of any of the {len(ids)} people of exp/{split}_id.txt: expected e.g. "
+            f"no picture of any of the {len(ids)} identities of exp/{split}_id.txt: expected e.g. "
             f"{root / f'cam1/{ids[0]:04d}/0001.jpg'}"
         )
     return Split(tuple(records))

@@ -1,0 +1,1 @@
+"""k-reciprocal Jaccard distances, sparse from end to end."""

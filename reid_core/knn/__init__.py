@@ -1,0 +1,1 @@
+"""Exact nearest neighbors of unit rows, the same however the queries are split."""

@@ -22,7 +22,7 @@ Features = np.ndarray | Tensor
 _DEVICE_BYTES = 1 << 30  # size of one similarity block, or of one gather, on a device
 _THREAD_ROWS = 512
 _THREAD_PAIRS = 16384
-_MAX_NORM_ERROR = 1e-2  # bfloat16 rows normalised in bfloat16 are off by 4e-3
+_MAX_NORM_ERROR = 1e-2  # bfloat16 rows normalized in bfloat16 are off by 4e-3
 
 
 def unit_rows(features: Features) -> Features:
@@ -49,7 +49,7 @@ def unit_rows(features: Features) -> Features:
         reason = (
             "is zero: the image or caption gave no feature"
             if norms[row] == 0
-            else f"has length {norms[row]:.4g}: normalise the features"
+            else f"has length {norms[row]:.4g}: normalize the features"
         )
         raise ValueError(f"feature row {row} {reason} ({int(wrong.sum())} such rows)")
     return features

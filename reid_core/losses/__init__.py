@@ -32,7 +32,7 @@ _TARGET_EPS = 1e-8
 def in_float32(loss: Loss) -> Loss:
     """A loss whose half-precision inputs are widened and whose products are not narrowed.
 
-    Similarities over a temperature of 0.02, products of unnormalised features and differences of
+    Similarities over a temperature of 0.02, products of unnormalized features and differences of
     squared distances have nothing left in half precision, where a training step computes in it.
     """
 
@@ -66,7 +66,7 @@ def cluster_contrast(x: Tensor, labels: Tensor, bank: Tensor, *, temperature: fl
     """Cross entropy of each row against all cluster prototypes.
 
     Args:
-        x: (B, D) unit rows; not normalised here.
+        x: (B, D) unit rows; not normalized here.
         labels: (B,) int64 cluster of each row, -1 = left out.
         bank: (C, D) unit prototypes. Gradients reach them only if they ask for it.
         temperature: divides the cosines, 0.05 in the reference.
@@ -84,7 +84,7 @@ def image_to_text(g: Tensor, labels: Tensor, anchors: Tensor, *, smoothing: floa
     """Label-smoothed cross entropy of projected image features against one text per class.
 
     Args:
-        g: (B, D) projected image features, neither normalised nor scaled.
+        g: (B, D) projected image features, neither normalized nor scaled.
         labels: (B,) int64 class of each row, -1 = left out.
         anchors: (C, D) text features, constant.
         smoothing: share of the target spread evenly over all C classes.
@@ -120,7 +120,7 @@ def supervised_contrast(
     """Negative mean log-probability that a row of `a` gives to the rows of `b` with its label.
 
     Args:
-        a: (B, D) anchors, not normalised here.
+        a: (B, D) anchors, not normalized here.
         b: (M, D) candidates; all of them stand in the softmax, outliers too.
         labels_a, labels_b: (B,) and (M,) int64, -1 = outlier.
         temperature: divides the products, 1 in the references.
@@ -146,7 +146,7 @@ def weighted_regularised_triplet(x: Tensor, labels: Tensor, *, stable: bool = Tr
     distances, every distance to a negative by a softmax of the negated distances. No margin.
 
     Args:
-        x: (B, D) raw features, not normalised here.
+        x: (B, D) raw features, not normalized here.
         labels: (B,) int64; a row of -1 is neither anchor, positive nor negative.
         stable: the true softmax. False repeats the public code, whose weights are not rescaled on
             the negative side and carry 1e-6 in the denominator: they vanish once distances pass
@@ -174,7 +174,7 @@ def modality_shared_enhancement(x: Tensor, labels: Tensor, groups: Tensor) -> Te
     """Squared gap between two mean distances of a row to its class: across and within modality.
 
     Args:
-        x: (B, D) raw features, not normalised here.
+        x: (B, D) raw features, not normalized here.
         labels: (B,) int64; a row of -1 takes no part.
         groups: (B,) int64 modality of each row, any two numbers.
 
@@ -210,7 +210,7 @@ def distribution_matching(
     Returns:
         Sum of the two one-way losses.
 
-    Reference: IRRA's SDM, with the target's rows normalised by row.
+    Reference: IRRA's SDM, with the target's rows normalized by row.
     """
     return distribution_matching_one_way(
         img, txt, positives, temperature=temperature

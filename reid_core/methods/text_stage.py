@@ -40,7 +40,7 @@ class TextStage(BaseModel):
     warmup_lr: float = Field(1e-5, gt=0)
     temperature: float = Field(1.0, gt=0)
 
-    def optimiser(self, module: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """Adam with coupled decay of everything, biases too."""
         return optim.adam_per_tensor(
             module.named_parameters(), lr=self.lr, weight_decay=self.weight_decay, bias_lr_factor=1

@@ -68,7 +68,7 @@ class TextTower(nn.Module):
         return ids.to(self.positional_embedding.device)
 
     def encode_text(self, ids: Tensor, *, chunk: int = 256) -> Tensor:
-        """Features (C, E), not normalised, of token ids (C, 77); the EOT is the largest id."""
+        """Features (C, E), not normalized, of token ids (C, 77); the EOT is the largest id."""
         # Padding behind the last EOT is cut before the lookup: it cannot matter.
         eot = ids.argmax(dim=-1)
         return self.encode_prompts(
@@ -87,7 +87,7 @@ class TextTower(nn.Module):
             chunk: sentences per pass; bounds memory where no gradient is needed.
 
         Returns:
-            (C, E) text features, not normalised.
+            (C, E) text features, not normalized.
 
         Raises:
             ValueError: an EOT position lies outside the L tokens.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reid_core.models.clip import Clip
 from reid_core.models.towers import AttentionPool, position_grid, resnet_parts, set_last_stride
-from reid_core.transforms import normalise
+from reid_core.transforms import normalize
 from reid_core.types import Modality
 
 
@@ -25,8 +25,8 @@ class Features:
 
     Attributes:
         pooled: p (B, D), GeM of the last feature map.
-        neck: f (B, D), batch-normalised p. f / ||f|| is the descriptor.
-        projected: g (B, E), CLIP's attention pool, not normalised: what texts are compared with.
+        neck: f (B, D), batch-normalized p. f / ||f|| is the descriptor.
+        projected: g (B, E), CLIP's attention pool, not normalized: what texts are compared with.
     """
 
     pooled: Tensor
@@ -63,7 +63,7 @@ class TwoStemEncoder(nn.Module):
     while each stem's BatchNorm sees its own modality. Which part learns is the caller's choice,
     by `requires_grad_` on `visible_stem`, `infrared_stem`, `trunk`, `attnpool` and `neck`.
 
-    Images are bytes, normalised here, or floats that are normalised already.
+    Images are bytes, normalized here, or floats that are normalized already.
 
     Reference: the model of CCLNet; CSDN uses the same towers.
     """
@@ -123,7 +123,7 @@ class TwoStemEncoder(nn.Module):
             visible, infrared: (B_m, 3, H, W) images.
         """
         stems = [
-            stem(_normalised(images))
+            stem(_normalized(images))
             for stem, images in ((self.visible_stem, visible), (self.infrared_stem, infrared))
             if images is not None
         ]
@@ -136,13 +136,13 @@ class TwoStemEncoder(nn.Module):
         return F.normalize(self.neck(self.gem(self._maps(images, modality))), dim=1)
 
     def project(self, images: Tensor, modality: Modality) -> Tensor:
-        """Projected features g (B, E), not normalised, of images (B, 3, H, W)."""
+        """Projected features g (B, E), not normalized, of images (B, 3, H, W)."""
         return self.attnpool(self._maps(images, modality))
 
     def _maps(self, images: Tensor, modality: Modality) -> Tensor:
         stem = self.visible_stem if modality == Modality.VISIBLE else self.infrared_stem
-        return self.trunk(stem(_normalised(images)))
+        return self.trunk(stem(_normalized(images)))
 
 
-def _normalised(images: Tensor) -> Tensor:
-    return normalise(images) if images.dtype == torch.uint8 else images
+def _normalized(images: Tensor) -> Tensor:
+    return normalize(images) if images.dtype == torch.uint8 else images

@@ -29,7 +29,7 @@ class TextFusion(nn.Module):
             )
 
     def forward(self, own: Tensor, other: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Fused texts, not normalised.
+        """Fused texts, not normalized.
 
         Args:
             own: (B, E) texts that ask and that the answer is added to.

@@ -57,7 +57,7 @@ class PromptLearner(nn.Module):
         self.tokens = nn.Parameter(drawn.to(embedded))
 
     def forward(self, labels: Tensor | None = None) -> Tensor:
-        """Text features of classes, not normalised.
+        """Text features of classes, not normalized.
 
         Args:
             labels: (B,) int64 classes; None for all C in order. A class that stands there

@@ -54,12 +54,12 @@ class TextImageEncoder(nn.Module):
         """E, the width of a feature of either kind."""
         return self.text.embed_dim
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 to float32 with the mean and deviation that CLIP was trained with."""
         return (images.float() / 255 - self.pixel_mean) / self.pixel_std
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Unit rows (B, E) of normalised images (B, 3, H, W)."""
+        """Unit rows (B, E) of normalized images (B, 3, H, W)."""
         return F.normalize(self.visual(images), dim=1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ class TextImageEncoder(nn.Module):
         """
         if modality == Modality.TEXT:
             return self.encode_text(inputs)
-        return self.encode_image(self.normalise(inputs))
+        return self.encode_image(self.normalize(inputs))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit rows (B, E) of normalised images and of token ids, for training."""
+        """Unit rows (B, E) of normalized images and of token ids, for training."""
         return self.encode_image(images), self.encode_text(ids)

@@ -40,7 +40,7 @@ class AttentionPool(nn.Module):
         self.num_heads: int = source.num_heads
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(B, D, h, w) feature maps to (B, E) projected features, not normalised."""
+        """(B, D, h, w) feature maps to (B, E) projected features, not normalized."""
         heads = self.num_heads
         tokens = maps.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
@@ -164,7 +164,7 @@ def image_tower(visual: nn.Module, *, height: int, width: int) -> nn.Module:
 
 
 def _transformer(visual: VisionTransformer, *, height: int, width: int) -> VisionTransformer:
-    """A copy with positions for height x width; the class token is read, normalised, projected."""
+    """A copy with positions for height x width; the class token is read, normalized, projected."""
     if visual.pool_type != "tok" or visual.attn_pool is not None or visual.proj is None:
         raise ValueError(
             "this vision transformer does not end with CLIP's own class token and projection; "

@@ -29,7 +29,7 @@ from reid_core.datasets.synthetic import Catalogue, catalogue
 from reid_core.models import clip as clips
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.pretraining.captioning import Sentences, has_colour, is_colour
-from reid_core.transforms import Augmentation, TrainTransform, normalise
+from reid_core.transforms import Augmentation, TrainTransform, normalize
 from reid_core.types import Modality
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Settings:
     Attributes:
         num_images: catalogue pictures, four per person.
         held_out: people of them that only the scores at the end of the log see.
-        steps: optimiser steps.
+        steps: optimizer steps.
         num_people, num_pictures: people in a batch, and pictures of each.
         lr, weight_decay: of AdamW; linear warm-up over `warmup` steps, then half a cosine to 0.
         word_weight: of the prediction of a picture's words; InfoNCE alone stays near chance.
@@ -77,7 +77,7 @@ class Sample:
     """One batch: pictures, what is said about them, and which words hold.
 
     Attributes:
-        images: (B, 3, H, W) float32, normalised.
+        images: (B, 3, H, W) float32, normalized.
         people: (B,) int64.
         told: (T,) int64, the pictures that come with a sentence.
         tokens: (T, 77) int64, their sentences.
@@ -225,21 +225,21 @@ def pretrain(out_dir: str | Path, *, seed: int, settings: Settings | None = None
 
 def _train(learner: Learner, sampler: Sampler, settings: Settings) -> Iterator[dict[str, float]]:
     """Yields the log, line by line; the last one holds the held-out scores."""
-    optimiser = optim.adamw(
+    optimizer = optim.adamw(
         learner.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
     started = time.monotonic()
     recent: list[Tensor] = []
     for step in range(settings.steps):
         warm = min(1.0, (step + 1) / settings.warmup)
-        optim.set_lr(optimiser, settings.lr * warm * optim.cosine(step, epochs=settings.steps))
+        optim.set_lr(optimizer, settings.lr * warm * optim.cosine(step, epochs=settings.steps))
         terms = learner.train()(sampler.draw())
         words = terms["words_pooled"] + terms["words_image"] + 0.3 * terms["words_text"]
         views = terms["views_image"] + terms["views_pooled"]
         loss = terms["contrast"] + settings.view_weight * views
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         (loss + settings.word_weight * words).backward()
-        optimiser.step()
+        optimizer.step()
         recent.append(torch.stack(list(terms.values())).detach())
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
             means = torch.stack(recent).mean(dim=0).tolist()
@@ -363,7 +363,7 @@ def _spoil(images: Tensor, gray: Tensor, rng: np.random.Generator) -> Tensor:
         gray: (B,) bool.
 
     Returns:
-        (B, 3, H, W) float32, normalised.
+        (B, 3, H, W) float32, normalized.
     """
 
     def uniform(spread: float, channels: int = 1) -> Tensor:
@@ -379,7 +379,7 @@ def _spoil(images: Tensor, gray: Tensor, rng: np.random.Generator) -> Tensor:
     x = x.lerp(F.avg_pool2d(x, 3, stride=1, padding=1), uniform(0.8).abs())
     grain = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
     x = x + uniform(0.03).abs() * torch.where(flat, grain[:, :1], grain)
-    return normalise(x.mul(255).round().clamp(0, 255).to(torch.uint8))
+    return normalize(x.mul(255).round().clamp(0, 255).to(torch.uint8))
 
 
 def main() -> None:

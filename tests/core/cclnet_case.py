@@ -70,11 +70,11 @@ def opened(config: Config, stage: str, clip: clips.Clip) -> Any:
 
 def step(stage: Any, batch: dict[Modality, Batch], lr: float = 3.5e-4) -> Tensor:
     """One whole training step, as the machinery takes it with one worker."""
-    optimiser = stage.optimiser()
-    optim.set_lr(optimiser, lr)
+    optimizer = stage.optimizer()
+    optim.set_lr(optimizer, lr)
     terms = stage.terms(stage.module, batch, lambda x: x)
     total = sum(term.weight * term.mean for term in terms.values())
     total.backward()
-    optimiser.step()
+    optimizer.step()
     stage.update(lambda x: x)
     return total.detach()

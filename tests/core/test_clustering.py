@@ -15,7 +15,7 @@ from reid_core.knn import search
 from tests import oracles
 
 
-def people(num_rows: int, num_people: int, noise: float, *, width: int = 16, seed: int = 0):
+def identities(num_rows: int, num_people: int, noise: float, *, width: int = 16, seed: int = 0):
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(num_people, width))
     x = centres[rng.integers(0, num_people, size=num_rows)]
@@ -53,7 +53,7 @@ def test_equals_the_dense_definition(
     num_rows, num_people, noise, k1, k2, max_distance, seed
 ) -> None:
     """Also N < k1, k1 < k2, N = 1, and (noise 0) rows that are equal to the last bit."""
-    x = people(num_rows, num_people, noise, seed=seed)
+    x = identities(num_rows, num_people, noise, seed=seed)
     graph = clustering.jaccard_graph(x, k1=k1, k2=k2, max_distance=max_distance)
     assert_well_formed(graph)
     dense = oracles.jaccard_distance(x, k1=k1, k2=k2)
@@ -65,7 +65,7 @@ def test_equals_the_dense_definition(
 
 @pytest.mark.parametrize("noise", [0.3, 0.8, 3.0])
 def test_larger_world_equals_the_dense_definition(noise: float) -> None:
-    x = people(400, 40, noise, width=32)
+    x = identities(400, 40, noise, width=32)
     dense = oracles.jaccard_distance(x)
     np.testing.assert_allclose(stored(clustering.jaccard_graph(x)), dense, atol=1e-5)
     near = clustering.jaccard_graph(x, max_distance=0.6)
@@ -77,20 +77,20 @@ def test_larger_world_equals_the_dense_definition(noise: float) -> None:
 
 def test_hundreds_of_equal_rows_in_a_few_groups() -> None:
     """More copies than k1: reciprocity holds only among the lowest rows of a group."""
-    x = people(5, 5, 0.0)[np.random.default_rng(0).integers(0, 5, size=300)]
+    x = identities(5, 5, 0.0)[np.random.default_rng(0).integers(0, 5, size=300)]
     graph = clustering.jaccard_graph(x, k1=20)
     np.testing.assert_allclose(stored(graph), oracles.jaccard_distance(x, k1=20), atol=1e-5)
 
 
 def test_the_half_set_uses_numpy_rounding() -> None:
     """k1 = 5: round(2.5) is 2 in NumPy, so the half set has 3 columns and not 4."""
-    x = people(60, 6, 0.7, width=4)
+    x = identities(60, 6, 0.7, width=4)
     graph = clustering.jaccard_graph(x, k1=5, k2=1)
     np.testing.assert_allclose(stored(graph), oracles.jaccard_distance(x, k1=5, k2=1), atol=1e-5)
 
 
 def test_threads_blocks_and_tensors_change_no_bit() -> None:
-    x = people(1500, 100, 0.6)
+    x = identities(1500, 100, 0.6)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -114,7 +114,7 @@ def test_threads_blocks_and_tensors_change_no_bit() -> None:
     ],
 )
 def test_other_precisions_and_gradients_are_their_float32_values(convert) -> None:
-    x, is_second = convert(people(200, 20, 0.5)), np.arange(200) % 2 == 0
+    x, is_second = convert(identities(200, 20, 0.5)), np.arange(200) % 2 == 0
     plain = torch.as_tensor(x).detach().float().numpy()
     for found, expected in (
         (clustering.jaccard_graph(x, k1=10).data, clustering.jaccard_graph(plain, k1=10).data),
@@ -128,7 +128,7 @@ def test_other_precisions_and_gradients_are_their_float32_values(convert) -> Non
 
 
 def test_settings_out_of_range_are_named() -> None:
-    x = people(10, 2, 0.1)
+    x = identities(10, 2, 0.1)
     with pytest.raises(ValueError, match="k2 is 0"):
         clustering.jaccard_graph(x, k2=0)
     with pytest.raises(ValueError, match=r"shape \(10, 5\) do not fit 10 rows and k1=6"):
@@ -184,7 +184,7 @@ def test_joint_clusters_reach_across_a_modality_gap() -> None:
 
 
 def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
-    x, is_second = people(120, 10, 0.5), np.arange(120) % 3 == 0
+    x, is_second = identities(120, 10, 0.5), np.arange(120) % 3 == 0
     found = search.nearest_from_both(x, is_second, 14)
     graph = clustering.jaccard_graph_of_neighbours(found, x, k1=14)
     dense = oracles.jaccard_distance(x, k1=14, ranks=found.rows)
@@ -193,7 +193,7 @@ def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
 
 def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
     """Ten rows share a cell: their lists of 16 hold the row itself seven times."""
-    x = people(50, 5, 0.5)
+    x = identities(50, 5, 0.5)
     found = search.nearest(x, 16)
     short = np.arange(10)
     found.rows[short] = np.concatenate(
@@ -207,7 +207,7 @@ def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_centroids_are_means_of_members(kind) -> None:
-    x = people(30, 5, 0.5)
+    x = identities(30, 5, 0.5)
     labels = np.array([2, -1, 0, 1, 2] * 6)
     found = clustering.centroids(kind(x), labels)
     assert type(found) is type(kind(x))
@@ -216,7 +216,7 @@ def test_centroids_are_means_of_members(kind) -> None:
 
 
 def test_centroids_of_outliers_only_and_of_labels_with_a_hole() -> None:
-    x = people(4, 2, 0.5)
+    x = identities(4, 2, 0.5)
     assert clustering.centroids(x, np.full(4, -1)).shape == (0, 16)
     with pytest.raises(ValueError, match="label 1 has no row"):
         clustering.centroids(x, np.array([0, 2, 2, -1]))
@@ -224,7 +224,7 @@ def test_centroids_of_outliers_only_and_of_labels_with_a_hole() -> None:
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
 def test_centroids_need_one_label_per_row_and_none_below_an_outliers(kind) -> None:
-    x = kind(people(4, 2, 0.5))
+    x = kind(identities(4, 2, 0.5))
     with pytest.raises(ValueError, match=r"shape \(3,\) for 4 rows"):
         clustering.centroids(x, kind(np.array([0, 1, 1])))
     with pytest.raises(ValueError, match="label -2: labels are 0"):

@@ -183,7 +183,7 @@ def test_distribution_matching_normalises_targets_by_row() -> None:
 
 
 def test_modality_shared_enhancement_equals_the_published_formula() -> None:
-    """Eight people with four rows per modality, person after person, as the public code needs."""
+    """Eight identities, four rows per modality, one after the other, as the public code needs."""
     x = rows(64).double()
     labels = torch.arange(8).repeat_interleave(4).repeat(2)
     groups = torch.arange(2).repeat_interleave(32)

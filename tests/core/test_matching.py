@@ -77,10 +77,12 @@ def test_a_hidden_permutation_is_found_by_all() -> None:
 
 def test_centring_removes_a_common_shift() -> None:
     generator = torch.Generator().manual_seed(0)
-    people = F.normalize(torch.randn(20, 16, generator=generator), dim=1)
+    identities = F.normalize(torch.randn(20, 16, generator=generator), dim=1)
     shift = torch.randn(16, generator=generator)
-    assert torch.allclose(matching.centred(people + shift), matching.centred(people), atol=1e-5)
-    assert torch.allclose(matching.centred(people).norm(dim=1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(
+        matching.centred(identities + shift), matching.centred(identities), atol=1e-5
+    )
+    assert torch.allclose(matching.centred(identities).norm(dim=1), torch.ones(20), atol=1e-5)
 
 
 def test_mutual_nearest_needs_both_sides() -> None:

@@ -28,7 +28,7 @@ def test_three_queries_by_hand() -> None:
 
 
 def test_identity_style_counts_a_person_once() -> None:
-    """Ranked 5 5 5 7 1: by rows the hit is fifth, by people third."""
+    """Ranked 5 5 5 7 1: by rows the hit is fifth, by identities third."""
     gallery = np.array([5, 5, 5, 7, 1])
     similarity = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]])
     by_row = metrics.retrieval_metrics(similarity, np.array([1]), gallery)

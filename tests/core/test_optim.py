@@ -53,13 +53,13 @@ def test_cosine_goes_from_one_to_zero():
 
 
 def test_biases_learn_twice_as_fast_and_frozen_parts_are_left_out(network):
-    optimiser = optim.adam_per_tensor(network.named_parameters(), lr=1e-3, weight_decay=5e-4)
-    shapes = [[tuple(p.shape) for p in group["params"]] for group in optimiser.param_groups]
+    optimizer = optim.adam_per_tensor(network.named_parameters(), lr=1e-3, weight_decay=5e-4)
+    shapes = [[tuple(p.shape) for p in group["params"]] for group in optimizer.param_groups]
     assert shapes == [[(4, 3), (4,)], [(4,), (4,)]]
-    assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 2e-3]
-    assert {group["weight_decay"] for group in optimiser.param_groups} == {5e-4}
-    optim.set_lr(optimiser, 1e-4)
-    assert [group["lr"] for group in optimiser.param_groups] == [1e-4, 2e-4]
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 2e-3]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {5e-4}
+    optim.set_lr(optimizer, 1e-4)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 2e-4]
 
 
 def test_steps_equal_one_group_per_tensor(network):
@@ -79,19 +79,19 @@ def test_steps_equal_one_group_per_tensor(network):
     merged = optim.adam_per_tensor(network.named_parameters(), lr=1e-2, weight_decay=5e-4)
     images = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     for _ in range(3):
-        for model, optimiser in ((network, merged), (twin, per_tensor)):
-            optimiser.zero_grad()
+        for model, optimizer in ((network, merged), (twin, per_tensor)):
+            optimizer.zero_grad()
             model(images).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_cpcl_biases_do_not_decay_and_eps_is_large(network):
-    optimiser = optim.adam_per_tensor(
+    optimizer = optim.adam_per_tensor(
         network.named_parameters(), lr=1e-5, weight_decay=4e-5, bias_weight_decay=0.0, eps=1e-3
     )
-    groups = optimiser.param_groups
+    groups = optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [4e-5, 0.0]
     assert [group["lr"] for group in groups] == [1e-5, 2e-5]
     assert {group["eps"] for group in groups} == {1e-3}
@@ -99,11 +99,11 @@ def test_cpcl_biases_do_not_decay_and_eps_is_large(network):
 
 
 def test_adamw_decays_matrices_only(network):
-    optimiser = optim.adamw(network.named_parameters(), lr=1e-3, weight_decay=0.1)
-    decay = {p.ndim: g["weight_decay"] for g in optimiser.param_groups for p in g["params"]}
+    optimizer = optim.adamw(network.named_parameters(), lr=1e-3, weight_decay=0.1)
+    decay = {p.ndim: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decay == {2: 0.1, 1: 0.0}
-    optim.set_lr(optimiser, 5e-4)
-    assert {group["lr"] for group in optimiser.param_groups} == {5e-4}
+    optim.set_lr(optimizer, 5e-4)
+    assert {group["lr"] for group in optimizer.param_groups} == {5e-4}
 
 
 @pytest.mark.parametrize("build", [optim.adam_per_tensor, optim.adamw])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reid_core.protocols import PROTOCOLS, Trial, chance_rank1, score
-from reid_core.types import Modality, Record, Split
+from reid_core.types import Modality, Sample, Split
 
 VISIBLE, INFRARED, TEXT = Modality.VISIBLE, Modality.INFRARED, Modality.TEXT
 
@@ -17,7 +17,7 @@ def split_of(*rows: tuple[Modality, int, int], images: int = 1) -> Split:
     """Rows (modality, pid, camera), each `images` times."""
     return Split(
         tuple(
-            Record(f"{modality}/{camera}/{pid}/{i}.jpg", modality, pid, camera)
+            Sample(f"{modality}/{camera}/{pid}/{i}.jpg", modality, pid, camera)
             for modality, pid, camera in rows
             for i in range(images)
         )
@@ -54,7 +54,7 @@ def test_sysu_has_two_searches_two_shots_and_ten_galleries_each() -> None:
 
 
 def test_sysu_single_shot_draws_as_published() -> None:
-    """random.seed(trial), people ascending, cameras in order, one choice of the sorted files."""
+    """random.seed(trial), identities ascending, cameras in order, one of the sorted files."""
     group = trials("sysu", SYSU)["sysu/all_single/infrared_to_visible"]
     for trial in group:
         random.seed(trial.number)
@@ -63,7 +63,7 @@ def test_sysu_single_shot_draws_as_published() -> None:
             for pid in (3, 8)
             for camera in (1, 2, 4, 5)
         ]
-        assert [SYSU.records[row].image for row in trial.gallery] == drawn
+        assert [SYSU.samples[row].image for row in trial.gallery] == drawn
 
 
 def test_sysu_multi_shot_draws_as_published() -> None:
@@ -76,7 +76,7 @@ def test_sysu_multi_shot_draws_as_published() -> None:
             for camera in (1, 2)
             for i in state.choice(12, 10, replace=False)
         ]
-        assert [SYSU.records[row].image for row in trial.gallery] == drawn
+        assert [SYSU.samples[row].image for row in trial.gallery] == drawn
 
 
 def test_sysu_camera_3_does_not_see_camera_2_and_nothing_else_is_ignored() -> None:
@@ -117,7 +117,7 @@ def test_llcm_draws_the_gallery_of_each_direction_as_published() -> None:
                 for pid in (5, 6)
                 for camera in cameras[shown]
             ]
-            assert [LLCM.records[row].image for row in trial.gallery] == drawn
+            assert [LLCM.samples[row].image for row in trial.gallery] == drawn
             assert trial.cmc == "identity"
 
 
@@ -127,7 +127,7 @@ def test_llcm_drops_the_same_person_by_the_same_camera_only() -> None:
             assert trial.ignore is not None
             for q, query in enumerate(trial.query):
                 for g, row in enumerate(trial.gallery):
-                    a, b = LLCM.records[query], LLCM.records[row]
+                    a, b = LLCM.samples[query], LLCM.samples[row]
                     assert trial.ignore[q, g] == ((a.pid, a.camera) == (b.pid, b.camera))
 
 
@@ -143,7 +143,7 @@ def test_captions_search_images_and_each_image_stands_there_once(kind: str) -> N
 
 
 def test_text_to_image_by_hand() -> None:
-    """Three captions, three images of two people; worked on paper.
+    """Three captions, three images of two identities; worked on paper.
 
     Caption 0 (person 1) ranks images 0 (right), 2, 1 (right): AP = (1/1 + 2/3) / 2, INP = 2/3.
     Caption 1 (person 2) ranks 0, 2 (right), 1: AP = INP = 1/2. Caption 2 (person 2) ranks 2 first.

@@ -12,7 +12,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def people(num: int, images: int, *, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def identities(num: int, images: int, *, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(N, 16) unit rows around a centre per person, and the persons."""
     rng = np.random.default_rng(seed)
     pids = np.repeat(np.arange(num), images)
@@ -61,7 +61,7 @@ def dense_rerank(
     ("k1", "k2", "original"), [(20, 6, 0.3), (7, 1, 0.0), (6, 3, 1.0), (5, 2, 0.5)]
 )
 def test_equals_the_dense_algorithm(k1: int, k2: int, original: float) -> None:
-    rows, _ = people(9, 8, noise=0.8, seed=3)
+    rows, _ = identities(9, 8, noise=0.8, seed=3)
     queries, gallery = rows[::4], np.delete(rows, np.s_[::4], axis=0)
     expected = dense_rerank(queries, gallery, k1, k2, original)
     found = rerank(queries, gallery, k1=k1, k2=k2, original=original)
@@ -69,7 +69,7 @@ def test_equals_the_dense_algorithm(k1: int, k2: int, original: float) -> None:
 
 
 def test_only_the_original_distance_keeps_the_order() -> None:
-    rows, _ = people(5, 4, noise=1.0, seed=0)
+    rows, _ = identities(5, 4, noise=1.0, seed=0)
     found = rerank(rows[:5], rows[5:], k1=4, k2=2, original=1.0)
     similarity = rows[:5] @ rows[5:].T
     np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(-similarity, axis=1))
@@ -77,7 +77,7 @@ def test_only_the_original_distance_keeps_the_order() -> None:
 
 def test_shared_neighbours_lift_the_right_rows() -> None:
     """Mean average precision rises where a person has many images and noise is large."""
-    rows, pids = people(12, 12, noise=1.3, seed=1)
+    rows, pids = identities(12, 12, noise=1.3, seed=1)
     query = np.arange(0, len(rows), 12)
     gallery = np.setdiff1d(np.arange(len(rows)), query)
     right = pids[query][:, None] == pids[gallery][None]
@@ -92,13 +92,13 @@ def test_shared_neighbours_lift_the_right_rows() -> None:
 
 
 def test_fewer_rows_than_neighbours_asked_for() -> None:
-    rows, _ = people(3, 1, noise=0.5, seed=2)
+    rows, _ = identities(3, 1, noise=0.5, seed=2)
     found = rerank(rows[:1], rows[1:])
     np.testing.assert_allclose(found, dense_rerank(rows[:1], rows[1:], 2, 6, 0.3), atol=2e-5)
 
 
 def test_equal_rows_are_as_near_as_can_be() -> None:
-    rows, _ = people(4, 3, noise=0.7, seed=4)
+    rows, _ = identities(4, 3, noise=0.7, seed=4)
     found = rerank(rows[:1], np.concatenate([rows[:1], rows[1:]]), k1=4, k2=2)
     assert found.argmin() == 0
     assert found[0, 0] == pytest.approx(0, abs=1e-3)
@@ -112,13 +112,13 @@ def test_equal_rows_are_as_near_as_can_be() -> None:
     ],
 )
 def test_settings_without_meaning(settings: dict, message: str) -> None:
-    rows, _ = people(2, 2, noise=0.5, seed=0)
+    rows, _ = identities(2, 2, noise=0.5, seed=0)
     with pytest.raises(ValueError, match=message):
         rerank(rows[:1], rows[1:], **settings)
 
 
 def test_rows_that_are_not_unit_are_named() -> None:
-    with pytest.raises(ValueError, match="normalise"):
+    with pytest.raises(ValueError, match="normalize"):
         rerank(np.ones((1, 4), np.float32), np.ones((3, 4), np.float32))
 
 

@@ -139,11 +139,11 @@ def test_paired_batches_hold_the_same_people_place_by_place() -> None:
     )
     assert a.shape == b.shape == (300, 32)
     assert np.array_equal(VISIBLE[a], INFRARED[b])
-    people = VISIBLE[a].reshape(300, 8, 4)
-    assert (people == people[:, :, :1]).all()
-    assert all(len(set(batch[:, 0])) == 8 for batch in people)
+    identities = VISIBLE[a].reshape(300, 8, 4)
+    assert (identities == identities[:, :, :1]).all()
+    assert all(len(set(batch[:, 0])) == 8 for batch in identities)
     # 11 was never seen in infrared, 99 never in colour
-    assert set(people.ravel()) == set(range(11))
+    assert set(identities.ravel()) == set(range(11))
 
 
 def test_partners_are_drawn_evenly_and_change_with_seed_and_epoch() -> None:
@@ -171,9 +171,9 @@ def test_paired_plan_goes_once_through_the_larger_modality(swapped: bool) -> Non
     assert not np.array_equal(plan[0], later[0])
 
 
-@pytest.mark.parametrize(("rows", "people", "batches"), [(22_258, 395, 696), (2060, 206, 65)])
-def test_published_numbers_of_paired_batches(rows, people, batches) -> None:
-    labels = np.arange(rows) % people
+@pytest.mark.parametrize(("rows", "identities", "batches"), [(22_258, 395, 696), (2060, 206, 65)])
+def test_published_numbers_of_paired_batches(rows, identities, batches) -> None:
+    labels = np.arange(rows) % identities
     a, b = sampling.paired_plan(labels, labels[: rows // 2], batch_size=32, seed=0, epoch=0)
     assert a.shape == b.shape == (batches, 32)
 

@@ -19,14 +19,14 @@ CAPTIONS = [
 
 
 def test_ids_are_open_clips_with_cut_and_empty_captions_marked() -> None:
-    tokens = text.tokenise(CAPTIONS)
+    tokens = text.tokenize(CAPTIONS)
     assert np.array_equal(tokens.ids, SimpleTokenizer()(CAPTIONS, context_length=77).numpy())
     assert tokens.truncated.tolist() == [False, False, False, False, True, False]
     assert tokens.empty.tolist() == [False, True, True, False, False, False]
 
 
 def test_every_caption_ends_with_one_end_token_also_when_cut() -> None:
-    ids = text.tokenise(CAPTIONS).ids
+    ids = text.tokenize(CAPTIONS).ids
     assert ((ids == text.EOT).sum(axis=1) == 1).all()
     assert (ids.max(axis=1) == text.EOT).all()
     assert ids[4, -1] == text.EOT
@@ -35,13 +35,13 @@ def test_every_caption_ends_with_one_end_token_also_when_cut() -> None:
 
 @pytest.mark.parametrize(("num_words", "truncated"), [(75, False), (76, True)])
 def test_75_words_fit(num_words: int, truncated: bool) -> None:
-    tokens = text.tokenise([" ".join(["red"] * num_words)])
+    tokens = text.tokenize([" ".join(["red"] * num_words)])
     assert tokens.truncated.tolist() == [truncated]
     assert (tokens.ids[0, 1:76] == tokens.ids[0, 1]).all()
 
 
 def test_no_captions_give_no_rows() -> None:
-    assert text.tokenise([]).ids.shape == (0, 77)
+    assert text.tokenize([]).ids.shape == (0, 77)
 
 
 def masked(ids: np.ndarray, rows: np.ndarray, **changes: float) -> np.ndarray:
@@ -50,7 +50,7 @@ def masked(ids: np.ndarray, rows: np.ndarray, **changes: float) -> np.ndarray:
 
 
 def test_masking_depends_on_the_caption_not_on_its_batch() -> None:
-    ids = text.tokenise(CAPTIONS[:1] * 8).ids
+    ids = text.tokenize(CAPTIONS[:1] * 8).ids
     rows = np.arange(8)
     together = masked(ids, rows)
     assert np.array_equal(together[[5, 2]], masked(ids[:2], np.array([5, 2])))
@@ -60,7 +60,7 @@ def test_masking_depends_on_the_caption_not_on_its_batch() -> None:
 
 
 def test_special_tokens_stay_and_every_caption_with_words_may_lose_one() -> None:
-    ids = text.tokenise(CAPTIONS).ids
+    ids = text.tokenize(CAPTIONS).ids
     special = (ids == 0) | (ids == text.SOT) | (ids == text.EOT)
     for epoch in range(20):
         changed = masked(ids, np.arange(len(ids)), epoch=epoch) != ids
@@ -69,7 +69,7 @@ def test_special_tokens_stay_and_every_caption_with_words_may_lose_one() -> None
 
 
 def test_one_word_is_masked_where_chance_chooses_none() -> None:
-    ids = text.tokenise(["a red coat"] * 2000).ids
+    ids = text.tokenize(["a red coat"] * 2000).ids
     found = masked(ids, np.arange(2000), probability=0.0)
     assert ((found == text.MASK).sum(axis=1) == 1).all()
     assert ((found != ids).sum(axis=1) == 1).all()
@@ -78,7 +78,7 @@ def test_one_word_is_masked_where_chance_chooses_none() -> None:
 
 
 def test_shares_are_the_published_ones() -> None:
-    ids = text.tokenise([" ".join(["red"] * 75)] * 1000).ids
+    ids = text.tokenize([" ".join(["red"] * 75)] * 1000).ids
     found = masked(ids, np.arange(1000))
     words = 75_000
     is_mask, changed = (found == text.MASK).sum(), (found != ids).sum()

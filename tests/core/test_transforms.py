@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from reid_core.methods import METHODS
-from reid_core.transforms import Augmentation, TrainTransform, decode, normalise
+from reid_core.transforms import Augmentation, TrainTransform, decode, normalize
 from reid_core.types import Modality
 
 NOTHING = Augmentation(grayscale=0, flip=0, pad=0, erase=0)
@@ -171,11 +171,11 @@ def test_pixels_are_those_of_the_slow_obvious_version():
         assert np.array_equal(result.transpose(1, 2, 0), expected)
 
 
-def one_step(normalised: torch.Tensor, bytes_: np.ndarray) -> None:
-    """Bytes are normalised values, rounded, and clipped where no byte is dark or bright enough."""
+def one_step(normalized: torch.Tensor, bytes_: np.ndarray) -> None:
+    """Bytes are normalized values, rounded, and clipped where no byte is dark or bright enough."""
     std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1) * 255
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1) * 255
-    expected = (normalised * std + mean).clamp(0, 255)
+    expected = (normalized * std + mean).clamp(0, 255)
     assert (expected - torch.from_numpy(bytes_).float()).abs().max() < 0.51
 
 
@@ -185,7 +185,7 @@ def test_exchanging_writes_one_normalised_channel_into_all_three():
     draws = transform.draw(seeds(40), height=64, width=32)
     assert set(draws.mixture) == {0, 1, 2}
     for i, image in enumerate(transform(pictures(40), seeds(40))):
-        chosen = normalise(torch.from_numpy(before[i : i + 1]))[0, draws.mixture[i]]
+        chosen = normalize(torch.from_numpy(before[i : i + 1]))[0, draws.mixture[i]]
         one_step(chosen.expand(3, -1, -1), image)
         assert np.array_equal(image[draws.mixture[i]], before[i, draws.mixture[i]])
 
@@ -199,8 +199,8 @@ def test_adapting_also_writes_grey_or_nothing():
         if mixture[i] == -1:
             assert np.array_equal(image, before[i])
         elif mixture[i] == 3:
-            normalised = normalise(torch.from_numpy(before[i : i + 1]))[0]
-            one_step((weights * normalised).sum(dim=0).expand(3, -1, -1), image)
+            normalized = normalize(torch.from_numpy(before[i : i + 1]))[0]
+            one_step((weights * normalized).sum(dim=0).expand(3, -1, -1), image)
     assert set(mixture) == {-1, 0, 1, 2, 3}
 
 
@@ -303,10 +303,10 @@ def test_normalising_is_imagenets():
     images = torch.tensor([0, 127, 255], dtype=torch.uint8).reshape(3, 1, 1, 1).repeat(1, 3, 2, 2)
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
-    torch.testing.assert_close(normalise(images), (images.float() / 255 - mean) / std)
+    torch.testing.assert_close(normalize(images), (images.float() / 255 - mean) / std)
 
 
 def test_the_erasing_colour_is_csdns_normalised_colour():
     fill = torch.tensor(Augmentation().erase_fill, dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = torch.tensor([0.4914, 0.4822, 0.4465])
-    assert (normalise(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224
+    assert (normalize(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224

@@ -78,7 +78,7 @@ def epoch_line(stage: str, epoch: int, progress: float, rng: np.random.Generator
     return line
 
 
-def draw_person(path: Path, pid: int, infrared: bool) -> None:
+def draw_identity(path: Path, pid: int, infrared: bool) -> None:
     """A 64x32 (HxW) figure whose colours belong to the person."""
     path.parent.mkdir(parents=True, exist_ok=True)
     top, bottom = ((37 * pid * k) % 256 for k in (3, 5))
@@ -91,15 +91,15 @@ def draw_person(path: Path, pid: int, infrared: bool) -> None:
 
 
 def fake_evaluation(root: Path, noise: float, rng: np.random.Generator) -> dict[str, Any]:
-    """Arrays of evaluation/<row>.npz from noisy embeddings of people; pictures go below root."""
+    """Arrays of evaluation/<row>.npz from noisy embeddings; images go below root."""
     query_pids = np.repeat(np.arange(NUM_PEOPLE), 3)
     gallery_pids = np.repeat(np.arange(NUM_PEOPLE), 2)
     queries = [f"cam{3 + 3 * (i % 2)}/{p:04d}/{i:04d}.jpg" for i, p in enumerate(query_pids)]
     gallery = [f"cam{1 + i % 2}/{p:04d}/{i:04d}.jpg" for i, p in enumerate(gallery_pids)]
     for path, pid in zip(queries, query_pids, strict=True):
-        draw_person(root / path, int(pid), infrared=True)
+        draw_identity(root / path, int(pid), infrared=True)
     for path, pid in zip(gallery, gallery_pids, strict=True):
-        draw_person(root / path, int(pid), infrared=False)
+        draw_identity(root / path, int(pid), infrared=False)
     centres = rng.normal(size=(NUM_PEOPLE, 16))
     features = centres[np.r_[query_pids, gallery_pids]]
     features = features + noise * rng.normal(size=features.shape)

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.sweep.ledger import Trial
+from pipelines.sweep.ledger import SweepTrial
 
 WEIGHT, KEEP = "cclnet.image_to_text", "cclnet.swap.keep"
 
@@ -31,9 +31,11 @@ def search_writer(folder: Path) -> Callable[..., Path]:
     return write
 
 
-def ended(name: str, config: dict[str, Any], score: float | None, **rest: Any) -> Trial:
+def ended(name: str, config: dict[str, Any], score: float | None, **rest: Any) -> SweepTrial:
     """A trial with one score; a failed one without."""
     if score is None:
-        return Trial(name, config, "failed", error="no cluster", **rest)
+        return SweepTrial(name, config, "failed", error="no cluster", **rest)
     scores = {"mAP": score, "rank1": score + 1}
-    return Trial(name, config, rest.pop("status", "finished"), scores, runs={"0": scores}, **rest)
+    return SweepTrial(
+        name, config, rest.pop("status", "finished"), scores, runs={"0": scores}, **rest
+    )

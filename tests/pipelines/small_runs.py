@@ -31,7 +31,7 @@ from reid_core.types import Batch, Modality
 
 PEOPLE, HEIGHT, WIDTH = 10, 32, 16
 CPU = torch.device("cpu")
-_IMAGES = {"optimiser": "adamw", "lr": 1e-3, "schedule": "cosine", "evaluate_every": 0}
+_IMAGES = {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", "evaluate_every": 0}
 _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "cclnet": (
         "sysu",
@@ -87,7 +87,7 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def write_trees(root: Path) -> None:
-    """The people that all small runs train on."""
+    """The identities that all small runs train on."""
     for kind in {kind for kind, _ in _METHODS.values()}:
         synthetic.write(root / kind, num_identities=PEOPLE, seed=4, layout=kind, height=HEIGHT)
 

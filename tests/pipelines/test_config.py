@@ -92,6 +92,6 @@ def test_recipes_are_valid(recipe: Path) -> None:
 @pytest.mark.parametrize("method", kills.RUNS)
 def test_the_runs_that_are_killed_fit_their_recipes(method: str) -> None:
     run = kills.RUNS[method]
-    given = kills.overrides(method, Path("/people"), "local")
+    given = kills.overrides(method, Path("/identities"), "local")
     config = configuration.load(Path(run.recipe), given)
     assert (config.method, config.data.kind) == (method, run.layout)

@@ -30,13 +30,13 @@ OVERRIDES = (
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """40 people in the layout of SYSU-MM01, of whom the first frames are kept."""
-    people = tmp_path / "sysu"
-    synthetic.write(people, num_identities=40, seed=0, workers=2)
-    for folder in people.glob("cam*/*"):
+    """40 identities in the layout of SYSU-MM01, of whom the first frames are kept."""
+    identities = tmp_path / "sysu"
+    synthetic.write(identities, num_identities=40, seed=0, workers=2)
+    for folder in identities.glob("cam*/*"):
         for image in sorted(folder.iterdir())[FRAMES:]:
             image.unlink()
-    return people
+    return identities
 
 
 @pytest.fixture

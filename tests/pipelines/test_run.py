@@ -21,7 +21,7 @@ from pipelines.evaluation.evaluate import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, runlog
 from pipelines.training.driver import train
-from reid_core.types import Modality, Record, Split
+from reid_core.types import Modality, Sample, Split
 
 
 def read_everything(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
@@ -143,7 +143,7 @@ class TestBadInput:
         copy = tmp_path / "sysu"
         shutil.copytree(tree, copy)
         whole = prepare(make_config(root=copy), read_everything)
-        victim = whole.train.records[7].image
+        victim = whole.train.samples[7].image
         (copy / victim).write_bytes((copy / victim).read_bytes()[:150])
         config = make_config(f"data.max_unreadable={allowed}", root=copy)
         if not allowed:
@@ -153,7 +153,7 @@ class TestBadInput:
         left = prepare(config, read_everything)
         assert len(left.train) == len(whole.train) - 1
         assert victim in left.unreadable[0]
-        assert victim not in [record.image for record in left.train.records]
+        assert victim not in [sample.image for sample in left.train.samples]
 
     def test_batch_that_workers_cannot_share(self, make_config: Callable[..., RunConfig]) -> None:
         with pytest.raises(UserError, match=r"= 16 cannot be shared by trainer.num_workers=3"):
@@ -237,13 +237,13 @@ def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_pa
     config = make_config("evaluation.start=false")
     prepared = prepare(config, read_everything)
     shuffled = np.random.default_rng(0).permutation(prepared.train.pids)
-    people = Split(
+    identities = Split(
         tuple(
-            Record(record.image, record.modality, int(pid), record.camera)
-            for record, pid in zip(prepared.train.records, shuffled, strict=True)
+            Sample(sample.image, sample.modality, int(pid), sample.camera)
+            for sample, pid in zip(prepared.train.samples, shuffled, strict=True)
         )
     )
-    renamed = replace(prepared, train=people)
+    renamed = replace(prepared, train=identities)
     _, one = train_plainly(config, prepared, tmp_path / "one")
     _, other = train_plainly(config, renamed, tmp_path / "other")
     assert [line["losses"] for line in one] == [line["losses"] for line in other]

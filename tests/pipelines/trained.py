@@ -62,7 +62,7 @@ def embed_alone(
     info = VectorInfo(loaded.fingerprint, space, "float32", dim, str(root), str(source.path))
     vectors.claim(out, info, checkpoint)
     embedder = Embedder(_Work(checkpoint, space, root, out, "float32", 32), threads=1)
-    planned = {part.key: embedder.embed(part)[0] for part in parts(source.records())}
+    planned = {part.key: embedder.embed(part)[0] for part in parts(source.samples())}
     vectors.finish(out, planned, [], sum(planned.values()))
     return out
 

@@ -1,14 +1,14 @@
 """A generated world of pedestrians, seen in colour and in infrared, written as real data sets are.
 
 ``write`` makes a target data set; ``catalogue`` the captioned pictures that a small CLIP starts
-from. The two share how a body is drawn, and nothing else: catalogue people come from another seed
-namespace, their camera is clean, and their infrared-like reflectances follow no law.
+from. The two share how a body is drawn, and nothing else: catalogue identities come from another
+seed namespace, their camera is clean, and their infrared-like reflectances follow no law.
 
 Knob ``difficulty`` of ``write``: how much of a garment's infrared reflectance its colour tells.
 
 - "default": a fixed law of this world from the 16 dyes to reflectance, not monotone and nearly
   uncorrelated with luminance, plus a spread of 0.05 per garment; 20 % of the patterns wash out.
-  A start encoder cannot know the law; training on this world's people can find it.
+  A start encoder cannot know the law; training on this world's identities can find it.
 - "hard": drawn per garment, independently of colour. Only shape, hair, skin, cut, pattern and bag
   connect the modalities, and nothing about dyes can be learnt.
 - "easy": close to luminance (spread 0.03, 10 % of the patterns wash out), so that a grayscale
@@ -28,7 +28,7 @@ pictures make a start that training within each modality can only wear down; wit
 gains what a catalogue cannot teach.
 
 ======================  ======================================================================
-people.py               attributes of a person, drawn independently
+identities.py               attributes of a person, drawn independently
 captions.py             a sentence and a set of words for a picture
 drawing.py              the canvas of material codes, patterns
 figure.py, heads.py     one body in one pose

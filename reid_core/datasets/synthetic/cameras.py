@@ -13,7 +13,7 @@ import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, OVERSAMPLE, SHADES, Material
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
-from reid_core.datasets.synthetic.identities import VIEWS, Person
+from reid_core.datasets.synthetic.identities import VIEWS, Identity
 from reid_core.datasets.synthetic.scenes import scene
 from reid_core.types import Modality
 
@@ -28,13 +28,13 @@ class Camera:
     Attributes:
         number: as the data set numbers it.
         modality: VISIBLE or INFRARED.
-        place: what is behind the people (``scenes.PLACES``).
+        place: what is behind the identities (``scenes.PLACES``).
         cast: gain per channel, also the exposure (one number in infrared).
         contrast: slope around mid-gray.
         blur: weight of each neighbour in a three-tap blur, 0 to 1/3.
         noise: standard deviation of a pixel, of 1.
         vignette: darkening at the corners.
-        occluder: brightness of the objects in front of people.
+        occluder: brightness of the objects in front of identities.
     """
 
     number: int
@@ -74,7 +74,7 @@ class Shot:
 
 def film(
     camera: Camera,
-    person: Person,
+    person: Identity,
     table: np.ndarray,
     *,
     height: int,
@@ -109,7 +109,7 @@ def film(
             yield photograph(camera, person, table, replace(shot, pose=pose), height, rng)
 
 
-def _stage(person: Person, view: str, height: int, rng: np.random.Generator) -> Shot:
+def _stage(person: Identity, view: str, height: int, rng: np.random.Generator) -> Shot:
     canvas = OVERSAMPLE * height
     # Detection boxes follow the person, so that little of the stature is left in a crop.
     scale = canvas * (0.93 + 0.3 * (person.stature - 0.95)) * rng.uniform(0.94, 1.03)
@@ -139,7 +139,7 @@ def _stage(person: Person, view: str, height: int, rng: np.random.Generator) -> 
 
 def photograph(
     camera: Camera,
-    person: Person,
+    person: Identity,
     table: np.ndarray,
     shot: Shot,
     height: int,

@@ -15,7 +15,7 @@ from reid_core.datasets.synthetic.identities import (
     UPPERS,
     VIEWS,
     Garment,
-    Person,
+    Identity,
 )
 
 _PLURAL = {"jeans", "trousers", "leggings", "shorts", "sneakers", "boots", "shoes", "sandals"}
@@ -51,7 +51,7 @@ WORDS: tuple[str, ...] = (
 _INDEX = {name: i for i, name in enumerate(WORDS)}
 
 
-def caption(person: Person, view: str, rng: np.random.Generator, *, colours: bool = True) -> str:
+def caption(person: Identity, view: str, rng: np.random.Generator, *, colours: bool = True) -> str:
     """A sentence about a picture.
 
     Args:
@@ -84,7 +84,7 @@ def caption(person: Person, view: str, rng: np.random.Generator, *, colours: boo
     )
 
 
-def words(person: Person, view: str, *, colours: bool = True) -> np.ndarray:
+def words(person: Identity, view: str, *, colours: bool = True) -> np.ndarray:
     """The words that hold for a picture, whether its caption mentions them or not.
 
     Args:
@@ -117,7 +117,7 @@ def words(person: Person, view: str, *, colours: bool = True) -> np.ndarray:
     return result
 
 
-def _who(person: Person, colours: bool) -> str:
+def _who(person: Identity, colours: bool) -> str:
     if person.hair == "bald":
         return f"bald {person.gender}"
     if person.hair == "cap":

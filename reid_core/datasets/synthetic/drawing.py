@@ -121,7 +121,7 @@ def pattern_mask(name: str, y: np.ndarray, x: np.ndarray, *, from_front: bool) -
     """Where a pattern shows its second colour.
 
     Args:
-        name: one of ``people.PATTERNS`` but "plain".
+        name: one of ``identities.PATTERNS`` but "plain".
         y, x: (H, 1) and (1, W) body coordinates.
         from_front: a print sits on the chest and is not seen from elsewhere.
 

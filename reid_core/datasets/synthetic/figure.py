@@ -21,7 +21,7 @@ from reid_core.datasets.synthetic.drawing import (
     pattern_mask,
 )
 from reid_core.datasets.synthetic.heads import draw_hair_behind, draw_head, draw_head_from_side
-from reid_core.datasets.synthetic.identities import Person
+from reid_core.datasets.synthetic.identities import Identity
 
 # Garment -> (hem y, extra half width): how far down it goes, how loosely it hangs.
 _UPPER_CUT = {
@@ -58,7 +58,7 @@ class Pose:
     scale: float
 
 
-def draw_figure(person: Person, pose: Pose, shape: tuple[int, int]) -> np.ndarray:
+def draw_figure(person: Identity, pose: Pose, shape: tuple[int, int]) -> np.ndarray:
     """Draws a person.
 
     Args:
@@ -88,7 +88,7 @@ def draw_figure(person: Person, pose: Pose, shape: tuple[int, int]) -> np.ndarra
 # --- front and back ---------------------------------------------------------------------------
 
 
-def _draw_upright(canvas: Canvas, person: Person, pose: Pose) -> None:
+def _draw_upright(canvas: Canvas, person: Identity, pose: Pose) -> None:
     back = pose.view == "back"
     swing = math.sin(pose.phase)
     if person.bag.kind == "suitcase":
@@ -119,15 +119,15 @@ def _draw_upright(canvas: Canvas, person: Person, pose: Pose) -> None:
     _bag_upright(canvas, person, back=back)
 
 
-def _shoulders(person: Person) -> float:
+def _shoulders(person: Identity) -> float:
     return (0.122 if person.gender == "man" else 0.106) * (0.5 + 0.5 * person.build)
 
 
-def _hips(person: Person) -> float:
+def _hips(person: Identity) -> float:
     return person.build * (1.06 if person.gender == "woman" else 0.96)
 
 
-def _torso_upright(canvas: Canvas, person: Person, *, back: bool) -> None:
+def _torso_upright(canvas: Canvas, person: Identity, *, back: bool) -> None:
     hem, loose = _UPPER_CUT[person.upper.kind]
     shoulder, waist = _shoulders(person) + 0.4 * loose, 0.078 * person.build + loose
     if person.gender == "man":
@@ -145,7 +145,7 @@ def _torso_upright(canvas: Canvas, person: Person, *, back: bool) -> None:
     _torso_details(canvas, person, hem=hem, hip=hip, back=back)
 
 
-def _torso_details(canvas: Canvas, person: Person, *, hem: float, hip: float, back: bool) -> None:
+def _torso_details(canvas: Canvas, person: Identity, *, hem: float, hip: float, back: bool) -> None:
     """What tells one upper garment from another: opening, collar, hood, rib, belt."""
     kind = person.upper.kind
     if kind == "hoodie":
@@ -166,7 +166,7 @@ def _torso_details(canvas: Canvas, person: Person, *, hem: float, hip: float, ba
         canvas.disc((0, 0.155), (0.035, 0.022), Material.SKIN, NORMAL - 1)
 
 
-def _foot_upright(canvas: Canvas, person: Person, x: float, sole: float) -> None:
+def _foot_upright(canvas: Canvas, person: Identity, x: float, sole: float) -> None:
     kind = person.shoes.kind
     if kind == "boots":
         canvas.box((x - 0.033, x + 0.033), (sole - 0.15, sole - 0.01), Material.SHOES)
@@ -179,7 +179,7 @@ def _foot_upright(canvas: Canvas, person: Person, x: float, sole: float) -> None
         canvas.box((x - 0.036, x + 0.036), (sole - 0.016, sole), Material.SOLE)
 
 
-def _bag_upright(canvas: Canvas, person: Person, *, back: bool) -> None:
+def _bag_upright(canvas: Canvas, person: Identity, *, back: bool) -> None:
     kind, side, hip = person.bag.kind, person.side, 0.086 * _hips(person)
     shoulder = _shoulders(person)
     if kind == "backpack" and back:
@@ -211,7 +211,7 @@ def _suitcase(canvas: Canvas, x: float) -> None:
 # --- limbs, shared by all views ---------------------------------------------------------------
 
 
-def _leg(canvas: Canvas, person: Person, joints: tuple[Point, Point, Point], shade: int) -> None:
+def _leg(canvas: Canvas, person: Identity, joints: tuple[Point, Point, Point], shade: int) -> None:
     hip, knee, ankle = joints
     kind, build = person.lower.kind, 0.4 + 0.6 * person.build
     material = Material.LOWER if kind in _LEG_CUT else Material.SKIN
@@ -223,7 +223,7 @@ def _leg(canvas: Canvas, person: Person, joints: tuple[Point, Point, Point], sha
         canvas.limb(hip, low, (0.056 * build, 0.054 * build), Material.LOWER, shade)
 
 
-def _skirt(canvas: Canvas, person: Person, hip: float, stride: float) -> None:
+def _skirt(canvas: Canvas, person: Identity, hip: float, stride: float) -> None:
     """A skirt, or the seat of trousers, over the legs."""
     hem = _SKIRT_HEM.get(person.lower.kind)
     if hem is None:
@@ -235,7 +235,7 @@ def _skirt(canvas: Canvas, person: Person, hip: float, stride: float) -> None:
         canvas.line((x * hip, 0.5), (x * spread, hem), Material.LOWER, NORMAL - 2, pixels=1)
 
 
-def _arm(canvas: Canvas, person: Person, joints: tuple[Point, Point, Point], shade: int) -> None:
+def _arm(canvas: Canvas, person: Identity, joints: tuple[Point, Point, Point], shade: int) -> None:
     shoulder, elbow, wrist = joints
     wide = _ARM * (0.5 + 0.5 * person.build)
     loose = max(0.0, _UPPER_CUT[person.upper.kind][1]) * 0.5
@@ -253,7 +253,7 @@ def _arm(canvas: Canvas, person: Person, joints: tuple[Point, Point, Point], sha
 # --- side -------------------------------------------------------------------------------------
 
 
-def _draw_side(canvas: Canvas, person: Person, pose: Pose) -> None:
+def _draw_side(canvas: Canvas, person: Identity, pose: Pose) -> None:
     swing = math.sin(pose.phase)
     # The person's own right side (+1) is near in the right view, far in the left view.
     carries_near = person.side == (1 if pose.view == "right" else -1)
@@ -277,7 +277,7 @@ def _draw_side(canvas: Canvas, person: Person, pose: Pose) -> None:
         _bag_side(canvas, person, -swing)
 
 
-def _leg_side(canvas: Canvas, person: Person, phase: float, shade: int) -> None:
+def _leg_side(canvas: Canvas, person: Identity, phase: float, shade: int) -> None:
     angle = 0.4 * math.sin(phase)
     bend = 0.12 + 0.45 * max(0.0, math.cos(phase)) ** 2
     hip = (0.0, 0.47)
@@ -300,7 +300,7 @@ def _leg_side(canvas: Canvas, person: Person, phase: float, shade: int) -> None:
         canvas.box((x - 0.035, x + 0.072), (sole - 0.016, sole), Material.SOLE, shade)
 
 
-def _torso_side(canvas: Canvas, person: Person) -> None:
+def _torso_side(canvas: Canvas, person: Identity) -> None:
     hem, loose = _UPPER_CUT[person.upper.kind]
     depth = 0.062 * person.build + 0.6 * loose
     chest = depth + (0.014 if person.gender == "woman" else 0.002)
@@ -321,7 +321,7 @@ def _torso_side(canvas: Canvas, person: Person) -> None:
         canvas.polygon(strip, Material.INNER)
 
 
-def _arm_side(canvas: Canvas, person: Person, swing: float, shade: int) -> None:
+def _arm_side(canvas: Canvas, person: Identity, swing: float, shade: int) -> None:
     angle = 0.45 * swing
     shoulder = (-0.004, 0.19)
     elbow = (shoulder[0] + 0.15 * math.sin(angle), shoulder[1] + 0.15 * math.cos(angle))
@@ -330,7 +330,7 @@ def _arm_side(canvas: Canvas, person: Person, swing: float, shade: int) -> None:
     _arm(canvas, person, (shoulder, elbow, wrist), shade)
 
 
-def _bag_side(canvas: Canvas, person: Person, swing: float) -> None:
+def _bag_side(canvas: Canvas, person: Identity, swing: float) -> None:
     if person.bag.kind == "shoulder bag":
         canvas.line((-0.01, 0.17), (0.0, 0.43), Material.BAG, 4, pixels=2)
         canvas.box((-0.075, 0.065), (0.42, 0.54), Material.BAG)

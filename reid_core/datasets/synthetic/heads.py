@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, Canvas, Material, Point
-from reid_core.datasets.synthetic.identities import Person
+from reid_core.datasets.synthetic.identities import Identity
 
 
-def draw_hair_behind(canvas: Canvas, person: Person) -> None:
+def draw_hair_behind(canvas: Canvas, person: Identity) -> None:
     """Hair that a front view shows on both sides of the neck; drawn before the body."""
     if person.hair == "long":
         canvas.polygon(
@@ -22,7 +22,7 @@ def draw_hair_behind(canvas: Canvas, person: Person) -> None:
         )
 
 
-def draw_head(canvas: Canvas, person: Person, *, back: bool) -> None:
+def draw_head(canvas: Canvas, person: Identity, *, back: bool) -> None:
     """A head from the front or from behind."""
     style, hair = person.hair, Material.HAIR
     if style == "curly":
@@ -43,7 +43,7 @@ def draw_head(canvas: Canvas, person: Person, *, back: bool) -> None:
     canvas.line((-0.012, 0.112), (0.012, 0.112), Material.SKIN, 2, pixels=1)
 
 
-def draw_head_from_side(canvas: Canvas, person: Person) -> None:
+def draw_head_from_side(canvas: Canvas, person: Identity) -> None:
     """A head that looks towards +x."""
     style, hair = person.hair, Material.HAIR
     if style == "long":
@@ -66,7 +66,7 @@ def draw_head_from_side(canvas: Canvas, person: Person) -> None:
         canvas.disc((-0.02, 0.07), (0.03, 0.05), hair)
 
 
-def _head_from_behind(canvas: Canvas, person: Person) -> None:
+def _head_from_behind(canvas: Canvas, person: Identity) -> None:
     style, hair = person.hair, Material.HAIR
     if style == "bald":
         return

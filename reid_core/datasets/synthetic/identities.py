@@ -1,4 +1,4 @@
-"""Who the generated people are: attributes, drawn independently of each other.
+"""Who the generated identities are: attributes, drawn independently of each other.
 
 Nothing here knows pixels. A person is the same for every layout, camera and difficulty.
 """
@@ -26,7 +26,7 @@ PATTERNS = ("plain", "striped", "pinstriped", "checked", "dotted", "two-tone", "
 SHOES = ("sneakers", "boots", "shoes", "sandals")
 BAGS = ("none", "backpack", "shoulder bag", "handbag", "suitcase")
 
-# Common street colours come up twice as often: several people in dark jeans is what makes a
+# Common street colours come up twice as often: several identities in dark jeans is what makes a
 # gallery confusing.
 _COLOUR_WEIGHT = {"black": 2.0, "white": 1.5, "gray": 2.0, "navy": 1.5, "blue": 1.5}
 
@@ -62,7 +62,7 @@ class Garment:
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class Identity:
     """Everything that stays the same between two pictures of one person.
 
     Attributes:
@@ -103,7 +103,7 @@ def _other_colour(rng: np.random.Generator, colour: str) -> str:
     return _pick(rng, COLOURS, {colour: 0.0})
 
 
-def draw_person(rng: np.random.Generator) -> Person:
+def draw_identity(rng: np.random.Generator) -> Identity:
     """Draws one person.
 
     Args:
@@ -116,7 +116,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     kind = _pick(rng, UPPERS)
     colour = _pick(rng, COLOURS, _COLOUR_WEIGHT)
     lower_colour = _pick(rng, COLOURS, _COLOUR_WEIGHT)
-    return Person(
+    return Identity(
         gender=gender,
         stature=float(rng.uniform(0.88, 1.0) - (0.02 if gender == "woman" else 0.0)),
         build=float(np.clip(rng.normal(1.0, 0.11), 0.82, 1.25)),

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reid_core.datasets.synthetic.cameras import Camera, film
-from reid_core.datasets.synthetic.identities import VIEWS, Person, draw_person
+from reid_core.datasets.synthetic.identities import VIEWS, Identity, draw_identity
 from reid_core.datasets.synthetic.palettes import (
     DIFFICULTIES,
     colour_table,
@@ -28,7 +28,7 @@ from reid_core.types import Modality
 
 WORLD = 5  # raise it when the drawings change: an old tree is then not taken for a new one
 
-# Namespaces of the random streams: the people do not depend on layout, size or difficulty.
+# Namespaces of the random streams: the identities do not depend on layout, size or difficulty.
 _PEOPLE, _IDS, _DYES, _SHOTS = range(4)
 _JPEG_QUALITY = 92
 _EXPECTED, _RECIPE = "expected.json", "synthetic.json"
@@ -58,21 +58,21 @@ def write(
     test_share: float = 0.2,
     workers: int = 1,
 ) -> None:
-    """Writes generated people as a data set, with its counts in ``expected.json``.
+    """Writes generated identities as a data set, with its counts in ``expected.json``.
 
     The same arguments (whatever ``workers``) give the same bytes. A root that already holds
     exactly this tree is left as it is; one whose writing was interrupted is completed.
 
     Args:
         root: folder to create; it may exist if it is empty.
-        num_identities: all people; 10 % validate, `test_share` are tested, the others (70 %)
-            train, at least one each. Layouts without validation people train on them; "regdb" has
-            its ten random halves instead.
+        num_identities: all identities; 10 % validate, `test_share` are tested, the others (70 %)
+            train, at least one each. Layouts without validation identities train on them; "regdb"
+            has its ten random halves instead.
         seed: of everything that is drawn.
         layout: "sysu", "regdb", "llcm", "cuhk", "icfg" or "rstp".
         difficulty: "easy", "default" or "hard", see the package's docstring.
         height: of a picture in pixels, even, at least 32; the width is half of it.
-        test_share: of the people, in (0, 0.8].
+        test_share: of the identities, in (0, 0.8].
         workers: processes that draw.
 
     Raises:
@@ -111,7 +111,7 @@ def _check(recipe: Recipe, workers: int) -> None:
     if not 3 <= recipe.num_identities <= largest:
         raise ValueError(
             f"num_identities={recipe.num_identities} is out of range: three splits need at least "
-            f"3 people, and the folder names of {recipe.layout} end at {largest}"
+            f"3 identities, and the folder names of {recipe.layout} end at {largest}"
         )
     if recipe.height < 32 or recipe.height % 2:
         raise ValueError(f"height={recipe.height} must be even and at least 32")
@@ -167,7 +167,7 @@ def _world(recipe: Recipe) -> World:
     return World(
         splits=_splits(recipe),
         stream=partial(_generator, recipe.seed),
-        person=lambda pid: draw_person(_generator(recipe.seed, _PEOPLE, index[pid])),
+        person=lambda pid: draw_identity(_generator(recipe.seed, _PEOPLE, index[pid])),
         views=views,
     )
 
@@ -215,11 +215,11 @@ def _paths(recipe: Recipe) -> dict[tuple[int, Camera, int], str]:
     }
 
 
-def _write_people(root: Path, recipe: Recipe, people: Iterable[int]) -> None:
+def _write_people(root: Path, recipe: Recipe, identities: Iterable[int]) -> None:
     layout = LAYOUTS[recipe.layout]
     ids, paths = _ids(recipe).tolist(), _paths(recipe)
-    for index in people:
-        person = draw_person(_generator(recipe.seed, _PEOPLE, index))
+    for index in identities:
+        person = draw_identity(_generator(recipe.seed, _PEOPLE, index))
         for camera in layout.cameras:
             num_tracks, num_frames = layout.tracks[camera.modality]
             pictures = film(
@@ -235,7 +235,7 @@ def _write_people(root: Path, recipe: Recipe, people: Iterable[int]) -> None:
                 _save(picture, root / paths[ids[index], camera, frame])
 
 
-def _table(recipe: Recipe, index: int, person: Person, camera: Camera) -> np.ndarray:
+def _table(recipe: Recipe, index: int, person: Identity, camera: Camera) -> np.ndarray:
     if camera.modality == Modality.VISIBLE:
         return colour_table(person, occluder=(camera.occluder,) * 3)
     rng = _generator(recipe.seed, _DYES, index)

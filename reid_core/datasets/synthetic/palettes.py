@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, NUM_CODES, SHADES, Material
-from reid_core.datasets.synthetic.identities import COLOURS, Person
+from reid_core.datasets.synthetic.identities import COLOURS, Identity
 
 _RGB = {
     "black": (28, 28, 31), "white": (236, 236, 232), "gray": (128, 130, 134),
@@ -68,7 +68,7 @@ def luminance(rgb: np.ndarray) -> np.ndarray:
     return rgb @ np.array([0.299, 0.587, 0.114], dtype=rgb.dtype)
 
 
-def garment_colours(person: Person) -> dict[Material, str]:
+def garment_colours(person: Identity) -> dict[Material, str]:
     """The dye of every material that is clothing."""
     return {
         Material.HAT: person.inner,
@@ -89,7 +89,7 @@ def _with_shades(base: np.ndarray) -> np.ndarray:
     return table.reshape(NUM_CODES, base.shape[1]).astype(np.float32)
 
 
-def colour_table(person: Person, *, occluder: tuple[float, float, float]) -> np.ndarray:
+def colour_table(person: Identity, *, occluder: tuple[float, float, float]) -> np.ndarray:
     """What a colour camera sees of a person.
 
     Args:
@@ -111,7 +111,7 @@ def colour_table(person: Person, *, occluder: tuple[float, float, float]) -> np.
 
 
 def reflectances(
-    person: Person, difficulty: Difficulty, rng: np.random.Generator
+    person: Identity, difficulty: Difficulty, rng: np.random.Generator
 ) -> dict[Material, float]:
     """Near-infrared reflectance of a person's materials, the same in every picture of them.
 

@@ -1,8 +1,9 @@
-"""The pre-training domain: catalogue pictures with captions, of other people, by another camera.
+"""The pre-training domain: catalogue pictures with captions, of other identities, by another
+camera.
 
-A start encoder may know what people look like. It must not know the target world: these pictures
-are clean, their people come from another seed namespace, and what looks like infrared here has
-reflectances that follow nothing.
+A start encoder may know what identities look like. It must not know the target world: these
+pictures are clean, their identities come from another seed namespace, and what looks like infrared
+here has reflectances that follow nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from reid_core.datasets.synthetic import captions
 from reid_core.datasets.synthetic.cameras import develop, to_uint8
 from reid_core.datasets.synthetic.drawing import OVERSAMPLE
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
-from reid_core.datasets.synthetic.identities import VIEWS, Person, draw_person
+from reid_core.datasets.synthetic.identities import VIEWS, Identity, draw_identity
 from reid_core.datasets.synthetic.palettes import (
     colour_table,
     luminance,
@@ -24,7 +25,7 @@ from reid_core.datasets.synthetic.palettes import (
     reflectance_table,
 )
 
-_NAMESPACE = 7919  # keeps these people apart from those of every target tree
+_NAMESPACE = 7919  # keeps these identities apart from those of every target tree
 _PICTURES_PER_PERSON = 4
 _GRAY, _INFRARED = 0.15, 0.25  # shares of the pictures
 
@@ -53,7 +54,7 @@ def catalogue(num_images: int, *, seed: int, size: int = 64) -> Catalogue:
 
     Args:
         num_images: N.
-        seed: the same seed gives the same catalogue; no seed gives people of a target tree.
+        seed: the same seed gives the same catalogue; no seed gives identities of a target tree.
         size: height and width of a picture in pixels, even.
 
     Returns:
@@ -62,21 +63,21 @@ def catalogue(num_images: int, *, seed: int, size: int = 64) -> Catalogue:
     images = np.empty((num_images, size, size, 3), dtype=np.uint8)
     sentences: list[str] = []
     held = np.empty((num_images, len(captions.WORDS)), dtype=np.uint8)
-    people = np.arange(num_images, dtype=np.int64) // _PICTURES_PER_PERSON
+    identities = np.arange(num_images, dtype=np.int64) // _PICTURES_PER_PERSON
     for row in range(num_images):
         if row % _PICTURES_PER_PERSON == 0:
-            source = np.random.SeedSequence(seed, spawn_key=(_NAMESPACE, int(people[row])))
+            source = np.random.SeedSequence(seed, spawn_key=(_NAMESPACE, int(identities[row])))
             rng = np.random.default_rng(source)
-            person, views = draw_person(rng), rng.permutation(len(VIEWS))
+            person, views = draw_identity(rng), rng.permutation(len(VIEWS))
         view = VIEWS[views[row % _PICTURES_PER_PERSON]]
         images[row], colours = _picture(person, view, size, rng)
         sentences.append(captions.caption(person, view, rng, colours=colours))
         held[row] = captions.words(person, view, colours=colours)
-    return Catalogue(images, sentences, held, captions.WORDS, people)
+    return Catalogue(images, sentences, held, captions.WORDS, identities)
 
 
 def _picture(
-    person: Person, view: str, size: int, rng: np.random.Generator
+    person: Identity, view: str, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
     """(size, size, 3) uint8 and whether it has colours."""
     canvas = OVERSAMPLE * size

@@ -1,4 +1,4 @@
-"""Places behind the people: walls, doors, windows, shelves, kerbs, trees.
+"""Places behind the identities: walls, doors, windows, shelves, kerbs, trees.
 
 A place is a list of shapes in fractions of the scene (x right, y down). Each shape has a colour
 and an infrared brightness: foliage is bright and glass is dark there.
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 # Places are out of focus: their contrast around mid-gray is this share of what is painted below.
-# At 1, an encoder that has only seen plain backdrops matches places rather than people.
+# At 1, an encoder that has only seen plain backdrops matches places rather than identities.
 _CONTRAST, _MIDDLE = 0.7, 0.45
 
 Shape = tuple[tuple[int, int, int], int, tuple[float, ...]]

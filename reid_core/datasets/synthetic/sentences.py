@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid_core.datasets.synthetic.identities import COLOURS, Garment, Person
+from reid_core.datasets.synthetic.identities import COLOURS, Garment, Identity
 
 _WRONG_COLOUR = 0.05  # share of the colours that are mistaken for any other one
 _OTHER_WORD = 0.35  # share of the colours and garments that are called by another name
@@ -75,7 +75,7 @@ _VIEWS = {
 }
 
 
-def write_sentence(person: Person, view: str, rng: np.random.Generator) -> str:
+def write_sentence(person: Identity, view: str, rng: np.random.Generator) -> str:
     """One annotator's sentence about one colour picture.
 
     Args:
@@ -94,7 +94,7 @@ def write_sentence(person: Person, view: str, rng: np.random.Generator) -> str:
     return _typed(text, rng)
 
 
-def _clause(name: str, person: Person, view: str, rng: np.random.Generator) -> str:
+def _clause(name: str, person: Identity, view: str, rng: np.random.Generator) -> str:
     """What is added to the sentence, or a sentence of its own; empty if there is nothing."""
     if name == "view":
         return f", {_pick(_VIEWS[view], rng)}"
@@ -125,7 +125,7 @@ def _garment(garment: Garment, rng: np.random.Generator) -> str:
     return text if kind.split()[-1] in _NO_ARTICLE else f"{_article(text)} {text}"
 
 
-def _hair(person: Person, rng: np.random.Generator) -> str:
+def _hair(person: Identity, rng: np.random.Generator) -> str:
     if person.hair == "bald":
         return _pick(("a bald head", "no hair"), rng)
     if person.hair == "cap":

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from reid_core.datasets.synthetic.cameras import SYSU_CAMERAS, Camera
-from reid_core.datasets.synthetic.identities import Person
+from reid_core.datasets.synthetic.identities import Identity
 from reid_core.datasets.synthetic.scenes import PLACES
 from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.types import Modality
@@ -39,7 +39,7 @@ class World:
 
     splits: Splits
     stream: Stream
-    person: Callable[[int], Person]
+    person: Callable[[int], Identity]
     views: Callable[[int, Camera], list[str]]
 
     @property
@@ -56,7 +56,7 @@ class Layout:
         cameras: all of them.
         tracks: per modality, tracks of a person at a camera and frames in each.
         first_id, max_id: range of ids that the data set's names can hold.
-        divide: (ids in the order of the people, stream, share of them to test) -> splits.
+        divide: (ids in the order of the identities, stream, share of them to test) -> splits.
         path: (camera, id, frame from 1, split) -> path relative to the root.
         write_lists: (root, world) writes the lists that name the splits.
         captions: sentences about a picture.
@@ -90,18 +90,18 @@ def people_apart(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
 
 
 def _without_val(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
-    """Data sets without validation people train on them."""
+    """Data sets without validation identities train on them."""
     splits = people_apart(ids, stream, test_share)
     return {"train": sorted(splits["train"] + splits["val"]), "test": splits["test"]}
 
 
 def _ascending(divide: Divide) -> Divide:
-    """Training ids first and without gaps, as the text-image sets number people."""
+    """Training ids first and without gaps, as the text-image sets number identities."""
     return lambda ids, stream, test_share: divide(np.sort(ids), stream, test_share)
 
 
 def _half(ids: np.ndarray, stream: Stream, test_share: float, trial: int = 1) -> Splits:
-    """RegDB: a random half of the people trains, another one in every trial, whatever the share."""
+    """RegDB: a random half of the identities trains, another in every trial."""
     mixed = stream(_HALVES, trial).permutation(np.sort(ids))
     middle = (len(ids) + 1) // 2
     return {"train": sorted(mixed[:middle].tolist()), "test": sorted(mixed[middle:].tolist())}

@@ -1,0 +1,1 @@
+"""CCLNet: unsupervised visible-infrared re-identification."""

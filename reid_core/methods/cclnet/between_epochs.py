@@ -1,6 +1,6 @@
 """CCLNet: unsupervised visible-infrared re-ID with CLIP prompts and memory swapping.
 
-Chen, Zhang, Tan, Qu, Xie: "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person
+Chen, Zhang, Tan, Qu, Xie: "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Identity
 Re-Identification", ACM MM 2023. Told in the paper's order:
 
 stage 0 "prepare"  cluster each modality, contrast images with their cluster prototypes; later in
@@ -27,7 +27,7 @@ from torch.nn import functional
 from reid_core import clustering, sampling
 from reid_core.knn.search import Search, nearest
 from reid_core.method import Epoch, Stage
-from reid_core.methods.cclnet.coupling import couple, match, people_of_both
+from reid_core.methods.cclnet.coupling import couple, identities_of_both, match
 from reid_core.methods.cclnet.settings import (
     INPUTS,
     Config,
@@ -43,7 +43,7 @@ from reid_core.types import OUTLIER, Modality
 
 
 def supervision(config: Config) -> str:
-    """What it is told about the training people: nothing, but for the upper bound."""
+    """What it is told about the training identities: nothing, but for the upper bound."""
     return "identities" if config.labels == "identities" else "none"
 
 
@@ -119,7 +119,7 @@ def begin_epoch(
     """
     warnings: tuple[str, ...] = ()
     if config.labels == "identities":
-        labels, warnings = people_of_both(labels)
+        labels, warnings = identities_of_both(labels)
     for modality in INPUTS:
         if labels[modality].max(initial=OUTLIER) == OUTLIER:
             settings = config.clustering
@@ -222,7 +222,7 @@ def load_encoder(
 def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect."""
     coupled = config.swap.when != "never" or config.matching.shared
-    if not coupled or config.labels == "identities":  # given people are coupled from the start
+    if not coupled or config.labels == "identities":  # given identities are coupled from the start
         return []
     start, found = config.swap.start_epoch, []
     for name in stages(config):

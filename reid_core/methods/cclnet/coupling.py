@@ -16,17 +16,18 @@ from reid_core.methods.cclnet.settings import INPUTS, Config, shares_prototypes
 from reid_core.types import OUTLIER, Modality
 
 
-def people_of_both(
+def identities_of_both(
     labels: Mapping[Modality, np.ndarray],
 ) -> tuple[dict[Modality, np.ndarray], tuple[str, ...]]:
-    """Given classes without the people of one modality only, who share no prototype with anyone.
+    """Given classes without the identities of one modality only, who share no prototype with
+    anyone.
 
     Args:
-        labels: per modality (n,) people, the same numbers in both; -1 = unknown.
+        labels: per modality (n,) identities, the same numbers in both; -1 = unknown.
 
     Returns:
-        Per modality (n,) int64, the people of both numbered from 0 alike in both, -1 elsewhere; and
-        a warning that says how many were left out, if any.
+        Per modality (n,) int64, the identities of both numbered from 0 alike in both, -1 elsewhere;
+        and a warning that says how many were left out, if any.
 
     Raises:
         ValueError: nobody was seen in both modalities.
@@ -36,11 +37,11 @@ def people_of_both(
     num_people = len(np.union1d(visible, infrared))
     if not len(both):
         raise ValueError(
-            f"none of {num_people} people was seen in both modalities: cclnet.labels=identities "
-            "gives a person one prototype for both; check the identity labels"
+            f"none of {num_people} identities was seen in both modalities: "
+            "cclnet.labels=identities gives each one prototype for both; check the labels"
         )
     warning = (
-        f"{num_people - len(both)} of {num_people} people were seen in one modality only: "
+        f"{num_people - len(both)} of {num_people} identities were seen in one modality only: "
         "cclnet.labels=identities never draws them"
     )
     numbered = {

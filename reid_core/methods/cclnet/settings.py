@@ -91,7 +91,7 @@ class ImageStage(_Section):
         clusters_per_batch: P, in a global batch, per modality.
         instances: K, images of each of them.
         batches_per_epoch: steps of an epoch; None for max(N) // (P K) + 1, N without outliers.
-        optimiser: "adam", or "adamw" with decoupled weight decay.
+        optimizer: "adam", or "adamw" with decoupled weight decay.
         lr: highest learning rate.
         weight_decay: of all parameters.
         bias_lr_factor: times the rate for biases; adam only.
@@ -105,7 +105,7 @@ class ImageStage(_Section):
     clusters_per_batch: int = Field(4, ge=1)
     instances: int = Field(16, ge=1)
     batches_per_epoch: int | None = Field(None, ge=1)
-    optimiser: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw"] = "adam"
     lr: float = Field(3.5e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     bias_lr_factor: float = Field(2.0, gt=0)
@@ -155,12 +155,12 @@ def seed_of(seed: int, stage: str, modality: Modality) -> int:
     return seed * 8 + ("prepare", "prompts", "align").index(stage) * 2 + INPUTS.index(modality)
 
 
-def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a stage over the parameters that it trains."""
+def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a stage over the parameters that it trains."""
     if stage == "prompts":
-        return config.prompts.optimiser(module)
+        return config.prompts.optimizer(module)
     image: ImageStage = getattr(config, stage)
-    if image.optimiser == "adamw":
+    if image.optimizer == "adamw":
         return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
     return optim.adam_per_tensor(
         module.named_parameters(),

@@ -62,9 +62,9 @@ class Images:
         self._guidance: Guidance | None = None
         train_only(name, encoder, config)
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return cclnet_settings.optimiser(self.config, self.name, self.module)
+        return cclnet_settings.optimizer(self.config, self.name, self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -210,9 +210,9 @@ class Prompting:
         classes = {m: int(y.max()) + 1 for m, y in self._labels.items()}
         self.module = Prompts(clip, classes, seed=seed)
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return cclnet_settings.optimiser(self.config, "prompts", self.module)
+        return cclnet_settings.optimizer(self.config, "prompts", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -305,7 +305,7 @@ class Prompts(nn.Module):
         )
 
     def forward(self, labels: Mapping[Modality, Tensor]) -> dict[Modality, Tensor]:
-        """Text features (B, E) per modality of the given classes (B,), not normalised."""
+        """Text features (B, E) per modality of the given classes (B,), not normalized."""
         return {m: self.learners[str(m)](labels[m]) for m in INPUTS}
 
     @torch.no_grad()

@@ -1,0 +1,1 @@
+"""CPCL: weakly supervised text-image re-identification."""

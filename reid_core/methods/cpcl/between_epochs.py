@@ -1,14 +1,14 @@
 """CPCL: weakly supervised text-image person retrieval with a prototypical memory per modality.
 
 Zheng, Zhao, Lan, Zhang, Huang, Yang, Yu: "CPCL: Cross-Modal Prototypical Contrastive Learning for
-Weakly Supervised Text-based Person Retrieval", arXiv 2401.10011. Trained from pairs of an image and
-a caption, without identities.
+Weakly Supervised Text-based Identity Retrieval", arXiv 2401.10011. Trained from pairs of an image
+and a caption, without identities.
 
 No code was released and the body of the paper could not be read: the parts are the abstract's and
 a follow-up's (ICPG), the formulas are a reconstruction (docs/methods.md says which is which). Told
 in the order of an epoch:
 
-cluster     images and captions apart, from normalised features without augmentation
+cluster     images and captions apart, from normalized features without augmentation
 OPLM        outliers get labels through the pairs
 PMM         one prototype per cluster of either modality, renewed in every step
 HCM         instances are matched with each other and with prototypes of both modalities
@@ -53,7 +53,7 @@ VISIBLE, TEXT = INPUTS
 
 
 def supervision(config: Config) -> str:
-    """What it is told about the training people: which caption describes which image."""
+    """What it is told about the training identities: which caption describes which image."""
     return "identities" if config.labels == "identities" else "pairs"
 
 
@@ -222,7 +222,7 @@ def _require_clusters(config: Config, labels: Mapping[Modality, np.ndarray]) -> 
 
 
 def _prototypes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(C, D) normalised mean of each cluster over its pairs."""
+    """(C, D) normalized mean of each cluster over its pairs."""
     means = clustering.centroids(features, labels)
     return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
 

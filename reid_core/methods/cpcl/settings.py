@@ -126,7 +126,7 @@ class Training(_Section):
         instances: Reconstruction: K of "pk"; P is batch_size / K.
         lr: Reconstruction: base rate of Adam, biases twice as much.
         eps: Reconstruction: of Adam. 1e-3 is no slip: it damps small gradients; with 1e-8 the
-            same rate is a far stronger optimiser.
+            same rate is a far stronger optimizer.
         weight_decay: Reconstruction: of everything but biases.
         warmup_epochs: Reconstruction: from a tenth of the rate, linearly; then a cosine to 0.
         text_mask: Reconstruction: share of words that are masked in training. Off, because
@@ -184,7 +184,7 @@ def uses_prototypes(config: Config, epoch: int) -> bool:
     return max(config.lambda1, config.lambda2) > 0 and epoch >= config.prototypes_from
 
 
-def optimiser(config: Config, module: nn.Module) -> torch.optim.Optimizer:
+def optimizer(config: Config, module: nn.Module) -> torch.optim.Optimizer:
     """Adam over everything, as IRRA."""
     settings = config.train
     return optim.adam_per_tensor(

@@ -76,9 +76,9 @@ class Train:
         self.epochs, self.evaluate_every = config.train.epochs, config.train.evaluate_every
         self.module = self.encoder = encoder
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return cpcl_settings.optimiser(self.config, self.module)
+        return cpcl_settings.optimizer(self.config, self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -95,7 +95,7 @@ class Train:
         """L = L_ins + lambda1 L_pmm + lambda2 L_xp, see `pair_terms`."""
         visible = batch[VISIBLE]
         assert visible.captions is not None
-        images, texts = model(self.encoder.normalise(visible.images), self._tokens(visible))
+        images, texts = model(self.encoder.normalize(visible.images), self._tokens(visible))
         # similarities over a temperature of 0.02 need more than half precision
         features = {VISIBLE: images.float(), TEXT: texts.float()}
         labels = {VISIBLE: visible.labels, TEXT: self._text_labels[visible.captions]}

@@ -1,0 +1,1 @@
+"""CSDN: supervised visible-infrared re-identification."""

@@ -1,6 +1,6 @@
 """CSDN: supervised visible-infrared re-ID with modality prompts and text fusion.
 
-Yu, Dong, Zhu, Peng, Tao: "CLIP-Driven Semantic Discovery Network for Visible-Infrared Person
+Yu, Dong, Zhu, Peng, Tao: "CLIP-Driven Semantic Discovery Network for Visible-Infrared Identity
 Re-Identification", IEEE TMM 2025. Told in the paper's order:
 
 stage 1 "prompts"  four words per person and modality, against frozen image features
@@ -31,7 +31,7 @@ from reid_core.types import Modality
 
 
 def supervision(config: Config) -> str:
-    """What it is told about the training people: who they are."""
+    """What it is told about the training identities: who they are."""
     return "identities"
 
 
@@ -75,13 +75,13 @@ def begin_epoch(
     epoch: int,
     seed: int,
 ) -> Epoch:
-    """The plan of one epoch of stage 3: the same people of both modalities in every batch.
+    """The plan of one epoch of stage 3: the same identities of both modalities in every batch.
 
     Args:
         config: the method's configuration.
         stage: "images".
         features: nothing; no epoch starts by embedding images.
-        labels: per modality (n,) people from 0, -1 unknown.
+        labels: per modality (n,) identities from 0, -1 unknown.
         owners: there are no captions.
         epoch: epoch number within the stage, from 0.
         seed: run seed; the plan depends on (seed, epoch) only.
@@ -93,14 +93,14 @@ def begin_epoch(
     """
     settings = config.images
     sides = [labels[m] for m in INPUTS]
-    people, instances = settings.identities_per_batch, settings.instances
+    identities, instances = settings.identities_per_batch, settings.instances
     plan = sampling.paired_pk_plan(
         *sides,
-        num_classes=people,
+        num_classes=identities,
         num_instances=instances,
         num_batches=settings.batches_per_epoch
         or sampling.num_batches(
-            *(len(side) for side in sides), num_clusters=people, num_instances=instances
+            *(len(side) for side in sides), num_clusters=identities, num_instances=instances
         ),
         seed=seed_of(seed, stage),
         epoch=epoch,
@@ -129,7 +129,7 @@ def open_stage(
         name: "prompts", "fusion" or "images".
         clip: with a ModifiedResNet image tower.
         height, width: of the images, in pixels.
-        identities: per modality (n,) people from 0, the same numbers in both; -1 unknown.
+        identities: per modality (n,) identities from 0, the same numbers in both; -1 unknown.
         handed: what earlier stages handed on.
         seed: run seed.
     """

@@ -1,7 +1,8 @@
-"""CSDN, stage 3: images learn identities and their people's texts, and what retrieval sees of them.
+"""CSDN, stage 3: images learn identities and their identities's texts, and what retrieval sees of
+them.
 
-Shapes: B rows of a worker's slice per modality, G of the global batch, C people, D trunk channels,
-E joint embedding.
+Shapes: B rows of a worker's slice per modality, G of the global batch, C identities, D trunk
+channels, E joint embedding.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Descriptor(nn.Module):
         return torch.cat(parts, dim=1) / len(parts) ** 0.5
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """CLIP's image features g (B, E), not normalised."""
+        """CLIP's image features g (B, E), not normalized."""
         return self.encoder.project(inputs, modality)
 
     def _parts(self, inputs: Tensor, modality: Modality) -> list[Tensor]:
@@ -72,8 +73,8 @@ class Outputs:
 
     Attributes:
         features: of the encoder.
-        scores: (B, C) of people, from the neck's feature.
-        projected_scores: (B, C), from the batch-normalised projected feature.
+        scores: (B, C) of identities, from the neck's feature.
+        projected_scores: (B, C), from the batch-normalized projected feature.
     """
 
     features: Features
@@ -120,7 +121,7 @@ class Imaging:
     Args:
         config: the method's settings.
         encoder: with CLIP's weights; trained in place.
-        identities: per modality (n,) people from 0, -1 unknown.
+        identities: per modality (n,) identities from 0, -1 unknown.
         guides: per modality (C, E) anchors, see `anchors`; None without text.
         seed: of the classifiers' first values.
     """
@@ -143,9 +144,9 @@ class Imaging:
         self.module = ImageModel(encoder, num_people(identities), seed=seed_of(seed, "heads"))
         self._guides = guides
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimiser(self.config, "images", self.module)
+        return settings.optimizer(self.config, "images", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -196,18 +197,20 @@ def image_terms(
     Args:
         config: the method's settings.
         outputs: of 2 B visible images, two views of each row side by side, and B infrared ones.
-        visible, infrared: (B,) people of the rows.
+        visible, infrared: (B,) identities of the rows.
         guides: per modality (C, E) anchors; None without text.
         gather: see `Gather`.
 
     Reference: CSDN, stage 3.
     """
     size = len(visible)
-    people = torch.cat([visible.repeat_interleave(2), infrared])
+    identities = torch.cat([visible.repeat_interleave(2), infrared])
     found = {
-        "identity": Term(losses.identity_cross_entropy(outputs.scores, people), len(people)),
+        "identity": Term(
+            losses.identity_cross_entropy(outputs.scores, identities), len(identities)
+        ),
         "projected_identity": Term(
-            losses.identity_cross_entropy(outputs.projected_scores, people), len(people)
+            losses.identity_cross_entropy(outputs.projected_scores, identities), len(identities)
         ),
     }
     projected = _by_view(outputs.features.projected, size)
@@ -224,12 +227,12 @@ def image_terms(
 
 
 def _compared(
-    config: Config, x: Tensor, size: int, people: tuple[Tensor, ...], gather: Gather
+    config: Config, x: Tensor, size: int, identities: tuple[Tensor, ...], gather: Gather
 ) -> Terms:
     """WRT and, where it has a weight, MSEL of one kind of feature over the global batch."""
     # one gather of all views: (G, 3 D) -> three times (G, D)
     views = gather(torch.cat(_by_view(x, size), dim=1)).tensor_split(3, dim=1)
-    visible, infrared = people
+    visible, infrared = identities
     triplet = losses.weighted_regularised_triplet(
         torch.cat(views),
         torch.cat([visible, visible, infrared]),

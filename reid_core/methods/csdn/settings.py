@@ -53,10 +53,10 @@ class ImageStage(_Section):
 
     Attributes:
         epochs: of the stage.
-        identities_per_batch: people in a global batch, the same in both modalities.
+        identities_per_batch: identities in a global batch, the same in both modalities.
         instances: images of each of them, per modality.
         batches_per_epoch: steps of an epoch; None for max(n) // (identities x instances) + 1.
-        optimiser: "adam", or "adamw" with decoupled weight decay.
+        optimizer: "adam", or "adamw" with decoupled weight decay.
         lr: highest learning rate.
         weight_decay: of all parameters.
         head_lr_factor: times the rate for GeM's exponent, both necks and both classifiers; adam
@@ -71,7 +71,7 @@ class ImageStage(_Section):
     identities_per_batch: int = Field(8, ge=2)
     instances: int = Field(4, ge=2)
     batches_per_epoch: int | None = Field(None, ge=1)
-    optimiser: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw"] = "adam"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     head_lr_factor: float = Field(2.0, gt=0)
@@ -155,16 +155,16 @@ def seed_of(seed: int, purpose: str) -> int:
     return seed * 8 + _PURPOSES.index(purpose)
 
 
-def optimiser(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a stage over the parameters that it trains.
+def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a stage over the parameters that it trains.
 
     Reference: CSDN, all stages: Adam with coupled decay of everything, biases and norms too.
     """
     if stage != "images":
         text: TextStage = getattr(config, stage)
-        return text.optimiser(module)
+        return text.optimizer(module)
     image = config.images
-    if image.optimiser == "adamw":
+    if image.optimizer == "adamw":
         return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
     towers = [p for name, p in module.named_parameters() if not name.startswith(_HEADS)]
     heads = [p for name, p in module.named_parameters() if name.startswith(_HEADS)]

@@ -1,7 +1,7 @@
 """CSDN, stages 1 and 2: texts are trained on image features that were computed once.
 
 What one worker does within an epoch. Shapes: B rows of a worker's slice, G of the global batch,
-C people, E joint embedding.
+C identities, E joint embedding.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def pairs(
 def sample(config: Config, labels: Labels, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One epoch of stage 3's batches, drawn once: all that the reference shows to stages 1, 2."""
     visible, infrared = (labels[m] for m in INPUTS)
-    people, instances = config.images.identities_per_batch, config.images.instances
+    identities, instances = config.images.identities_per_batch, config.images.instances
     return sampling.paired_pk_plan(
         visible,
         infrared,
-        num_classes=people,
+        num_classes=identities,
         num_instances=instances,
         num_batches=sampling.num_batches(
-            len(visible), len(infrared), num_clusters=people, num_instances=instances
+            len(visible), len(infrared), num_clusters=identities, num_instances=instances
         ),
         seed=seed,
         epoch=0,
@@ -92,7 +92,7 @@ class Prompts(nn.Module):
         )
 
     def forward(self, labels: Tensor | None) -> dict[Modality, Tensor]:
-        """Text features (B, E) per modality of people (B,), None for all; not normalised."""
+        """Text features (B, E) per modality of identities (B,), None for all; not normalized."""
         texts = {Modality(name): learner(labels) for name, learner in self.learners.items()}
         return dict.fromkeys(INPUTS, texts[INPUTS[0]]) if self.shared else texts
 
@@ -104,7 +104,7 @@ class Prompting:
         config: the method's settings.
         clip: source of the frozen text tower.
         encoder: with CLIP's weights; frozen.
-        identities: per modality (n,) people from 0, -1 unknown.
+        identities: per modality (n,) identities from 0, -1 unknown.
         seed: of the words' first values and of the batches.
     """
 
@@ -125,9 +125,9 @@ class Prompting:
         self.encoder = Descriptor(encoder.eval().requires_grad_(False), flip=False)
         self.module = Prompts(config, clip, num_people(identities), seed=seed)
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimiser(self.config, "prompts", self.module)
+        return settings.optimizer(self.config, "prompts", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -158,15 +158,15 @@ class Prompting:
 
     def terms(self, model: nn.Module, batch: PairBatch, gather: Gather) -> Terms:
         """The contrast of images and texts, for each modality or jointly."""
-        people = torch.as_tensor(self._identities[INPUTS[0]][batch.rows[INPUTS[0]]])
-        people = people.to(self._images[INPUTS[0]].device)
+        identities = torch.as_tensor(self._identities[INPUTS[0]][batch.rows[INPUTS[0]]])
+        identities = identities.to(self._images[INPUTS[0]].device)
         images = {m: self._images[m][torch.as_tensor(batch.rows[m])] for m in INPUTS}
-        texts = model(people[batch.mine])
+        texts = model(identities[batch.mine])
         everyone = {m: gather(texts[m]) for m in INPUTS}
         groups = {"joint": (INPUTS,), "separate": tuple((m,) for m in INPUTS)}
         found: Terms = {}
         for group in groups[self.config.pairing]:
-            labels = people.repeat(len(group))
+            labels = identities.repeat(len(group))
             to_text, to_image = contrast(
                 Side(
                     torch.cat([images[m][batch.mine] for m in group]),
@@ -178,7 +178,7 @@ class Prompting:
                     torch.cat([everyone[m] for m in group]),
                     labels,
                 ),
-                people[batch.mine].repeat(len(group)),
+                identities[batch.mine].repeat(len(group)),
                 temperature=self.config.prompts.temperature,
             )
             name = group[0] if len(group) == 1 else "image"
@@ -219,7 +219,7 @@ class Fusing:
     Args:
         config: the method's settings.
         encoder: with CLIP's weights; frozen.
-        identities: per modality (n,) people from 0, -1 unknown.
+        identities: per modality (n,) identities from 0, -1 unknown.
         handed: stage 1's texts.
         seed: of the first values, the batches and the dropout.
     """
@@ -243,9 +243,9 @@ class Fusing:
         own, other = INPUTS if config.query == "visible" else INPUTS[::-1]
         self._texts = handed[f"texts.{own}"], handed[f"texts.{other}"]
 
-    def optimiser(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimiser(self.config, "fusion", self.module)
+        return settings.optimizer(self.config, "fusion", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -258,8 +258,8 @@ class Fusing:
     def take(self, features: Mapping[Modality, Tensor]) -> None:
         """Keep the features of all images, visible ones first, and bring the texts to them."""
         self._images = torch.cat([features[m] for m in INPUTS])
-        people = np.concatenate([self._identities[m] for m in INPUTS])
-        self._people = torch.as_tensor(people, device=self._images.device)
+        identities = np.concatenate([self._identities[m] for m in INPUTS])
+        self._people = torch.as_tensor(identities, device=self._images.device)
         own, other = self._texts
         self._texts = own.to(self._images.device), other.to(self._images.device)
 
@@ -287,14 +287,14 @@ class Fusing:
         """Nothing is decided between the epochs of this stage."""
 
     def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
-        """The contrast of images and the fused texts of their people."""
-        images, people = self._images[batch.rows], self._people[batch.rows]
-        mine = people[batch.mine]
+        """The contrast of images and the fused texts of their identities."""
+        images, identities = self._images[batch.rows], self._people[batch.rows]
+        mine = identities[batch.mine]
         own, other = self._texts
         fused = model(own[mine], other[mine], batch.keep)
         to_text, to_image = contrast(
-            Side(images[batch.mine], images, people),
-            Side(fused, gather(fused), people),
+            Side(images[batch.mine], images, identities),
+            Side(fused, gather(fused), identities),
             mine,
             temperature=self.config.fusion.temperature,
         )

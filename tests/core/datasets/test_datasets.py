@@ -24,7 +24,7 @@ def touch(root: Path, *images: str) -> None:
 
 
 def rows(split: Split) -> list[tuple]:
-    return [(r.image, str(r.modality), r.pid, r.camera) for r in split.records]
+    return [(r.image, str(r.modality), r.pid, r.camera) for r in split.samples]
 
 
 def test_every_kind_has_a_reader_a_protocol_and_a_headline() -> None:
@@ -34,7 +34,7 @@ def test_every_kind_has_a_reader_a_protocol_and_a_headline() -> None:
 
 @pytest.fixture
 def thermal(tmp_path: Path) -> Path:
-    """RegDB of three people; person 2 trains in trial 1 and person 10 in trial 7."""
+    """RegDB of three identities; person 2 trains in trial 1 and person 10 in trial 7."""
     for name in ("Visible", "Thermal"):
         touch(tmp_path, *(f"{name}/{pid}/{name[0].lower()}_{pid}.bmp" for pid in (2, 10, 30)))
     (tmp_path / "idx").mkdir()
@@ -164,7 +164,7 @@ def test_cuhk_gives_an_image_once_and_every_caption(
         ("CUHK-PEDES/imgs/cam_a/1.png", "text", 7, -1),
         ("CUHK-PEDES/imgs/cam_a/1.png", "text", 7, -1),
     ]
-    assert [r.caption for r in train.records] == ["", "", "one", "two"]
+    assert [r.caption for r in train.samples] == ["", "", "one", "two"]
     assert "2 empty captions were left out" in caplog.text
 
 
@@ -178,7 +178,7 @@ def test_icfg_takes_the_split_from_the_list_and_not_from_the_folder(tmp_path: Pa
         ],
     )
     dataset = pedes.read_icfg(tmp_path)
-    assert dataset.train.records[0].image == "ICFG-PEDES/imgs/test/0001/a.jpg"
+    assert dataset.train.samples[0].image == "ICFG-PEDES/imgs/test/0001/a.jpg"
     assert dataset.test.pids.tolist() == [3102, 3102]
     assert len(dataset.val) == 0
 
@@ -248,7 +248,7 @@ def test_a_persons_folder_is_one_person_in_both_modalities_and_all_splits(tmp_pa
     dataset = folder.read(tmp_path)
     assert dataset.train.pids.tolist() == [1, 1]
     assert dataset.test.pids.tolist() == [0, 0]
-    assert dataset.train.records[1].image == "train/infrared/zoe/night/b.jpg"
+    assert dataset.train.samples[1].image == "train/infrared/zoe/night/b.jpg"
 
 
 def test_a_folder_without_images_says_how_it_should_look(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_a_manifest_reads_the_same_in_every_format(tmp_path: Path, suffix: str) 
         ("v/1.jpg", "text", 4, 2),
         ("v/1.jpg", "text", 4, -1),
     ]
-    assert [r.caption for r in dataset.train.records] == ["", "a man", "he walks"]
+    assert [r.caption for r in dataset.train.samples] == ["", "a man", "he walks"]
     assert rows(dataset.test) == [
         ("v/2.jpg", "visible", 5, -1),
         ("i/1.jpg", "infrared", -1, -1),
@@ -303,8 +303,8 @@ def test_visible_rows_of_a_test_split_are_the_gallery(tmp_path: Path) -> None:
     ]
     test = manifest.read(write_manifest(tmp_path, "csv", table)).test
     (trial,) = PROTOCOLS["manifest"](test)
-    assert [test.records[row].caption for row in trial.query] == ["a", "b"]
-    assert [test.records[row].image for row in trial.gallery] == ["a.jpg", "b.jpg"]
+    assert [test.samples[row].caption for row in trial.query] == ["a", "b"]
+    assert [test.samples[row].image for row in trial.gallery] == ["a.jpg", "b.jpg"]
 
 
 @pytest.mark.parametrize(
@@ -347,4 +347,4 @@ def test_a_parquet_of_bytes_needs_no_image_names(tmp_path: Path) -> None:
     table = pa.table({"bytes": [b"x", b"y"], "modality": ["visible", "infrared"]})
     pq.write_table(table, tmp_path / "set.parquet")
     train = manifest.read(tmp_path / "set.parquet").train
-    assert [r.image for r in train.records] == ["set.parquet#0", "set.parquet#1"]
+    assert [r.image for r in train.samples] == ["set.parquet#0", "set.parquet#1"]

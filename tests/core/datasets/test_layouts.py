@@ -11,7 +11,7 @@ from PIL import Image
 
 from reid_core.datasets import READERS, synthetic
 from reid_core.datasets.synthetic import cameras, layouts
-from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_person
+from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_identity
 from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.protocols import HEADLINE, PROTOCOLS
 from reid_core.types import Dataset, Modality
@@ -22,7 +22,7 @@ PEOPLE = 6
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of six people in every layout."""
+    """A tree of six identities in every layout."""
     root = tmp_path_factory.mktemp("worlds")
     for kind in KINDS:
         synthetic.write(root / kind, num_identities=PEOPLE, seed=3, layout=kind, height=32)
@@ -39,7 +39,7 @@ def test_the_loader_counts_what_expected_json_says(worlds: Path, kind: str) -> N
     expected = json.loads((worlds / kind / "expected.json").read_text())
     for name, split in splits(dataset).items():
         by_modality = expected.get(name, {})
-        assert {str(record.modality) for record in split.records} == set(by_modality)
+        assert {str(record.modality) for record in split.samples} == set(by_modality)
         for modality, counts in by_modality.items():
             rows = split.rows(Modality(modality))
             found = {"ids": len(set(split.pids[rows]))}
@@ -55,7 +55,7 @@ def test_every_listed_picture_exists_once_and_none_is_left_over(worlds: Path, ki
     listed = [
         record.image
         for split in splits(READERS[kind](worlds / kind)).values()
-        for record in split.records
+        for record in split.samples
         if record.modality != Modality.TEXT
     ]
     written = [
@@ -102,7 +102,7 @@ def test_training_ids_of_captioned_sets_start_at_their_base_without_gaps(
 
 def test_icfg_folders_are_not_the_split(worlds: Path) -> None:
     train = READERS["icfg"](worlds / "icfg").train
-    assert {record.image.split("/")[2] for record in train.records} == {"train", "test"}
+    assert {record.image.split("/")[2] for record in train.samples} == {"train", "test"}
 
 
 def test_sentences_are_about_the_view_that_was_filmed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_sentences_are_about_the_view_that_was_filmed(monkeypatch: pytest.Monkey
 
 
 def test_sentences_differ_in_form_leave_things_out_and_err() -> None:
-    person = draw_person(np.random.default_rng(3))
+    person = draw_identity(np.random.default_rng(3))
     said = [write_sentence(person, "back", np.random.default_rng([0, i])) for i in range(300)]
     assert len(set(said)) > 290
     spoken = [sentence.lower() for sentence in said]
@@ -143,7 +143,7 @@ def test_sentences_differ_in_form_leave_things_out_and_err() -> None:
 def test_sentences_have_no_gaps(view: str) -> None:
     for i in range(100):
         rng = np.random.default_rng([1, i])
-        text = write_sentence(draw_person(rng), view, rng)
+        text = write_sentence(draw_identity(rng), view, rng)
         assert len(text.split()) >= 4
         assert not {"  ", " ,", " ."} & {text[j : j + 2] for j in range(len(text))}
         assert "{" not in text

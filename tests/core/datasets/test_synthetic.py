@@ -15,7 +15,7 @@ from reid_core.datasets import synthetic, sysu
 from reid_core.datasets.synthetic import captions, layouts, palettes
 from reid_core.datasets.synthetic.drawing import SHADES, Material
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
-from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_person
+from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_identity
 from reid_core.types import Modality
 
 PEOPLE = 10
@@ -35,7 +35,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def crowd(number: int) -> list:
-    return [draw_person(np.random.default_rng([11, i])) for i in range(number)]
+    return [draw_identity(np.random.default_rng([11, i])) for i in range(number)]
 
 
 def test_the_loader_counts_what_expected_json_says(tree: Path) -> None:
@@ -56,14 +56,14 @@ def test_the_loader_counts_what_expected_json_says(tree: Path) -> None:
 def test_every_file_belongs_to_exactly_one_split_and_people_do_not_overlap(tree: Path) -> None:
     dataset = sysu.read(tree)
     splits = (dataset.train, dataset.val, dataset.test)
-    listed = [record.image for split in splits for record in split.records]
+    listed = [record.image for split in splits for record in split.samples]
     assert sorted(listed) == sorted(name for name in contents(tree) if name.endswith(".jpg"))
     assert [len(set(split.pids)) for split in splits] == [7, 1, 2]
     assert len(set().union(*(split.pids.tolist() for split in splits))) == PEOPLE
 
 
 def test_pictures_are_twice_as_high_as_wide_and_infrared_has_one_channel(tree: Path) -> None:
-    for record in sysu.read(tree).test.records:
+    for record in sysu.read(tree).test.samples:
         pixels = np.asarray(Image.open(tree / record.image))
         assert pixels.shape == (96, 48, 3)
         gray = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(
@@ -132,7 +132,7 @@ def test_a_folder_with_other_content_is_not_touched(tmp_path: Path) -> None:
     [
         ({"layout": "market"}, "valid: sysu"),
         ({"difficulty": "brutal"}, "valid: easy, default, hard"),
-        ({"num_identities": 2}, "at least 3 people"),
+        ({"num_identities": 2}, "at least 3 identities"),
         ({"num_identities": 10_000}, "end at 9999"),
         ({"height": 63}, "must be even"),
         ({"workers": 0}, "at least 1"),
@@ -235,7 +235,7 @@ def test_a_catalogue_is_the_same_again_and_shows_four_looks_of_each_person() -> 
 
 
 def test_catalogue_and_target_people_differ_for_the_same_seed(tree: Path) -> None:
-    targets = [draw_person(layouts._generator(3, layouts._PEOPLE, i)) for i in range(PEOPLE)]
+    targets = [draw_identity(layouts._generator(3, layouts._PEOPLE, i)) for i in range(PEOPLE)]
     words = synthetic.catalogue(4 * PEOPLE, seed=3).words[::4]
     for index, person in enumerate(targets):
         shape_words = captions.words(person, "front", colours=False)

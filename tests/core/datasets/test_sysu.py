@@ -12,7 +12,7 @@ from reid_core.types import Modality
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Person 1 trains, 12 validates, 7 tests; nobody's picture is a picture."""
+    """Identity 1 trains, 12 validates, 7 tests; nobody's picture is a picture."""
     for camera in range(1, 7):
         for pid in (1, 7, 12):
             folder = tmp_path / f"cam{camera}" / f"{pid:04d}"
@@ -31,7 +31,7 @@ def test_records_are_sorted_by_camera_id_and_file_name(root: Path) -> None:
     (root / "cam2" / "0003").mkdir()
     (root / "cam2" / "0003" / "0001.jpg").touch()
     train = sysu.read(root).train
-    assert [r.image for r in train.records[:4]] == [
+    assert [r.image for r in train.samples[:4]] == [
         "cam1/0001/0002.jpg",
         "cam1/0001/0010.jpg",
         "cam1/0012/0002.jpg",

@@ -1,4 +1,4 @@
-"""CCLNet's edges: people of one modality only, and settings that have no effect."""
+"""CCLNet's edges: identities of one modality only, and settings that have no effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.core.cclnet_case import INFRARED, INPUTS, VISIBLE, small_config
 
 
 def with_identities(visible: list[int], infrared: list[int]) -> Epoch:
-    """An epoch on given people, four images of each, in the order given."""
+    """An epoch on given identities, four images of each, in the order given."""
     labels = {m: np.repeat(y, 4) for m, y in zip(INPUTS, (visible, infrared), strict=True)}
     features = {m: np.eye(9, dtype=np.float32)[y] for m, y in labels.items()}
     config = small_config(labels="identities")
@@ -29,18 +29,18 @@ def test_people_of_one_modality_only_are_never_drawn():
         assert set(epoch.labels[m][epoch.plan[m]].ravel()) == {0, 1, 2}
         assert epoch.banks[m].argmax(axis=1).tolist() == [1, 3, 8]
     assert [w.partition(":")[0] for w in epoch.warnings] == [
-        "4 of 7 people were seen in one modality only"
+        "4 of 7 identities were seen in one modality only"
     ]
 
 
-def test_people_of_both_keep_their_numbers_without_a_warning():
+def test_identities_of_both_keep_their_numbers_without_a_warning():
     epoch = with_identities([0, 1, 2], [2, 1, 0])
     assert epoch.labels[INFRARED][::4].tolist() == [2, 1, 0]
     assert epoch.warnings == ()
 
 
 def test_nobody_in_both_modalities_is_an_error():
-    with pytest.raises(ValueError, match="none of 4 people was seen in both modalities"):
+    with pytest.raises(ValueError, match="none of 4 identities was seen in both modalities"):
         with_identities([0, 1], [2, 3, -1])
 
 

@@ -1,4 +1,4 @@
-"""CCLNet's published values: rates, counts, sentences, optimiser, what stages hand on.
+"""CCLNet's published values: rates, counts, sentences, optimizer, what stages hand on.
 
 Epochs as the authors count them, from 1, are called n.
 """
@@ -97,15 +97,15 @@ def test_lengths_and_settings_are_the_published_ones():
 
 
 @pytest.mark.parametrize(("stage", "plain", "biases"), [("prepare", 117, 58), ("align", 122, 62)])
-def test_optimiser_entries_of_resnet50(stage, plain, biases):
+def test_optimizer_entries_of_resnet50(stage, plain, biases):
     with torch.device("meta"):
         encoder = TwoStemEncoder(clips.load("RN50"), height=288, width=144)
         opened_stage = cclnet.open_stage(
             Config(), stage, clips.load("RN50"), height=288, width=144, handed={}, seed=0
         )
-    optimiser = opened_stage.optimiser()
-    groups = optimiser.param_groups
-    assert type(optimiser) is torch.optim.Adam
+    optimizer = opened_stage.optimizer()
+    groups = optimizer.param_groups
+    assert type(optimizer) is torch.optim.Adam
     assert [len(group["params"]) for group in groups] == [plain, biases]
     assert [group["lr"] for group in groups] == [3.5e-4, 7e-4]
     assert [group["weight_decay"] for group in groups] == [5e-4, 5e-4]
@@ -116,8 +116,8 @@ def test_optimiser_entries_of_resnet50(stage, plain, biases):
     assert sum(p.numel() for p in encoder.parameters()) == whole + 15_021_056 + 2048
 
 
-def test_prompt_optimiser_has_two_tensors(clip):
-    groups = opened(Config(), "prompts", clip).optimiser().param_groups
+def test_prompt_optimizer_has_two_tensors(clip):
+    groups = opened(Config(), "prompts", clip).optimizer().param_groups
     (group,) = groups
     assert [tuple(p.shape) for p in group["params"]] == [(5, 4, 64), (6, 4, 64)]
     assert (group["lr"], group["weight_decay"]) == (3.5e-4, 1e-4)
@@ -127,15 +127,15 @@ def test_prompt_optimiser_has_two_tensors(clip):
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "people", "batches"),
+    ("name", "rows", "identities", "batches"),
     [
         ("SYSU-MM01", (22_258, 11_909), 395, 348),
         ("RegDB", (2_060, 2_060), 206, 33),
         ("LLCM", (16_946, 13_975), 713, 265),
     ],
 )
-def test_iterations_of_an_epoch(name, rows, people, batches):
-    labels = {m: np.arange(n) % people for m, n in zip(INPUTS, rows, strict=True)}
+def test_iterations_of_an_epoch(name, rows, identities, batches):
+    labels = {m: np.arange(n) % identities for m, n in zip(INPUTS, rows, strict=True)}
     features = {m: np.eye(3, dtype=np.float32)[y % 3] for m, y in labels.items()}
     epoch = cclnet.begin_epoch(
         Config(), "prepare", features=features, labels=labels, epoch=0, seed=0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid_core.transforms import normalise
+from reid_core.transforms import normalize
 from tests.core.cclnet_case import (
     INFRARED,
     INPUTS,
@@ -55,7 +55,7 @@ def test_one_step_of_align_is_the_written_one(clip):
 
     loss = step(stage, batch)
 
-    features = twin(*(normalise(batch[m].images) for m in INPUTS))
+    features = twin(*(normalize(batch[m].images) for m in INPUTS))
     expected = written_loss(
         features,
         batch,
@@ -110,7 +110,7 @@ def test_a_step_swaps_in_the_authors_order(clip, order, stage_name):
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     step(stage, batch)
 
-    rows = F.normalize(twin(*(normalise(batch[m].images) for m in INPUTS)).neck.detach())
+    rows = F.normalize(twin(*(normalize(batch[m].images) for m in INPUTS)).neck.detach())
     start = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
     visible = moved(start[VISIBLE], rows[:12], batch[VISIBLE].labels)
     infrared = moved(start[INFRARED], rows[12:], batch[INFRARED].labels)
@@ -145,7 +145,7 @@ def test_an_epoch_swaps_before_its_first_batch_and_after_every_update(clip):
     stage.begin_epoch(0, epoch)
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     step(stage, batch)
-    rows = F.normalize(twin(*(normalise(batch[m].images) for m in INPUTS)).neck.detach())
+    rows = F.normalize(twin(*(normalize(batch[m].images) for m in INPUTS)).neck.detach())
     old = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
     visible = moved(old[VISIBLE], rows[:12], batch[VISIBLE].labels)
     infrared = moved(old[INFRARED], rows[12:], batch[INFRARED].labels)

@@ -29,19 +29,19 @@ def config(**changes: object) -> Config:
 
 
 class World:
-    """Well separated people of three images with two captions each, labels and a few outliers."""
+    """Well separated identities: three images, two captions each, a few outliers."""
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.people = np.repeat(np.arange(NUM_PEOPLE), IMAGES)
-        self.owners = np.repeat(np.arange(len(self.people)), CAPTIONS)
+        self.identities = np.repeat(np.arange(NUM_PEOPLE), IMAGES)
+        self.owners = np.repeat(np.arange(len(self.identities)), CAPTIONS)
         centres = rng.standard_normal((2, NUM_PEOPLE, 32))
-        of_captions = self.people[self.owners]
+        of_captions = self.identities[self.owners]
         self.features = {
-            VISIBLE: unit(centres[0, self.people] + 0.2 * rng.standard_normal((24, 32))),
+            VISIBLE: unit(centres[0, self.identities] + 0.2 * rng.standard_normal((24, 32))),
             TEXT: unit(centres[1, of_captions] + 0.2 * rng.standard_normal((48, 32))),
         }
-        self.truth = {VISIBLE: self.people.copy(), TEXT: of_captions}
+        self.truth = {VISIBLE: self.identities.copy(), TEXT: of_captions}
         self.labels = {m: y.copy() for m, y in self.truth.items()}
         self.labels[VISIBLE][[0, 4]] = -1  # each has captions that are clustered
         self.labels[TEXT][[10, 11, 20]] = -1  # each has an image that is clustered
@@ -228,26 +228,28 @@ def test_given_identities_need_no_mining() -> None:
 def test_people_of_two_images_cluster_as_pairs_and_not_as_images() -> None:
     """DBSCAN asks for four samples: two images with two captions each have them."""
     rng = np.random.default_rng(0)
-    people = np.repeat(np.arange(10), 2)
-    features = unit(rng.standard_normal((10, 64))[people] + 0.05 * rng.standard_normal((20, 64)))
+    identities = np.repeat(np.arange(10), 2)
+    features = unit(
+        rng.standard_normal((10, 64))[identities] + 0.05 * rng.standard_normal((20, 64))
+    )
     owners = np.repeat(np.arange(20), 2)
     pairs = config(clustering={"k1": 5, "k2": 2, "rows": "pairs"})
     images = config(clustering={"k1": 5, "k2": 2, "rows": "images"})
     found = cpcl.cluster(pairs, features, owners=owners)
-    assert np.array_equal(found, people)
+    assert np.array_equal(found, identities)
     assert (cpcl.cluster(images, features, owners=owners) == -1).all()
 
 
 @pytest.mark.parametrize("rows", ["pairs", "images"])
 def test_an_image_without_a_caption_is_an_outlier(rows: str) -> None:
     rng = np.random.default_rng(0)
-    people = np.repeat(np.arange(6), 5)
-    features = unit(rng.standard_normal((6, 64))[people] + 0.05 * rng.standard_normal((30, 64)))
+    identities = np.repeat(np.arange(6), 5)
+    features = unit(rng.standard_normal((6, 64))[identities] + 0.05 * rng.standard_normal((30, 64)))
     owners = np.repeat(np.delete(np.arange(30), [0, 7]), 3)
     chosen = config(clustering={"k1": 15, "k2": 2, "rows": rows, "min_samples": 3})
     found = cpcl.cluster(chosen, features, owners=owners)
     assert np.flatnonzero(found == -1).tolist() == [0, 7]
-    assert np.array_equal(np.delete(found, [0, 7]), np.delete(people, [0, 7]))
+    assert np.array_equal(np.delete(found, [0, 7]), np.delete(identities, [0, 7]))
 
 
 def test_captions_are_clustered_as_they_are() -> None:

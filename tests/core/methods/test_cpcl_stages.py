@@ -279,11 +279,11 @@ def gather(x: Tensor) -> Tensor:
 def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0) -> list[float]:
     """Every loss of an epoch of two steps, from the records of a data set."""
     split = dataset.train
-    images = [split.records[i] for i in split.rows(VISIBLE)]
-    captions = [split.records[i] for i in split.rows(TEXT)]
+    images = [split.samples[i] for i in split.rows(VISIBLE)]
+    captions = [split.samples[i] for i in split.rows(TEXT)]
     row_of = {record.image: row for row, record in enumerate(images)}
     owners = np.array([row_of[record.image] for record in captions])
-    tokens = torch.from_numpy(text.tokenise([record.caption for record in captions]).ids)
+    tokens = torch.from_numpy(text.tokenize([record.caption for record in captions]).ids)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (len(images), 3, 64, 32), generator=generator).byte()
     train = {"batch_size": 6, "lr": 1e-3, "epochs": 2, "warmup_epochs": 0}
@@ -305,8 +305,8 @@ def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0)
         chosen, "train", features=features, labels=labels, owners=owners, epoch=0, seed=3
     )
     stage.begin_epoch(0, epoch)
-    optimiser = stage.optimiser()
-    optim.set_lr(optimiser, stage.learning_rate(0))
+    optimizer = stage.optimizer()
+    optim.set_lr(optimizer, stage.learning_rate(0))
     stage.module.train()
     found = []
     assert epoch.captions is not None
@@ -319,9 +319,9 @@ def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0)
             tokens=tokens[chosen_captions],
         )
         terms = stage.terms(stage.module, {VISIBLE: batch}, gather)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.stack([term.weight * term.mean for term in terms.values()]).sum().backward()
-        optimiser.step()
+        optimizer.step()
         stage.update(gather)
         found += [float(term.mean.detach()) for term in terms.values()]
     return found

@@ -32,7 +32,7 @@ def small() -> clips.Clip:
 
 @pytest.fixture(scope="module")
 def published() -> ImageModel:
-    """Stage 3 of RN50 at 288 x 144 for SYSU-MM01's 395 people, without storage."""
+    """Stage 3 of RN50 at 288 x 144 for SYSU-MM01's 395 identities, without storage."""
     with torch.device("meta"):
         resnet50 = clips.load("RN50")
         encoder = build_encoder(Config(profile="reference"), resnet50, height=288, width=144)
@@ -128,9 +128,9 @@ def test_two_visible_views_and_one_infrared_none_of_them_gray_by_luma() -> None:
     assert {(a.grayscale, a.pad) for group in views.values() for a in group} == {(0.0, 3)}
 
 
-def identities(visible: int, infrared: int, people: int) -> dict[Modality, np.ndarray]:
+def cycled(visible: int, infrared: int, num_identities: int) -> dict[Modality, np.ndarray]:
     sizes = zip(INPUTS, (visible, infrared), strict=True)
-    return {m: np.arange(n, dtype=np.int64) % people for m, n in sizes}
+    return {m: np.arange(n, dtype=np.int64) % num_identities for m, n in sizes}
 
 
 @pytest.mark.parametrize(
@@ -139,25 +139,25 @@ def identities(visible: int, infrared: int, people: int) -> dict[Modality, np.nd
 )
 @pytest.mark.parametrize("pool", ["all", "sample"])
 def test_published_numbers_of_steps(small, pool, sizes, text_steps, image_steps) -> None:
-    config, people = Config(pool=pool), identities(*sizes)
-    visible, infrared = stages.pairs(config, people, batch_size=32, seed=0, epoch=0)
+    config, identities = Config(pool=pool), cycled(*sizes)
+    visible, infrared = stages.pairs(config, identities, batch_size=32, seed=0, epoch=0)
     assert visible.shape == infrared.shape == (text_steps // 60, 32)
     encoder = build_encoder(config, small, **SIZE)
     texts = {f"texts.{m}": torch.zeros(sizes[2], 4) for m in INPUTS}
-    fusing = stages.Fusing(config, encoder, identities=people, handed=texts, seed=0)
-    fusing.take({m: torch.zeros(len(people[m]), 4) for m in INPUTS})
+    fusing = stages.Fusing(config, encoder, identities=identities, handed=texts, seed=0)
+    fusing.take({m: torch.zeros(len(identities[m]), 4) for m in INPUTS})
     rows = [batch.rows for batch in fusing.batches(0, lambda n: slice(0, n))]
     assert len(rows) * config.fusion.epochs == text_steps
     assert {len(batch) for batch in rows} == {64}
-    epoch = csdn.begin_epoch(config, "images", features={}, labels=people, epoch=0, seed=0)
+    epoch = csdn.begin_epoch(config, "images", features={}, labels=identities, epoch=0, seed=0)
     assert epoch.plan[Modality.VISIBLE].shape == (image_steps // 120, 32)
 
 
 def test_every_batch_shows_the_same_people_in_both_modalities() -> None:
-    people = identities(300, 200, 20)
-    settings = {"features": {}, "labels": people, "seed": 5}
+    identities = cycled(300, 200, 20)
+    settings = {"features": {}, "labels": identities, "seed": 5}
     epoch = csdn.begin_epoch(Config(), "images", **settings, epoch=1)
-    visible, infrared = (people[m][epoch.plan[m]] for m in INPUTS)
+    visible, infrared = (identities[m][epoch.plan[m]] for m in INPUTS)
     assert np.array_equal(visible, infrared)
     assert all(len(set(batch)) == 8 for batch in visible)
     again = csdn.begin_epoch(Config(), "images", **settings, epoch=1)
@@ -167,11 +167,13 @@ def test_every_batch_shows_the_same_people_in_both_modalities() -> None:
 
 
 def test_all_images_are_shown_by_all_and_few_by_one_sample() -> None:
-    people = identities(600, 600, 60)
+    identities = cycled(600, 600, 60)
     seen = {}
     for pool in ("all", "sample"):
         config = Config(pool=pool)
-        rows = [stages.pairs(config, people, batch_size=32, seed=0, epoch=e)[0] for e in range(3)]
+        rows = [
+            stages.pairs(config, identities, batch_size=32, seed=0, epoch=e)[0] for e in range(3)
+        ]
         seen[pool] = len(np.unique(np.concatenate(rows)))
     assert seen["all"] == 600
     assert 0.5 < seen["sample"] / 600 < 0.75
@@ -193,26 +195,28 @@ def test_published_parameter_counts(published: ImageModel) -> None:
     assert Descriptor(encoder, flip=True).feature_dim == 6144
 
 
-def test_published_optimiser_of_the_images(published: ImageModel) -> None:
-    optimiser = settings.optimiser(Config(), "images", published)
-    towers, heads = optimiser.param_groups
+def test_published_optimizer_of_the_images(published: ImageModel) -> None:
+    optimizer = settings.optimizer(Config(), "images", published)
+    towers, heads = optimizer.param_groups
     assert len(towers["params"]) + len(heads["params"]) == 190
     assert len(heads["params"]) == 7
     assert (towers["lr"], heads["lr"]) == (3e-4, 6e-4)
-    assert {group["weight_decay"] for group in optimiser.param_groups} == {5e-4}
-    assert type(optimiser) is torch.optim.Adam
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {5e-4}
+    assert type(optimizer) is torch.optim.Adam
 
 
 @pytest.mark.parametrize(("stage", "tensors"), [("prompts", 2), ("fusion", 8)])
-def test_published_optimisers_of_the_texts(small, stage: str, tensors: int) -> None:
-    config, people = Config(), identities(40, 40, 10)
+def test_published_optimizers_of_the_texts(small, stage: str, tensors: int) -> None:
+    config, identities = Config(), cycled(40, 40, 10)
     handed = {f"texts.{m}": torch.zeros(10, 128) for m in INPUTS}
-    opened = csdn.open_stage(config, stage, small, **SIZE, identities=people, handed=handed, seed=0)
-    optimiser = opened.optimiser()
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    opened = csdn.open_stage(
+        config, stage, small, **SIZE, identities=identities, handed=handed, seed=0
+    )
+    optimizer = opened.optimizer()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(trained) == tensors
-    assert {group["lr"] for group in optimiser.param_groups} == {3e-4}
-    assert {group["weight_decay"] for group in optimiser.param_groups} == {1e-4}
+    assert {group["lr"] for group in optimizer.param_groups} == {3e-4}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
     if stage == "prompts":
         assert [p.shape for p in trained] == [(10, 4, small.text.width)] * 2
 
@@ -221,7 +225,7 @@ def test_published_optimisers_of_the_texts(small, stage: str, tensors: int) -> N
 
 
 def released_names() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the public code's image side, texts and fusion, RN50, 395 people."""
+    """Names and shapes of the public code's image side, texts and fusion, RN50, 395 identities."""
 
     def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
         vectors = ("weight", "bias", "running_mean", "running_var")

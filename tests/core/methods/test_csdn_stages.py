@@ -116,12 +116,12 @@ def test_only_separate_pairing_tells_the_two_sets_of_words_apart(small, pairing,
 def test_stage_one_loss_is_the_written_formula(small) -> None:
     for pairing, groups in (("separate", [[VISIBLE], [INFRARED]]), ("joint", [list(INPUTS)])):
         stage, batch = prompting(Config(pairing=pairing, prompts={"batch_size": 8}), small)
-        people = torch.tensor(PEOPLE[VISIBLE][batch.rows[VISIBLE]])
-        texts = stage.module(people)
+        identities = torch.tensor(PEOPLE[VISIBLE][batch.rows[VISIBLE]])
+        texts = stage.module(identities)
         expected = 0.0
         for group in groups:
             a = torch.cat([stage._images[m][batch.rows[m]] for m in group])
-            b, y = torch.cat([texts[m] for m in group]), people.repeat(len(group))
+            b, y = torch.cat([texts[m] for m in group]), identities.repeat(len(group))
             expected += losses.supervised_contrast(a, b, y, y).item()
             expected += losses.supervised_contrast(b, a, y, y).item()
         found = total(stage.terms(stage.module, batch, lambda x: x)).item()
@@ -215,7 +215,7 @@ def test_each_switch_chooses_its_anchors() -> None:
 
 
 def outputs(num: int) -> tuple[Outputs, list[Tensor]]:
-    """As of `num` visible rows with two views and `num` infrared ones; 5 people."""
+    """As of `num` visible rows with two views and `num` infrared ones; 5 identities."""
     leaves = [
         (rows(3 * num, width, seed=seed) * scale).requires_grad_()
         for seed, (width, scale) in enumerate(((16, 0.3), (16, 1), (8, 0.3), (5, 1), (5, 1)))
@@ -242,14 +242,14 @@ def test_stage_three_loss_is_the_written_formula() -> None:
     terms = image_terms(
         config, found, y, y, guides=dict.fromkeys(INPUTS, guides), gather=lambda x: x
     )
-    people = torch.cat([y.repeat_interleave(2), y])
-    expected = F.cross_entropy(found.scores, people)
-    expected += F.cross_entropy(found.projected_scores, people)
+    identities = torch.cat([y.repeat_interleave(2), y])
+    expected = F.cross_entropy(found.scores, identities)
+    expected += F.cross_entropy(found.projected_scores, identities)
     g = found.features.projected
     expected += 0.05 * F.cross_entropy(g[0:16:2] @ guides.T, y)  # not the exchanged views
     expected += 0.10 * F.cross_entropy(g[16:] @ guides.T, y)
     for x in (found.features.pooled, g):
-        triplet = losses.weighted_regularised_triplet(x, people, stable=False)
+        triplet = losses.weighted_regularised_triplet(x, identities, stable=False)
         expected += 0.15 * triplet
         expected += losses.modality_shared_enhancement(
             torch.cat([x[0:16:2], x[16:]]), torch.cat([y, y]), torch.arange(2).repeat_interleave(8)
@@ -288,18 +288,18 @@ def test_stage_three_does_not_depend_on_the_number_of_workers() -> None:
 
 
 def changed(stage: Stage, step: Callable[[], Terms], watched: dict[str, nn.Module]) -> set[str]:
-    """Names of parameters that two optimiser steps moved, by module."""
+    """Names of parameters that two optimizer steps moved, by module."""
     tensors = {
         f"{place}.{name}": p
         for place, module in watched.items()
         for name, p in module.named_parameters()
     }
     before = {name: p.detach().clone() for name, p in tensors.items()}
-    optimiser = stage.optimiser()
+    optimizer = stage.optimizer()
     for _ in range(2):
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         total(step()).backward()
-        optimiser.step()
+        optimizer.step()
     return {name for name, p in tensors.items() if not torch.equal(p, before[name])}
 
 

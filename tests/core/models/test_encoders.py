@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from reid_core.models import clip as clips
 from reid_core.models.encoders import GeM, TwoStemEncoder
-from reid_core.transforms import normalise
+from reid_core.transforms import normalize
 from reid_core.types import Modality
 
 
@@ -150,10 +150,10 @@ def test_bytes_are_normalised_and_floats_are_taken_as_they_are(small):
     with torch.no_grad():
         for head in (encoder.embed, encoder.project):
             torch.testing.assert_close(
-                head(pixels, Modality.VISIBLE), head(normalise(pixels), Modality.VISIBLE)
+                head(pixels, Modality.VISIBLE), head(normalize(pixels), Modality.VISIBLE)
             )
         torch.testing.assert_close(
-            encoder(pixels, pixels).neck, encoder(normalise(pixels), normalise(pixels)).neck
+            encoder(pixels, pixels).neck, encoder(normalize(pixels), normalize(pixels)).neck
         )
 
 

@@ -93,10 +93,10 @@ def test_bytes_are_normalised_as_the_weights_were_trained(name, mean, transforme
     encoder = TextImageEncoder(clip, height=32, width=32).eval()
     level = torch.tensor(mean[0]) * 255
     pixels = torch.full((1, 3, 32, 32), round(level.item()), dtype=torch.uint8)
-    assert encoder.normalise(pixels)[0, 0].abs().max() < 0.5 / 255 / 0.22
+    assert encoder.normalize(pixels)[0, 0].abs().max() < 0.5 / 255 / 0.22
     with torch.no_grad():
         torch.testing.assert_close(
-            encoder.embed(pixels, Modality.VISIBLE), encoder.encode_image(encoder.normalise(pixels))
+            encoder.embed(pixels, Modality.VISIBLE), encoder.encode_image(encoder.normalize(pixels))
         )
 
 

@@ -15,14 +15,14 @@ from pipelines.data import check
 from pipelines.errors import UserError
 from reid_core.datasets import synthetic, sysu
 from reid_core.datasets.counts import PUBLISHED, Count, count, expected_counts
-from reid_core.types import Dataset, Modality, Record, Split
+from reid_core.types import Dataset, Modality, Sample, Split
 
 KINDS = ("sysu", "regdb", "llcm", "cuhk", "icfg", "rstp")
 
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree of four people in every layout."""
+    """A tree of four identities in every layout."""
     root = tmp_path_factory.mktemp("worlds")
     for kind in KINDS:
         synthetic.write(root / kind, num_identities=4, seed=1, layout=kind, height=32)
@@ -30,7 +30,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def people(worlds: Path, tmp_path: Path) -> Path:
+def identities(worlds: Path, tmp_path: Path) -> Path:
     """A SYSU tree of one's own."""
     return Path(shutil.copytree(worlds / "sysu", tmp_path / "sysu"))
 
@@ -48,11 +48,11 @@ def test_a_complete_tree_passes(worlds: Path, kind: str) -> None:
     assert all(line.expected for line in result.counts)
 
 
-def test_one_missing_image_fails_with_the_number_that_is_off(people: Path) -> None:
-    victim = sysu.read(people).test.records[0]
-    (people / victim.image).unlink()
-    expected = json.loads((people / "expected.json").read_text())["test"]["visible"]["images"]
-    assert said(people) == [f"test visible: {expected - 1} images instead of {expected}"]
+def test_one_missing_image_fails_with_the_number_that_is_off(identities: Path) -> None:
+    victim = sysu.read(identities).test.samples[0]
+    (identities / victim.image).unlink()
+    expected = json.loads((identities / "expected.json").read_text())["test"]["visible"]["images"]
+    assert said(identities) == [f"test visible: {expected - 1} images instead of {expected}"]
 
 
 def test_a_file_that_a_list_names_and_that_is_missing_is_named(
@@ -66,33 +66,35 @@ def test_a_file_that_a_list_names_and_that_is_missing_is_named(
     assert victim.name in problem.examples[0]
 
 
-def test_truncated_and_foreign_files_are_named(people: Path) -> None:
-    first, second = (people / record.image for record in sysu.read(people).train.records[:2])
+def test_truncated_and_foreign_files_are_named(identities: Path) -> None:
+    first, second = (
+        identities / sample.image for sample in sysu.read(identities).train.samples[:2]
+    )
     first.write_bytes(first.read_bytes()[:300])
     second.write_text("<html>")
-    (problem,) = check.check("sysu", people).problems
+    (problem,) = check.check("sysu", identities).problems
     assert problem.what == "unreadable: 2 images"
     assert all(
-        path.relative_to(people).as_posix() in example
+        path.relative_to(identities).as_posix() in example
         for path, example in zip((first, second), problem.examples, strict=True)
     )
 
 
 def test_a_picture_of_too_many_pixels_is_named(
-    people: Path, monkeypatch: pytest.MonkeyPatch
+    identities: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    victim = people / sysu.read(people).train.records[0].image
+    victim = identities / sysu.read(identities).train.samples[0].image
     Image.new("L", (200, 200)).save(victim)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200 // 2 - 1)
-    (problem,) = check.check("sysu", people).problems
+    (problem,) = check.check("sysu", identities).problems
     assert problem.what == "unreadable: 1 image"
     assert victim.name in problem.examples[0]
 
 
-def test_the_same_content_under_two_names_is_a_duplicate(people: Path) -> None:
-    first, *_, last = sysu.read(people).train.records
-    shutil.copy(people / first.image, people / last.image)
-    (problem,) = check.check("sysu", people).problems
+def test_the_same_content_under_two_names_is_a_duplicate(identities: Path) -> None:
+    first, *_, last = sysu.read(identities).train.samples
+    shutil.copy(identities / first.image, identities / last.image)
+    (problem,) = check.check("sysu", identities).problems
     assert problem.what == "under several names: 1 image with the very same content"
     assert problem.examples == (f"{first.image} = {last.image}",)
 
@@ -107,7 +109,7 @@ def test_a_person_in_two_splits_is_found(worlds: Path, tmp_path: Path) -> None:
             entry["id"] = train
     path.write_text(json.dumps(entries))
     (problem,) = check.check("rstp", root).problems
-    assert problem.what == "both in train and in test: 1 people"
+    assert problem.what == "both in train and in test: 1 identities"
     assert problem.examples == (f"id {train}",)
 
 
@@ -138,16 +140,16 @@ def test_a_wrong_layout_is_the_only_thing_said(tmp_path: Path) -> None:
         check.check("market", tmp_path)
 
 
-def test_without_expected_json_the_published_numbers_count(people: Path) -> None:
-    (people / "expected.json").unlink()
-    result = check.check("sysu", people)
+def test_without_expected_json_the_published_numbers_count(identities: Path) -> None:
+    (identities / "expected.json").unlink()
+    result = check.check("sysu", identities)
     assert result.expected_from == "published numbers"
-    assert "train+val visible: 3 people instead of 395" in said(people)
-    assert check.counts_differ(sysu.read(people)) == said(people)
+    assert "train+val visible: 3 identities instead of 395" in said(identities)
+    assert check.counts_differ(sysu.read(identities)) == said(identities)
 
 
 def test_a_data_set_without_known_numbers_has_nothing_wrong_about_its_numbers() -> None:
-    dataset = Dataset("folder", Path("nowhere"), *[Split((Record("a", Modality.VISIBLE),))] * 3)
+    dataset = Dataset("folder", Path("nowhere"), *[Split((Sample("a", Modality.VISIBLE),))] * 3)
     source, expected = expected_counts(dataset)
     assert (source, expected) == ("nothing to compare with", {})
     assert [line.found for line in count(dataset, expected)] == [
@@ -183,22 +185,24 @@ def test_published_totals_are_those_of_the_papers() -> None:
 @pytest.mark.parametrize(
     "text", ['{"dev": {}}', '{"train": {"thermal": {}}}', '{"train": {"visible": 3}}', "[1", "[]"]
 )
-def test_a_broken_expected_json_is_named(people: Path, text: str) -> None:
-    (people / "expected.json").write_text(text)
-    (what,) = said(people)
+def test_a_broken_expected_json_is_named(identities: Path, text: str) -> None:
+    (identities / "expected.json").write_text(text)
+    (what,) = said(identities)
     assert "expected.json must hold numbers per split and modality" in what
 
 
 def test_the_command_exits_with_1_and_writes_everything_as_json(
-    people: Path, tmp_path: Path
+    identities: Path, tmp_path: Path
 ) -> None:
     runner, out = CliRunner(), tmp_path / "check.json"
-    command = ["data", "check", "sysu", str(people), "--json", str(out)]
+    command = ["data", "check", "sysu", str(identities), "--json", str(out)]
     good = runner.invoke(cli.app, command)
     assert good.exit_code == 0, good.output
     assert "nothing is off" in good.output
     assert json.loads(out.read_text())["ok"] is True
-    missing, broken = (people / record.image for record in sysu.read(people).test.records[:2])
+    missing, broken = (
+        identities / sample.image for sample in sysu.read(identities).test.samples[:2]
+    )
     broken.write_bytes(b"")
     missing.unlink()
     bad = runner.invoke(cli.app, command)

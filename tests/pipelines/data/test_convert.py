@@ -37,8 +37,8 @@ SPLITS = ("train", "val", "test")
 
 
 @pytest.fixture(scope="module")
-def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("people") / "sysu"
+def identities(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("identities") / "sysu"
     synthetic.write(root, num_identities=3, seed=1, height=32)
     return root
 
@@ -67,7 +67,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def images_of(dataset: Dataset) -> list[str]:
-    return [record.image for split in SPLITS for record in getattr(dataset, split).records]
+    return [record.image for split in SPLITS for record in getattr(dataset, split).samples]
 
 
 @pytest.mark.parametrize("kind", ["sysu", "regdb", "cuhk"])
@@ -87,14 +87,14 @@ def test_records_and_bytes_are_those_of_the_tree(
 
 
 def test_images_come_in_the_order_that_is_asked_for(
-    without_ray: list[int], people: Path, tmp_path: Path
+    without_ray: list[int], identities: Path, tmp_path: Path
 ) -> None:
-    convert("sysu", people, str(tmp_path), images_per_shard=30)
-    images = images_of(sysu.read(people))
+    convert("sysu", identities, str(tmp_path), images_per_shard=30)
+    images = images_of(sysu.read(identities))
     order = np.random.default_rng(0).permutation(len(images))
     asked = [images[i] for i in order]
     packed = shards.Shards(tmp_path)
-    assert packed.read_bytes(asked) == [(people / image).read_bytes() for image in asked]
+    assert packed.read_bytes(asked) == [(identities / image).read_bytes() for image in asked]
     with pytest.raises(FileNotFoundError, match="cam1/none"):
         packed.read_bytes(["cam1/none.jpg"])
     with pytest.raises(FileNotFoundError, match="cam1/none"):
@@ -102,11 +102,11 @@ def test_images_come_in_the_order_that_is_asked_for(
 
 
 def test_resized_images_give_the_very_pixels_of_the_tree(
-    without_ray: list[int], people: Path, tmp_path: Path
+    without_ray: list[int], identities: Path, tmp_path: Path
 ) -> None:
-    convert("sysu", people, str(tmp_path), size="48x20")
-    for image in images_of(sysu.read(people))[::7]:
-        packed, own = (shards.read_bytes(root / image) for root in (tmp_path, people))
+    convert("sysu", identities, str(tmp_path), size="48x20")
+    for image in images_of(sysu.read(identities))[::7]:
+        packed, own = (shards.read_bytes(root / image) for root in (tmp_path, identities))
         assert Image.open(io.BytesIO(packed)).size == (20, 48)
         np.testing.assert_array_equal(
             decode(packed, height=48, width=20), decode(own, height=48, width=20)
@@ -160,7 +160,7 @@ def test_training_from_a_uri_is_training_from_the_tree(
     with pytest.raises(ValueError, match=rf"{root}/cam1/none.jpg: .*No such image"):
         decoding.read_image(Path(root) / "cam1/none.jpg", height=64, width=32)
     assert check.check("manifest", Path(root)).ok
-    assert ranklists.thumbnail(Path(root), packed.train.records[0].image) is not None
+    assert ranklists.thumbnail(Path(root), packed.train.samples[0].image) is not None
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_training_from_a_uri_is_training_from_the_tree(
 def test_a_run_from_a_uri_ends_where_the_run_from_the_tree_ends(
     without_ray: list[int], tmp_path: Path, method: str
 ) -> None:
-    """Weights, optimiser, banks and labels after every epoch, to the bit; images and captions."""
+    """Weights, optimizer, banks and labels after every epoch, to the bit; images and captions."""
     small_runs.write_trees(tmp_path)
     data = small_runs.make_config(method, tmp_path).data
     convert(data.kind, data.root, f"memory://{method}")
@@ -206,32 +206,32 @@ def test_a_uri_that_holds_nothing_is_refused_before_anything_is_made(
 
 
 def test_a_second_run_writes_only_what_is_missing(
-    without_ray: list[int], people: Path, tmp_path: Path
+    without_ray: list[int], identities: Path, tmp_path: Path
 ) -> None:
-    first = convert("sysu", people, str(tmp_path), images_per_shard=30)
+    first = convert("sysu", identities, str(tmp_path), images_per_shard=30)
     assert (first.num_images, first.num_shards, first.num_written) == (84, 3, 3)
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    assert convert("sysu", people, str(tmp_path), images_per_shard=30).num_written == 0
+    assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
     (tmp_path / shards.PART.format(1)).unlink()
     (tmp_path / "manifest.parquet").unlink()
-    assert convert("sysu", people, str(tmp_path), images_per_shard=30).num_written == 1
+    assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 1
     assert without_ray == [0, 1, 2, 1]
-    assert manifest.read(tmp_path).test == sysu.read(people).test
+    assert manifest.read(tmp_path).test == sysu.read(identities).test
 
 
 def test_another_conversion_is_not_mixed_in(
-    without_ray: list[int], people: Path, tmp_path: Path
+    without_ray: list[int], identities: Path, tmp_path: Path
 ) -> None:
-    convert("sysu", people, str(tmp_path))
+    convert("sysu", identities, str(tmp_path))
     with pytest.raises(UserError, match=r"another conversion \(size: None -> 48x24\)"):
-        convert("sysu", people, str(tmp_path), size="48x24")
+        convert("sysu", identities, str(tmp_path), size="48x24")
 
 
 def test_unreadable_images_are_named_and_the_other_shards_are_written(
-    without_ray: list[int], people: Path, tmp_path: Path
+    without_ray: list[int], identities: Path, tmp_path: Path
 ) -> None:
-    root, out = Path(shutil.copytree(people, tmp_path / "tree")), tmp_path / "packed"
+    root, out = Path(shutil.copytree(identities, tmp_path / "tree")), tmp_path / "packed"
     victim = root / images_of(sysu.read(root))[35]
     whole = victim.read_bytes()
     victim.write_bytes(whole[:100])
@@ -244,29 +244,29 @@ def test_unreadable_images_are_named_and_the_other_shards_are_written(
 
 @pytest.mark.parametrize("scheme", ["file", "local"])
 def test_a_uri_is_written_and_read_through_pyarrow_or_fsspec(
-    without_ray: list[int], people: Path, tmp_path: Path, scheme: str
+    without_ray: list[int], identities: Path, tmp_path: Path, scheme: str
 ) -> None:
-    convert("sysu", people, f"{scheme}://{tmp_path}")
-    image = images_of(sysu.read(people))[3]
+    convert("sysu", identities, f"{scheme}://{tmp_path}")
+    image = images_of(sysu.read(identities))[3]
     (found,) = shards.Shards(f"{scheme}://{tmp_path}").read_bytes([image])
-    assert found == (people / image).read_bytes()
+    assert found == (identities / image).read_bytes()
 
 
-def test_storage_without_folders_serves_too(without_ray: list[int], people: Path) -> None:
-    convert("sysu", people, "memory://packed")
-    image = images_of(sysu.read(people))[5]
+def test_storage_without_folders_serves_too(without_ray: list[int], identities: Path) -> None:
+    convert("sysu", identities, "memory://packed")
+    image = images_of(sysu.read(identities))[5]
     (found,) = shards.Shards("memory://packed").read_bytes([image])
-    assert found == (people / image).read_bytes()
+    assert found == (identities / image).read_bytes()
     fsspec.filesystem("memory").rm("packed", recursive=True)
 
 
-def test_an_image_may_be_a_uri_or_a_row_of_a_parquet_file(people: Path, tmp_path: Path) -> None:
-    image = images_of(sysu.read(people))[0]
-    content = (people / image).read_bytes()
-    assert shards.read_bytes(tmp_path / f"file://{people / image}") == content
+def test_an_image_may_be_a_uri_or_a_row_of_a_parquet_file(identities: Path, tmp_path: Path) -> None:
+    image = images_of(sysu.read(identities))[0]
+    content = (identities / image).read_bytes()
+    assert shards.read_bytes(tmp_path / f"file://{identities / image}") == content
     table = pa.table({"bytes": [b"x", content, b"y"], "modality": ["visible"] * 3})
     pq.write_table(table, tmp_path / "set.parquet", row_group_size=2)
-    records = manifest.read(tmp_path / "set.parquet").train.records
+    records = manifest.read(tmp_path / "set.parquet").train.samples
     assert [shards.read_bytes(tmp_path / r.image) for r in records] == [b"x", content, b"y"]
     with pytest.raises(FileNotFoundError, match="No row 3"):
         shards.read_bytes(tmp_path / "set.parquet#3")
@@ -282,18 +282,18 @@ def test_an_image_may_be_a_uri_or_a_row_of_a_parquet_file(people: Path, tmp_path
     ],
 )
 def test_bad_arguments_are_named(
-    people: Path, tmp_path: Path, arguments: dict, message: str
+    identities: Path, tmp_path: Path, arguments: dict, message: str
 ) -> None:
     given = {"kind": "sysu", "out": str(tmp_path), **arguments}
     with pytest.raises(UserError, match=message):
-        convert(given["kind"], people, given["out"], size=given.get("size"))
+        convert(given["kind"], identities, given["out"], size=given.get("size"))
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.slow
-def test_ray_writes_the_shards_it_can_and_names_the_rest(people: Path, tmp_path: Path) -> None:
-    root, out = Path(shutil.copytree(people, tmp_path / "tree")), tmp_path / "packed"
+def test_ray_writes_the_shards_it_can_and_names_the_rest(identities: Path, tmp_path: Path) -> None:
+    root, out = Path(shutil.copytree(identities, tmp_path / "tree")), tmp_path / "packed"
     first, *_, last = images_of(sysu.read(root))
     (root / first).unlink()
     (root / first).symlink_to(tmp_path / "nowhere.jpg")
@@ -301,4 +301,4 @@ def test_ray_writes_the_shards_it_can_and_names_the_rest(people: Path, tmp_path:
         convert("sysu", root, str(out), images_per_shard=50)
     assert [(out / shards.PART.format(part)).exists() for part in (0, 1)] == [False, True]
     table = pq.read_table(out / shards.PART.format(1))
-    assert table["bytes"][-1].as_py() == (people / last).read_bytes()
+    assert table["bytes"][-1].as_py() == (identities / last).read_bytes()

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from pipelines.config import RunConfig
-from pipelines.data.corrupt_images import Unreadable
+from pipelines.data.corrupt_images import CorruptImages
 from pipelines.data.datasource import training_batches
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import BatchShape, Plan
 from pipelines.data.prepare import inputs_of, prepare
-from pipelines.data.replacements import NUM_ALTERNATES, alternates
+from pipelines.data.replacements import NUM_REPLACEMENTS, replacements
 from pipelines.errors import UserError
 from pipelines.runs import runlog
 from pipelines.training.epoch import EpochStart
@@ -42,7 +42,7 @@ SHAPE = BatchShape(rows={VISIBLE: 8, INFRARED: 8}, views={VISIBLE: 2, INFRARED: 
 @pytest.fixture
 def copy(tree: Path, tmp_path: Path) -> Path:
     """A tree that may be damaged."""
-    return Path(shutil.copytree(tree, tmp_path / "people"))
+    return Path(shutil.copytree(tree, tmp_path / "identities"))
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def test_alternates_are_other_images_of_the_class() -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 40, (30, 16))
     labels = np.where(rows < 4, -1, rows // 4)
-    places = alternates(rows, labels, rng.integers(0, 2**63, rows.shape).astype(np.uint64))
-    assert places.shape == (30, 16, NUM_ALTERNATES)
+    places = replacements(rows, labels, rng.integers(0, 2**63, rows.shape).astype(np.uint64))
+    assert places.shape == (30, 16, NUM_REPLACEMENTS)
     found = rows.ravel()[places]
     np.testing.assert_array_equal(labels.ravel()[places], np.repeat(labels[..., None], 2, axis=2))
     assert (found != rows[..., None]).all()
@@ -103,7 +103,7 @@ def test_alternates_are_other_images_of_the_class() -> None:
 def test_alternates_are_drawn_evenly() -> None:
     rows = np.arange(5)[None].repeat(4000, axis=0)
     seeds = np.random.default_rng(0).integers(0, 2**63, rows.shape).astype(np.uint64)
-    found = rows.ravel()[alternates(rows, np.zeros_like(rows), seeds)]
+    found = rows.ravel()[replacements(rows, np.zeros_like(rows), seeds)]
     for own in range(5):
         counts = Counter(found[:, own, 0].tolist())
         assert counts.keys() == set(range(5)) - {own}
@@ -112,7 +112,7 @@ def test_alternates_are_drawn_evenly() -> None:
 
 def test_small_classes_have_fewer_alternates() -> None:
     rows = np.array([[4, 4, 7, 8]])
-    found = alternates(rows, np.array([[0, 0, 1, 1]]), np.zeros((1, 4), dtype=np.uint64))
+    found = replacements(rows, np.array([[0, 0, 1, 1]]), np.zeros((1, 4), dtype=np.uint64))
     np.testing.assert_array_equal(found[0], [[-1, -1], [-1, -1], [3, -1], [2, -1]])
 
 
@@ -151,7 +151,7 @@ def test_an_image_alone_in_its_cluster_ends_the_epoch_with_its_name(inputs: Inpu
     batch = epoch(inputs, a_plan(), world=1)[0][1]
     assert not batch.images[2:4].any()
     with pytest.raises(UserError, match=f"{name} cannot be read, and no other image of its"):
-        Unreadable(inputs, max_share=1.0).note({VISIBLE: batch})
+        CorruptImages(inputs, max_share=1.0).note({VISIBLE: batch})
 
 
 class TestCounting:
@@ -159,7 +159,7 @@ class TestCounting:
         name = destroy(inputs, VISIBLE, 7)
         plan = a_plan()
         places = int((plan.rows[VISIBLE] == 7).sum())
-        unreadable = Unreadable(inputs, max_share=0.1)
+        unreadable = CorruptImages(inputs, max_share=0.1)
         for expected in (1, 0):
             for batch in epoch(inputs, plan, world=1)[0]:
                 unreadable.note({VISIBLE: batch})
@@ -172,15 +172,15 @@ class TestCounting:
         names = [destroy(inputs, VISIBLE, row) for row in (2, 7)]
         rows = np.arange(10)
         total = sum(len(paths) for paths in inputs.paths.values())
-        assert len(Unreadable(inputs, max_share=2.1 / total).read(VISIBLE, rows)) == 10
+        assert len(CorruptImages(inputs, max_share=2.1 / total).read(VISIBLE, rows)) == 10
         with pytest.raises(UserError, match=r"2 training images .* data\.max_unreadable") as error:
-            Unreadable(inputs, max_share=1.9 / total).read(VISIBLE, rows)
+            CorruptImages(inputs, max_share=1.9 / total).read(VISIBLE, rows)
         assert all(name in str(error.value) for name in names)
 
     def test_embedding_takes_an_image_of_the_same_given_class(self, inputs: Inputs) -> None:
-        people = {m: np.arange(inputs.num_rows(m)) // 5 for m in inputs.paths}
+        identities = {m: np.arange(inputs.num_rows(m)) // 5 for m in inputs.paths}
         destroy(inputs, VISIBLE, 7)
-        unreadable = Unreadable(inputs, max_share=0.1, identities=people)
+        unreadable = CorruptImages(inputs, max_share=0.1, identities=identities)
         found = unreadable.read(VISIBLE, np.arange(5, 10))
         others = inputs.read(VISIBLE, np.array([5, 6, 8, 9]))
         np.testing.assert_array_equal(found[[0, 1, 3, 4]], others)
@@ -191,7 +191,7 @@ class TestCounting:
     def test_a_data_set_that_vanished_stops(self, inputs: Inputs) -> None:
         shutil.rmtree(inputs.root)
         with pytest.raises(UserError, match="3 images that were tried in its place neither"):
-            Unreadable(inputs, max_share=1.0).read(INFRARED, np.arange(3))
+            CorruptImages(inputs, max_share=1.0).read(INFRARED, np.arange(3))
 
 
 @pytest.mark.slow

@@ -12,17 +12,17 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare
 from pipelines.data.sample_list import recall, remember, restore, rows_of
 from pipelines.errors import UserError
-from reid_core.types import Modality, Record, Split
+from reid_core.types import Modality, Sample, Split
 
 VISIBLE, TEXT = Modality.VISIBLE, Modality.TEXT
 # two images, the first of which has two sentences
 PEOPLE = Split(
     (
-        Record("a.jpg", VISIBLE),
-        Record("b.jpg", VISIBLE),
-        Record("a.jpg", TEXT, caption="red coat"),
-        Record("a.jpg", TEXT, caption="black bag"),
-        Record("b.jpg", TEXT, caption="jeans"),
+        Sample("a.jpg", VISIBLE),
+        Sample("b.jpg", VISIBLE),
+        Sample("a.jpg", TEXT, caption="red coat"),
+        Sample("a.jpg", TEXT, caption="black bag"),
+        Sample("b.jpg", TEXT, caption="jeans"),
     )
 )
 

@@ -83,7 +83,7 @@ def _indexed(config: RunConfig, folder: Path) -> Index:
 def test_what_is_embedded_scores_what_training_reported(trained: Trained) -> None:
     """CSDN's two parts and their mirror images, CPCL's captions and activation included."""
     dataset = read(trained.config)
-    rows = [trained.index.find(record_id(record)) for record in dataset.test.records]
+    rows = [trained.index.find(record_id(record)) for record in dataset.test.samples]
     assert min(rows) >= 0
     found = trained.index.vectors(np.array(rows))
     assert evaluate(dataset.kind, dataset.test, found).headline == pytest.approx(

@@ -25,7 +25,7 @@ from reid_core import protocols
 from reid_core.datasets import regdb, synthetic, sysu
 from reid_core.protocols import HEADLINE, PROTOCOLS
 from reid_core.reranking import rerank
-from reid_core.types import Modality, Record, Split
+from reid_core.types import Modality, Sample, Split
 from tests.oracles import retrieval
 
 CAPTIONS = "cuhk/all/text_to_image"
@@ -37,27 +37,27 @@ def unit_rows(num: int, *, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def people(tree: Path) -> Split:
+def identities(tree: Path) -> Split:
     return sysu.read(tree).test
 
 
 @pytest.fixture
 def captions() -> Split:
-    """Twelve images of four people, one caption each."""
-    images = [Record(f"{i}.jpg", Modality.VISIBLE, i % 4) for i in range(12)]
-    texts = [Record(f"{i}.jpg", Modality.TEXT, i % 4, -1, "a person") for i in range(12)]
+    """Twelve images of four identities, one caption each."""
+    images = [Sample(f"{i}.jpg", Modality.VISIBLE, i % 4) for i in range(12)]
+    texts = [Sample(f"{i}.jpg", Modality.TEXT, i % 4, -1, "a person") for i in range(12)]
     return Split(tuple(images + texts))
 
 
 class TestBlocksOfQueries:
     @pytest.mark.parametrize("kind", ["sysu", "llcm", "regdb"])
     def test_do_not_change_scores(
-        self, people: Split, monkeypatch: pytest.MonkeyPatch, kind: str
+        self, identities: Split, monkeypatch: pytest.MonkeyPatch, kind: str
     ) -> None:
-        rows = unit_rows(len(people))
-        whole = evaluate(kind, people, rows)
+        rows = unit_rows(len(identities))
+        whole = evaluate(kind, identities, rows)
         monkeypatch.setattr(protocols, "_QUERIES_AT_ONCE", 7)
-        parts = evaluate(kind, people, rows)
+        parts = evaluate(kind, identities, rows)
         assert parts.table.keys() == whole.table.keys()
         for name, row in whole.table.items():
             assert parts.table[name]["mean"] == pytest.approx(row["mean"], abs=1e-3)
@@ -93,8 +93,8 @@ class TestBlocksOfQueries:
 
 def test_similarities_are_counted_per_pair_of_modalities() -> None:
     """Persons 0 and 1 by hand; a row is not compared with itself, nor with nobody in particular."""
-    visible = [Record(f"v{i}.jpg", Modality.VISIBLE, pid) for i, pid in enumerate((0, 0, 1, -1))]
-    infrared = [Record(f"i{i}.jpg", Modality.INFRARED, pid) for i, pid in enumerate((0, 1))]
+    visible = [Sample(f"v{i}.jpg", Modality.VISIBLE, pid) for i, pid in enumerate((0, 0, 1, -1))]
+    infrared = [Sample(f"i{i}.jpg", Modality.INFRARED, pid) for i, pid in enumerate((0, 1))]
     rows = np.eye(2, dtype=np.float32)[[0, 0, 1, 1, 0, 0]]
     found = evaluate("folder", Split(tuple(visible + infrared)), rows).details
     assert found["pairs"].tolist() == ["infrared visible", "infrared infrared", "visible visible"]
@@ -102,17 +102,17 @@ def test_similarities_are_counted_per_pair_of_modalities() -> None:
     same, different = found["same_hist"], found["different_hist"]
     assert (same[0, one], same[0, zero]) == (2, 1), "i0 finds v0 and v1, i1 misses v2"
     assert (different[0, one], different[0, zero]) == (2, 3)
-    assert (same[1].sum(), different[1, one]) == (0, 1), "two people that look alike"
+    assert (same[1].sum(), different[1, one]) == (0, 1), "two identities that look alike"
     assert (same[2, one], different[2, zero]) == (1, 2)
     assert (same.sum(), different.sum()) == (4, 8)
 
 
 class TestMirroredAndReRanked:
     @pytest.mark.slow
-    def test_stand_apart_and_leave_the_plain_scores_alone(self, people: Split) -> None:
-        rows, mirrored = unit_rows(len(people)), unit_rows(len(people), seed=1)
-        plain = evaluate("sysu", people, rows)
-        both = evaluate("sysu", people, rows, mirrored=mirrored, reranked=True)
+    def test_stand_apart_and_leave_the_plain_scores_alone(self, identities: Split) -> None:
+        rows, mirrored = unit_rows(len(identities)), unit_rows(len(identities), seed=1)
+        plain = evaluate("sysu", identities, rows)
+        both = evaluate("sysu", identities, rows, mirrored=mirrored, reranked=True)
         names = list(plain.table)
         assert list(both.table) == [
             name + suffix for suffix in ("", "+flip", "+rerank", "+flip+rerank") for name in names
@@ -182,18 +182,18 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_the_command_reads_every_image_once(
-    loaded: list[int], people: Split, tree: Path, tmp_path: Path
+    loaded: list[int], identities: Split, tree: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.json"
     command = ["eval", "anything", "--root", str(tree), "--flip", "--rerank", "--json", str(out)]
     result = CliRunner().invoke(cli.app, command, catch_exceptions=False)
     assert result.exit_code == 0
-    assert sum(loaded) == len(people)
+    assert sum(loaded) == len(identities)
     scores = json.loads(out.read_text())
-    names = {trial.name for trial in PROTOCOLS["sysu"](people)}
+    names = {trial.name for trial in PROTOCOLS["sysu"](identities)}
     endings = ("", "+flip", "+rerank", "+flip+rerank")
     assert scores.keys() == {name + suffix for name in names for suffix in endings}
-    # an image and its mirror image together are alike on both sides: nothing tells people apart
+    # an image and its mirror image together are alike on both sides: nothing tells identities apart
     assert scores[HEADLINE["sysu"][0]]["mean"] != scores[f"{HEADLINE['sysu'][0]}+flip"]["mean"]
     plain = tmp_path / "plain.json"
     command = ["eval", "anything", "--root", str(tree), "--json", str(plain)]
@@ -213,8 +213,10 @@ def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_n
     monkeypatch.setattr(evaluating, "open_encoder", lambda path: encoder)
     for given, trial in ((None, 5), (9, 9)):
         found = evaluating.evaluate_checkpoint(tmp_path, trial=given)
-        people = regdb.read(tmp_path, trial=trial).test
-        images = {record.image for record in people.take(people.rows(Modality.VISIBLE)).records}
+        identities = regdb.read(tmp_path, trial=trial).test
+        images = {
+            sample.image for sample in identities.take(identities.rows(Modality.VISIBLE)).samples
+        }
         assert images in (set(found.details[f"{side}_images"]) for side in ("query", "gallery"))
     with pytest.raises(UserError, match="--trial 9: only RegDB has divisions, this is folder"):
         evaluating.evaluate_checkpoint(tmp_path, kind="folder", trial=9)

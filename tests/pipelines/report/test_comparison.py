@@ -22,7 +22,7 @@ from pipelines.runs import learned_prompts
 from pipelines.sweep import page as sweep_page
 from reid_core.models import clip
 from reid_core.models.prompts import PromptLearner
-from tests.pipelines.fake_run import SUMMARY, Page, draw_person, fake_run, small_run
+from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, fake_run, small_run
 from tests.pipelines.trained import save_run
 
 Save = Callable[..., Path]
@@ -189,7 +189,7 @@ class TestWhatTheEncoderSees:
     def test_heat_colours_grey_pictures_where_it_is_hot(self, tmp_path: Path) -> None:
         from PIL import Image
 
-        draw_person(tmp_path / "a.jpg", 3, infrared=False)
+        draw_identity(tmp_path / "a.jpg", 3, infrared=False)
         heat = np.zeros((64, 32))
         heat[:32] = 1
         with Image.open(tmp_path / "a.jpg") as picture:

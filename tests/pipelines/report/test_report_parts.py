@@ -14,12 +14,12 @@ from rich.console import Console
 from pipelines.report import figures, panels, ranklists, scores
 from pipelines.report.templates import duration
 from pipelines.report.terminal import summary_table
-from tests.pipelines.fake_run import SUMMARY, Page, draw_person, epoch_line
+from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, epoch_line
 
 
 def test_pictures_outside_the_root_are_refused(tmp_path: Path) -> None:
-    draw_person(tmp_path / "secret.jpg", 1, infrared=False)
-    draw_person(tmp_path / "data" / "open.jpg", 1, infrared=False)
+    draw_identity(tmp_path / "secret.jpg", 1, infrared=False)
+    draw_identity(tmp_path / "data" / "open.jpg", 1, infrared=False)
     root = tmp_path / "data"
     assert ranklists.thumbnail(root, "open.jpg") is not None
     assert ranklists.thumbnail(root, "../secret.jpg") is None
@@ -28,7 +28,7 @@ def test_pictures_outside_the_root_are_refused(tmp_path: Path) -> None:
 
 
 def test_truncated_picture_is_no_picture(tmp_path: Path) -> None:
-    draw_person(tmp_path / "a.jpg", 1, infrared=False)
+    draw_identity(tmp_path / "a.jpg", 1, infrared=False)
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
     assert ranklists.thumbnail(tmp_path, "a.jpg") is None
     assert ranklists.thumbnail(tmp_path, "") is None

@@ -24,7 +24,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import Embedder, embed
 from pipelines.retrieval.sources import Part, Source, parts, record_id
 from reid_core.datasets import regdb, synthetic
-from reid_core.types import Modality, Record
+from reid_core.types import Modality, Sample
 from tests.pipelines.trained import draw_folder, save_run
 
 
@@ -46,7 +46,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def run(work: embedding._Work, source: Source, missing: frozenset[str]) -> Iterator[dict]:
         embedder = Embedder(work, threads=1)
-        for part in parts(source.records()):
+        for part in parts(source.samples()):
             if part.key in missing:
                 keys.append(part.key)
                 row = embedder({"part": np.array([pickle.dumps(part)], dtype=object)})
@@ -79,7 +79,7 @@ def test_vectors_are_those_of_the_encoder(
     assert re.search(r"12 of 12, [\d,]+ per second, 0 s left", capsys.readouterr().out)
     ids, found, table = read_vectors(tmp_path / "out")
     assert (done.num_vectors, done.num_new, done.unreadable) == (12, 12, ())
-    assert sorted(ids) == sorted(record.image for record in Source(folder).records())
+    assert sorted(ids) == sorted(sample.image for sample in Source(folder).samples())
     assert table["modality"].to_pylist().count("infrared") == 5
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     loaded = open_encoder(checkpoint)
@@ -97,8 +97,8 @@ def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_n
     synthetic.write(root, num_identities=4, seed=1, layout="regdb", height=32)
     for given, trial in ((None, 5), (9, 9)):
         embed(run_dir, Source(root, "regdb", trial=given), tmp_path / str(trial))
-        people = [record.image for record in regdb.read(root, trial=trial).test.records]
-        assert read_vectors(tmp_path / str(trial))[0] == people
+        identities = [sample.image for sample in regdb.read(root, trial=trial).test.samples]
+        assert read_vectors(tmp_path / str(trial))[0] == identities
     with pytest.raises(UserError, match=r"--trial 9.*only RegDB"):
         Source(root, "folder", trial=9)
 
@@ -134,7 +134,7 @@ def test_images_that_came_and_went(
     draw_folder(folder, visible=9, infrared=0, first=8)
     done = embed(checkpoint, Source(folder), out)
     ids = read_vectors(out)[0]
-    assert sorted(ids) == sorted(record.image for record in Source(folder).records())
+    assert sorted(ids) == sorted(sample.image for sample in Source(folder).samples())
     assert done.num_vectors == len(ids) == 12
 
 
@@ -214,7 +214,7 @@ def test_through_ray(
     assert done.num_new == 12
     work = embedding._Work(checkpoint, "descriptor", folder, tmp_path / "one", "float32", 64)
     (tmp_path / "one").mkdir()
-    for part in parts(Source(folder).records()):
+    for part in parts(Source(folder).samples()):
         Embedder(work, threads=1).embed(part)
     ids, found, _ = read_vectors(tmp_path / "ray")
     others, alone, _ = read_vectors(tmp_path / "one")
@@ -223,30 +223,30 @@ def test_through_ray(
 
 
 class TestParts:
-    RECORDS = tuple(Record(f"{i:05d}.jpg", Modality.VISIBLE) for i in range(3000))
+    RECORDS = tuple(Sample(f"{i:05d}.jpg", Modality.VISIBLE) for i in range(3000))
 
     def test_hold_every_record_once_and_in_order(self) -> None:
         found = list(parts(self.RECORDS, mean_rows=50))
-        assert tuple(record for part in found for record in part.records) == self.RECORDS
-        sizes = [len(part.records) for part in found]
+        assert tuple(sample for part in found for sample in part.samples) == self.RECORDS
+        sizes = [len(part.samples) for part in found]
         assert max(sizes) <= 200
         assert 30 < np.mean(sizes) < 70
 
     def test_a_stream_without_end_is_cut_as_it_comes(self) -> None:
         """No more than one part is held, however many images there are."""
-        endless = (Record(f"{i}.jpg", Modality.VISIBLE) for i in itertools.count())
+        endless = (Sample(f"{i}.jpg", Modality.VISIBLE) for i in itertools.count())
         found = list(itertools.islice(parts(endless, mean_rows=50), 20))
-        assert sum(len(part.records) for part in found) < 20 * 200
+        assert sum(len(part.samples) for part in found) < 20 * 200
 
     def test_an_added_record_leaves_far_parts_alone(self) -> None:
         before = {part.key for part in parts(self.RECORDS, mean_rows=50)}
-        added = [*self.RECORDS[:1500], Record("01499b.jpg", Modality.VISIBLE), *self.RECORDS[1500:]]
+        added = [*self.RECORDS[:1500], Sample("01499b.jpg", Modality.VISIBLE), *self.RECORDS[1500:]]
         after = {part.key for part in parts(added, mean_rows=50)}
         assert len(after - before) <= 2
 
     def test_another_person_is_another_part(self) -> None:
-        (one,) = parts([Record("a.jpg", Modality.VISIBLE)])
-        (other,) = parts([Record("a.jpg", Modality.VISIBLE, pid=1)])
+        (one,) = parts([Sample("a.jpg", Modality.VISIBLE)])
+        (other,) = parts([Sample("a.jpg", Modality.VISIBLE, pid=1)])
         assert isinstance(one, Part)
         assert one.key != other.key
 
@@ -254,7 +254,7 @@ class TestParts:
 class TestSource:
     def test_folders_name_the_modality_at_any_depth(self, tmp_path: Path) -> None:
         draw_folder(tmp_path / "a" / "day 1", visible=1, infrared=1)
-        found = [(r.image, r.modality) for r in Source(tmp_path).records()]
+        found = [(r.image, r.modality) for r in Source(tmp_path).samples()]
         assert found == [
             ("a/day 1/infrared/0.png", Modality.INFRARED),
             ("a/day 1/visible/0.png", Modality.VISIBLE),
@@ -263,9 +263,9 @@ class TestSource:
     def test_unknown_modality_names_the_image_and_the_remedy(self, tmp_path: Path) -> None:
         Image.new("RGB", (8, 16)).save(tmp_path / "who.png")
         with pytest.raises(UserError, match=r"who\.png.*--modality visible"):
-            list(Source(tmp_path).records())
-        (record,) = Source(tmp_path, modality=Modality.INFRARED).records()
-        assert record == Record("who.png", Modality.INFRARED)
+            list(Source(tmp_path).samples())
+        (sample,) = Source(tmp_path, modality=Modality.INFRARED).samples()
+        assert sample == Sample("who.png", Modality.INFRARED)
 
     def test_manifests_of_all_kinds_agree(self, tmp_path: Path) -> None:
         rows = [
@@ -278,11 +278,11 @@ class TestSource:
             "image,modality,pid,camera\na.jpg,visible,3,2\nb.jpg,infrared,,\n"
         )
         expected = [
-            Record("a.jpg", Modality.VISIBLE, 3, 2),
-            Record("b.jpg", Modality.INFRARED),
+            Sample("a.jpg", Modality.VISIBLE, 3, 2),
+            Sample("b.jpg", Modality.INFRARED),
         ]
         for suffix in ("parquet", "jsonl", "csv"):
-            assert list(Source(tmp_path / f"m.{suffix}").records()) == expected
+            assert list(Source(tmp_path / f"m.{suffix}").samples()) == expected
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -296,7 +296,7 @@ class TestSource:
     def test_a_bad_row_is_named(self, tmp_path: Path, content: str, message: str) -> None:
         (tmp_path / "m.csv").write_text(content)
         with pytest.raises(UserError, match=message):
-            list(Source(tmp_path / "m.csv").records())
+            list(Source(tmp_path / "m.csv").samples())
 
     def test_what_is_no_source(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="does not exist"):
@@ -313,6 +313,6 @@ class TestSource:
             embed(checkpoint, Source(tmp_path / "empty"), tmp_path / "out")
 
     def test_ids_of_sentences_differ_by_their_words(self) -> None:
-        one, other = (Record("a.jpg", Modality.TEXT, caption=words) for words in ("red", "blue"))
+        one, other = (Sample("a.jpg", Modality.TEXT, caption=words) for words in ("red", "blue"))
         assert record_id(one) != record_id(other)
-        assert record_id(Record("a.jpg", Modality.VISIBLE)) == "a.jpg"
+        assert record_id(Sample("a.jpg", Modality.VISIBLE)) == "a.jpg"

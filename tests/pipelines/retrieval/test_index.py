@@ -11,7 +11,7 @@ from pipelines.errors import UserError
 from pipelines.retrieval import index as indexing
 from pipelines.retrieval import vectors
 from pipelines.retrieval.index import Index, build
-from reid_core.types import Modality, Record
+from reid_core.types import Modality, Sample
 from tests.pipelines.trained import random_rows
 
 DIM = 16
@@ -21,7 +21,7 @@ def write_vectors(out: Path, rows: np.ndarray, *, dtype: str = "float32") -> Pat
     """Half visible, half infrared; cameras 1 to 4; five images per person; two parts."""
     vectors.claim(out, vectors.VectorInfo("f", "descriptor", dtype, rows.shape[1], "r", "s"), out)
     records = [
-        Record(f"{i}.jpg", (Modality.VISIBLE, Modality.INFRARED)[i % 2], i // 5, 1 + i % 4)
+        Sample(f"{i}.jpg", (Modality.VISIBLE, Modality.INFRARED)[i % 2], i // 5, 1 + i % 4)
         for i in range(len(rows))
     ]
     half = len(rows) // 2

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.runs import checkpoint
 from pipelines.errors import UserError
+from pipelines.runs import checkpoint
 
 STATE = {"progress": {"stage": "align", "epoch": 1}, "module": {"w": torch.arange(6.0).view(2, 3)}}
 

@@ -14,7 +14,7 @@ from pipelines import config as configuration
 from pipelines.errors import UserError
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import page, search_space
-from pipelines.sweep.ledger import Ledger, Trial
+from pipelines.sweep.ledger import Ledger, SweepTrial
 from pipelines.sweep.search_space import Domain
 from tests.pipelines.searches import KEEP, WEIGHT, ended, search_writer
 
@@ -55,7 +55,10 @@ class TestSearchFile:
             ({"space": {WEIGHT: {"values": [1], "uniform": [0, 1]}}}, "exactly one of"),
             ({"space": {WEIGHT: {"uniform": [0, 1]}}}, f"method=grid needs `values` for {WEIGHT}"),
             ({"method": "random"}, r"method=random needs budget\.trials"),
-            ({"space": {"evaluation.split": {"values": ["test"]}}}, "decided on validation people"),
+            (
+                {"space": {"evaluation.split": {"values": ["test"]}}},
+                "decided on validation identities",
+            ),
             ({"overrides": {"data.fit": "train+val"}}, "data.fit is set by the sweep itself"),
             ({"space": {"cclnet.image_to_txt": {"values": [1]}}}, "did you mean image_to_text"),
             ({"space": {KEEP: {"values": [0.1, 1.5]}}}, r"cclnet\.swap\.keep: .* 1\.5"),
@@ -274,7 +277,7 @@ class TestSummary:
         ledger = Ledger(tmp_path / "sweep", study, resume=False)
         for name, keep, stable in (("a", 0.0, 60.0), ("b", 1.0, 70.0)):
             scores = {"stability": stable}
-            ledger.end(Trial(name, {KEEP: keep}, "finished", scores, runs={"0": scores}))
+            ledger.end(SweepTrial(name, {KEEP: keep}, "finished", scores, runs={"0": scores}))
         assert ledgers.write_best(ledger.root, study).name == "b"
         assert (
             "stability 70.00 % (last two clusterings, no label)"

@@ -67,7 +67,7 @@ def test_people_without_labels_are_judged_by_stability(
     """Found before anything starts, with the objective that would do."""
     from pipelines.sweep.tuner import search_for_best
 
-    root = tmp_path / "people"
+    root = tmp_path / "identities"
     for modality in ("visible", "infrared"):
         (root / modality).mkdir(parents=True)
         shutil.copy(next(tree.rglob("*.jpg")), root / modality)

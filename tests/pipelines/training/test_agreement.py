@@ -104,8 +104,8 @@ def take_one_step(method: str, root: Path, folder: Path) -> dict[str, Any]:
     grads: list[Tensor] = []
     found: dict[str, Any] = {}
 
-    def keep_grads(optimiser: torch.optim.Optimizer, *_: Any) -> None:
-        grads.extend(p.grad.clone() for group in optimiser.param_groups for p in group["params"])
+    def keep_grads(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        grads.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
 
     def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
         found.update(losses=line["losses"])
@@ -121,8 +121,8 @@ def take_one_step(method: str, root: Path, folder: Path) -> dict[str, Any]:
     hook = register_optimizer_step_post_hook(keep_grads)
     work = run.job, run.bank, batches, report
 
-    def distribute(module: nn.Module, optimiser: torch.optim.Optimizer) -> nn.Module:
-        return data_parallel(module.double(), optimiser)
+    def distribute(module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        return data_parallel(module.double(), optimizer)
 
     with suppress(EnoughError):
         loop.TrainingLoop(*work, device=small_runs.CPU, state=state, distribute=distribute).run()

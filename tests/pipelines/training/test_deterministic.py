@@ -115,15 +115,15 @@ def test_replicas_take_the_step_of_the_mean_gradient() -> None:
 
     def work(shard: deterministic.Shard) -> Tensor:
         module = replicas[shard.rank]
-        optimiser = torch.optim.SGD(module.parameters(), lr=1.0)
-        model = shard.distribute(module, optimiser)
+        optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+        model = shard.distribute(module, optimizer)
         model(rows_of(shard.rank)).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
         return module.weight.detach()
 
-    optimiser = torch.optim.SGD(alone.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(alone.parameters(), lr=1.0)
     alone(everything()).square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     found = together(work)
     for weight in found:
         assert torch.equal(weight, found[0])

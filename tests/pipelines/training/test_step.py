@@ -39,12 +39,12 @@ def batch() -> dict[Modality, Batch]:
     return {VISIBLE: Batch(images, torch.arange(8), torch.zeros(8, dtype=torch.int64))}
 
 
-def gradient(accumulate: int) -> tuple[Tensor, Sums, dict[str, float]]:
+def gradient(parts: int) -> tuple[Tensor, Sums, dict[str, float]]:
     torch.manual_seed(0)
     stage, means = Sums(), Means(torch.device("cpu"))
-    optimiser = torch.optim.SGD(stage.module.parameters(), lr=0.0)
-    settings = TrainerConfig(accumulate=accumulate)
-    step.take(stage, stage.module, optimiser, batch(), means, settings=settings)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(stage.module.parameters(), lr=0.0)
+    settings = TrainerConfig(gradient_accumulation=parts)
+    step.take(stage, stage.module, optimizer, batch(), means, settings=settings)  # type: ignore[arg-type]
     assert stage.module.weight.grad is not None
     return stage.module.weight.grad, stage, means.read()
 

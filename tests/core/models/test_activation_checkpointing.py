@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from reid_core.models import clip
+from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.models.encoders import TwoStemEncoder
-from reid_core.models.recompute import recompute_blocks
 from reid_core.models.text_image import TextImageEncoder
 
 
@@ -32,7 +32,7 @@ def test_gradients_and_running_statistics_of_a_resnet() -> None:
     plain = TwoStemEncoder(clip.load("crossreid-small"), height=64, width=32).train()
     plain.requires_grad_(True)
     short = deepcopy(plain)
-    recompute_blocks(short)
+    checkpoint_blocks(short)
     images = torch.randint(0, 256, (2, 6, 3, 64, 32), dtype=torch.uint8)
     assert_same(step(plain, *images), step(short, *images))
 
@@ -40,7 +40,7 @@ def test_gradients_and_running_statistics_of_a_resnet() -> None:
 def test_gradients_of_a_transformer() -> None:
     plain = TextImageEncoder(clip.load("crossreid-small"), height=64, width=32).train()
     short = deepcopy(plain)
-    recompute_blocks(short)
+    checkpoint_blocks(short)
     images = torch.randn(3, 3, 64, 32)
     tokens = torch.zeros(3, 77, dtype=torch.int64)
     tokens[:, :4] = torch.tensor([49406, 320, 500, 49407])
@@ -51,5 +51,5 @@ def test_evaluation_is_untouched() -> None:
     encoder = TwoStemEncoder(clip.load("crossreid-small"), height=64, width=32).eval()
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     before = encoder(images, None).neck
-    recompute_blocks(encoder)
+    checkpoint_blocks(encoder)
     torch.testing.assert_close(encoder(images, None).neck, before)

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute_blocks(module: nn.Module) -> None:
+def checkpoint_blocks(module: nn.Module) -> None:
     """Makes every residual block of CLIP's towers keep its input alone, in place.
 
     A step costs a third more time and a fraction of the memory. Results are the same: running
@@ -39,7 +39,7 @@ def _forward(
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Within the block, BatchNorm normalises as in training and remembers nothing."""
+    """Within the block, BatchNorm normalizes as in training and remembers nothing."""
     layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm)]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
