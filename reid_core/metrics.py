@@ -13,7 +13,6 @@ from typing import Literal
 import numba
 import numpy as np
 import torch
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from reid_core.knn.threads import over_blocks
@@ -50,19 +49,6 @@ class RetrievalScores:
         return len(self.ap) - self.num_valid_queries
 
 
-@dataclass(frozen=True)
-class ClusteringAgreement:
-    """How well clusters follow the true identities, over the rows that are no outliers.
-
-    Attributes:
-        ari: adjusted Rand index, 1 = same partition, about 0 = chance.
-        purity: share of rows whose identity is the most frequent one of their cluster.
-    """
-
-    ari: float
-    purity: float
-
-
 def retrieval_metrics(
     similarity: np.ndarray | Tensor,
     query_pids: np.ndarray,
@@ -95,9 +81,7 @@ def retrieval_metrics(
 
     Reference: the public evaluations of SYSU-MM01 and RegDB; INP from AGW.
     """
-    if cmc not in ("image", "identity"):
-        raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")
-    num_queries = _checked_shape(similarity, query_pids, gallery_pids, ignore)
+    num_queries = _checked(similarity, query_pids, gallery_pids, ignore, cmc)
     query_pids = np.asarray(query_pids)
     known, gallery_ids = np.unique(_told_apart(gallery_pids, query_pids), return_inverse=True)
     query_ids = np.where(query_pids == OUTLIER, -1, _positions(known, query_pids))
@@ -146,79 +130,16 @@ def joined(parts: Sequence[RetrievalScores]) -> RetrievalScores:
     )
 
 
-def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgreement:
-    """Agreement of pseudo labels with true identities; a diagnostic, never used in training.
-
-    Args:
-        labels: (N,) int64 pseudo labels; rows of -1 are left out.
-        truth: (N,) int64 identities; rows of -1 (unknown) are left out.
-
-    Returns:
-        ARI and purity over the remaining rows, NaN where none remains.
-    """
-    kept = (labels != OUTLIER) & (truth != OUTLIER)
-    if not kept.any():
-        return ClusteringAgreement(ari=float("nan"), purity=float("nan"))
-    counts = _contingency(labels[kept], truth[kept])
-    return ClusteringAgreement(
-        ari=float(adjusted_rand_score(truth[kept], labels[kept])),
-        purity=float(counts[:, 2][_majority(counts)].sum() / kept.sum()),
-    )
-
-
-def clustering_stability(before: np.ndarray, after: np.ndarray) -> float:
-    """How much of a clustering is still there an epoch later; needs no identity.
-
-    The adjusted Rand index over the rows that are in clusters both times, times their share of all
-    rows: otherwise a clustering would gain by leaving rows out. It says that training has settled,
-    not that it is right: an encoder that does not change at all reaches 1.
-
-    Args:
-        before, after: (N,) int64 labels of the same rows; -1 = outlier.
-
-    Returns:
-        1 for the same clusters without outliers, about 0 for unrelated ones; 0 where either time
-        the rows are in fewer than two clusters, which tell nothing apart.
-
-    Reference: ours.
-    """
-    kept = (before != OUTLIER) & (after != OUTLIER)
-    if min(len(np.unique(before[kept])), len(np.unique(after[kept]))) < 2:
-        return 0.0
-    return float(adjusted_rand_score(before[kept], after[kept]) * kept.mean())
-
-
-def matching_accuracy(
-    pairs: np.ndarray,
-    labels_a: np.ndarray,
-    truth_a: np.ndarray,
-    labels_b: np.ndarray,
-    truth_b: np.ndarray,
-) -> float:
-    """Share of matched cluster pairs whose most frequent identities agree; a diagnostic.
-
-    Args:
-        pairs: (M, 2) cluster of side a, cluster of side b.
-        labels_a, truth_a: (N_a,) pseudo labels and identities of side a.
-        labels_b, truth_b: (N_b,) the same of side b.
-
-    Returns:
-        In [0, 1]. Of equally frequent identities the smallest id counts. Rows of -1 (unknown) are
-        left out, and pairs with a cluster of nothing else; NaN where no pair remains.
-    """
-    found_a = _majority_identity(labels_a, truth_a)[pairs[:, 0]]
-    found_b = _majority_identity(labels_b, truth_b)[pairs[:, 1]]
-    known = (found_a != OUTLIER) & (found_b != OUTLIER)
-    return float((found_a == found_b)[known].mean()) if known.any() else float("nan")
-
-
-def _checked_shape(
+def _checked(
     similarity: np.ndarray | Tensor,
     query_pids: np.ndarray,
     gallery_pids: np.ndarray,
     ignore: np.ndarray | None,
+    cmc: str,
 ) -> int:
-    """The number of queries, once all shapes were found to fit."""
+    """The number of queries, once all arguments were found to fit."""
+    if cmc not in ("image", "identity"):
+        raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")
     shape = (len(query_pids), len(gallery_pids))
     if tuple(similarity.shape) != shape:
         raise ValueError(
@@ -305,13 +226,23 @@ def _score_queries(
         if num_hits == 0:
             continue
         ranks = _ranks(row, hits[:num_hits])
-        precision = 0.0
-        for p in range(num_hits):
-            precision += (p + 1) / ranks[p]
-        ap[q], inp[q] = precision / num_hits, num_hits / ranks[-1]
+        ap[q], inp[q] = average_precision(ranks), num_hits / ranks[-1]
         first_rank[q] = ranks[0]
         if by_identity and ranks[0] > 1:
             first_rank[q] = 1 + _identities_above(row, hits[:num_hits], gallery_ids, seen, q)
+
+
+@numba.njit(nogil=True, cache=True)
+def average_precision(ranks: np.ndarray) -> float:
+    """AP of one query: the mean, over its hits, of the share of hits down to that one.
+
+    Args:
+        ranks: (M,) int64 ranks of all M hits, ascending, from 1; M > 0.
+    """
+    precision = 0.0
+    for place in range(len(ranks)):
+        precision += (place + 1) / ranks[place]
+    return precision / len(ranks)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -364,25 +295,3 @@ def _identities_above(
             seen[gallery_ids[g]] = query
             count += 1
     return count
-
-
-def _contingency(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Rows (label, identity, count), sorted by label, then identity."""
-    pairs, counts = np.unique(np.stack([labels, truth], axis=1), axis=0, return_counts=True)
-    return np.concatenate([pairs, counts[:, None]], axis=1)
-
-
-def _majority(counts: np.ndarray) -> np.ndarray:
-    """Index of each label's largest count in a contingency table (the first of equals)."""
-    order = np.lexsort((-counts[:, 2], counts[:, 0]))
-    return order[np.unique(counts[order, 0], return_index=True)[1]]
-
-
-def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(C,) most frequent known identity of each cluster, -1 where none is known."""
-    majority = np.full(labels.max(initial=OUTLIER) + 1, OUTLIER, dtype=np.int64)
-    kept = (labels != OUTLIER) & (truth != OUTLIER)
-    counts = _contingency(labels[kept], truth[kept])
-    best = counts[_majority(counts)]
-    majority[best[:, 0]] = best[:, 1]
-    return majority

@@ -116,7 +116,7 @@ class Search(_Section):
         space: dotted key -> what it may be.
         objective: what decides, in percent, of the last epoch: a score on validation identities, or
             "stability", which needs no label: how much of the clustering of the epoch before is
-            still there (`reid_core.metrics.clustering_stability`, mean over the modalities).
+            still there (`reid_core.agreement.clustering_stability`, mean over the modalities).
         budget: when to stop.
         seeds: every trial is trained once with each; its score is the mean.
         seed: of the search itself.

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.data.plan import Plan
-from reid_core import metrics, sampling
+from reid_core import agreement, sampling
 from reid_core.method import Epoch
 from reid_core.methods import METHODS
 from reid_core.types import OUTLIER, Modality
@@ -122,13 +122,13 @@ def diagnose(epoch: Epoch, pids: Mapping[Modality, np.ndarray]) -> dict[str, obj
         }
     if any((pids[m] == OUTLIER).all() for m in labels):
         return found
-    agreement = {m: metrics.clustering_agreement(labels[m], pids[m]) for m in labels}
+    agreements = {m: agreement.clustering_agreement(labels[m], pids[m]) for m in labels}
     truth: dict[str, object] = {
-        str(m): {"ari": a.ari, "purity": a.purity} for m, a in agreement.items()
+        str(m): {"ari": a.ari, "purity": a.purity} for m, a in agreements.items()
     }
     if len(epoch.pairs):
         one, other = labels
-        accuracy = metrics.matching_accuracy(
+        accuracy = agreement.matching_accuracy(
             epoch.pairs, labels[one], pids[one], labels[other], pids[other]
         )
         truth["matching_accuracy"] = None if np.isnan(accuracy) else accuracy

@@ -30,9 +30,9 @@ from pipelines.training.global_loss import Means
 from pipelines.training.job import Bank, Job
 from pipelines.training.progress import Progress, kept
 from reid_core import optim
+from reid_core.agreement import clustering_stability
 from reid_core.method import CachedStage, Encoder, Stage
 from reid_core.methods import METHODS
-from reid_core.metrics import clustering_stability
 from reid_core.models import clip
 from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.types import Batch, Modality

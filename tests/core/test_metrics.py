@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_core import metrics
+from reid_core import agreement, metrics
 from tests import oracles
 
 
@@ -163,19 +163,19 @@ def test_a_tensor_is_ranked_in_its_own_precision(kind: torch.dtype) -> None:
     ],
 )
 def test_clustering_stability_by_hand(before: list, after: list, expected: float) -> None:
-    found = metrics.clustering_stability(np.array(before), np.array(after))
+    found = agreement.clustering_stability(np.array(before), np.array(after))
     assert found == pytest.approx(expected)
 
 
 def test_clustering_agreement_leaves_outliers_out() -> None:
     labels = np.array([0, 0, 0, 1, 1, -1, -1])
     truth = np.array([5, 5, 6, 7, 7, 5, 7])
-    found = metrics.clustering_agreement(labels, truth)
+    found = agreement.clustering_agreement(labels, truth)
     assert found.purity == pytest.approx(4 / 5)
     assert 0 < found.ari < 1
-    perfect = metrics.clustering_agreement(np.array([1, 1, 0, -1]), np.array([3, 3, 9, 3]))
+    perfect = agreement.clustering_agreement(np.array([1, 1, 0, -1]), np.array([3, 3, 9, 3]))
     assert (perfect.ari, perfect.purity) == (1, 1)
-    nothing = metrics.clustering_agreement(np.full(3, -1), np.arange(3))
+    nothing = agreement.clustering_agreement(np.full(3, -1), np.arange(3))
     assert np.isnan(nothing.ari)
     assert np.isnan(nothing.purity)
 
@@ -184,9 +184,9 @@ def test_matching_accuracy_compares_majorities() -> None:
     labels_a, truth_a = np.array([0, 0, 0, 1, -1]), np.array([4, 4, 8, 8, 9])
     labels_b, truth_b = np.array([1, 1, 0, 0]), np.array([4, 4, 3, 3])
     pairs = np.array([[0, 1], [1, 0]])
-    assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
+    assert agreement.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
     none = np.empty((0, 2), dtype=np.int64)
-    assert np.isnan(metrics.matching_accuracy(none, labels_a, truth_a, labels_b, truth_b))
+    assert np.isnan(agreement.matching_accuracy(none, labels_a, truth_a, labels_b, truth_b))
 
 
 def test_matching_accuracy_leaves_unknown_identities_out() -> None:
@@ -194,6 +194,11 @@ def test_matching_accuracy_leaves_unknown_identities_out() -> None:
     labels_a, truth_a = np.array([0, 1, 1, 2, 2, 2]), np.array([4, -1, -1, 6, -1, -1])
     labels_b, truth_b = np.array([0, 1, 2]), np.array([4, -1, 6])
     pairs = np.array([[0, 0], [1, 1], [2, 1], [1, 2], [2, 0]])
-    assert metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
+    assert agreement.matching_accuracy(pairs, labels_a, truth_a, labels_b, truth_b) == 0.5
     unknown = np.full(3, -1)
-    assert np.isnan(metrics.matching_accuracy(pairs, labels_a, truth_a, labels_b, unknown))
+    assert np.isnan(agreement.matching_accuracy(pairs, labels_a, truth_a, labels_b, unknown))
+
+
+def test_average_precision_by_hand() -> None:
+    """Hits at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3."""
+    assert metrics.average_precision(np.array([1, 3, 4])) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)

@@ -1,0 +1,114 @@
+"""How far clusters and their matches agree with identities, or with an earlier clustering.
+
+Diagnostics alone: nothing here decides anything about training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+
+from reid_core.types import OUTLIER
+
+
+@dataclass(frozen=True)
+class ClusteringAgreement:
+    """How well clusters follow the true identities, over the rows that are no outliers.
+
+    Attributes:
+        ari: adjusted Rand index, 1 = same partition, about 0 = chance.
+        purity: share of rows whose identity is the most frequent one of their cluster.
+    """
+
+    ari: float
+    purity: float
+
+
+def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgreement:
+    """Agreement of pseudo labels with true identities; a diagnostic, never used in training.
+
+    Args:
+        labels: (N,) int64 pseudo labels; rows of -1 are left out.
+        truth: (N,) int64 identities; rows of -1 (unknown) are left out.
+
+    Returns:
+        ARI and purity over the remaining rows, NaN where none remains.
+    """
+    kept = (labels != OUTLIER) & (truth != OUTLIER)
+    if not kept.any():
+        return ClusteringAgreement(ari=float("nan"), purity=float("nan"))
+    counts = _contingency(labels[kept], truth[kept])
+    return ClusteringAgreement(
+        ari=float(adjusted_rand_score(truth[kept], labels[kept])),
+        purity=float(counts[:, 2][_majority(counts)].sum() / kept.sum()),
+    )
+
+
+def clustering_stability(before: np.ndarray, after: np.ndarray) -> float:
+    """How much of a clustering is still there an epoch later; needs no identity.
+
+    The adjusted Rand index over the rows that are in clusters both times, times their share of all
+    rows: otherwise a clustering would gain by leaving rows out. It says that training has settled,
+    not that it is right: an encoder that does not change at all reaches 1.
+
+    Args:
+        before, after: (N,) int64 labels of the same rows; -1 = outlier.
+
+    Returns:
+        1 for the same clusters without outliers, about 0 for unrelated ones; 0 where either time
+        the rows are in fewer than two clusters, which tell nothing apart.
+
+    Reference: ours.
+    """
+    kept = (before != OUTLIER) & (after != OUTLIER)
+    if min(len(np.unique(before[kept])), len(np.unique(after[kept]))) < 2:
+        return 0.0
+    return float(adjusted_rand_score(before[kept], after[kept]) * kept.mean())
+
+
+def matching_accuracy(
+    pairs: np.ndarray,
+    labels_a: np.ndarray,
+    truth_a: np.ndarray,
+    labels_b: np.ndarray,
+    truth_b: np.ndarray,
+) -> float:
+    """Share of matched cluster pairs whose most frequent identities agree; a diagnostic.
+
+    Args:
+        pairs: (M, 2) cluster of side a, cluster of side b.
+        labels_a, truth_a: (N_a,) pseudo labels and identities of side a.
+        labels_b, truth_b: (N_b,) the same of side b.
+
+    Returns:
+        In [0, 1]. Of equally frequent identities the smallest id counts. Rows of -1 (unknown) are
+        left out, and pairs with a cluster of nothing else; NaN where no pair remains.
+    """
+    found_a = _majority_identity(labels_a, truth_a)[pairs[:, 0]]
+    found_b = _majority_identity(labels_b, truth_b)[pairs[:, 1]]
+    known = (found_a != OUTLIER) & (found_b != OUTLIER)
+    return float((found_a == found_b)[known].mean()) if known.any() else float("nan")
+
+
+def _contingency(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Rows (label, identity, count), sorted by label, then identity."""
+    pairs, counts = np.unique(np.stack([labels, truth], axis=1), axis=0, return_counts=True)
+    return np.concatenate([pairs, counts[:, None]], axis=1)
+
+
+def _majority(counts: np.ndarray) -> np.ndarray:
+    """Index of each label's largest count in a contingency table (the first of equals)."""
+    order = np.lexsort((-counts[:, 2], counts[:, 0]))
+    return order[np.unique(counts[order, 0], return_index=True)[1]]
+
+
+def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(C,) most frequent known identity of each cluster, -1 where none is known."""
+    majority = np.full(labels.max(initial=OUTLIER) + 1, OUTLIER, dtype=np.int64)
+    kept = (labels != OUTLIER) & (truth != OUTLIER)
+    counts = _contingency(labels[kept], truth[kept])
+    best = counts[_majority(counts)]
+    majority[best[:, 0]] = best[:, 1]
+    return majority
