@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check bench bench-demo bench-agreement bench-sweep bench-kills bench-elastic docs pretrain clean
+.PHONY: setup demo test test-slow check bench bench-demo bench-agreement bench-sweep bench-kills bench-elastic docs docs-site pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -56,6 +56,9 @@ bench-elastic: setup  ## a node goes and another comes while a run trains
 bench-sweep: setup  ## a sweep over the demo's loss weights
 	@$(BIN)/crossreid data synth runs/sweep-people --identities 150
 	@$(BIN)/crossreid tune search_demo.yaml --out runs/sweep data.root=runs/sweep-people
+
+docs-site: setup  ## the documentation as a site, in build/site; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 docs: setup  ## the pages of commands and settings, from the code
 	@$(BIN)/python docs/make_commands.py

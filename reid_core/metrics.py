@@ -1,4 +1,4 @@
-"""Retrieval scores from similarities and masks, and agreement of pseudo labels with the truth.
+"""Retrieval scores from similarities and masks.
 
 Knows no data set: who is query, gallery and ignored is said by `reid_core.protocols`.
 Shapes: Q queries, G gallery rows, N rows of a data set, M pairs.
