@@ -6,6 +6,8 @@ neighbours kept, never with N x N. The same features give the same labels on any
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numba
 import numpy as np
 import torch
@@ -14,8 +16,10 @@ from torch import Tensor
 
 from reid_core.jaccard.distances import jaccard_distances
 from reid_core.jaccard.reciprocal import averaged, reciprocal_weights
+from reid_core.knn.neighbours import Neighbours, Search
 from reid_core.knn.products import Features, unit_rows
-from reid_core.knn.search import Neighbours, Search, nearest, nearest_from_both
+from reid_core.knn.search import nearest
+from reid_core.knn.two_pools import alternating, merged_by_similarity
 from reid_core.types import OUTLIER
 
 
@@ -54,6 +58,7 @@ def jaccard_graph_of_neighbours(
     k1: int = 30,
     k2: int = 6,
     max_distance: float = 1.0,
+    averaged_over: np.ndarray | None = None,
 ) -> csr_array:
     """`jaccard_graph` for neighbours that were found elsewhere: in parallel, approximately, ...
 
@@ -61,6 +66,8 @@ def jaccard_graph_of_neighbours(
         found: (N, min(k1, N)) neighbours of each row, the row itself first.
         features: (N, D) unit rows, for the few similarities that the lists do not hold.
         k1, k2, max_distance: as in `jaccard_graph`.
+        averaged_over: (N, any) int32 rows to average each row's weights over, in place of the
+            first k2 neighbours.
 
     Returns:
         As `jaccard_graph`.
@@ -77,7 +84,9 @@ def jaccard_graph_of_neighbours(
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
     weights = reciprocal_weights(found, unit_rows(features), k1)
-    weights = averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
+    if averaged_over is None:
+        averaged_over = found.rows[:, :k2]
+    weights = averaged(weights, np.ascontiguousarray(averaged_over))
     return jaccard_distances(weights, max_distance=max_distance)
 
 
@@ -112,7 +121,7 @@ def cluster(
     return dbscan(graph, eps=eps, min_samples=min_samples)
 
 
-def cluster_together(
+def cluster_jointly(
     features: Features,
     is_second: np.ndarray,
     *,
@@ -120,6 +129,9 @@ def cluster_together(
     k2: int = 6,
     eps: float = 0.6,
     min_samples: int = 4,
+    balanced: bool = True,
+    order: Literal["similarity", "alternating"] = "similarity",
+    search: Search = nearest,
 ) -> np.ndarray:
     """One clustering over two modalities, half of each row's neighbours from either.
 
@@ -129,7 +141,14 @@ def cluster_together(
     Args:
         features: (N, D) unit rows of both modalities, as in `jaccard_graph`.
         is_second: (N,) bool, which rows belong to the second modality.
-        k1: even, k1 / 2 neighbours come from each modality; k2, eps, min_samples: as in `cluster`.
+        k1: even; k1 / 2 neighbours come from each modality.
+        k2: the weights are averaged over the k2 nearest rows of each modality, k1 / 2 where that
+            is less; at 1 they stay as they are.
+        eps, min_samples: as in `cluster`.
+        balanced: False is `cluster` on all rows, and `is_second` has no effect.
+        order: of the k1 neighbours, of which the first half decides what joins a set: by
+            "similarity", or own and other modality "alternating" (ours).
+        search: as in `cluster`.
 
     Returns:
         int64 (N,), contiguous from 0; -1 = outlier.
@@ -137,11 +156,51 @@ def cluster_together(
     Raises:
         ValueError: as `jaccard_graph`; also an odd k1 or a modality with fewer than k1 / 2 rows.
 
-    Reconstruction: after what is reported of BMIL; see `neighbours.nearest_from_both`.
+    Reference: BMIL, stage 2, joint labels.
     """
-    found = nearest_from_both(features, is_second, k1)
-    graph = jaccard_graph_of_neighbours(found, features, k1=k1, k2=k2, max_distance=eps)
+    if not balanced:
+        return cluster(features, k1=k1, k2=k2, eps=eps, min_samples=min_samples, search=search)
+    features = unit_rows(features)
+    halves = search(features, k1, is_second=is_second)
+    graph = balanced_graph(halves, features, is_second, k1=k1, k2=k2, max_distance=eps, order=order)
     return dbscan(graph, eps=eps, min_samples=min_samples)
+
+
+def balanced_graph(
+    halves: Neighbours,
+    features: Features,
+    is_second: np.ndarray,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    max_distance: float = 1.0,
+    order: Literal["similarity", "alternating"] = "similarity",
+) -> csr_array:
+    """`jaccard_graph` of neighbours that come half from each modality.
+
+    Args:
+        halves: (N, k1) nearest rows of the first modality, then of the second, as a `Search` finds
+            them with `is_second`.
+        features, is_second, k1, k2, order: as in `cluster_jointly`.
+        max_distance: as in `jaccard_graph`.
+
+    Returns:
+        As `jaccard_graph`.
+
+    Reference: BMIL, stage 2, the balanced k-reciprocal Jaccard distance.
+    """
+    if order == "similarity":
+        neighbours = merged_by_similarity(halves)
+    else:
+        neighbours = alternating(halves, is_second)
+    if k2 > 1:
+        of_each = np.arange(min(k2, k1 // 2))
+        expansion = halves.rows[:, np.concatenate([of_each, k1 // 2 + of_each])]
+    else:
+        expansion = neighbours.rows[:, :1]
+    return jaccard_graph_of_neighbours(
+        neighbours, features, k1=k1, k2=k2, max_distance=max_distance, averaged_over=expansion
+    )
 
 
 def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:

@@ -19,8 +19,44 @@ def nearest(features: np.ndarray, k: int) -> np.ndarray:
     return np.array(ranks)
 
 
+def nearest_in_each(features: np.ndarray, is_second: np.ndarray, k: int) -> np.ndarray:
+    """(N, k): the k / 2 nearest rows of the first modality, then those of the second."""
+    ranks = nearest(features, len(features))
+    sides = [[row[is_second[row] == side][: k // 2] for row in ranks] for side in (False, True)]
+    return np.concatenate([np.array(side) for side in sides], axis=1)
+
+
+def merged(features: np.ndarray, halves: np.ndarray) -> np.ndarray:
+    """Each list's rows in one order: the row itself, then by (similarity falling, row)."""
+    exact = features.astype(np.float64)
+    return np.array(
+        [
+            sorted(row, key=lambda j: (j != i, -float((exact[i] * exact[j]).sum()), j))
+            for i, row in enumerate(halves.tolist())
+        ]
+    )
+
+
+def balanced_distance(
+    features: np.ndarray, is_second: np.ndarray, *, k1: int = 30, k2: int = 6
+) -> np.ndarray:
+    """(N, N) dense float64 balanced Jaccard distance: k1 and k2 rows, half from each modality."""
+    halves = nearest_in_each(features, is_second, k1)
+    each = halves[:, :k2], halves[:, k1 // 2 : k1 // 2 + min(k2, k1 // 2)]
+    expansion = np.concatenate([each[0][:, : k1 // 2], each[1]], axis=1)
+    ranks = merged(features, halves)
+    if k2 == 1:
+        expansion = ranks[:, :1]
+    return jaccard_distance(features, k1=k1, ranks=ranks, averaged_over=expansion)
+
+
 def jaccard_distance(
-    features: np.ndarray, *, k1: int = 30, k2: int = 6, ranks: np.ndarray | None = None
+    features: np.ndarray,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    ranks: np.ndarray | None = None,
+    averaged_over: np.ndarray | None = None,
 ) -> np.ndarray:
     """(N, N) dense float64 k-reciprocal Jaccard distance, row by row from the definition."""
     num_rows = len(features)
@@ -42,7 +78,8 @@ def jaccard_distance(
         members = sorted(expanded)
         raw = np.exp(-(2 - 2 * (exact[members] @ exact[i])))
         weights[i, members] = raw / raw.sum()
-    averaged = np.stack([weights[ranks[i, :k2]].mean(axis=0) for i in range(num_rows)])
+    rows = ranks[:, :k2] if averaged_over is None else averaged_over
+    averaged = np.stack([weights[rows[i]].mean(axis=0) for i in range(num_rows)])
     shared = np.stack([np.minimum(averaged, row).sum(axis=1) for row in averaged])
     return np.maximum(1 - shared / (2 - shared), 0)
 

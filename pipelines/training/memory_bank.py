@@ -21,7 +21,8 @@ import numpy as np
 from pipelines.config import RunConfig
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
-from reid_core.knn.search import Search, nearest
+from reid_core.knn.neighbours import Search
+from reid_core.knn.search import nearest
 from reid_core.methods import METHODS
 from reid_core.types import Modality
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from reid_core.knn.neighbours import Neighbours
 from reid_core.knn.products import Features, products_of_pairs
-from reid_core.knn.search import Neighbours
 from reid_core.knn.threads import over_blocks
 
 

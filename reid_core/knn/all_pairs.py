@@ -9,6 +9,7 @@ Shapes: U rows, D feature width, T rows of a tile, c candidates.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Lock, local
@@ -66,6 +67,58 @@ def all_pairs_candidates(features: np.ndarray, count: int) -> np.ndarray:
         for shift in range(len(starts)):
             list(pool.map(work, zip(starts, starts[shift:], strict=False)))
     return _selected_rows(keys, filled, count)
+
+
+def across_candidates(
+    first: np.ndarray, second: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the largest float32 products between two sets, for both from one product.
+
+    Args:
+        first, second: (U_a, D) and (U_b, D) float32.
+        count: c, at most the smaller number of rows.
+
+    Returns:
+        int32 (U_a, c) rows of `second` and (U_b, c) rows of `first`, in no particular order.
+    """
+    num_first, num_rows = len(first), len(first) + len(second)
+    keys = np.empty((num_rows, _ROOM * count), dtype=np.int64)
+    filled = np.zeros(num_rows, dtype=np.int32)
+    least = np.full(num_rows, -np.inf, dtype=np.float32)
+    least_bits = least.view(np.int32)
+    tops, lefts = range(0, num_first, _TILE), range(0, len(second), _TILE)
+    locks = [{start: Lock() for start in starts} for starts in (tops, lefts)]
+    scratch = local()
+
+    def work(corner: tuple[int, int]) -> None:
+        top, left = corner
+        rows, columns = first[top : top + _TILE], second[left : left + _TILE]
+        if not hasattr(scratch, "products"):
+            scratch.products = np.empty(_TILE * _TILE, dtype=np.float32)
+        tile = scratch.products[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+        np.matmul(rows, columns.T, out=tile)
+        with locks[0][top], locks[1][left]:  # the first set's always first: nobody waits in a ring
+            _offer(
+                tile, tile.view(np.int32), top, num_first + left, keys, filled, least, least_bits,
+                count,
+            )  # fmt: skip
+
+    single = _controller().limit(limits=1, user_api="blas")
+    with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        # tiles in work at a time share no lists
+        for corners in _wrapped_diagonals(len(tops), len(lefts)):
+            list(pool.map(work, [(tops[i], lefts[j]) for i, j in corners]))
+    selected = _selected_rows(keys, filled, count)
+    return selected[:num_first] - num_first, selected[num_first:]
+
+
+def _wrapped_diagonals(num_rows: int, num_columns: int) -> Iterator[list[tuple[int, int]]]:
+    """All places of a table, in diagonals that wrap around."""
+    for shift in range(max(num_rows, num_columns)):
+        if num_rows <= num_columns:
+            yield [(i, (i + shift) % num_columns) for i in range(num_rows)]
+        else:
+            yield [((j + shift) % num_rows, j) for j in range(num_columns)]
 
 
 @cache

@@ -107,7 +107,7 @@ def _hash(bits: np.ndarray, factors: np.ndarray, hashes: np.ndarray) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _merge(out: np.ndarray, begin: int, filled: int, twins: np.ndarray, own: int) -> int:
+def merge_ascending(out: np.ndarray, begin: int, filled: int, twins: np.ndarray, own: int) -> int:
     """Merges ascending `twins` but `own` into the ascending out[begin:filled].
 
     Returns the new number filled. Once `out` is full the largest numbers fall out of it.
@@ -152,9 +152,9 @@ def _spread(
             if own_waits and value[0] == level:
                 own_waits = False
                 twins = members[starts[near[0]] : starts[near[0] + 1]]
-                filled = _merge(out_rows[i], begin, filled, twins, i)
+                filled = merge_ascending(out_rows[i], begin, filled, twins, i)
             while c < len(near) and value[c] == level:
                 twins = members[starts[near[c]] : starts[near[c] + 1]]
-                filled = _merge(out_rows[i], begin, filled, twins, i)
+                filled = merge_ascending(out_rows[i], begin, filled, twins, i)
                 c += 1
             out_similarity[i, begin:filled] = level

@@ -10,36 +10,18 @@ the last bit (captions have many) are searched once: they would fill the candida
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 
 from reid_core.knn import products
 from reid_core.knn.all_pairs import all_pairs_candidates
 from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
+from reid_core.knn.neighbours import BlockSearch, Neighbours, order_candidates
 from reid_core.knn.products import Features
 
 _QUERY_BLOCK = 1024  # rows of one search call; part of the result's definition, see above
 _EXTRA_CANDIDATES = 8
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Nearest rows of each row.
-
-    Attributes:
-        rows: (N, k) int32; the row itself first, then by (distance, row).
-        similarity: (N, k) float32 cosines.
-    """
-
-    rows: np.ndarray
-    similarity: np.ndarray
-
-
-Search = Callable[[Features, int], Neighbours]
-"""(N, D) unit rows and k -> the k nearest rows of each, as `nearest`."""
 
 
 class NeighbourSearch:
@@ -104,20 +86,31 @@ class NeighbourSearch:
         return self.join([_best(candidates, own, features, features, self._k)])
 
 
-def nearest(features: Features, k: int) -> Neighbours:
+def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = None) -> Neighbours:
     """Exact k nearest rows of each row by cosine.
 
     Args:
         features: (N, D) unit rows, array or tensor, CPU or CUDA; searched where they are.
         k: neighbours per row, the row itself included; at most N are given.
+        is_second: (N,) modality of each row: half of the neighbours come from either, see
+            `neighbours.Search`; None for the nearest whatever they are.
 
     Returns:
         Rows and cosines (N, min(k, N)), on the host.
 
     Raises:
-        ValueError: as `NeighbourSearch`.
+        ValueError: as `NeighbourSearch` and `two_pools.BalancedSearch`.
     """
-    return NeighbourSearch(features, k).run_here()
+    return open_search(features, k, is_second=is_second).run_here()
+
+
+def open_search(features: Features, k: int, *, is_second: np.ndarray | None = None) -> BlockSearch:
+    """The search that `nearest` runs, in blocks for whoever spreads them."""
+    if is_second is None:
+        return NeighbourSearch(features, k)
+    from reid_core.knn.two_pools import BalancedSearch  # which is made of searches of this module
+
+    return BalancedSearch(features, is_second, k)
 
 
 def nearest_approximately(
@@ -169,50 +162,6 @@ def recall(found: Neighbours, exact: Neighbours) -> float:
     return float(np.isin(own + exact.rows[:, 1:], own + found.rows).mean())
 
 
-def nearest_from_both(features: Features, is_second: np.ndarray, k: int) -> Neighbours:
-    """k nearest rows, half of them from each of two modalities, own and other in turn.
-
-    A row's list is: itself, nearest of the other modality, second of its own, second of the other
-    and so on, so that every beginning of the list is balanced, whatever is cut from it later.
-
-    Args:
-        features: (N, D) unit rows of both modalities.
-        is_second: (N,) bool or 0 and 1, which rows belong to the second modality.
-        k: neighbours per row, the row itself included, even and 2 or above.
-
-    Returns:
-        Rows and cosines (N, k).
-
-    Raises:
-        ValueError: k is odd, the mask has another length, or a modality has fewer than k / 2 rows;
-            and as `NeighbourSearch`.
-
-    Reconstruction: the balanced selection that BMIL is reported to use; its order is ours.
-    """
-    if k < 2 or k % 2:
-        raise ValueError(f"k is {k}; it must be even to take half from each modality")
-    features = products.unit_rows(features)
-    is_second = np.asarray(is_second, dtype=bool)
-    if is_second.shape != (len(features),):
-        raise ValueError(f"is_second has shape {is_second.shape} for {len(features)} rows")
-    sides = [np.flatnonzero(~is_second), np.flatnonzero(is_second)]
-    if min(map(len, sides)) < k // 2:
-        raise ValueError(
-            f"the modalities have {len(sides[0])} and {len(sides[1])} rows; k={k} needs at least"
-            f" {k // 2} of each: lower k1"
-        )
-    out = Neighbours(
-        np.empty((len(features), k), dtype=np.int32),
-        np.empty((len(features), k), dtype=np.float32),
-    )
-    for own, other in (sides, sides[::-1]):
-        within = nearest(products.take(features, own), k // 2)
-        across = _nearest_of_others(features, own, other, k // 2)
-        out.rows[own, 0::2], out.rows[own, 1::2] = own[within.rows], across.rows
-        out.similarity[own, 0::2], out.similarity[own, 1::2] = within.similarity, across.similarity
-    return out
-
-
 def _best(
     candidates: np.ndarray, own: np.ndarray, queries: Features, features: Features, k: int
 ) -> Neighbours:
@@ -226,50 +175,10 @@ def _best(
     candidates[missing, -1] = own[missing]
     exact = products.exact_products(queries, features, candidates)
     exact[candidates < 0] = -np.inf  # the product of -1 was the last row's
-    _order(candidates, exact, own)
+    order_candidates(candidates, exact, own)
     rows, similarity = candidates[:, :k], exact[:, :k]
     none = rows < 0
     return Neighbours(
         np.where(none, own[:, None].astype(np.int32), rows),
         np.where(none, similarity[:, :1], similarity),
     )
-
-
-def _nearest_of_others(
-    features: Features, queries: np.ndarray, among: np.ndarray, k: int
-) -> Neighbours:
-    """k nearest of the rows `among` for each of the rows `queries`, none of which is among them."""
-    own, pool = products.take(features, queries), products.take(features, among)
-    out = Neighbours(
-        np.empty((len(queries), k), dtype=np.int32), np.empty((len(queries), k), dtype=np.float32)
-    )
-    for start in range(0, len(queries), _QUERY_BLOCK):
-        part = slice(start, start + _QUERY_BLOCK)
-        count = min(k + _EXTRA_CANDIDATES, len(among))
-        local = products.largest_products(own[part], pool, count)
-        exact = products.exact_products(own[part], pool, local)
-        candidates = among[local].astype(np.int32)
-        _order(candidates, exact, queries[part])
-        out.rows[part], out.similarity[part] = candidates[:, :k], exact[:, :k]
-    return out
-
-
-@numba.njit(nogil=True, cache=True)
-def _order(candidates: np.ndarray, exact: np.ndarray, own: np.ndarray) -> None:
-    """Sorts each row's candidates in place: its own number, then (similarity falling, row)."""
-    for i in range(candidates.shape[0]):
-        rows, values = candidates[i], exact[i]
-        for c in range(1, len(rows)):
-            row, value, place = rows[c], values[c], c
-            while (
-                place > 0
-                and rows[place - 1] != own[i]
-                and (
-                    row == own[i]
-                    or value > values[place - 1]
-                    or (value == values[place - 1] and row < rows[place - 1])
-                )
-            ):
-                rows[place], values[place] = rows[place - 1], values[place - 1]
-                place -= 1
-            rows[place], values[place] = row, value

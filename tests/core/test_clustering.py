@@ -120,8 +120,8 @@ def test_other_precisions_and_gradients_are_their_float32_values(convert) -> Non
         (clustering.jaccard_graph(x, k1=10).data, clustering.jaccard_graph(plain, k1=10).data),
         (clustering.cluster(x, k1=10), clustering.cluster(plain, k1=10)),
         (
-            clustering.cluster_together(x, is_second, k1=10),
-            clustering.cluster_together(plain, is_second, k1=10),
+            clustering.cluster_jointly(x, is_second, k1=10),
+            clustering.cluster_jointly(plain, is_second, k1=10),
         ),
     ):
         np.testing.assert_array_equal(found, expected)
@@ -176,19 +176,11 @@ def test_joint_clusters_reach_across_a_modality_gap() -> None:
     is_second = np.tile(np.arange(40) % 2 == 1, 12)
     x[is_second] += 1.2 * rng.normal(size=64)
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    together = clustering.cluster_together(x, is_second).reshape(12, 40)
+    together = clustering.cluster_jointly(x, is_second).reshape(12, 40)
     assert (together == together[:, :1]).all()
     assert len(np.unique(together)) == 12
     alone = clustering.cluster(x).reshape(12, 40)
     assert all(len(set(row[0::2]) & set(row[1::2])) == 0 for row in alone)
-
-
-def test_joint_graph_equals_the_definition_on_balanced_lists() -> None:
-    x, is_second = identities(120, 10, 0.5), np.arange(120) % 3 == 0
-    found = search.nearest_from_both(x, is_second, 14)
-    graph = clustering.jaccard_graph_of_neighbours(found, x, k1=14)
-    dense = oracles.jaccard_distance(x, k1=14, ranks=found.rows)
-    np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
 
 
 def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import clustering, sampling
-from reid_core.knn.search import Search, nearest
+from reid_core.knn.neighbours import Search
+from reid_core.knn.search import nearest
 from reid_core.method import Epoch, Stage
 from reid_core.methods.cclnet.coupling import couple, identities_of_both, match
 from reid_core.methods.cclnet.settings import (

@@ -26,7 +26,8 @@ import numpy as np
 from torch import Tensor
 
 from reid_core import clustering, mining, sampling
-from reid_core.knn.search import Search, nearest
+from reid_core.knn.neighbours import Search
+from reid_core.knn.search import nearest
 from reid_core.method import Epoch, Stage
 from reid_core.methods.cpcl.settings import INPUTS, Config, check, uses_prototypes
 from reid_core.methods.cpcl.stages import Train

@@ -127,47 +127,6 @@ def test_rows_that_the_visited_cells_lack_are_filled_up_with_the_row_itself() ->
     np.testing.assert_array_equal(found.rows[40:], 40 + oracles.nearest(x[40:], 45))
 
 
-def test_balanced_lists_take_turns_between_the_modalities() -> None:
-    x, is_second = unit(90), np.random.default_rng(1).random(90) < 0.4
-    found = search.nearest_from_both(x, is_second, 10)
-    assert (found.rows[:, 0] == np.arange(90)).all()
-    assert (is_second[found.rows[:, 0::2]] == is_second[:, None]).all()
-    assert (is_second[found.rows[:, 1::2]] != is_second[:, None]).all()
-    for i in (0, 17, 89):
-        similarity = x.astype(np.float64) @ x[i]
-        similarity[i] = 2
-        for column in (0, 1):
-            side = np.flatnonzero(is_second == (is_second[i] if column == 0 else ~is_second[i]))
-            best = side[np.argsort(-similarity[side], kind="stable")[:5]]
-            assert found.rows[i, column::2].tolist() == best.tolist()
-
-
-def test_balanced_lists_of_many_equal_rows_begin_with_the_row_itself() -> None:
-    x, is_second = np.repeat(unit(2), 60, axis=0), np.arange(120) % 2
-    found = search.nearest_from_both(x, is_second == 1, 8)
-    assert (found.rows[:, 0] == np.arange(120)).all()
-    for side in (0, 1):  # within the own modality exactly as a search of its own
-        (mine,) = np.nonzero(is_second == side)
-        expected = mine[oracles.nearest(x[mine], 4)]
-        np.testing.assert_array_equal(found.rows[mine, 0::2], expected)
-
-
-def test_a_mask_of_balanced_lists_may_be_of_numbers_and_has_the_rows_length() -> None:
-    x, is_second = unit(30), np.arange(30) % 3 == 0
-    expected = search.nearest_from_both(x, is_second, 6)
-    found = search.nearest_from_both(x, is_second.astype(np.int64), 6)
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    with pytest.raises(ValueError, match=r"shape \(29,\) for 30 rows"):
-        search.nearest_from_both(x, is_second[1:], 6)
-
-
-def test_balanced_lists_need_both_modalities_and_an_even_k() -> None:
-    with pytest.raises(ValueError, match="must be even"):
-        search.nearest_from_both(unit(20), np.arange(20) < 10, 5)
-    with pytest.raises(ValueError, match=r"18 and 2 rows.*lower k1"):
-        search.nearest_from_both(unit(20), np.arange(20) < 2, 6)
-
-
 def test_products_of_pairs() -> None:
     x, rng = unit(50), np.random.default_rng(0)
     first, second = rng.integers(0, 50, size=(2, 9000))

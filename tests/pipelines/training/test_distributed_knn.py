@@ -31,6 +31,12 @@ def test_number_of_tasks_changes_nothing(local_ray: None, tasks: int) -> None:
     spread = nearest_in_tasks(features, 12, [ray.nodes()[0]["NodeID"]] * tasks)
     np.testing.assert_array_equal(spread.rows, here.rows)
     np.testing.assert_array_equal(spread.similarity, here.similarity)
+    is_second = np.arange(3000) % 3 == 0
+    here = nearest(features, 12, is_second=is_second)
+    nodes = [ray.nodes()[0]["NodeID"]] * tasks
+    spread = nearest_in_tasks(features, 12, nodes, is_second=is_second)
+    np.testing.assert_array_equal(spread.rows, here.rows)
+    np.testing.assert_array_equal(spread.similarity, here.similarity)
 
 
 @pytest.mark.slow

@@ -1,0 +1,233 @@
+"""Nearest rows of each row in either of two pools: half of the neighbours from each modality.
+
+Shapes: N rows, of which N_a belong to the first pool and N_b to the second, D feature width, k
+neighbours, U distinct rows of a pool.
+
+Within a pool this is `NeighbourSearch`; across, the rows of one pool are searched among those of
+the other by the same rules: float32 finds candidates, float64 decides, equal rows are searched
+once, the queries go in the same blocks whoever computes which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from reid_core.knn import products
+from reid_core.knn.all_pairs import across_candidates
+from reid_core.knn.duplicates import EqualRows, find_equal_rows, merge_ascending
+from reid_core.knn.neighbours import Neighbours, order_candidates
+from reid_core.knn.products import Features
+from reid_core.knn.search import NeighbourSearch
+
+_QUERY_BLOCK = 1024  # as in `reid_core.knn.search`
+_EXTRA_CANDIDATES = 8
+_NO_ROW = -1
+
+
+class PoolSearch:
+    """The k nearest rows of a pool for queries that are no rows of it, cut into blocks.
+
+    Attributes:
+        queries, pool: (U, D) distinct rows of either side; candidates are numbers of the pool's.
+        num_candidates: of each query.
+        num_blocks: block numbers are 0 ... num_blocks - 1.
+    """
+
+    def __init__(self, queries: DistinctRows, pool: DistinctRows, k: int) -> None:
+        """Takes k, at most the number of rows of the pool."""
+        self._asked, self._groups, self._k = queries.groups, pool.groups, k
+        self.queries, self.pool = queries.features, pool.features
+        self.num_candidates = min(k + _EXTRA_CANDIDATES, len(self.pool))
+        self.num_blocks = -(-len(self.queries) // _QUERY_BLOCK)
+
+    def run(self, block: int) -> Neighbours:
+        """Distinct rows of the pool that are nearest to one block of distinct queries."""
+        queries = self.queries[block * _QUERY_BLOCK : (block + 1) * _QUERY_BLOCK]
+        candidates = products.largest_products(queries, self.pool, self.num_candidates)
+        return self.best(queries, candidates)
+
+    def best(self, queries: Features, candidates: np.ndarray) -> Neighbours:
+        """The k best of each query's candidates (B, c) among the distinct rows of the pool."""
+        exact = products.exact_products(queries, self.pool, candidates)
+        order_candidates(candidates, exact, np.full(len(queries), _NO_ROW))
+        return Neighbours(candidates[:, : self._k], exact[:, : self._k])
+
+    def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
+        """Neighbours of all queries among all rows of the pool, from all blocks in order."""
+        rows = np.concatenate([block.rows for block in blocks])
+        similarity = np.concatenate([block.similarity for block in blocks])
+        if len(self.pool) < len(self._groups.member_of):
+            shape = (len(rows), self._k)
+            spread = np.empty(shape, dtype=np.int32), np.empty(shape, dtype=np.float64)
+            _spread(rows, similarity, self._groups.starts, self._groups.members, *spread)
+            rows, similarity = spread
+        asked = self._asked.member_of
+        return Neighbours(rows[asked], similarity[asked].astype(np.float32))
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """One pool without its repetitions, and where they stood."""
+
+    features: Features
+    groups: EqualRows
+
+    @staticmethod
+    def of(pool: Features) -> DistinctRows:
+        """Finds the rows that are equal to the last bit."""
+        groups = find_equal_rows(pool)
+        first = groups.first
+        return DistinctRows(pool if len(first) == len(pool) else products.take(pool, first), groups)
+
+
+class BalancedSearch:
+    """`NeighbourSearch` with half of the neighbours from either modality.
+
+    Attributes:
+        num_blocks: block numbers are 0 ... num_blocks - 1.
+    """
+
+    def __init__(self, features: Features, is_second: np.ndarray, k: int) -> None:
+        """Checks the rows and parts them.
+
+        Args:
+            features: (N, D) unit rows of both modalities.
+            is_second: (N,) bool or 0 and 1, which rows belong to the second modality.
+            k: neighbours per row, the row itself included, even and 2 or above.
+
+        Raises:
+            ValueError: k is odd, the mask has another length, or a modality has fewer than k / 2
+                rows; and as `NeighbourSearch`.
+        """
+        features = products.unit_rows(features)
+        is_second = np.asarray(is_second, dtype=bool)
+        _check(is_second, len(features), k)
+        self._sides = np.flatnonzero(~is_second), np.flatnonzero(is_second)
+        pools, half = [products.take(features, side) for side in self._sides], k // 2
+        a, b = (DistinctRows.of(pool) for pool in pools)
+        self._within = [NeighbourSearch(pool, half) for pool in pools]
+        self._across = [PoolSearch(a, b, half), PoolSearch(b, a, half)]
+        self._parts: list[NeighbourSearch | PoolSearch] = [*self._within, *self._across]
+        self._starts = np.cumsum([0, *(part.num_blocks for part in self._parts)])
+        self.num_blocks = int(self._starts[-1])
+        self._shape = (len(features), k)
+
+    def run(self, block: int) -> Neighbours:
+        """One block of one of the four searches, for `join`."""
+        part = int(np.searchsorted(self._starts, block, side="right")) - 1
+        return self._parts[part].run(block - int(self._starts[part]))
+
+    def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
+        """All N rows' lists, see `neighbours.Search`, from all blocks in order."""
+        joined = [
+            part.join(blocks[start : start + part.num_blocks])
+            for part, start in zip(self._parts, self._starts, strict=False)
+        ]
+        return self._side_by_side(joined[:2], joined[2:])
+
+    def run_here(self) -> Neighbours:
+        """All N rows' lists in this process; on the CPU with half of the products."""
+        forth, back = self._across
+        count = forth.num_candidates
+        if products.on_device(forth.pool) or count != back.num_candidates:
+            return self.join([self.run(block) for block in range(self.num_blocks)])
+        within = [search.run_here() for search in self._within]
+        sides = products.on_host(forth.queries), products.on_host(forth.pool)
+        candidates = across_candidates(*sides, count)
+        across = [
+            search.join([search.best(search.queries, near)])
+            for search, near in zip(self._across, candidates, strict=True)
+        ]
+        return self._side_by_side(within, across)
+
+    def _side_by_side(
+        self, within: Sequence[Neighbours], across: Sequence[Neighbours]
+    ) -> Neighbours:
+        rows = np.empty(self._shape, dtype=np.int32)
+        similarity = np.empty(self._shape, dtype=np.float32)
+        half = self._shape[1] // 2
+        columns = slice(0, half), slice(half, 2 * half)
+        for side, (own, other) in enumerate(((0, 1), (1, 0))):
+            queries = self._sides[side]
+            rows[queries, columns[own]] = self._sides[own][within[side].rows]
+            rows[queries, columns[other]] = self._sides[other][across[side].rows]
+            similarity[queries, columns[own]] = within[side].similarity
+            similarity[queries, columns[other]] = across[side].similarity
+        return Neighbours(rows, similarity)
+
+
+def nearest_in_each(features: Features, is_second: np.ndarray, k: int) -> Neighbours:
+    """Half of the k nearest rows of each row from either modality, see `neighbours.Search`."""
+    return BalancedSearch(features, is_second, k).run_here()
+
+
+def merged_by_similarity(halves: Neighbours) -> Neighbours:
+    """Both halves of each list in one order: the row itself, then (similarity falling, row).
+
+    Args:
+        halves: (N, k) as `nearest_in_each` gives them; not changed.
+    """
+    rows, similarity = halves.rows.copy(), halves.similarity.copy()
+    order_candidates(rows, similarity, np.arange(len(rows)))
+    return Neighbours(rows, similarity)
+
+
+def alternating(halves: Neighbours, is_second: np.ndarray) -> Neighbours:
+    """Both halves of each list in turn: the row itself, the other modality's nearest, ...
+
+    Every beginning of such a list is balanced, whatever is cut from it later.
+
+    Args:
+        halves: (N, k) as `nearest_in_each` gives them; not changed.
+        is_second: (N,) bool.
+
+    Reconstruction: ours, in place of the public code's order by similarity.
+    """
+    half = halves.rows.shape[1] // 2
+    first, second = np.arange(half), half + np.arange(half)
+    turns = np.stack([np.stack([first, second]), np.stack([second, first])]).transpose(0, 2, 1)
+    columns = turns.reshape(2, -1)[np.asarray(is_second, dtype=np.int64)]
+    return Neighbours(
+        np.take_along_axis(halves.rows, columns, axis=1),
+        np.take_along_axis(halves.similarity, columns, axis=1),
+    )
+
+
+def _check(is_second: np.ndarray, num_rows: int, k: int) -> None:
+    if k < 2 or k % 2:
+        raise ValueError(f"k1 is {k}; it must be even to take half from each modality")
+    if is_second.shape != (num_rows,):
+        raise ValueError(f"is_second has shape {is_second.shape} for {num_rows} rows")
+    sizes = int((~is_second).sum()), int(is_second.sum())
+    if min(sizes) < k // 2:
+        raise ValueError(
+            f"the {'second' if sizes[1] < sizes[0] else 'first'} modality is too small: the two "
+            f"have {sizes[0]} and {sizes[1]} rows, and k1={k} takes {k // 2} of each: lower k1"
+        )
+
+
+@numba.njit(nogil=True, cache=True)
+def _spread(
+    rows: np.ndarray,
+    similarity: np.ndarray,
+    starts: np.ndarray,
+    members: np.ndarray,
+    out_rows: np.ndarray,
+    out_similarity: np.ndarray,
+) -> None:
+    """Puts in place of each distinct row all rows equal to it; ties go by the row."""
+    k = out_rows.shape[1]
+    for i in range(out_rows.shape[0]):
+        near, value = rows[i], similarity[i]
+        c, filled = 0, 0
+        while filled < k:
+            begin, level = filled, value[c]
+            while c < len(near) and value[c] == level:
+                twins = members[starts[near[c]] : starts[near[c] + 1]]
+                filled = merge_ascending(out_rows[i], begin, filled, twins, _NO_ROW)
+                c += 1
+            out_similarity[i, begin:filled] = level
