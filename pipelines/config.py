@@ -25,7 +25,7 @@ from pydantic import (
 
 from pipelines.errors import UserError
 from pipelines.storage.shards import location
-from reid_core.datasets import READERS
+from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
 from reid_core.methods.cclnet.settings import Config as CCLNetConfig
 from reid_core.methods.cpcl.settings import Config as CPCLConfig
@@ -48,7 +48,7 @@ class DataConfig(_Section):
     """Where the images are.
 
     Attributes:
-        kind: layout of the tree, a key of `reid_core.datasets.READERS`.
+        kind: layout of the tree, a key of `reid_core.datasets.LAYOUTS`.
         trial: which of RegDB's ten divisions, 1 to 10; "all" trains a model for each of them.
         root: folder that holds it, visible under the same path on every node; or the URI
             (s3://..., gs://...) of a converted data set, with kind=manifest.
@@ -67,8 +67,8 @@ class DataConfig(_Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        if kind not in READERS:
-            raise ValueError(f"unknown kind; choose one of {', '.join(READERS)}")
+        if kind not in LAYOUTS:
+            raise ValueError(f"unknown kind; choose one of {', '.join(LAYOUTS)}")
         return kind
 
     @field_serializer("root")
@@ -84,7 +84,7 @@ class DataConfig(_Section):
 
     @model_validator(mode="after")
     def _has_trials(self) -> DataConfig:
-        if self.trial == "all" and self.kind != "regdb":
+        if self.trial == "all" and not LAYOUTS[self.kind].has_trials:
             raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
         return self
 

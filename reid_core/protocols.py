@@ -10,13 +10,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from reid_core.metrics import RetrievalScores, joined, retrieval_metrics
 from reid_core.types import Modality, Split
+
+if TYPE_CHECKING:  # rules need no torch, which costs whoever only lists files two seconds
+    from reid_core.metrics import RetrievalScores
 
 SYSU_GALLERY_CAMERAS = {"all": (1, 2, 4, 5), "indoor": (1, 2)}
 SYSU_TRIALS = 10
@@ -190,44 +191,6 @@ def _draw_gallery(groups: list[np.ndarray], count: int, trial: int) -> np.ndarra
     return np.concatenate(drawn).astype(np.int64)
 
 
-PROTOCOLS: dict[str, Callable[[Split], Iterator[Trial]]] = {
-    "sysu": sysu,
-    "regdb": partial(both_ways, name="regdb/all"),
-    "llcm": llcm,
-    "cuhk": partial(text_to_image, name="cuhk/all"),
-    "icfg": partial(text_to_image, name="icfg/all"),
-    "rstp": partial(text_to_image, name="rstp/all"),
-    "folder": partial(both_ways, name="folder/all"),
-    "manifest": manifest,
-}
-
-HEADLINE = {
-    "sysu": (
-        "sysu/all_single/infrared_to_visible",
-        "SYSU-MM01 all-search, single-shot, infrared query against visible gallery, "
-        "mean of 10 galleries",
-    ),
-    "regdb": (
-        "regdb/all/visible_to_infrared",
-        "RegDB, visible query against thermal gallery, one of the 10 trials",
-    ),
-    "llcm": (
-        "llcm/all/infrared_to_visible",
-        "LLCM, infrared query against one visible image per person and camera, "
-        "mean of 10 galleries",
-    ),
-    "cuhk": ("cuhk/all/text_to_image", "CUHK-PEDES, every caption against all images"),
-    "icfg": ("icfg/all/text_to_image", "ICFG-PEDES, every caption against all images"),
-    "rstp": ("rstp/all/text_to_image", "RSTPReid, every caption against all images"),
-    "folder": (
-        "folder/all/infrared_to_visible",
-        "infrared query against all visible images",
-    ),
-    "manifest": ("manifest/all/query_to_gallery", "query rows against gallery rows"),
-}
-"""Per kind: the trial name that a one-line summary shows, and what it means in words."""
-
-
 def score(features: np.ndarray, pids: np.ndarray, trial: Trial) -> RetrievalScores:
     """Metrics of one trial.
 
@@ -250,6 +213,8 @@ def score_similarity(
         pids: (N,) person ids of the whole split.
         trial: which rows meet.
     """
+    from reid_core.metrics import joined, retrieval_metrics
+
     parts = []
     for start in range(0, len(trial.query), _QUERIES_AT_ONCE):
         block = slice(start, min(start + _QUERIES_AT_ONCE, len(trial.query)))

@@ -42,6 +42,8 @@ class Sample:
         pid: person id, -1 where unknown. Read by evaluation and diagnostics only.
         camera: camera id as the data set numbers it, -1 where unknown.
         caption: the sentence of a TEXT sample, else empty.
+        tracklet: number of the track that the image was cut from, -1 where unknown. Images of one
+            tracklet show one identity; it says nothing across tracklets.
     """
 
     image: str
@@ -49,6 +51,7 @@ class Sample:
     pid: int = -1
     camera: int = -1
     caption: str = ""
+    tracklet: int = -1
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ class Split:
     def cameras(self) -> np.ndarray:
         """(N,) int64."""
         return np.array([sample.camera for sample in self.samples], dtype=np.int64)
+
+    @cached_property
+    def tracklets(self) -> np.ndarray:
+        """(N,) int64."""
+        return np.array([sample.tracklet for sample in self.samples], dtype=np.int64)
 
     def rows(self, modality: Modality) -> np.ndarray:
         """Indices (n,) int64 of the rows of one modality, ascending."""

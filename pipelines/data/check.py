@@ -27,9 +27,8 @@ from pipelines.data import roots
 from pipelines.errors import UserError
 from pipelines.runs.console import console
 from pipelines.storage.shards import location, read_bytes
-from reid_core.datasets import READERS
+from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import SPLITS, Count, count
-from reid_core.datasets.regdb import NUM_TRIALS
 from reid_core.transforms import decode
 from reid_core.types import Dataset, Modality
 
@@ -83,7 +82,7 @@ def check(kind: str, root: Path) -> Check:
     """Look at every record and every image of a data set.
 
     Args:
-        kind: a key of `reid_core.datasets.READERS`.
+        kind: a key of `reid_core.datasets.LAYOUTS`.
         root: as its reader wants it.
 
     Returns:
@@ -92,8 +91,8 @@ def check(kind: str, root: Path) -> Check:
     Raises:
         UserError: unknown kind.
     """
-    if kind not in READERS:
-        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(READERS)}")
+    if kind not in LAYOUTS:
+        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
     try:
         trials = _read(kind, root)
         first = next(iter(trials.values()))
@@ -151,9 +150,9 @@ def render(result: Check) -> Group:
 
 def _read(kind: str, root: Path) -> dict[str, Dataset]:
     """The data set, or all trials of one that has some, by what messages begin with."""
-    if kind != "regdb":
+    if not LAYOUTS[kind].has_trials:
         return {"": roots.read(kind, root)}
-    return {f"trial {n}, ": roots.read(kind, root, trial=n) for n in range(1, NUM_TRIALS + 1)}
+    return {f"trial {n}, ": roots.read(kind, root, trial=n) for n in LAYOUTS[kind].trials}
 
 
 def _wrong_counts(trial: str, counts: Iterable[Count]) -> list[Problem]:

@@ -69,7 +69,7 @@ def convert(
     """Pack what is not packed yet.
 
     Args:
-        kind: a key of `reid_core.datasets.READERS`.
+        kind: a key of `reid_core.datasets.LAYOUTS`.
         root: as its reader wants it; all nodes see it under the same path.
         out: folder or URI that pyarrow or fsspec can write to; all nodes can.
         size: "HxW" resizes with Lanczos where an image has another size, and keeps the pixels

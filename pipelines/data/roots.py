@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.storage.shards import has_file, location, read_file
-from reid_core.datasets import READERS
+from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, Expected, expected_counts
 from reid_core.datasets.manifest import NAMES
 from reid_core.types import Dataset
@@ -20,15 +20,15 @@ def read(kind: str, root: Path, *, trial: int = 1) -> Dataset:
     """The data set of a kind below a root.
 
     Args:
-        kind: a key of `reid_core.datasets.READERS`.
+        kind: a key of `reid_core.datasets.LAYOUTS`.
         root: folder that its reader wants, or, of a manifest, a URI.
         trial: which of RegDB's divisions.
 
     Raises:
         UserError: no such kind, root or layout; says what was expected.
     """
-    if kind not in READERS:
-        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(READERS)}")
+    if kind not in LAYOUTS:
+        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
     where = location(root)
     if "://" in where and kind != "manifest":
         raise UserError(
@@ -37,7 +37,7 @@ def read(kind: str, root: Path, *, trial: int = 1) -> Dataset:
         )
     with _lists(where) as folder:
         try:
-            found = READERS[kind](folder, **({"trial": trial} if kind == "regdb" else {}))
+            found = LAYOUTS[kind].read(folder, trial=trial)
         except ValueError as error:
             said = str(error).replace(str(folder), where)
             raise UserError(f"{where} is no readable {kind} data set: {said}") from error

@@ -18,10 +18,9 @@ from pipelines.data import extract_features
 from pipelines.data.prepare import inputs_of, read
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
+from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
 from reid_core.protocols import (
-    HEADLINE,
-    PROTOCOLS,
     Trial,
     chance_rank1,
     score,
@@ -73,14 +72,14 @@ def evaluate(
     """Score one split under every protocol of its kind.
 
     Args:
-        kind: data set kind, a key of `reid_core.protocols.PROTOCOLS`.
+        kind: data set kind, a key of `reid_core.datasets.LAYOUTS`.
         split: rows with person ids.
         features: (N, D) unit rows.
         mirrored: (N, D) unit rows of the mirrored images; also score the directions between, as
             "<name>+flip".
         reranked: also score rankings by shared neighbours, as "<name>+rerank".
     """
-    name, _ = HEADLINE[kind]
+    name = LAYOUTS[kind].headline
     table, shown = _table(kind, split, features, score)
     more = {"": features}
     if mirrored is not None:
@@ -124,8 +123,8 @@ def evaluate_checkpoint(
     given = {"kind": kind, "root": root, "trial": trial}
     tree["data"] |= {key: value for key, value in given.items() if value is not None}
     config = configuration.validate(tree, source=str(path))
-    if trial is not None and config.data.kind != "regdb":
-        raise UserError(f"--trial {trial}: only RegDB has divisions, this is {config.data.kind}")
+    if trial is not None and not LAYOUTS[config.data.kind].has_trials:
+        raise UserError(f"--trial {trial}: {config.data.kind} has no divisions, RegDB has")
     if split not in ("test", "val"):
         raise UserError(f"--split {split}: choose test or val")
     dataset = read(config)
@@ -198,7 +197,7 @@ def _table(
     """Scores by name, and the first trial of each name."""
     scores: dict[str, list[RetrievalScores]] = defaultdict(list)
     first: dict[str, tuple[Trial, RetrievalScores]] = {}
-    for trial in PROTOCOLS[kind](split):
+    for trial in LAYOUTS[kind].protocol(split):
         found = scored(rows, split.pids, trial)
         scores[trial.name].append(found)
         first.setdefault(trial.name, (trial, found))

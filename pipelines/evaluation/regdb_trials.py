@@ -17,8 +17,9 @@ import numpy as np
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import runlog
+from reid_core.datasets import LAYOUTS
 
-TRIALS = range(1, 11)
+TRIALS = LAYOUTS["regdb"].trials
 _ONE, _ALL = "one of the 10 trials", "mean of the 10 trials"
 
 Summary = dict[str, Any]

@@ -23,8 +23,8 @@ from pipelines.evaluation.encoder import LoadedEncoder, open_encoder, open_start
 from pipelines.report.ranklists import choose
 from pipelines.storage.shards import read_bytes
 from reid_core.attribution import heat_maps
+from reid_core.datasets import LAYOUTS
 from reid_core.method import Encoder
-from reid_core.protocols import HEADLINE
 from reid_core.transforms import as_rgb
 from reid_core.types import Modality
 
@@ -100,10 +100,10 @@ def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 
 def _modalities(kind: str, root: Path) -> tuple[Modality, Modality]:
     """Of the queries and of the answers of the headline protocol."""
-    if kind not in HEADLINE:  # a converted data set knows what it was
-        kind = roots.read(kind, root).kind
-    asked, searched = HEADLINE[kind][0].rpartition("/")[2].split("_to_")
-    return Modality(asked), Modality.VISIBLE if searched == "image" else Modality(searched)
+    asked, searched = LAYOUTS[kind].asked
+    if asked is None or searched is None:  # a converted data set knows what it was
+        asked, searched = LAYOUTS[roots.read(kind, root).kind].asked
+    return asked or Modality.INFRARED, searched or Modality.VISIBLE
 
 
 def _pair(

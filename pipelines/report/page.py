@@ -15,6 +15,7 @@ from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
 from pipelines.runs import learned_prompts
+from reid_core.datasets import LAYOUTS
 
 FILE_NAME = "report.html"
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -102,7 +103,7 @@ def _labels(run: Run) -> str:
 def _facts(run: Run) -> dict[str, str]:
     """The line of small print below the headline."""
     kind = str(run.data.get("kind", ""))
-    data = words.KINDS.get(kind, kind)
+    data = LAYOUTS[kind].title if kind in LAYOUTS else kind
     facts = {
         "Method": words.method(run.method).name,
         "Data": f"generated people, {data} layout" if run.generated else data,

@@ -110,15 +110,6 @@ METHODS = {
     ),
 }
 
-KINDS = {
-    "sysu": "SYSU-MM01",
-    "regdb": "RegDB",
-    "llcm": "LLCM",
-    "cuhk": "CUHK-PEDES",
-    "icfg": "ICFG-PEDES",
-    "rstp": "RSTPReid",
-}
-
 ROWS = {
     "start": ("Start", "before training"),
     "final": ("Full method", "after the last epoch"),

@@ -37,6 +37,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part, Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
 from pipelines.runs.console import console
+from reid_core.datasets import LAYOUTS
 from reid_core.types import Modality, Sample
 
 _SHOWN_EVERY_S = 2.0
@@ -90,7 +91,7 @@ def embed(
     checkpoint, out = checkpoint.resolve(), out.resolve()
     loaded = open_encoder(checkpoint, space=space)
     source = replace(source, path=source.path.resolve())
-    if source.kind == "regdb" and source.trial is None:
+    if source.kind and LAYOUTS[source.kind].has_trials and source.trial is None:
         own = loaded.config.data.trial
         assert own != "all"  # every trial is a run of its own
         source = replace(source, trial=own)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data import roots
 from pipelines.errors import UserError
-from reid_core.datasets import READERS
+from reid_core.datasets import LAYOUTS
 from reid_core.datasets.lists import IMAGE_SUFFIXES
 from reid_core.types import Modality, Sample, Split
 
@@ -66,9 +66,9 @@ class Source:
     def __post_init__(self) -> None:
         if not self.path.exists():
             raise UserError(f"{self.path} does not exist: give a folder of images or a manifest")
-        if self.kind is not None and self.kind not in READERS:
-            raise UserError(f"--kind {self.kind}: choose one of {', '.join(READERS)}")
-        if self.trial is not None and self.kind != "regdb":
+        if self.kind is not None and self.kind not in LAYOUTS:
+            raise UserError(f"--kind {self.kind}: choose one of {', '.join(LAYOUTS)}")
+        if self.trial is not None and not (self.kind and LAYOUTS[self.kind].has_trials):
             raise UserError(f"--trial {self.trial} is for --kind regdb: only RegDB has divisions")
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")

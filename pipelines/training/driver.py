@@ -55,8 +55,8 @@ from pipelines.training.loop import train as train_alone
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
 from pipelines.training.progress import Progress
+from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
-from reid_core.protocols import HEADLINE
 from reid_core.types import Modality
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def summarize(
     rows = dict(progress.scores)
     if progress.stage in rows:
         rows["final"] = rows[progress.stage]
-    _, protocol = HEADLINE[kind]
+    protocol = LAYOUTS[kind].headline_words
     if config.evaluation.split == "val":
         protocol += " (validation identities)"
     return {

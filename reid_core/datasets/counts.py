@@ -7,79 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reid_core.datasets import LAYOUTS
+from reid_core.datasets.layouts import Expected
 from reid_core.types import Dataset, Modality, Split
 
 SPLITS = ("train", "val", "test")
 EXPECTED = "expected.json"
-Expected = dict[str, dict[str, dict[str, Any]]]
-"""Per split ("train+val" for both together) and modality: "ids", "cameras", "images", "captions";
-a pair of numbers is a range."""
-
-PUBLISHED: dict[str, Expected] = {
-    "sysu": {
-        "train+val": {
-            "visible": {"ids": 395, "cameras": 4, "images": 22_258},
-            "infrared": {"ids": 395, "cameras": 2, "images": 11_909},
-        },
-        "test": {
-            "visible": {"ids": 96, "cameras": 4},
-            "infrared": {"ids": 96, "cameras": 2, "images": 3_803},
-        },
-    },
-    "regdb": {
-        split: {modality: {"ids": 206, "images": 2_060} for modality in ("visible", "infrared")}
-        for split in ("train", "test")
-    },
-    "llcm": {
-        "train": {
-            "visible": {"ids": 713, "images": 16_946},
-            "infrared": {"ids": 713, "images": 13_975},
-        },
-        "test": {
-            "visible": {"ids": 351, "cameras": 9},
-            "infrared": {"ids": 351, "cameras": 8},
-        },
-    },
-    "cuhk": {
-        "train": {
-            "visible": {"ids": 11_003, "images": 34_054},
-            "text": {"ids": 11_003, "captions": (68_108, 68_126)},  # sources differ
-        },
-        "val": {
-            "visible": {"ids": 1_000, "images": 3_078},
-            "text": {"ids": 1_000, "captions": 6_158},
-        },
-        "test": {
-            "visible": {"ids": 1_000, "images": 3_074},
-            "text": {"ids": 1_000, "captions": 6_156},
-        },
-    },
-    "icfg": {
-        "train": {
-            "visible": {"ids": 3_102, "images": 34_674},
-            "text": {"ids": 3_102, "captions": 34_674},
-        },
-        "test": {
-            "visible": {"ids": 1_000, "images": 19_848},
-            "text": {"ids": 1_000, "captions": 19_848},
-        },
-    },
-    "rstp": {
-        "train": {
-            "visible": {"ids": 3_701, "images": 18_505},
-            "text": {"ids": 3_701, "captions": 37_010},
-        },
-        "val": {
-            "visible": {"ids": 200, "images": 1_000},
-            "text": {"ids": 200, "captions": 2_000},
-        },
-        "test": {
-            "visible": {"ids": 200, "images": 1_000},
-            "text": {"ids": 200, "captions": 2_000},
-        },
-    },
-}
-"""Numbers of the papers and of the data sets' own pages; what no source states is left out."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +53,8 @@ def expected_counts(dataset: Dataset) -> tuple[str, Expected]:
     path = dataset.root / EXPECTED
     if path.is_file():
         return str(path), _load(path)
-    if dataset.kind in PUBLISHED:
-        return "published numbers", PUBLISHED[dataset.kind]
+    if published := LAYOUTS[dataset.kind].published:
+        return "published numbers", published
     return "nothing to compare with", {}
 
 

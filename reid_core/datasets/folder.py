@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
+from reid_core.datasets.layouts import Layout
 from reid_core.datasets.lists import IMAGE_SUFFIXES
+from reid_core.protocols import both_ways
 from reid_core.types import Dataset, Modality, Sample, Split
 
 _MODALITIES = (Modality.VISIBLE, Modality.INFRARED)
@@ -73,3 +76,13 @@ def _images(root: Path, top: str) -> list[tuple[str, str]]:
             (f"{place}/{name}", person) for name in names if name.lower().endswith(IMAGE_SUFFIXES)
         ]
     return sorted(images)
+
+
+LAYOUT = Layout(
+    "folder",
+    "images in folders",
+    read,
+    partial(both_ways, name="folder/all"),
+    headline="folder/all/infrared_to_visible",
+    headline_words="infrared query against all visible images",
+)

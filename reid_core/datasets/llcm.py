@@ -6,7 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from reid_core.datasets.layouts import Layout
 from reid_core.datasets.lists import check_disjoint, images_in, read_ids, read_people
+from reid_core.protocols import llcm
 from reid_core.types import Dataset, Modality, Sample, Split
 
 CAMERAS = {
@@ -36,7 +38,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
         ValueError: a folder or list is missing or not as above, or the splits share identities.
 
     Reference: Zhang and Wang, Diverse Embedding Expansion Network and Low-Light Cross-Modality
-        Benchmark for Visible-Infrared Identity Re-identification, CVPR 2023.
+        Benchmark for Visible-Infrared Person Re-identification, CVPR 2023.
     """
     root = Path(root)
     for name in _NAMES.values():
@@ -85,3 +87,24 @@ def _test(root: Path, ids: list[int]) -> Split:
             )
         records += found
     return Split(tuple(records))
+
+
+LAYOUT = Layout(
+    "llcm",
+    "LLCM",
+    read,
+    llcm,
+    headline="llcm/all/infrared_to_visible",
+    headline_words="LLCM, infrared query against one visible image per person and camera, "
+    "mean of 10 galleries",
+    published={
+        "train": {
+            "visible": {"ids": 713, "images": 16_946},
+            "infrared": {"ids": 713, "images": 13_975},
+        },
+        "test": {
+            "visible": {"ids": 351, "cameras": 9},
+            "infrared": {"ids": 351, "cameras": 8},
+        },
+    },
+)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from reid_core import protocols
+from reid_core.datasets.layouts import Layout
 from reid_core.types import Dataset, Modality, Sample, Split
 
 log = logging.getLogger(__name__)
@@ -181,3 +183,13 @@ def _check_roles(path: Path, splits: Mapping[str, list[Sample]]) -> None:
             f"{' and '.join(sorted(query)) or 'missing'}, "
             f"the gallery is {' and '.join(sorted(gallery)) or 'missing'}"
         )
+
+
+LAYOUT = Layout(
+    "manifest",
+    "rows of a manifest",
+    read,
+    protocols.manifest,
+    headline="manifest/all/query_to_gallery",
+    headline_words="query rows against gallery rows",
+)

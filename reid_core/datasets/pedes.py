@@ -11,9 +11,12 @@ import logging
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reid_core.datasets.layouts import Layout
+from reid_core.protocols import text_to_image
 from reid_core.types import Dataset, Modality, Sample, Split
 
 log = logging.getLogger(__name__)
@@ -23,7 +26,7 @@ _CAMERA_IN_NAME = re.compile(r"_c(\d+)_")
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Source:
     """Where one data set keeps its list, and what the path of an image is called in it."""
 
     kind: str
@@ -33,9 +36,9 @@ class _Layout:
     cameras: bool = False
 
 
-_CUHK = _Layout("cuhk", "CUHK-PEDES", ("reid_raw.json",), "file_path")
-_ICFG = _Layout("icfg", "ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), "file_path")
-_RSTP = _Layout("rstp", "RSTPReid", ("data_captions.json",), "img_path", cameras=True)
+_CUHK = _Source("cuhk", "CUHK-PEDES", ("reid_raw.json",), "file_path")
+_ICFG = _Source("icfg", "ICFG-PEDES", ("ICFG-PEDES.json", "ICFG_PEDES.json"), "file_path")
+_RSTP = _Source("rstp", "RSTPReid", ("data_captions.json",), "img_path", cameras=True)
 
 
 def read_cuhk(root: str | os.PathLike[str]) -> Dataset:
@@ -54,7 +57,7 @@ def read_cuhk(root: str | os.PathLike[str]) -> Dataset:
     Raises:
         ValueError: the list or the folder of images is missing, or an object is not as above.
 
-    Reference: Li et al., Identity Search with Natural Language Description, CVPR 2017.
+    Reference: Li et al., Person Search with Natural Language Description, CVPR 2017.
     """
     return _read(Path(root), _CUHK)
 
@@ -65,7 +68,7 @@ def read_icfg(root: str | os.PathLike[str]) -> Dataset:
     As `read_cuhk`. The folders ``imgs/train`` and ``imgs/test`` are those of MSMT17 and not the
     split, which stands in the list alone; there is no validation split.
 
-    Reference: Ding et al., Semantically Self-Aligned Network for Text-to-Image Part-aware Identity
+    Reference: Ding et al., Semantically Self-Aligned Network for Text-to-Image Part-aware Person
         Re-identification, 2021.
     """
     return _read(Path(root), _ICFG)
@@ -77,18 +80,18 @@ def read_rstp(root: str | os.PathLike[str]) -> Dataset:
     As `read_cuhk`, with the image's path in ``img_path`` and the camera in its name.
 
     Reference: Zhu et al., DSSL: Deep Surroundings-person Separation Learning for Text-based
-        Identity Retrieval, ACM MM 2021.
+        Person Retrieval, ACM MM 2021.
     """
     return _read(Path(root), _RSTP)
 
 
-def _read(root: Path, layout: _Layout) -> Dataset:
-    folder = root / layout.folder
-    path = next((folder / name for name in layout.lists if (folder / name).is_file()), None)
+def _read(root: Path, source: _Source) -> Dataset:
+    folder = root / source.folder
+    path = next((folder / name for name in source.lists if (folder / name).is_file()), None)
     if path is None:
         raise ValueError(
-            f"{folder / layout.lists[0]} is missing: the root is the folder that holds "
-            f"{layout.folder}, which holds {layout.lists[0]} and imgs"
+            f"{folder / source.lists[0]} is missing: the root is the folder that holds "
+            f"{source.folder}, which holds {source.lists[0]} and imgs"
         )
     if not (folder / "imgs").is_dir():
         raise ValueError(f"{folder / 'imgs'} is missing: it holds the images that {path} lists")
@@ -96,7 +99,7 @@ def _read(root: Path, layout: _Layout) -> Dataset:
     texts: dict[str, list[Sample]] = {split: [] for split in _SPLITS}
     num_empty = 0
     for number, entry in enumerate(_entries(path)):
-        split, sample, captions = _parse(entry, f"{path}, object {number}", layout)
+        split, sample, captions = _parse(entry, f"{path}, object {number}", source)
         images[split].append(sample)
         said = [caption.strip() for caption in captions if caption.strip()]
         num_empty += len(captions) - len(said)
@@ -110,7 +113,7 @@ def _read(root: Path, layout: _Layout) -> Dataset:
         if not images[split]:
             raise ValueError(f'{path} has no object with "split": "{split}"')
     return Dataset(
-        layout.kind, root, *(Split((*images[split], *texts[split])) for split in _SPLITS)
+        source.kind, root, *(Split((*images[split], *texts[split])) for split in _SPLITS)
     )
 
 
@@ -124,22 +127,69 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _parse(entry: Any, where: str, layout: _Layout) -> tuple[str, Sample, list[str]]:
+def _parse(entry: Any, where: str, source: _Source) -> tuple[str, Sample, list[str]]:
     """Split, visible sample and captions of one object."""
     try:
-        split, name = entry["split"].lower(), entry[layout.path_key]
+        split, name = entry["split"].lower(), entry[source.path_key]
         pid, captions = int(entry["id"]), entry["captions"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{where} must have split, {layout.path_key}, captions and id: "
+            f"{where} must have split, {source.path_key}, captions and id: "
             f"{type(error).__name__}: {error}"
         ) from error
     if split not in _SPLITS:
         raise ValueError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"{where}: captions must be a list of sentences")
-    camera = _CAMERA_IN_NAME.search(name) if layout.cameras else None
+    camera = _CAMERA_IN_NAME.search(name) if source.cameras else None
     sample = Sample(
-        f"{layout.folder}/imgs/{name}", Modality.VISIBLE, pid, int(camera[1]) if camera else -1
+        f"{source.folder}/imgs/{name}", Modality.VISIBLE, pid, int(camera[1]) if camera else -1
     )
     return split, sample, captions
+
+
+LAYOUTS = tuple(
+    Layout(
+        name,
+        title,
+        reader,
+        partial(text_to_image, name=f"{name}/all"),
+        headline=f"{name}/all/text_to_image",
+        headline_words=f"{title}, every caption against all images",
+        published={
+            split: {
+                "visible": {"ids": ids, "images": images},
+                "text": {"ids": ids, "captions": captions},
+            }
+            for split, (ids, images, captions) in splits.items()
+        },
+    )
+    for name, title, reader, splits in (
+        (
+            "cuhk",
+            "CUHK-PEDES",
+            read_cuhk,
+            {
+                "train": (11_003, 34_054, (68_108, 68_126)),  # sources differ
+                "val": (1_000, 3_078, 6_158),
+                "test": (1_000, 3_074, 6_156),
+            },
+        ),
+        (
+            "icfg",
+            "ICFG-PEDES",
+            read_icfg,
+            {"train": (3_102, 34_674, 34_674), "test": (1_000, 19_848, 19_848)},
+        ),
+        (
+            "rstp",
+            "RSTPReid",
+            read_rstp,
+            {
+                "train": (3_701, 18_505, 37_010),
+                "val": (200, 1_000, 2_000),
+                "test": (200, 1_000, 2_000),
+            },
+        ),
+    )
+)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
+from reid_core.datasets.layouts import Layout
 from reid_core.datasets.lists import check_disjoint, read_people
+from reid_core.protocols import both_ways
 from reid_core.types import Dataset, Modality, Sample, Split
 
 NUM_TRIALS = 10
@@ -30,7 +33,7 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
     Raises:
         ValueError: a folder or list is missing or not as above, or both halves share identities.
 
-    Reference: Nguyen et al., Identity Recognition System Based on a Combination of Body Images
+    Reference: Nguyen et al., Person Recognition System Based on a Combination of Body Images
         from Visible Light and Thermal Cameras, Sensors 2017.
     """
     root = Path(root)
@@ -58,3 +61,18 @@ def _list_split(root: Path, split: str, trial: int) -> Split:
         images = read_people(path, example=f"{name.capitalize()}/12/name_12.bmp 0")
         records += [Sample(image, modality, pid, camera) for image, pid in images]
     return Split(tuple(records))
+
+
+LAYOUT = Layout(
+    "regdb",
+    "RegDB",
+    read,
+    partial(both_ways, name="regdb/all"),
+    headline="regdb/all/visible_to_infrared",
+    headline_words="RegDB, visible query against thermal gallery, one of the 10 trials",
+    published={
+        split: {modality: {"ids": 206, "images": 2_060} for modality in ("visible", "infrared")}
+        for split in ("train", "test")
+    },
+    num_trials=NUM_TRIALS,
+)

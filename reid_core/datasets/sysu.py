@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from reid_core.datasets.layouts import Layout
 from reid_core.datasets.lists import check_disjoint, images_in, read_ids
+from reid_core.protocols import sysu
 from reid_core.types import Dataset, Modality, Sample, Split
 
 CAMERAS = {
@@ -63,3 +65,24 @@ def _list_split(root: Path, split: str, ids: list[int]) -> Split:
             f"{root / f'cam1/{ids[0]:04d}/0001.jpg'}"
         )
     return Split(tuple(records))
+
+
+LAYOUT = Layout(
+    "sysu",
+    "SYSU-MM01",
+    read,
+    sysu,
+    headline="sysu/all_single/infrared_to_visible",
+    headline_words="SYSU-MM01 all-search, single-shot, infrared query against visible gallery, "
+    "mean of 10 galleries",
+    published={
+        "train+val": {
+            "visible": {"ids": 395, "cameras": 4, "images": 22_258},
+            "infrared": {"ids": 395, "cameras": 2, "images": 11_909},
+        },
+        "test": {
+            "visible": {"ids": 96, "cameras": 4},
+            "infrared": {"ids": 96, "cameras": 2, "images": 3_803},
+        },
+    },
+)

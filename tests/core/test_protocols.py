@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from reid_core.protocols import PROTOCOLS, Trial, chance_rank1, score
+from reid_core.datasets import LAYOUTS
+from reid_core.protocols import Trial, chance_rank1, score
 from reid_core.types import Modality, Sample, Split
 
 VISIBLE, INFRARED, TEXT = Modality.VISIBLE, Modality.INFRARED, Modality.TEXT
@@ -26,7 +27,7 @@ def split_of(*rows: tuple[Modality, int, int], images: int = 1) -> Split:
 
 def trials(kind: str, split: Split) -> dict[str, list[Trial]]:
     found: dict[str, list[Trial]] = {}
-    for trial in PROTOCOLS[kind](split):
+    for trial in LAYOUTS[kind].protocol(split):
         found.setdefault(trial.name, []).append(trial)
     return found
 
@@ -155,7 +156,7 @@ def test_text_to_image_by_hand() -> None:
     features = np.zeros((6, 3), dtype=np.float32)
     features[:3] = np.eye(3)
     features[3:] = [[0.9, 0.1, 0.5], [0.8, 0.1, 0.6], [0.0, 0.1, 0.9]]
-    (trial,) = PROTOCOLS["cuhk"](split)
+    (trial,) = LAYOUTS["cuhk"].protocol(split)
     found = score(features, split.pids, trial)
     assert found.num_valid_queries == 3
     np.testing.assert_allclose(found.cmc[:2], [2 / 3, 1])
@@ -168,22 +169,22 @@ def test_unknown_people_are_no_queries_but_stand_in_the_gallery() -> None:
     (trial,) = trials("folder", split)["folder/all/infrared_to_visible"]
     assert (trial.query.tolist(), trial.gallery.tolist()) == ([2], [0, 1])
     with pytest.raises(ValueError, match="needs person ids"):
-        list(PROTOCOLS["folder"](split_of((VISIBLE, -1, -1), (INFRARED, -1, -1))))
+        list(LAYOUTS["folder"].protocol(split_of((VISIBLE, -1, -1), (INFRARED, -1, -1))))
 
 
 def test_a_manifest_asks_with_the_modality_that_stands_first() -> None:
     split = split_of((TEXT, 1, -1), (TEXT, -1, -1), (VISIBLE, 1, -1))
-    (trial,) = PROTOCOLS["manifest"](split)
+    (trial,) = LAYOUTS["manifest"].protocol(split)
     assert trial.name == "manifest/all/query_to_gallery"
     assert (trial.query.tolist(), trial.gallery.tolist()) == ([0], [2])
     with pytest.raises(ValueError, match="test rows are visible"):
-        list(PROTOCOLS["manifest"](split_of((VISIBLE, 1, -1))))
+        list(LAYOUTS["manifest"].protocol(split_of((VISIBLE, 1, -1))))
 
 
 @pytest.mark.parametrize("kind", ["sysu", "regdb", "llcm", "cuhk"])
 def test_a_split_without_the_other_modality_is_refused(kind: str) -> None:
     with pytest.raises(ValueError, match="needs"):
-        list(PROTOCOLS[kind](split_of((VISIBLE, 1, 1))))
+        list(LAYOUTS[kind].protocol(split_of((VISIBLE, 1, 1))))
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reid_core.datasets import READERS, folder, llcm, manifest, pedes, regdb
-from reid_core.protocols import HEADLINE, PROTOCOLS
+from reid_core.datasets import LAYOUTS, folder, llcm, manifest, pedes, regdb
 from reid_core.types import Modality, Split
 
 VISIBLE, INFRARED, TEXT = Modality.VISIBLE, Modality.INFRARED, Modality.TEXT
@@ -29,7 +28,8 @@ def rows(split: Split) -> list[tuple]:
 
 def test_every_kind_has_a_reader_a_protocol_and_a_headline() -> None:
     kinds = {"sysu", "regdb", "llcm", "cuhk", "icfg", "rstp", "folder", "manifest"}
-    assert set(READERS) == set(PROTOCOLS) == set(HEADLINE) == kinds
+    assert set(LAYOUTS) == kinds
+    assert all(name == layout.name for name, layout in LAYOUTS.items())
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_visible_rows_of_a_test_split_are_the_gallery(tmp_path: Path) -> None:
         {"image": "b.jpg", "modality": "visible", "pid": 2, "caption": "b", "split": "test"},
     ]
     test = manifest.read(write_manifest(tmp_path, "csv", table)).test
-    (trial,) = PROTOCOLS["manifest"](test)
+    (trial,) = LAYOUTS["manifest"].protocol(test)
     assert [test.samples[row].caption for row in trial.query] == ["a", "b"]
     assert [test.samples[row].image for row in trial.gallery] == ["a.jpg", "b.jpg"]
 

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid_core.datasets import READERS, synthetic
+from reid_core.datasets import LAYOUTS, synthetic
 from reid_core.datasets.synthetic import cameras, layouts
 from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_identity
 from reid_core.datasets.synthetic.sentences import write_sentence
-from reid_core.protocols import HEADLINE, PROTOCOLS
 from reid_core.types import Dataset, Modality
 
 KINDS = ("sysu", "regdb", "llcm", "cuhk", "icfg", "rstp")
@@ -35,7 +34,7 @@ def splits(dataset: Dataset) -> dict:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loader_counts_what_expected_json_says(worlds: Path, kind: str) -> None:
-    dataset = READERS[kind](worlds / kind)
+    dataset = LAYOUTS[kind].read(worlds / kind)
     expected = json.loads((worlds / kind / "expected.json").read_text())
     for name, split in splits(dataset).items():
         by_modality = expected.get(name, {})
@@ -54,7 +53,7 @@ def test_the_loader_counts_what_expected_json_says(worlds: Path, kind: str) -> N
 def test_every_listed_picture_exists_once_and_none_is_left_over(worlds: Path, kind: str) -> None:
     listed = [
         record.image
-        for split in splits(READERS[kind](worlds / kind)).values()
+        for split in splits(LAYOUTS[kind].read(worlds / kind)).values()
         for record in split.samples
         if record.modality != Modality.TEXT
     ]
@@ -70,22 +69,22 @@ def test_every_listed_picture_exists_once_and_none_is_left_over(worlds: Path, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layout_can_be_evaluated_with_every_query_answerable(worlds: Path, kind: str) -> None:
-    test = READERS[kind](worlds / kind).test
+    test = LAYOUTS[kind].read(worlds / kind).test
     names = set()
-    for trial in PROTOCOLS[kind](test):
+    for trial in LAYOUTS[kind].protocol(test):
         names.add(trial.name)
         right = np.equal.outer(test.pids[trial.query], test.pids[trial.gallery])
         if trial.ignore is not None:
             right &= ~trial.ignore
         # The only queries without an answer are those whose every answer is by their own camera.
         assert right.any(axis=1).mean() > 0.8
-    assert HEADLINE[kind][0] in names
+    assert LAYOUTS[kind].headline in names
 
 
 def test_each_trial_of_regdb_is_another_half(worlds: Path) -> None:
     halves = set()
     for trial in range(1, 11):
-        dataset = READERS["regdb"](worlds / "regdb", trial=trial)
+        dataset = LAYOUTS["regdb"].read(worlds / "regdb", trial=trial)
         train, test = (set(split.pids.tolist()) for split in (dataset.train, dataset.test))
         assert (len(train), len(test), len(train | test)) == (3, 3, PEOPLE)
         halves.add(frozenset(train))
@@ -96,12 +95,12 @@ def test_each_trial_of_regdb_is_another_half(worlds: Path) -> None:
 def test_training_ids_of_captioned_sets_start_at_their_base_without_gaps(
     worlds: Path, kind: str, first: int
 ) -> None:
-    ids = sorted(set(READERS[kind](worlds / kind).train.pids.tolist()))
+    ids = sorted(set(LAYOUTS[kind].read(worlds / kind).train.pids.tolist()))
     assert ids == list(range(first, first + len(ids)))
 
 
 def test_icfg_folders_are_not_the_split(worlds: Path) -> None:
-    train = READERS["icfg"](worlds / "icfg").train
+    train = LAYOUTS["icfg"].read(worlds / "icfg").train
     assert {record.image.split("/")[2] for record in train.samples} == {"train", "test"}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reid_core.datasets import READERS, sysu
+from reid_core.datasets import LAYOUTS, sysu
 from reid_core.types import Modality
 
 
@@ -90,4 +90,4 @@ def test_a_wrong_list_is_named_with_what_is_wrong(root: Path, text: str, message
 
 
 def test_the_reader_is_found_by_its_kind() -> None:
-    assert READERS["sysu"] is sysu.read
+    assert LAYOUTS["sysu"].reader is sysu.read

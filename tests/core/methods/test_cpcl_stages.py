@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid_core import losses, optim, text
-from reid_core.datasets import READERS
+from reid_core.datasets import LAYOUTS
 from reid_core.memory import ClusterMemory
 from reid_core.method import Epoch
 from reid_core.methods.cpcl import between_epochs as cpcl
@@ -331,8 +331,8 @@ def test_ids_in_the_training_list_do_not_reach_any_loss(tmp_path: Path, small) -
     ids = [1, 1, 2, 2, 3, 3]
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    before = READERS["cuhk"](write_json(tmp_path / "a", ids))
-    after = READERS["cuhk"](write_json(tmp_path / "b", [3, 2, 1, 3, 2, 1]))
+    before = LAYOUTS["cuhk"].read(write_json(tmp_path / "a", ids))
+    after = LAYOUTS["cuhk"].read(write_json(tmp_path / "b", [3, 2, 1, 3, 2, 1]))
     assert not np.array_equal(before.train.pids, after.train.pids)
     first = train_one_epoch(before, small)
     assert len(first) == 10
@@ -341,7 +341,7 @@ def test_ids_in_the_training_list_do_not_reach_any_loss(tmp_path: Path, small) -
 
 
 def test_masked_words_change_the_step(tmp_path: Path, small) -> None:
-    dataset = READERS["cuhk"](write_json(tmp_path, [1] * 6))
+    dataset = LAYOUTS["cuhk"].read(write_json(tmp_path, [1] * 6))
     masked = train_one_epoch(dataset, small, text_mask=0.3)
     assert masked != train_one_epoch(dataset, small)
     assert masked == train_one_epoch(dataset, small, text_mask=0.3)

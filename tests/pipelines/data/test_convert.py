@@ -27,7 +27,7 @@ from pipelines.report import ranklists
 from pipelines.storage import shards
 from pipelines.training import loop
 from pipelines.training.driver import train
-from reid_core.datasets import READERS, manifest, synthetic, sysu
+from reid_core.datasets import LAYOUTS, manifest, synthetic, sysu
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Dataset, Modality
 from tests.pipelines import small_runs
@@ -77,7 +77,7 @@ def test_records_and_bytes_are_those_of_the_tree(
     root, out = tmp_path / "tree", tmp_path / "packed"
     synthetic.write(root, num_identities=3, seed=2, layout=kind, height=32)
     convert(kind, root, str(out), images_per_shard=40)
-    before, after = READERS[kind](root), manifest.read(out)
+    before, after = LAYOUTS[kind].read(root), manifest.read(out)
     assert after.kind == kind
     for split in SPLITS:
         assert getattr(after, split) == getattr(before, split)

@@ -22,8 +22,7 @@ from pipelines.evaluation import evaluate as evaluating
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
 from reid_core import protocols
-from reid_core.datasets import regdb, synthetic, sysu
-from reid_core.protocols import HEADLINE, PROTOCOLS
+from reid_core.datasets import LAYOUTS, regdb, synthetic, sysu
 from reid_core.reranking import rerank
 from reid_core.types import Modality, Sample, Split
 from tests.oracles import retrieval
@@ -190,11 +189,14 @@ def test_the_command_reads_every_image_once(
     assert result.exit_code == 0
     assert sum(loaded) == len(identities)
     scores = json.loads(out.read_text())
-    names = {trial.name for trial in PROTOCOLS["sysu"](identities)}
+    names = {trial.name for trial in LAYOUTS["sysu"].protocol(identities)}
     endings = ("", "+flip", "+rerank", "+flip+rerank")
     assert scores.keys() == {name + suffix for name in names for suffix in endings}
     # an image and its mirror image together are alike on both sides: nothing tells identities apart
-    assert scores[HEADLINE["sysu"][0]]["mean"] != scores[f"{HEADLINE['sysu'][0]}+flip"]["mean"]
+    assert (
+        scores[LAYOUTS["sysu"].headline]["mean"]
+        != scores[f"{LAYOUTS['sysu'].headline}+flip"]["mean"]
+    )
     plain = tmp_path / "plain.json"
     command = ["eval", "anything", "--root", str(tree), "--json", str(plain)]
     assert CliRunner().invoke(cli.app, command, catch_exceptions=False).exit_code == 0

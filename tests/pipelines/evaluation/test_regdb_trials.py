@@ -19,10 +19,10 @@ from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
 from pipelines.report import trials_page
 from pipelines.runs import runlog
-from reid_core.protocols import HEADLINE
+from reid_core.datasets import LAYOUTS
 from tests.pipelines.fake_run import Page
 
-NAME, PROTOCOL = HEADLINE["regdb"]
+NAME, PROTOCOL = LAYOUTS["regdb"].headline, LAYOUTS["regdb"].headline_words
 
 
 def scores(rank1: float) -> dict[str, float]:
