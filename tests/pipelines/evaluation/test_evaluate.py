@@ -220,5 +220,5 @@ def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_n
             sample.image for sample in identities.take(identities.rows(Modality.VISIBLE)).samples
         }
         assert images in (set(found.details[f"{side}_images"]) for side in ("query", "gallery"))
-    with pytest.raises(UserError, match="--trial 9: only RegDB has divisions, this is folder"):
+    with pytest.raises(UserError, match="--trial 9: folder has no divisions"):
         evaluating.evaluate_checkpoint(tmp_path, kind="folder", trial=9)
