@@ -1,0 +1,168 @@
+"""CrossReID from Python: the same five things that the command line does.
+
+    from pipelines import load_config, train, evaluate, open_encoder
+
+    config = load_config("demo.yaml", {"data.root": "/data/world"})
+    summary = train(config, out="runs/a")
+    scores = evaluate("runs/a")
+    vectors = open_encoder("runs/a").embed_images(["query.jpg"], modality="infrared")
+
+Nothing heavy is imported before one of them is called. What goes wrong raises
+`pipelines.errors.UserError`, whose text names the culprit and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
+    from pipelines.evaluation.encoder import LoadedEncoder
+    from pipelines.retrieval.embed import Embedded
+
+__all__ = ["embed", "evaluate", "load_config", "open_encoder", "train"]
+
+
+def load_config(
+    recipe: str | Path, overrides: Mapping[str, object] | Sequence[str] = ()
+) -> RunConfig:
+    """A run's settings: a recipe, and what differs from it.
+
+    Args:
+        recipe: a YAML file, or the name of one of the recipes in tune_configs.
+        overrides: {"data.root": "/data/SYSU-MM01", ...}, or texts "key=value" as on the command
+            line.
+
+    Raises:
+        UserError: no such file, an unknown key, a value out of range.
+    """
+    from pipelines import config as configuration
+
+    return configuration.load(Path(recipe), overrides)
+
+
+def train(
+    config: RunConfig, *, out: str | Path, backend: Literal["ray", "local"] = "ray"
+) -> dict[str, Any]:
+    """Train all stages, measure, write the report; a used directory is continued.
+
+    Args:
+        config: from `load_config`; with data.trial=all every trial is trained.
+        out: run directory.
+        backend: "ray" on a cluster or on one that is started on this machine; "local" in this
+            process, without Ray.
+
+    Returns:
+        The summary, as in summary.json.
+
+    Raises:
+        UserError: something the user can put right.
+    """
+    from pipelines.evaluation import regdb_trials
+    from pipelines.report import page, trials_page
+
+    def train_one(one: RunConfig, run_dir: Path) -> dict[str, Any]:
+        summary = _trainer(backend)(one, run_dir, _command())
+        page.write(run_dir)
+        return summary
+
+    if config.data.trial != "all":
+        return train_one(config, Path(out))
+    summary = regdb_trials.train_all(config, Path(out), train_one)
+    trials_page.write(Path(out))
+    return summary
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    kind: str | None = None,
+    root: str | Path | None = None,
+    trial: int | None = None,
+    split: str = "test",
+    flip: bool = False,
+    reranked: bool = False,
+) -> dict[str, Any]:
+    """Scores of a checkpoint under every protocol of a data set, in percent.
+
+    Args:
+        checkpoint: a run directory or checkpoint folder.
+        kind, root, trial: of the data set; None for those of the run.
+        split: "test" or "val".
+        flip, reranked: also with mirrored images, or re-ranked, on lines of their own.
+
+    Returns:
+        {"<protocol>/<mode>/<direction>": {"mean": {rank1, ...}, "std": {...},
+        "num_valid_queries", "num_invalid_queries"}}, as `crossreid eval --json` writes it.
+
+    Raises:
+        UserError: no such checkpoint, data set or split.
+    """
+    from pipelines.evaluation.evaluate import evaluate_checkpoint
+
+    return evaluate_checkpoint(
+        Path(checkpoint),
+        kind=kind,
+        root=None if root is None else Path(root),
+        trial=trial,
+        split=split,
+        flip=flip,
+        reranked=reranked,
+    ).table
+
+
+def open_encoder(
+    checkpoint: str | Path, *, space: Literal["descriptor", "joint"] = "descriptor"
+) -> LoadedEncoder:
+    """A trained encoder, on a GPU if there is one; `embed_images` turns files into vectors.
+
+    Args:
+        checkpoint: a run directory or checkpoint folder.
+        space: "descriptor", what the method was trained to rank by, or "joint", CLIP's space,
+            where sentences can be compared with images.
+
+    Raises:
+        UserError: no such checkpoint, or one without a trained encoder.
+    """
+    from pipelines.evaluation import encoder
+
+    return encoder.open_encoder(Path(checkpoint), space=space)
+
+
+def embed(checkpoint: str | Path, source: str | Path, out: str | Path, **options: Any) -> Embedded:
+    """Vectors of every image below a folder, as Parquet files; what is there stays.
+
+    Args:
+        checkpoint: a run directory or checkpoint folder.
+        source: folder of images, or a manifest.
+        out: folder of the vectors.
+        options: see `pipelines.retrieval.embed.embed`.
+
+    Raises:
+        UserError: nothing to embed, `out` holds other vectors, too many images cannot be read.
+    """
+    from pipelines.retrieval import embed as retrieval
+    from pipelines.retrieval.sources import Source
+
+    return retrieval.embed(Path(checkpoint), Source(Path(source)), Path(out), **options)
+
+
+def _trainer(backend: str) -> Any:
+    """What trains one run: `train(config, run_dir, command) -> summary`."""
+    from importlib import import_module
+
+    from pipelines.errors import UserError
+
+    homes = {"ray": "driver", "local": "local"}
+    if backend not in homes:
+        raise UserError(f"backend={backend!r}: choose {' or '.join(homes)}")
+    return import_module(f"pipelines.training.{homes[backend]}").train
+
+
+def _command() -> list[str]:
+    """The command line that is running, for the record of a run."""
+    import sys
+
+    return list(sys.argv)

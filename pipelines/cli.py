@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.logging import RichHandler
@@ -16,11 +16,8 @@ from pipelines.cli_data import check_target, data_app, ray_address, write_text
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 
-if TYPE_CHECKING:
-    from pipelines.config import RunConfig
-
 app = typer.Typer(
-    help="Identity re-identification across cameras that see differently, without identity labels.",
+    help="Person re-identification across cameras that see differently, without identity labels.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,23 +60,10 @@ def train(
     out: Out = Path("runs/latest"),
 ) -> None:
     """Train a method; the same command again continues an interrupted run."""
-    from pipelines import config as configuration
-    from pipelines.evaluation import regdb_trials
-    from pipelines.report import page, trials_page
-    from pipelines.training.driver import train as train_on_ray
+    import pipelines
 
-    def train_one(one: RunConfig, run_dir: Path) -> dict:
-        summary = train_on_ray(one, run_dir, sys.argv)
-        page.write(run_dir)
-        return summary
-
-    loaded = configuration.load(config, [*_environment(), *(overrides or [])])
-    if loaded.data.trial == "all":
-        summary = regdb_trials.train_all(loaded, out, train_one)
-        trials_page.write(out)
-    else:
-        summary = train_one(loaded, out)
-    _show(summary, out)
+    loaded = pipelines.load_config(config, [*_environment(), *(overrides or [])])
+    _show(pipelines.train(loaded, out=out), out)
 
 
 @app.command(name="eval")

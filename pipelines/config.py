@@ -8,7 +8,7 @@ defaults. Those of a method's section are its paper's where one is known; those 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -246,12 +246,13 @@ class RunConfig(_Section):
         return self.model_dump(mode="json", exclude=METHODS.keys() - {self.method})
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration file and apply `key=value` overrides, later ones winning.
+def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> RunConfig:
+    """Read a configuration file and apply overrides, later ones winning.
 
     Args:
         path: a YAML file, or the name of one of the recipes in tune_configs.
-        overrides: such as "data.root=/data/SYSU-MM01" or "cclnet.align.epochs=3"; values are YAML.
+        overrides: such as "data.root=/data/SYSU-MM01" or "cclnet.align.epochs=3", whose values are
+            YAML; or a mapping of such keys to values.
 
     Raises:
         UserError: no such file, broken YAML, an unknown key, a value of the wrong kind.
@@ -263,8 +264,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping of keys to values")
-    for override in overrides:
-        _apply(tree, override)
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            _put(tree, key, value, said=f"override {key}={value!r}")
+    else:
+        for override in overrides:
+            _apply(tree, override)
     return validate(tree, source=str(path))
 
 
@@ -319,12 +324,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"override {override!r}: the value is not valid YAML") from error
+    _put(tree, key, value, said=f"override {override!r}")
+
+
+def _put(tree: dict[str, Any], key: str, value: object, *, said: str) -> None:
+    """Set a dotted key; `said` is how the user said it."""
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {parent} is a value, not a section")
+            raise UserError(f"{said}: {parent} is a value, not a section")
         node = child
     node[leaf] = value
 

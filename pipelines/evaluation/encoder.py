@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pipelines import config as configuration
 from pipelines.config import RunConfig
+from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from reid_core.method import Encoder
@@ -43,6 +45,37 @@ class LoadedEncoder:
     config: RunConfig
     device: torch.device
     fingerprint: str
+
+    def embed_images(
+        self, paths: Sequence[str | Path], modality: str, *, batch_size: int = 256
+    ) -> np.ndarray:
+        """Vectors of image files, decoded and resized as in training.
+
+        Args:
+            paths: of the images.
+            modality: "visible" or "infrared", the kind of camera that saw them.
+            batch_size: images per forward pass.
+
+        Returns:
+            (n, D) float32 unit rows, in the order of the paths.
+
+        Raises:
+            ValueError: a file that is no image, a modality that the encoder was not trained for.
+        """
+        kind = Modality(modality)
+        if kind not in self.modalities or kind == Modality.TEXT:
+            raise ValueError(f"{kind} images: this encoder embeds {' and '.join(self.modalities)}")
+        size = self.config.model
+        vectors = np.empty((len(paths), self.encoder.feature_dim), dtype=np.float32)
+        for start in range(0, len(paths), batch_size):
+            rows = slice(start, start + batch_size)
+            images = [
+                read_image(Path(path), height=size.height, width=size.width) for path in paths[rows]
+            ]
+            with torch.inference_mode():
+                batch = torch.from_numpy(np.stack(images)).to(self.device)
+                vectors[rows] = self.encoder.embed(batch, kind).float().cpu().numpy()
+        return vectors
 
 
 class Projecting(Encoder, Protocol):

@@ -46,7 +46,7 @@ from pipelines.data.sample_list import recall, remember
 from pipelines.distributed import collectives
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, recovery, runlog, tensorboard
-from pipelines.runs.console import follow
+from pipelines.runs.epoch_lines import follow
 from pipelines.training import deterministic, stream
 from pipelines.training.distributed_knn import nearest_on_all_nodes
 from pipelines.training.epoch import EpochStart, Key
