@@ -1,4 +1,4 @@
-"""Cluster memory: one unit prototype per cluster, its momentum update, and swaps of two banks.
+"""Memories of clusters: unit prototypes, their momentum updates, and swaps of two banks.
 
 Shapes: B batch rows, C clusters (C_a and C_b of two banks), D feature width, M matched pairs.
 
@@ -92,6 +92,61 @@ class ClusterMemory:
         self.bank = state["bank"].to(self.bank.device).clone()
         self.momentum = state["momentum"]
         self.temperature = state["temperature"]
+
+
+class HybridMemory:
+    """Two banks of one set of classes: their mean rows, and the rows that are hardest for them.
+
+    Attributes:
+        mean, hard: (C, D) unit rows, float32.
+        momentum: share of the old prototype that an update keeps, in [0, 1].
+
+    Reference: BMIL, both stages, the bank update (momentum 0.1).
+    """
+
+    def __init__(self, bank: Tensor, *, momentum: float) -> None:
+        """Starts both banks as copies of `bank`; its rows must have unit length."""
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"momentum is {momentum}; it must lie in [0, 1]")
+        self.mean = torch.as_tensor(bank).detach().float().clone()
+        self.hard = self.mean.clone()
+        self.momentum = momentum
+
+    @torch.no_grad()
+    def update(self, x: Tensor, labels: Tensor) -> None:
+        """Moves the prototypes of the classes that occur, once each, whatever the rows' order.
+
+        With R the rows of class c: mean_c goes towards the mean of R, hard_c towards the row of R
+        with the least product with the old mean_c (the first such row).
+
+        Args:
+            x: (B, D) unit rows.
+            labels: (B,) int64 class of each row; -1 is skipped.
+
+        Raises:
+            ValueError: not one label per row.
+        """
+        if labels.shape != (len(x),):
+            raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
+        x = x.detach().to(self.mean.dtype)
+        # (C, B) products and no loop: no class is asked for, so no device has to answer
+        members = torch.arange(len(self.mean), device=labels.device)[:, None] == labels[None, :]
+        counts = members.sum(dim=1, keepdim=True)
+        means = members.to(x.dtype) @ x / counts.clamp(min=1)
+        hardest = (self.mean @ x.T).masked_fill(~members, torch.inf).argmin(dim=1)
+        for name, towards in (("mean", means), ("hard", x[hardest])):
+            bank = getattr(self, name)
+            moved = F.normalize(self.momentum * bank + (1 - self.momentum) * towards, dim=1)
+            setattr(self, name, torch.where(counts > 0, moved, bank))
+
+    def to(self, device: torch.device | str) -> HybridMemory:
+        """Moves both banks to `device`; returns self."""
+        self.mean, self.hard = self.mean.to(device), self.hard.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of both banks."""
+        return {"mean": self.mean.clone(), "hard": self.hard.clone()}
 
 
 def swap(

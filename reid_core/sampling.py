@@ -55,7 +55,7 @@ def pk_plan(
             " or lower k1 so that neighbourhoods fit the number of images per person"
         )
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    rng = _generator(seed, epoch, _PK_STREAM)
+    rng = generator(seed, epoch, _PK_STREAM)
     if len(counts) < num_clusters:
         logger.warning(
             "batches ask for P=%d clusters but only %d exist: clusters repeat within a batch",
@@ -114,7 +114,7 @@ def prompt_plan(
             f"prompt training needs clustered rows of both modalities, got {num_a} and {num_b}:"
             " all rows of a modality are outliers; raise eps or lower min_samples"
         )
-    rng = _generator(seed, epoch, _PROMPT_STREAM)
+    rng = generator(seed, epoch, _PROMPT_STREAM)
     length = max(num_a, num_b, batch_size)
     whole = length - length % batch_size
     return (
@@ -186,7 +186,7 @@ def paired_plan(
     kept_b = np.flatnonzero(_shared_only(labels_b, labels_a) >= 0)
     larger = kept_a if len(kept_a) >= len(kept_b) else kept_b
     length = (len(larger) // batch_size + 1) * batch_size
-    rng = _generator(seed, epoch, _PAIRED_STREAM)
+    rng = generator(seed, epoch, _PAIRED_STREAM)
     rows = larger[_topped_up(rng, len(larger), length)].reshape(-1, batch_size)
     if larger is kept_a:
         return rows, _partners(labels_b, labels_a[rows], seed=seed, epoch=epoch)
@@ -206,7 +206,7 @@ def shuffled_batches(num_rows: int, *, batch_size: int, seed: int, epoch: int) -
     """
     if num_rows < batch_size:
         raise ValueError(f"{num_rows} rows do not fill a batch of {batch_size}: lower batch_size")
-    order = _generator(seed, epoch, _SHUFFLE_STREAM).permutation(num_rows)
+    order = generator(seed, epoch, _SHUFFLE_STREAM).permutation(num_rows)
     return order[: num_rows - num_rows % batch_size].reshape(-1, batch_size)
 
 
@@ -229,7 +229,8 @@ def _philox(seed: int, epoch: int, stream: int) -> np.random.Philox:
     return np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], dtype=np.uint64))
 
 
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Random numbers of one purpose in one epoch; streams from 16 on are the methods' own."""
     return np.random.Generator(_philox(seed, epoch, stream))
 
 
@@ -249,7 +250,7 @@ def _partners(labels: np.ndarray, wanted: np.ndarray, *, seed: int, epoch: int) 
     order = np.argsort(labels, kind="stable")
     classes, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.searchsorted(classes, wanted)
-    member = _generator(seed, epoch, _PARTNER_STREAM).integers(0, counts[place])
+    member = generator(seed, epoch, _PARTNER_STREAM).integers(0, counts[place])
     return order[starts[place] + member]
 
 

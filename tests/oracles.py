@@ -177,3 +177,46 @@ def weighted_triplet(x: Tensor, labels: list[int], *, stable: bool) -> float:
         closest = float(np.dot(down, [distance[j] for j in other]))
         rows.append(float(np.logaddexp(0, furthest - closest)))
     return float(np.mean(rows)) if rows else 0.0
+
+
+def votes(
+    neighbours: np.ndarray,
+    pool_labels: np.ndarray,
+    labels: np.ndarray,
+    *,
+    hard_share: float,
+    sharpness: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """N-ULC row by row: votes (N, C), targets (N, C), weights (N,)."""
+    num_clusters = int(pool_labels.max()) + 1
+    cast = np.zeros((len(neighbours), num_clusters))
+    targets, weights = cast.copy(), np.zeros(len(neighbours))
+    for i, row in enumerate(neighbours):
+        for c in range(num_clusters):
+            near = int((pool_labels[row] == c).sum())
+            cast[i, c] = near / (len(row) - near + int((pool_labels == c).sum())) if near else 0
+        total = cast[i].sum()
+        if total:
+            cast[i] /= total
+        if labels[i] < 0:
+            continue
+        own = np.eye(num_clusters)[labels[i]]
+        targets[i] = hard_share * own + (1 - hard_share) * cast[i] if total else own
+        weights[i] = np.exp(-sharpness * (1 - cast[i, labels[i]]) ** 2) if total else 0
+    return cast, targets, weights
+
+
+def hybrid_update(
+    mean: np.ndarray, hard: np.ndarray, x: np.ndarray, labels: np.ndarray, momentum: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both banks of a hybrid memory, class by class."""
+    new_mean, new_hard = mean.copy(), hard.copy()
+    for c in range(len(mean)):
+        rows = x[labels == c]
+        if not len(rows):
+            continue
+        hardest = rows[int(np.argmin(rows @ mean[c]))]
+        for new, old, towards in ((new_mean, mean, rows.mean(axis=0)), (new_hard, hard, hardest)):
+            mixed = momentum * old[c] + (1 - momentum) * towards
+            new[c] = mixed / np.linalg.norm(mixed)
+    return new_mean, new_hard

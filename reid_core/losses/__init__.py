@@ -23,7 +23,7 @@ from reid_core.losses.image_text import (
     image_to_text,
 )
 from reid_core.losses.masking import count_targets, count_valid, in_float32
-from reid_core.losses.prototypes import prototype_contrast, prototype_divergence
+from reid_core.losses.prototypes import prototype_contrast, prototype_divergence, scored_contrast
 from reid_core.losses.triplet import weighted_regularised_triplet
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "modality_shared_enhancement",
     "prototype_contrast",
     "prototype_divergence",
+    "scored_contrast",
     "supervised_contrast",
     "weighted_regularised_triplet",
 ]

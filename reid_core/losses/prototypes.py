@@ -39,6 +39,40 @@ def prototype_contrast(
 
 
 @in_float32
+def scored_contrast(
+    x: Tensor,
+    targets: Tensor,
+    bank: Tensor,
+    *,
+    temperature: float,
+    num_scored: int | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """`prototype_contrast` with a total number of prototypes in the softmax and weights of rows.
+
+    Args:
+        x, targets, bank, temperature: as in `prototype_contrast`.
+        num_scored: keep this many prototypes in all, those with a target and the best others of
+            each row; None = all.
+        weights: (B,) factor of each row's loss; the mean's denominator stays the number of rows.
+
+    Returns:
+        As `prototype_contrast`.
+
+    Reference: BMIL, stage 2, the global loss (50 scored); N-ULC, voted targets and row weights.
+    """
+    q = target_shares(targets)
+    logits = x @ bank.T / temperature
+    if num_scored is not None and num_scored < len(bank):
+        is_target = q != 0
+        best = logits.detach().masked_fill(is_target, torch.inf).topk(num_scored, dim=1).indices
+        kept = is_target.scatter(1, best, True)
+        logits = logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
+    values = -(q * F.log_softmax(logits, dim=1)).sum(dim=1)
+    return mean_over_targets(values if weights is None else weights * values, q)
+
+
+@in_float32
 def prototype_divergence(
     x: Tensor,
     targets: Tensor,
