@@ -98,6 +98,7 @@ class Dataset:
         kind: layout name, e.g. "sysu".
         root: folder (or URI) that the records' paths are relative to.
         train, val, test: val is empty where the layout has none.
+        notes: sentences about what was passed over while it was listed.
     """
 
     kind: str
@@ -105,6 +106,7 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Check:
         expected_from: where the expected numbers come from.
         counts: per split and modality.
         sizes: per modality, smallest and largest [height, width] of an image.
+        notes: what was passed over; no fault.
         problems: empty if all is well.
     """
 
@@ -66,6 +67,7 @@ class Check:
     expected_from: str = ""
     counts: list[Count] = field(default_factory=list)
     sizes: dict[str, list[list[int]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -112,6 +114,7 @@ def check(kind: str, root: Path) -> Check:
         expected_from=expected_from,
         counts=count(first, expected),
         sizes=sizes,
+        notes=list(first.notes),
         problems=problems + found,
     )
 
@@ -138,6 +141,7 @@ def render(result: Check) -> Group:
         style = "red" if line.wrong else None
         table.add_row(line.split, str(line.modality), *cells, size, style=style)
     lines: list[Any] = [table] if result.counts else []
+    lines += [escape(note) for note in result.notes]
     for problem in result.problems:
         lines.append(f"[bold red]wrong:[/] {escape(problem.what)}")
         lines += [f"  {escape(example)}" for example in problem.examples[:_SHOWN]]

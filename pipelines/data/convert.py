@@ -254,6 +254,7 @@ def _write_lists(target: _Target, dataset: Dataset, parts: Sequence[Sequence[str
             "modality": str(record.modality),
             "pid": record.pid,
             "camera": record.camera,
+            "tracklet": record.tracklet,
             "caption": record.caption,
             "split": split,
         }

@@ -81,6 +81,8 @@ def prepare(
         UserError: names what is wrong and what to do.
     """
     dataset = read(config)
+    for note in dataset.notes:
+        log.warning("%s: %s", location(dataset.root), note)
     for difference in counts_differ(dataset):
         log.warning("%s", difference)
     splits = {

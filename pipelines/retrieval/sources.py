@@ -6,24 +6,19 @@ of a data set lists it whole.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from pipelines.data import roots
 from pipelines.errors import UserError
-from reid_core.datasets import LAYOUTS
-from reid_core.datasets.lists import IMAGE_SUFFIXES
+from reid_core.datasets import LAYOUTS, manifest_rows
+from reid_core.datasets.files import ImageFiles
 from reid_core.types import Modality, Sample, Split
 
-MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "all")
 _PART_ROWS = 1024  # on average; a part is embedded again as a whole
 
@@ -72,9 +67,10 @@ class Source:
             raise UserError(f"--trial {self.trial} is for --kind regdb: only RegDB has divisions")
         if self.split not in SPLITS:
             raise UserError(f"--split {self.split}: choose one of {', '.join(SPLITS)}")
-        if self.path.is_file() and self.path.suffix not in MANIFEST_SUFFIXES:
+        if self.path.is_file() and self.path.suffix.lower() not in manifest_rows.SUFFIXES:
             raise UserError(
-                f"{self.path} is no manifest: expected {', '.join(MANIFEST_SUFFIXES)}, or a folder"
+                f"{self.path} is no manifest: expected {', '.join(manifest_rows.SUFFIXES)}, or a "
+                "folder"
             )
 
     @property
@@ -100,8 +96,14 @@ class Source:
         return tuple(sample for split in chosen for sample in split.samples)
 
     def _folder(self) -> Iterator[Sample]:
-        for image in _walk(self.root, PurePosixPath()):
-            yield Sample(str(image), self.modality or self._named_by_folder(image))
+        files = ImageFiles(self.root)
+        try:
+            for image in files.below():
+                yield Sample(image, self.modality or self._named_by_folder(PurePosixPath(image)))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        for note in files.notes():
+            log.warning("%s: %s", self.path, note)
 
     def _named_by_folder(self, image: PurePosixPath) -> Modality:
         names = [str(m) for m in Modality if m != Modality.TEXT]
@@ -114,8 +116,12 @@ class Source:
         )
 
     def _manifest(self) -> Iterator[Sample]:
-        for number, row in enumerate(_rows(self.path), start=1):
-            yield _record(row, self.modality, where=f"{self.path}, row {number}")
+        """A sentence about an image is a sample where its row is one of text."""
+        try:
+            for row in manifest_rows.rows(self.path, modality=self.modality):
+                yield next(row.samples())
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
 
 def record_id(sample: Sample) -> str:
@@ -149,57 +155,6 @@ def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
             rows, digest = [], hashlib.blake2b(digest_size=8)
     if rows:
         yield Part(digest.hexdigest(), tuple(rows))
-
-
-def _walk(root: Path, below: PurePosixPath) -> Iterator[PurePosixPath]:
-    """Image files of a tree, folder by folder in the order of names."""
-    with os.scandir(root / below) as found:
-        entries = sorted((entry.name, entry.is_dir()) for entry in found)
-    for name, is_folder in entries:
-        if is_folder:
-            yield from _walk(root, below / name)
-        elif name.lower().endswith(IMAGE_SUFFIXES):
-            yield below / name
-
-
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        if path.suffix == ".parquet":
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
-        elif path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                yield from csv.DictReader(file)
-        else:
-            with path.open(encoding="utf-8") as file:
-                yield from (json.loads(line) for line in file if line.strip())
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
-
-
-def _record(row: Mapping[str, Any], default: Modality | None, *, where: str) -> Sample:
-    if not row.get("image"):
-        known = ", ".join(map(str, row)) or "none"
-        raise UserError(f"{where}: no image; columns found: {known}, needed: image, modality")
-    named = row.get("modality") or default
-    try:
-        modality = Modality(str(named))
-    except ValueError:
-        raise UserError(
-            f"{where}: modality is {named!r}; it must be one of {', '.join(Modality)} (or say "
-            "--modality for all rows)"
-        ) from None
-    numbers = {}
-    for name in ("pid", "camera"):
-        given = row.get(name)
-        try:
-            numbers[name] = -1 if given in (None, "") else int(given)
-        except ValueError:
-            raise UserError(f"{where}: {name} is {given!r}, expected a whole number") from None
-    caption = str(row.get("caption") or "") if modality == Modality.TEXT else ""
-    if modality == Modality.TEXT and not caption:
-        raise UserError(f"{where}: a text row needs a caption")
-    return Sample(str(row["image"]), modality, caption=caption, **numbers)
 
 
 def modality_named(name: str | None, option: str) -> Modality | None:

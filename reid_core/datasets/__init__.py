@@ -7,6 +7,8 @@ llcm.py      LLCM
 pedes.py     CUHK-PEDES, ICFG-PEDES, RSTPReid: images and captions
 folder.py    any images in two folders
 manifest.py  any data listed in a CSV, JSON-lines or Parquet file; converted data sets
+files.py     which files of a tree are images
+manifest_rows.py  the rows of a manifest
 lists.py     the text files that name identities and images
 counts.py    how many identities and images there are, beside what was published
 synthetic/   a generated world, written in the layouts of the real data sets

@@ -6,8 +6,8 @@ import os
 from functools import partial
 from pathlib import Path
 
+from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import IMAGE_SUFFIXES
 from reid_core.protocols import both_ways
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -40,8 +40,9 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     """
     root = Path(root)
     tops = {split: f"{split}/" for split in _SPLITS if (root / split).is_dir()} or {"train": ""}
+    files = ImageFiles(root)
     found = {
-        (split, modality): _images(root, f"{top}{modality}")
+        (split, modality): _images(files, f"{top}{modality}")
         for split, top in tops.items()
         for modality in _MODALITIES
     }
@@ -62,19 +63,16 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             f"no image below {root}: expected e.g. {root / 'visible' / 'a.jpg'} and "
             f"{root / 'infrared' / 'b.jpg'}, or {root / 'train' / 'visible' / 'anna' / 'a.jpg'}"
         )
-    return Dataset("folder", root, *splits)
+    train, val, test = splits
+    return Dataset("folder", root, train, val, test, files.notes())
 
 
-def _images(root: Path, top: str) -> list[tuple[str, str]]:
-    """(path relative to the root, name of the person or "") below one folder, sorted by path."""
+def _images(files: ImageFiles, top: str) -> list[tuple[str, str]]:
+    """(path relative to the root, name of the identity or "") below one folder, sorted by path."""
     images = []
-    for folder, _, names in os.walk(root / top):
-        inside = Path(folder).relative_to(root / top)
-        person = inside.parts[0] if inside.parts else ""
-        place = (Path(top) / inside).as_posix()
-        images += [
-            (f"{place}/{name}", person) for name in names if name.lower().endswith(IMAGE_SUFFIXES)
-        ]
+    for image in files.below(top):
+        inside = image[len(top) + 1 :]
+        images.append((image, inside.partition("/")[0] if "/" in inside else ""))
     return sorted(images)
 
 

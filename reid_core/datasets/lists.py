@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_ids(path: Path) -> list[int]:
@@ -17,7 +14,7 @@ def read_ids(path: Path) -> list[int]:
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: it names the identities of a split, e.g. 1,2,5")
-    fields = path.read_text().replace("\n", ",").split(",")
+    fields = _text(path).replace("\n", ",").split(",")
     try:
         ids = sorted({int(field) for field in fields if field.strip()})
     except ValueError as error:
@@ -49,7 +46,7 @@ def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
     images: list[tuple[str, int]] = []
     label_of: dict[int, str] = {}
     pid_of: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         image, _, label = line.strip().replace("\\", "/").rpartition(" ")
@@ -89,10 +86,8 @@ def check_disjoint(identities: Mapping[str, Iterable[int]]) -> None:
                 )
 
 
-def images_in(root: Path, folder: str) -> list[str]:
-    """Paths relative to the root of the images in one folder, sorted; none if it is missing."""
+def _text(path: Path) -> str:
     try:
-        names = sorted(os.listdir(root / folder))
-    except FileNotFoundError:
-        return []
-    return [f"{folder}/{name}" for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no readable UTF-8 text: {error}") from error

@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
+from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import check_disjoint, images_in, read_ids, read_people
+from reid_core.datasets.lists import check_disjoint, read_ids, read_people
 from reid_core.protocols import llcm
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -54,7 +55,9 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             "test_id.txt": ids,
         }
     )
-    return Dataset("llcm", root, train, Split(()), _test(root, ids))
+    files = ImageFiles(root)
+    test = _test(root, ids, files)
+    return Dataset("llcm", root, train, Split(()), test, files.notes())
 
 
 def _train(root: Path) -> Split:
@@ -71,14 +74,14 @@ def _camera(image: str) -> int:
     return int(found[1]) if found else -1
 
 
-def _test(root: Path, ids: list[int]) -> Split:
+def _test(root: Path, ids: list[int], files: ImageFiles) -> Split:
     records: list[Sample] = []
     for modality, name in _NAMES.items():
         found = [
             Sample(image, modality, pid, camera)
             for camera in CAMERAS[modality]
             for pid in ids
-            for image in images_in(root, f"test_{name}/cam{camera}/{pid:04d}")
+            for image in files.directly_in(f"test_{name}/cam{camera}/{pid:04d}")
         ]
         if not found:
             raise ValueError(

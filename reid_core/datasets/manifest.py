@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reid_core import protocols
 from reid_core.datasets.layouts import Layout
+from reid_core.datasets.manifest_rows import SPLITS, number_tracklets, rows
 from reid_core.types import Dataset, Modality, Sample, Split
-
-log = logging.getLogger(__name__)
 
 NAMES = ("manifest.parquet", "manifest.jsonl", "manifest.csv")
 KIND_KEY = b"crossreid.kind"
-_COLUMNS = ("image", "modality", "pid", "camera", "caption", "split", "bytes")
-_SPLITS = ("train", "val", "test", "query", "gallery")
 
 
 def read(root: str | os.PathLike[str]) -> Dataset:
@@ -33,6 +27,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
       image that it describes. May be left out where a Parquet file holds ``bytes``.
     - ``modality``: visible, infrared or text.
     - ``pid``, ``camera``: whole numbers; empty where unknown.
+    - ``tracklet``: number or name of the track that an image was cut from; empty where unknown.
     - ``caption``: the sentence of a text row; on an image row it adds a text record of its own.
     - ``split``: train (where empty), val, test, or query and gallery, which together are the test
       split; queries are of one modality, gallery images of another one. In a split named test,
@@ -50,11 +45,10 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             the row.
     """
     path = _find(Path(root))
-    kind, rows = _load(path)
-    splits: dict[str, list[Sample]] = {name: [] for name in _SPLITS}
-    for number, row in enumerate(rows, start=1):
-        split, records = _parse(row, f"{path}, row {number}")
-        splits[split] += records
+    kind, listed = _kind(path), list(rows(path))
+    splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
+    for row, tracklet in zip(listed, number_tracklets([r.tracklet for r in listed]), strict=True):
+        splits[row.split] += row.samples(tracklet)
     if not any(splits.values()):
         raise ValueError(f"{path} has no rows")
     _check_roles(path, splits)
@@ -78,97 +72,15 @@ def _find(root: Path) -> Path:
     raise ValueError(f"{root / NAMES[0]} is missing: expected one of {', '.join(NAMES)}")
 
 
-def _load(path: Path) -> tuple[str, Iterable[Mapping[str, Any]]]:
-    """Kind and rows; the bytes of images are not read."""
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        schema = pq.read_schema(path)
-        _check_columns(path, schema.names)
-        kept = [name for name in schema.names if name in _COLUMNS and name != "bytes"]
-        kind = (schema.metadata or {}).get(KIND_KEY, b"manifest").decode()
-        rows = pq.read_table(path, columns=kept).to_pylist()
-        if "image" not in kept:
-            rows = [row | {"image": f"{path.name}#{i}"} for i, row in enumerate(rows)]
-        return kind, rows
-    if suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file)
-            _check_columns(path, table.fieldnames or ())
-            return "manifest", list(table)
-    if suffix == ".jsonl":
-        return "manifest", _json_lines(path)
-    raise ValueError(f"{path}: a manifest ends with .parquet, .jsonl or .csv")
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no JSON object: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is no JSON object: {line[:60]}")
-        rows.append(row)
-    _check_columns(path, dict.fromkeys(name for row in rows for name in row))
-    return rows
-
-
-def _check_columns(path: Path, names: Iterable[str]) -> None:
-    names = list(names)
-    missing = {"image", "modality"} - set(names)
-    if "bytes" in names:
-        missing -= {"image"}
-    if missing:
-        raise ValueError(
-            f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(names)}"
-        )
-    unread = [name for name in names if name not in _COLUMNS]
-    if unread:
-        log.warning(
-            "%s: columns %s are not read; known are %s",
-            path,
-            ", ".join(unread),
-            ", ".join(_COLUMNS),
-        )
-
-
-def _parse(row: Mapping[str, Any], where: str) -> tuple[str, list[Sample]]:
-    """Split and records of one row."""
-    split = str(row.get("split") or "train").lower()
-    if split not in _SPLITS:
-        raise ValueError(f"{where}: split {split!r} is none of {', '.join(_SPLITS)}")
+def _kind(path: Path) -> str:
+    """Of a converted data set that of the original."""
+    if path.suffix.lower() != ".parquet":
+        return "manifest"
     try:
-        modality = Modality(str(row["modality"]).lower())
-    except (KeyError, ValueError) as error:
-        valid = ", ".join(Modality)
-        raise ValueError(f"{where}: modality {row.get('modality')!r} is none of {valid}") from error
-    image, caption = str(row.get("image") or ""), str(row.get("caption") or "").strip()
-    pid, camera = (_number(row, name, where) for name in ("pid", "camera"))
-    if modality == Modality.TEXT:
-        if not caption:
-            raise ValueError(f"{where}: a text row needs a caption")
-        return split, [Sample(image, modality, pid, camera, caption)]
-    if not image:
-        raise ValueError(f"{where}: image is empty")
-    records = [Sample(image, modality, pid, camera)]
-    if caption:
-        records.append(Sample(image, Modality.TEXT, pid, camera, caption))
-    return split, records
-
-
-def _number(row: Mapping[str, Any], name: str, where: str) -> int:
-    value = row.get(name)
-    if value is None or value == "" or value != value:  # NaN: empty in a column of floats
-        return -1
-    try:
-        if (number := int(value)) == float(value):
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ValueError(f"{where}: {name} must be a whole number or empty, not {value!r}")
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+    return str(metadata.get(KIND_KEY, b"manifest").decode("utf-8", "replace"))
 
 
 def _check_roles(path: Path, splits: Mapping[str, list[Sample]]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reid_core.datasets.layouts import Layout
+from reid_core.datasets.manifest_rows import whole_number
 from reid_core.protocols import text_to_image
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -112,9 +113,8 @@ def _read(root: Path, source: _Source) -> Dataset:
     for split in ("train", "test"):
         if not images[split]:
             raise ValueError(f'{path} has no object with "split": "{split}"')
-    return Dataset(
-        source.kind, root, *(Split((*images[split], *texts[split])) for split in _SPLITS)
-    )
+    train, val, test = (Split((*images[split], *texts[split])) for split in _SPLITS)
+    return Dataset(source.kind, root, train, val, test)
 
 
 def _entries(path: Path) -> list[Any]:
@@ -131,7 +131,7 @@ def _parse(entry: Any, where: str, source: _Source) -> tuple[str, Sample, list[s
     """Split, visible sample and captions of one object."""
     try:
         split, name = entry["split"].lower(), entry[source.path_key]
-        pid, captions = int(entry["id"]), entry["captions"]
+        pid, captions = whole_number(entry["id"], "id", where), entry["captions"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where} must have split, {source.path_key}, captions and id: "
@@ -139,6 +139,8 @@ def _parse(entry: Any, where: str, source: _Source) -> tuple[str, Sample, list[s
         ) from error
     if split not in _SPLITS:
         raise ValueError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: {source.path_key} must be text, not {str(name)[:60]!r}")
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError(f"{where}: captions must be a list of sentences")
     camera = _CAMERA_IN_NAME.search(name) if source.cameras else None

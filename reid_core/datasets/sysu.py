@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import check_disjoint, images_in, read_ids
+from reid_core.datasets.lists import check_disjoint, read_ids
 from reid_core.protocols import sysu
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -48,16 +49,18 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     lists = {split: root / "exp" / f"{split}_id.txt" for split in _SPLITS}
     ids = {split: read_ids(path) for split, path in lists.items()}
     check_disjoint({str(lists[split]): ids[split] for split in _SPLITS})
-    return Dataset("sysu", root, *(_list_split(root, split, ids[split]) for split in _SPLITS))
+    files = ImageFiles(root)
+    train, val, test = (_list_split(root, split, ids[split], files) for split in _SPLITS)
+    return Dataset("sysu", root, train, val, test, files.notes())
 
 
-def _list_split(root: Path, split: str, ids: list[int]) -> Split:
+def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Split:
     """All pictures of some identities. Not everyone was seen by every camera."""
     records = [
         Sample(image, modality, pid, camera)
         for camera, modality in CAMERAS.items()
         for pid in ids
-        for image in images_in(root, f"cam{camera}/{pid:04d}")
+        for image in files.directly_in(f"cam{camera}/{pid:04d}")
     ]
     if not records:
         raise ValueError(

@@ -287,9 +287,9 @@ class TestSource:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("picture,modality\na.jpg,visible\n", "row 1: no image; columns found: picture"),
-            ("image,modality\na.jpg,thermal\n", "modality is 'thermal'"),
-            ("image,modality,pid\na.jpg,visible,x\n", "pid is 'x'"),
+            ("picture,modality\na.jpg,visible\n", "has no column image; it has picture"),
+            ("image,modality\na.jpg,thermal\n", "modality 'thermal' is none of"),
+            ("image,modality,pid\na.jpg,visible,x\n", "pid must be a whole number"),
             ("image,modality\na.jpg,text\n", "needs a caption"),
         ],
     )

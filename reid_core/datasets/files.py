@@ -1,0 +1,146 @@
+"""Which files of a tree are images: the one answer for readers, embedding, conversion and check.
+
+Suffixes count without case. Hidden files and the folders that tools leave behind are passed over
+and counted. A linked folder is walked like any other, once. Names that are not UTF-8 and anything
+that is no regular file (a pipe, a device) are refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_OF_TOOLS = frozenset(
+    ("@eadir", "@recycle", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "lost+found")
+)
+_SHOWN = 5
+
+
+class _Folder(NamedTuple):
+    """A folder that is being walked."""
+
+    below: str  # path from the root, "" for the root itself
+    real: str  # without links
+
+
+class ImageFiles:
+    """Images below a root, and what was passed over while they were listed.
+
+    Args:
+        root: folder of the data set.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root)
+        self._hidden: Counter[str] = Counter()
+        self._links: list[str] = []
+
+    def below(self, top: str = "") -> Iterator[str]:
+        """Images of a folder and of all folders in it, folder by folder in the order of names.
+
+        Args:
+            top: folder below the root, with forward slashes; "" is the root.
+
+        Yields:
+            Paths relative to the root, with forward slashes; none where there is no such folder.
+
+        Raises:
+            ValueError: names a file that is none, a name that is not UTF-8, or a folder that cannot
+                be listed.
+        """
+        if not (self._root / top).is_dir():
+            return
+        real_top = os.path.realpath(self._root / top)
+        followed = [real_top]
+        stack = [iter(self._entries(_Folder(top, real_top), followed))]
+        while stack:
+            entry = next(stack[-1], None)
+            if entry is None:
+                stack.pop()
+            elif isinstance(entry, str):
+                yield entry
+            else:
+                stack.append(iter(self._entries(entry, followed)))
+
+    def directly_in(self, folder: str) -> list[str]:
+        """Images of one folder alone, sorted; none where there is no such folder. See `below`."""
+        if not (self._root / folder).is_dir():
+            return []
+        entries = self._entries(_Folder(folder, ""), None)
+        return [entry for entry in entries if isinstance(entry, str)]
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences about what was passed over so far."""
+        notes = []
+        if self._hidden:
+            names = ", ".join(name for name, _ in self._hidden.most_common(_SHOWN))
+            notes.append(
+                f"passed over: {self._hidden.total():,} hidden files and folders of tools ({names})"
+            )
+        if self._links:
+            more = f" and {len(self._links) - _SHOWN} more" if len(self._links) > _SHOWN else ""
+            notes.append(
+                f"passed over: {len(self._links):,} linked folders whose images are listed where "
+                f"they lie ({', '.join(self._links[:_SHOWN])}{more})"
+            )
+        return tuple(notes)
+
+    def _entries(self, folder: _Folder, followed: list[str] | None) -> Iterator[str | _Folder]:
+        """Images and folders of a folder, by name; `followed` is None where only images count."""
+        try:
+            with os.scandir(self._root / folder.below) as entries:
+                ordered = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            raise ValueError(
+                f"{self._root / folder.below} cannot be listed: {error.strerror}"
+            ) from error
+        prefix = f"{folder.below}/" if folder.below else ""
+        for entry in ordered:
+            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
+            is_folder = entry.is_dir()
+            if not is_image and not is_folder:
+                continue
+            if entry.name.startswith(".") or entry.name.lower() in _OF_TOOLS:
+                # of a resource fork the kind is shown, not one name per image
+                self._hidden["._*" if entry.name.startswith("._") else entry.name] += 1
+                continue
+            path = prefix + _utf8(entry.name, folder.below)
+            if not is_folder:
+                _check_regular(entry, self._root / path)
+                yield path
+            elif followed is not None:
+                real = f"{folder.real}/{entry.name}"
+                if entry.is_symlink():
+                    real = os.path.realpath(self._root / path)
+                    if _within(folder.real, real) or any(_within(real, top) for top in followed):
+                        self._links.append(path)
+                        continue
+                    followed.append(real)
+                yield _Folder(path, real)
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _utf8(name: str, folder: str) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        raise ValueError(
+            f"the name {shown} in {folder or 'the root'} is not UTF-8, which tables and reports "
+            "need: rename it (convmv -f latin1 -t utf8 does so for a whole tree)"
+        ) from None
+    return name
+
+
+def _check_regular(entry: os.DirEntry[str], path: Path) -> None:
+    """A link to nowhere passes: whoever reads the image names it."""
+    if entry.is_file() or not os.path.exists(path):
+        return
+    raise ValueError(f"{path} is no regular file (a pipe, socket or device): remove it")

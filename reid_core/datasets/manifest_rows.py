@@ -1,0 +1,263 @@
+"""The rows of a manifest, read alike for training, embedding, conversion and check."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reid_core.types import Modality, Sample
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+COLUMNS = ("image", "modality", "pid", "camera", "tracklet", "caption", "split", "bytes")
+SPLITS = ("train", "val", "test", "query", "gallery")
+_UNKNOWN = frozenset(("", "nan", "none", "null", "na", "<na>"))
+_WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it stands in the file, with its values understood.
+
+    Attributes:
+        number: of the row, from 1.
+        split: one of `SPLITS`.
+        image: path relative to the manifest, absolute path or URI; "" in a text row about nothing.
+        modality: of the row.
+        pid, camera: -1 where unknown.
+        tracklet: name of the track, "" where unknown.
+        caption: the sentence of a text row, or one about the image; "" without.
+    """
+
+    number: int
+    split: str
+    image: str
+    modality: Modality
+    pid: int
+    camera: int
+    tracklet: str
+    caption: str
+
+    def samples(self, tracklet: int = -1) -> Iterator[Sample]:
+        """The row's sample; an image with a sentence gives two."""
+        if self.modality != Modality.TEXT:
+            yield Sample(self.image, self.modality, self.pid, self.camera, tracklet=tracklet)
+        if self.caption:
+            yield Sample(self.image, Modality.TEXT, self.pid, self.camera, self.caption, tracklet)
+
+
+def rows(path: Path, *, modality: Modality | None = None) -> Iterator[Row]:
+    """Read a manifest row by row; the bytes of images are not read.
+
+    Names of columns, modalities, splits and the file's ending count without case, spaces around a
+    value do not count, and a backslash in ``image`` is a slash.
+
+    Args:
+        path: file that ends with one of `SUFFIXES`.
+        modality: of rows that say none; None where every row must.
+
+    Raises:
+        ValueError: names the file, and the row where it is one: no such column, a value that
+            cannot be understood, an image that stands there twice with different ids.
+    """
+    identities: dict[bytes, tuple[int, int]] = {}
+    num_repeated = 0
+    try:
+        for number, cells in enumerate(_cells(path, modality is not None), start=1):
+            row = _parse(number, cells, modality, f"{path}, row {number}")
+            key = hashlib.blake2b(
+                f"{row.modality}\0{row.image}\0{row.caption}".encode(), digest_size=8
+            ).digest()
+            first, pid = identities.setdefault(key, (number, row.pid))
+            if pid != row.pid:
+                raise ValueError(
+                    f"{path}, row {number}: {row.image} is identity {row.pid} here and {pid} in "
+                    f"row {first}: keep one of the rows"
+                )
+            num_repeated += first != number
+            yield row
+    except (OSError, csv.Error, pa.ArrowException) as error:
+        raise ValueError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
+    if num_repeated:
+        log.warning("%s: %d rows repeat an earlier one", path, num_repeated)
+
+
+def number_tracklets(names: Sequence[str]) -> list[int]:
+    """Numbers of named tracks: the names themselves where all are whole, else in sorted order.
+
+    Args:
+        names: "" where unknown, which becomes -1.
+    """
+    known = sorted(set(names) - {""})
+    if all(_WHOLE.fullmatch(name) for name in known):
+        numbers = {name: int(name) for name in known}
+    else:
+        numbers = {name: number for number, name in enumerate(known)}
+    return [numbers.get(name, -1) for name in names]
+
+
+def _cells(path: Path, may_lack_modality: bool) -> Iterator[Mapping[str, Any]]:
+    """The cells of each row by the name of their column, in small letters."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        yield from _parquet(path, may_lack_modality)
+    elif suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.reader(file)
+            names = _names(path, next(table, []), may_lack_modality)
+            for number, line in enumerate((line for line in table if line), start=1):
+                if len(line) > len(names):
+                    raise ValueError(
+                        f"{path}, row {number}: {len(line)} cells, the first line names "
+                        f"{len(names)} columns; a value with a comma needs quotes"
+                    )
+                yield dict(zip(names, line, strict=False))
+    elif suffix == ".jsonl":
+        yield from _json_lines(path)
+    else:
+        raise ValueError(f"{path}: a manifest ends with {', '.join(SUFFIXES)}")
+
+
+def _parquet(path: Path, may_lack_modality: bool) -> Iterator[Mapping[str, Any]]:
+    with pq.ParquetFile(path) as table:
+        columns = table.schema_arrow.names
+        names = dict(zip(columns, _names(path, columns, may_lack_modality), strict=True))
+        wanted = [column for column, name in names.items() if name in COLUMNS and name != "bytes"]
+        number = 0
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+            for cells in batch.to_pylist():
+                row = {names[column]: cell for column, cell in cells.items()}
+                if "image" not in row:
+                    row["image"] = f"{path.name}#{number}"
+                number += 1
+                yield row
+
+
+def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    known: set[str] = set()
+    number = 0
+    with path.open(encoding="utf-8-sig") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}, row {number} is no JSON object: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, row {number} is no JSON object: {line.strip()[:60]}")
+            cells = {str(name).strip().lower(): cell for name, cell in row.items()}
+            if not cells.keys() <= known:
+                _warn_of_unread(path, cells.keys() - known)
+                known |= cells.keys()
+            yield cells
+
+
+def _names(path: Path, columns: Iterable[str], may_lack_modality: bool) -> list[str]:
+    """Names of the columns in small letters, checked."""
+    names = [str(name).strip().lower() for name in columns]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} has two columns {', '.join(twice)}")
+    needed = {"image", "modality"} - ({"modality"} if may_lack_modality else set())
+    missing = needed - set(names) - ({"image"} if "bytes" in names else set())
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(sorted(missing))}; it has "
+            f"{', '.join(names) or 'none'}"
+        )
+    _warn_of_unread(path, names)
+    return names
+
+
+def _warn_of_unread(path: Path, names: Iterable[str]) -> None:
+    if unread := [name for name in names if name not in COLUMNS]:
+        known = ", ".join(COLUMNS)
+        log.warning("%s: columns %s are not read; known are %s", path, ", ".join(unread), known)
+
+
+def _parse(number: int, cells: Mapping[str, Any], default: Modality | None, where: str) -> Row:
+    split = _text(cells, "split", where).lower() or "train"
+    if split not in SPLITS:
+        raise ValueError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+    named = _text(cells, "modality", where).lower() or str(default or "")
+    if named not in list(Modality):
+        raise ValueError(
+            f"{where}: modality {cells.get('modality')!r} is none of {', '.join(Modality)}"
+        )
+    modality = Modality(named)
+    image, caption = (_text(cells, name, where) for name in ("image", "caption"))
+    if modality == Modality.TEXT and not caption:
+        raise ValueError(f"{where}: a text row needs a caption")
+    if modality != Modality.TEXT and not image:
+        raise ValueError(f"{where}: image is empty")
+    return Row(
+        number,
+        split,
+        image.replace("\\", "/"),
+        modality,
+        whole_number(cells.get("pid"), "pid", where),
+        whole_number(cells.get("camera"), "camera", where),
+        _track(cells.get("tracklet"), where),
+        caption,
+    )
+
+
+def _text(cells: Mapping[str, Any], name: str, where: str) -> str:
+    value = cells.get(name)
+    if value is None or value != value:  # NaN: empty in a column of floats
+        return ""
+    if isinstance(value, (str, int, float)):
+        return str(value).strip()
+    raise ValueError(f"{where}: {name} must be text, not {str(value)[:60]!r}")
+
+
+def whole_number(value: Any, name: str, where: str) -> int:
+    """A number of at most 64 bits, however a table wrote it (7, "7", 7.0); -1 where there is none.
+
+    Raises:
+        ValueError: a fraction, a negative number, or none at all; begins with `where`.
+    """
+    if value is None or value != value:
+        return -1
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        value = int(value)
+    if isinstance(value, str):
+        if value.strip().lower() in _UNKNOWN:
+            return -1
+        if len(value) < 40 and (whole := _WHOLE.fullmatch(value.strip())):
+            value = int(whole[1])
+    if isinstance(value, int) and not isinstance(value, bool) and _fits(value):
+        return value
+    raise ValueError(
+        f"{where}: {name} must be a whole number of 64 bits, 0 or more, or empty, not "
+        f"{str(value)[:60]!r}"
+    )
+
+
+def _fits(number: int) -> bool:
+    return -1 <= number < 2**63
+
+
+def _track(value: Any, where: str) -> str:
+    """Name of a track; whole numbers are written in one way, so that 7.0 and 7 are one track."""
+    if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
+        return "" if value.strip().lower() in _UNKNOWN else value.strip()
+    number = whole_number(value, "tracklet", where)
+    return "" if number == -1 else str(number)
