@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +16,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipelines.cli_data import check_target, data_app, ray_address, write_text
-from pipelines.errors import UserError
+from pipelines.errors import Terminated, UserError, end_on_signals
 from pipelines.runs.console import console, say
 
 app = typer.Typer(
@@ -22,6 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_DEBUG = "CROSSREID_DEBUG"
 checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
@@ -341,16 +345,49 @@ def _show(summary: dict, out: Path) -> None:
     say(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
 
 
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error of ours.")
+    ] = False,
+) -> None:
+    """Runs before every command."""
+    if debug:
+        os.environ[_DEBUG] = "1"
+
+
 def main() -> None:
-    """Entry point: mistakes of the user end with exit code 2 and no traceback."""
+    """Entry point, and the exit codes: 2 the user's mistake, 1 ours, 130 Ctrl-C, 143 SIGTERM."""
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)]
     )
+    end_on_signals()
     try:
         app()
     except (UserError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         raise SystemExit(2) from error
+    except Terminated as error:
+        say("ended by a signal: what is finished is kept; the same command goes on from there")
+        raise SystemExit(128 + error.number) from error
+    except Exception as error:
+        if _DEBUG in os.environ:
+            raise
+        _our_fault(error)
+        raise SystemExit(1) from error
+
+
+def _our_fault(error: Exception) -> None:
+    """An error that should not have come through: one line here, the rest in a file."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="crossreid-", suffix=".txt", delete=False
+    ) as report:
+        report.write("".join(traceback.format_exception(error)))
+    console.print(f"[bold red]internal error:[/] {escape(f'{type(error).__name__}: {error}')}")
+    say(
+        f"this is a fault of crossreid, not yours; the traceback is in {report.name}\n"
+        "please report it with the output of `crossreid doctor`; --debug shows it here"
+    )
 
 
 if __name__ == "__main__":

@@ -198,10 +198,14 @@ class RayConfig(_Section):
         address: "local" starts one on this machine and ends it afterwards; "auto" or an address
             joins a running one. Null: "auto" inside a Ray job, else "local".
         namespace: of the named actors.
+        join_timeout_s: longest wait for an answer of a running cluster, in seconds.
+        wait_for_nodes_s: longest wait for machines that an autoscaler adds, in seconds.
     """
 
     address: str | None = None
     namespace: str = "crossreid"
+    join_timeout_s: float = Field(15, gt=0, le=3600)
+    wait_for_nodes_s: float = Field(1800, gt=0, le=7 * 86400)
 
 
 class RunConfig(_Section):

@@ -2,9 +2,36 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from types import FrameType
+
 
 class UserError(Exception):
     """Stops a command with exit code 2 and its message alone, without a traceback."""
+
+
+class Terminated(BaseException):
+    """A signal asked this process to end: what is open is closed on the way out.
+
+    Args:
+        number: of the signal; the command's exit code is 128 more.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def end_on_signals() -> None:
+    """From now on Ctrl-C and SIGTERM raise `Terminated`; only the main thread can say so."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated(number)
 
 
 class StaleBankError(RuntimeError):

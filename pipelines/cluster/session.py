@@ -14,8 +14,9 @@ import psutil
 import ray
 import ray.data
 
+from pipelines.cluster import join
 from pipelines.config import RunConfig
-from pipelines.errors import UserError
+from pipelines.errors import UserError, end_on_signals
 
 _SHARED_MEMORY = Path("/dev/shm")
 _MIN_SHARED_MEMORY = 256 * 2**20
@@ -33,22 +34,35 @@ def session(config: RunConfig) -> Iterator[None]:
         _check_shared_memory()
         _start(config)
     else:
-        try:
-            ray.init(
-                address=address,
-                namespace=config.ray.namespace,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster answers at ray.address={address}: start one with "
-                "`ray start --head`, or use ray.address=local"
-            ) from error
+        _join(address, config)
+    end_on_signals()  # Ray has put a handler of its own in the way
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str, config: RunConfig) -> None:
+    """A cluster that runs already.
+
+    Raises:
+        UserError: it does not answer in time, or refuses.
+    """
+    address = join.resolve(address)
+    join.require_answer(address, timeout_s=config.ray.join_timeout_s)
+    try:
+        ray.init(
+            address=address,
+            namespace=config.ray.namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises many classes here, none of them for users
+        raise UserError(
+            f"the cluster at ray.address={address} answers, but joining it failed: {error}\n"
+            "`ray status` shows its state; Python, Ray and the token (RAY_AUTH_MODE) must be the "
+            "same here and there"
+        ) from error
 
 
 def _start(config: RunConfig) -> None:

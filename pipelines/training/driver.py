@@ -30,7 +30,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.cluster import preflight
+from pipelines.cluster import capacity, preflight
 from pipelines.cluster.session import num_gpus, session
 from pipelines.config import RunConfig
 from pipelines.data.inputs import Inputs, find_unreadable
@@ -89,6 +89,7 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
         runlog.claim(run_dir, config, command)
         check_disk(config, run_dir, model_bytes)
         with session(config):
+            capacity.require(config)
             if len(ray.nodes()) > 1:
                 preflight.require_shared(run_dir)
             begun = recall(run_dir)

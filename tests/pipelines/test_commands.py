@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,3 +206,34 @@ def test_an_error_is_shown_as_it_is_and_ends_with_exit_code_2(
         cli.main()
     assert ended.value.code == 2
     assert 'error: pip install -e ".[export]" [/x]' in capsys.readouterr().out
+
+
+def test_an_error_of_ours_is_a_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from pipelines.report import page
+
+    def broken(run_dir: Path) -> Path:
+        raise RuntimeError("boom [/x]")
+
+    monkeypatch.setattr(page, "write", broken)
+    monkeypatch.setattr("sys.argv", ["crossreid", "report", str(tmp_path)])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "boom [/x]" in capsys.readouterr().out
+    (report,) = tmp_path.glob("crossreid-*.txt")
+    assert "Traceback" in report.read_text()
+
+
+def test_signals_end_with_their_own_exit_codes() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        script = (
+            "import os, sys\nfrom pipelines import cli\nfrom pipelines.report import page\n"
+            f"page.write = lambda run: os.kill(os.getpid(), {int(number)})\n"
+            "sys.argv = ['crossreid', 'report', '/tmp']\ncli.main()"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 128 + number
+        assert "the same command goes on" in done.stdout

@@ -1,0 +1,91 @@
+"""Whether the cluster can ever give a run what it asks for, found before anything waits for it.
+
+A placement group with more GPUs than a cluster has is not an error to Ray: it waits for ever. Where
+nothing can add machines the run is refused; where an autoscaler can, it is asked for them, and the
+wait is said, line by line, until a stated limit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.sdk import request_resources
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
+
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+
+log = logging.getLogger(__name__)
+_SAY_EVERY_S = 30.0
+_POLL_S = 2.0
+
+
+def require(config: RunConfig) -> None:
+    """Return once the workers of a run fit into the cluster that is connected.
+
+    Raises:
+        UserError: they never will; names what is asked for, what is there, and the remedy.
+    """
+    settings = config.trainer
+    workers = settings.num_workers if settings.min_workers is None else settings.min_workers
+    bundle = {"CPU": float(settings.cpus_per_worker)}
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    if has_gpus if settings.use_gpu is None else settings.use_gpu:
+        bundle["GPU"] = 1.0
+    if _fits(workers, bundle):
+        return
+    if not may_grow(config):
+        raise UserError(_too_small(workers, bundle, "and nothing can add machines to it"))
+    began = said = time.monotonic()
+    request_resources(bundles=[dict(bundle)] * workers)
+    try:
+        while not _fits(workers, bundle):
+            now = time.monotonic()
+            if now - began > config.ray.wait_for_nodes_s:
+                limit = f"after ray.wait_for_nodes_s={config.ray.wait_for_nodes_s:g}"
+                raise UserError(_too_small(workers, bundle, limit))
+            if now - said >= _SAY_EVERY_S:
+                said = now
+                log.warning(
+                    "waiting for machines since %.0f s: %s", now - began, _compared(workers, bundle)
+                )
+            time.sleep(_POLL_S)
+    finally:
+        request_resources(bundles=[])
+
+
+def may_grow(config: RunConfig) -> bool:
+    """Whether an autoscaler may add machines; True too where Ray does not say."""
+    if (config.ray.address or "local") == "local":
+        return False
+    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS) if _internal_kv_initialized() else None
+    if not status:
+        return True
+    nodes = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes") or {}
+    # without a launcher's file Ray names each machine after its id
+    return any(not kind.startswith("node_") for kind in nodes)
+
+
+def _fits(workers: int, bundle: Mapping[str, float]) -> bool:
+    total = ray.cluster_resources()
+    return all(total.get(name, 0) >= workers * amount for name, amount in bundle.items())
+
+
+def _compared(workers: int, bundle: Mapping[str, float]) -> str:
+    total = ray.cluster_resources()
+    return ", ".join(
+        f"{total.get(name, 0):g} of {workers * amount:g} {name}s" for name, amount in bundle.items()
+    )
+
+
+def _too_small(workers: int, bundle: Mapping[str, float], why: str) -> str:
+    gpus = "" if "GPU" not in bundle else " trainer.use_gpu=false trains on CPUs;"
+    return (
+        f"trainer.num_workers={workers} ask for more than the cluster has, {why}: it has "
+        f"{_compared(workers, bundle)}.{gpus} fewer workers (trainer.num_workers), or more machines"
+    )

@@ -1,0 +1,69 @@
+"""A run that a cluster can never hold is refused; one that may come is waited for, aloud."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+import pytest
+
+from pipelines.cluster import capacity
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+
+Make = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Resources that stand in for those of a cluster, to be changed by the test."""
+    resources = {"CPU": 4.0}
+    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: resources)
+    return resources
+
+
+def test_gpus_are_refused_where_there_are_none(
+    make_config: Make, cluster: dict[str, float]
+) -> None:
+    with pytest.raises(UserError, match=r"0 of 2 GPUs.*trainer\.use_gpu=false"):
+        capacity.require(make_config("trainer.use_gpu=true"))
+
+
+def test_more_workers_than_gpus(make_config: Make, cluster: dict[str, float]) -> None:
+    cluster["GPU"] = 1
+    with pytest.raises(UserError, match=r"1 of 2 GPUs.*trainer\.num_workers"):
+        capacity.require(make_config())
+    capacity.require(make_config("trainer.use_gpu=false"))
+    capacity.require(make_config("trainer.min_workers=1"))
+
+
+def test_machines_that_may_come_are_waited_for_and_then_refused(
+    make_config: Make,
+    cluster: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[list[dict[str, float]]] = []
+    monkeypatch.setattr(capacity, "may_grow", lambda config: True)
+    monkeypatch.setattr(capacity, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(capacity, "_SAY_EVERY_S", 0.01)
+    monkeypatch.setattr(capacity, "_POLL_S", 0.02)
+    config = make_config("trainer.use_gpu=true", "ray.wait_for_nodes_s=0.2")
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"wait_for_nodes_s=0\.2"):
+        capacity.require(config)
+    assert "0 of 2 GPUs" in caplog.text
+    assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []], "the request is taken back"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grows"), [({"node_12ab": 1}, False), ({"head": 1, "gpu_worker": 0}, True)]
+)
+def test_a_launchers_file_is_what_adds_machines(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, nodes: dict[str, int], grows: bool
+) -> None:
+    status = json.dumps({"autoscaler_report": {"active_nodes": nodes}})
+    monkeypatch.setattr(capacity, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: status.encode())
+    assert capacity.may_grow(make_config("ray.address=auto")) is grows
+    assert not capacity.may_grow(make_config()), "a Ray of our own"

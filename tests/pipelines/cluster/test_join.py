@@ -1,0 +1,75 @@
+"""Addresses at which no cluster answers end within the stated time, with the setting's name."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.cluster import join
+from pipelines.errors import UserError
+
+
+@pytest.fixture
+def mute() -> Iterator[str]:
+    """Something that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        kept: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    kept.append(server.accept()[0])
+                except OSError:
+                    return
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_nobody_listens() -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"ray\.address=127\.0\.0\.1:1 .*join_timeout_s=0\.5"):
+        join.require_answer("127.0.0.1:1", timeout_s=0.5)
+    assert time.monotonic() - began < 5
+
+
+def test_the_variable_is_named_where_it_set_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert join.resolve("auto") == "127.0.0.1:1"
+    with pytest.raises(UserError, match="from RAY_ADDRESS"):
+        join.require_answer("127.0.0.1:1", timeout_s=0.1)
+
+
+@pytest.mark.slow
+def test_somebody_listens_who_is_not_ray(mute: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"8265 is its dashboard|refuses to be joined"):
+        join.require_answer(mute, timeout_s=6)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://head:8265", "ray job submit --address http://head:8265"),
+        ("ray://head:10001", "remote driver"),
+        ("head", "host:port"),
+        ("head:port", "host:port"),
+        ("head:99999", "host:port"),
+        (":6379", "host:port"),
+    ],
+)
+def test_addresses_of_another_kind(address: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        join.resolve(address)
+
+
+def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(join, "_CURRENT", tmp_path / "none")
+    with pytest.raises(UserError, match="no Ray runs on this machine"):
+        join.resolve("auto")
