@@ -46,7 +46,7 @@ class ClusterMemory:
         return x @ self.bank.T / self.temperature
 
     @torch.no_grad()
-    def update(self, x: Tensor, labels: Tensor) -> None:
+    def update(self, x: Tensor, labels: Tensor, *, most: int | None = None) -> None:
         """Moves each row's prototype towards the row, in batch order.
 
         bank[y] <- normalize(momentum * bank[y] + (1 - momentum) * x). Rows of one label act one
@@ -55,6 +55,8 @@ class ClusterMemory:
         Args:
             x: (B, D) unit rows.
             labels: (B,) int64 prototype of each row; -1 is skipped.
+            most: rows that one label has at most; known from the plan, it spares a GPU the wait
+                for the answer. More rows than that stop the device. The CPU looks by itself.
 
         Raises:
             ValueError: not one label per row; on the CPU, where a look costs nothing, also a label
@@ -62,17 +64,46 @@ class ClusterMemory:
         """
         if labels.shape != (len(x),):
             raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
-        if labels.device.type == "cpu" and (labels < OUTLIER).any():
-            raise ValueError(f"label {int(labels.min())}: labels are 0 or above, or -1 for none")
-        rows, occurrence = _rows_by_occurrence(labels)
-        if rows.numel() == 0:
-            return
-        x = x.detach().to(self.bank.dtype)
-        for turn in range(int(occurrence.max()) + 1):
-            now = rows[occurrence == turn]
-            target = labels[now]
-            mixed = self.momentum * self.bank[target] + (1 - self.momentum) * x[now]
-            self.bank[target] = F.normalize(mixed, dim=1)
+        if labels.device.type == "cpu":
+            names, counts = np.unique(labels.numpy(), return_counts=True)
+            if names.min(initial=OUTLIER) < OUTLIER:
+                raise ValueError(f"label {names[0]}: labels are 0 or above, or -1 for none")
+            most, num_slots = int(counts[names != OUTLIER].max(initial=0)), len(names)
+        else:
+            num_slots = len(labels)  # as many labels as may occur
+        if num_slots and len(self.bank) and most != 0:
+            self._take_turns(x.detach().to(self.bank.dtype), labels, most, num_slots)
+
+    def _take_turns(self, x: Tensor, labels: Tensor, most: int | None, num_slots: int) -> None:
+        """The k-th row of every label in turn k, in tables whose shapes depend on no label.
+
+        A slot holds one label. A slot that is left over is a copy of the first one, so that it
+        writes what that one writes.
+        """
+        size, num = len(x), len(self.bank)
+        ordered, rows = torch.sort(torch.where(labels == OUTLIER, num, labels), stable=True)
+        position = torch.arange(size, device=labels.device)
+        turn = position - torch.searchsorted(ordered, ordered)
+        slot = (turn == 0).cumsum(0) - 1
+        known = ordered < num
+        if most is None:
+            most = int(torch.where(known, turn, OUTLIER).max()) + 1
+        elif labels.device.type != "cpu":
+            message = f"a label has more than {most} rows in one batch"
+            torch._assert_async((~known | (turn < most)).all(), message)
+        slots = torch.full((num_slots,), num, device=labels.device).scatter_(0, slot, ordered)
+        places = slot * (most + 1) + torch.where(known, turn, most).clamp(max=most)
+        table = torch.full((num_slots * (most + 1),), size, device=labels.device)
+        table = table.scatter(0, places, rows).view(num_slots, most + 1)
+        unused = slots == num
+        table = torch.where(unused[:, None], table[0], table)
+        slots = torch.where(unused, slots[0], slots).clamp(max=num - 1)
+        state, share = self.bank[slots], 1 - self.momentum
+        for k in range(most):
+            row = table[:, k]
+            mixed = self.momentum * state + share * x[row.clamp(max=size - 1)]
+            state = torch.where((row < size)[:, None], F.normalize(mixed, dim=1), state)
+        self.bank[slots] = state
 
     def to(self, device: torch.device | str) -> ClusterMemory:
         """Moves the bank to `device`; returns self."""
@@ -206,9 +237,10 @@ def swap_rows(
 
     Reference: CCLNet, stages 0 and 2, swap within a step.
     """
-    of_a, of_b = _touching(pairs, labels_a, labels_b, bank_a.device)
-    new_a = _blend(bank_a, of_a[:, 0], bank_b[of_a[:, 1]], keep)
-    new_b = _blend(bank_b, of_b[:, 1], bank_a[of_b[:, 0]], keep)
+    rows_a, rows_b = _columns(pairs, bank_a.device)
+    in_a, in_b = _among(rows_a, labels_a, bank_a), _among(rows_b, labels_b, bank_b)
+    new_a = _blend(bank_a, rows_a, bank_b[rows_b], keep, where=in_a)
+    new_b = _blend(bank_b, rows_b, bank_a[rows_a], keep, where=in_b)
     return new_a, new_b
 
 
@@ -222,9 +254,10 @@ def swap_rows_sequential(
     keep: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
     """`swap_rows` in the public code's order: bank_b reads what bank_a has already become."""
-    of_a, of_b = _touching(pairs, labels_a, labels_b, bank_a.device)
-    new_a = _blend(bank_a, of_a[:, 0], bank_b[of_a[:, 1]], keep)
-    return new_a, _blend(bank_b, of_b[:, 1], new_a[of_b[:, 0]], keep)
+    rows_a, rows_b = _columns(pairs, bank_a.device)
+    in_a, in_b = _among(rows_a, labels_a, bank_a), _among(rows_b, labels_b, bank_b)
+    new_a = _blend(bank_a, rows_a, bank_b[rows_b], keep, where=in_a)
+    return new_a, _blend(bank_b, rows_b, new_a[rows_a], keep, where=in_b)
 
 
 def share(bank_a: Tensor, bank_b: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
@@ -241,10 +274,13 @@ def share(bank_a: Tensor, bank_b: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]
     return swap(bank_a, bank_b, pairs, keep=0.5)
 
 
-def _blend(bank: Tensor, rows: Tensor, other: Tensor, keep: float) -> Tensor:
-    """A copy of `bank` whose given rows are mixed with `other` and normalized."""
-    new = bank.clone()
-    new[rows] = F.normalize(keep * bank[rows] + (1 - keep) * other, dim=1)
+def _blend(
+    bank: Tensor, rows: Tensor, other: Tensor, keep: float, *, where: Tensor | None = None
+) -> Tensor:
+    """A copy of `bank` whose given rows are mixed with `other` and normalized, all or some."""
+    new, own = bank.clone(), bank[rows]
+    mixed = F.normalize(keep * own + (1 - keep) * other, dim=1)
+    new[rows] = mixed if where is None else torch.where(where[:, None], mixed, own)
     return new
 
 
@@ -253,17 +289,7 @@ def _columns(pairs: Pairs, device: torch.device) -> tuple[Tensor, Tensor]:
     return both[:, 0], both[:, 1]
 
 
-def _touching(
-    pairs: Pairs, labels_a: Tensor, labels_b: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The pairs whose a is in `labels_a`, and the pairs whose b is in `labels_b`."""
-    both = torch.as_tensor(pairs, device=device)
-    return both[torch.isin(both[:, 0], labels_a)], both[torch.isin(both[:, 1], labels_b)]
-
-
-def _rows_by_occurrence(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with a label, and how many earlier rows carry the same label, both (B',) int64."""
-    ordered, rows = torch.sort(labels, stable=True)
-    rows, ordered = rows[ordered != OUTLIER], ordered[ordered != OUTLIER]
-    position = torch.arange(len(ordered), device=labels.device)
-    return rows, position - torch.searchsorted(ordered, ordered)
+def _among(rows: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
+    """(M,) bool: whether each row of the bank is one of the labels."""
+    labelled = torch.zeros(len(bank) + 1, dtype=torch.bool, device=bank.device)
+    return labelled.index_fill_(0, torch.where(labels == OUTLIER, len(bank), labels), True)[rows]
