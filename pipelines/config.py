@@ -144,8 +144,12 @@ class TrainerConfig(_Section):
         barrier_timeout_s: longest wait for the other workers' features, in seconds.
         keep_checkpoints: newest checkpoints kept on disk.
         max_failures: restarts of the worker group before the run gives up.
-        precision: of the training step; with "bf16" weights, optimizer, banks and losses
-            stay float32.
+        precision: of the operations that bear it, in training and in embedding; with "bf16"
+            weights, optimizer, banks, losses and embedded features stay float32.
+        allow_tf32: let GPUs round the factors of float32 products and convolutions to TF32. Without
+            it "fp32" means float32. Never for what is called exact, and not with `strict`.
+        gradient_compression: "bf16" sends the workers' gradients to each other in half the bytes,
+            rounded before they are averaged.
         activation_checkpointing: keep the inputs of CLIP's blocks alone and compute their
             activations again in the
             backward pass: a third more time, a fraction of the memory, the same results.
@@ -168,11 +172,19 @@ class TrainerConfig(_Section):
     keep_checkpoints: int = Field(2, ge=1)
     max_failures: int = Field(2, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    allow_tf32: bool = False
+    gradient_compression: Literal["none", "bf16"] = "none"
     activation_checkpointing: bool = False
     compile: bool = False
     gradient_accumulation: int = Field(1, ge=1)
     strict: bool = False
     shards: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _strict_is_exact(self) -> TrainerConfig:
+        if self.strict and self.allow_tf32:
+            raise ValueError("allow_tf32 rounds what strict keeps to the bit: choose one of them")
+        return self
 
 
 class EvaluationConfig(_Section):
@@ -239,7 +251,13 @@ class RunConfig(_Section):
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
         found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
-        decisive = {"precision", "gradient_accumulation", "strict"}
+        decisive = {
+            "precision",
+            "allow_tf32",
+            "gradient_compression",
+            "gradient_accumulation",
+            "strict",
+        }
         if self.trainer.strict:
             decisive.add("shards")
         found["trainer"] = self.trainer.model_dump(mode="json", include=decisive)

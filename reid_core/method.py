@@ -46,6 +46,24 @@ every worker counts as the same global mean everywhere.
 """
 
 
+def gather_together(gather: Gather, *tensors: Tensor) -> list[Tensor]:
+    """`gather` of several tensors (B, ...) in one exchange; the first one is of floats.
+
+    Integers travel as the bits of such floats, so they come back as they were.
+    """
+    dtype = tensors[0].dtype
+    flat = [x.reshape(len(x), -1) for x in tensors]
+    packed = [x if x.is_floating_point() else x.view(dtype) for x in flat]
+    whole = gather(torch.cat(packed, dim=1))
+    parts = whole.split([x.shape[1] for x in packed], dim=1)
+    return [
+        (part if x.is_floating_point() else part.detach().contiguous().view(x.dtype)).reshape(
+            len(whole), *x.shape[1:]
+        )
+        for part, x in zip(parts, tensors, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch trains on, the same for all workers.
@@ -60,6 +78,7 @@ class Epoch:
         pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
         similarity: (M,) cosine of the matched prototypes.
         counts: further numbers for the log.
+        repeats: per modality, places of a global batch that one class has at most.
         warnings: what the user should know about this epoch.
     """
 
@@ -70,6 +89,7 @@ class Epoch:
     pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
     similarity: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
     counts: dict[str, float] = field(default_factory=dict)
+    repeats: dict[Modality, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
@@ -126,8 +146,11 @@ class Stage(Protocol):
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Take what was decided between epochs; streamed stages only."""
 
+    def prepare(self, batch: Any) -> Any:
+        """What of a batch is computed on the host, before it goes to the device."""
+
     def terms(self, model: nn.Module, batch: Any, gather: Gather) -> Terms:
-        """Losses of one step on this worker's slice of the global batch.
+        """Losses of one step on this worker's slice of the global batch; asks no device.
 
         Args:
             model: `module`, possibly wrapped for several workers; call it, not `module`.

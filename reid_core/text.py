@@ -50,6 +50,11 @@ def tokenize(captions: Sequence[str]) -> Tokens:
     return Tokens(ids, truncated=lengths > CONTEXT - 2, empty=lengths == 0)
 
 
+def trimmed(ids: np.ndarray) -> np.ndarray:
+    """Token ids (B, 77) without the columns behind the last EOT, the largest id: (B, L)."""
+    return ids[:, : int(ids.argmax(axis=1).max(initial=0)) + 1]
+
+
 def mask_tokens(
     ids: np.ndarray, rows: np.ndarray, *, probability: float, seed: int, epoch: int
 ) -> np.ndarray:

@@ -269,9 +269,15 @@ def normalize(images: Tensor) -> Tensor:
 
     Reference: CCLNet and CSDN, which take ImageNet's statistics also for CLIP's weights.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
-    return images.float().mul_(1 / (255 * std)).sub_(mean / std)
+    scale, shift = (x.to(images.device) for x in pixel_statistics())
+    return images.float().mul_(scale).sub_(shift)
+
+
+def pixel_statistics() -> tuple[Tensor, Tensor]:
+    """Scale and shift (3, 1, 1) of `normalize`: bytes * scale - shift."""
+    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
+    std = torch.tensor(IMAGENET_STD)[:, None, None]
+    return 1 / (255 * std), mean / std
 
 
 def _luma(image: np.ndarray) -> np.ndarray:

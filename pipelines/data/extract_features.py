@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pipelines.distributed.collectives import shares
+from pipelines.distributed.precision import Precision, autocast
+from pipelines.distributed.prefetch import Prefetch
 from reid_core.types import Modality
 
 Head = Callable[[Tensor, Modality], Tensor]
@@ -35,6 +37,7 @@ def embed(
     batch_size: int,
     device: torch.device,
     readers: int = 1,
+    precision: Precision = "fp32",
 ) -> Tensor:
     """Features of some rows, test transform only.
 
@@ -47,17 +50,17 @@ def embed(
         batch_size: images per forward pass.
         device: of the model.
         readers: threads that read and decode.
+        precision: of the forward pass.
 
     Returns:
         (n, D) float32 on the device.
     """
-    features = [
-        head(torch.from_numpy(batch).to(device), modality).float()
-        for batch in _read_ahead(inputs, modality, rows, batch_size, readers)
-    ]
-    if not features:
-        some = torch.from_numpy(inputs.read(modality, np.arange(1))).to(device)
-        return head(some, modality).float()[:0]
+    host = map(torch.from_numpy, _read_ahead(inputs, modality, rows, batch_size, readers))
+    with autocast(device, precision):
+        features = [head(batch, modality).float() for batch in Prefetch(host, device)]
+        if not features:
+            some = torch.from_numpy(inputs.read(modality, np.arange(1))).to(device)
+            return head(some, modality).float()[:0]
     return torch.cat(features)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipelines.data.replacements import replacements
 from pipelines.distributed.collectives import shares
-from reid_core.types import Modality
+from reid_core.types import OUTLIER, Modality
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,22 @@ class Plan:
             found[m] = replacements(rows, self.labels[m], self.seeds[m][:, ::views])
         return found
 
+    def repeats(self, caption_labels: np.ndarray | None) -> dict[Modality, int]:
+        """Places of a global batch that one class has at most, per modality.
+
+        Args:
+            caption_labels: (n captions,) classes of the captions, where the plan has some. A place
+                counts for each class that a replacement may bring there.
+        """
+        most = {m: _most_equal(labels) for m, labels in self.labels.items()}
+        if self.captions is not None and caption_labels is not None:
+            others = np.moveaxis(self.replacements[Modality.VISIBLE], -1, 0)
+            whole = [self.captions, *(self.captions.ravel()[places] for places in others)]
+            classes = np.sort(caption_labels[np.stack(whole, axis=-1)], axis=-1)
+            classes[..., 1:][classes[..., 1:] == classes[..., :-1]] = OUTLIER
+            most[Modality.TEXT] = _most_equal(classes.reshape(len(classes), -1))
+        return most
+
     def rank_slice(self, modality: Modality, batches: slice, rank: int, world: int) -> pa.Table:
         """Rank's share of some consecutive global batches, batch-major, a line per view.
 
@@ -99,3 +115,14 @@ class Plan:
                     chosen = np.where(places < 0, -1, whole.ravel()[places])
                     columns[f"{name}{number}"] = per_view(chosen)
         return pa.table(columns)
+
+
+def _most_equal(labels: np.ndarray) -> int:
+    """How often a class stands in one row of (batches, B) labels at most; -1 is none."""
+    if not labels.size:
+        return 0
+    ordered = np.sort(labels, axis=1)
+    first = np.ones(ordered.shape, dtype=bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    _, lengths = np.unique(np.cumsum(first.ravel()), return_counts=True)
+    return int(lengths[ordered[first] != OUTLIER].max(initial=0))

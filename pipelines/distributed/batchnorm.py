@@ -1,10 +1,13 @@
 """Batch normalization whose statistics are those of the global batch, on any backend.
 
-torch's SyncBatchNorm refuses CPU tensors; this one gathers every worker's mean, variance and count
-with a differentiable collective, so one step does not depend on the number of workers.
+torch's SyncBatchNorm refuses CPU tensors, and on CUDA it waits for the device in every layer. This
+one gathers every worker's mean, variance and count, so one step does not depend on the number of
+workers: with a differentiable collective, or on CUDA with torch's own kernels.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,8 @@ class GlobalBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if not self.training:
             return super().forward(x)
+        if x.is_cuda and not collectives.are_threads():
+            return self._with_kernels(x)
         # bfloat16 has too few digits for statistics
         wide = x.float() if x.element_size() < 4 else x
         mean, variance, count = _global_moments(wide)
@@ -37,6 +42,17 @@ class GlobalBatchNorm(_BatchNorm):
         if self.bias is not None:
             out = out + self.bias.view(shape)
         return out.to(x.dtype)
+
+    def _with_kernels(self, x: Tensor) -> Tensor:
+        """The same with the kernels of torch's SyncBatchNorm, which track the statistics too."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / float(self.num_batches_tracked)
+        return _Kernels.apply(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, momentum
+        )
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -51,6 +67,61 @@ class GlobalBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased, momentum)
 
 
+class _Kernels(torch.autograd.Function):
+    """torch's SyncBatchNorm without its search for workers that have no row, a wait per layer."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        eps: float,
+        momentum: float,
+    ) -> Tensor:
+        x = _dense(x)
+        channels = x.shape[1]
+        mean, invstd = torch.batch_norm_stats(x, eps)
+        count = mean.new_full((1,), x.numel() // channels)
+        parts = collectives.gather_rows(torch.cat([mean, invstd, count]).unsqueeze(0))
+        means, invstds, counts = parts.split([channels, channels, 1], dim=1)
+        mean, invstd = torch.batch_norm_gather_stats_with_counts(
+            x, means, invstds, running_mean, running_var, momentum, eps, counts.flatten()
+        )
+        ctx.save_for_backward(x, weight, mean, invstd, counts.to(torch.int32))
+        return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd, counts = ctx.saved_tensors
+        grad = _dense(grads[0])
+        needed = ctx.needs_input_grad[:3]
+        sum_dy, sum_dy_xmu, of_weight, of_bias = torch.batch_norm_backward_reduce(
+            grad, x, mean, invstd, weight, *needed
+        )
+        of_x = None
+        if needed[0]:
+            both = collectives.sum_over_workers(torch.cat([sum_dy, sum_dy_xmu]))
+            of_x = torch.batch_norm_backward_elemt(
+                grad, x, mean, invstd, weight, both[: len(mean)], both[len(mean) :], counts
+            )
+        # the gradients of weight and bias are averaged with all others
+        return (
+            of_x,
+            of_weight if needed[1] else None,
+            of_bias if needed[2] else None,
+            *[None] * 4,
+        )
+
+
+def _dense(x: Tensor) -> Tensor:
+    """As the kernels take it, channels last or first."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if channels_last else x.contiguous()
+
+
 def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), biased variance (C,) and rows per channel () over all workers, with gradient.
 
@@ -60,7 +131,7 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels = x.shape[1]
     dims = [d for d in range(x.dim()) if d != 1]
     variance, mean = torch.var_mean(x, dims, correction=0)
-    count = x.new_tensor([float(x.numel() // channels)])
+    count = x.new_full((1,), float(x.numel() // channels))  # from a list it would be copied
     parts = collectives.gather(torch.cat([mean, variance, count]).unsqueeze(0))
     means, variances = parts[:, :channels], parts[:, channels:-1]
     counts = parts[:, -1:].detach()

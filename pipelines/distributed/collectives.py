@@ -57,6 +57,11 @@ def joined(group: Group) -> Iterator[None]:
         del _thread.group
 
 
+def are_threads() -> bool:
+    """Whether the workers are threads of a `Group`."""
+    return _group() is not None
+
+
 def world_size() -> int:
     """Number of workers; 1 without a process group."""
     if (group := _group()) is not None:
@@ -77,9 +82,10 @@ def gather_rows(x: Tensor) -> Tensor:
         return group.gather(x.detach())
     if world_size() == 1:
         return x.detach()
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
-    return torch.cat(parts)
+    x = x.detach().contiguous()
+    whole = x.new_empty(world_size() * len(x), *x.shape[1:])
+    dist.all_gather(list(whole.chunk(world_size())), x)
+    return whole
 
 
 def gather_rows_with_gradient(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.data.decode import read_image
+from pipelines.distributed.precision import set_tf32
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from reid_core.method import Encoder
@@ -100,8 +101,8 @@ class JointSpace(torch.nn.Module):
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
         """Unit rows (B, E); see `reid_core.method.Encoder`."""
         if modality == Modality.TEXT:
-            return functional.normalize(self.text.encode_text(inputs), dim=1)
-        return functional.normalize(self.images.project(inputs, modality), dim=1)
+            return functional.normalize(self.text.encode_text(inputs).float(), dim=1)
+        return functional.normalize(self.images.project(inputs, modality).float(), dim=1)
 
 
 def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
@@ -135,6 +136,7 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
         text = clip.load(size.name, size.pretrained).text
         encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_tf32(config.trainer.allow_tf32)
     return LoadedEncoder(
         encoder=encoder.to(device).eval().requires_grad_(False),
         modalities=modalities,

@@ -142,6 +142,7 @@ def evaluate_checkpoint(
             np.arange(inputs.num_rows(m)),
             batch_size=config.trainer.embed_batch,
             device=loaded.device,
+            precision=config.trainer.precision,
         )
         found[records.rows(m)] = embedded.cpu().numpy()
     return evaluate(

@@ -31,6 +31,7 @@ from ray.data.datasource import Datasource, ReadTask
 from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
 from pipelines.data.decode import read_image
+from pipelines.distributed.precision import autocast
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
@@ -217,7 +218,9 @@ class Embedder:
 
     @torch.inference_mode()
     def _forward(self, inputs: torch.Tensor, modality: Modality) -> np.ndarray:
-        features = self._loaded.encoder.embed(inputs.to(self._loaded.device), modality)
+        loaded = self._loaded
+        with autocast(loaded.device, loaded.config.trainer.precision):
+            features = loaded.encoder.embed(inputs.to(loaded.device), modality)
         return features.float().cpu().numpy().astype(self._work.dtype)
 
 

@@ -93,7 +93,12 @@ def make_epoch(
         captions=epoch.captions,
     )
     return EpochStart(
-        epoch=replace(epoch, plan={}, captions=None),
+        epoch=replace(
+            epoch,
+            plan={},
+            captions=None,
+            repeats=plan.repeats(epoch.labels.get(Modality.TEXT)),
+        ),
         plan=plan,
         metrics={
             **({} if pids is None else diagnose(epoch, pids)),

@@ -15,14 +15,13 @@ from reid_core.types import Term
 class Means:
     """Means of the loss terms over an epoch and all workers."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sums: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, ...], Tensor] = {}
 
-    def add(self, name: str, weighted_sum: Tensor, count: Tensor) -> None:
-        """Add one step's sum over rows and its number of rows."""
-        pair = torch.stack([weighted_sum.detach(), count]).double()
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+    def add(self, names: tuple[str, ...], weighted_sums: Tensor, counts: Tensor) -> None:
+        """Add one step's sums (T,) over rows and numbers (T,) of rows of all terms."""
+        pairs = torch.stack([weighted_sums.detach(), counts]).double()
+        self._sums[names] = self._sums[names] + pairs if names in self._sums else pairs
 
     def read(self) -> dict[str, float]:
         """Mean of each term, and their weighted "total" under its own name.
@@ -30,10 +29,15 @@ class Means:
         Raises:
             RuntimeError: a loss that is not finite.
         """
-        means = {}
-        for name, pair in self._sums.items():
-            total, count = collectives.sum_over_workers(pair).tolist()
-            means[name] = total / count if count else 0.0
+        if not self._sums:
+            return {}
+        names = [name for group in self._sums for name in group]
+        everywhere = collectives.sum_over_workers(torch.cat(list(self._sums.values()), dim=1))
+        pairs: dict[str, tuple[float, float]] = {}
+        for name, total, count in zip(names, *everywhere.tolist(), strict=True):
+            before = pairs.get(name, (0.0, 0.0))
+            pairs[name] = before[0] + total, before[1] + count
+        means = {name: total / count if count else 0.0 for name, (total, count) in pairs.items()}
         broken = [name for name, mean in means.items() if not np.isfinite(mean)]
         if broken:
             raise RuntimeError(
@@ -48,15 +52,22 @@ def total_loss(terms: Mapping[str, Term], means: Means) -> Tensor:
     DDP averages gradients over workers. A mean over valid rows must therefore be this worker's
     sum times the number of workers over the *global* number of valid rows.
     """
-    first = next(iter(terms.values())).mean
-    counts = torch.stack(
-        [torch.as_tensor(term.count, device=first.device).float() for term in terms.values()]
-    )
+    each = list(terms.values())
+    means_here = torch.stack([term.mean for term in each])
+    counts = torch.stack([_as_float(term.count, means_here.device) for term in each])
     everywhere = collectives.sum_over_workers(counts)
     scale = collectives.world_size() * counts / everywhere.clamp_min(1)
-    total = torch.zeros_like(first)
-    for index, (name, term) in enumerate(terms.items()):
-        total = total + term.weight * scale[index] * term.mean
-        means.add(name, term.mean * counts[index], counts[index])
-    means.add("total", total * everywhere.max(), everywhere.max())
+    total = torch.zeros_like(means_here[0])
+    for index, term in enumerate(each):
+        total = total + term.weight * scale[index] * means_here[index]
+    most = everywhere.max()
+    sums = torch.cat([means_here.detach() * counts, (total.detach() * most)[None]])
+    means.add((*terms, "total"), sums, torch.cat([counts, most[None]]))
     return total
+
+
+def _as_float(count: Tensor | int, device: torch.device) -> Tensor:
+    """A scalar on the device; a number is written there, not copied."""
+    if isinstance(count, Tensor):
+        return count.float()
+    return torch.full((), float(count), device=device)

@@ -22,6 +22,8 @@ from pipelines.data import extract_features
 from pipelines.data.corrupt_images import CorruptImages
 from pipelines.data.inputs import Measured
 from pipelines.distributed import batchnorm, collectives
+from pipelines.distributed.precision import set_tf32
+from pipelines.distributed.prefetch import Prefetch
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.runs import checkpoint, learned_prompts, runlog
 from pipelines.training import step
@@ -83,6 +85,7 @@ class TrainingLoop:
         self.config, self.device, self.state = job.config, device, state
         self.method, self.settings = METHODS[job.config.method], job.config.settings
         self.rank, self.world = collectives.rank(), collectives.world_size()
+        set_tf32(self.config.trainer.allow_tf32)
         model = self.config.model
         with _first_values:
             self.clip = clip.load(model.name, model.pretrained)
@@ -154,22 +157,30 @@ class TrainingLoop:
         start = self._begin_epoch((name, epoch), stage, clock)
         stage.begin_epoch(epoch, start.epoch)
         stability = self._stability(stage, start.epoch.labels)
-        means = Means(self.device)
+        means = Means()
         model.train()
         with clock("input"):
-            batches = self.batches(start)
+            batches = Prefetch(self._on_host(stage, self.batches(start)), self.device)
         for _ in range(start.plan.num_batches):
             with clock("input"):
                 batch = next(batches, None)
             if batch is None:
                 raise RuntimeError("the data stream ended before the plan")
-            self.corrupt_images.note(batch)
             with clock("step"):
-                on_device = {m: b.to(self.device) for m, b in batch.items()}
-                step.take(stage, model, optimizer, on_device, means, settings=self.config.trainer)
+                step.take(stage, model, optimizer, batch, means, settings=self.config.trainer)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
-        return {"losses": means.read(), **start.metrics, **stability}
+        with clock("step"):  # the device is waited for here, once an epoch
+            losses = means.read()
+        return {"losses": losses, **start.metrics, **stability}
+
+    def _on_host(
+        self, stage: Stage, batches: Iterator[dict[Modality, Batch]]
+    ) -> Iterator[dict[Modality, Batch]]:
+        """What is to be done with batches before they go to the device."""
+        for batch in batches:
+            self.corrupt_images.note(batch)
+            yield stage.prepare({m: replace(part, planned=None) for m, part in batch.items()})
 
     def _cached_epoch(
         self,
@@ -180,22 +191,22 @@ class TrainingLoop:
         clock: runlog.Clock,
     ) -> dict[str, Any]:
         """Features of the frozen encoder, embedded once, stand for the images."""
-        means = Means(self.device)
+        means = Means()
         model.train()
         with clock("step"):
-            for batch in stage.batches(epoch, collectives.slice_of):
+            for batch in Prefetch(stage.batches(epoch, collectives.slice_of), self.device):
                 step.take(stage, model, optimizer, batch, means, settings=self.config.trainer)
-        return {"losses": means.read()}
+            losses = means.read()
+        return {"losses": losses}
 
     def _begin_epoch(self, key: Key, stage: Stage, clock: runlog.Clock) -> EpochStart:
         """Hand this worker's features to the bank; the first modality is clustered meanwhile."""
         stage.module.eval()
         for m in self.method.INPUTS if stage.clusters else ():
             with clock("embed"):
-                mine = self._embed(stage.encoder.embed, self.corrupt_images, m)
-                self.bank.add_features(
-                    self.token, key, m, mine.cpu().numpy(), self.rank, self.world
-                )
+                mine = self._embed(stage.encoder.embed, self.corrupt_images, m).cpu().numpy()
+            with clock("cluster"):  # a bank in this process clusters at once
+                self.bank.add_features(self.token, key, m, mine, self.rank, self.world)
         with clock("cluster"):
             start = self.bank.begin_epoch(self.token, key, self.world)
         for phase in ("match", "plan"):
@@ -253,6 +264,7 @@ class TrainingLoop:
             batch_size=self.config.trainer.embed_batch,
             device=self.device,
             readers=self.readers,
+            precision=self.config.trainer.precision,
         )
 
     def _embed_all(

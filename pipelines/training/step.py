@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.config import TrainerConfig
 from pipelines.distributed import collectives
+from pipelines.distributed.precision import autocast
 from pipelines.training.global_loss import Means, total_loss
 from reid_core.method import Stage
 from reid_core.types import Batch, Modality
@@ -33,7 +34,9 @@ def data_parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Mod
         return module
     device = next(module.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, **_OWN_BUFFERS)
+    return DistributedDataParallel(
+        module, device_ids=ids, gradient_as_bucket_view=True, **_OWN_BUFFERS
+    )
 
 
 def take(
@@ -61,11 +64,10 @@ def take(
         settings: precision and parts.
     """
     device = next(stage.module.parameters()).device
-    half = settings.precision == "bf16"
     num = settings.gradient_accumulation if isinstance(batch, dict) else 1
     optimizer.zero_grad(set_to_none=True)
     for part in [batch] if num == 1 else _parts(batch, num):
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with autocast(device, settings.precision):
             terms = stage.terms(model, part, collectives.gather)
             total = total_loss(terms, means) / num
         total.backward()

@@ -75,6 +75,13 @@ class TextTower(nn.Module):
             self.token_embedding(ids[:, : int(eot.max()) + 1]), eot, chunk=chunk
         )
 
+    def encode_trimmed(self, ids: Tensor) -> Tensor:
+        """`encode_text` of ids (C, L) that end with the longest sentence, see `text.trimmed`.
+
+        Nothing is asked of the device, and all sentences pass at once.
+        """
+        return self._encode(self.token_embedding(ids), ids.argmax(dim=-1), ids.shape[1])
+
     def encode_prompts(self, embeddings: Tensor, eot: Tensor | int, *, chunk: int = 256) -> Tensor:
         """Features of sentences that are given as token embeddings.
 
@@ -92,17 +99,22 @@ class TextTower(nn.Module):
         Raises:
             ValueError: an EOT position lies outside the L tokens.
         """
-        ends = torch.as_tensor(eot, device=embeddings.device).expand(len(embeddings))
-        if len(ends) and int(ends.max()) >= embeddings.shape[1]:
+        if isinstance(eot, int):  # known here: no device is asked
+            ends = torch.full((len(embeddings),), eot, device=embeddings.device)
+            last = [eot] * len(ends.split(chunk))
+        else:
+            ends = eot
+            last = [int(at.max()) if len(at) else -1 for at in ends.split(chunk)]
+        if len(ends) and max(last) >= embeddings.shape[1]:
             raise ValueError(
-                f"the EOT token stands at position {int(ends.max())}, but only "
+                f"the EOT token stands at position {max(last)}, but only "
                 f"{embeddings.shape[1]} token embeddings were given"
             )
-        parts = zip(embeddings.split(chunk), ends.split(chunk), strict=True)
-        return torch.cat([self._encode(rows, at) for rows, at in parts])
+        parts = zip(embeddings.split(chunk), ends.split(chunk), last, strict=True)
+        return torch.cat([self._encode(rows, at, end + 1) for rows, at, end in parts])
 
-    def _encode(self, embeddings: Tensor, ends: Tensor) -> Tensor:
-        length = int(ends.max()) + 1 if len(ends) else 0
+    def _encode(self, embeddings: Tensor, ends: Tensor, length: int) -> Tensor:
+        """Of sentences whose last EOT stands at `length` - 1."""
         x = embeddings[:, :length].to(self.positional_embedding.dtype)
         x = x + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])

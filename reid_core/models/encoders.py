@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reid_core.models.clip import Clip
 from reid_core.models.towers import AttentionPool, position_grid, resnet_parts, set_last_stride
-from reid_core.transforms import normalize
+from reid_core.transforms import pixel_statistics
 from reid_core.types import Modality
 
 
@@ -65,8 +65,14 @@ class TwoStemEncoder(nn.Module):
 
     Images are bytes, normalized here, or floats that are normalized already.
 
+    Attributes:
+        pixel_scale, pixel_shift: of `transforms.normalize`.
+
     Reference: the model of CCLNet; CSDN uses the same towers.
     """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
 
     def __init__(
         self,
@@ -105,6 +111,9 @@ class TwoStemEncoder(nn.Module):
         self.gem = GeM() if gem is None else gem
         self.neck = nn.BatchNorm1d(self.attnpool.q_proj.in_features)
         self.neck.bias.requires_grad_(False)
+        # beside the weights, so that no step copies them to the device
+        for name, values in zip(("pixel_scale", "pixel_shift"), pixel_statistics(), strict=True):
+            self.register_buffer(name, values, persistent=False)
 
     @property
     def feature_dim(self) -> int:
@@ -123,7 +132,7 @@ class TwoStemEncoder(nn.Module):
             visible, infrared: (B_m, 3, H, W) images.
         """
         stems = [
-            stem(_normalized(images))
+            stem(self._normalized(images))
             for stem, images in ((self.visible_stem, visible), (self.infrared_stem, infrared))
             if images is not None
         ]
@@ -141,8 +150,9 @@ class TwoStemEncoder(nn.Module):
 
     def _maps(self, images: Tensor, modality: Modality) -> Tensor:
         stem = self.visible_stem if modality == Modality.VISIBLE else self.infrared_stem
-        return self.trunk(stem(_normalized(images)))
+        return self.trunk(stem(self._normalized(images)))
 
-
-def _normalized(images: Tensor) -> Tensor:
-    return normalize(images) if images.dtype == torch.uint8 else images
+    def _normalized(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        return images.float().mul_(self.pixel_scale).sub_(self.pixel_shift)

@@ -5,10 +5,32 @@ Shapes: C classes, n learnable tokens, L tokens up to EOT, W text width, E joint
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reid_core.models.clip import TextTower
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Classes to encode, each of them once, and where they stand: labels = classes[places].
+
+    Attributes:
+        classes: (U,) int64, ascending.
+        places: (B,) int64.
+    """
+
+    classes: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, labels: np.ndarray) -> Chosen:
+        """Of labels (B,), which are known before they are on a device: their number is a shape."""
+        classes, places = np.unique(labels, return_inverse=True)
+        return cls(torch.from_numpy(classes), torch.from_numpy(places))
 
 
 class PromptLearner(nn.Module):
@@ -56,20 +78,12 @@ class PromptLearner(nn.Module):
         drawn = 0.02 * torch.randn(num_classes, num_tokens, text.width, generator=generator)
         self.tokens = nn.Parameter(drawn.to(embedded))
 
-    def forward(self, labels: Tensor | None = None) -> Tensor:
-        """Text features of classes, not normalized.
-
-        Args:
-            labels: (B,) int64 classes; None for all C in order. A class that stands there
-                several times is encoded once.
-
-        Returns:
-            (B, E).
-        """
-        if labels is None:
+    def forward(self, chosen: Chosen | None = None) -> Tensor:
+        """Text features (B, E) of the chosen classes, not normalized; None for all C in order."""
+        if chosen is None:
             return self.text.encode_prompts(self._embeddings(self.tokens), self.eot)
-        classes, places = labels.unique(return_inverse=True)
-        return self.text.encode_prompts(self._embeddings(self.tokens[classes]), self.eot)[places]
+        tokens = self._embeddings(self.tokens[chosen.classes])
+        return self.text.encode_prompts(tokens, self.eot)[chosen.places]
 
     def _embeddings(self, tokens: Tensor) -> Tensor:
         """(C, n, W) learnable tokens inside the sentence: (C, L, W)."""

@@ -60,11 +60,11 @@ class TextImageEncoder(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit rows (B, E) of normalized images (B, 3, H, W)."""
-        return F.normalize(self.visual(images), dim=1)
+        return F.normalize(self.visual(images).float(), dim=1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Unit rows (B, E) of token ids (B, 77)."""
-        return F.normalize(self.text.encode_text(ids), dim=1)
+        return F.normalize(self.text.encode_text(ids).float(), dim=1)
 
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
         """Descriptors: unit rows (B, E).
@@ -78,5 +78,5 @@ class TextImageEncoder(nn.Module):
         return self.encode_image(self.normalize(inputs))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit rows (B, E) of normalized images and of token ids, for training."""
-        return self.encode_image(images), self.encode_text(ids)
+        """Unit rows (B, E) of normalized images and of trimmed token ids (B, L), for training."""
+        return self.encode_image(images), F.normalize(self.text.encode_trimmed(ids).float(), dim=1)

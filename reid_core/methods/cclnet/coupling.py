@@ -6,8 +6,10 @@ Reference: CCLNet, stages 0 and 2, whose scripts both swap.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from reid_core import matching, memory
@@ -88,8 +90,9 @@ def update(
     x: Mapping[Modality, Tensor],
     labels: Mapping[Modality, Tensor],
     *,
-    pairs: np.ndarray,
+    pairs: memory.Pairs,
     epoch: int,
+    repeats: Mapping[Modality, int] = MappingProxyType({}),
 ) -> None:
     """Momentum update of both banks with the global batch, then the swap, in place.
 
@@ -101,13 +104,15 @@ def update(
         memories: per modality, this worker's replica of the bank.
         x: per modality (B, D) unit rows of the global batch.
         labels: per modality (B,).
-        pairs: this epoch's matched clusters.
+        pairs: this epoch's matched clusters (M, 2).
         epoch: epoch number within the stage, from 0.
+        repeats: per modality, rows of one cluster in a batch at most; see `ClusterMemory.update`.
     """
     for m in INPUTS:
-        memories[m].update(x[m], labels[m])
+        memories[m].update(x[m], labels[m], most=repeats.get(m))
     if config.swap.when == "step" and not shares_prototypes(config):
-        pairs = match(config, {m: memories[m].bank for m in INPUTS}, epoch=epoch)
+        matched = match(config, {m: memories[m].bank for m in INPUTS}, epoch=epoch)
+        pairs = torch.from_numpy(matched).to(memories[INPUTS[0]].bank.device)
     elif config.swap.when == "epoch_once" and not shares_prototypes(config):
         return
     if not len(pairs):

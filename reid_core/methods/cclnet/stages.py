@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from reid_core import losses, sampling
 from reid_core.memory import ClusterMemory
-from reid_core.method import Epoch, Gather, Terms
+from reid_core.method import Epoch, Gather, Terms, gather_together
 from reid_core.methods.cclnet import coupling
 from reid_core.methods.cclnet import settings as cclnet_settings
 from reid_core.methods.cclnet.settings import INPUTS, Config, seed_of
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
-from reid_core.models.prompts import PromptLearner
+from reid_core.models.prompts import Chosen, PromptLearner
 from reid_core.types import OUTLIER, Batch, Modality, Term
 
 TEMPLATES = {
@@ -74,6 +74,7 @@ class Images:
         """Fresh memories from the epoch's prototypes."""
         device = next(self.module.parameters()).device
         self._number, self._epoch = number, epoch
+        self._pairs = torch.as_tensor(epoch.pairs, device=device)
         self._memories = {
             m: ClusterMemory(
                 torch.tensor(epoch.banks[m], device=device),
@@ -87,6 +88,10 @@ class Images:
                 anchors={m: self._handed[f"anchors.{m}"].to(device) for m in INPUTS},
                 labels={m: self._handed[f"labels.{m}"].to(device) for m in INPUTS},
             )
+
+    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+        """As it is."""
+        return batch
 
     def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
         """L = L_v + L_r + lambda (I_v + I_r), see `image_terms`."""
@@ -103,13 +108,15 @@ class Images:
 
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, then the swap."""
-        x, labels = self._seen
+        x, labels = ([side[m] for m in INPUTS] for side in self._seen)
+        everyone = gather_together(gather, *x, *labels)
         coupling.update(
             self.config,
             self._memories,
-            {m: gather(x[m]) for m in INPUTS},
-            {m: gather(labels[m]) for m in INPUTS},
-            pairs=self._epoch.pairs,
+            dict(zip(INPUTS, everyone[: len(x)], strict=True)),
+            dict(zip(INPUTS, everyone[len(x) :], strict=True)),
+            pairs=self._pairs,
+            repeats=self._epoch.repeats,
             epoch=self._number,
         )
 
@@ -224,11 +231,9 @@ class Prompting:
 
     def take(self, features: Mapping[Modality, Tensor]) -> None:
         """Keep the features of rows that stage 0 put into a cluster."""
-        self._images, kept = {}, {}
-        for m in INPUTS:
-            labels = self._labels[m].to(features[m].device)
-            self._images[m], kept[m] = features[m][labels != OUTLIER], labels[labels != OUTLIER]
-        self._labels = kept
+        known = {m: labels != OUTLIER for m, labels in self._labels.items()}
+        self._labels = {m: labels[known[m]] for m, labels in self._labels.items()}
+        self._images = {m: x[known[m].to(x.device)] for m, x in features.items()}
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[_Positions]:
         """See `CachedStage`; every batch holds as many rows of each modality."""
@@ -240,23 +245,31 @@ class Prompting:
         )
         for positions in zip(*plan, strict=True):
             rows = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
-            yield _Positions(rows, share(self.batch_rows))
+            labels = {m: self._labels[m][rows[m]] for m in INPUTS}
+            mine = share(self.batch_rows)
+            chosen = {m: Chosen.of(y[mine].numpy()) for m, y in labels.items()}
+            yield _Positions(rows, labels, mine, chosen)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Nothing is decided between the epochs of this stage."""
 
+    def prepare(self, batch: _Positions) -> _Positions:
+        """As it is."""
+        return batch
+
     def terms(self, model: nn.Module, batch: _Positions, gather: Gather) -> Terms:
         """L = sum over modalities of SC(image, text) + SC(text, image)."""
         images = {m: self._images[m][batch.rows[m]] for m in INPUTS}
-        labels = {m: self._labels[m][batch.rows[m]] for m in INPUTS}
-        mine = {m: y[batch.mine] for m, y in labels.items()}
-        texts = model(mine)
+        labels = batch.labels
+        texts = model(batch.chosen)
+        everyone = gather_together(gather, *(texts[m] for m in INPUTS))
+        all_texts = dict(zip(INPUTS, everyone, strict=True))
         found: Terms = {}
         for m in INPUTS:
             found[f"{m}_to_text"], found[f"text_to_{m}"] = contrast(
                 Side(images[m][batch.mine], images[m], labels[m]),
-                Side(texts[m], gather(texts[m]), labels[m]),
-                mine[m],
+                Side(texts[m], all_texts[m], labels[m]),
+                labels[m][batch.mine],
                 temperature=self.config.prompts.temperature,
             )
         return found
@@ -275,10 +288,18 @@ class Prompting:
 
 @dataclass(frozen=True)
 class _Positions:
-    """A global batch: rows per modality, and the slice of them that is this worker's."""
+    """A global batch.
+
+    Attributes:
+        rows, labels: per modality (B,).
+        mine: the slice of them that is this worker's.
+        chosen: per modality the classes of that slice.
+    """
 
     rows: dict[Modality, Tensor]
+    labels: dict[Modality, Tensor]
     mine: slice
+    chosen: dict[Modality, Chosen]
 
 
 class Prompts(nn.Module):
@@ -304,9 +325,9 @@ class Prompts(nn.Module):
             }
         )
 
-    def forward(self, labels: Mapping[Modality, Tensor]) -> dict[Modality, Tensor]:
-        """Text features (B, E) per modality of the given classes (B,), not normalized."""
-        return {m: self.learners[str(m)](labels[m]) for m in INPUTS}
+    def forward(self, chosen: Mapping[Modality, Chosen]) -> dict[Modality, Tensor]:
+        """Text features (B, E) per modality of the chosen classes, not normalized."""
+        return {m: self.learners[str(m)](chosen[m]) for m in INPUTS}
 
     @torch.no_grad()
     def anchors(self) -> dict[Modality, Tensor]:

@@ -6,15 +6,16 @@ Shapes: B pairs of a worker's slice, G pairs of the global batch, C clusters, D 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from reid_core import losses, text
 from reid_core.memory import ClusterMemory
-from reid_core.method import Epoch, Gather, Terms
+from reid_core.method import Epoch, Gather, Terms, gather_together
 from reid_core.methods.cpcl import settings as cpcl_settings
 from reid_core.methods.cpcl.settings import INPUTS, Config
 from reid_core.models.text_image import TextImageEncoder
@@ -39,10 +40,13 @@ class Pairs:
 
     def gathered(self, gather: Gather) -> Pairs:
         """The pairs of the global batch, in its order; gradients flow back to their owners."""
+        features = (self.features[m] for m in INPUTS)
+        labels = (self.labels[m] for m in INPUTS)
+        whole = gather_together(gather, *features, *labels, self.rows)
         return Pairs(
-            {m: gather(x) for m, x in self.features.items()},
-            {m: gather(y) for m, y in self.labels.items()},
-            gather(self.rows),
+            dict(zip(INPUTS, whole[:2], strict=True)),
+            dict(zip(INPUTS, whole[2:4], strict=True)),
+            whole[4],
         )
 
 
@@ -91,11 +95,15 @@ class Train:
         self._text_labels = torch.tensor(epoch.labels[TEXT], device=device)
         self._prototypes = open_prototypes(self.config, epoch, device)
 
+    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+        """Captions masked and cut at their longest end."""
+        return {m: replace(part, tokens=self._tokens(part)) for m, part in batch.items()}
+
     def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
         """L = L_ins + lambda1 L_pmm + lambda2 L_xp, see `pair_terms`."""
         visible = batch[VISIBLE]
         assert visible.captions is not None
-        images, texts = model(self.encoder.normalize(visible.images), self._tokens(visible))
+        images, texts = model(self.encoder.normalize(visible.images), visible.tokens)
         # similarities over a temperature of 0.02 need more than half precision
         features = {VISIBLE: images.float(), TEXT: texts.float()}
         labels = {VISIBLE: visible.labels, TEXT: self._text_labels[visible.captions]}
@@ -108,7 +116,8 @@ class Train:
 
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, each with its own modality."""
-        update(self.config, self._prototypes.memories, self._seen)
+        repeats = self._epoch.repeats
+        update(self.config, self._prototypes.memories, self._seen, repeats=repeats)
 
     def hand_on(self) -> dict[str, Tensor]:
         """Nothing: there is no later stage."""
@@ -122,17 +131,16 @@ class Train:
     def _tokens(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None
         assert batch.captions is not None
-        share = self.config.train.text_mask
-        if share == 0:
-            return batch.tokens
-        masked = text.mask_tokens(
-            batch.tokens.cpu().numpy(),
-            batch.captions.cpu().numpy(),
-            probability=share,
-            seed=self._seed,
-            epoch=self._number,
-        )
-        return torch.from_numpy(masked).to(batch.tokens.device)
+        tokens, share = batch.tokens.numpy(), self.config.train.text_mask
+        if share:
+            tokens = text.mask_tokens(
+                tokens,
+                batch.captions.numpy(),
+                probability=share,
+                seed=self._seed,
+                epoch=self._number,
+            )
+        return torch.from_numpy(np.ascontiguousarray(text.trimmed(tokens)))
 
 
 def open_prototypes(config: Config, epoch: Epoch, device: torch.device) -> Prototypes:
@@ -228,8 +236,8 @@ def cross_targets(
     """
     if config.matching.targets == "hard":
         labels = mine.labels[other]
-        hot = functional.one_hot(labels.clamp(min=0), len(prototypes.memories[other].bank))
-        return hot * (labels != OUTLIER)[:, None]
+        clusters = torch.arange(len(prototypes.memories[other].bank), device=labels.device)
+        return (labels[:, None] == clusters).long()
     labels = mine.labels[own]
     rows = prototypes.together[own].index_select(0, labels.clamp(min=0)).to_dense()
     return rows * (labels != OUTLIER)[:, None]
@@ -250,17 +258,23 @@ def cross_loss(config: Config, x: Tensor, targets: Tensor, bank: Tensor) -> Tens
     )
 
 
-def update(config: Config, memories: Mapping[Modality, ClusterMemory], everyone: Pairs) -> None:
+def update(
+    config: Config,
+    memories: Mapping[Modality, ClusterMemory],
+    everyone: Pairs,
+    *,
+    repeats: Mapping[Modality, int] = MappingProxyType({}),
+) -> None:
     """Moves the prototypes of both modalities, in place, towards the global batch's rows.
 
     Called after `backward` with the features of all workers in (rank, position) order, so every
     worker applies the same update. No gradient reaches a memory.
     """
     for m, memory in memories.items():
-        x, labels = everyone.features[m].detach(), everyone.labels[m]
+        x, labels, most = everyone.features[m].detach(), everyone.labels[m], repeats.get(m)
         if config.memory.update == "hardest":
-            labels = hardest_only(x, labels, memory.bank)
-        memory.update(x, labels)
+            labels, most = hardest_only(x, labels, memory.bank), 1
+        memory.update(x, labels, most=most)
 
 
 def hardest_only(x: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
@@ -276,6 +290,4 @@ def hardest_only(x: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
     ordered = labels[order]
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
-    kept = torch.full_like(labels, OUTLIER)
-    kept[order[first]] = ordered[first]
-    return kept
+    return torch.empty_like(labels).scatter_(0, order, torch.where(first, ordered, OUTLIER))

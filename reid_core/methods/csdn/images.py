@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core import losses
-from reid_core.method import Epoch, Gather, Terms
+from reid_core.method import Epoch, Gather, Terms, gather_together
 from reid_core.methods.csdn import settings
 from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
 from reid_core.models.clip import Clip
@@ -63,7 +63,7 @@ class Descriptor(nn.Module):
         features = self.encoder(inputs if visible else None, None if visible else inputs)
         return [
             functional.normalize(features.neck, dim=1),
-            functional.normalize(features.projected, dim=1),
+            functional.normalize(features.projected.float(), dim=1),
         ]
 
 
@@ -158,6 +158,10 @@ class Imaging:
         if self._guides is not None:
             self._guides = {m: x.to(device) for m, x in self._guides.items()}
 
+    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+        """As it is."""
+        return batch
+
     def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
         """See `image_terms`; the visible batch holds two views of each row, side by side."""
         outputs = model(*(batch[m].images for m in INPUTS))
@@ -219,20 +223,17 @@ def image_terms(
         for m, g, y in zip(INPUTS, (projected[0], projected[2]), (visible, infrared), strict=True):
             text = losses.image_to_text(g, y, guides[m], smoothing=0.0)
             found[f"{m}_to_text"] = Term(text, size, weights[m])
-    everyone = gather(torch.stack([visible, infrared], dim=1)).unbind(dim=1)
-    for prefix, x in (("", outputs.features.pooled), ("projected_", outputs.features.projected)):
-        for name, term in _compared(config, x, size, everyone, gather).items():
+    pooled = torch.cat(_by_view(outputs.features.pooled, size), dim=1)
+    both = gather_together(gather, pooled, torch.cat(projected, dim=1), visible, infrared)
+    for prefix, views in (("", both[0]), ("projected_", both[1])):
+        for name, term in _compared(config, views, both[2], both[3]).items():
             found[prefix + name] = term
     return found
 
 
-def _compared(
-    config: Config, x: Tensor, size: int, identities: tuple[Tensor, ...], gather: Gather
-) -> Terms:
+def _compared(config: Config, x: Tensor, visible: Tensor, infrared: Tensor) -> Terms:
     """WRT and, where it has a weight, MSEL of one kind of feature over the global batch."""
-    # one gather of all views: (G, 3 D) -> three times (G, D)
-    views = gather(torch.cat(_by_view(x, size), dim=1)).tensor_split(3, dim=1)
-    visible, infrared = identities
+    views = x.tensor_split(3, dim=1)  # (G, 3 D) -> three times (G, D)
     triplet = losses.weighted_regularised_triplet(
         torch.cat(views),
         torch.cat([visible, visible, infrared]),

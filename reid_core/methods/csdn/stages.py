@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from reid_core import sampling
-from reid_core.method import Epoch, Gather, Terms
+from reid_core.method import Epoch, Gather, Terms, gather_together
 from reid_core.methods.csdn import settings
 from reid_core.methods.csdn.images import Descriptor
 from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
@@ -22,7 +22,7 @@ from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
-from reid_core.models.prompts import PromptLearner
+from reid_core.models.prompts import Chosen, PromptLearner
 from reid_core.types import Modality
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
@@ -59,10 +59,19 @@ def sample(config: Config, labels: Labels, *, seed: int) -> tuple[np.ndarray, np
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A global batch of stage 1: rows per modality, and the slice of them that is this worker's."""
+    """A global batch of stage 1.
 
-    rows: dict[Modality, np.ndarray]
+    Attributes:
+        rows: per modality (B,).
+        identities: (B,) of the rows, alike in both modalities.
+        mine: the slice of them that is this worker's.
+        chosen: the identities of that slice.
+    """
+
+    rows: dict[Modality, Tensor]
+    identities: Tensor
     mine: slice
+    chosen: Chosen
 
 
 class Prompts(nn.Module):
@@ -91,9 +100,9 @@ class Prompts(nn.Module):
             }
         )
 
-    def forward(self, labels: Tensor | None) -> dict[Modality, Tensor]:
-        """Text features (B, E) per modality of identities (B,), None for all; not normalized."""
-        texts = {Modality(name): learner(labels) for name, learner in self.learners.items()}
+    def forward(self, chosen: Chosen | None) -> dict[Modality, Tensor]:
+        """Text features (B, E) per modality of identities, None for all; not normalized."""
+        texts = {Modality(name): learner(chosen) for name, learner in self.learners.items()}
         return dict.fromkeys(INPUTS, texts[INPUTS[0]]) if self.shared else texts
 
 
@@ -151,18 +160,26 @@ class Prompting:
             epoch=epoch,
         )
         for positions in zip(*plan, strict=True):
-            yield PairBatch(dict(zip(INPUTS, positions, strict=True)), share(self.batch_rows))
+            rows = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
+            identities = self._identities[INPUTS[0]][positions[0]]
+            mine = share(self.batch_rows)
+            chosen = Chosen.of(identities[mine])
+            yield PairBatch(rows, torch.from_numpy(identities), mine, chosen)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Nothing is decided between the epochs of this stage."""
 
+    def prepare(self, batch: PairBatch) -> PairBatch:
+        """As it is."""
+        return batch
+
     def terms(self, model: nn.Module, batch: PairBatch, gather: Gather) -> Terms:
         """The contrast of images and texts, for each modality or jointly."""
-        identities = torch.as_tensor(self._identities[INPUTS[0]][batch.rows[INPUTS[0]]])
-        identities = identities.to(self._images[INPUTS[0]].device)
-        images = {m: self._images[m][torch.as_tensor(batch.rows[m])] for m in INPUTS}
-        texts = model(identities[batch.mine])
-        everyone = {m: gather(texts[m]) for m in INPUTS}
+        identities = batch.identities
+        images = {m: self._images[m][batch.rows[m]] for m in INPUTS}
+        texts = model(batch.chosen)
+        all_texts = gather_together(gather, *(texts[m] for m in INPUTS))
+        everyone = dict(zip(INPUTS, all_texts, strict=True))
         groups = {"joint": (INPUTS,), "separate": tuple((m,) for m in INPUTS)}
         found: Terms = {}
         for group in groups[self.config.pairing]:
@@ -286,6 +303,10 @@ class Fusing:
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Nothing is decided between the epochs of this stage."""
 
+    def prepare(self, batch: MixedBatch) -> MixedBatch:
+        """As it is."""
+        return batch
+
     def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
         """The contrast of images and the fused texts of their identities."""
         images, identities = self._images[batch.rows], self._people[batch.rows]
@@ -309,7 +330,7 @@ class Fusing:
         own, other = self._texts
         keep = None
         if self.config.anchor_dropout:
-            keep = self._keep(len(own), seed=seed_of(self.seed, "dropout"))
+            keep = self._keep(len(own), seed=seed_of(self.seed, "dropout")).to(own.device)
         return {"fused": self.module(own, other, keep).cpu()}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -318,7 +339,7 @@ class Fusing:
 
     def _keep(self, num_rows: int, *, seed: int) -> Tensor:
         shape = num_rows, self._images.shape[1]
-        return dropout_factors(shape, rate=self.config.dropout, seed=seed).to(self._images)
+        return dropout_factors(shape, rate=self.config.dropout, seed=seed).to(self._images.dtype)
 
 
 def anchors(config: Config, handed: Mapping[str, Tensor]) -> dict[Modality, Tensor]:

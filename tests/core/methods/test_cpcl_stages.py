@@ -318,7 +318,7 @@ def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0)
             captions=torch.from_numpy(chosen_captions),
             tokens=tokens[chosen_captions],
         )
-        terms = stage.terms(stage.module, {VISIBLE: batch}, gather)
+        terms = stage.terms(stage.module, stage.prepare({VISIBLE: batch}), gather)
         optimizer.zero_grad()
         torch.stack([term.weight * term.mean for term in terms.values()]).sum().backward()
         optimizer.step()

@@ -18,6 +18,7 @@ from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.methods.csdn.stages import Fusing, MixedBatch, PairBatch, Prompting, anchors
 from reid_core.models import clip as clips
 from reid_core.models.encoders import Features
+from reid_core.models.prompts import Chosen
 from reid_core.types import Batch, Modality
 
 SIZE = {"height": 64, "width": 32}
@@ -117,7 +118,7 @@ def test_stage_one_loss_is_the_written_formula(small) -> None:
     for pairing, groups in (("separate", [[VISIBLE], [INFRARED]]), ("joint", [list(INPUTS)])):
         stage, batch = prompting(Config(pairing=pairing, prompts={"batch_size": 8}), small)
         identities = torch.tensor(PEOPLE[VISIBLE][batch.rows[VISIBLE]])
-        texts = stage.module(identities)
+        texts = stage.module(Chosen.of(identities.numpy()))
         expected = 0.0
         for group in groups:
             a = torch.cat([stage._images[m][batch.rows[m]] for m in group])
@@ -144,7 +145,7 @@ def test_stage_one_does_not_depend_on_the_number_of_workers(small, pairing) -> N
     leaves = [p for p in stage.module.parameters() if p.requires_grad]
 
     def step(rank: int, gather: Callable[[Tensor], Tensor]) -> Terms:
-        part = PairBatch(whole.rows, slice(4 * rank, 4 * rank + 4))
+        part = next(stage.batches(0, lambda n: slice(4 * rank, 4 * rank + 4)))
         return stage.terms(stage.module, part, gather)
 
     one = stage.terms(stage.module, whole, lambda x: x)

@@ -56,7 +56,7 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 def step(model: nn.Module, part: slice) -> dict[str, float]:
     """One backward pass of two terms, one of which leaves rows out."""
     images, labels, anchors = batch()
-    means = Means(torch.device("cpu"))
+    means = Means()
     x = model(images[part])
     targets = torch.arange(ROWS)[part] % 3
     terms = {

@@ -41,7 +41,7 @@ def batch() -> dict[Modality, Batch]:
 
 def gradient(parts: int) -> tuple[Tensor, Sums, dict[str, float]]:
     torch.manual_seed(0)
-    stage, means = Sums(), Means(torch.device("cpu"))
+    stage, means = Sums(), Means()
     optimizer = torch.optim.SGD(stage.module.parameters(), lr=0.0)
     settings = TrainerConfig(gradient_accumulation=parts)
     step.take(stage, stage.module, optimizer, batch(), means, settings=settings)  # type: ignore[arg-type]
