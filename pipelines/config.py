@@ -182,8 +182,11 @@ class TrainerConfig(_Section):
 
     @model_validator(mode="after")
     def _strict_is_exact(self) -> TrainerConfig:
-        if self.strict and self.allow_tf32:
-            raise ValueError("allow_tf32 rounds what strict keeps to the bit: choose one of them")
+        if self.strict and (self.allow_tf32 or self.gradient_compression != "none"):
+            raise ValueError(
+                "allow_tf32 and gradient_compression round what strict keeps to the bit: "
+                "leave them or strict out"
+            )
         return self
 
 

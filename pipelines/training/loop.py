@@ -117,6 +117,8 @@ class TrainingLoop:
         self.labels: dict[Modality, np.ndarray] = {}
         first = self._resume(name, stage, optimizer)
         model = self.distribute(stage.module, optimizer)
+        if self.config.trainer.gradient_compression == "bf16":
+            step.compress_gradients(model)
         if self.config.trainer.compile:
             model.compile()
         if isinstance(stage, CachedStage) and first < stage.epochs:

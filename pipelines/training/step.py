@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.config import TrainerConfig
@@ -37,6 +38,12 @@ def data_parallel(module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Mod
     return DistributedDataParallel(
         module, device_ids=ids, gradient_as_bucket_view=True, **_OWN_BUFFERS
     )
+
+
+def compress_gradients(model: nn.Module) -> None:
+    """Let the workers of a distributed module exchange gradients rounded to bfloat16."""
+    if isinstance(model, DistributedDataParallel):
+        model.register_comm_hook(None, bf16_compress_hook)
 
 
 def take(

@@ -1,0 +1,98 @@
+"""What only a device can show; passed over where there is none."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.distributed.batchnorm import GlobalBatchNorm
+from pipelines.distributed.prefetch import Prefetch
+from pipelines.training import loop, step
+from reid_core.memory import ClusterMemory
+from tests.pipelines import small_runs
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """A process group of one, over nccl."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    dist.init_process_group("nccl", init_method=address, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", [(12, 8, 6, 5), (12, 8)])
+def test_the_kernels_of_the_global_batchnorm_are_torchs_own(
+    alone: None, shape: tuple[int, ...]
+) -> None:
+    layer = (nn.BatchNorm2d(8) if len(shape) == 4 else nn.BatchNorm1d(8)).cuda()
+    nn.init.uniform_(layer.weight)
+    other = GlobalBatchNorm(8).cuda()
+    other.load_state_dict(deepcopy(layer.state_dict()))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).cuda() + 3
+    if x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
+    results = []
+    for module in (layer, other):
+        own = x.clone().requires_grad_()
+        out = module(own)
+        out.square().mul(
+            torch.arange(8.0, device="cuda").view(-1, *[1] * (x.dim() - 2))
+        ).sum().backward()
+        results.append((out, own.grad, module.weight.grad, module.bias.grad, *module.buffers()))
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_prefetched_batches_are_the_given_ones() -> None:
+    given = [{"a": torch.full((1000, 1000), float(n))} for n in range(8)]
+    for n, batch in enumerate(Prefetch(iter(given), torch.device("cuda"))):
+        assert batch["a"].is_cuda
+        assert float(batch["a"].sum()) == n * 1e6
+    assert n == 7
+
+
+def test_a_bank_learns_on_the_device_what_it_learns_on_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank = nn.functional.normalize(torch.randn(9, 32, generator=generator), dim=1)
+    x = nn.functional.normalize(torch.randn(24, 32, generator=generator), dim=1)
+    labels = torch.randint(-1, 9, (24,), generator=generator)
+    here, there = (ClusterMemory(bank, momentum=0.1, temperature=1.0) for _ in range(2))
+    here.update(x, labels)
+    there.to("cuda").update(x.cuda(), labels.cuda(), most=24)
+    torch.testing.assert_close(there.bank.cpu(), here.bank)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["cclnet", "csdn", "cpcl"])
+def test_no_step_waits_for_the_device(
+    method: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_runs.write_trees(tmp_path)
+    config = small_runs.make_config(method, tmp_path, f"trainer.precision={precision}")
+    run = small_runs.open_run(config, tmp_path / "run")
+    take, steps = step.take, []
+
+    def watched(*arguments: Any, **named: Any) -> None:
+        steps.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(steps) > 1 else "default")
+        try:
+            take(*arguments, **named)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(step, "take", watched)
+    loop.train(run.job, run.bank, run.batches, lambda *_: None, device=torch.device("cuda"))
+    assert len(steps) > 2
