@@ -273,11 +273,12 @@ def normalize(images: Tensor) -> Tensor:
     return images.float().mul_(scale).sub_(shift)
 
 
-def pixel_statistics() -> tuple[Tensor, Tensor]:
-    """Scale and shift (3, 1, 1) of `normalize`: bytes * scale - shift."""
-    mean = torch.tensor(IMAGENET_MEAN)[:, None, None]
-    std = torch.tensor(IMAGENET_STD)[:, None, None]
-    return 1 / (255 * std), mean / std
+def pixel_statistics(
+    mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> tuple[Tensor, Tensor]:
+    """Scale and shift (3, 1, 1) of bytes whose mean and deviation, of 1, are given: x scale - shift."""
+    means, deviations = (torch.tensor(x)[:, None, None] for x in (mean, std))
+    return 1 / (255 * deviations), means / deviations
 
 
 def _luma(image: np.ndarray) -> np.ndarray:

@@ -9,20 +9,31 @@ from typing import Any
 
 from open_clip.modified_resnet import Bottleneck
 from open_clip.transformer import ResidualAttentionBlock
+from timm.models import eva, resnet, swin_transformer, vision_transformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+_BLOCKS = (
+    Bottleneck,
+    ResidualAttentionBlock,
+    resnet.BasicBlock,
+    resnet.Bottleneck,
+    vision_transformer.Block,
+    eva.EvaBlock,
+    swin_transformer.SwinTransformerBlock,
+)
+
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Makes every residual block of CLIP's towers keep its input alone, in place.
+    """Makes every residual block of any tower keep its input alone, in place.
 
     A step costs a third more time and a fraction of the memory. Results are the same: running
     statistics of BatchNorm are updated by the first pass only.
     """
     for block in module.modules():
-        if isinstance(block, (Bottleneck, ResidualAttentionBlock)):
-            block.forward = partial(_forward, block, block.forward)
+        if isinstance(block, _BLOCKS):
+            block.forward = partial(_forward, block, block.forward)  # type: ignore[method-assign]
 
 
 def _forward(

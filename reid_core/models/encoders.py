@@ -1,20 +1,22 @@
 """The image encoder of the cross-modality methods: a stem per modality, everything else shared.
 
-Shapes: B images, D trunk channels (2048 for RN50), E joint embedding (1024 for RN50).
+Shapes: B images, D trunk channels (2048 for RN50, 768 for ViT-B), E joint embedding.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.clip import Clip
-from reid_core.models.towers import AttentionPool, position_grid, resnet_parts, set_last_stride
+from reid_core.models.adaptation import add_low_rank, set_lr_factors
+from reid_core.models.backbones import Backbone
+from reid_core.models.patches import patch_projection
+from reid_core.models.towers import Fit, open_tower
 from reid_core.transforms import pixel_statistics
 from reid_core.types import Modality
 
@@ -24,9 +26,10 @@ class Features:
     """What one forward pass gives; visible rows first, then infrared ones.
 
     Attributes:
-        pooled: p (B, D), GeM of the last feature map.
+        pooled: p (B, D), one row of the last features.
         neck: f (B, D), batch-normalized p. f / ||f|| is the descriptor.
-        projected: g (B, E), CLIP's attention pool, not normalized: what texts are compared with.
+        projected: g (B, E), not normalized: what texts are compared with; (B, 0) where there is no
+            joint space, or where `leave_projection` left it out.
     """
 
     pooled: Tensor
@@ -34,41 +37,22 @@ class Features:
     projected: Tensor
 
 
-class GeM(nn.Module):
-    """Generalised mean over positions, (mean(x^p))^(1/p).
-
-    Attributes:
-        p: the exponent; where it learns, a parameter of shape (1,).
-
-    Reference: CCLNet, p = 3 fixed, with 1e-12 added to the mean; CSDN, p learnt from 3 on, with
-    x clamped at 1e-6 instead, because the gradient of 0^p with respect to p does not exist.
-    """
-
-    def __init__(self, *, p: float = 3.0, learnable: bool = False) -> None:
-        super().__init__()
-        self.p: nn.Parameter | float = nn.Parameter(torch.tensor([p])) if learnable else p
-        self._floor, self._added = (1e-6, 0.0) if learnable else (0.0, 1e-12)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, D, h, w), not negative, to (B, D) float32."""
-        # Cubes overflow half precision.
-        powers = maps.float().clamp(min=self._floor).pow(self.p)
-        return (powers.mean(dim=(2, 3)) + self._added).pow(1 / self.p)
-
-
-class TwoStemEncoder(nn.Module):
-    """CLIP's ModifiedResNet with one stem per modality.
+class ImageEncoder(nn.Module):
+    """An image tower with one stem per modality.
 
     In training both modalities pass the trunk as one batch, so its BatchNorm sees the mixture
     while each stem's BatchNorm sees its own modality. Which part learns is the caller's choice,
-    by `requires_grad_` on `visible_stem`, `infrared_stem`, `trunk`, `attnpool` and `neck`.
+    by `requires_grad_` on `visible_stem`, `infrared_stem`, `trunk`, `gem` and `neck`.
+
+    The parts are called as in CLIP's ResNet, the first family, since checkpoints hold these names:
+    `gem` is what pools, `attnpool` what leads to the joint space, of whichever family.
 
     Images are bytes, normalized here, or floats that are normalized already.
 
     Attributes:
-        pixel_scale, pixel_shift: of `transforms.normalize`.
+        pixels: what bytes are normalized with.
 
-    Reference: the model of CCLNet; CSDN uses the same towers.
+    Reference: the model of CCLNet, with a ResNet; CSDN uses the same towers.
     """
 
     pixel_scale: Tensor
@@ -76,44 +60,65 @@ class TwoStemEncoder(nn.Module):
 
     def __init__(
         self,
-        clip: Clip,
+        backbone: Backbone,
         *,
         height: int,
         width: int,
         last_stride: int = 1,
         stem_relu: Literal["all", "last"] = "all",
-        gem: GeM | None = None,
+        learnable_gem: bool = False,
     ) -> None:
-        """Copies the image tower of `clip`, which is left as it is.
+        """Copies the image tower of `backbone`, which is left as it is, and follows its options.
 
         Args:
-            clip: a CLIP with a ModifiedResNet image tower.
+            backbone: with any image tower that `open_tower` knows.
             height, width: of the images, in pixels.
-            last_stride: of layer4. CLIP was trained with 2; re-identification takes 1.
-            stem_relu: "all" three rectifiers of CLIP's stem, or the "last" alone, which is how
-                CSDN's public code rebuilds the stem (its released weights need it).
-            gem: pooling of the last map; None for CCLNet's.
+            last_stride, stem_relu, learnable_gem: see `Fit`.
 
         Raises:
-            ValueError: another image tower, or a size that the tower's strides do not divide.
+            ValueError: another image tower, or an option or a size that does not fit it.
         """
         super().__init__()
-        parts = resnet_parts(clip.visual)
-        grid = position_grid(height, width, stride=16 * last_stride)
-        stem = deepcopy(parts.stem)
-        if stem_relu == "last":
-            del stem.act1, stem.act2
-        self.visible_stem = stem
-        self.infrared_stem = deepcopy(stem)
-        self.trunk = deepcopy(parts.trunk)
-        set_last_stride(self.trunk, last_stride)
-        self.attnpool = AttentionPool(parts.attnpool, grid=grid)
-        self.gem = GeM() if gem is None else gem
-        self.neck = nn.BatchNorm1d(self.attnpool.q_proj.in_features)
-        self.neck.bias.requires_grad_(False)
+        options, self.pixels = backbone.options, backbone.encoder_pixels
+        fit = Fit(
+            height,
+            width,
+            pool=options.pool,
+            last_stride=last_stride,
+            stem_relu=stem_relu,
+            patch_stride=options.patch_stride,
+            stem_blocks=options.stem_blocks,
+            learnable_gem=learnable_gem,
+        )
+        tower = open_tower(backbone.visual, fit)
+        self._projects = backbone.text_tower is not None and tower.projection is not None
+        self._frozen: list[nn.Parameter] = []
+        self.visible_stem = tower.stem
+        self.infrared_stem = deepcopy(tower.stem)
+        self.trunk = tower.trunk
+        self.attnpool: Any = tower.projection if self._projects else None
+        self.gem = tower.pool
+        self.neck = nn.BatchNorm1d(tower.dim)
         # beside the weights, so that no step copies them to the device
-        for name, values in zip(("pixel_scale", "pixel_shift"), pixel_statistics(), strict=True):
-            self.register_buffer(name, values, persistent=False)
+        scale, shift = pixel_statistics(self.pixels.mean, self.pixels.std)
+        self.register_buffer("pixel_scale", scale, persistent=False)
+        self.register_buffer("pixel_shift", shift, persistent=False)
+        if options.lora_rank:
+            for part in (self.visible_stem, self.infrared_stem, self.trunk):
+                add_low_rank(part, options.lora_rank)
+        if options.freeze_patches:
+            for stem in (self.visible_stem, self.infrared_stem):
+                patch_projection(stem).requires_grad_(False)
+        self._frozen = [p for p in self.parameters() if not p.requires_grad]
+        self.neck.bias.requires_grad_(False)
+        set_lr_factors(self, options.layer_decay)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As `nn.Module`'s, but what the options freeze stays frozen."""
+        super().requires_grad_(requires_grad)
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        return self
 
     @property
     def feature_dim(self) -> int:
@@ -122,8 +127,18 @@ class TwoStemEncoder(nn.Module):
 
     @property
     def embed_dim(self) -> int:
-        """E, the width of the projected feature."""
-        return self.attnpool.c_proj.out_features
+        """E, the width of the projected feature.
+
+        Raises:
+            ValueError: no text tower shares a space with these images.
+        """
+        return self._joint().out_features
+
+    def leave_projection(self) -> None:
+        """Freezes what leads to the joint space and leaves it out of the forward pass."""
+        if self.attnpool is not None:
+            self.attnpool.requires_grad_(False)
+        self._projects = False
 
     def forward(self, visible: Tensor | None, infrared: Tensor | None) -> Features:
         """Features of one batch of each modality; either may be None, not both.
@@ -136,23 +151,43 @@ class TwoStemEncoder(nn.Module):
             for stem, images in ((self.visible_stem, visible), (self.infrared_stem, infrared))
             if images is not None
         ]
-        maps = self.trunk(torch.cat(stems))
-        pooled = self.gem(maps)
-        return Features(pooled, self.neck(pooled), self.attnpool(maps))
+        last = self.trunk(torch.cat(stems))
+        pooled = self.gem(last)
+        projected = self.attnpool(last) if self._projects else pooled[:, :0]
+        return Features(pooled, self.neck(pooled), projected)
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
-        """Descriptors f / ||f|| (B, D) of images (B, 3, H, W); skips the attention pool."""
-        return F.normalize(self.neck(self.gem(self._maps(images, modality))), dim=1)
+        """Descriptors f / ||f|| (B, D) of images (B, 3, H, W); skips the projection."""
+        return F.normalize(self.neck(self.gem(self._last(images, modality))), dim=1)
 
     def project(self, images: Tensor, modality: Modality) -> Tensor:
-        """Projected features g (B, E), not normalized, of images (B, 3, H, W)."""
-        return self.attnpool(self._maps(images, modality))
+        """Projected features g (B, E), not normalized, of images (B, 3, H, W).
 
-    def _maps(self, images: Tensor, modality: Modality) -> Tensor:
-        stem = self.visible_stem if modality == Modality.VISIBLE else self.infrared_stem
-        return self.trunk(stem(self._normalized(images)))
+        Raises:
+            ValueError: no text tower shares a space with these images.
+        """
+        return self._joint()(self._last(images, modality))
+
+    def _joint(self) -> Any:
+        if self.attnpool is None:
+            raise ValueError(
+                "this image tower has no text tower beside it, so there is no space in which "
+                "images and sentences can be compared; take a CLIP such as RN50 or ViT-B-16"
+            )
+        return self.attnpool
+
+    def _last(self, images: Tensor, modality: Modality) -> Tensor:
+        stems = {Modality.VISIBLE: self.visible_stem, Modality.INFRARED: self.infrared_stem}
+        if modality not in stems:
+            raise ValueError(
+                f"this encoder has no stem for {modality!r}, only for visible and infrared images"
+            )
+        return self.trunk(stems[modality](self._normalized(images)))
 
     def _normalized(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
             return images
         return images.float().mul_(self.pixel_scale).sub_(self.pixel_shift)
+
+
+TwoStemEncoder = ImageEncoder

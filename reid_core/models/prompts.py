@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid_core.models.clip import TextTower
+from reid_core.models.text_tower import TextTower
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid_core.models.clip import Clip
-from reid_core.models.towers import image_tower
+from reid_core.models.towers import joint_tower
 from reid_core.types import Modality
 
 
@@ -43,11 +43,12 @@ class TextImageEncoder(nn.Module):
             ValueError: another image tower, or a size that its stride does not divide.
         """
         super().__init__()
-        self.visual = image_tower(clip.visual, height=height, width=width)
+        self.visual = joint_tower(clip.visual, height=height, width=width)
         self.text = deepcopy(clip.text)
         self.requires_grad_(True)
-        for name, values in (("pixel_mean", clip.pixel_mean), ("pixel_std", clip.pixel_std)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(clip.pixels, name))[:, None, None]
+            self.register_buffer(f"pixel_{name}", values, persistent=False)
 
     @property
     def feature_dim(self) -> int:

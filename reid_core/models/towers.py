@@ -1,178 +1,272 @@
-"""CLIP's image towers opened up: a ResNet in pieces, either tower for images of any shape.
+"""Image towers opened up: stem, trunk, pool and projection of any family, for images of any shape.
 
-Knows how open_clip builds an image tower. Shapes: B images, D trunk channels, E joint embedding,
-h x w positions of the last feature map or patches.
+Knows how open_clip and timm build an image tower; one function per family. Shapes: B images,
+D trunk channels, E joint embedding, h x w positions of the last map or patches, P tokens in front.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer as ClipTransformer
+from timm.models.eva import Eva
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
-
-class AttentionPool(nn.Module):
-    """CLIP's attention pool for a grid of any shape; computes the class token alone.
-
-    Only token 0 of the pool's output is used, so there is one query per head. With one query
-    the key and value projections move from the L tokens to the query: q.(Wk x) = (Wk^T q).x and
-    sum_j a_j Wv x_j = Wv (sum_j a_j x_j). The result is that of the full attention, the
-    cost about a hundredth of it at 18 x 9. Parameter names are CLIP's.
-    """
-
-    def __init__(self, pool: nn.Module, *, grid: tuple[int, int]) -> None:
-        """Copies the weights of open_clip's pool and resizes its positions to `grid` (h, w)."""
-        super().__init__()
-        source: Any = deepcopy(pool)
-        positions = resize_positions(source.positional_embedding.detach(), grid)
-        self.positional_embedding = nn.Parameter(positions)
-        self.q_proj: nn.Linear = source.q_proj
-        self.k_proj: nn.Linear = source.k_proj
-        self.v_proj: nn.Linear = source.v_proj
-        self.c_proj: nn.Linear = source.c_proj
-        self.num_heads: int = source.num_heads
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, D, h, w) feature maps to (B, E) projected features, not normalized."""
-        heads = self.num_heads
-        tokens = maps.flatten(2).transpose(1, 2)
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
-        tokens = tokens + self.positional_embedding
-        query = self.q_proj(tokens[:, 0]).unflatten(1, (heads, -1))
-        key_weight = self.k_proj.weight.unflatten(0, (heads, -1))
-        value_weight = self.v_proj.weight.unflatten(0, (heads, -1))
-        scores = torch.einsum("bhe,hed,bld->bhl", query, key_weight, tokens)
-        # Constant over the tokens, hence without effect; kept so that every parameter of the
-        # pool is in the graph, which DDP demands.
-        scores = scores + (query * self.k_proj.bias.unflatten(0, (heads, -1))).sum(-1)[..., None]
-        attention = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)
-        pooled = torch.einsum("bhl,bld->bhd", attention, tokens)
-        values = torch.einsum("bhd,hed->bhe", pooled, value_weight).flatten(1)
-        return self.c_proj(values + self.v_proj.bias)
+from reid_core.models.patches import (
+    Blocks,
+    ChannelsFirst,
+    ClipPatches,
+    MeanPool,
+    fit_clip_patches,
+    fit_timm_patches,
+)
+from reid_core.models.pooling import AttentionPool, ClassProjection, GeM, PoolKind, TokenPool
 
 
 @dataclass(frozen=True)
-class ResNetParts:
-    """A ModifiedResNet image tower in the order in which an image passes it.
+class Fit:
+    """How a tower is fitted to its images.
 
     Attributes:
-        stem: three conv-bn-relu and an average pool, (B, 3, H, W) -> (B, width, H/4, W/4).
-        trunk: layer1..layer4, -> (B, D, H/32, W/32); H/16 with last stride 1.
-        attnpool: open_clip's attention pool, -> (B, E).
+        height, width: of the images, in pixels.
+        pool: None for the family's own: GeM of maps; of tokens the class token, the attention pool
+            or the mean, whichever the weights were trained with.
+        last_stride: of a ResNet's layer4. It was trained with 2; re-identification takes 1.
+        stem_relu: "all" three rectifiers of the stem of CLIP's ResNets, or the "last" alone, which
+            is how CSDN's public code rebuilds it (its released weights need it).
+        patch_stride: pixels from one patch to the next, None for the patches' size. 12 of 16 is
+            TransReID's.
+        stem_blocks: blocks of a transformer, or stages of a Swin, that each modality has of its
+            own.
+        learnable_gem: whether GeM learns its exponent.
     """
 
-    stem: nn.Sequential
-    trunk: nn.Sequential
-    attnpool: nn.Module
+    height: int
+    width: int
+    pool: PoolKind | None = None
+    last_stride: int = 1
+    stem_relu: Literal["all", "last"] = "all"
+    patch_stride: int | None = None
+    stem_blocks: int = 0
+    learnable_gem: bool = False
 
 
-def resnet_parts(visual: nn.Module) -> ResNetParts:
-    """The pieces of a ModifiedResNet tower, sharing its parameters.
+@dataclass(frozen=True)
+class Tower:
+    """An image tower in the order in which an image passes it; a copy that shares nothing.
+
+    Attributes:
+        stem: normalized images (B, 3, H, W) -> what the trunk takes.
+        trunk: -> last features: maps (B, D, h, w) or tokens (B, P + h w, D).
+        pool: last features -> (B, D).
+        projection: last features -> (B, E) of the joint space; None where no text tower shares it.
+        dim: D.
+    """
+
+    stem: nn.Module
+    trunk: nn.Module
+    pool: nn.Module
+    projection: nn.Module | None
+    dim: int
+
+
+def open_tower(visual: nn.Module, fit: Fit) -> Tower:
+    """The parts of an image tower.
 
     Raises:
-        ValueError: the tower is no ModifiedResNet.
+        ValueError: a family that is not known here, or a setting or a size that does not fit it.
     """
-    if not isinstance(visual, ModifiedResNet):
-        raise ValueError(
-            "this encoder needs CLIP's ModifiedResNet image tower (RN50, RN101, crossreid-small, "
-            f"...), but the model has a {type(visual).__name__}; vision transformers serve "
-            "text-image retrieval"
-        )
-    stem_names = [f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn", "act")] + ["avgpool"]
-    layer_names = ["layer1", "layer2", "layer3", "layer4"]
-    return ResNetParts(
-        stem=nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in stem_names)),
-        trunk=nn.Sequential(OrderedDict((n, getattr(visual, n)) for n in layer_names)),
-        attnpool=visual.attnpool,
+    visual = visual.trunk if isinstance(visual, TimmModel) else visual  # open_clip's wrapper
+    for kinds, opener, settings in _FAMILIES:
+        if isinstance(visual, kinds):
+            _refuse_others(fit, settings, type(visual).__name__)
+            return opener(deepcopy(visual), fit)
+    raise ValueError(
+        f"no encoder can be made of a {type(visual).__name__}: it takes CLIP's ResNets (RN50, "
+        "crossreid-small), vision transformers (ViT-B-16, ViT-B-16-SigLIP2, "
+        "timm/vit_base_patch16_224, timm/vit_small_patch16_dinov3), timm/swin_* and timm/resnet*"
     )
 
 
-def set_last_stride(trunk: nn.Sequential, stride: int) -> None:
-    """Sets the stride of layer4 in place, 1 or 2.
-
-    CLIP strides by average pools: one behind the second convolution of the first block, one in
-    front of its shortcut.
-    """
-    block: Any = trunk.layer4[0]  # type: ignore[index]
-    block.avgpool = nn.AvgPool2d(stride) if stride > 1 else nn.Identity()
-    block.downsample[0] = nn.AvgPool2d(stride)
-
-
-def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resizes learnt positions of a class token and a square grid to another grid.
-
-    Args:
-        positions: (1 + s*s, D), class row first.
-        grid: (h, w) of the new grid.
-
-    Returns:
-        (1 + h*w, D): the class row untouched, the grid bilinear with align_corners False.
-
-    Reference: CCLNet and CSDN, 7x7 -> 18x9; CPCL, 14x14 -> 24x8.
-    """
-    side = round((len(positions) - 1) ** 0.5)
-    assert side * side + 1 == len(positions), "positions of a square grid and a class token"
-    square = positions[1:].T.reshape(1, -1, side, side)
-    tall = F.interpolate(square, size=grid, mode="bilinear", align_corners=False)
-    return torch.cat([positions[:1], tall[0].flatten(1).T])
-
-
-def position_grid(height: int, width: int, *, stride: int) -> tuple[int, int]:
-    """Positions (h, w) that a tower of this total stride makes of an image.
-
-    Raises:
-        ValueError: the stride does not divide both sides.
-    """
-    if height % stride or width % stride:
-        raise ValueError(
-            f"images of {height} x {width} do not fit: height and width must be multiples of "
-            f"{stride}, the stride of this image tower"
-        )
-    return height // stride, width // stride
-
-
-def image_tower(visual: nn.Module, *, height: int, width: int) -> nn.Module:
-    """A copy of either image tower for images of one size, (B, 3, H, W) -> (B, E).
+def joint_tower(visual: Any, *, height: int, width: int) -> nn.Module:
+    """A copy of a CLIP's image tower for images of one size, (B, 3, H, W) -> (B, E).
 
     Args:
         visual: open_clip's ModifiedResNet, which gets last stride 1, or its VisionTransformer.
         height, width: of the images, in pixels.
 
     Raises:
-        ValueError: a tower of another kind, or a size that its stride does not divide.
+        ValueError: a tower that does not end in CLIP's joint space, or a size that does not fit.
     """
-    if isinstance(visual, VisionTransformer):
-        return _transformer(visual, height=height, width=width)
-    grid = position_grid(height, width, stride=16)
-    parts = resnet_parts(visual)
-    trunk = deepcopy(parts.trunk)
-    set_last_stride(trunk, 1)
-    return nn.Sequential(
-        OrderedDict(
-            stem=deepcopy(parts.stem),
-            trunk=trunk,
-            attnpool=AttentionPool(parts.attnpool, grid=grid),
-        )
+    fit = Fit(height, width)
+    if isinstance(visual, ClipTransformer):
+        visual = deepcopy(visual)
+        _check_ends_like_clip(visual)
+        fit_clip_patches(visual, **_patches(fit, visual.patch_size))
+        return visual
+    tower = open_tower(visual, fit)
+    if tower.projection is None:
+        raise ValueError(f"a {type(visual).__name__} does not end in a space shared with texts")
+    return nn.Sequential(OrderedDict(stem=tower.stem, trunk=tower.trunk, attnpool=tower.projection))
+
+
+def _clip_resnet(visual: Any, fit: Fit) -> Tower:
+    grid = _grid(fit, 16 * fit.last_stride)
+    names = [f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn", "act")] + ["avgpool"]
+    if fit.stem_relu == "last":
+        names = [name for name in names if name not in ("act1", "act2")]
+    # CLIP strides by average pools: one behind the second convolution of the first block, one in
+    # front of its shortcut.
+    block = visual.layer4[0]
+    block.avgpool = nn.AvgPool2d(fit.last_stride) if fit.last_stride > 1 else nn.Identity()
+    block.downsample[0] = nn.AvgPool2d(fit.last_stride)
+    return Tower(
+        stem=_pieces(visual, names),
+        trunk=_pieces(visual, _LAYERS),
+        pool=_map_pool(fit),
+        projection=AttentionPool(visual.attnpool, grid=grid),
+        dim=visual.attnpool.q_proj.in_features,
     )
 
 
-def _transformer(visual: VisionTransformer, *, height: int, width: int) -> VisionTransformer:
-    """A copy with positions for height x width; the class token is read, normalized, projected."""
+def _resnet(visual: Any, fit: Fit) -> Tower:
+    _grid(fit, 16 * fit.last_stride)
+    for layer in visual.layer4[0].modules() if fit.last_stride == 1 else ():
+        if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
+            layer.stride = (1, 1)
+        elif isinstance(layer, nn.AvgPool2d):
+            layer.kernel_size = layer.stride = 1
+    return Tower(
+        stem=_pieces(visual, ["conv1", "bn1", "act1", "maxpool"]),
+        trunk=_pieces(visual, _LAYERS),
+        pool=_map_pool(fit),
+        projection=None,
+        dim=visual.num_features,
+    )
+
+
+def _swin(visual: Any, fit: Fit) -> Tower:
+    _grid(fit, 32)
+    # windows keep their size: the table of relative positions was learnt for it
+    window = visual.layers[0].blocks[0].window_size
+    visual.set_input_size((fit.height, fit.width), window_size=window)
+    stages = [ChannelsFirst(stage) for stage in visual.layers]
+    patches = ChannelsFirst(visual.patch_embed, images=True)
+    own, shared = stages[: fit.stem_blocks], stages[fit.stem_blocks :]
+    return Tower(
+        stem=nn.Sequential(OrderedDict(patches=patches, layers=nn.Sequential(*own))),
+        trunk=nn.Sequential(
+            OrderedDict(layers=nn.Sequential(*shared), norm=ChannelsFirst(visual.norm))
+        ),
+        pool=_map_pool(fit),
+        projection=None,
+        dim=visual.num_features,
+    )
+
+
+def _clip_transformer(visual: Any, fit: Fit) -> Tower:
+    _check_ends_like_clip(visual)
+    patches = _patches(fit, visual.patch_size)
+    fit_clip_patches(visual, **patches)
+    blocks = list(visual.transformer.resblocks)
+    return Tower(
+        stem=ClipPatches(visual, blocks[: fit.stem_blocks]),
+        trunk=Blocks(blocks[fit.stem_blocks :], visual.ln_post, grid=patches["grid"]),
+        pool=TokenPool(fit.pool or "class", prefix=1, norm=nn.Identity(), attention=None),
+        projection=ClassProjection(visual.proj),
+        dim=visual.proj.shape[0],
+    )
+
+
+def _transformer(visual: Any, fit: Fit) -> Tower:
+    if getattr(visual, "rope_mixed", False):
+        raise ValueError(
+            "rotary positions that every block has of its own are not handled; DINOv3 and EVA-02 "
+            "share theirs"
+        )
+    patches = _patches(fit, visual.patch_embed.patch_size)
+    fit_timm_patches(visual, **patches, size=(fit.height, fit.width))
+    prefix, attention, norm = visual.num_prefix_tokens, visual.attn_pool, visual.fc_norm
+    rope = deepcopy(getattr(visual, "rope", None))
+    blocks = visual.blocks[fit.stem_blocks :]
+    trunk = Blocks(blocks, visual.norm, rope=rope, grid=patches["grid"])
+    visual.reset_classifier(0, "")  # from here on it ends with its tokens
+    visual.blocks = visual.blocks[: fit.stem_blocks]
+    visual.norm = visual.fc_norm = visual.head_drop = nn.Identity()
+    own: PoolKind = "attention" if attention is not None else "class" if prefix else "mean"
+    return Tower(
+        stem=visual,
+        trunk=trunk,
+        pool=TokenPool(fit.pool or own, prefix=prefix, norm=norm, attention=attention),
+        projection=None,
+        dim=visual.embed_dim,
+    )
+
+
+_LAYERS = ["layer1", "layer2", "layer3", "layer4"]
+_TOKENS = frozenset({"patch_stride", "stem_blocks"})
+_FAMILIES: tuple[tuple[Any, Callable[[Any, Fit], Tower], frozenset[str]], ...] = (
+    (ModifiedResNet, _clip_resnet, frozenset({"last_stride", "stem_relu"})),
+    (ResNet, _resnet, frozenset({"last_stride"})),
+    (SwinTransformer, _swin, frozenset({"stem_blocks"})),
+    (ClipTransformer, _clip_transformer, _TOKENS),
+    ((VisionTransformer, Eva), _transformer, _TOKENS),
+)
+
+
+def _refuse_others(fit: Fit, settings: frozenset[str], family: str) -> None:
+    """Raises where a setting was changed that this family does not have."""
+    for name in ("last_stride", "stem_relu", "patch_stride", "stem_blocks"):
+        if name not in settings and getattr(fit, name) != getattr(Fit, name, None):
+            raise ValueError(f"model.{name}={getattr(fit, name)}: a {family} has no such thing")
+
+
+def _check_ends_like_clip(visual: Any) -> None:
     if visual.pool_type != "tok" or visual.attn_pool is not None or visual.proj is None:
         raise ValueError(
             "this vision transformer does not end with CLIP's own class token and projection; "
             "take ViT-B-16, ViT-B-32, ViT-L-14 or another plain CLIP"
         )
-    tower = deepcopy(visual)
-    grid = position_grid(height, width, stride=visual.patch_size[0])
-    positions = resize_positions(visual.positional_embedding.detach(), grid)
-    tower.positional_embedding = nn.Parameter(positions)
-    tower.image_size, tower.grid_size = (height, width), grid
-    return tower
+
+
+def _map_pool(fit: Fit) -> nn.Module:
+    if fit.pool not in (None, "gem", "mean"):
+        raise ValueError(f"model.pool={fit.pool}: an image tower of maps has gem and mean")
+    return MeanPool() if fit.pool == "mean" else GeM(learnable=fit.learnable_gem)
+
+
+def _pieces(tower: Any, names: list[str]) -> nn.Sequential:
+    return nn.Sequential(OrderedDict((name, getattr(tower, name)) for name in names))
+
+
+def _grid(fit: Fit, stride: int) -> tuple[int, int]:
+    """Positions (h, w) of the last map, or patches."""
+    if fit.height % stride or fit.width % stride:
+        raise ValueError(
+            f"images of {fit.height} x {fit.width} do not fit: height and width must be multiples "
+            f"of {stride}, the stride of this image tower"
+        )
+    return fit.height // stride, fit.width // stride
+
+
+def _patches(fit: Fit, size: tuple[int, int]) -> dict[str, Any]:
+    """Stride and grid of the patches; overlapping ones need not reach the border."""
+    if fit.patch_stride is None or fit.patch_stride == size[0]:
+        return {"stride": size[0], "grid": _grid(fit, size[0])}
+    if not 0 < fit.patch_stride < size[0]:
+        raise ValueError(
+            f"model.patch_stride={fit.patch_stride}: patches of {size[0]} pixels would leave gaps"
+        )
+    grid = tuple((side - size[0]) // fit.patch_stride + 1 for side in (fit.height, fit.width))
+    if min(grid) < 1:
+        raise ValueError(f"images of {fit.height} x {fit.width} are smaller than a patch")
+    return {"stride": fit.patch_stride, "grid": grid}

@@ -19,14 +19,14 @@ from reid_core.method import Epoch, Gather, Terms, gather_together
 from reid_core.methods.csdn import settings
 from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
 from reid_core.models.clip import Clip
-from reid_core.models.encoders import Features, GeM, TwoStemEncoder
+from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.types import Batch, Modality, Term
 
 
 def build_encoder(config: Config, clip: Clip, *, height: int, width: int) -> TwoStemEncoder:
     """Two stems, one trunk, attention pool, GeM with a learnable exponent, neck with a bias."""
     encoder = TwoStemEncoder(
-        clip, height=height, width=width, stem_relu=config.stem_relu, gem=GeM(learnable=True)
+        clip, height=height, width=width, stem_relu=config.stem_relu, learnable_gem=True
     )
     encoder.requires_grad_(True)
     return encoder

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from reid_core.models import clip as clips
-from reid_core.models.encoders import GeM, TwoStemEncoder
+from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.pooling import GeM
 from reid_core.transforms import normalize
 from reid_core.types import Modality
 
@@ -132,9 +133,7 @@ def test_gem_learns_its_exponent_where_asked():
 
 def test_the_last_rectifier_alone_is_csdns_stem(small):
     every = TwoStemEncoder(small, height=64, width=32).eval()
-    last = TwoStemEncoder(
-        small, height=64, width=32, stem_relu="last", gem=GeM(learnable=True)
-    ).eval()
+    last = TwoStemEncoder(small, height=64, width=32, stem_relu="last", learnable_gem=True).eval()
     assert set(last.state_dict()) == set(every.state_dict()) | {"gem.p"}
     stem, x = last.infrared_stem, images(2)
     with torch.no_grad():

@@ -9,8 +9,11 @@ from torch.nn import functional as F
 
 from reid_core.models import clip as clips
 from reid_core.models.text_image import TextImageEncoder
-from reid_core.models.towers import image_tower
+from reid_core.models.towers import joint_tower
+from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
+
+PIXELS = Pixels(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
 def transformer_clip(**vision: object) -> clips.Clip:
@@ -19,7 +22,7 @@ def transformer_clip(**vision: object) -> clips.Clip:
     text_cfg = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     torch.manual_seed(0)
     model = open_clip.CLIP(embed_dim=48, vision_cfg=vision_cfg | vision, text_cfg=text_cfg).eval()
-    return clips.Clip(name="tiny", model=model, text=clips.TextTower(model))
+    return clips.Clip(name="tiny", model=model, text_tower=clips.TextTower(model), pixels=PIXELS)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_features_of_a_square_image_are_open_clips_own(transformer):
 
 
 def test_an_upright_image_is_the_written_out_transformer_on_resized_positions(transformer):
-    tower = image_tower(transformer.visual, height=64, width=16)
+    tower = joint_tower(transformer.visual, height=64, width=16)
     source = transformer.visual
     grid = source.positional_embedding[1:].T.reshape(1, 64, 4, 4)
     tall = F.interpolate(grid, size=(8, 2), mode="bilinear", align_corners=False)

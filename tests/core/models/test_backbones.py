@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
-from reid_core.models import clip as clips
-from reid_core.models import towers
+from reid_core.models import backbones as clips
+from reid_core.models.pooling import AttentionPool, resize_positions
 from tests.core.openai_layout import Archive
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Clip:
+def small() -> clips.Backbone:
     return clips.load(clips.SMALL, seed=3)
 
 
@@ -29,12 +30,12 @@ def tiny_openai(small):
     return state | {key: torch.tensor(value) for key, value in marks.items()}
 
 
-def same_weights(a: clips.Clip, b: clips.Clip, *, atol: float = 0.0) -> bool:
+def same_weights(a: clips.Backbone, b: clips.Backbone, *, atol: float = 0.0) -> bool:
     first, second = a.model.state_dict(), b.model.state_dict()
     return all(torch.allclose(first[k], second[k], rtol=0, atol=atol) for k in first)
 
 
-def activation(clip: clips.Clip) -> str:
+def activation(clip: clips.Backbone) -> str:
     return type(clip.text.transformer.resblocks[0].mlp.gelu).__name__
 
 
@@ -80,7 +81,7 @@ def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp
 
 
 def test_names_with_quickgelu_build_it():
-    config = clips._model_config("RN50-quickgelu")
+    config = clips._clip_config("RN50-quickgelu")
     assert config["quick_gelu"]
 
 
@@ -130,8 +131,8 @@ def test_weights_of_another_architecture_list_what_differs(small, tmp_path):
 def test_unknown_and_unsuitable_names_are_refused():
     with pytest.raises(ValueError, match=r"RN5O.*RN50"):
         clips.load("RN5O")
-    with pytest.raises(ValueError, match="no text tower of CLIP's own kind"):
-        clips.load("roberta-ViT-B-32")
+    with pytest.raises(ValueError, match=r"vit_bas_patch16.*timm: vit_base_patch16"):
+        clips.load("timm/vit_bas_patch16_224")
     with pytest.raises(ValueError, match="crossreid-small"):
         clips.load("RN50", "bundled")
 
@@ -159,27 +160,32 @@ def test_an_eot_behind_the_embeddings_is_refused(small):
 
 
 def test_attention_pool_equals_the_full_attention_of_open_clip(small):
-    parts = towers.resnet_parts(small.visual)
+    attnpool = deepcopy(small.visual.attnpool)
     # Zero biases, as CLIP is initialised, would hide their misuse.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in parts.attnpool.parameters():
+        for parameter in attnpool.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    pool = towers.AttentionPool(parts.attnpool, grid=(6, 6))
+    pool = AttentionPool(attnpool, grid=(6, 6))
     maps = torch.randn(3, 384, 6, 6)
-    torch.testing.assert_close(pool(maps), parts.attnpool(maps), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pool(maps), attnpool(maps), rtol=1e-4, atol=1e-4)
     pool(maps).square().sum().backward()
     assert all(p.grad is not None for p in pool.parameters())
 
 
 def test_positions_keep_the_class_row_and_grow_bilinearly():
     positions = torch.tensor([[9.0], [0.0], [2.0], [4.0], [6.0]])
-    assert torch.equal(towers.resize_positions(positions, (2, 2)), positions)
-    tall = towers.resize_positions(positions, (4, 2))
+    assert torch.equal(resize_positions(positions, (2, 2)), positions)
+    tall = resize_positions(positions, (4, 2))
     # Rows at -1/4, 1/4, 3/4, 5/4 of the old grid: 0, 1, 3, 4 in the first column.
     assert tall.flatten().tolist() == [9, 0, 2, 1, 3, 3, 5, 4, 6]
 
 
-def test_only_resnet_towers_can_be_opened():
-    with pytest.raises(ValueError, match="ModifiedResNet"):
-        towers.resnet_parts(nn.Linear(2, 2))
+def test_a_model_without_clips_own_text_tower_says_so_when_asked_for_texts():
+    assert not clips.has_text("ViT-B-16-SigLIP2")
+    assert not clips.has_text("timm/resnet50")
+    assert clips.has_text("ViT-B-16")
+    with torch.device("meta"):
+        siglip = clips.load("ViT-B-16-SigLIP2")
+    with pytest.raises(ValueError, match=r"no text tower of CLIP's own kind.*take RN50"):
+        _ = siglip.text

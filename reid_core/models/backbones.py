@@ -1,0 +1,335 @@
+"""Backbones by name: an image tower with weights from anywhere, and a text tower where it has one.
+
+With `towers` the only files that know how open_clip and timm name and build a model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import timm
+import torch
+from open_clip.model import _build_vision_tower
+from open_clip.transformer import QuickGELU
+from torch import nn
+
+from reid_core.models import reid_weights
+from reid_core.models.pooling import PoolKind
+from reid_core.models.text_tower import TextTower
+from reid_core.models.weight_files import (
+    HUB,
+    Pixels,
+    WeightFile,
+    download_weights,
+    fill,
+    read_weights,
+)
+from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+SMALL, SMALL_VIT = "crossreid-small", "crossreid-small-vit"
+BUNDLED = (SMALL, SMALL_VIT)
+TIMM = "timm/"
+IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an encoder makes of its backbone, whichever method trains it; the keys of `model`.
+
+    Attributes:
+        pixels: mean and deviation that images are normalized with: "weights" what the weights were
+            trained with, "imagenet" ImageNet's; None ImageNet's for CLIP's ResNets, as CCLNet and
+            CSDN do, else the weights'.
+        pool, patch_stride, stem_blocks: see `towers.Fit`.
+        drop_path: share of the residual branches left out in the last block, rising from 0.
+        layer_decay: factor on the learning rate per block, from the last one down.
+        freeze_patches: whether the projection of the patches stays as it is.
+        lora_rank: rank of the matrices that are learnt beside frozen attention and MLP weights; 0
+            trains the weights themselves.
+    """
+
+    pixels: Literal["imagenet", "weights"] | None = None
+    pool: PoolKind | None = None
+    patch_stride: int | None = None
+    stem_blocks: int = 0
+    drop_path: float = 0.0
+    layer_decay: float = 1.0
+    freeze_patches: bool = False
+    lora_rank: int = 0
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model.
+
+    Attributes:
+        name: architecture, as `load` takes it.
+        model: the whole model; `visual` and `text` share its parameters.
+        text_tower: None where it has none of CLIP's own kind.
+        pixels: what the weights were trained on.
+        options: of the encoder that is to be made of it.
+    """
+
+    name: str
+    model: Any
+    text_tower: TextTower | None
+    pixels: Pixels
+    options: Options = Options()
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower as its library builds it."""
+        return self.model if self.text_tower is None else self.model.visual
+
+    @property
+    def text(self) -> TextTower:
+        """The text tower.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.text_tower is None:
+            raise ValueError(without_text(self.name))
+        return self.text_tower
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of the joint space."""
+        return self.text.embed_dim
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether its transformers use QuickGELU, which no weight tells."""
+        return any(isinstance(module, QuickGELU) for module in self.model.modules())
+
+    @property
+    def encoder_pixels(self) -> Pixels:
+        """Mean and deviation that an `ImageEncoder` normalizes with, see `Options.pixels`."""
+        chosen = self.options.pixels
+        if chosen is None:
+            chosen = "imagenet" if hasattr(self.visual, "attnpool") else "weights"
+        return IMAGENET if chosen == "imagenet" else self.pixels
+
+
+def load(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    seed: int = 0,
+    quick_gelu: bool = False,
+    options: Options = Options(),
+) -> Backbone:
+    """Builds a model and fills it with weights, completely or not at all; float32, eval mode.
+
+    Args:
+        name: an open_clip model, "timm/<model>", one of `reid_weights`, "crossreid-small"
+            or "crossreid-small-vit".
+        pretrained: None (random weights), "bundled" (the weights that ship with the small models),
+            a tag of open_clip or timm such as "openai" (downloaded), "hf-hub:owner/name", or a
+            local file: plain state dict, a training script's checkpoint, safetensors, or OpenAI's
+            JIT archive. OpenAI's own files and tags bring QuickGELU with them; any other file that
+            needs it takes the name that says so, such as "RN50-quickgelu".
+        seed: of the random weights; the global random state is left alone.
+        quick_gelu: what CLIP's transformers are built with where neither name nor weights say it.
+        options: of the encoder.
+
+    Raises:
+        ValueError: unknown name, missing or unreadable file, or weights of another
+            architecture, with the missing, unexpected and misshapen keys listed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name.startswith(TIMM):
+            backbone = _load_timm(name, pretrained, options)
+        elif name in reid_weights.MODELS:
+            backbone = _load_reid_weights(name, pretrained, options)
+        else:
+            backbone = _load_clip(name, pretrained, quick_gelu=quick_gelu)
+    backbone.model.eval()
+    return replace(backbone, options=options)
+
+
+def has_text(name: str) -> bool:
+    """Whether a model of this name comes with a text tower that prompts can be put into.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name.startswith(TIMM) or name in reid_weights.MODELS:
+        return False
+    config = _clip_config(name)
+    text = config["text_cfg"]
+    own = not config.get("custom_text", False) and "hf_model_name" not in text
+    return own and "multimodal_cfg" not in config
+
+
+def without_text(name: str) -> str:
+    """Why a method that needs texts cannot take this model, and what it could take."""
+    return (
+        f"{name!r} has no text tower of CLIP's own kind (causal, read at EOT), which prompts "
+        f"need; take RN50, ViT-B-16, {SMALL} or another plain CLIP"
+    )
+
+
+# open_clip ---------------------------------------------------------------------------------------
+
+
+def _load_clip(name: str, pretrained: str | None, *, quick_gelu: bool) -> Backbone:
+    config = _clip_config(name)
+    if pretrained is None:
+        return _build_clip(name, config, quick_gelu=quick_gelu)
+    path, of_tag = _locate(name, pretrained)
+    file = read_weights(path)
+    needed = quick_gelu or of_tag or file.from_openai
+    backbone = _build_clip(name, config, quick_gelu=needed)
+    if backbone.text_tower is None:
+        visual = {k.removeprefix("visual."): v for k, v in file.state.items() if "visual." in k}
+        file = replace(file, state=visual or file.state)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    fill(
+        backbone.model,
+        file,
+        name=name,
+        hint="Name the architecture that the file was made for, or take one of the tags that "
+        f"open_clip downloads: {', '.join(tags) or 'none'}",
+    )
+    return replace(backbone, pixels=file.pixels or backbone.pixels)
+
+
+def _clip_config(name: str) -> dict[str, Any]:
+    if SMALL not in open_clip.list_models():
+        for small in BUNDLED:
+            open_clip.add_model_config(ASSETS / f"{small}.json")
+    if name not in open_clip.list_models():
+        names = [*open_clip.list_models(), *reid_weights.MODELS]
+        near = difflib.get_close_matches(name, names, n=4, cutoff=0.4)
+        raise ValueError(
+            f"unknown model {name!r}; close names: {', '.join(near) or 'none'}. Models of timm are "
+            f"called {TIMM}<name>"
+        )
+    return open_clip.get_model_config(name)
+
+
+def _build_clip(name: str, config: dict[str, Any], *, quick_gelu: bool) -> Backbone:
+    settings = dict(config)
+    settings["quick_gelu"] = quick_gelu or config.get("quick_gelu", False)
+    pixels = _clip_pixels(name)
+    if not has_text(name):
+        visual = _build_vision_tower(
+            config["embed_dim"], config["vision_cfg"], settings["quick_gelu"]
+        )
+        return Backbone(name, visual, None, pixels)
+    settings.pop("custom_text", None)
+    model = open_clip.CLIP(**settings)
+    return Backbone(name, model, TextTower(model).eval(), pixels)
+
+
+def _clip_pixels(name: str) -> Pixels:
+    """What open_clip says about the weights of this name, or OpenAI's where it says nothing."""
+    if name in BUNDLED:
+        return replace(IMAGENET, size=(96, 48))
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        notes = open_clip.get_pretrained_cfg(name, tag)
+        if "mean" in notes:
+            return Pixels(tuple(notes["mean"]), tuple(notes["std"]))
+    return Pixels(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+
+
+def _locate(name: str, pretrained: str) -> tuple[Path, bool]:
+    """The weight file and whether their tag says that they need QuickGELU."""
+    if pretrained == "bundled":
+        if name not in BUNDLED:
+            raise ValueError(
+                f"'bundled' weights exist for {' and '.join(map(repr, BUNDLED))} only, not for "
+                f"{name!r}"
+            )
+        return ASSETS / f"{name}.pt", False
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained in tags:
+        source = open_clip.get_pretrained_cfg(name, pretrained)
+        try:
+            path = open_clip.download_pretrained(source)
+        except Exception as error:  # each hub client raises its own kinds
+            raise ValueError(
+                f"could not download the weights {pretrained!r} of {name!r}: {error}. Download "
+                f"them elsewhere and give the path of the file as `pretrained`"
+            ) from error
+        return Path(path), bool(source.get("quick_gelu", False))
+    return _local(name, pretrained, tags), False
+
+
+def _local(name: str, pretrained: str, tags: list[str]) -> Path:
+    if pretrained.startswith(HUB):
+        return download_weights(pretrained)
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"no weight file at {path}; expected a state dict, a training script's checkpoint, "
+            f"safetensors or OpenAI's JIT archive of {name!r}. Give an existing path, "
+            f"{HUB}owner/name, or one of the tags that are downloaded: "
+            f"{', '.join(tags) or 'none for this model'}"
+        )
+    return path
+
+
+# timm --------------------------------------------------------------------------------------------
+
+
+def _load_timm(name: str, pretrained: str | None, options: Options) -> Backbone:
+    plain = name.removeprefix(TIMM)
+    if not timm.is_model(plain):
+        near = difflib.get_close_matches(plain, timm.list_models(), n=4, cutoff=0.4)
+        raise ValueError(
+            f"unknown model {name!r}; close names of timm: {', '.join(near) or 'none'}"
+        )
+    settings: dict[str, Any] = {"drop_path_rate": options.drop_path} if options.drop_path else {}
+    tags = [tag for tag in timm.list_pretrained(f"{plain}.*") if tag.startswith(f"{plain}.")]
+    tags = [tag.removeprefix(f"{plain}.") for tag in tags]
+    if pretrained in tags:
+        try:
+            model = timm.create_model(
+                f"{plain}.{pretrained}", pretrained=True, num_classes=0, **settings
+            )
+        except Exception as error:  # each hub client raises its own kinds
+            raise ValueError(
+                f"could not download the weights {pretrained!r} of {name!r}: {error}. Download "
+                "them elsewhere and give the path of the file as model.pretrained"
+            ) from error
+        return Backbone(name, model, None, _timm_pixels(model))
+    model = timm.create_model(plain, num_classes=0, **settings)
+    pixels = _timm_pixels(model)
+    if pretrained is not None:
+        file = read_weights(_local(name, pretrained, tags))
+        pixels = file.pixels or pixels
+        fill(model, _for_timm(file, model), name=name, hint="Name the architecture of the file")
+    return Backbone(name, model, None, pixels)
+
+
+def _timm_pixels(model: Any) -> Pixels:
+    notes = model.pretrained_cfg
+    return Pixels(tuple(notes["mean"]), tuple(notes["std"]))
+
+
+def _for_timm(file: WeightFile, model: Any) -> WeightFile:
+    """The names of timm, of a file by the model's authors; without the classifier."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    state = file.state if convert is None else convert(dict(file.state), model)
+    classifier = model.pretrained_cfg.get("classifier") or "head"
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    kept = {k: v for k, v in state.items() if not k.startswith(tuple(f"{n}." for n in names))}
+    return replace(file, state=kept)
+
+
+def _load_reid_weights(name: str, pretrained: str | None, options: Options) -> Backbone:
+    source = reid_weights.MODELS[name]
+    model = source.build(options.drop_path)
+    if pretrained is not None:
+        file = read_weights(_local(name, pretrained, []))
+        fill(model, source.rename(file), name=name, hint=f"It takes the files of {source.origin}")
+    return Backbone(name, model, None, source.pixels)

@@ -1,0 +1,170 @@
+"""Weight files of any origin: found, read without running their code, and filled in or refused."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+HUB = "hf-hub:"
+_HUB_FILES = ("open_clip_model.safetensors", "model.safetensors", "pytorch_model.bin")
+_HUB_NOTES = ("open_clip_config.json", "config.json")
+# Buffers that OpenAI's archives carry beside the weights; no other checkpoint has them.
+_OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
+# Where training scripts put the weights: timm and MAE, open_clip and MoCo, DINO.
+_INSIDE = ("state_dict", "model", "teacher")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What weights were trained on, as their own metadata says.
+
+    Attributes:
+        mean, std: of RGB, of 1.
+        size: (height, width) of the images, None where nothing tells.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file holds.
+
+    Attributes:
+        path: of the file, for messages.
+        state: name -> tensor.
+        from_openai: whether it is one of OpenAI's own archives, which need QuickGELU.
+        pixels: of the notes beside a file from a hub, None without.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    from_openai: bool = False
+    pixels: Pixels | None = None
+
+
+def read_weights(path: Path) -> WeightFile:
+    """A state dict, a training script's checkpoint, safetensors, or OpenAI's JIT archive.
+
+    Raises:
+        ValueError: not readable, or no names with tensors.
+    """
+    content: Any
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        elif _is_archive(path):
+            with warnings.catch_warnings():  # the format is old, and OpenAI's
+                warnings.simplefilter("ignore", FutureWarning)
+                content = torch.jit.load(path, map_location="cpu").state_dict()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and safetensors each raise their own kinds
+        raise ValueError(f"{path} is not a readable weight file: {error}") from error
+    for key in _INSIDE:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(torch.is_tensor(v) for v in content.values()):
+        raise ValueError(f"{path} holds no state dict (names -> tensors)")
+    state = {key.removeprefix("module."): value for key, value in content.items()}
+    marks = [state.pop(mark, None) for mark in _OPENAI_MARKS]
+    from_openai = any(mark is not None for mark in marks)
+    return WeightFile(path, state, from_openai, _notes_beside(path))
+
+
+def download_weights(name: str) -> Path:
+    """The weight file of a repository of the hub, "hf-hub:owner/name", with its notes beside it.
+
+    Raises:
+        ValueError: no such repository, or no network.
+    """
+    repository, failure = name.removeprefix(HUB), "it has none of the usual files"
+    for file in _HUB_FILES:
+        try:
+            path = Path(hf_hub_download(repository, file))
+        except Exception as error:  # the client raises its own kinds
+            failure = f"{type(error).__name__}: {error}"
+            continue
+        for note in _HUB_NOTES:
+            try:
+                hf_hub_download(repository, note)
+            except Exception:
+                continue
+        return path
+    raise ValueError(
+        f"could not download the weights {name!r}: {failure}. Download them elsewhere and give the "
+        "path of the file as model.pretrained"
+    )
+
+
+def fill(model: nn.Module, file: WeightFile, *, name: str, hint: str) -> None:
+    """Loads every name into `model` or raises; half-precision weights become float32.
+
+    Args:
+        model: to fill, in place.
+        file: with the model's own names.
+        name: of the model, for messages.
+        hint: what else could be loaded.
+
+    Raises:
+        ValueError: weights of another model, with the missing, unexpected and misshapen names.
+    """
+    wanted = model.state_dict()
+    state = file.state
+    # Counters that no computation here reads; older files lack them.
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in wanted]
+    misshapen = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    if missing or unexpected or misshapen:
+        raise ValueError(
+            f"{file.path} does not hold the weights of {name!r}: "
+            f"missing: {listed(missing)}; unexpected: {listed(unexpected)}; "
+            f"wrong shape: {listed(misshapen)}. {hint}"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def listed(names: Iterable[str], *, limit: int = 8) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (", ".join(names[:limit]) or "none") + rest
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether it is TorchScript, which is code and is read as such only where it has any."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _notes_beside(path: Path) -> Pixels | None:
+    """Mean, deviation and size from the configuration that hubs keep beside the weights."""
+    for name in _HUB_NOTES:
+        try:
+            notes = json.loads((path.parent / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        notes = notes.get("preprocess_cfg") or notes.get("pretrained_cfg") or {}
+        size = notes.get("input_size") or notes.get("size")
+        if "mean" in notes and "std" in notes:
+            sides = (size, size) if isinstance(size, int) else tuple(size[-2:]) if size else None
+            return Pixels(tuple(notes["mean"]), tuple(notes["std"]), sides)
+    return None
