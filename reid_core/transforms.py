@@ -276,7 +276,7 @@ def normalize(images: Tensor) -> Tensor:
 def pixel_statistics(
     mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift (3, 1, 1) of bytes whose mean and deviation, of 1, are given: x scale - shift."""
+    """Scale and shift (3, 1, 1) of `normalize`: bytes * scale - shift; mean and std are of 1."""
     means, deviations = (torch.tensor(x)[:, None, None] for x in (mean, std))
     return 1 / (255 * deviations), means / deviations
 

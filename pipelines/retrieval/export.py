@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from torch.nn import functional
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from reid_core.method import Encoder
-from reid_core.models.clip import TextTower
-from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
+from reid_core.models.text_tower import TextTower
+from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
 
 OPSET = 18
@@ -109,8 +110,8 @@ def facts(loaded: LoadedEncoder, modality: Modality) -> dict[str, str]:
         "height": str(size.height),
         "width": str(size.width),
         "resize": "lanczos",
-        "mean": json.dumps(_pixel_statistics(loaded.encoder)[0]),
-        "std": json.dumps(_pixel_statistics(loaded.encoder)[1]),
+        "mean": json.dumps(_pixels(loaded.encoder).mean),
+        "std": json.dumps(_pixels(loaded.encoder).std),
         "normalised_inside": "true",
     }
 
@@ -193,9 +194,8 @@ def _write(model: nn.Module, path: Path, inputs: Tensor, metadata: dict[str, str
     onnx.save_model(content, path)
 
 
-def _pixel_statistics(encoder: Encoder) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the pixels, in [0, 1], that the encoder normalizes with."""
-    own = getattr(encoder, "pixel_mean", None), getattr(encoder, "pixel_std", None)
-    if own[0] is None or own[1] is None:
-        return list(IMAGENET_MEAN), list(IMAGENET_STD)
-    return own[0].flatten().tolist(), own[1].flatten().tolist()
+def _pixels(encoder: Encoder) -> Pixels:
+    """Mean and deviation that the encoder, or the one inside it, normalizes with."""
+    assert isinstance(encoder, nn.Module)
+    parts: Iterator[Any] = encoder.modules()
+    return next(part.pixels for part in parts if hasattr(part, "pixels"))

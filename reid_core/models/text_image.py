@@ -46,6 +46,7 @@ class TextImageEncoder(nn.Module):
         self.visual = joint_tower(clip.visual, height=height, width=width)
         self.text = deepcopy(clip.text)
         self.requires_grad_(True)
+        self.pixels = clip.pixels
         for name in ("mean", "std"):
             values = torch.tensor(getattr(clip.pixels, name))[:, None, None]
             self.register_buffer(f"pixel_{name}", values, persistent=False)
