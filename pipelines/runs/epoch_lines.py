@@ -41,6 +41,10 @@ def describe(line: dict[str, Any], epochs: int) -> str:
         parts.append(f"clusters {counts}, {outliers:.0%} outliers{pairs}")
     if "scores" in line:
         parts.append(f"Rank-1 {line['scores']['rank1']:.1f} mAP {line['scores']['mAP']:.1f}")
+    speed = line.get("speed", {})
+    if speed.get("images_per_s"):
+        used = f" ({speed['mfu']:.0%} of the GPU's peak)" if speed["mfu"] else ""
+        parts.append(f"{speed['images_per_s']:.0f} images/s{used}")
     parts.append(f"{sum(line['seconds'].values()):.1f} s")
     return "  ".join(parts)
 

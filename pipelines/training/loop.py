@@ -31,6 +31,7 @@ from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.global_loss import Means
 from pipelines.training.job import Bank, Job
 from pipelines.training.progress import Progress, kept
+from pipelines.training.speed import Speed
 from reid_core import optim
 from reid_core.agreement import clustering_stability
 from reid_core.method import CachedStage, Encoder, Stage
@@ -117,6 +118,7 @@ class TrainingLoop:
         self.labels: dict[Modality, np.ndarray] = {}
         first = self._resume(name, stage, optimizer)
         model = self.distribute(stage.module, optimizer)
+        self.speed = Speed(self.config.trainer, self.device)
         if self.config.trainer.gradient_compression == "bf16":
             step.compress_gradients(model)
         if self.config.trainer.compile:
@@ -169,12 +171,18 @@ class TrainingLoop:
             if batch is None:
                 raise RuntimeError("the data stream ended before the plan")
             with clock("step"):
-                step.take(stage, model, optimizer, batch, means, settings=self.config.trainer)
+                self._step(stage, model, optimizer, batch, means)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
         with clock("step"):  # the device is waited for here, once an epoch
             losses = means.read()
-        return {"losses": losses, **start.metrics, **stability}
+        num_images = sum(seeds.size for seeds in start.plan.seeds.values())
+        speed = self.speed.of_epoch(num_images, clock.seconds)
+        return {"losses": losses, **start.metrics, **stability, "speed": speed}
+
+    def _step(self, stage: Stage, *work: Any) -> None:
+        settings = self.config.trainer
+        self.speed.step(lambda: step.take(stage, *work, settings=settings))
 
     def _on_host(
         self, stage: Stage, batches: Iterator[dict[Modality, Batch]]
@@ -197,9 +205,9 @@ class TrainingLoop:
         model.train()
         with clock("step"):
             for batch in Prefetch(stage.batches(epoch, collectives.slice_of), self.device):
-                step.take(stage, model, optimizer, batch, means, settings=self.config.trainer)
+                self._step(stage, model, optimizer, batch, means)
             losses = means.read()
-        return {"losses": losses}
+        return {"losses": losses, "speed": self.speed.of_epoch(0, clock.seconds)}
 
     def _begin_epoch(self, key: Key, stage: Stage, clock: runlog.Clock) -> EpochStart:
         """Hand this worker's features to the bank; the first modality is clustered meanwhile."""

@@ -1,0 +1,107 @@
+"""How an epoch's time was used: images per second, shares of the phases, memory, share of the peak.
+
+What is printed is counted, not assumed; what cannot be known is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from pipelines.config import TrainerConfig
+
+_TERA = 1e12
+# Dense products per second as NVIDIA's data sheets state them: bfloat16, TF32, float32.
+_PEAKS = {
+    "H200": (989, 494, 67),
+    "H100 PCIe": (756, 378, 51),
+    "H100": (989, 494, 67),
+    "A100": (312, 156, 19.5),
+    "L40S": (362, 183, 92),
+    "L4": (121, 60, 30),
+    "A10": (125, 62, 31),
+}
+
+
+class Speed:
+    """Counts the work of one stage on one worker.
+
+    Args:
+        settings: precision and compilation.
+        device: that computes.
+    """
+
+    def __init__(self, settings: TrainerConfig, device: torch.device) -> None:
+        self._settings, self._device = settings, device
+        self._flops: int | None = None
+        self._steps = 0
+
+    def step(self, take: Callable[[], None]) -> None:
+        """Take a step; the floating-point operations of the first one are counted."""
+        self._steps += 1
+        if self._flops is not None or self._settings.compile:
+            take()
+            return
+        with _Counter() as counter:
+            take()
+        self._flops = counter.flops
+
+    def of_epoch(self, num_images: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+        """Entries of the epoch's log line; starts anew for the next epoch.
+
+        Args:
+            num_images: that all workers trained on; 0 where cached features stood for them.
+            seconds: of the epoch's phases.
+        """
+        total, steps = sum(seconds.values()), self._steps
+        training = seconds.get("step", 0.0) + seconds.get("input", 0.0)
+        peak = peak_flops(self._device, self._settings)
+        used = None
+        if peak and self._flops and training:
+            used = self._flops * steps / training / peak
+        memory = None
+        if self._device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._steps = 0
+        return {
+            "images_per_s": num_images / training if num_images and training else None,
+            "share": {phase: spent / total for phase, spent in seconds.items()} if total else {},
+            "device_memory_bytes": memory,
+            "flops_per_step": self._flops,
+            "mfu": used,
+        }
+
+
+def peak_flops(device: torch.device, settings: TrainerConfig) -> float | None:
+    """Operations per second that a device can reach at this precision; None where unknown."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    for known, (bf16, tf32, fp32) in _PEAKS.items():
+        if known in name:
+            full = tf32 if settings.allow_tf32 else fp32
+            return _TERA * (bf16 if settings.precision == "bf16" else full)
+    return None
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up what torch's own table of formulas says about the operations that pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        out = func(*args, **named)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **named, out_val=out)
+        return out

@@ -1,0 +1,41 @@
+"""What an epoch's line says about speed, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.config import TrainerConfig
+from pipelines.training.speed import Speed, peak_flops
+
+CPU = torch.device("cpu")
+
+
+def test_operations_of_the_first_step_are_those_of_its_products() -> None:
+    speed, layer = Speed(TrainerConfig(), CPU), nn.Linear(30, 20, bias=False)
+
+    def take() -> None:
+        layer(torch.ones(4, 30)).sum().backward()
+
+    for _ in range(3):
+        speed.step(take)
+    line = speed.of_epoch(120, {"embed": 5.0, "input": 1.0, "step": 3.0, "checkpoint": 1.0})
+    # forward and the gradient of the weights; the input needs none
+    assert line["flops_per_step"] == 2 * (2 * 4 * 30 * 20)
+    assert line["images_per_s"] == 30
+    assert line["share"] == {"embed": 0.5, "input": 0.1, "step": 0.3, "checkpoint": 0.1}
+    assert (line["mfu"], line["device_memory_bytes"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"precision": "bf16"}, 989e12), ({"allow_tf32": True}, 494e12), ({}, 67e12)],
+)
+def test_the_peak_is_that_of_the_card_and_the_precision(
+    settings: dict, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    assert peak_flops(torch.device("cuda"), TrainerConfig(**settings)) == expected
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Unheard Of")
+    assert peak_flops(torch.device("cuda"), TrainerConfig(**settings)) is None
