@@ -53,7 +53,9 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
 
 def batches(start: EpochStart, job: Job, processes: int) -> Iterator[dict[Modality, Batch]]:
     """One epoch of batches through a DataLoader with `processes` loader processes."""
-    views = METHODS[job.config.method].augmentations(job.config.augmentation.options())
+    views = METHODS[job.config.method].augmentations(
+        job.config.settings, job.config.augmentation.options()
+    )
     transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
     loader = DataLoader(
         PlanBatches(start.plan, job.train, transforms),

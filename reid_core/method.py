@@ -8,7 +8,7 @@ A method is a module in `reid_core.methods` with these names:
     supervision(config)                     -> "none", "identities" or "pairs"
     stages(config)                          -> names of the stages to run, in order
     batch_rows(config)                      -> {config key: rows of a global batch}, per stage
-    augmentations(base)                     -> {modality: one `Augmentation` per view}
+    augmentations(config, base)             -> {modality: one `Augmentation` per view}
     open_stage(config, name, clip, *, height, width, identities, handed, seed) -> `Stage`
     load_encoder(config, clip, *, height, width, state) -> `Encoder` in eval mode; state is the
                                             module state of a streamed stage, None for CLIP's
@@ -77,6 +77,7 @@ class Epoch:
         banks: per modality (C, D) float32 unit prototypes; empty where a method has none.
         pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
         similarity: (M,) cosine of the matched prototypes.
+        arrays: what else a method's stage needs to know, under names of its own.
         counts: further numbers for the log.
         repeats: per modality, places of a global batch that one class has at most.
         warnings: what the user should know about this epoch.
@@ -88,6 +89,7 @@ class Epoch:
     banks: dict[Modality, np.ndarray] = field(default_factory=dict)
     pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
     similarity: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     repeats: dict[Modality, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

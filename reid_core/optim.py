@@ -107,6 +107,25 @@ def warmup_steps(
     return (warmup_factor * (1 - done) + done) * gamma ** bisect_right(milestones, epoch)
 
 
+def coupled_steps(
+    epoch: int, *, epochs: int, start_epoch: int, warmup_epochs: int = 0, share: float = 2 / 3
+) -> float:
+    """Factor of the base rate that falls to a tenth within the coupled epochs, not before them.
+
+    Args:
+        epoch: from 0.
+        epochs: of the stage.
+        start_epoch: first epoch in which the modalities are coupled.
+        warmup_epochs: in which the factor rises from a hundredth.
+        share: of the coupled epochs that has the full rate.
+
+    Reconstruction: ours; CCLNet's own steps are over before it couples anything.
+    """
+    start = min(start_epoch, epochs - 1)
+    fall = start + max(1, round(share * (epochs - start)))
+    return warmup_steps(epoch, warmup_epochs=warmup_epochs, milestones=(fall,))
+
+
 def warmup_cosine(
     epoch: int, *, epochs: int, lr: float, min_lr: float, warmup_lr: float, warmup_epochs: int
 ) -> float:

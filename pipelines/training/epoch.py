@@ -77,7 +77,8 @@ def make_epoch(
         seed=seed,
     )
     matched = time.perf_counter()
-    views = {m: len(v) for m, v in method.augmentations(config.augmentation.options()).items()}
+    augmentations = method.augmentations(settings, config.augmentation.options())
+    views = {m: len(of_each) for m, of_each in augmentations.items()}
     stream = (seed * 16 + method.stages(settings).index(stage)) * len(_MODALITIES)
     plan = Plan(
         rows=epoch.plan,

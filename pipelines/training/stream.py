@@ -73,7 +73,7 @@ def batches(
         start: of the epoch.
     """
     config, shape = job.config, start.plan.shape
-    views = METHODS[config.method].augmentations(config.augmentation.options())
+    views = METHODS[config.method].augmentations(config.settings, config.augmentation.options())
     stream = plan_dataset(
         start.plan,
         job.train,

@@ -130,7 +130,10 @@ def test_draws_of_neighbouring_seeds_are_independent():
 
 def test_methods_give_each_modality_its_published_operations():
     base = Augmentation(grayscale=0.5)
-    cclnet, csdn, cpcl = (METHODS[name].augmentations(base) for name in ("cclnet", "csdn", "cpcl"))
+    cclnet, csdn, cpcl = (
+        METHODS[name].augmentations(METHODS[name].Config(), base)
+        for name in ("cclnet", "csdn", "cpcl")
+    )
     visible, infrared = Modality.VISIBLE, Modality.INFRARED
     assert [view.grayscale for view in cclnet[visible]] == [0.5]
     assert [view.grayscale for view in cclnet[infrared]] == [0.0]

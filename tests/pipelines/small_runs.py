@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
         },
         "augmentation": {"pad": 2},
         "evaluation": {"start": False},
-        method: settings,
+        method: copy.deepcopy(settings),
         "trainer": {"embed_batch": 32, "max_failures": 0},
     }
     for override in overrides:
@@ -201,7 +202,9 @@ class Kept:
 
 def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np.ndarray]]:
     """What Ray Data would stream, without Ray."""
-    views = METHODS[job.config.method].augmentations(job.config.augmentation.options())
+    views = METHODS[job.config.method].augmentations(
+        job.config.settings, job.config.augmentation.options()
+    )
     decode = DecodeAndAugment(
         height=job.train.height,
         width=job.train.width,

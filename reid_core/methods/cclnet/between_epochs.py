@@ -17,7 +17,6 @@ with the published values as defaults.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,7 +27,15 @@ from reid_core import clustering, sampling
 from reid_core.knn.neighbours import Search
 from reid_core.knn.search import nearest
 from reid_core.method import Epoch, Stage
-from reid_core.methods.cclnet.coupling import couple, identities_of_both, match
+from reid_core.methods import views
+from reid_core.methods.cclnet.association import named_pairs
+from reid_core.methods.cclnet.coupling import (
+    couple,
+    identities_of_both,
+    is_coupled,
+    match,
+    numbered_alone,
+)
 from reid_core.methods.cclnet.settings import (
     INPUTS,
     Config,
@@ -37,6 +44,8 @@ from reid_core.methods.cclnet.settings import (
     shares_prototypes,
 )
 from reid_core.methods.cclnet.stages import Images, Prompting
+from reid_core.methods.refinement import refined
+from reid_core.methods.teacher import encoder_state
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.transforms import Augmentation
@@ -45,7 +54,7 @@ from reid_core.types import OUTLIER, Modality
 
 def supervision(config: Config) -> str:
     """What it is told about the training identities: nothing, but for the upper bound."""
-    return "identities" if config.labels == "identities" else "none"
+    return "none" if config.labels == "clusters" else "identities"
 
 
 def stages(config: Config) -> tuple[str, ...]:
@@ -66,12 +75,9 @@ def batch_rows(config: Config) -> dict[str, int]:
     return found
 
 
-def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
-    """One view per image; infrared has no colours to lose."""
-    return {
-        Modality.VISIBLE: (base,),
-        Modality.INFRARED: (replace(base, grayscale=0.0),),
-    }
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """The paper's one view per image, or what `views` asks for."""
+    return views.augmentations(config.views, base)
 
 
 # Stages 0 and 2, between epochs ------------------------------------------------------------------
@@ -101,6 +107,7 @@ def begin_epoch(
     owners: None = None,
     epoch: int,
     seed: int,
+    search: Search = nearest,
 ) -> Epoch:
     """Banks, pairs, swap and plan of one epoch; a pure function of its arguments.
 
@@ -113,6 +120,7 @@ def begin_epoch(
         owners: there are no captions.
         epoch: epoch number within the stage, from 0.
         seed: run seed; the plan depends on (seed, stage, epoch) only.
+        search: for joint clusters and for neighbors that vote.
 
     Raises:
         ValueError: a modality has no cluster, or given identities no person of both; names what
@@ -121,6 +129,8 @@ def begin_epoch(
     warnings: tuple[str, ...] = ()
     if config.labels == "identities":
         labels, warnings = identities_of_both(labels)
+    elif config.labels == "within":
+        labels = {m: numbered_alone(labels[m]) for m in INPUTS}
     for modality in INPUTS:
         if labels[modality].max(initial=OUTLIER) == OUTLIER:
             settings = config.clustering
@@ -135,7 +145,16 @@ def begin_epoch(
         )
         for m in INPUTS
     }
-    pairs = match(config, banks, epoch=epoch)
+    given = config.labels == "identities"
+    if config.matching.method == "hungarian" or given or not is_coupled(config, epoch):
+        pairs = match(config, banks, epoch=epoch)
+    else:
+        pairs = named_pairs(config, banks, features, labels, search=search)
+    arrays: dict[str, np.ndarray] = {}
+    counts: dict[str, float] = {}
+    for m in INPUTS if config.refine.on else ():
+        of_side, numbers = refined(config.refine, m, features[m], labels[m], search=search)
+        arrays, counts = arrays | of_side, counts | numbers
     similarity = (
         (banks[Modality.VISIBLE][pairs[:, 0]] * banks[Modality.INFRARED][pairs[:, 1]])
         .sum(dim=1)
@@ -149,6 +168,8 @@ def begin_epoch(
         banks={m: bank.numpy() for m, bank in banks.items()},
         pairs=pairs,
         similarity=similarity,
+        arrays=arrays,
+        counts=counts,
         warnings=warnings + _warnings(getattr(config, stage), banks),
     )
 
@@ -216,7 +237,7 @@ def load_encoder(
     """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
     encoder = TwoStemEncoder(clip, height=height, width=width)
     if state is not None:
-        encoder.load_state_dict(dict(state))
+        encoder.load_state_dict(encoder_state(state))
     return encoder.eval()
 
 

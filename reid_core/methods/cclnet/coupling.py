@@ -53,6 +53,18 @@ def identities_of_both(
     return numbered, (warning,) if len(both) < num_people else ()
 
 
+def numbered_alone(labels: np.ndarray) -> np.ndarray:
+    """Given classes (n,) of one modality, numbered from 0 whatever the other one has; -1 stays."""
+    known = np.setdiff1d(labels, [OUTLIER])
+    return np.where(labels == OUTLIER, OUTLIER, np.searchsorted(known, labels))
+
+
+def is_coupled(config: Config, epoch: int) -> bool:
+    """Whether prototypes are matched in an epoch."""
+    ever = config.swap.when != "never" or config.matching.shared
+    return ever and epoch >= config.swap.start_epoch
+
+
 def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np.ndarray:
     """Matched clusters (M, 2) of two banks; empty before swapping starts.
 
@@ -61,8 +73,7 @@ def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np
     if config.labels == "identities":
         both = min(len(banks[m]) for m in INPUTS)
         return np.repeat(np.arange(both, dtype=np.int64)[:, None], 2, axis=1)
-    coupled = config.swap.when != "never" or config.matching.shared
-    if not coupled or epoch < config.swap.start_epoch:
+    if not is_coupled(config, epoch):
         return np.empty((0, 2), dtype=np.int64)
     sides = [banks[m] for m in INPUTS]
     if config.matching.centred:

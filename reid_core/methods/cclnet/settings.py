@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from reid_core import optim
+from reid_core.methods.refinement import Refinement
 from reid_core.methods.text_stage import TextStage
+from reid_core.methods.views import Views
 from reid_core.types import Modality
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
@@ -76,11 +78,29 @@ class Matching(_Section):
         min_similarity: pairs below it are dropped after the assignment.
         centred: Ours. Subtract each modality's mean prototype before matching.
         shared: Ours. Matched clusters share one prototype instead of swapping two.
+        method: who names pairs, once between epochs: the "hungarian" assignment of prototypes (the
+            paper); ours are "mutual" nearest prototypes; largest shares of an optimal "transport"
+            with a uniform prior; clusters that meet in one "joint" clustering of both modalities;
+            pairs that "both" the assignment and the joint clustering name, or "either" (the joint
+            clustering first); pairs that the images of both modalities propose ("consistent"),
+            or also those that one side alone proposes ("proposed").
+        temperature: of the transport and of the proposals.
+        balanced: whether half of a joint clustering's neighbors come from either modality.
+        joint_eps: largest distance between neighbors in a joint clustering; null for
+            clustering.eps.
+        least_overlap: of two clusters in joint ones, above which they are a pair.
     """
 
     min_similarity: float = Field(0.0, ge=-1, le=1)
     centred: bool = False
     shared: bool = False
+    method: Literal[
+        "hungarian", "mutual", "transport", "joint", "both", "either", "consistent", "proposed"
+    ] = "hungarian"
+    temperature: float = Field(0.05, gt=0)
+    balanced: bool = True
+    joint_eps: float | None = Field(None, gt=0, lt=1)
+    least_overlap: float = Field(0.0, ge=0, lt=1)
 
 
 class ImageStage(_Section):
@@ -95,9 +115,11 @@ class ImageStage(_Section):
         lr: highest learning rate.
         weight_decay: of all parameters.
         bias_lr_factor: times the rate for biases; adam only.
-        schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
-        warmup_epochs: in which the rate rises from a hundredth; steps only.
+        schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0; ours is
+            "coupled": the full rate until `coupled_share` of the coupled epochs, then a tenth.
+        warmup_epochs: in which the rate rises from a hundredth; not with a cosine.
         milestones: epochs at which the rate falls to a tenth; steps only.
+        coupled_share: of the coupled epochs that has the full rate.
         evaluate_every: epochs between evaluations; 0 only after the last one.
     """
 
@@ -109,9 +131,10 @@ class ImageStage(_Section):
     lr: float = Field(3.5e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     bias_lr_factor: float = Field(2.0, gt=0)
-    schedule: Literal["steps", "cosine"] = "steps"
+    schedule: Literal["steps", "cosine", "coupled"] = "steps"
     warmup_epochs: int = Field(10, ge=0)
     milestones: tuple[int, ...] = (30, 50)
+    coupled_share: float = Field(2 / 3, gt=0, le=1)
     evaluate_every: int = Field(5, ge=0)
 
 
@@ -128,21 +151,38 @@ class Config(_Section):
     Attributes:
         labels: "clusters" is the method. "identities" trains on the given person ids with one
             prototype per person shared by both modalities: an upper bound, not unsupervised.
+            "within" trusts identities, or tracklets, of each modality alone and matches them.
         image_to_text: weight of the text guidance in stage 2 (reference 1). At 0, stages 0 and 1
             have nothing to hand on and are left out.
         smoothing: label smoothing of the text guidance.
+        views: of training images; ours beyond the default.
+        refine: ours. Labels that neighbors vote for.
+        teacher: ours. Momentum of a mean teacher that embeds for clustering and for evaluation;
+            0 for none.
     """
 
-    labels: Literal["clusters", "identities"] = "clusters"
+    labels: Literal["clusters", "identities", "within"] = "clusters"
     clustering: Clustering = Clustering()
     memory: Memory = Memory()
     swap: Swap = Swap()
     matching: Matching = Matching()
     image_to_text: float = Field(1.0, ge=0)
     smoothing: float = Field(0.1, ge=0, lt=1)
+    views: Views = Views()
+    refine: Refinement = Refinement()
+    teacher: float = Field(0.0, ge=0, lt=1)
     prepare: ImageStage = ImageStage()
     prompts: PromptStage = PromptStage()
     align: ImageStage = ImageStage()
+
+    @model_validator(mode="after")
+    def _matches_in_steps(self) -> Config:
+        if self.swap.when == "step" and self.matching.method != "hungarian":
+            raise ValueError(
+                f"matching.method={self.matching.method} matches once between epochs: "
+                "swap.when=step goes with hungarian alone"
+            )
+        return self
 
 
 def shares_prototypes(config: Config) -> bool:
@@ -180,6 +220,14 @@ def learning_rate(config: Config, stage: str, epoch: int) -> float:
     image: ImageStage = getattr(config, stage)
     if image.schedule == "cosine":
         return image.lr * optim.cosine(epoch, epochs=image.epochs)
+    if image.schedule == "coupled":
+        return image.lr * optim.coupled_steps(
+            epoch,
+            epochs=image.epochs,
+            start_epoch=config.swap.start_epoch,
+            warmup_epochs=image.warmup_epochs,
+            share=image.coupled_share,
+        )
     return image.lr * optim.warmup_steps(
         epoch + 1, warmup_epochs=image.warmup_epochs, milestones=image.milestones
     )

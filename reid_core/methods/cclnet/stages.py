@@ -15,6 +15,8 @@ from reid_core.method import Epoch, Gather, Terms, gather_together
 from reid_core.methods.cclnet import coupling
 from reid_core.methods.cclnet import settings as cclnet_settings
 from reid_core.methods.cclnet.settings import INPUTS, Config, seed_of
+from reid_core.methods.refinement import Refined
+from reid_core.methods.teacher import MeanTeacher
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
@@ -56,11 +58,13 @@ class Images:
         settings: cclnet_settings.ImageStage = getattr(config, name)
         self.config, self.name = config, name
         self.epochs, self.evaluate_every = settings.epochs, settings.evaluate_every
-        self.module = self.encoder = encoder
+        train_only(name, encoder, config)
+        self._teacher = MeanTeacher(encoder, momentum=config.teacher) if config.teacher else None
+        self.module = self.encoder = self._teacher or encoder
         self._handed = handed
         self._memories: dict[Modality, ClusterMemory] = {}
+        self._refined: dict[Modality, Refined | None] = dict.fromkeys(INPUTS)
         self._guidance: Guidance | None = None
-        train_only(name, encoder, config)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
@@ -83,6 +87,7 @@ class Images:
             )
             for m in INPUTS
         }
+        self._refined = {m: Refined.of(epoch.arrays, m, device) for m in INPUTS}
         if self.name == "align" and self.config.image_to_text > 0:
             self._guidance = Guidance(
                 anchors={m: self._handed[f"anchors.{m}"].to(device) for m in INPUTS},
@@ -95,26 +100,43 @@ class Images:
 
     def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
         """L = L_v + L_r + lambda (I_v + I_r), see `image_terms`."""
-        sizes = [len(batch[m].rows) for m in INPUTS]
+        sizes = [len(batch[m].images) for m in INPUTS]
         output: Features = model(*(batch[m].images for m in INPUTS))
         parts = [x.split(sizes) for x in (output.pooled, output.neck, output.projected)]
         features = {m: Features(*(part[i] for part in parts)) for i, m in enumerate(INPUTS)}
-        labels = {m: batch[m].labels for m in INPUTS}
-        self._seen = {m: functional.normalize(features[m].neck.detach()) for m in INPUTS}, labels
-        rows = {m: batch[m].rows for m in INPUTS}
+        # a row's views stand side by side and share its label
+        views = {m: size // len(batch[m].rows) for m, size in zip(INPUTS, sizes, strict=True)}
+        labels = {m: batch[m].labels.repeat_interleave(views[m]) for m in INPUTS}
+        rows = {m: batch[m].rows.repeat_interleave(views[m]) for m in INPUTS}
+        units = {m: functional.normalize(features[m].neck.detach()) for m in INPUTS}
+        by_row = {m: x.unflatten(0, (-1, views[m])) for m, x in units.items()}
+        self._seen = by_row, {m: batch[m].labels for m in INPUTS}
         return image_terms(
-            self.config, features, labels, self._memories, rows=rows, guidance=self._guidance
+            self.config,
+            features,
+            labels,
+            self._memories,
+            rows=rows,
+            guidance=self._guidance,
+            refined=self._refined,
         )
 
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, then the swap."""
+        if self._teacher is not None:
+            self._teacher.follow()
         x, labels = ([side[m] for m in INPUTS] for side in self._seen)
         everyone = gather_together(gather, *x, *labels)
+        views = everyone[: len(x)]
+        repeated = [
+            y.repeat_interleave(of_rows.shape[1])
+            for of_rows, y in zip(views, everyone[len(x) :], strict=True)
+        ]
         coupling.update(
             self.config,
             self._memories,
-            dict(zip(INPUTS, everyone[: len(x)], strict=True)),
-            dict(zip(INPUTS, everyone[len(x) :], strict=True)),
+            {m: of_rows.flatten(0, 1) for m, of_rows in zip(INPUTS, views, strict=True)},
+            dict(zip(INPUTS, repeated, strict=True)),
             pairs=self._pairs,
             repeats=self._epoch.repeats,
             epoch=self._number,
@@ -149,6 +171,7 @@ def image_terms(
     *,
     rows: Mapping[Modality, Tensor],
     guidance: Guidance | None,
+    refined: Mapping[Modality, Refined | None] | None = None,
 ) -> dict[str, Term]:
     """The losses of one step on this worker's slice of the global batch.
 
@@ -161,17 +184,27 @@ def image_terms(
         memories: per modality, this epoch's prototypes.
         rows: per modality (B,) rows of the modality, to look up stage-0 labels.
         guidance: anchors and labels of stages 0 and 1; None in stage 0.
+        refined: per modality what neighbors have voted for; None for hard labels.
 
     Reference: CCLNet, stages 0 and 2.
     """
     found: dict[str, Term] = {}
     for m in INPUTS:
-        contrast = losses.cluster_contrast(
-            functional.normalize(features[m].neck),
-            labels[m],
-            memories[m].bank,
-            temperature=memories[m].temperature,
-        )
+        x, bank = functional.normalize(features[m].neck), memories[m].bank
+        votes = None if refined is None else refined[m]
+        if votes is None:
+            contrast = losses.cluster_contrast(
+                x, labels[m], bank, temperature=memories[m].temperature
+            )
+        else:
+            targets = votes.targets(rows[m], labels[m], len(bank), config.refine)
+            contrast = losses.scored_contrast(
+                x,
+                targets,
+                bank,
+                temperature=memories[m].temperature,
+                weights=votes.weights[rows[m]] if config.refine.weights else None,
+            )
         found[str(m)] = Term(contrast, losses.count_valid(labels[m]))
     if guidance is not None:
         for m in INPUTS:

@@ -72,7 +72,7 @@ def batch_rows(config: Config) -> dict[str, int]:
     return {"cpcl.train.batch_size": settings.batch_size}
 
 
-def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
     """One view per image, which keeps its colours: the captions name them."""
     return {VISIBLE: (replace(base, grayscale=0.0),)}
 

@@ -53,7 +53,7 @@ def batch_rows(config: Config) -> dict[str, int]:
     return {**found, "csdn.images.identities_per_batch x instances": rows}
 
 
-def augmentations(base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
     """Two views of a visible image, the second with exchanged channels, and one of an infrared.
 
     Reference: CSDN, stage 3, views. Colours are lost by channel operations, not by grayscale.

@@ -330,7 +330,7 @@ def test_what_the_machinery_asks_for() -> None:
     assert cpcl.batch_rows(Config()) == {"cpcl.train.batch_size": 64}
     uneven = config(train={"batch_size": 10, "instances": 4, "sampler": "pk"})
     assert list(cpcl.batch_rows(uneven).values()) == [8]
-    views = cpcl.augmentations(Augmentation(grayscale=0.5, pad=3))
+    views = cpcl.augmentations(cpcl.Config(), Augmentation(grayscale=0.5, pad=3))
     assert views == {VISIBLE: (Augmentation(grayscale=0, pad=3),)}
 
 

@@ -122,7 +122,7 @@ def test_published_learning_rates_of_the_images() -> None:
 
 
 def test_two_visible_views_and_one_infrared_none_of_them_gray_by_luma() -> None:
-    views = csdn.augmentations(Augmentation(grayscale=0.5, pad=3))
+    views = csdn.augmentations(csdn.Config(), Augmentation(grayscale=0.5, pad=3))
     assert [a.channels for a in views[Modality.VISIBLE]] == ["keep", "exchange"]
     assert [a.channels for a in views[Modality.INFRARED]] == ["adapt"]
     assert {(a.grayscale, a.pad) for group in views.values() for a in group} == {(0.0, 3)}

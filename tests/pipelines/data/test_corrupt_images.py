@@ -205,7 +205,7 @@ def test_a_run_goes_on_when_a_file_breaks_after_the_check(
     job = Job.of(config, prepared, tmp_path)
 
     def stream(start: EpochStart) -> Iterator[dict[Modality, Batch]]:
-        views = METHODS["cclnet"].augmentations(config.augmentation.options())
+        views = METHODS["cclnet"].augmentations(config.settings, config.augmentation.options())
         transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
         lines = blocks(start.plan, job.train, transforms, rank=0, world=1)
         return training_batches(lines, shape=start.plan.shape, rank=0, world=1)

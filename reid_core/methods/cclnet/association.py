@@ -1,0 +1,107 @@
+"""Who names CCLNet's pairs between epochs: prototypes, a joint clustering, or images.
+
+Everything but the assignment of prototypes is ours, see `Matching.method`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid_core import association, clustering, matching
+from reid_core.knn.neighbours import Search
+from reid_core.methods.cclnet.settings import INPUTS, Config
+from reid_core.types import Modality
+
+
+def named_pairs(
+    config: Config,
+    banks: Mapping[Modality, Tensor],
+    features: Mapping[Modality, np.ndarray],
+    labels: Mapping[Modality, np.ndarray],
+    *,
+    search: Search,
+) -> np.ndarray:
+    """Matched clusters (M, 2), at most one pair per cluster.
+
+    Args:
+        config: the method's configuration.
+        banks: per modality (C, D) unit prototypes.
+        features: per modality (n, D) unit rows.
+        labels: per modality (n,) clusters; -1 = outlier.
+        search: for a joint clustering.
+    """
+    settings = config.matching
+    if settings.method in ("consistent", "proposed"):
+        return _proposals(config, banks, features, labels)
+    if settings.method == "joint":
+        return _joint(config, features, labels, search=search)
+    sides = [matching.centred(banks[m]) if settings.centred else banks[m] for m in INPUTS]
+    if settings.method == "transport":
+        plan = association.transport_plan(*sides, temperature=settings.temperature)
+        return association.pairs_of_plan(plan)
+    if settings.method == "mutual":
+        return matching.mutual_nearest_pairs(*sides, min_similarity=settings.min_similarity)
+    pairs = matching.hungarian_pairs(*sides, min_similarity=settings.min_similarity)
+    if settings.method == "hungarian":
+        return pairs
+    joint = _joint(config, features, labels, search=search)
+    if settings.method == "both":
+        return association.pairs_of_both(pairs, joint)
+    return association.pairs_of_either(joint, pairs)
+
+
+def _joint(
+    config: Config,
+    features: Mapping[Modality, np.ndarray],
+    labels: Mapping[Modality, np.ndarray],
+    *,
+    search: Search,
+) -> np.ndarray:
+    """Clusters of each modality that meet in clusters of both."""
+    settings, sizes = config.clustering, [len(features[m]) for m in INPUTS]
+    joint = clustering.cluster_jointly(
+        np.concatenate([features[m] for m in INPUTS]),
+        np.repeat([False, True], sizes),
+        k1=settings.k1 + settings.k1 % 2,
+        k2=settings.k2,
+        eps=config.matching.joint_eps or settings.eps,
+        min_samples=settings.min_samples,
+        balanced=config.matching.balanced,
+        search=search,
+    )
+    first, second = np.split(joint, sizes[:1])
+    visible, infrared = (labels[m] for m in INPUTS)
+    overlap = association.joint_overlap(visible, first, infrared, second)
+    return association.pairs_of_overlap(overlap, least=config.matching.least_overlap)
+
+
+def _proposals(
+    config: Config,
+    banks: Mapping[Modality, Tensor],
+    features: Mapping[Modality, np.ndarray],
+    labels: Mapping[Modality, np.ndarray],
+) -> np.ndarray:
+    """Pairs that images propose by their likeness to the other modality's prototypes.
+
+    Reference: WSL-VIReID, phase 2, whose classifiers are the prototypes here.
+    """
+    proposals = []
+    for own, other in (INPUTS, INPUTS[::-1]):
+        scores = torch.as_tensor(features[own]) @ banks[other].T / config.matching.temperature
+        probabilities = torch.softmax(scores, dim=1).numpy()
+        proposals.append(association.proposed_pairs(probabilities, labels[own]))
+    verdicts = association.verdicts(*proposals)
+    if config.matching.method == "consistent":
+        return verdicts.consistent
+    return association.pairs_of_either(verdicts.consistent, _one_to_one(verdicts.single))
+
+
+def _one_to_one(pairs: np.ndarray) -> np.ndarray:
+    """The pairs whose clusters no earlier pair has taken."""
+    first_a = np.unique(pairs[:, 0], return_index=True)[1]
+    first_b = np.unique(pairs[:, 1], return_index=True)[1]
+    return pairs[np.intersect1d(first_a, first_b)]

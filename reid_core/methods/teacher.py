@@ -1,0 +1,70 @@
+"""A mean teacher: the slow average of an encoder, which embeds in its place.
+
+Reference: Tarvainen and Valpola, "Mean teachers are better role models", NIPS 2017; for clustering
+features as in MMT (Ge, Chen, Li, ICLR 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reid_core.models.encoders import TwoStemEncoder
+from reid_core.types import Modality
+
+_PREFIX = "teacher."
+
+
+class MeanTeacher(nn.Module):
+    """Two encoders: the student is trained, the teacher follows and embeds.
+
+    Args:
+        student: trained in place; the teacher starts as its copy.
+        momentum: share of the teacher that an update keeps, below 1.
+    """
+
+    def __init__(self, student: TwoStemEncoder, *, momentum: float) -> None:
+        super().__init__()
+        self.student, self.momentum = student, momentum
+        self.teacher = deepcopy(student).requires_grad_(False).eval()
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of a descriptor."""
+        return self.teacher.feature_dim
+
+    def train(self, mode: bool = True) -> MeanTeacher:
+        """The student's mode; the teacher never trains."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, visible: Tensor | None, infrared: Tensor | None) -> Any:
+        """The student's features."""
+        return self.student(visible, infrared)
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """The teacher's descriptors (B, D)."""
+        return self.teacher.embed(inputs, modality)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves the teacher towards the student: weights and running statistics by the momentum."""
+        pairs = zip(
+            self.teacher.state_dict().values(), self.student.state_dict().values(), strict=True
+        )
+        for mean, new in pairs:
+            if mean.is_floating_point():
+                mean.lerp_(new, 1 - self.momentum)
+            else:
+                mean.copy_(new)
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an encoder loads from a module's state: the teacher's part where there is one."""
+    taught = {n.removeprefix(_PREFIX): x for n, x in state.items() if n.startswith(_PREFIX)}
+    return taught or dict(state)
