@@ -38,6 +38,7 @@ from reid_core.method import CachedStage, Encoder, Stage
 from reid_core.methods import METHODS
 from reid_core.models import clip
 from reid_core.models.activation_checkpointing import checkpoint_blocks
+from reid_core.models.folding import folded
 from reid_core.types import Batch, Modality
 
 # First values are drawn from torch's global random state, which belongs to the whole process.
@@ -212,9 +213,11 @@ class TrainingLoop:
     def _begin_epoch(self, key: Key, stage: Stage, clock: runlog.Clock) -> EpochStart:
         """Hand this worker's features to the bank; the first modality is clustered meanwhile."""
         stage.module.eval()
+        with clock("embed"):
+            encoder = self._to_embed(stage.encoder) if stage.clusters else stage.encoder
         for m in self.method.INPUTS if stage.clusters else ():
             with clock("embed"):
-                mine = self._embed(stage.encoder.embed, self.corrupt_images, m).cpu().numpy()
+                mine = self._embed(encoder.embed, self.corrupt_images, m).cpu().numpy()
             with clock("cluster"):  # a bank in this process clusters at once
                 self.bank.add_features(self.token, key, m, mine, self.rank, self.world)
         with clock("cluster"):
@@ -262,6 +265,11 @@ class TrainingLoop:
         stream = np.random.SeedSequence((self.config.seed, number, epoch, self.rank))
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
+    def _to_embed(self, encoder: Encoder) -> Encoder:
+        """The encoder as it embeds: faster, but in strict training bit for bit as it trains."""
+        assert isinstance(encoder, nn.Module)
+        return encoder.eval() if self.config.trainer.strict else folded(encoder)
+
     def _embed(
         self, head: extract_features.Head, inputs: extract_features.Rows, modality: Modality
     ) -> Tensor:
@@ -285,8 +293,7 @@ class TrainingLoop:
 
     def _measure(self, row: str, encoder: Encoder) -> dict[str, dict[str, float]]:
         """Scores of the encoder under the data set's protocols; rank 0 keeps the details."""
-        assert isinstance(encoder, nn.Module)
-        encoder.eval()
+        encoder = self._to_embed(encoder)
         job, progress = self.job, self.progress
         found = {
             name: self._embed_split(encoder, measured)

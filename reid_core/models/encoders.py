@@ -187,6 +187,8 @@ class ImageEncoder(nn.Module):
     def _normalized(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
             return images
+        # turned while they are bytes: convolutions take channels last
+        images = images.contiguous(memory_format=torch.channels_last)
         return images.float().mul_(self.pixel_scale).sub_(self.pixel_shift)
 
 

@@ -160,7 +160,7 @@ def train_only(stage: str, encoder: TwoStemEncoder, config: Config) -> None:
     encoder.requires_grad_(True)
     encoder.neck.bias.requires_grad_(False)
     if stage == "prepare" or config.image_to_text == 0:
-        encoder.attnpool.requires_grad_(False)
+        encoder.leave_projection()
 
 
 def image_terms(
