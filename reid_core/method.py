@@ -6,6 +6,7 @@ A method is a module in `reid_core.methods` with these names:
                                             the defaults
     INPUTS                                  modalities that it embeds, clusters and trains on
     supervision(config)                     -> "none", "identities" or "pairs"
+    needs_text(config)                      -> whether the model must have a text tower
     stages(config)                          -> names of the stages to run, in order
     batch_rows(config)                      -> {config key: rows of a global batch}, per stage
     augmentations(config, base)             -> {modality: one `Augmentation` per view}

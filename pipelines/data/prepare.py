@@ -22,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.storage.shards import location
 from reid_core import text
 from reid_core.methods import METHODS
-from reid_core.models import clip
+from reid_core.models import backbones
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
 log = logging.getLogger(__name__)
@@ -182,6 +182,12 @@ def check_settings(config: RunConfig) -> None:
             "trainer.compile=true lets the compiler choose the order of sums, which "
             "trainer.strict=true fixes: switch one of them off"
         )
+    if trainer.strict and config.model.drop_path:
+        raise UserError(
+            f"model.drop_path={config.model.drop_path} draws on every worker anew, which "
+            "trainer.strict=true cannot repeat for another number of workers: set one of them to 0"
+        )
+    _check_texts(config)
     uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
     if uses_val and config.data.fit != "train":
         raise UserError(
@@ -196,6 +202,20 @@ def check_settings(config: RunConfig) -> None:
         )
     for warning in method.check(config.settings):
         log.warning("%s", warning)
+
+
+def _check_texts(config: RunConfig) -> None:
+    """A method that learns words or compares sentences needs a text tower."""
+    try:
+        served = backbones.has_text(config.model.name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not served and METHODS[config.method].needs_text(config.settings):
+        without = "; cclnet.image_to_text=0 leaves the texts out" * (config.method == "cclnet")
+        raise UserError(
+            f"method {config.method} compares images with texts, but model.name="
+            f"{backbones.without_text(config.model.name)}{without}"
+        )
 
 
 def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> None:
@@ -228,13 +248,14 @@ def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> Non
 
 
 def check_weights(config: RunConfig) -> int:
-    """Load the CLIP model once; returns its size in bytes.
+    """Load the model once; returns its size in bytes.
 
     Raises:
         UserError: unknown model, missing or unfitting weights.
     """
     try:
-        model = clip.load(config.model.name, config.model.pretrained)
+        options = config.model.options()
+        model = backbones.load(config.model.name, config.model.pretrained, options=options)
         METHODS[config.method].load_encoder(
             config.settings,
             model,
@@ -244,6 +265,8 @@ def check_weights(config: RunConfig) -> int:
         )
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+    for remark in backbones.remarks(model, height=config.model.height, width=config.model.width):
+        log.warning("%s", remark)
     return sum(p.numel() * p.element_size() for p in model.model.parameters())
 
 

@@ -20,8 +20,10 @@ from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from reid_core.method import Encoder
 from reid_core.methods import METHODS
-from reid_core.models import clip
-from reid_core.models.clip import TextTower
+from reid_core.models import backbones
+from reid_core.models.adaptation import merge_low_rank
+from reid_core.models.backbones import Backbone
+from reid_core.models.text_tower import TextTower
 from reid_core.types import Modality
 
 Space = Literal["descriptor", "joint"]
@@ -114,7 +116,8 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
             can be compared with pictures.
 
     Raises:
-        UserError: no such checkpoint, one without a trained encoder, or no such space.
+        UserError: no such checkpoint, one without a trained encoder, or no such space, of a model
+            without texts too.
     """
     if space not in get_args(Space):
         raise UserError(f"--space {space}: choose {' or '.join(get_args(Space))}")
@@ -123,7 +126,9 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     config = configuration.validate(state["config"], source=str(folder))
     size, method = config.model, METHODS[config.method]
     try:
-        start = clip.load(size.name, None, quick_gelu=state.get("quick_gelu", False))
+        start = backbones.load(
+            size.name, None, quick_gelu=state.get("quick_gelu", False), options=size.options()
+        )
         encoder = _encoder(config, start, state["module"])
     except (RuntimeError, KeyError) as error:  # other parameters than those of an encoder
         raise UserError(
@@ -133,7 +138,7 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     modalities: tuple[Modality, ...] = method.INPUTS
     text = encoder.text if Modality.TEXT in modalities else None
     if space == "joint" and text is None:
-        text = clip.load(size.name, size.pretrained).text
+        text = _text_tower(config)
         encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_tf32(config.trainer.allow_tf32)
@@ -147,6 +152,13 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     )
 
 
+def _text_tower(config: RunConfig) -> TextTower:
+    """The sentences' half of the model that training started from."""
+    if not backbones.has_text(config.model.name):
+        raise UserError(f"--space joint: {backbones.without_text(config.model.name)}")
+    return backbones.load(config.model.name, config.model.pretrained).text
+
+
 def open_start(loaded: LoadedEncoder) -> Encoder:
     """What an encoder was before training, on the same device.
 
@@ -154,13 +166,16 @@ def open_start(loaded: LoadedEncoder) -> Encoder:
         ValueError: the weights that training started from are not at hand.
     """
     size = loaded.config.model
-    encoder = _encoder(loaded.config, clip.load(size.name, size.pretrained), None)
+    start = backbones.load(size.name, size.pretrained, options=size.options())
+    encoder = _encoder(loaded.config, start, None)
     return encoder.to(loaded.device).eval().requires_grad_(False)
 
 
-def _encoder(config: RunConfig, start: clip.Clip, state: dict[str, Tensor] | None) -> Any:
+def _encoder(config: RunConfig, start: Backbone, state: dict[str, Tensor] | None) -> Any:
     """The method's encoder: of a module state, or as `start` has it."""
     size = config.model
-    return METHODS[config.method].load_encoder(
+    encoder = METHODS[config.method].load_encoder(
         config.settings, start, height=size.height, width=size.width, state=state
     )
+    merge_low_rank(encoder)
+    return encoder

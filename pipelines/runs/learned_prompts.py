@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # reading a record needs no torch
     from torch import nn
 
-    from reid_core.models.clip import TextTower
+    from reid_core.models.text_tower import TextTower
 
 FILE_NAME = "prompts.json"
 NUM_SHOWN = 6  # groups per modality
@@ -46,13 +46,13 @@ class Phrases:
     chance: float
 
 
-def record(run_dir: Path, module: nn.Module, text: TextTower) -> bool:
+def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
     """Write the words that learned tokens are nearest to, for the report.
 
     Args:
         run_dir: a run directory.
         module: of a finished stage; the first 50 groups of each prompt learner in it are recorded.
-        text: the tower that they were learned for.
+        text: the tower that they were learned for; None where the model has none.
 
     Returns:
         Whether there was anything to record in prompts.json.
@@ -67,7 +67,7 @@ def record(run_dir: Path, module: nn.Module, text: TextTower) -> bool:
         for name, learner in module.named_modules()
         if isinstance(learner, PromptLearner)
     }
-    if not tokens:
+    if not tokens or text is None:
         return False
     words, ids = _whole_words()
     vocabulary = text.token_embedding.weight[torch.tensor(ids)].cpu()

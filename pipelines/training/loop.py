@@ -36,7 +36,7 @@ from reid_core import optim
 from reid_core.agreement import clustering_stability
 from reid_core.method import CachedStage, Encoder, Stage
 from reid_core.methods import METHODS
-from reid_core.models import clip
+from reid_core.models import backbones
 from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.models.folding import folded
 from reid_core.types import Batch, Modality
@@ -90,7 +90,7 @@ class TrainingLoop:
         set_tf32(self.config.trainer.allow_tf32)
         model = self.config.model
         with _first_values:
-            self.clip = clip.load(model.name, model.pretrained)
+            self.backbone = backbones.load(model.name, model.pretrained, options=model.options())
         self.size = {"height": model.height, "width": model.width}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
         self.corrupt_images = CorruptImages(
@@ -105,7 +105,7 @@ class TrainingLoop:
         if self.rank == 0:
             runlog.rewind(self.job.run_dir, self.progress.stage, self.progress.epoch, names)
         if not self.state and self.config.evaluation.start:
-            start = self.method.load_encoder(self.settings, self.clip, **self.size, state=None)
+            start = self.method.load_encoder(self.settings, self.backbone, **self.size, state=None)
             self._measure("start", start.to(self.device))
         begin = names.index(self.progress.stage) if self.state else 0
         for name in names[begin:]:
@@ -146,7 +146,7 @@ class TrainingLoop:
             if last:
                 self.progress.handed |= stage.hand_on()
                 if self.rank == 0:
-                    learned_prompts.record(self.job.run_dir, stage.module, self.clip.text)
+                    learned_prompts.record(self.job.run_dir, stage.module, self.backbone.text_tower)
             self._finish_epoch(line, clock, stage, optimizer, last=last)
 
     def _streamed_epoch(
@@ -243,7 +243,7 @@ class TrainingLoop:
             stage: Stage = self.method.open_stage(
                 self.settings,
                 name,
-                self.clip,
+                self.backbone,
                 **self.size,
                 identities=self.job.identities,
                 handed=self.progress.handed,
@@ -347,7 +347,7 @@ class TrainingLoop:
             "config": self.config.used(),
             "progress": self.progress.state_dict(),
             "trains_encoder": not isinstance(stage, CachedStage),
-            "quick_gelu": self.clip.quick_gelu,
+            "quick_gelu": self.backbone.quick_gelu,
             "module": kept(stage),
             "epoch": stage.state_dict(),
             "optimiser": optimizer.state_dict(),  # so spelt in format 1

@@ -150,7 +150,7 @@ def load(
         elif name in reid_weights.MODELS:
             backbone = _load_reid_weights(name, pretrained, options)
         else:
-            backbone = _load_clip(name, pretrained, quick_gelu=quick_gelu)
+            backbone = _load_clip(name, pretrained, options, quick_gelu=quick_gelu)
     backbone.model.eval()
     return replace(backbone, options=options)
 
@@ -169,6 +169,27 @@ def has_text(name: str) -> bool:
     return own and "multimodal_cfg" not in config
 
 
+def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
+    """What does not fit what the weights were trained on.
+
+    Args:
+        backbone: with the options of the encoder.
+        height, width: of the images that it will get.
+    """
+    own, found = backbone.pixels, []
+    if backbone.options.pixels == "imagenet" and own.mean != IMAGENET.mean:
+        found.append(
+            f"model.pixels=imagenet: the weights of {backbone.name!r} were trained with mean "
+            f"{own.mean} and deviation {own.std}"
+        )
+    if own.size is not None and own.size != (height, width):
+        found.append(
+            f"model.height={height}, width={width}: the weights of {backbone.name!r} were trained "
+            f"on images of {own.size[0]} x {own.size[1]}"
+        )
+    return found
+
+
 def without_text(name: str) -> str:
     """Why a method that needs texts cannot take this model, and what it could take."""
     return (
@@ -180,8 +201,15 @@ def without_text(name: str) -> str:
 # open_clip ---------------------------------------------------------------------------------------
 
 
-def _load_clip(name: str, pretrained: str | None, *, quick_gelu: bool) -> Backbone:
+def _load_clip(
+    name: str, pretrained: str | None, options: Options, *, quick_gelu: bool
+) -> Backbone:
     config = _clip_config(name)
+    if options.drop_path:
+        raise ValueError(
+            f"model.drop_path={options.drop_path}: the towers of open_clip have none; set it to 0, "
+            "or take a model of timm"
+        )
     if pretrained is None:
         return _build_clip(name, config, quick_gelu=quick_gelu)
     path, of_tag = _locate(name, pretrained)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reid_core.models.backbones import Options
 from reid_core.models.clip import Clip
 from reid_core.models.towers import joint_tower
 from reid_core.types import Modality
@@ -43,6 +44,12 @@ class TextImageEncoder(nn.Module):
             ValueError: another image tower, or a size that its stride does not divide.
         """
         super().__init__()
+        if clip.options != Options():
+            raise ValueError(
+                "model.pixels, pool, patch_stride, stem_blocks, drop_path, layer_decay, "
+                "freeze_patches and lora_rank are of image encoders; text-image retrieval takes "
+                "CLIP's towers as they are"
+            )
         self.visual = joint_tower(clip.visual, height=height, width=width)
         self.text = deepcopy(clip.text)
         self.requires_grad_(True)

@@ -57,6 +57,11 @@ def supervision(config: Config) -> str:
     return "none" if config.labels == "clusters" else "identities"
 
 
+def needs_text(config: Config) -> bool:
+    """Whether words are learned, for which the model must have a text tower."""
+    return config.image_to_text > 0
+
+
 def stages(config: Config) -> tuple[str, ...]:
     """Names of the stages that this configuration runs, in order."""
     return ("prepare", "prompts", "align") if config.image_to_text > 0 else ("align",)

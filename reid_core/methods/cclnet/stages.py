@@ -156,7 +156,7 @@ class Images:
 
 
 def train_only(stage: str, encoder: TwoStemEncoder, config: Config) -> None:
-    """Switch gradients on for what a stage trains: stage 0 leaves the attention pool alone."""
+    """Switch gradients on for what a stage trains: texts are for stage 2 alone."""
     encoder.requires_grad_(True)
     encoder.neck.bias.requires_grad_(False)
     if stage == "prepare" or config.image_to_text == 0:

@@ -58,6 +58,11 @@ def supervision(config: Config) -> str:
     return "identities" if config.labels == "identities" else "pairs"
 
 
+def needs_text(config: Config) -> bool:
+    """Always: queries are sentences."""
+    return True
+
+
 def stages(config: Config) -> tuple[str, ...]:
     """There is one."""
     return ("train",)

@@ -35,6 +35,11 @@ def supervision(config: Config) -> str:
     return "identities"
 
 
+def needs_text(config: Config) -> bool:
+    """Always: without guidance too, half of the descriptor lies in the space of the texts."""
+    return True
+
+
 def stages(config: Config) -> tuple[str, ...]:
     """Names of the stages that this configuration runs, in order."""
     if not is_guided(config):
