@@ -12,10 +12,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from reid_core.datasets.synthetic import catalogue
 from reid_core.models import clip as clips
 from reid_core.models.encoders import TwoStemEncoder
-from reid_core.pretraining import captioning, train
+from reid_core.pretraining import batches, captioning, learners, train
 from reid_core.types import Modality
 
-SETTINGS = train.Settings(num_images=48, held_out=4, steps=3, num_people=4, warmup=1, log_every=2)
+SETTINGS = batches.Settings(num_images=48, held_out=4, steps=3, num_people=4, warmup=1, log_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +54,23 @@ def test_every_sentence_about_a_person_is_right_for_them():
     similarity = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
     # Two right answers out of two: the smallest loss is the entropy of choosing one.
     expected = 2 / 3 * np.log(2)
-    loss = train.person_contrast(similarity, people, people)
+    loss = learners.person_contrast(similarity, people, people)
     assert loss.item() == pytest.approx(expected, abs=1e-4)
-    assert train.person_contrast(similarity.flip(0), people, people).item() > 5
+    assert learners.person_contrast(similarity.flip(0), people, people).item() > 5
     # One sentence each: pictures 0 and 1 share it, so only the other direction has a choice.
-    one_each = train.person_contrast(similarity[:, 1:], people, people[1:])
+    one_each = learners.person_contrast(similarity[:, 1:], people, people[1:])
     assert one_each.item() == pytest.approx(np.log(2) / 2 / 2, abs=1e-4)
 
 
 def test_pictures_of_one_person_belong_together():
     people = torch.tensor([0, 0, 1, 1])
     axes = torch.eye(2)
-    assert train.view_contrast(axes[people], people).item() < 1e-3
-    assert train.view_contrast(axes[[0, 1, 0, 1]], people).item() > 9
+    assert learners.view_contrast(axes[people], people).item() < 1e-3
+    assert learners.view_contrast(axes[[0, 1, 0, 1]], people).item() > 9
 
 
 def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
-    sampler = train.Sampler(book, SETTINGS, seed=0)
+    sampler = batches.Sampler(book, SETTINGS, seed=0)
     sample = sampler.draw()
     assert sample.images.shape == (8, 3, 96, 48)
     assert sorted(np.bincount(sample.people.numpy())[sample.people.unique()]) == [2] * 4
