@@ -14,8 +14,6 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
     field_serializer,
@@ -24,14 +22,13 @@ from pydantic import (
 )
 
 from pipelines.errors import UserError
+from pipelines.sections import AugmentationConfig, ModelConfig, Section
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
 from reid_core.methods.cclnet.settings import Config as CCLNetConfig
 from reid_core.methods.cpcl.settings import Config as CPCLConfig
 from reid_core.methods.csdn.settings import Config as CSDNConfig
-from reid_core.models.backbones import Options
-from reid_core.transforms import Augmentation
 
 # Files and checkpoints of version 0.1 say these.
 _RENAMED = {
@@ -41,11 +38,7 @@ _RENAMED = {
 }
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the images are.
 
     Attributes:
@@ -90,76 +83,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
-    """The pre-trained model that everything starts from.
-
-    Attributes:
-        name: an open_clip model, "timm/<model>", "transreid-ssl/...", "solider/...",
-            "luperson/...", or one of the small ones, "crossreid-small" and "crossreid-small-vit".
-        pretrained: a tag of open_clip or timm, "hf-hub:owner/name", the path of a local file,
-            "bundled" for the small models that ship with the package, or null for random weights.
-        height, width: image size in pixels.
-        pixels: mean and deviation that images are normalized with: "weights" those that the weights
-            were trained with, "imagenet" ImageNet's; null takes ImageNet's for CLIP's ResNets, as
-            CCLNet and CSDN do, and the weights' for all others.
-        pool: what becomes of the last features: "gem" or "mean" of a map or of the patches, the
-            "class" token, or the tower's own "attention" pool; null for what the family has.
-        patch_stride: pixels from one patch of a transformer to the next; 12 lets patches of 16
-            overlap. Null for the size of a patch.
-        stem_blocks: blocks of a transformer that each modality has of its own, behind the patches.
-        drop_path: share of a transformer's residual branches that training leaves out, in the last
-            block; in the others less.
-        layer_decay: factor on the learning rate from one block to the one before it.
-        freeze_patches: keep the projection of the patches as it is.
-        lora_rank: train matrices of this rank beside frozen ones of attention and MLP; 0 trains
-            the whole encoder.
-    """
-
-    name: str = "RN50"
-    pretrained: str | None = "openai"
-    height: int = Field(288, ge=32)
-    width: int = Field(144, ge=16)
-    pixels: Literal["imagenet", "weights"] | None = None
-    pool: Literal["gem", "class", "mean", "attention"] | None = None
-    patch_stride: int | None = Field(None, ge=1)
-    stem_blocks: int = Field(0, ge=0)
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    freeze_patches: bool = False
-    lora_rank: int = Field(0, ge=0)
-
-    def options(self) -> Options:
-        """Everything but name, weights and size, as backbones take it."""
-        named = ("name", "pretrained", "height", "width")
-        return Options(**self.model_dump(exclude=set(named)))
-
-
-class AugmentationConfig(_Section):
-    """Training transforms; the values are CCLNet's.
-
-    Attributes:
-        grayscale: probability, visible images only.
-        flip: probability of a horizontal flip.
-        pad: black border in pixels before the random crop.
-        erase: probability of erasing a rectangle.
-        erase_area, erase_aspect: range of its share of the image and of its height over width.
-        erase_fill: its colour, RGB; the default is ImageNet's mean, 0 after normalization.
-    """
-
-    grayscale: float = Field(0.5, ge=0, le=1)
-    flip: float = Field(0.5, ge=0, le=1)
-    pad: int = Field(10, ge=0)
-    erase: float = Field(0.5, ge=0, le=1)
-    erase_area: tuple[float, float] = (0.02, 0.33)
-    erase_aspect: tuple[float, float] = (0.3, 3.3)
-    erase_fill: tuple[int, int, int] = (124, 116, 104)
-
-    def options(self) -> Augmentation:
-        """As the transforms take it."""
-        return Augmentation(**self.model_dump())
-
-
-class TrainerConfig(_Section):
+class TrainerConfig(Section):
     """How the work is spread.
 
     Attributes:
@@ -219,7 +143,7 @@ class TrainerConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """What is measured.
 
     Attributes:
@@ -235,7 +159,7 @@ class EvaluationConfig(_Section):
     select: Literal["val"] | None = None
 
 
-class RayConfig(_Section):
+class RayConfig(Section):
     """Which cluster.
 
     Attributes:
@@ -252,7 +176,7 @@ class RayConfig(_Section):
     wait_for_nodes_s: float = Field(1800, gt=0, le=7 * 86400)
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """One training run.
 
     Attributes:
