@@ -77,8 +77,14 @@ def bank_of(job: Job, prepared: Prepared) -> MemoryBank | Planner:
     if not job.needs_memory:
         assert job.identities is not None
         return Planner(job.config, job.identities)
-    pids = prepared.pids(METHODS[job.config.method].INPUTS)
-    return MemoryBank(job.config, pids, identities=job.identities, owners=job.train.owners)
+    inputs = METHODS[job.config.method].INPUTS
+    return MemoryBank(
+        job.config,
+        prepared.pids(inputs),
+        identities=job.identities,
+        owners=job.train.owners,
+        cameras=prepared.cameras(inputs),
+    )
 
 
 def train(

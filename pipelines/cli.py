@@ -46,7 +46,7 @@ def demo(
     out: Out = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
-    method: Annotated[str, typer.Option(help="cclnet, csdn or cpcl.")] = "cclnet",
+    method: Annotated[str, typer.Option(help="cclnet, bmil, csdn or cpcl.")] = "cclnet",
 ) -> None:
     """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
     from pipelines import demo as demonstration

@@ -26,6 +26,7 @@ from pipelines.sections import AugmentationConfig, ModelConfig, Section
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
+from reid_core.methods.bmil.settings import Config as BMILConfig
 from reid_core.methods.cclnet.settings import Config as CCLNetConfig
 from reid_core.methods.cpcl.settings import Config as CPCLConfig
 from reid_core.methods.csdn.settings import Config as CSDNConfig
@@ -186,13 +187,14 @@ class RunConfig(Section):
             Its stage and those before it are taken as done, with what they hand on.
     """
 
-    method: Literal["cclnet", "csdn", "cpcl"] = "cclnet"
+    method: Literal["cclnet", "bmil", "csdn", "cpcl"] = "cclnet"
     seed: int = Field(0, ge=0, lt=2**31)
     start_from: Path | None = None
     data: DataConfig
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     cclnet: CCLNetConfig = CCLNetConfig()
+    bmil: BMILConfig = BMILConfig()
     csdn: CSDNConfig = CSDNConfig()
     cpcl: CPCLConfig = CPCLConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -48,6 +48,15 @@ DEMOS = {
             "cclnet.align.batches_per_epoch=4",
         ),
     ),
+    "bmil": Demo(
+        "bmil_demo.yaml",
+        (
+            "bmil.intra.epochs=1",
+            "bmil.intra.batches_per_epoch=4",
+            "bmil.joint.epochs=2",
+            "bmil.joint.batches_per_epoch=4",
+        ),
+    ),
     "csdn": Demo(
         "csdn_demo.yaml",
         (

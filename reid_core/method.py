@@ -20,7 +20,8 @@ and, where the batches of an epoch follow from clusters (`Stage.clusters`) or gi
     cluster(config, features, *, owners, search) -> labels of one modality; owners (n captions,)
                                             int64 image row of each caption, None but for images
                                             with captions; search: `neighbours.Search`
-    begin_epoch(config, stage, *, features, labels, owners, epoch, seed) -> `Epoch`
+    begin_epoch(config, stage, *, features, labels, owners, epoch, seed, search, cameras)
+                                            -> `Epoch`; cameras per modality (n,), or None
 
 `identities` are per modality (n,) int64 classes from 0, or None where the method is not given any.
 All of them are pure functions of their arguments. A stage is one worker's; it knows neither how
@@ -74,6 +75,8 @@ class Epoch:
     Attributes:
         plan: per image modality (batches, B) int64 rows, the global batches.
         labels: per modality (n,) int64 classes, -1 = outlier.
+        place_labels: per modality (batches, B) the class of each planned row, where that is not
+            `labels`': a row may stand in batches of several kinds.
         captions: (batches, B) int64, the caption of each planned visible row; None without text.
         banks: per modality (C, D) float32 unit prototypes; empty where a method has none.
         pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
@@ -86,6 +89,7 @@ class Epoch:
 
     plan: dict[Modality, np.ndarray]
     labels: dict[Modality, np.ndarray]
+    place_labels: dict[Modality, np.ndarray] = field(default_factory=dict)
     captions: np.ndarray | None = None
     banks: dict[Modality, np.ndarray] = field(default_factory=dict)
     pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))

@@ -120,6 +120,7 @@ class Batch:
         captions: (B,) int64 row ids of the captions that belong to the images, or None.
         tokens: (B, 77) int64 token ids of those captions, or None.
         planned: (B,) int64 row whose unreadable image this one replaces, -1 where none; or None.
+        kind: which labels these are, where a method's batches differ in that; its own word.
     """
 
     images: Tensor
@@ -128,6 +129,7 @@ class Batch:
     captions: Tensor | None = None
     tokens: Tensor | None = None
     planned: Tensor | None = None
+    kind: str | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -138,6 +140,7 @@ class Batch:
             None if self.captions is None else self.captions.to(device),
             None if self.tokens is None else self.tokens.to(device),
             self.planned,
+            self.kind,
         )
 
 

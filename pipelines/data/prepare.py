@@ -54,6 +54,11 @@ class Prepared:
         """Per modality (n,) person ids of the training rows."""
         return {m: self.train.pids[self.train.rows(m)] for m in modalities}
 
+    def cameras(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray] | None:
+        """Per modality (n,) cameras of the training rows; None where one is not known."""
+        cameras = {m: self.train.cameras[self.train.rows(m)] for m in modalities}
+        return None if any((c == OUTLIER).any() for c in cameras.values()) else cameras
+
     def identities(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
         """Per modality (n,) int64 classes 0..C-1 of the training identities.
 

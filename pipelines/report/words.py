@@ -67,6 +67,22 @@ STAGES = {
         "drawn towards the phrase of their group too.",
         _COUPLED,
     ),
+    "intra": Stage(
+        "Stage 1",
+        "intra",
+        "Day and night pictures are sorted into groups that look alike, each kind of camera apart. "
+        "The encoder learns to pull a picture towards two centres of its group, the usual one and "
+        "that of its odd pictures, and away from the other groups.",
+    ),
+    "joint": Stage(
+        "Stage 2",
+        "joint",
+        "Now day and night pictures are also sorted together. So that a night picture does not "
+        "only look at night pictures, half of those that it is compared with are from the day. A "
+        "group has one centre for its day pictures and one for its night pictures, and all of its "
+        "pictures are drawn to both.",
+        "Groups with pictures of both kinds were formed in {} of its epochs.",
+    ),
     "fusion": Stage(
         "Stage 2",
         "fusion",
@@ -93,6 +109,13 @@ METHODS = {
         "A person is seen by ordinary cameras during the day and by infrared cameras at night. Can "
         "a program tell which night picture shows which person of the day? It was given pictures "
         "only: no identity labels, no pairs, nobody who says who is who.",
+    ),
+    "bmil": Method(
+        "BMIL",
+        "The same person, by day and by night",
+        "A person is seen by ordinary cameras during the day and by infrared cameras at night. Can "
+        "a program tell which night picture shows which person of the day? It was given pictures "
+        "only, and sorted those of both kinds of camera together.",
     ),
     "csdn": Method(
         "CSDN",

@@ -193,12 +193,14 @@ def _bank(job: Job, prepared: Prepared) -> Any:
     }
     if not job.needs_memory:
         return _BankActor.options(**options).remote(Planner, config, job.identities)
+    inputs = METHODS[config.method].INPUTS
     return _BankActor.options(**options).remote(
         MemoryBank,
         config,
-        prepared.pids(METHODS[config.method].INPUTS),
+        prepared.pids(inputs),
         identities=job.identities,
         owners=prepared.train_inputs.owners,
+        cameras=prepared.cameras(inputs),
         search=nearest_on_all_nodes,
     )
 

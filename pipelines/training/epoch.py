@@ -16,6 +16,8 @@ import numpy as np
 from pipelines.config import RunConfig
 from pipelines.data.plan import Plan
 from reid_core import agreement, sampling
+from reid_core.knn.neighbours import Search
+from reid_core.knn.search import nearest
 from reid_core.method import Epoch
 from reid_core.methods import METHODS
 from reid_core.types import OUTLIER, Modality
@@ -49,6 +51,8 @@ def make_epoch(
     labels: Mapping[Modality, np.ndarray],
     owners: np.ndarray | None,
     pids: Mapping[Modality, np.ndarray] | None,
+    cameras: Mapping[Modality, np.ndarray] | None = None,
+    search: Search = nearest,
 ) -> EpochStart:
     """One epoch's start.
 
@@ -60,6 +64,8 @@ def make_epoch(
         owners: (n captions,) visible row of each caption, or None.
         pids: per modality (n,) person ids, -1 where unknown, for diagnostics alone; None where
             the labels are given and there is nothing to diagnose.
+        cameras: per modality (n,) cameras; None where they are not known.
+        search: finds nearest rows, in this process or on many machines.
 
     Raises:
         ValueError: no epoch can be made of these labels; names the remedy.
@@ -75,6 +81,8 @@ def make_epoch(
         owners=owners,
         epoch=number,
         seed=seed,
+        search=search,
+        cameras=cameras,
     )
     matched = time.perf_counter()
     augmentations = method.augmentations(settings, config.augmentation.options())
@@ -82,7 +90,7 @@ def make_epoch(
     stream = (seed * 16 + method.stages(settings).index(stage)) * len(_MODALITIES)
     plan = Plan(
         rows=epoch.plan,
-        labels={m: epoch.labels[m][rows] for m, rows in epoch.plan.items()},
+        labels=epoch.place_labels or {m: epoch.labels[m][rows] for m, rows in epoch.plan.items()},
         seeds={
             m: sampling.augmentation_seeds(
                 (len(rows), views[m] * rows.shape[1]),
@@ -97,6 +105,7 @@ def make_epoch(
         epoch=replace(
             epoch,
             plan={},
+            place_labels={},
             captions=None,
             repeats=plan.repeats(epoch.labels.get(Modality.TEXT)),
         ),

@@ -64,6 +64,7 @@ class MemoryBank:
             handed to workers.
         identities: per modality (n,) given classes, which replace the clustering; None without.
         owners: (n captions,) visible row of each caption, or None.
+        cameras: per modality (n,) cameras, for batches that ask for them; None where not known.
         search: finds nearest neighbours, in this process or on many machines.
     """
 
@@ -74,11 +75,12 @@ class MemoryBank:
         *,
         identities: Mapping[Modality, np.ndarray] | None = None,
         owners: np.ndarray | None = None,
+        cameras: Mapping[Modality, np.ndarray] | None = None,
         search: Search = nearest,
     ) -> None:
         self._config, self._method = config, METHODS[config.method]
         self._pids, self._identities, self._owners = dict(pids), identities, owners
-        self._search = search
+        self._cameras, self._search = cameras, search
         self._token = 0
         self._changed = threading.Condition()
         self._key: Key | None = None
@@ -188,5 +190,7 @@ class MemoryBank:
             labels={m: pending.labels[m] for m in inputs},
             owners=self._owners,
             pids=self._pids,
+            cameras=self._cameras,
+            search=self._search,
         )
         return replace(start, seconds={**pending.seconds, **start.seconds})

@@ -104,6 +104,7 @@ def _cut(batch: Batch, num: int) -> list[Batch]:
                 batch.labels[part],
                 None if batch.captions is None else batch.captions[part],
                 None if batch.tokens is None else batch.tokens[part],
+                kind=batch.kind,
             )
         )
     return cut

@@ -56,6 +56,26 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "bmil": (
+        "sysu",
+        {
+            "clustering": {"k1": 8, "k2": 3, "min_samples": 2, "joint_eps": 0.5},
+            "intra": {
+                "clusters_per_batch": 4,
+                "instances": 2,
+                "epochs": 2,
+                "batches_per_epoch": 2,
+                **_IMAGES,
+            },
+            "joint": {
+                "clusters_per_batch": 4,
+                "instances": 2,
+                "epochs": 2,
+                "batches_per_epoch": 2,
+                **_IMAGES,
+            },
+        },
+    ),
     "csdn": (
         "sysu",
         {

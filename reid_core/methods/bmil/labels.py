@@ -62,6 +62,18 @@ class Proxies:
     labels: np.ndarray
     of_rows: dict[Modality, np.ndarray]
 
+    def of_label(self, joint: Mapping[Modality, np.ndarray]) -> dict[Modality, np.ndarray]:
+        """Per modality (C,) proxy of each joint label, -1 where the label is not seen there.
+
+        Args:
+            joint: per modality (n,) the joint labels that the proxies are of.
+        """
+        tables = {}
+        for m, y in joint.items():
+            tables[m] = np.full(self.labels.max(initial=OUTLIER) + 1, OUTLIER, dtype=np.int64)
+            tables[m][y[y != OUTLIER]] = self.of_rows[m][y != OUTLIER]
+        return tables
+
 
 def split_proxies(joint: Mapping[Modality, np.ndarray]) -> Proxies:
     """Proxies of joint labels (n,) per modality, in the order of the mapping.
@@ -80,12 +92,6 @@ def split_proxies(joint: Mapping[Modality, np.ndarray]) -> Proxies:
         for m, key in keys.items()
     }
     return Proxies(present // len(sides), of_rows)
-
-
-def proxy_targets(proxies: Proxies, labels_of_rows: np.ndarray) -> np.ndarray:
-    """float32 (B, P), even over the proxies of each row's joint label; zeros for -1."""
-    same = labels_of_rows[:, None] == proxies.labels[None, :]
-    return (same / np.maximum(same.sum(axis=1, keepdims=True), 1)).astype(np.float32)
 
 
 def camera_plan(

@@ -113,6 +113,7 @@ def begin_epoch(
     epoch: int,
     seed: int,
     search: Search = nearest,
+    cameras: object = None,
 ) -> Epoch:
     """Banks, pairs, swap and plan of one epoch; a pure function of its arguments.
 
@@ -126,6 +127,7 @@ def begin_epoch(
         epoch: epoch number within the stage, from 0.
         seed: run seed; the plan depends on (seed, stage, epoch) only.
         search: for joint clusters and for neighbors that vote.
+        cameras: not asked for.
 
     Raises:
         ValueError: a modality has no cluster, or given identities no person of both; names what

@@ -128,6 +128,11 @@ class Images:
         x, labels = ([side[m] for m in INPUTS] for side in self._seen)
         everyone = gather_together(gather, *x, *labels)
         views = everyone[: len(x)]
+        most = {  # a class fills its places with all views of its rows
+            m: of_rows.shape[1] * self._epoch.repeats[m]
+            for m, of_rows in zip(INPUTS, views, strict=True)
+            if m in self._epoch.repeats
+        }
         repeated = [
             y.repeat_interleave(of_rows.shape[1])
             for of_rows, y in zip(views, everyone[len(x) :], strict=True)
@@ -138,7 +143,7 @@ class Images:
             {m: of_rows.flatten(0, 1) for m, of_rows in zip(INPUTS, views, strict=True)},
             dict(zip(INPUTS, repeated, strict=True)),
             pairs=self._pairs,
-            repeats=self._epoch.repeats,
+            repeats=most,
             epoch=self._number,
         )
 

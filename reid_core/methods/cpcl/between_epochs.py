@@ -137,6 +137,8 @@ def begin_epoch(
     owners: np.ndarray,
     epoch: int,
     seed: int,
+    search: Search = nearest,
+    cameras: object = None,
 ) -> Epoch:
     """Mining, banks, co-occurring clusters and plan of one epoch.
 
@@ -155,6 +157,7 @@ def begin_epoch(
         `plan` holds the images and `captions` the captions of the same pairs; `pairs` one row per
         training pair whose sides both have a cluster, so that counting equal rows gives how often
         two clusters occur together.
+        search, cameras: not asked for.
 
     Raises:
         ValueError: no cluster in a modality although prototypes are asked for, or fewer pairs than

@@ -21,6 +21,8 @@ import numpy as np
 from torch import Tensor
 
 from reid_core import sampling
+from reid_core.knn.neighbours import Search
+from reid_core.knn.search import nearest
 from reid_core.method import Epoch, Stage
 from reid_core.methods.csdn.images import Descriptor, Imaging, build_encoder
 from reid_core.methods.csdn.settings import INPUTS, Config, Labels, is_guided, seed_of
@@ -79,6 +81,8 @@ def begin_epoch(
     owners: None = None,
     epoch: int,
     seed: int,
+    search: Search = nearest,
+    cameras: object = None,
 ) -> Epoch:
     """The plan of one epoch of stage 3: the same identities of both modalities in every batch.
 
@@ -90,6 +94,7 @@ def begin_epoch(
         owners: there are no captions.
         epoch: epoch number within the stage, from 0.
         seed: run seed; the plan depends on (seed, epoch) only.
+        search, cameras: not asked for.
 
     Raises:
         ValueError: no person was seen in both modalities.

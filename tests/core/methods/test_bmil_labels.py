@@ -35,8 +35,9 @@ def test_proxies_by_hand() -> None:
     assert proxies.labels.tolist() == [0, 0, 1, 2, 2]
     assert proxies.of_rows[V].tolist() == [3, 0, -1, 0]
     assert proxies.of_rows[R].tolist() == [2, 4, 1, -1]
-    targets = bmil.proxy_targets(proxies, np.array([0, 1, -1]))
-    assert targets.tolist() == [[0.5, 0.5, 0, 0, 0], [0, 0, 1, 0, 0], [0] * 5]
+    of_label = proxies.of_label(joint)
+    assert of_label[V].tolist() == [0, -1, 3]
+    assert of_label[R].tolist() == [1, 2, 4]
 
 
 def test_proxies_of_random_labels() -> None:

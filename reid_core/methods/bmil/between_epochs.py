@@ -1,0 +1,382 @@
+"""BMIL: one clustering over both modalities, balanced, and prototypes that are cut by modality.
+
+Wang, Gong, Li, Ji: "Modality-Aware Bias Mitigation and Invariance Learning for Unsupervised
+Visible-Infrared Person Re-Identification", AAAI 2026. Told in the paper's order, after its public
+code where the two could differ:
+
+stage 1 "intra"  cluster each modality alone, contrast images with two banks of its prototypes
+stage 2 "joint"  in turn a step of stage 1 and a step on joint labels: one clustering of both
+                 modalities, whose neighbors come half from either; every joint cluster has one
+                 prototype per modality, and its images are drawn to both
+
+Stage 2 starts from stage 1's last weights. Here is what happens between epochs, where all features
+are known; `stages` holds what a worker does within them, `labels` subsets, proxies and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from reid_core import clustering, sampling
+from reid_core.knn.neighbours import Search
+from reid_core.knn.search import nearest
+from reid_core.method import Epoch, Stage
+from reid_core.methods import views
+from reid_core.methods.bmil.labels import (
+    Proxies,
+    camera_plan,
+    split_proxies,
+    spread_labels,
+    subset_parts,
+)
+from reid_core.methods.bmil.settings import INPUTS, STAGES, Config, seed_of
+from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
+from reid_core.methods.refinement import refined
+from reid_core.methods.teacher import encoder_state
+from reid_core.models.clip import Clip
+from reid_core.models.encoders import TwoStemEncoder
+from reid_core.transforms import Augmentation
+from reid_core.types import OUTLIER, Modality
+
+Labels = dict[Modality, np.ndarray]
+_TOGETHER = "joint"
+
+
+def supervision(config: Config) -> str:
+    """What it is told about the training identities: nothing, but for the upper bound."""
+    return "identities" if config.labels == "identities" else "none"
+
+
+def stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages that this configuration runs, in order."""
+    return STAGES if config.intra.epochs else STAGES[1:]
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Rows of a global batch per modality, under the keys that decide it."""
+    rows = {}
+    for name in stages(config):
+        stage = getattr(config, name)
+        for m in INPUTS:
+            key = f"bmil.{name}.clusters_per_batch x instances ({m})"
+            rows[key] = stage.clusters_of(m) * stage.instances
+    return rows
+
+
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """Two views of a visible image and one of an infrared one, or what `views` asks for."""
+    return views.augmentations(config.views, base)
+
+
+# Between epochs ----------------------------------------------------------------------------------
+
+
+def cluster(
+    config: Config, features: np.ndarray, *, owners: None = None, search: Search = nearest
+) -> np.ndarray:
+    """No labels yet: which images take part is the epoch's choice, see `begin_epoch`."""
+    return np.full(len(features), OUTLIER, dtype=np.int64)
+
+
+def begin_epoch(
+    config: Config,
+    stage: str,
+    *,
+    features: Mapping[Modality, np.ndarray],
+    labels: Mapping[Modality, np.ndarray],
+    owners: None = None,
+    epoch: int,
+    seed: int,
+    search: Search = nearest,
+    cameras: Mapping[Modality, np.ndarray] | None = None,
+) -> Epoch:
+    """Labels of both kinds, their prototypes and batches; a pure function of its arguments.
+
+    Args:
+        config: the method's configuration.
+        stage: "intra" or "joint".
+        features: per modality (n, D) float32 unit rows, in row order.
+        labels: per modality (n,), given classes where there are any.
+        owners: there are no captions.
+        epoch: epoch number within the stage, from 0.
+        seed: run seed; subset and plan depend on (seed, stage, epoch) only.
+        search: finds nearest rows.
+        cameras: per modality (n,) cameras; None where they are not known.
+
+    Returns:
+        In stage "joint" even batches have separate labels and odd ones joint ones.
+
+    Raises:
+        ValueError: no cluster; names what to change.
+    """
+    parts = _parts(config, stage, len(features[Modality.VISIBLE]), seed=seed, epoch=epoch)
+    given = config.labels == "identities"
+    steps: dict[str, Labels] = {}
+    if stage == "intra" or config.joint.separate_steps:
+        alone = dict(labels) if given else _separate(config, features, parts[0], search)
+        steps["separate"] = {m: _numbered(y) for m, y in alone.items()}
+    if stage == "joint":
+        steps["joint"] = dict(labels) if given else _joint(config, features, parts[1], search)
+    for kind, of_kind in steps.items():
+        _check_clusters(config, kind, of_kind)
+    arrays, counts = _memories(config, features, steps, search)
+    plans = {
+        kind: _plan(config, stage, kind, of_kind, cameras, seed=seed, epoch=epoch)
+        for kind, of_kind in steps.items()
+    }
+    kinds = list(steps)
+    last = steps[kinds[-1]]
+    pairs = _of_both(last) if stage == "joint" else np.empty((0, 2), dtype=np.int64)
+    return Epoch(
+        plan={m: _in_turn([plans[kind][m] for kind in kinds]) for m in INPUTS},
+        labels=last,
+        place_labels={
+            m: _in_turn([steps[kind][m][plans[kind][m]] for kind in kinds]) for m in INPUTS
+        },
+        pairs=pairs,
+        similarity=_similarity(arrays, pairs) if len(pairs) else np.empty(0, dtype=np.float32),
+        arrays=arrays,
+        counts=counts,
+        warnings=_warnings(config, stage, steps),
+    )
+
+
+def _parts(
+    config: Config, stage: str, num_visible: int, *, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Visible rows that are clustered alone, and those that are clustered jointly."""
+    ratio = 1.0 if config.labels == "identities" else config.clustering.subset
+    key = seed_of(seed, stage, "separate", Modality.VISIBLE)
+    return subset_parts(num_visible, ratio, seed=key, epoch=epoch)
+
+
+def _separate(
+    config: Config, features: Mapping[Modality, np.ndarray], visible: np.ndarray, search: Search
+) -> Labels:
+    """Clusters of each modality alone, of some visible rows and of all infrared ones."""
+    settings = config.clustering
+    rows = {
+        Modality.VISIBLE: visible,
+        Modality.INFRARED: np.arange(len(features[Modality.INFRARED])),
+    }
+    return {
+        m: spread_labels(
+            clustering.cluster(
+                features[m][rows[m]],
+                k1=settings.k1,
+                k2=settings.k2,
+                eps=settings.eps,
+                min_samples=settings.min_samples,
+                search=search,
+            ),
+            rows[m],
+            len(features[m]),
+        )
+        for m in INPUTS
+    }
+
+
+def _joint(
+    config: Config, features: Mapping[Modality, np.ndarray], visible: np.ndarray, search: Search
+) -> Labels:
+    """Clusters of some visible and all infrared rows together."""
+    settings = config.clustering
+    v, r = (features[m] for m in INPUTS)
+    labels = clustering.cluster_jointly(
+        np.concatenate([v[visible], r]),
+        np.repeat([False, True], [len(visible), len(r)]),
+        k1=settings.k1,
+        k2=settings.k2,
+        eps=settings.joint_eps or settings.eps,
+        min_samples=settings.min_samples,
+        balanced=settings.balanced,
+        order=settings.order,
+        search=search,
+    )
+    return {
+        Modality.VISIBLE: spread_labels(labels[: len(visible)], visible, len(v)),
+        Modality.INFRARED: labels[len(visible) :],
+    }
+
+
+def _memories(
+    config: Config,
+    features: Mapping[Modality, np.ndarray],
+    steps: Mapping[str, Labels],
+    search: Search,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """First prototypes of every kind of label and what votes say; numbers for the log."""
+    arrays: dict[str, np.ndarray] = {}
+    counts: dict[str, float] = {}
+    if "separate" in steps:
+        for m, y in steps["separate"].items():
+            arrays[f"bank.{m}"] = _unit_centroids(features[m], y)
+            counts[f"separate_clusters_{m}"] = float(len(arrays[f"bank.{m}"]))
+    if _TOGETHER in steps:
+        proxies = split_proxies(steps[_TOGETHER]) if config.memory.split else _unsplit(steps)
+        of_rows = [proxies.of_rows[m] for m in INPUTS]
+        together = np.concatenate([features[m] for m in INPUTS])
+        arrays["bank.joint"] = _unit_centroids(together, np.concatenate(of_rows))
+        arrays["proxy_labels"] = proxies.labels
+        of_label = proxies.of_label(steps[_TOGETHER])
+        arrays |= {f"proxies.{m}": of_label[m] for m in INPUTS}
+        counts |= _joint_counts(steps[_TOGETHER], proxies)
+    if config.refine.on:
+        for kind, of_kind in steps.items():
+            for m, y in of_kind.items():
+                votes, numbers = refined(config.refine, m, features[m], y, search=search)
+                arrays |= {f"{kind}.{name}": x for name, x in votes.items()}
+                counts |= {f"{kind}_{name}": x for name, x in numbers.items()}
+    return arrays, counts
+
+
+def _unsplit(steps: Mapping[str, Labels]) -> Proxies:
+    """One proxy for every joint label, whatever its modalities."""
+    labels = steps[_TOGETHER]
+    num = 1 + int(max(y.max(initial=OUTLIER) for y in labels.values()))
+    return Proxies(np.arange(num), dict(labels))
+
+
+def _joint_counts(labels: Labels, proxies: Proxies) -> dict[str, float]:
+    num = len(np.unique(proxies.labels))
+    left_out = sum(int((y == OUTLIER).sum()) for y in labels.values())
+    return {
+        "joint_clusters": float(num),
+        "joint_clusters_of_both": len(_of_both(labels)) / num,
+        "proxies": float(len(proxies.labels)),
+        "joint_left_out": left_out / sum(map(len, labels.values())),
+    }
+
+
+def _unit_centroids(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    means = torch.as_tensor(clustering.centroids(features, labels), dtype=torch.float32)
+    return functional.normalize(means, dim=1).numpy()
+
+
+def _of_both(labels: Labels) -> np.ndarray:
+    """(M, 2) joint labels that both modalities have, as pairs of equal labels."""
+    visible, infrared = (np.setdiff1d(labels[m], [OUTLIER]) for m in INPUTS)
+    both = np.intersect1d(visible, infrared)
+    return np.stack([both, both], axis=1)
+
+
+def _similarity(arrays: Mapping[str, np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    """(M,) cosine of the two proxies of each label that has two."""
+    bank, labels = arrays["bank.joint"], arrays["proxy_labels"]
+    first = np.searchsorted(labels, pairs[:, 0])
+    last = np.searchsorted(labels, pairs[:, 0], side="right") - 1
+    return np.asarray((bank[first] * bank[last]).sum(axis=1))
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """Labels numbered from 0 without gaps; -1 stays."""
+    known = np.setdiff1d(labels, [OUTLIER])
+    return np.where(labels == OUTLIER, OUTLIER, np.searchsorted(known, labels))
+
+
+def _check_clusters(config: Config, kind: str, labels: Labels) -> None:
+    for m, y in labels.items():
+        if y.max(initial=OUTLIER) == OUTLIER:
+            settings = config.clustering
+            eps = settings.joint_eps or settings.eps if kind == _TOGETHER else settings.eps
+            raise ValueError(
+                f"no {kind} cluster with {m} images ({len(y)} images, subset={settings.subset}, "
+                f"eps={eps}, k1={settings.k1}, min_samples={settings.min_samples}): "
+                "raise eps or k1, or lower min_samples"
+            )
+
+
+def _warnings(config: Config, stage: str, steps: Mapping[str, Labels]) -> tuple[str, ...]:
+    warnings = []
+    for kind, of_kind in steps.items():
+        for m, y in of_kind.items():
+            num, wanted = len(np.setdiff1d(y, [OUTLIER])), getattr(config, stage).clusters_of(m)
+            if num < wanted:
+                warnings.append(
+                    f"only {num} {kind} clusters with {m} images for clusters_per_batch={wanted}: "
+                    "every batch repeats them"
+                )
+    return tuple(warnings)
+
+
+def _plan(
+    config: Config,
+    stage: str,
+    kind: str,
+    labels: Labels,
+    cameras: Mapping[Modality, np.ndarray] | None,
+    *,
+    seed: int,
+    epoch: int,
+) -> dict[Modality, np.ndarray]:
+    """Global batches (batches, P K) of one kind of label."""
+    settings = getattr(config, stage)
+    if config.sampling.camera_aware and cameras is None:
+        raise ValueError("bmil.sampling.camera_aware needs a camera number for every image")
+    plans = {}
+    for m in INPUTS:
+        shape: dict[str, Any] = {
+            "num_clusters": settings.clusters_of(m),
+            "num_instances": settings.instances,
+            "num_batches": settings.batches_per_epoch,
+            "seed": seed_of(seed, stage, kind, m),
+            "epoch": epoch,
+        }
+        if config.sampling.camera_aware and cameras is not None:
+            plans[m] = camera_plan(labels[m], cameras[m], **shape)
+        else:
+            plans[m] = sampling.pk_plan(labels[m], **shape)
+    return plans
+
+
+def _in_turn(plans: list[np.ndarray]) -> np.ndarray:
+    """(S batches, B) of S plans (batches, B), one batch of each in turn."""
+    return np.stack(plans, axis=1).reshape(-1, plans[0].shape[1])
+
+
+# What the machinery opens ------------------------------------------------------------------------
+
+
+def open_stage(
+    config: Config,
+    name: str,
+    clip: Clip,
+    *,
+    height: int,
+    width: int,
+    identities: Mapping[Modality, np.ndarray] | None = None,
+    handed: Mapping[str, Tensor],
+    seed: int,
+) -> Stage:
+    """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
+    encoder = TwoStemEncoder(clip, height=height, width=width)
+    weights = encoder_of(handed)
+    if name == _TOGETHER and weights:
+        encoder.load_state_dict(weights)
+    return Images(config, name, encoder)
+
+
+def load_encoder(
+    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
+) -> MirrorMean:
+    """The encoder that a stage has trained, or CLIP's own where `state` is None."""
+    encoder = TwoStemEncoder(clip, height=height, width=width)
+    if state is not None:
+        encoder.load_state_dict(encoder_state(state))
+    return MirrorMean(encoder, flip=config.flip).eval()
+
+
+def check(config: Config) -> list[str]:
+    """Warnings about settings that have no effect."""
+    warnings = []
+    if not config.clustering.balanced and config.clustering.order != "similarity":
+        warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")
+    if config.labels == "identities" and config.refine.on:
+        warnings.append("bmil.refine: given identities need no vote")
+    return warnings

@@ -1,0 +1,213 @@
+"""What BMIL's images are drawn to: the losses of both kinds of steps, and the move of prototypes.
+
+Shapes: B rows of a worker's slice, V views of a row, C clusters of a modality, J joint labels, P
+proxies, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid_core import losses
+from reid_core.memory import HybridMemory
+from reid_core.method import Gather, Terms, gather_together
+from reid_core.methods.bmil.settings import INPUTS, Config
+from reid_core.methods.refinement import Refined
+from reid_core.types import OUTLIER, Modality, Term
+
+Rows = Mapping[Modality, Tensor]
+Votes = Mapping[Modality, Refined | None]
+
+
+@dataclass(frozen=True)
+class ProxyTable:
+    """The proxies of an epoch on the device of the banks.
+
+    Attributes:
+        of_label: per modality (J,) proxy of each joint label, -1 where it has none there.
+        shares: (J, P), even over the proxies of each label.
+    """
+
+    of_label: dict[Modality, Tensor]
+    shares: Tensor
+
+    @staticmethod
+    def of(arrays: Mapping[str, np.ndarray], device: torch.device) -> ProxyTable:
+        """From what `between_epochs` decided."""
+        of_label = {m: torch.tensor(arrays[f"proxies.{m}"], device=device) for m in INPUTS}
+        labels = torch.tensor(arrays["proxy_labels"], device=device)
+        same = torch.arange(len(of_label[INPUTS[0]]), device=device)[:, None] == labels[None, :]
+        return ProxyTable(of_label, same / same.sum(dim=1, keepdim=True).clamp(min=1))
+
+    def of_rows(self, modality: Modality, labels: Tensor) -> Tensor:
+        """(B,) proxies that rows of a modality move; -1 stays."""
+        proxies = self.of_label[modality][labels.clamp(min=0)]
+        return torch.where(labels == OUTLIER, OUTLIER, proxies)
+
+    def targets(self, labels: Tensor) -> Tensor:
+        """(B, P) targets of rows with hard labels; zeros for -1."""
+        return self.shares[labels.clamp(min=0)] * (labels != OUTLIER)[:, None]
+
+
+def separate_terms(
+    config: Config,
+    x: Rows,
+    labels: Rows,
+    memories: Mapping[Modality, HybridMemory],
+    *,
+    rows: Rows,
+    votes: Votes,
+    gather: Gather,
+) -> Terms:
+    """L = L_v + L_r, L_m = (CE(hard bank) + relu(CE(mean bank) - margin)) / 2.
+
+    CE is the mean over all views of the modality's rows; the relu acts on the mean of the global
+    batch, so that below the margin the mean bank gives no gradient.
+
+    Args:
+        config: the method's settings.
+        x: per modality (B, V, D) unit rows.
+        labels: per modality (B,) clusters of the modality.
+        memories: per modality, this epoch's prototypes.
+        rows: per modality (B,) rows of the modality, to look up votes.
+        votes: per modality what neighbors have voted for; None for hard labels.
+        gather: see `Gather`.
+
+    Reference: BMIL, both stages, the loss on separate labels.
+    """
+    terms: Terms = {}
+    banks, weight = config.memory.banks, 0.5 if config.memory.banks == "both" else 1.0
+    for m in INPUTS:
+        units, y = x[m].flatten(0, 1), labels[m].repeat_interleave(x[m].shape[1])
+        of_rows = rows[m].repeat_interleave(x[m].shape[1])
+        count = losses.count_valid(y)
+        if banks != "mean":
+            hard = _cluster_loss(config, units, y, memories[m].hard, of_rows, votes[m])
+            terms[f"{m}_hard"] = Term(hard, count, weight)
+        if banks != "hard":
+            mean = _cluster_loss(config, units, y, memories[m].mean, of_rows, votes[m])
+            beyond = beyond_margin(mean, count, config.memory.margin, gather)
+            terms[f"{m}_mean"] = Term(beyond, count, weight)
+    return terms
+
+
+def beyond_margin(mean: Tensor, count: Tensor, margin: float, gather: Gather) -> Tensor:
+    """This worker's part of relu(global mean - margin).
+
+    Every worker adds its own mean minus the margin, or nothing, as the global mean decides: their
+    mean, weighted by the counts, is the relu.
+
+    Args:
+        mean: scalar, of this worker's rows; count: how many they are.
+        margin: at or below which nothing is left.
+        gather: see `Gather`.
+    """
+    sums = gather(torch.stack([mean.detach() * count, count.to(mean.dtype)])[None]).sum(dim=0)
+    is_beyond = sums[0] / sums[1].clamp(min=1) > margin
+    return is_beyond * (mean - margin)
+
+
+def joint_terms(
+    config: Config,
+    x: Rows,
+    labels: Rows,
+    memory: HybridMemory,
+    proxies: ProxyTable,
+    *,
+    rows: Rows,
+    votes: Votes,
+    gather: Gather,
+) -> Terms:
+    """L = (G_v + G_r) / 2, G_m the mean over both banks of the global loss.
+
+    Args:
+        config, x, rows, votes, gather: as in `separate_terms`.
+        labels: per modality (B,) joint labels.
+        memory: this epoch's proxies.
+        proxies: whose proxies they are.
+
+    Reference: BMIL, stage 2, the global loss.
+    """
+    banks = ("hard", "mean") if config.memory.banks == "both" else (config.memory.banks,)
+    terms: Terms = {}
+    for m in INPUTS:
+        units, y = x[m].flatten(0, 1), labels[m].repeat_interleave(x[m].shape[1])
+        of_rows = rows[m].repeat_interleave(x[m].shape[1])
+        targets, weights = proxies.targets(y), None
+        voted = votes[m]
+        if voted is not None:
+            # a vote for a label is one for all of its proxies alike
+            of_labels = voted.targets(of_rows, y, len(proxies.shares), config.refine)
+            targets = of_labels.to(proxies.shares.dtype) @ proxies.shares
+            weights = voted.weights[of_rows] if config.refine.weights else None
+        differentiated = memory
+        if config.memory.gradient == "as_published" and m == Modality.INFRARED:
+            differentiated = _moved_by_visible(x, labels, memory, proxies, gather)
+        for name in banks:
+            halves = _in_two_halves(units, getattr(memory, name), getattr(differentiated, name))
+            loss = losses.scored_contrast(
+                halves[0],
+                targets,
+                halves[1],
+                temperature=config.memory.temperature,
+                num_scored=config.memory.scored,
+                weights=weights,
+            )
+            terms[f"{m}_joint_{name}"] = Term(loss, losses.count_valid(y), 0.5 / len(banks))
+    return terms
+
+
+def move(memory: HybridMemory, x: Tensor, labels: Tensor) -> None:
+    """Moves prototypes with all views (G, V, D) of the global batch's rows and labels (G,)."""
+    memory.update(x.flatten(0, 1), labels.repeat_interleave(x.shape[1]))
+
+
+def move_jointly(
+    memory: HybridMemory, proxies: ProxyTable, x: Rows, labels: Rows, gather: Gather
+) -> None:
+    """Moves the proxies of both modalities at once, each by the rows of its own modality."""
+    units, moved = [], []
+    for m in x:
+        rows, y = gather_together(gather, x[m], labels[m])
+        units.append(rows.flatten(0, 1))
+        moved.append(proxies.of_rows(m, y).repeat_interleave(rows.shape[1]))
+    memory.update(torch.cat(units), torch.cat(moved))
+
+
+def _cluster_loss(
+    config: Config, x: Tensor, labels: Tensor, bank: Tensor, rows: Tensor, votes: Refined | None
+) -> Tensor:
+    temperature = config.memory.temperature
+    if votes is None:
+        return losses.cluster_contrast(x, labels, bank, temperature=temperature)
+    return losses.scored_contrast(
+        x,
+        votes.targets(rows, labels, len(bank), config.refine),
+        bank,
+        temperature=temperature,
+        weights=votes.weights[rows] if config.refine.weights else None,
+    )
+
+
+def _moved_by_visible(
+    x: Rows, labels: Rows, memory: HybridMemory, proxies: ProxyTable, gather: Gather
+) -> HybridMemory:
+    """The banks as the public code leaves them after its backward pass of the visible images."""
+    moved = copy(memory)
+    visible = {Modality.VISIBLE: x[Modality.VISIBLE].detach()}
+    move_jointly(moved, proxies, visible, labels, gather)
+    return moved
+
+
+def _in_two_halves(x: Tensor, bank: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and prototypes whose products are x bank^T with the gradient of x moved^T."""
+    if moved is bank:
+        return x, bank
+    fixed = x.detach()
+    return torch.cat([fixed, x - fixed], dim=1), torch.cat([bank, moved], dim=1)

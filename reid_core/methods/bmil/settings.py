@@ -1,0 +1,202 @@
+"""What BMIL can be told, and how it is optimized. The public code's values are the defaults.
+
+Options that are not the paper's say "Ours", parts of it that can be switched off say what is left.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from torch import nn
+
+from reid_core import optim
+from reid_core.methods.refinement import Refinement
+from reid_core.methods.views import Views
+from reid_core.types import Modality
+
+INPUTS = (Modality.VISIBLE, Modality.INFRARED)
+STAGES = ("intra", "joint")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Clustering(_Section):
+    """k-reciprocal Jaccard distance and DBSCAN, of each modality and of both.
+
+    Attributes:
+        k1: neighbors that reciprocity is asked for; jointly half of them from either modality.
+        k2: neighbors that the weights are averaged over; jointly as many of either modality.
+        eps: largest distance between neighbors within a modality.
+        joint_eps: the same in the joint clustering; null for eps.
+        min_samples: neighbors, the row itself among them, that make a row a core of a cluster.
+        balanced: whether joint neighbors come half from either modality; without, from anywhere.
+        order: of the joint neighbors: by "similarity", or ours, "alternating" between the two.
+        subset: share of the visible images that is clustered alone, and another such share that is
+            clustered jointly, drawn anew in every epoch; 1 gives all images to both.
+    """
+
+    k1: int = Field(30, ge=2)
+    k2: int = Field(6, ge=1)
+    eps: float = Field(0.6, gt=0, lt=1)
+    joint_eps: float | None = Field(None, gt=0, lt=1)
+    min_samples: int = Field(4, ge=1)
+    balanced: bool = True
+    order: Literal["similarity", "alternating"] = "similarity"
+    subset: float = Field(0.5, gt=0, le=1)
+
+    @field_validator("subset")
+    @classmethod
+    def _has_two_parts(cls, subset: float) -> float:
+        if 0.5 < subset < 1:
+            raise ValueError("two parts of more than half do not fit: choose up to 0.5, or 1")
+        return subset
+
+
+class Memory(_Section):
+    """Cluster prototypes.
+
+    Attributes:
+        momentum: share of the old prototype in an update.
+        temperature: divides the products before the softmax.
+        banks: "both", or one of them alone: the rows' "mean", or the "hard" rows.
+        margin: the mean bank's loss of a modality is idle below it (separate labels).
+        scored: prototypes in the softmax of joint labels, positives included; null for all.
+        split: whether a joint cluster has one prototype for each modality, or one for both.
+        gradient: from the prototypes before the step ("clean"), or "as_published", where visible
+            images have moved them before infrared ones are differentiated.
+    """
+
+    momentum: float = Field(0.1, ge=0, lt=1)
+    temperature: float = Field(0.05, gt=0)
+    banks: Literal["both", "mean", "hard"] = "both"
+    margin: float = Field(0.2, ge=0)
+    scored: int | None = Field(50, ge=2)
+    split: bool = True
+    gradient: Literal["clean", "as_published"] = "clean"
+
+
+class Sampling(_Section):
+    """Batches of both kinds of labels.
+
+    Attributes:
+        camera_aware: whether a cluster's images come from other cameras than their first one (the
+            public code); needs camera numbers, and is of no use with one camera per modality.
+    """
+
+    camera_aware: bool = False
+
+
+class Stage(_Section):
+    """Optimization of either stage.
+
+    Attributes:
+        epochs: of the stage; 0 leaves out "intra".
+        clusters_per_batch: P, in a global batch, per modality and kind of label.
+        visible_clusters_per_batch: P of visible images where it differs (RegDB: 4); null for P.
+        instances: K, images of each of them.
+        batches_per_epoch: of each kind of label.
+        optimizer: "adam", or "adamw" with decoupled weight decay.
+        lr: highest learning rate.
+        weight_decay: of all parameters.
+        schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
+        warmup_epochs: in which the rate rises from a hundredth; steps only.
+        milestones: epochs at which the rate falls to a tenth; steps only.
+        evaluate_every: epochs between evaluations; 0 only after the last one.
+    """
+
+    epochs: int = Field(50, ge=0)
+    clusters_per_batch: int = Field(8, ge=1)
+    visible_clusters_per_batch: int | None = Field(None, ge=1)
+    instances: int = Field(16, ge=1)
+    batches_per_epoch: int = Field(200, ge=1)
+    optimizer: Literal["adam", "adamw"] = "adam"
+    lr: float = Field(3.5e-4, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["steps", "cosine"] = "steps"
+    warmup_epochs: int = Field(0, ge=0)
+    milestones: tuple[int, ...] = (20, 40)
+    evaluate_every: int = Field(2, ge=0)
+
+    def clusters_of(self, modality: Modality) -> int:
+        """P of one modality."""
+        if modality == Modality.VISIBLE and self.visible_clusters_per_batch is not None:
+            return self.visible_clusters_per_batch
+        return self.clusters_per_batch
+
+
+class JointStage(Stage):
+    """Optimization of stage 2.
+
+    Attributes:
+        separate_steps: whether every step on joint labels follows one on separate labels.
+    """
+
+    separate_steps: bool = True
+
+
+class Config(_Section):
+    """Everything BMIL can be told.
+
+    Attributes:
+        labels: "clusters" is the method. "identities" trains on the given person ids: an upper
+            bound, not unsupervised.
+        flip: whether descriptors are means of an image's and its mirror image's, for clustering
+            and for evaluation.
+        views: of training images; the public code's are the default.
+        refine: Ours. Labels that neighbors vote for, of both kinds.
+        teacher: Ours. Momentum of a mean teacher that embeds for clustering and for evaluation;
+            0 for none.
+        intra: stage 1, each modality alone.
+        joint: stage 2, both together.
+    """
+
+    labels: Literal["clusters", "identities"] = "clusters"
+    clustering: Clustering = Clustering()
+    memory: Memory = Memory()
+    sampling: Sampling = Sampling()
+    flip: bool = True
+    views: Views = Views(visible=2, jitter=0.5)
+    refine: Refinement = Refinement()
+    teacher: float = Field(0.0, ge=0, lt=1)
+    intra: Stage = Stage()
+    joint: JointStage = JointStage()
+
+    @field_validator("joint")
+    @classmethod
+    def _trains(cls, joint: JointStage) -> JointStage:
+        if not joint.epochs:
+            raise ValueError("epochs=0: the joint stage is the method")
+        return joint
+
+
+def seed_of(seed: int, stage: str, kind: str, modality: Modality) -> int:
+    """Seed of everything random in one stage, kind of label and modality."""
+    place = STAGES.index(stage) * 2 + ("separate", "joint").index(kind)
+    return seed * 8 + place * 2 + INPUTS.index(modality)
+
+
+def optimizer(config: Config, name: str, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a stage over the parameters that it trains; all learn alike."""
+    stage: Stage = getattr(config, name)
+    if stage.optimizer == "adamw":
+        return optim.adamw(module.named_parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
+    return optim.adam_per_tensor(
+        module.named_parameters(),
+        lr=stage.lr,
+        weight_decay=stage.weight_decay,
+        bias_lr_factor=1.0,
+    )
+
+
+def learning_rate(config: Config, name: str, epoch: int) -> float:
+    """Base learning rate of an epoch, from 0."""
+    stage: Stage = getattr(config, name)
+    if stage.schedule == "cosine":
+        return stage.lr * optim.cosine(epoch, epochs=stage.epochs)
+    return stage.lr * optim.warmup_steps(
+        epoch, warmup_epochs=stage.warmup_epochs, milestones=stage.milestones
+    )

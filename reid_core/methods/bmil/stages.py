@@ -1,0 +1,183 @@
+"""BMIL within an epoch: images are drawn to the prototypes of their separate and joint clusters.
+
+Shapes: B rows of a worker's slice, V views of a row, C clusters of a modality, P proxies, D
+feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reid_core.memory import HybridMemory
+from reid_core.method import Epoch, Gather, Terms, gather_together
+from reid_core.methods.bmil import settings
+from reid_core.methods.bmil.objectives import (
+    ProxyTable,
+    joint_terms,
+    move,
+    move_jointly,
+    separate_terms,
+)
+from reid_core.methods.bmil.settings import INPUTS, Config
+from reid_core.methods.refinement import Refined
+from reid_core.methods.teacher import MeanTeacher
+from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.types import Batch, Modality
+
+_WEIGHTS = "encoder."
+_SEPARATE, _JOINT = "separate", "joint"
+
+
+class MirrorMean(nn.Module):
+    """An encoder whose descriptors are means of an image's and its mirror image's unit features."""
+
+    def __init__(self, encoder: TwoStemEncoder | MeanTeacher, *, flip: bool) -> None:
+        """Shares the encoder's parameters; without `flip` it is the encoder."""
+        super().__init__()
+        self.encoder, self.flip = encoder, flip
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of a descriptor."""
+        return self.encoder.feature_dim
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, D) of (B, 3, H, W) images."""
+        plain = self.encoder.embed(inputs, modality)
+        if not self.flip:
+            return plain
+        return functional.normalize(plain + self.encoder.embed(inputs.flip(-1), modality), dim=1)
+
+
+class Images:
+    """Both stages; "joint" takes steps on separate and on joint labels in turn.
+
+    Args:
+        config: the method's settings.
+        name: of the stage.
+        encoder: trained in place.
+    """
+
+    clusters = True
+
+    def __init__(self, config: Config, name: str, encoder: TwoStemEncoder) -> None:
+        stage: settings.Stage = getattr(config, name)
+        self.config, self.name = config, name
+        self.epochs, self.evaluate_every = stage.epochs, stage.evaluate_every
+        encoder.requires_grad_(True)
+        encoder.neck.bias.requires_grad_(False)
+        encoder.attnpool.requires_grad_(False)
+        self._student = encoder
+        self._teacher = MeanTeacher(encoder, momentum=config.teacher) if config.teacher else None
+        self.module: nn.Module = self._teacher or encoder
+        self.encoder = MirrorMean(self._teacher or encoder, flip=config.flip)
+        self._kinds: tuple[str, ...] = (_SEPARATE,)
+        if name == _JOINT:
+            self._kinds = (_SEPARATE, _JOINT) if config.joint.separate_steps else (_JOINT,)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """See `Stage`."""
+        return settings.optimizer(self.config, self.name, self.module)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `Stage`."""
+        return settings.learning_rate(self.config, self.name, epoch)
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Fresh memories from the epoch's prototypes."""
+        device = next(self.module.parameters()).device
+        self._epoch, self._prepared = epoch, 0
+        self._memories = {
+            name.removeprefix("bank."): HybridMemory(
+                torch.tensor(bank, device=device), momentum=self.config.memory.momentum
+            )
+            for name, bank in epoch.arrays.items()
+            if name.startswith("bank.")
+        }
+        self._refined = {
+            (kind, m): Refined.of(_below(epoch.arrays, f"{kind}."), m, device)
+            for kind in self._kinds
+            for m in INPUTS
+        }
+        if _JOINT in self._kinds:
+            self._proxies = ProxyTable.of(epoch.arrays, device)
+
+    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+        """Says which kind of labels a batch has: the kinds take turns."""
+        kind = self._kinds[self._prepared % len(self._kinds)]
+        self._prepared += 1
+        return {m: replace(part, kind=kind) for m, part in batch.items()}
+
+    def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
+        """The losses of one step, of the kind of the batch; see `separate_terms`, `joint_terms`."""
+        sizes = [len(batch[m].images) for m in INPUTS]
+        output: Features = model(*(batch[m].images for m in INPUTS))
+        units = functional.normalize(output.neck.float(), dim=1).split(sizes)
+        # a row's views stand side by side and share its label
+        x = {
+            m: unit.unflatten(0, (len(batch[m].rows), -1))
+            for m, unit in zip(INPUTS, units, strict=True)
+        }
+        kind = batch[INPUTS[0]].kind or self._kinds[0]
+        labels = {m: batch[m].labels for m in INPUTS}
+        rows = {m: batch[m].rows for m in INPUTS}
+        self._seen = kind, {m: of_rows.detach() for m, of_rows in x.items()}, labels
+        votes = {m: self._refined[kind, m] for m in INPUTS}
+        if kind == _SEPARATE:
+            memories = {m: self._memories[str(m)] for m in INPUTS}
+            return separate_terms(
+                self.config, x, labels, memories, rows=rows, votes=votes, gather=gather
+            )
+        return joint_terms(
+            self.config,
+            x,
+            labels,
+            self._memories[_JOINT],
+            self._proxies,
+            rows=rows,
+            votes=votes,
+            gather=gather,
+        )
+
+    def update(self, gather: Gather) -> None:
+        """Moves the prototypes of the batch's kind; those of the other kind stay."""
+        if self._teacher is not None:
+            self._teacher.follow()
+        kind, x, labels = self._seen
+        if kind == _JOINT:
+            move_jointly(self._memories[_JOINT], self._proxies, x, labels, gather)
+            return
+        for m in INPUTS:
+            move(self._memories[str(m)], *gather_together(gather, x[m], labels[m]))
+
+    def hand_on(self) -> dict[str, Tensor]:
+        """Stage 1 hands on its weights, stage 2 nothing."""
+        if self.name == _JOINT:
+            return {}
+        encoder = self._student if self._teacher is None else self._teacher.teacher
+        return {f"{_WEIGHTS}{n}": x.cpu().clone() for n, x in encoder.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Banks and labels of the epoch."""
+        state = {
+            f"bank.{name}.{part}": bank.cpu()
+            for name, memory in self._memories.items()
+            for part, bank in memory.state_dict().items()
+        }
+        return state | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+
+
+def encoder_of(handed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's state among what stage 1 has handed on; empty without it."""
+    return _below(handed, _WEIGHTS)
+
+
+def _below(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names begin with a prefix, without it."""
+    return {n.removeprefix(prefix): x for n, x in named.items() if n.startswith(prefix)}
