@@ -25,8 +25,8 @@ Every key of a recipe. `key=value` on the command line overrides it: `trainer.nu
 `cclnet.align.lr=1e-4`, `model.pretrained=null`. Values are YAML. An unknown key is refused before
 training, with the keys that are valid there. A run directory holds its own in `config.yaml`.
 
-Of the methods only the section of the chosen `method` counts. The defaults of `cclnet` and `csdn`
-are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a search
+Of the methods only the section of the chosen `method` counts. The defaults of `cclnet`, `bmil` and
+`csdn` are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a search
 file are in [cluster.md](cluster.md), section 5.
 """
 
