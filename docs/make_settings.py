@@ -26,8 +26,8 @@ Every key of a recipe. `key=value` on the command line overrides it: `trainer.nu
 training, with the keys that are valid there. A run directory holds its own in `config.yaml`.
 
 Of the methods only the section of the chosen `method` counts. The defaults of `cclnet`, `bmil` and
-`csdn` are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a search
-file are in [cluster.md](cluster.md), section 5.
+`csdn` are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a
+search file are in [cluster.md](cluster.md), section 5.
 """
 
 

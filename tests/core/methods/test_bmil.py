@@ -1,0 +1,355 @@
+"""BMIL between and within epochs: labels of both kinds, losses, gradients, which banks move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from torch.nn import functional
+
+from reid_core import optim
+from reid_core.memory import HybridMemory
+from reid_core.method import Epoch
+from reid_core.methods.bmil import between_epochs as bmil
+from reid_core.methods.bmil import objectives, settings
+from reid_core.methods.bmil.settings import Config
+from reid_core.models import clip as clips
+from reid_core.types import Batch, Modality
+
+V, R = INPUTS = (Modality.VISIBLE, Modality.INFRARED)
+SIZE = {"height": 32, "width": 16}
+
+
+def config_of(**changes: Any) -> Config:
+    stage = {"clusters_per_batch": 3, "instances": 4, "batches_per_epoch": 3}
+    small = {"clustering": {"k1": 8, "k2": 2, "min_samples": 3, "subset": 1}}
+    return Config.model_validate({"intra": stage, "joint": stage} | small | changes)
+
+
+def world(gap: float = 1.0, num: int = 10, each: int = 8, width: int = 384):
+    """Identities of both modalities with a shift between them; the last two are infrared only."""
+    rng = np.random.default_rng(0)
+    centres, shift = rng.normal(size=(num, width)), rng.normal(size=width)
+    features, truth = {}, {}
+    for m, amount, identities in ((V, 0.0, num - 2), (R, gap, num)):
+        truth[m] = np.repeat(np.arange(identities), each)
+        x = centres[truth[m]] + amount * shift + 0.4 * rng.normal(size=(len(truth[m]), width))
+        features[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return features, truth
+
+
+def epoch_of(config: Config, stage: str = "joint", *, number: int = 0, **more: Any) -> Epoch:
+    features, _ = world()
+    labels = {m: np.full(len(x), -1) for m, x in features.items()}
+    return bmil.begin_epoch(
+        config, stage, features=features, labels=labels, epoch=number, seed=0, **more
+    )
+
+
+# Between epochs ----------------------------------------------------------------------------------
+
+
+def test_batches_of_both_kinds_take_turns_and_hold_no_outlier() -> None:
+    features, truth = world()
+    stray = np.random.default_rng(5).normal(size=(3, 384))  # rows that no cluster takes
+    features[V][:3] = stray / np.linalg.norm(stray, axis=1, keepdims=True)
+    labels = {m: np.full(len(x), -1) for m, x in features.items()}
+    epoch = bmil.begin_epoch(
+        config_of(), "joint", features=features, labels=labels, epoch=0, seed=0
+    )
+    assert (epoch.labels[V][:3] == -1).all()
+    for m in INPUTS:
+        assert epoch.plan[m].shape == epoch.place_labels[m].shape == (6, 12)
+        assert (epoch.place_labels[m] >= 0).all()
+        joint, separate = epoch.place_labels[m][1::2], epoch.place_labels[m][0::2]
+        np.testing.assert_array_equal(joint, epoch.labels[m][epoch.plan[m][1::2]])
+        assert separate.max() < len(epoch.arrays[f"bank.{m}"])
+        # one label, one identity in this easy world
+        for kind in (joint, separate):
+            rows = epoch.plan[m][1::2] if kind is joint else epoch.plan[m][0::2]
+            assert all(len(np.unique(truth[m][rows[kind == y]])) == 1 for y in np.unique(kind))
+    assert epoch.counts["joint_clusters"] == 10
+    assert epoch.counts["joint_clusters_of_both"] == 0.8
+    assert len(epoch.arrays["bank.joint"]) == epoch.counts["proxies"] == 18
+    assert len(epoch.pairs) == len(epoch.similarity) == 8
+    intra = epoch_of(config_of(), "intra")
+    assert intra.plan[V].shape == (3, 12)
+    assert "bank.joint" not in intra.arrays
+
+
+def test_the_balance_is_what_joins_modalities() -> None:
+    """Without it a wide gap keeps every cluster within one modality."""
+    features, _ = world(gap=2.0)
+    labels = {m: np.full(len(x), -1) for m, x in features.items()}
+    shares = [
+        bmil.begin_epoch(
+            config_of(clustering={"k1": 8, "k2": 2, "min_samples": 3, "subset": 1, "balanced": on}),
+            "joint",
+            features=features,
+            labels=labels,
+            epoch=0,
+            seed=0,
+        ).counts["joint_clusters_of_both"]
+        for on in (True, False)
+    ]
+    assert shares == [0.8, 0.0]
+
+
+def test_a_row_of_neither_part_is_in_no_batch_and_separate_and_joint_rows_differ() -> None:
+    features, _ = world(each=20)
+    labels = {m: np.full(len(x), -1) for m, x in features.items()}
+    config = config_of(clustering={"k1": 8, "k2": 2, "min_samples": 3, "subset": 0.4})
+    seen = []
+    for number in (0, 1):
+        epoch = bmil.begin_epoch(
+            config, "joint", features=features, labels=labels, epoch=number, seed=0
+        )
+        separate, joint = set(epoch.plan[V][0::2].ravel()), set(epoch.plan[V][1::2].ravel())
+        assert not separate & joint
+        alone, together = bmil._parts(config, "joint", 160, seed=0, epoch=number)
+        assert separate <= set(alone)
+        assert joint <= set(together)
+        assert len(alone) == len(together) == 64
+        seen.append(set(alone))
+    assert seen[0] != seen[1]
+
+
+def test_settings_that_cannot_be_are_named() -> None:
+    with pytest.raises(ValidationError, match="two parts of more than half"):
+        config_of(clustering={"subset": 0.7})
+    with pytest.raises(ValidationError, match="the joint stage is the method"):
+        config_of(joint={"epochs": 0})
+    with pytest.raises(ValueError, match="camera_aware needs a camera number"):
+        epoch_of(config_of(sampling={"camera_aware": True}))
+    features, _ = world()
+    scattered = {
+        m: functional.normalize(torch.randn(*x.shape)).numpy() for m, x in features.items()
+    }
+    labels = {m: np.full(len(x), -1) for m, x in features.items()}
+    with pytest.raises(ValueError, match=r"no separate cluster with visible images.*raise eps"):
+        bmil.begin_epoch(
+            config_of(clustering={"k1": 8, "eps": 0.1, "subset": 1}),
+            "intra",
+            features=scattered,
+            labels=labels,
+            epoch=0,
+            seed=0,
+        )
+
+
+def test_given_identities_are_joint_labels_and_numbered_alone_as_separate_ones() -> None:
+    features, truth = world()
+    epoch = bmil.begin_epoch(
+        config_of(labels="identities"), "joint", features=features, labels=truth, epoch=0, seed=0
+    )
+    np.testing.assert_array_equal(epoch.labels[R], truth[R])
+    assert len(epoch.arrays["bank.joint"]) == 18
+    assert epoch.arrays["proxies.visible"].tolist()[-2:] == [-1, -1]
+
+
+def test_rates_are_the_published_ones() -> None:
+    config = Config()
+    rates = [settings.learning_rate(config, "joint", e) for e in (0, 19, 20, 39, 40)]
+    np.testing.assert_allclose(rates, [3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6])
+    assert bmil.stages(config) == ("intra", "joint")
+    assert bmil.stages(config_of(intra={"epochs": 0})) == ("joint",)
+    assert bmil.batch_rows(Config.model_validate({"joint": {"visible_clusters_per_batch": 4}})) == {
+        "bmil.intra.clusters_per_batch x instances (visible)": 128,
+        "bmil.intra.clusters_per_batch x instances (infrared)": 128,
+        "bmil.joint.clusters_per_batch x instances (visible)": 64,
+        "bmil.joint.clusters_per_batch x instances (infrared)": 128,
+    }
+
+
+# Losses ------------------------------------------------------------------------------------------
+
+
+def gather_of(*others: Tensor):
+    """A gather with other workers' tensors behind this one's."""
+    return lambda x: torch.cat([x, *others])
+
+
+def test_the_margin_is_of_the_global_mean() -> None:
+    count = torch.tensor(4)
+    for own, other in ((0.05, 0.45), (0.45, 0.05)):
+        mean = torch.tensor(own, requires_grad=True)
+        left = objectives.beyond_margin(
+            mean, count, 0.2, gather_of(torch.tensor([[4 * other, 4.0]]))
+        )
+        assert left.item() == pytest.approx(own - 0.2)
+        left.backward()
+        assert mean.grad == 1
+    # both together are what one worker with a mean of .25 has
+    assert pytest.approx(0.25 - 0.2) == (0.05 - 0.2 + 0.45 - 0.2) / 2
+    below = torch.tensor(0.1, requires_grad=True)
+    left = objectives.beyond_margin(below, count, 0.2, gather_of())
+    left.backward()
+    assert left.item() == 0
+    assert below.grad == 0
+
+
+def rows_of(num: int, width: int = 16, seed: int = 0) -> dict[Modality, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        m: torch.randn(num, 1, width, generator=generator, dtype=torch.float64) for m in INPUTS
+    }
+    return {m: functional.normalize(x, dim=2).requires_grad_() for m, x in drawn.items()}
+
+
+def proxies_of() -> tuple[objectives.ProxyTable, HybridMemory]:
+    """Labels 0 and 1 in both modalities, 2 in infrared alone: proxies v0 r0 v1 r1 r2."""
+    arrays = {
+        "proxies.visible": np.array([0, 2, -1]),
+        "proxies.infrared": np.array([1, 3, 4]),
+        "proxy_labels": np.array([0, 0, 1, 1, 2]),
+    }
+    generator = torch.Generator().manual_seed(9)
+    memory = HybridMemory(
+        functional.normalize(torch.randn(5, 16, generator=generator), dim=1), momentum=0.1
+    )
+    memory.hard = functional.normalize(torch.randn(5, 16, generator=generator), dim=1)
+    memory.mean, memory.hard = memory.mean.double(), memory.hard.double()
+    return objectives.ProxyTable.of(arrays, torch.device("cpu")), memory
+
+
+def joint_total(config: Config, x, labels, memory, proxies) -> Tensor:
+    terms = objectives.joint_terms(
+        config, x, labels, memory, proxies, rows=labels, votes=dict.fromkeys(INPUTS),
+        gather=lambda y: y,
+    )  # fmt: skip
+    return sum((t.weight * t.mean for t in terms.values()), torch.zeros(()))
+
+
+def test_gradient_of_the_joint_loss_is_of_the_banks_before_the_update() -> None:
+    x, (proxies, memory) = rows_of(6), proxies_of()
+    labels = {V: torch.tensor([0, 1, 0, 1, 0, 1]), R: torch.tensor([0, 1, 2, 2, 1, 0])}
+    joint_total(config_of(), x, labels, memory, proxies).backward()
+    for m in INPUTS:
+        units = x[m].detach()[:, 0]
+        expected = torch.zeros_like(units)
+        for bank in (memory.mean, memory.hard):
+            softmax = functional.softmax(units @ bank.T / 0.05, dim=1)
+            target = proxies.shares[labels[m]].double()
+            expected += 0.25 / 6 * (softmax - target) @ bank / 0.05
+        torch.testing.assert_close(x[m].grad[:, 0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_published_gradient_has_the_same_loss_and_moved_banks_for_infrared() -> None:
+    (proxies, memory), labels = proxies_of(), {m: torch.tensor([0, 1, 0, 1]) for m in INPUTS}
+    clean, published = rows_of(4), rows_of(4)
+    one = joint_total(config_of(), clean, labels, memory, proxies)
+    other = joint_total(
+        config_of(memory={"gradient": "as_published"}), published, labels, memory, proxies
+    )
+    torch.testing.assert_close(one, other)
+    one.backward()
+    other.backward()
+    torch.testing.assert_close(clean[V].grad, published[V].grad)
+    moved = HybridMemory(memory.mean, momentum=0.1)
+    moved.mean, moved.hard = memory.mean.clone(), memory.hard.clone()
+    moved.update(clean[V].detach()[:, 0], proxies.of_rows(V, labels[V]))
+    units, expected = clean[R].detach()[:, 0], torch.zeros(4, 16, dtype=torch.float64)
+    for name in ("mean", "hard"):
+        softmax = functional.softmax(units @ getattr(memory, name).T / 0.05, dim=1)
+        target = proxies.shares[labels[R]].double()
+        expected += 0.25 / 4 * (softmax - target) @ getattr(moved, name) / 0.05
+    torch.testing.assert_close(published[R].grad[:, 0], expected, rtol=1e-5, atol=1e-7)
+    assert (clean[R].grad - published[R].grad).norm() > 0.1 * clean[R].grad.norm()
+
+
+def test_two_slices_of_a_batch_have_the_losses_of_the_whole() -> None:
+    x, (proxies, memory) = rows_of(8), proxies_of()
+    labels = {V: torch.arange(8) % 2, R: torch.arange(8) % 3}
+    whole = joint_total(config_of(), x, labels, memory, proxies)
+    halves = [
+        joint_total(
+            config_of(),
+            {m: v[part] for m, v in x.items()},
+            {m: y[part] for m, y in labels.items()},
+            memory,
+            proxies,
+        )
+        for part in (slice(0, 4), slice(4, 8))
+    ]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+# Steps -------------------------------------------------------------------------------------------
+
+
+def batch_of(epoch: Epoch, number: int, views: int = 2) -> dict[Modality, Batch]:
+    generator = torch.Generator().manual_seed(number)
+    batch = {}
+    for m in INPUTS:
+        rows = epoch.plan[m][number]
+        num = len(rows) * (views if m == V else 1)
+        images = torch.randint(0, 256, (num, 3, 32, 16), generator=generator)
+        batch[m] = Batch(
+            images.to(torch.uint8),
+            torch.from_numpy(rows),
+            torch.from_numpy(epoch.place_labels[m][number]),
+        )
+    return batch
+
+
+def take(stage: Any, optimizer: Any, batch: dict[Modality, Batch]) -> Tensor:
+    optim.set_lr(optimizer, 1e-3)
+    optimizer.zero_grad()
+    terms = stage.terms(stage.module, stage.prepare(batch), lambda x: x)
+    total = sum(term.weight * term.mean for term in terms.values())
+    total.backward()
+    optimizer.step()
+    stage.update(lambda x: x)
+    return total.detach()
+
+
+def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(clip: clips.Clip) -> None:
+    config = config_of()
+    epoch = epoch_of(config)
+    stage = bmil.open_stage(config, "joint", clip, **SIZE, handed={}, seed=0)
+    stage.begin_epoch(0, epoch)
+    optimizer = stage.optimizer()
+
+    def banks() -> dict[str, Tensor]:
+        return {n: x.clone() for n, x in stage.state_dict().items() if n.startswith("bank")}
+
+    def moved(before: dict[str, Tensor]) -> set[str]:
+        return {n.split(".")[1] for n, x in banks().items() if not torch.equal(x, before[n])}
+
+    start, weights = banks(), stage.module.neck.weight.detach().clone()
+    first = stage.terms(stage.module, stage.prepare(batch_of(epoch, 0)), lambda x: x)
+    assert set(first) == {f"{m}_{bank}" for m in INPUTS for bank in ("hard", "mean")}
+    stage.begin_epoch(0, epoch)
+    take(stage, optimizer, batch_of(epoch, 0))
+    assert moved(start) == {"visible", "infrared"}
+    assert not torch.equal(stage.module.neck.weight, weights)
+    between = banks()
+    take(stage, optimizer, batch_of(epoch, 1))
+    assert moved(between) == {"joint"}
+    assert all(x.requires_grad is False for x in banks().values())
+
+
+def test_stage_two_starts_from_the_weights_of_stage_one(clip: clips.Clip) -> None:
+    config = config_of()
+    first = bmil.open_stage(config, "intra", clip, **SIZE, handed={}, seed=0)
+    epoch = epoch_of(config, "intra")
+    first.begin_epoch(0, epoch)
+    take(first, first.optimizer(), batch_of(epoch, 0))
+    second = bmil.open_stage(config, "joint", clip, **SIZE, handed=first.hand_on(), seed=0)
+    for name, x in first.module.state_dict().items():
+        assert torch.equal(x, second.module.state_dict()[name]), name
+    assert second.hand_on() == {}
+
+
+def test_descriptors_are_means_of_both_mirrors(clip: clips.Clip) -> None:
+    plain = bmil.load_encoder(config_of(flip=False), clip, **SIZE, state=None)
+    mirrored = bmil.load_encoder(config_of(), clip, **SIZE, state=None)
+    images = torch.randint(0, 256, (5, 3, 32, 16)).to(torch.uint8)
+    both = [plain.embed(x, V) for x in (images, images.flip(-1))]
+    expected = functional.normalize(both[0] + both[1], dim=1)
+    torch.testing.assert_close(mirrored.embed(images, V), expected)
+    torch.testing.assert_close(mirrored.embed(images.flip(-1), V), expected)
