@@ -55,13 +55,18 @@ def epoch_of(config: Config, stage: str = "joint", *, number: int = 0, **more: A
 
 def test_batches_of_both_kinds_take_turns_and_hold_no_outlier() -> None:
     features, truth = world()
-    stray = np.random.default_rng(5).normal(size=(3, 384))  # rows that no cluster takes
-    features[V][:3] = stray / np.linalg.norm(stray, axis=1, keepdims=True)
     labels = {m: np.full(len(x), -1) for m, x in features.items()}
-    epoch = bmil.begin_epoch(
-        config_of(), "joint", features=features, labels=labels, epoch=0, seed=0
+    clustering = {"k1": 8, "k2": 2, "min_samples": 3, "subset": 1}
+    config, tight = config_of(), config_of(clustering=clustering | {"joint_eps": 0.15})
+    epoch, strict = (
+        bmil.begin_epoch(c, "joint", features=features, labels=labels, epoch=0, seed=0)
+        for c in (config, tight)
     )
-    assert (epoch.labels[V][:3] == -1).all()
+    for m in INPUTS:
+        left_out = np.flatnonzero(strict.labels[m] == -1)
+        assert len(left_out)
+        assert not np.isin(strict.plan[m][1::2], left_out).any()
+        assert (strict.place_labels[m] >= 0).all()
     for m in INPUTS:
         assert epoch.plan[m].shape == epoch.place_labels[m].shape == (6, 12)
         assert (epoch.place_labels[m] >= 0).all()
