@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from rich.markup import escape
 from pipelines.cli_data import check_target, data_app, ray_address, write_text
 from pipelines.errors import Terminated, UserError, end_on_signals
 from pipelines.runs.console import console, say
+from pipelines.storage.files import to_json
 
 app = typer.Typer(
     help="Person re-identification across cameras that see differently, without identity labels.",
@@ -98,7 +98,7 @@ def evaluate(
     )
     console.print(score_table(result))
     if json_file is not None:
-        write_text(json_file, json.dumps(result.table, indent=1) + "\n")
+        write_text(json_file, to_json(result.table))
         say(f"scores: {json_file}")
 
 
@@ -359,7 +359,9 @@ def options(
 def main() -> None:
     """Entry point, and the exit codes: 2 the user's mistake, 1 ours, 130 Ctrl-C, 143 SIGTERM."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(show_path=False)]
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_path=False)],
     )
     end_on_signals()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
+from pipelines.storage.files import replace_file, to_json
 
 data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
@@ -39,7 +39,10 @@ def write_text(path: Path, text: str) -> None:
         UserError: the file cannot be written.
     """
     try:
-        path.write_text(text)
+        if path.exists() and not path.is_file():  # /dev/stdout
+            path.write_text(text)
+        else:
+            replace_file(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
@@ -87,7 +90,7 @@ def check(
     result = check.check(kind, root)
     console.print(check.render(result))
     if json_file is not None:
-        write_text(json_file, json.dumps(result.to_json(), indent=1) + "\n")
+        write_text(json_file, to_json(result.to_json()))
     if not result.ok:
         raise typer.Exit(1)
 

@@ -25,6 +25,7 @@ from pipelines.errors import UserError
 from pipelines.sections import AugmentationConfig, ModelConfig, Section
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
+from reid_core.images import MAX_MEGAPIXELS
 from reid_core.methods import METHODS
 from reid_core.methods.bmil.settings import Config as BMILConfig
 from reid_core.methods.cclnet.settings import Config as CCLNetConfig
@@ -51,6 +52,7 @@ class DataConfig(Section):
             together; "train" keeps val apart, for choosing settings.
         max_unreadable: share of images that may be broken. Broken images are named and left out;
             more than this stops the run before training.
+        max_megapixels: an image with more pixels is refused by its header, before it is decoded.
     """
 
     kind: str = "sysu"
@@ -58,6 +60,7 @@ class DataConfig(Section):
     trial: int | Literal["all"] = 1
     fit: Literal["train+val", "train"] = "train+val"
     max_unreadable: float = Field(0.001, ge=0, le=1)
+    max_megapixels: float = Field(MAX_MEGAPIXELS, gt=0, le=178)  # above it Pillow refuses itself
 
     @field_validator("kind")
     @classmethod

@@ -1,11 +1,11 @@
-"""From image files to network input: decode, augment a batch of bytes, normalize on the device.
+"""From image files to network input: decode (`reid_core.images`), augment a batch of bytes,
+normalize on the device.
 
 Images stay uint8 until they are on the device. Shapes: B images, H x W pixels.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+
+from reid_core.images import as_rgb as as_rgb
+from reid_core.images import decode as decode
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -26,7 +28,6 @@ _MIXTURES = np.vstack([np.eye(3), (0.2989, 0.5870, 0.1140)]).astype(np.float32)
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 _ORDERS = tuple(permutations(range(4)))  # of those three and the hue
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -214,54 +215,6 @@ class TrainTransform:
             boxes[open_rows[fits]] = found[fits]
             open_rows = open_rows[~fits]
         return boxes
-
-
-def decode(data: bytes, *, height: int, width: int) -> np.ndarray:
-    """Decodes an image file, resized with Lanczos only where its size differs.
-
-    Args:
-        data: bytes of a JPEG, PNG, BMP or anything else that Pillow reads.
-
-    Returns:
-        (3, height, width) uint8, RGB; one channel becomes three equal ones, see `as_rgb`.
-
-    Raises:
-        ValueError: broken or truncated data, too many pixels for Pillow's guard, or pixels that
-            `as_rgb` refuses.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == "JPEG" and image.size == (width, height):
-                # the same pixels as Pillow's in half the time
-                content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                return decode_jpeg(content, mode=ImageReadMode.RGB).numpy()
-            image.load()
-    except _UNREADABLE as error:
-        raise ValueError(f"not a complete image ({len(data)} bytes): {error}") from error
-    rgb = as_rgb(image)
-    if rgb.size != (width, height):
-        rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in three channels of 8 bits.
-
-    16-bit grey, usual for thermal cameras, loses its lower 8 bits: black to white of the file's
-    type becomes 0 to 255, alike in all images. A camera that uses a part of that range comes out
-    dark and flat; stretch such files beforehand.
-
-    Raises:
-        ValueError: pixels of 32 bits (modes I and F), whose black and white nothing tells.
-    """
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"pixels of mode {image.mode} (32 bits), whose range is unknown: save the image as "
-            "8-bit grey with its black at 0 and its white at 255"
-        )
-    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def normalize(images: Tensor) -> Tensor:

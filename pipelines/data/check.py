@@ -7,7 +7,6 @@ Data that is prepared slightly wrong still trains; it only costs points that nob
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from rich.console import Group
 from rich.markup import escape
 from rich.progress import track
@@ -29,7 +27,7 @@ from pipelines.runs.console import console
 from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import SPLITS, Count, count
-from reid_core.transforms import decode
+from reid_core.images import decode, size_of
 from reid_core.types import Dataset, Modality
 
 _SHOWN = 10  # examples of one problem on the terminal; JSON holds all
@@ -95,6 +93,7 @@ def check(kind: str, root: Path) -> Check:
     """
     if kind not in LAYOUTS:
         raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
+    root = root if "://" in location(root) else root.resolve()
     try:
         trials = _read(kind, root)
         first = next(iter(trials.values()))
@@ -264,12 +263,9 @@ def _look(path: Path) -> _Seen:
     except OSError as error:
         return _Seen(error="missing" if isinstance(error, FileNotFoundError) else str(error))
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
+        height, width = size_of(data)
         decode(data, height=height, width=width)
-    except UnidentifiedImageError:
-        return _Seen(error=f"no image ({len(data):,} bytes)")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except ValueError as error:
         return _Seen(error=str(error))
     return _Seen(hashlib.blake2b(data, digest_size=16).digest(), (height, width))
 

@@ -32,7 +32,7 @@ from pipelines.runs.console import console
 from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY
-from reid_core.transforms import decode
+from reid_core.images import decode
 from reid_core.types import Dataset
 
 MANIFEST = "manifest.parquet"

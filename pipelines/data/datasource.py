@@ -142,7 +142,12 @@ def plan_dataset(
     source = PlanDatasource(
         plan, inputs, rank=rank, world=world, batches_per_block=batches_per_block
     )
-    decode = DecodeAndAugment(height=inputs.height, width=inputs.width, transforms=transforms)
+    decode = DecodeAndAugment(
+        height=inputs.height,
+        width=inputs.width,
+        transforms=transforms,
+        max_megapixels=inputs.max_megapixels,
+    )
     # Equal for both, or Ray Data would not run them as one task.
     where: dict[str, Any] = {
         "num_cpus": 0,

@@ -10,7 +10,8 @@ import numpy as np
 
 from pipelines.data.replacements import NUM_REPLACEMENTS
 from pipelines.storage.shards import location, read_bytes
-from reid_core.transforms import TrainTransform, decode
+from reid_core.images import MAX_MEGAPIXELS, decode
+from reid_core.transforms import TrainTransform
 from reid_core.types import OUTLIER, Modality
 
 Transforms = Mapping[Modality, Sequence[TrainTransform]]
@@ -18,14 +19,17 @@ Transforms = Mapping[Modality, Sequence[TrainTransform]]
 _KEPT = ("row", "label", "batch", "rank", "position", "planned", "caption")
 
 
-def read_image(path: Path, *, height: int, width: int) -> np.ndarray:
-    """One decoded image (3, H, W) uint8.
+def read_image(
+    path: Path, *, height: int, width: int, max_megapixels: float = MAX_MEGAPIXELS
+) -> np.ndarray:
+    """One decoded image (3, H, W) uint8; see `reid_core.images.decode`.
 
     Raises:
         ValueError: cannot be read or decoded; names the file.
     """
     try:
-        return decode(read_bytes(path), height=height, width=width)
+        data = read_bytes(path)
+        return decode(data, height=height, width=width, max_megapixels=max_megapixels)
     except (OSError, ValueError) as error:
         raise ValueError(f"{location(path)}: {error}") from error
 
@@ -41,15 +45,24 @@ class DecodeAndAugment:
     Args:
         height, width: size in pixels that images are decoded to.
         transforms: per modality, one for each view.
+        max_megapixels: larger images are refused by their header.
     """
 
-    def __init__(self, *, height: int, width: int, transforms: Transforms) -> None:
-        self._size = {"height": height, "width": width}
+    def __init__(
+        self,
+        *,
+        height: int,
+        width: int,
+        transforms: Transforms,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> None:
+        self._size = (height, width)
+        self._max_megapixels = max_megapixels
         self._transforms = transforms
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Lines with paths -> lines with images."""
-        files = {"": np.zeros((3, *self._size.values()), dtype=np.uint8)}
+        files = {"": np.zeros((3, *self._size), dtype=np.uint8)}
         paths = block["path"].tolist()
         for path in paths:
             self._read(path, files)
@@ -58,7 +71,7 @@ class DecodeAndAugment:
         for line, path in enumerate(paths):
             if path not in files:
                 paths[line] = self._replace(block, line, files)
-        images = np.empty((len(paths), 3, *self._size.values()), dtype=np.uint8)
+        images = np.empty((len(paths), 3, *self._size), dtype=np.uint8)
         for name, views in self._transforms.items():
             for view, transform in enumerate(views):
                 (mine,) = np.nonzero((block["modality"] == str(name)) & (block["view"] == view))
@@ -85,4 +98,7 @@ class DecodeAndAugment:
         if path in files:
             return
         with suppress(ValueError):
-            files[path] = read_image(Path(path), **self._size)
+            height, width = self._size
+            files[path] = read_image(
+                Path(path), height=height, width=width, max_megapixels=self._max_megapixels
+            )

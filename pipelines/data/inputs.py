@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.decode import read_image
+from reid_core.images import MAX_MEGAPIXELS
 from reid_core.types import Modality, Split
 
 
@@ -20,6 +21,7 @@ class Inputs:
         root: folder of the data set, or its URI.
         paths: per image modality, (n,) paths relative to it, in row order.
         height, width: size in pixels that images are decoded to.
+        max_megapixels: larger images are refused by their header.
         tokens: (n captions, 77) int64 token ids, or None.
         owners: (n captions,) int64 visible row that each caption describes, or None.
     """
@@ -30,6 +32,7 @@ class Inputs:
     width: int
     tokens: np.ndarray | None = None
     owners: np.ndarray | None = None
+    max_megapixels: float = MAX_MEGAPIXELS
 
     def num_rows(self, modality: Modality) -> int:
         """Images, or captions, of a modality."""
@@ -44,7 +47,12 @@ class Inputs:
             return self.tokens[rows]
         images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for i, path in enumerate(self.paths[modality][rows]):
-            images[i] = read_image(self.root / path, height=self.height, width=self.width)
+            images[i] = read_image(
+                self.root / path,
+                height=self.height,
+                width=self.width,
+                max_megapixels=self.max_megapixels,
+            )
         return images
 
 

@@ -161,7 +161,13 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     images = np.array([record.image for record in split.samples])
     modalities = METHODS[config.method].INPUTS
     seen = {m: images[split.rows(m)] for m in modalities if m != Modality.TEXT}
-    found = Inputs(root, seen, height=config.model.height, width=config.model.width)
+    found = Inputs(
+        root,
+        seen,
+        height=config.model.height,
+        width=config.model.width,
+        max_megapixels=config.data.max_megapixels,
+    )
     if Modality.TEXT not in modalities:
         return found
     row_of = {image: row for row, image in enumerate(seen[Modality.VISIBLE])}

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.storage.files import replace_file
 from reid_core.types import Split
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,7 @@ def rows_of(split: Split) -> list[Row]:
 
 def remember(run_dir: Path, split: Split) -> None:
     """Remember what the run begins with."""
-    partial = run_dir / f"{ROWS}.partial"
-    partial.write_bytes(gzip.compress(json.dumps(rows_of(split)).encode(), mtime=0))
-    partial.replace(run_dir / ROWS)
+    replace_file(run_dir / ROWS, gzip.compress(json.dumps(rows_of(split)).encode(), mtime=0))
 
 
 def recall(run_dir: Path) -> list[Row] | None:

@@ -23,6 +23,7 @@ from pipelines.report.run import Run
 from pipelines.report.run import read as read_run
 from pipelines.report.scores import signed
 from pipelines.report.templates import render
+from pipelines.storage.files import replace_file
 
 # What may differ between runs of one group: seeds, places, and how the work was shared.
 _NOT_COMPARED = ("seed", "ray", "trainer")
@@ -147,7 +148,7 @@ def write(groups: Sequence[Group], path: Path) -> Path:
         ),
     )
     try:
-        path.write_text(page, encoding="utf-8")
+        replace_file(path, page)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

@@ -24,8 +24,8 @@ from pipelines.report.ranklists import choose
 from pipelines.storage.shards import read_bytes
 from reid_core.attribution import heat_maps
 from reid_core.datasets import LAYOUTS
+from reid_core.images import open_rgb
 from reid_core.method import Encoder
-from reid_core.transforms import as_rgb
 from reid_core.types import Modality
 
 NUM_PAIRS_PER_GROUP = 2
@@ -143,9 +143,9 @@ def _side(
     modality: Modality,
     targets: Sequence[Tensor],
 ) -> Side:
-    with Image.open(io.BytesIO(read_bytes(image))) as opened:
-        width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
-        shown = as_rgb(opened).resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
+    opened = open_rgb(read_bytes(image))
+    width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
+    shown = opened.resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     hot = []
     for encoder, target in zip(encoders, targets, strict=True):
         assert isinstance(encoder, nn.Module)

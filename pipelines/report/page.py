@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
 from pipelines.runs import learned_prompts
+from pipelines.storage.files import replace_file
 from reid_core.datasets import LAYOUTS
 
 FILE_NAME = "report.html"
@@ -56,12 +56,7 @@ def write(run_dir: Path) -> Path:
     """
     run = read(Path(run_dir))
     target = run.directory / FILE_NAME
-    unfinished = run.directory / f".{FILE_NAME}.{os.getpid()}"
-    try:
-        unfinished.write_text(_render(run), encoding="utf-8")
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    replace_file(target, _render(run))
     return target
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.storage.shards import read_bytes
-from reid_core.transforms import as_rgb
+from reid_core.images import open_rgb
 
 NUM_ANSWERS = 8
 NUM_QUERIES_PER_GROUP = 3
@@ -138,12 +138,12 @@ def thumbnail(root: Path, path: str) -> str | None:
     if relative.is_absolute() or ".." in relative.parts:
         return None
     try:
-        with Image.open(io.BytesIO(read_bytes(root / relative))) as image:
-            width = max(round(image.width * _HEIGHT_PX / image.height), 1)
-            small = as_rgb(image).resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        image = open_rgb(read_bytes(root / relative))
+    except (OSError, ValueError):
         return None
+    width = max(round(image.width * _HEIGHT_PX / image.height), 1)
     buffer = io.BytesIO()
+    small = image.resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     small.save(buffer, format="JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 

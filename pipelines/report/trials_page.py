@@ -7,6 +7,7 @@ from pathlib import Path
 from pipelines.evaluation import regdb_trials
 from pipelines.report import words
 from pipelines.report.templates import render
+from pipelines.storage.files import replace_file
 
 
 def write(directory: Path) -> Path:
@@ -23,5 +24,5 @@ def write(directory: Path) -> Path:
         score_names=words.SCORES,
     )
     path = directory / "report.html"
-    path.write_text(page, encoding="utf-8")
+    replace_file(path, page)
     return path

@@ -13,7 +13,9 @@ from pipelines.report.figures import INK, MUTED, RIGHT, WRONG
 from pipelines.report.ranklists import thumbnail
 from pipelines.report.templates import render
 from pipelines.retrieval.search import Hit, Query
-from reid_core.transforms import as_rgb
+from pipelines.storage.files import replace_file
+from pipelines.storage.shards import read_bytes
+from reid_core.images import open_rgb
 
 _TILE = (112, 224)  # width and height of a picture; identities are upright
 _MARGIN, _TEXT, _FRAME = 12, 40, 4
@@ -59,7 +61,7 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
         if path.suffix == ".png":
             _picture(query, hits, note).save(path)
         else:
-            path.write_text(_page(query, hits, note), encoding="utf-8")
+            replace_file(path, _page(query, hits, note))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
@@ -113,7 +115,6 @@ def _opened(picture: Path | None, size: tuple[int, int]) -> Image.Image:
     if picture is None:
         return Image.new("RGB", size, "white")
     try:
-        with Image.open(picture) as image:
-            return as_rgb(image).resize(size, Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return open_rgb(read_bytes(picture)).resize(size, Image.Resampling.LANCZOS)
+    except (OSError, ValueError):
         return Image.new("RGB", size, _PALE)

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
+from reid_core.images import DECODING
 from reid_core.method import Encoder
 from reid_core.models.text_tower import TextTower
 from reid_core.models.weight_files import Pixels
@@ -109,7 +110,7 @@ def facts(loaded: LoadedEncoder, modality: Modality) -> dict[str, str]:
         "input": "(batch, 3, height, width) uint8, RGB",
         "height": str(size.height),
         "width": str(size.width),
-        "resize": "lanczos",
+        **DECODING,
         "mean": json.dumps(_pixels(loaded.encoder).mean),
         "std": json.dumps(_pixels(loaded.encoder).std),
         "normalised_inside": "true",

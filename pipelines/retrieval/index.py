@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError
 from pipelines.retrieval import ivfpq, vectors
 from pipelines.retrieval.ivfpq import Found
+from pipelines.storage.files import write_json
 from reid_core.knn.products import faiss, largest_products
 from reid_core.types import Modality
 
@@ -99,7 +100,7 @@ def build(
         trained = ivfpq.train(stored, seed=seed)
         faiss.write_index(trained, str(out / CODES))
         content |= ivfpq.tune(trained, stored, _modalities(out), target=recall, seed=seed)
-    (out / INFO).write_text(json.dumps(content, indent=1) + "\n")
+    write_json(out / INFO, content)
     return Built(
         num_vectors=info["num_vectors"],
         dim=info["dim"],

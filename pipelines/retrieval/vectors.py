@@ -7,7 +7,6 @@ size list of float16 or float32, unit length).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.retrieval.sources import record_id
+from pipelines.storage.files import replace_file, write_json
 from reid_core.types import Sample
 
 Dtype = Literal["float16", "float32"]
@@ -73,7 +73,7 @@ def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
     content = asdict(info) | {"format": FORMAT, "checkpoint": str(checkpoint.resolve())}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        known.write_text(json.dumps(content | {"complete": False}, indent=1) + "\n")
+        write_json(known, content | {"complete": False})
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
 
@@ -124,9 +124,7 @@ def write_part(
         }
     ).replace_schema_metadata({_SKIPPED: json.dumps(list(skipped)).encode()})
     target = _file(out, key)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.replace(target)
+    replace_file(target, lambda file: pq.write_table(table, file))
 
 
 def skipped(out: Path, key: str) -> list[str] | None:
@@ -144,9 +142,9 @@ def finish(
     for path in part_files(out):
         if path.stem.removeprefix("part-") not in planned:
             path.unlink()
-    (out / UNREADABLE).write_text("".join(json.dumps(message) + "\n" for message in messages))
+    replace_file(out / UNREADABLE, "".join(json.dumps(message) + "\n" for message in messages))
     info = read_info(out) | {"complete": True, "num_vectors": num_vectors}
-    (out / INFO).write_text(json.dumps(info, indent=1) + "\n")
+    write_json(out / INFO, info)
 
 
 def _file(out: Path, key: str) -> Path:

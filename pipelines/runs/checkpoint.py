@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from pipelines.config import with_new_names
 from pipelines.errors import UserError
+from pipelines.storage.files import replace_file, write_json
 
 STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
@@ -33,17 +33,8 @@ def save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
         OSError: the disk is full, or another reason why the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{STATE}.partial"
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        num_bytes = partial.stat().st_size
-        partial.replace(folder / STATE)
-    finally:
-        partial.unlink(missing_ok=True)
-    (folder / INFO).write_text(json.dumps({**info, "bytes": num_bytes}, indent=1))
+    replace_file(folder / STATE, lambda file: torch.save({"format": FORMAT, **state}, file))
+    write_json(folder / INFO, {**info, "bytes": (folder / STATE).stat().st_size})
 
 
 def is_whole(folder: Path) -> bool:

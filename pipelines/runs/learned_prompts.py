@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.storage.files import write_json
+
 if TYPE_CHECKING:  # reading a record needs no torch
     from torch import nn
 
@@ -84,7 +86,7 @@ def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
             for name, found in tokens.items()
         },
     }
-    (run_dir / FILE_NAME).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    write_json(run_dir / FILE_NAME, content, indent=None)
     return True
 
 

@@ -23,6 +23,7 @@ import yaml
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.storage.files import append_line, finite, replace_file, to_json, write_json
 
 log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -48,8 +49,8 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
         raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _write(run_dir / CONFIG, configuration.dump(config))
-        _write_json(run_dir / ENVIRONMENT, environment(command))
+        replace_file(run_dir / CONFIG, configuration.dump(config))
+        write_json(run_dir / ENVIRONMENT, environment(command))
     except OSError as error:
         raise _unwritable(run_dir, error) from error
 
@@ -74,7 +75,8 @@ def held(run_dir: Path) -> Iterator[None]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = (run_dir / _LOCK).open("w")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC  # may hold nobody's data
+        lock = os.fdopen(os.open(run_dir / _LOCK, flags, 0o666), "r+")
     except OSError as error:
         raise _unwritable(run_dir, error) from error
     with lock as file:
@@ -119,8 +121,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 
 def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
     """Add one epoch to the log."""
-    with (run_dir / METRICS).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(run_dir / METRICS, to_json(finite(line), indent=None))
 
 
 def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
@@ -154,23 +155,12 @@ def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None
     last = (stages.index(stage), epoch) if stage else (-1, -1)
     lines = read_metrics(run_dir)
     kept = [line for line in lines if (stages.index(line["stage"]), line["epoch"]) <= last]
-    _write(run_dir / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+    replace_file(run_dir / METRICS, "".join(to_json(finite(line), indent=None) for line in kept))
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Write summary.json."""
-    _write_json(run_dir / SUMMARY, summary)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole text or what was there before, whenever the process ends."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    write_json(run_dir / SUMMARY, finite(summary))
 
 
 def _cpu_name() -> str:

@@ -26,13 +26,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
+from pipelines.storage import http
+from pipelines.storage.files import MAX_IMAGE_BYTES, UnfitFileError, read_regular
+
 log = logging.getLogger(__name__)
 PART = "images/part-{:05d}.parquet"
 INDEX = "images/index.parquet"
 _URI = re.compile(r"(?:^|/)([a-z][a-z0-9+.-]+):/+(?=[^/])")
 _ROW = re.compile(r"(.+\.parquet)#(\d+)")
 # What no second try mends; anything else may be a network or a server that recovers.
-_LASTING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_LASTING = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    PermissionError,
+    UnfitFileError,
+)
 _PAUSES_S = (0.2, 1.0, 5.0)
 
 
@@ -45,6 +54,8 @@ def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
     Raises:
         ValueError: nothing understands the URI.
     """
+    if http.is_http(str(location)):
+        raise ValueError(f"{location}: http names single images of a manifest, no data set")
     if "://" not in str(location):
         return arrow_fs.LocalFileSystem(), str(Path(location).absolute())
     try:
@@ -64,11 +75,19 @@ def location(path: str | Path) -> str:
     Paths keep one slash of a URI's two: `Path("s3://bucket/set") / "a.jpg"` is found again here,
     also behind a root that it was joined to.
     """
-    found = list(_URI.finditer(str(path)))
+    matches = _URI.finditer(str(path))
+    found = [match for match in matches if match.start() == 0 or match[1] in _schemes()]
     if not found:
         return str(path)
     slashes = ":///" if found[-1][1] == "file" else "://"
     return f"{found[-1][1]}{slashes}{str(path)[found[-1].end() :]}"
+
+
+@lru_cache(maxsize=1)
+def _schemes() -> frozenset[str]:
+    """Those that something can open; behind a slash, "night:" is the name of a folder."""
+    of_arrow = {"file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss", "mock"}
+    return frozenset(of_arrow | set(fsspec.available_protocols()))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -95,7 +114,7 @@ def read_bytes(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         return _read_elsewhere(path)
 
@@ -114,7 +133,7 @@ def _read_elsewhere(path: Path) -> bytes:
             return _opened[root].read_bytes([path.relative_to(root).as_posix()])[0]
     if is_uri:
         with suppress(FileNotFoundError):
-            return read_file(location(path))
+            return read_file(location(path), max_bytes=MAX_IMAGE_BYTES)
     for root in parents:
         if has_file(f"{location(root)}/{INDEX}"):
             _opened[root] = Shards(location(root))
@@ -129,15 +148,20 @@ def has_file(name: str) -> bool:
     return info.type == arrow_fs.FileType.File
 
 
-def read_file(name: str) -> bytes:
+def read_file(name: str, *, max_bytes: int | None = None) -> bytes:
     """Content of a file that a path or URI leads to.
 
     Raises:
-        OSError: there is none.
+        OSError: there is none, or it is larger than `max_bytes`.
     """
+    if http.is_http(name):
+        return http.read(name, max_bytes=max_bytes or MAX_IMAGE_BYTES)
     opened, path = filesystem(name)
     with opened.open_input_stream(path) as stream:
-        return stream.read()
+        data: bytes = stream.read(None if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise UnfitFileError(27, f"Larger than an image may be ({max_bytes / 2**20:.0f} MiB)", name)
+    return data
 
 
 class Shards:

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from pipelines import config as configuration
 from pipelines.errors import UserError
+from pipelines.storage.files import replace_file, to_json, write_json
 from pipelines.sweep import search_space
 from pipelines.sweep.search_space import STABILITY, Study, Values
 
@@ -103,16 +104,15 @@ class Ledger:
                 return name
         name = f"trial-{len(list((self.root / FOLDER).glob('trial-*'))):03d}"
         self.folder(name).mkdir()
-        (self.folder(name) / _VALUES).write_text(json.dumps(values) + "\n")
+        write_json(self.folder(name) / _VALUES, values, indent=None)
         self._taken.add(name)
         return name
 
     def end(self, trial: SweepTrial) -> None:
         """Add a line; the file is replaced as a whole, so a kill leaves the old or the new one."""
         self.over.append(trial)
-        partial = self.root / f"{TRIALS}.partial"
-        partial.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in self.over))
-        partial.replace(self.root / TRIALS)
+        lines = [to_json(asdict(entry), indent=None) for entry in self.over]
+        replace_file(self.root / TRIALS, "".join(lines))
 
 
 def read(root: Path) -> list[SweepTrial]:
@@ -152,7 +152,7 @@ def write_best(root: Path, study: Study) -> SweepTrial:
         f"# Searched from {study.search.base}. Reached on test identities: not measured.\n"
     )
     recipe = search_space.best_config(study, best.config)
-    (root / BEST).write_text(header + configuration.dump(recipe))
+    replace_file(root / BEST, header + configuration.dump(recipe))
     return best
 
 
@@ -255,7 +255,7 @@ def _claim(path: Path, study: Study, *, resume: bool) -> None:
                 + "\n  ".join(changed)
                 + "\nchoose another --out, or delete that folder"
             )
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    replace_file(path, yaml.safe_dump(content, sort_keys=False))
 
 
 def _identity(content: dict[str, Any], source: str) -> dict[str, Any]:

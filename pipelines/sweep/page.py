@@ -13,6 +13,7 @@ from pipelines.report import figures, words
 from pipelines.report.figures import Scatter
 from pipelines.report.panels import Panel
 from pipelines.report.templates import render
+from pipelines.storage.files import replace_file
 from pipelines.sweep import ledger
 from pipelines.sweep.ledger import SweepTrial
 from pipelines.sweep.search_space import STABILITY
@@ -72,7 +73,7 @@ def write(sweep_dir: Path) -> Path:
         panels=sensitivity(found, objective, method=search["method"]),
     )
     target = sweep_dir / FILE_NAME
-    target.write_text(page, encoding="utf-8")
+    replace_file(target, page)
     return target
 
 

@@ -26,6 +26,7 @@ from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.runs import runlog
 from pipelines.runs.console import console
+from pipelines.storage.files import replace_file
 from pipelines.sweep import page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
@@ -291,7 +292,7 @@ def _trial(point: dict[str, Any], *, runs: Runs) -> None:
             ray.get(task)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            (folder / _ERROR).write_text(str(cause))
+            replace_file(folder / _ERROR, str(cause))
             raise RuntimeError(str(cause)) from error
         *_, end = runlog.read_metrics(run_dir)
         done[str(seed)] = scores_of(end)

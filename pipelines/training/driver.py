@@ -47,6 +47,7 @@ from pipelines.distributed import collectives
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, recovery, runlog, tensorboard
 from pipelines.runs.epoch_lines import follow
+from pipelines.storage.files import replace_file
 from pipelines.training import deterministic, stream
 from pipelines.training.distributed_knn import nearest_on_all_nodes
 from pipelines.training.epoch import EpochStart, Key
@@ -253,7 +254,7 @@ def _work(settings: dict[str, Any]) -> None:
     except BankRefusedError as error:
         # Every worker was refused alike; trying again would not change it.
         if collectives.rank() == 0:
-            (job.run_dir / _FAILURE).write_text(str(error))
+            replace_file(job.run_dir / _FAILURE, str(error))
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -272,10 +273,10 @@ def test_old_page_survives_when_the_new_one_cannot_be_put_in_place(
     run = small_run(tmp_path, {"stage": "train", "epoch": 0})
     before = html_of(run)
 
-    def fail(self: Path, target: Path) -> Path:
+    def fail(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(OSError, match="No space left"):
         write(run)

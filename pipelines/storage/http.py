@@ -1,0 +1,112 @@
+"""Single images by http(s), never from this machine or its link.
+
+Rows of a manifest are fetched by every node, also by those inside a network that strangers cannot
+reach: services on loopback, and clouds' metadata with its credentials on link-local addresses. So
+the address that a name resolves to is looked at on every connection, redirects included, and the
+connection goes to the very address that was looked at.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import urllib.error
+import urllib.request
+from typing import Any
+
+from pipelines.storage.files import UnfitFileError
+
+_TIMEOUT_S = 30.0
+
+
+class RefusedAddressError(UnfitFileError):
+    """A name leads into this machine or its neighbourhood."""
+
+
+def is_http(name: str) -> bool:
+    """Whether a URI is fetched by http or https."""
+    return name.lower().startswith(("http://", "https://"))
+
+
+def read(url: str, *, max_bytes: int) -> bytes:
+    """Content behind a URL.
+
+    Raises:
+        RefusedAddressError: a loopback, link-local or otherwise special address.
+        FileNotFoundError: the server has no such file.
+        OSError: no answer, or more than `max_bytes`.
+    """
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPRedirectHandler(),
+        _Http(),
+        _Https(),
+    ):
+        opener.add_handler(handler)
+    try:
+        with opener.open(url, timeout=_TIMEOUT_S) as answer:
+            data: bytes = answer.read(max_bytes + 1)
+    except urllib.error.HTTPError as error:
+        kind = FileNotFoundError if error.code in (403, 404, 410) else OSError
+        raise kind(2, f"The server answers {error.code}", url) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, OSError):
+            raise error.reason from error
+        raise OSError(5, str(error.reason), url) from error
+    except (http.client.HTTPException, ValueError) as error:
+        raise OSError(5, str(error) or type(error).__name__, url) from error
+    if len(data) > max_bytes:
+        raise UnfitFileError(27, "Larger than an image may be", url)
+    return data
+
+
+def _connect(address: tuple[str, int], timeout: Any = None, source: Any = None) -> socket.socket:
+    """Like `socket.create_connection`, but for special addresses."""
+    host, port = address
+    fit = []
+    for *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if _is_special(str(place[0])):
+            raise RefusedAddressError(
+                13, f"{host} is {place[0]}, an address of this machine or its link: refused", host
+            )
+        fit.append(str(place[0]))
+    return socket.create_connection((fit[0], port), timeout, source)
+
+
+def _is_special(address: str) -> bool:
+    number = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(number, ipaddress.IPv6Address):
+        number = number.ipv4_mapped or number
+    special = number.is_loopback or number.is_link_local or number.is_unspecified
+    return (
+        special
+        or number.is_multicast
+        or number.is_reserved
+        or not (number.is_global or number.is_private)  # shared space, where clouds keep metadata
+        or str(number) == "fd00:ec2::254"  # metadata of a cloud
+    )
+
+
+class _HttpConnection(http.client.HTTPConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = _connect
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = _connect
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpConnection, request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_HttpsConnection, request)
