@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reid_core.attention import rolled_out
 from reid_core.types import Modality
 
 MIN_ROWS = 8  # fewer rows of cells cannot tell a head from a shoulder
@@ -31,8 +32,11 @@ def heat_maps(encoder: nn.Module, images: Tensor, modality: Modality, targets: T
 
     Gradient-based: relu(gradient) x activation, summed over the channels of a feature map, where
     the gradient is that of cos(descriptor, target). The map is the last one of the forward pass
-    that has `MIN_ROWS` rows, or the last one of all; of a vision transformer its patch grid. Small
-    networks shrink their last maps to a few cells, which is why it need not be the last.
+    that has `MIN_ROWS` rows, or the last one of all. Small networks shrink their last maps to a few
+    cells, which is why it need not be the last.
+
+    Of a vision transformer relu(gradient x attention), mean over the heads, is rolled out from the
+    descriptor back to the patches, block by block.
 
     Args:
         encoder: `reid_core.method.Encoder` and a module, in eval mode; its parameters get no
@@ -49,8 +53,20 @@ def heat_maps(encoder: nn.Module, images: Tensor, modality: Modality, targets: T
     Raises:
         ValueError: the encoder has no feature map.
 
-    Reference: LayerCAM, Jiang et al., TIP 2021, equation 5.
+    Reference: LayerCAM, Jiang et al., TIP 2021, equation 5; Chefer, Gur, Wolf, "Generic
+    Attention-model Explainability", ICCV 2021, equations 5 and 6, which is the attention rollout
+    of Abnar and Zuidema, ACL 2020, weighted by gradients.
     """
+    heat = rolled_out(encoder, images, modality, targets)
+    if heat is None:
+        heat = _layer_cam(encoder, images, modality, targets)
+    heat = functional.interpolate(heat[:, None], size=images.shape[2:], mode="bilinear")[:, 0]
+    largest = heat.flatten(1).max(dim=1).values[:, None, None]
+    return heat / largest.clamp(min=torch.finfo(heat.dtype).tiny)
+
+
+def _layer_cam(encoder: nn.Module, images: Tensor, modality: Modality, targets: Tensor) -> Tensor:
+    """(B, h, w), not negative."""
     layer = _finest_late_layer(encoder, images, modality)
     caught: list[Tensor] = []
 
@@ -70,10 +86,7 @@ def heat_maps(encoder: nn.Module, images: Tensor, modality: Modality, targets: T
         encoder.zero_grad(set_to_none=True)
     maps = caught[0]  # an encoder that looks at the mirrored image too does so afterwards
     assert maps.grad is not None
-    heat = (maps.grad.clamp(min=0) * maps.detach()).sum(dim=1, keepdim=True).clamp(min=0).float()
-    heat = functional.interpolate(heat, size=images.shape[2:], mode="bilinear")[:, 0]
-    largest = heat.flatten(1).max(dim=1).values[:, None, None]
-    return heat / largest.clamp(min=torch.finfo(heat.dtype).tiny)
+    return (maps.grad.clamp(min=0) * maps.detach()).sum(dim=1).clamp(min=0).float()
 
 
 def near_words(
@@ -118,7 +131,14 @@ def _finest_late_layer(encoder: nn.Module, images: Tensor, modality: Modality) -
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] > 1:
             seen.append((module, output.shape[2]))
 
-    hooks = [module.register_forward_hook(note) for module in encoder.modules()]
+    inside = tuple(
+        f"{name}." for name, m in encoder.named_modules() if hasattr(m, "channels_last_inside")
+    )
+    hooks = [
+        module.register_forward_hook(note)
+        for name, module in encoder.named_modules()
+        if not name.startswith(inside)
+    ]
     try:
         with torch.no_grad():
             encoder.embed(images[:1], modality)  # type: ignore[operator]

@@ -9,9 +9,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from math import cos, pi
+from typing import Any
 
 from torch import nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 
 def adam_per_tensor(
@@ -50,10 +51,7 @@ def adam_per_tensor(
         "weight_decay": weight_decay if bias_weight_decay is None else bias_weight_decay,
     }
     rest = {"params": [p for name, p in trained if "bias" not in name], "lr_factor": 1.0}
-    groups = [rest, biases]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise ValueError("no parameter needs a gradient: there is nothing to train")
+    groups = by_rate([rest, biases])
     optimizer = Adam(groups, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
     set_lr(optimizer, lr)
     return optimizer
@@ -74,10 +72,46 @@ def adamw(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    groups = [group | {"lr_factor": 1.0} for group in groups if group["params"]]
-    if not groups:
+    return AdamW(by_rate(groups), lr=lr, fused=True)
+
+
+def sgd(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float
+) -> SGD:
+    """Gradient descent with momentum 0.9 and coupled decay of all that needs a gradient.
+
+    Raises:
+        ValueError: nothing to train.
+
+    Reference: TransReID-SSL, its unsupervised training of vision transformers.
+    """
+    groups = by_rate([{"params": [p for _, p in named_parameters if p.requires_grad]}])
+    return SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, fused=True)
+
+
+def by_rate(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of an optimizer, split where parameters say that they learn at another rate.
+
+    Args:
+        groups: with "params" and, unless it is 1, "lr_factor". A parameter may carry a factor of
+            its own, see `models.adaptation.set_lr_factors`; both are multiplied.
+
+    Returns:
+        Groups with a factor each, in the order in which their first parameters stand.
+
+    Raises:
+        ValueError: no parameter at all.
+    """
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        factors: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            factors.setdefault(getattr(parameter, "lr_factor", 1.0), []).append(parameter)
+        base = group.get("lr_factor", 1.0)
+        found += [group | {"params": x, "lr_factor": base * own} for own, x in factors.items()]
+    if not found:
         raise ValueError("no parameter needs a gradient: there is nothing to train")
-    return AdamW(groups, lr=lr, fused=True)
+    return found
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -74,6 +74,7 @@ class ChannelsFirst(nn.Module):
     def __init__(self, module: nn.Module, *, images: bool = False) -> None:
         """With `images` the module's input has its channels first already."""
         super().__init__()
+        self.channels_last_inside = True  # for those who look at every map
         self.module, self._images = module, images
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core.attribution import heat_maps, near_words
-from reid_core.models import clip
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones, clip
+from reid_core.models.encoders import ImageEncoder, TwoStemEncoder
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
 
@@ -32,6 +32,45 @@ def red_above_blue() -> Tensor:
     image[:, 0, :8] = 200
     image[:, 2, 8:] = 200
     return image
+
+
+class PatchEncoder(nn.Module):
+    """Two blocks of attention over the colours of 4 x 4 patches, read at a class token."""
+
+    feature_dim, grid = 3, (4, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.AvgPool2d(4)
+
+    def embed(self, images: Tensor, modality: Modality) -> Tensor:
+        tokens = self.maps(images / 255).flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)[:, None]
+        for _ in range(2):
+            tokens = tokens + functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return functional.normalize(tokens[:, 0, 0], dim=1)
+
+
+@pytest.mark.parametrize(("colour", "rows"), [((1.0, 0, 0), slice(8)), ((0, 0, 1.0), slice(8, 16))])
+def test_attention_is_rolled_out_to_the_patches_that_speak_for_the_target(colour, rows) -> None:
+    (heat,) = heat_maps(PatchEncoder(), red_above_blue(), Modality.VISIBLE, torch.tensor([colour]))
+    assert heat.shape == (16, 8)
+    hot = torch.zeros(16, dtype=torch.bool)
+    hot[rows] = True
+    assert heat[hot].mean() > 4 * heat[~hot].mean()
+
+
+@pytest.mark.parametrize("pool", ["class", "mean", "gem"])
+def test_a_vision_transformer_has_maps_whichever_tokens_it_reads(pool) -> None:
+    model = backbones.load(backbones.SMALL_VIT, options=backbones.Options(pool=pool, stem_blocks=1))
+    encoder = ImageEncoder(model, height=96, width=48).eval().requires_grad_(False)
+    pixels = torch.randint(0, 256, (2, 3, 96, 48), dtype=torch.uint8)
+    targets = encoder.embed(pixels.flip(0), Modality.INFRARED)
+    heat = heat_maps(encoder, pixels, Modality.INFRARED, targets)
+    assert heat.shape == (2, 96, 48)
+    assert heat.amax(dim=(1, 2)).tolist() == [1.0, 1.0]
+    assert heat.std(dim=(1, 2)).min() > 0.05
+    assert all(p.grad is None for p in encoder.parameters())
 
 
 def test_the_places_that_speak_for_the_target_are_hot() -> None:

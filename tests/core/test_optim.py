@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from reid_core import optim
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 
 
 @pytest.fixture
@@ -111,3 +113,36 @@ def test_nothing_to_train_is_an_error(build, network):
     network.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         build(network.named_parameters(), lr=1e-3, weight_decay=0.0)
+
+
+def test_rates_fall_from_block_to_block_towards_the_patches():
+    model = backbones.load(backbones.SMALL_VIT, options=backbones.Options(layer_decay=0.5))
+    encoder = ImageEncoder(model, height=96, width=48)
+    rates = {}
+    for optimizer in (
+        optim.adamw(encoder.named_parameters(), lr=1.0, weight_decay=0.1),
+        optim.sgd(encoder.named_parameters(), lr=1.0, weight_decay=0.1),
+        optim.adam_per_tensor(
+            encoder.named_parameters(), lr=1.0, weight_decay=0.1, bias_lr_factor=1.0
+        ),
+    ):
+        optim.set_lr(optimizer, 1.0)
+        found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        rates = {name: found[id(p)] for name, p in encoder.named_parameters() if id(p) in found}
+        # four blocks: the patches get 0.5^5, block i 0.5^(4 - i), what follows everything
+        assert rates["visible_stem.conv1.weight"] == rates["infrared_stem.ln_pre.bias"] == 0.5**5
+        assert [rates[f"trunk.blocks.{i}.ln_1.weight"] for i in range(4)] == [
+            0.5**4, 0.5**3, 0.5**2, 0.5
+        ]  # fmt: skip
+        assert rates["trunk.norm.weight"] == rates["neck.weight"] == 1.0
+
+
+def test_stem_blocks_count_before_the_trunks_and_alike_in_both_modalities():
+    options = backbones.Options(layer_decay=0.5, stem_blocks=1)
+    model = backbones.load(backbones.SMALL_VIT, options=options)
+    encoder = ImageEncoder(model, height=96, width=48)
+    factors = {name: p.lr_factor for name, p in encoder.named_parameters()}
+    assert factors["visible_stem.blocks.0.ln_1.weight"] == 0.5**4
+    assert factors["infrared_stem.blocks.0.ln_1.weight"] == 0.5**4
+    assert factors["trunk.blocks.0.ln_1.weight"] == 0.5**3
+    assert factors["trunk.blocks.2.ln_1.weight"] == 0.5

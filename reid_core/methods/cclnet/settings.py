@@ -111,7 +111,7 @@ class ImageStage(_Section):
         clusters_per_batch: P, in a global batch, per modality.
         instances: K, images of each of them.
         batches_per_epoch: steps of an epoch; None for max(N) // (P K) + 1, N without outliers.
-        optimizer: "adam", or "adamw" with decoupled weight decay.
+        optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
         weight_decay: of all parameters.
         bias_lr_factor: times the rate for biases; adam only.
@@ -127,7 +127,7 @@ class ImageStage(_Section):
     clusters_per_batch: int = Field(4, ge=1)
     instances: int = Field(16, ge=1)
     batches_per_epoch: int | None = Field(None, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3.5e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     bias_lr_factor: float = Field(2.0, gt=0)
@@ -200,8 +200,10 @@ def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Opti
     if stage == "prompts":
         return config.prompts.optimizer(module)
     image: ImageStage = getattr(config, stage)
-    if image.optimizer == "adamw":
-        return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
+    if image.optimizer != "adam":
+        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
+        make = optimizers[image.optimizer]
+        return make(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
     return optim.adam_per_tensor(
         module.named_parameters(),
         lr=image.lr,

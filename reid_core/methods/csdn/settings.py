@@ -56,7 +56,7 @@ class ImageStage(_Section):
         identities_per_batch: identities in a global batch, the same in both modalities.
         instances: images of each of them, per modality.
         batches_per_epoch: steps of an epoch; None for max(n) // (identities x instances) + 1.
-        optimizer: "adam", or "adamw" with decoupled weight decay.
+        optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
         weight_decay: of all parameters.
         head_lr_factor: times the rate for GeM's exponent, both necks and both classifiers; adam
@@ -71,7 +71,7 @@ class ImageStage(_Section):
     identities_per_batch: int = Field(8, ge=2)
     instances: int = Field(4, ge=2)
     batches_per_epoch: int | None = Field(None, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     head_lr_factor: float = Field(2.0, gt=0)
@@ -164,15 +164,21 @@ def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Opti
         text: TextStage = getattr(config, stage)
         return text.optimizer(module)
     image = config.images
-    if image.optimizer == "adamw":
-        return optim.adamw(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
-    towers = [p for name, p in module.named_parameters() if not name.startswith(_HEADS)]
-    heads = [p for name, p in module.named_parameters() if name.startswith(_HEADS)]
-    groups = [
-        {"params": towers, "lr_factor": 1.0},
-        {"params": heads, "lr_factor": image.head_lr_factor},
+    if image.optimizer != "adam":
+        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
+        make = optimizers[image.optimizer]
+        return make(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in trained if not name.startswith(_HEADS)]},
+        {
+            "params": [p for name, p in trained if name.startswith(_HEADS)],
+            "lr_factor": image.head_lr_factor,
+        },
     ]
-    adam = torch.optim.Adam(groups, lr=image.lr, weight_decay=image.weight_decay, fused=True)
+    adam = torch.optim.Adam(
+        optim.by_rate(groups), lr=image.lr, weight_decay=image.weight_decay, fused=True
+    )
     optim.set_lr(adam, image.lr)
     return adam
 
