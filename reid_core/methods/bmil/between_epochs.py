@@ -53,6 +53,11 @@ def supervision(config: Config) -> str:
     return "identities" if config.labels == "identities" else "none"
 
 
+def needs_text(config: Config) -> bool:
+    """Never: images are compared with images."""
+    return False
+
+
 def stages(config: Config) -> tuple[str, ...]:
     """Names of the stages that this configuration runs, in order."""
     return STAGES if config.intra.epochs else STAGES[1:]

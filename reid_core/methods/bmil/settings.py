@@ -99,7 +99,7 @@ class Stage(_Section):
         visible_clusters_per_batch: P of visible images where it differs (RegDB: 4); null for P.
         instances: K, images of each of them.
         batches_per_epoch: of each kind of label.
-        optimizer: "adam", or "adamw" with decoupled weight decay.
+        optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
         weight_decay: of all parameters.
         schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
@@ -113,7 +113,7 @@ class Stage(_Section):
     visible_clusters_per_batch: int | None = Field(None, ge=1)
     instances: int = Field(16, ge=1)
     batches_per_epoch: int = Field(200, ge=1)
-    optimizer: Literal["adam", "adamw"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3.5e-4, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["steps", "cosine"] = "steps"
@@ -182,8 +182,10 @@ def seed_of(seed: int, stage: str, kind: str, modality: Modality) -> int:
 def optimizer(config: Config, name: str, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a stage over the parameters that it trains; all learn alike."""
     stage: Stage = getattr(config, name)
-    if stage.optimizer == "adamw":
-        return optim.adamw(module.named_parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
+    if stage.optimizer != "adam":
+        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
+        make = optimizers[stage.optimizer]
+        return make(module.named_parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
     return optim.adam_per_tensor(
         module.named_parameters(),
         lr=stage.lr,

@@ -72,7 +72,7 @@ class Images:
         self.epochs, self.evaluate_every = stage.epochs, stage.evaluate_every
         encoder.requires_grad_(True)
         encoder.neck.bias.requires_grad_(False)
-        encoder.attnpool.requires_grad_(False)
+        encoder.leave_projection()
         self._student = encoder
         self._teacher = MeanTeacher(encoder, momentum=config.teacher) if config.teacher else None
         self.module: nn.Module = self._teacher or encoder
