@@ -39,7 +39,7 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
         source = PlanDatasource(plan, inputs, rank=0, world=1, batches_per_block=1)
         self._tasks = source.get_read_tasks(1)
         self._decode = DecodeAndAugment(
-            height=inputs.height, width=inputs.width, transforms=transforms
+            height=inputs.height, width=inputs.width, transforms=transforms, decoded=inputs.decoded
         )
 
     def __len__(self) -> int:

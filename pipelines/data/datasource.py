@@ -147,6 +147,7 @@ def plan_dataset(
         width=inputs.width,
         transforms=transforms,
         max_megapixels=inputs.max_megapixels,
+        decoded=inputs.decoded,
     )
     # Equal for both, or Ray Data would not run them as one task.
     where: dict[str, Any] = {

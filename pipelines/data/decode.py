@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.data.decoded import Decoded
 from pipelines.data.replacements import NUM_REPLACEMENTS
 from pipelines.storage.shards import location, read_bytes
 from reid_core.images import MAX_MEGAPIXELS, decode
@@ -46,6 +47,7 @@ class DecodeAndAugment:
         height, width: size in pixels that images are decoded to.
         transforms: per modality, one for each view.
         max_megapixels: larger images are refused by their header.
+        decoded: where images are kept once they are decoded; None for nowhere.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class DecodeAndAugment:
         width: int,
         transforms: Transforms,
         max_megapixels: float = MAX_MEGAPIXELS,
+        decoded: Decoded | None = None,
     ) -> None:
         self._size = (height, width)
         self._max_megapixels = max_megapixels
-        self._transforms = transforms
+        self._transforms, self._decoded = transforms, decoded
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Lines with paths -> lines with images."""
@@ -98,7 +101,13 @@ class DecodeAndAugment:
         if path in files:
             return
         with suppress(ValueError):
+            files[path] = self._image(path)
+
+    def _image(self, path: str) -> np.ndarray:
+        def decode() -> np.ndarray:
             height, width = self._size
-            files[path] = read_image(
+            return read_image(
                 Path(path), height=height, width=width, max_megapixels=self._max_megapixels
             )
+
+        return decode() if self._decoded is None else self._decoded.read(path, decode)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.data.decode import read_image
+from pipelines.data.decoded import Decoded
 from reid_core.images import MAX_MEGAPIXELS
 from reid_core.types import Modality, Split
 
@@ -24,6 +25,7 @@ class Inputs:
         max_megapixels: larger images are refused by their header.
         tokens: (n captions, 77) int64 token ids, or None.
         owners: (n captions,) int64 visible row that each caption describes, or None.
+        decoded: where images are kept once they are decoded; None for nowhere.
     """
 
     root: Path
@@ -33,6 +35,7 @@ class Inputs:
     tokens: np.ndarray | None = None
     owners: np.ndarray | None = None
     max_megapixels: float = MAX_MEGAPIXELS
+    decoded: Decoded | None = None
 
     def num_rows(self, modality: Modality) -> int:
         """Images, or captions, of a modality."""
@@ -47,13 +50,16 @@ class Inputs:
             return self.tokens[rows]
         images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for i, path in enumerate(self.paths[modality][rows]):
-            images[i] = read_image(
-                self.root / path,
-                height=self.height,
-                width=self.width,
-                max_megapixels=self.max_megapixels,
-            )
+            images[i] = self._image(self.root / path)
         return images
+
+    def _image(self, path: Path) -> np.ndarray:
+        def decode() -> np.ndarray:
+            return read_image(
+                path, height=self.height, width=self.width, max_megapixels=self.max_megapixels
+            )
+
+        return decode() if self.decoded is None else self.decoded.read(str(path), decode)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from pipelines.config import RunConfig
+from pipelines.data.decoded import Decoded
 from pipelines.data.inputs import Inputs, Measured
 from pipelines.data.prepare import Prepared
 from pipelines.training.epoch import EpochStart, Key
@@ -58,6 +60,7 @@ class Job:
             UserError: the method needs a person id that a training image lacks.
         """
         method = METHODS[config.method]
+        prepared = _keeping_decoded(config, prepared)
         told = method.supervision(config.settings) == "identities"
         return cls(
             config,
@@ -73,3 +76,25 @@ class Job:
     def needs_memory(self) -> bool:
         """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
         return self.identities is None or hasattr(METHODS[self.config.method], "cluster")
+
+
+def _keeping_decoded(config: RunConfig, prepared: Prepared) -> Prepared:
+    """The same data, whose images are decoded once, as far as there is room for them."""
+    splits = [prepared.measured, prepared.selection]
+    inputs = [prepared.train_inputs, *(split.inputs for split in splits if split is not None)]
+    decoded = Decoded.holding(
+        sum(each.num_rows(m) for each in inputs for m in each.paths),
+        token=uuid.uuid4().hex,
+        num_bytes=config.data.cache_bytes,
+        height=config.model.height,
+        width=config.model.width,
+    )
+    measured, selection = (
+        split and replace(split, inputs=replace(split.inputs, decoded=decoded)) for split in splits
+    )
+    return replace(
+        prepared,
+        train_inputs=replace(prepared.train_inputs, decoded=decoded),
+        measured=measured,
+        selection=selection,
+    )

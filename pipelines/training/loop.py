@@ -110,6 +110,8 @@ class TrainingLoop:
         begin = names.index(self.progress.stage) if self.state else 0
         for name in names[begin:]:
             self._train(name)
+        if self.job.train.decoded is not None:
+            self.job.train.decoded.remove()
         return self.progress
 
     def _train(self, name: str) -> None:

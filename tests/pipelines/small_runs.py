@@ -228,6 +228,7 @@ def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np
     decode = DecodeAndAugment(
         height=job.train.height,
         width=job.train.width,
+        decoded=job.train.decoded,
         transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
     )
     source = PlanDatasource(plan, job.train, rank=rank, world=world, batches_per_block=1)
