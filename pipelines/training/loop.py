@@ -295,7 +295,8 @@ class TrainingLoop:
 
     def _measure(self, row: str, encoder: Encoder) -> dict[str, dict[str, float]]:
         """Scores of the encoder under the data set's protocols; rank 0 keeps the details."""
-        encoder = self._to_embed(encoder)
+        assert isinstance(encoder, nn.Module)
+        encoder.eval()  # not folded: the checkpoint's scores are these
         job, progress = self.job, self.progress
         found = {
             name: self._embed_split(encoder, measured)
