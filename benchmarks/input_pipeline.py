@@ -120,7 +120,7 @@ def product_epochs(
 
 def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Per warm epoch: images per second, seconds to the first batch, CPU seconds per image."""
-    from pipelines.data.datasource import training_batches
+    from pipelines.data.batches import training_batches
 
     plan, inputs, transforms, shape = parts(root, arguments.batches)
     opener = rival_epochs if variant == RIVAL else product_epochs

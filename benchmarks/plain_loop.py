@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipelines.config import RunConfig
-from pipelines.data.datasource import PlanDatasource, training_batches
+from pipelines.data.batches import training_batches
+from pipelines.data.datasource import PlanDatasource
 from pipelines.data.decode import DecodeAndAugment, Transforms
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
@@ -23,9 +24,8 @@ from pipelines.data.prepare import Prepared
 from pipelines.runs import runlog
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
+from pipelines.training.local import open_bank
 from pipelines.training.loop import TrainingLoop
-from pipelines.training.memory_bank import MemoryBank
-from pipelines.training.planner import Planner
 from pipelines.training.progress import Progress
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
@@ -72,31 +72,15 @@ def _as_is(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return columns
 
 
-def bank_of(job: Job, prepared: Prepared) -> MemoryBank | Planner:
-    """What sits between the epochs, in this process."""
-    if not job.needs_memory:
-        assert job.identities is not None
-        return Planner(job.config, job.identities)
-    inputs = METHODS[job.config.method].INPUTS
-    return MemoryBank(
-        job.config,
-        prepared.pids(inputs),
-        identities=job.identities,
-        owners=job.train.owners,
-        cameras=prepared.cameras(inputs),
-    )
-
-
 def train(
     config: RunConfig, prepared: Prepared, run_dir: Path, *, processes: int = 0
 ) -> tuple[Progress, list[dict[str, Any]]]:
     """Train in this process; returns the final progress and the log lines."""
     run_dir.mkdir(parents=True, exist_ok=True)
     job = Job.of(config, prepared, run_dir)
-    bank = bank_of(job, prepared)
     loop = TrainingLoop(
         job,
-        bank,
+        open_bank(job, prepared),
         lambda start: batches(start, job, processes),
         lambda line, state: None,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.config import with_new_names
+from pipelines.config import RunConfig, with_new_names
 from pipelines.errors import UserError
 from pipelines.storage.files import replace_file, write_json
 
@@ -92,6 +92,26 @@ def find(path: Path) -> Path:
             + (f"; it holds {', '.join(runs)}: name one of them" if runs else "")
         )
     return found[-1]
+
+
+def finished_stage(config: RunConfig) -> Path | None:
+    """The checkpoint that `start_from` names, where it fits this configuration.
+
+    Raises:
+        UserError: no checkpoint, or one of another method or model.
+    """
+    if config.start_from is None:
+        return None
+    folder = find(config.start_from)
+    given = load(folder)["config"]
+    mine = config.used()
+    for key in ("method", "model"):
+        if given[key] != mine[key]:
+            raise UserError(
+                f"start_from={config.start_from} was trained with {key} {given[key]}, this run has "
+                f"{mine[key]}: they must agree"
+            )
+    return folder
 
 
 def content_hash(state: Any) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -56,7 +55,7 @@ from pipelines.training.loop import train as train_alone
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
 from pipelines.training.progress import Progress
-from reid_core.datasets import LAYOUTS
+from pipelines.training.summary import finish
 from reid_core.methods import METHODS
 from reid_core.types import Modality
 
@@ -101,38 +100,12 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
             with follow(run_dir, config):
                 progress = _fit(config, prepared, run_dir)
     seconds = {"start": started - began, "train": time.perf_counter() - started}
-    summary = summarize(config, prepared.kind, progress, seconds)
-    runlog.write_summary(run_dir, summary)
-    # The report shows the last epoch's rank lists under the name of the summary's last row.
-    evaluation = run_dir / "evaluation"
-    if prepared.measured is not None:
-        shutil.copyfile(evaluation / f"{progress.stage}.npz", evaluation / "final.npz")
-    return summary
-
-
-def summarize(
-    config: RunConfig, kind: str, progress: Progress, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
-    rows = dict(progress.scores)
-    if progress.stage in rows:
-        rows["final"] = rows[progress.stage]
-    protocol = LAYOUTS[kind].headline_words
-    if config.evaluation.split == "val":
-        protocol += " (validation identities)"
-    return {
-        "rows": rows,
-        "protocol": protocol,
-        "chance": {"rank1": progress.chance},
-        "seconds": {**seconds, "total": sum(seconds.values())},
-        "seed": config.seed,
-        "evaluation": progress.table,
-    }
+    return finish(run_dir, config, prepared, progress, seconds)
 
 
 def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     (run_dir / _FAILURE).unlink(missing_ok=True)
-    start_from = _finished_stage(config)
+    start_from = checkpoint.finished_stage(config)
     job = Job.of(config, prepared, run_dir)
     bank = _bank(job, prepared)
     try:
@@ -146,26 +119,6 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     assert result.checkpoint is not None
     state = checkpoint.load(Path(result.checkpoint.path))
     return Progress.from_state(state["progress"])
-
-
-def _finished_stage(config: RunConfig) -> Path | None:
-    """The checkpoint that `start_from` names, where it fits this configuration.
-
-    Raises:
-        UserError: no checkpoint, or one of another method or model.
-    """
-    if config.start_from is None:
-        return None
-    folder = checkpoint.find(config.start_from)
-    given = checkpoint.load(folder)["config"]
-    mine = config.used()
-    for key in ("method", "model"):
-        if given[key] != mine[key]:
-            raise UserError(
-                f"start_from={config.start_from} was trained with {key} {given[key]}, this run has "
-                f"{mine[key]}: they must agree"
-            )
-    return folder
 
 
 def _explain(error: ray.train.TrainingFailedError, run_dir: Path) -> str:

@@ -13,7 +13,8 @@ import ray
 import ray.data
 
 from pipelines.config import RunConfig
-from pipelines.data.datasource import plan_dataset, training_batches
+from pipelines.data.batches import training_batches
+from pipelines.data.datasource import plan_dataset
 from pipelines.distributed import collectives
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job

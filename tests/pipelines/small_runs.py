@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.plain_loop import bank_of
 from pipelines import config as configuration
 from pipelines.config import RunConfig
-from pipelines.data.datasource import PlanDatasource, training_batches
+from pipelines.data.batches import training_batches
 from pipelines.data.decode import DecodeAndAugment
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
@@ -23,6 +22,7 @@ from pipelines.distributed import collectives
 from pipelines.runs import checkpoint
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
+from pipelines.training.local import open_bank
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
 from reid_core.datasets import synthetic
@@ -166,7 +166,7 @@ def open_run(config: RunConfig, run_dir: Path) -> Small:
     run_dir.mkdir(parents=True, exist_ok=True)
     prepared = prepare(config, lambda inputs, modality: [])
     job = Job.of(config, prepared, run_dir)
-    everyones = EveryonesBank(bank_of(job, prepared), job.train)
+    everyones = EveryonesBank(open_bank(job, prepared), job.train)
     return Small(job, everyones, collectives.rank(), collectives.world_size())
 
 
@@ -231,6 +231,8 @@ def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np
         decoded=job.train.decoded,
         transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
     )
+    from pipelines.data.datasource import PlanDatasource  # needs Ray
+
     source = PlanDatasource(plan, job.train, rank=rank, world=world, batches_per_block=1)
     for task in source.get_read_tasks(1):
         for block in task():

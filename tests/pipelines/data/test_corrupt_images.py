@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pipelines.config import RunConfig
+from pipelines.data.batches import training_batches
 from pipelines.data.corrupt_images import CorruptImages
-from pipelines.data.datasource import training_batches
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import BatchShape, Plan
 from pipelines.data.prepare import inputs_of, prepare

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.config import RunConfig
-from pipelines.data.datasource import block_spans, training_batches
+from pipelines.data.batches import training_batches
+from pipelines.data.datasource import block_spans
 from pipelines.data.inputs import find_unreadable
 from pipelines.data.plan import BatchShape, Plan
 from pipelines.data.prepare import inputs_of

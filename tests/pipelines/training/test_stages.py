@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
-from pipelines.training import driver, loop
+from pipelines.training import loop
 from tests.pipelines import small_runs
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def test_a_stage_of_another_model_is_refused(finished: tuple) -> None:
         update={"start_from": start, "model": config.model.model_copy(update={"width": 48})}
     )
     with pytest.raises(UserError, match=r"start_from.*model"):
-        driver._finished_stage(other)
+        checkpoint.finished_stage(other)
     nothing = config.model_copy(update={"start_from": run_dir / "nowhere"})
     with pytest.raises(UserError, match="no checkpoint"):
-        driver._finished_stage(nothing)
+        checkpoint.finished_stage(nothing)

@@ -1,0 +1,50 @@
+"""What a finished run says of itself: summary.json."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import RunConfig
+from pipelines.data.prepare import Prepared
+from pipelines.runs import runlog
+from pipelines.training.progress import Progress
+from reid_core.datasets import LAYOUTS
+
+
+def finish(
+    run_dir: Path,
+    config: RunConfig,
+    prepared: Prepared,
+    progress: Progress,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Write summary.json of a run that has trained; returns its content."""
+    summary = summarize(config, prepared.kind, progress, seconds)
+    runlog.write_summary(run_dir, summary)
+    # The report shows the last epoch's rank lists under the name of the summary's last row.
+    evaluation = run_dir / "evaluation"
+    if prepared.measured is not None:
+        shutil.copyfile(evaluation / f"{progress.stage}.npz", evaluation / "final.npz")
+    return summary
+
+
+def summarize(
+    config: RunConfig, kind: str, progress: Progress, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
+    rows = dict(progress.scores)
+    if progress.stage in rows:
+        rows["final"] = rows[progress.stage]
+    protocol = LAYOUTS[kind].headline_words
+    if config.evaluation.split == "val":
+        protocol += " (validation identities)"
+    return {
+        "rows": rows,
+        "protocol": protocol,
+        "chance": {"rank1": progress.chance},
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seed": config.seed,
+        "evaluation": progress.table,
+    }

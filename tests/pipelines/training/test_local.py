@@ -1,0 +1,97 @@
+"""The run without Ray: the same log as with it, in one process, through a kill."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.data.inputs import Inputs
+from pipelines.runs import checkpoint, runlog
+from pipelines.training import local
+from pipelines.training.epoch import EpochStart
+from tests.pipelines import small_runs
+
+WITHOUT_RAY = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "faiss", "tensorboardX"):
+            raise ModuleNotFoundError(f"blocked: {name}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from pathlib import Path
+from tests.pipelines import small_runs
+from pipelines.training import local
+
+config = small_runs.make_config(sys.argv[1], Path(sys.argv[2]))
+summary = local.train(config, Path(sys.argv[3]))
+assert not any(name.partition(".")[0] == "ray" for name in sys.modules)
+print(summary["rows"]["final"]["rank1"])
+"""
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trees")
+    small_runs.write_trees(root)
+    return root
+
+
+def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_RAY, "cclnet", str(trees), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = list(runlog.read_metrics(tmp_path / "run"))
+    assert [line["stage"] for line in lines] == ["prepare"] * 2 + ["prompts"] * 2 + ["align"] * 2
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rows"]["final"] == summary["rows"]["align"]
+    assert (tmp_path / "run" / "evaluation" / "final.npz").exists()
+    assert len(list((tmp_path / "run").glob("checkpoint_*"))) == 2
+
+
+def test_a_killed_run_goes_on_to_the_same_content(
+    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_runs.make_config("csdn", trees)
+    local.train(config, tmp_path / "whole")
+
+    real, calls = local.batches, []
+
+    def dies(job: local.Job, start: EpochStart, *, readers: int = 1) -> object:
+        calls.append(start)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(job, start, readers=readers)
+
+    monkeypatch.setattr(local, "batches", dies)
+    with pytest.raises(KeyboardInterrupt):
+        local.train(config, tmp_path / "cut")
+    monkeypatch.setattr(local, "batches", real)
+    local.train(config, tmp_path / "cut")
+    hashes = [
+        checkpoint.content_hash(checkpoint.load(checkpoint.find(tmp_path / name)))
+        for name in ("whole", "cut")
+    ]
+    assert hashes[0] == hashes[1]
+    epochs = [(line["stage"], line["epoch"]) for line in runlog.read_metrics(tmp_path / "cut")]
+    assert len(epochs) == len(set(epochs)) == 6
+
+
+def test_kept_images_are_those_of_the_files(trees: Path) -> None:
+    config = small_runs.make_config("cclnet", trees)
+    prepared = local.prepare(config, lambda inputs, modality: [])
+    kept = local.in_memory(prepared, 1 << 30, readers=2)
+    for modality, paths in prepared.train_inputs.paths.items():
+        rows = np.arange(len(paths))
+        read = [x.train_inputs.read(modality, rows) for x in (prepared, kept)]
+        assert np.array_equal(*read)
+    assert len(kept.train_inputs.decoded) == len(prepared.train)
+    too_small = local.in_memory(prepared, 1000, readers=2)
+    assert isinstance(too_small.train_inputs, Inputs)
+    assert not too_small.train_inputs.decoded
