@@ -7,10 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from pipelines.data.inputs import Inputs
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import local
 from pipelines.training.epoch import EpochStart
@@ -81,17 +79,3 @@ def test_a_killed_run_goes_on_to_the_same_content(
     assert hashes[0] == hashes[1]
     epochs = [(line["stage"], line["epoch"]) for line in runlog.read_metrics(tmp_path / "cut")]
     assert len(epochs) == len(set(epochs)) == 6
-
-
-def test_kept_images_are_those_of_the_files(trees: Path) -> None:
-    config = small_runs.make_config("cclnet", trees)
-    prepared = local.prepare(config, lambda inputs, modality: [])
-    kept = local.in_memory(prepared, 1 << 30, readers=2)
-    for modality, paths in prepared.train_inputs.paths.items():
-        rows = np.arange(len(paths))
-        read = [x.train_inputs.read(modality, rows) for x in (prepared, kept)]
-        assert np.array_equal(*read)
-    assert len(kept.train_inputs.decoded) == len(prepared.train)
-    too_small = local.in_memory(prepared, 1000, readers=2)
-    assert isinstance(too_small.train_inputs, Inputs)
-    assert not too_small.train_inputs.decoded
