@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import resource
 import shutil
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
-import psutil
 import ray
 import torch
 from packaging.requirements import Requirement
@@ -29,13 +29,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines import config as configuration
+from pipelines.cluster import machine as limits
 from pipelines.cluster import preflight
 from pipelines.cluster.session import session
 from pipelines.errors import UserError
 from reid_core.models import clip
 
 _GIB = 2**30
-_MIN_SHARED_MEMORY = 2 * _GIB  # images of a few batches per worker, and the banks
 _MIN_MEMORY = 4 * _GIB  # what the demo asks for
 _MIN_DISK = 20 * _GIB  # three checkpoints of RN50 with their moments are 2 GB, a sweep has many
 _MIN_FILES = 4096  # Ray keeps sockets open per worker
@@ -83,8 +83,9 @@ def examine(folder: Path, address: str | None) -> Iterator[Finding]:
         neighbour_search,
         sweeps,
         weights,
-        lambda: machine(len(os.sched_getaffinity(0)), _memory_bytes()),
-        lambda: shared_memory(preflight.shared_memory_bytes()),
+        lambda: machine(limits.cores(), limits.memory_bytes()),
+        lambda: shared_memory(limits.shared_memory_bytes(), limits.memory_bytes()),
+        authentication,
         open_files,
         lambda: disk(folder),
         step,
@@ -210,13 +211,34 @@ def machine(cores: int, memory: int) -> Finding:
     return Finding("machine", "ok", found)
 
 
-def shared_memory(size: int) -> Finding:
-    """Ray's object store lives in /dev/shm."""
-    found = f"{size / _GIB:.1f} GiB"
-    if size >= _MIN_SHARED_MEMORY:
+def shared_memory(size: int, memory: int) -> Finding:
+    """Ray's object store lives in /dev/shm; both sizes in bytes."""
+    wanted = limits.wanted_store_bytes(memory)
+    found = f"{size / _GIB:.1f} GiB, Ray's object store takes {wanted / _GIB:.1f}"
+    if size >= wanted:
         return Finding("/dev/shm", "ok", found)
-    remedy = "give the container more: docker run --shm-size=8g; in Kubernetes an emptyDir"
-    return Finding("/dev/shm", "warn", f"{found}: Ray will go through the disk", remedy)
+    ample = math.ceil(wanted / _GIB) + 1
+    remedy = (
+        f"give the container more: docker run --shm-size={ample}g, in Kubernetes an emptyDir of "
+        f"{ample}Gi; or ray start --object-store-memory={int(0.9 * size)}"
+    )
+    return Finding("/dev/shm", "warn", f"{found}: a cluster's node goes through the disk", remedy)
+
+
+def authentication() -> Finding:
+    """Whether whoever reaches Ray's ports must present a token."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    token = Path.home() / ".ray" / "auth_token"
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or token.is_file()
+    if mode == "token" and has_token:
+        return Finding("Ray token", "ok", "RAY_AUTH_MODE=token, and a token is here")
+    if mode == "token":
+        remedy = "ray get-auth-token --generate on the head; copy ~/.ray/auth_token to every node"
+        return Finding("Ray token", "fail", f"RAY_AUTH_MODE=token, but no {token}", remedy)
+    remedy = (
+        "for a cluster of several machines set RAY_AUTH_MODE=token on all of them (docs/cluster.md)"
+    )
+    return Finding("Ray token", "warn", f"RAY_AUTH_MODE={mode or 'unset'}: none asked for", remedy)
 
 
 def open_files() -> Finding:
@@ -316,16 +338,7 @@ def nodes(folder: Path, found: list[preflight.Node], silent: list[str]) -> Itera
     else:
         yield Finding("versions", "ok", f"the same on {len(found)} node(s)")
     for node in found[1:]:
-        yield shared_memory(node.shared_memory_bytes)
-
-
-def _memory_bytes() -> int:
-    """Of the machine, or less where its container is given less."""
-    total = psutil.virtual_memory().total
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # another system, or "max"
-        return total
+        yield shared_memory(node.shared_memory_bytes, node.memory_bytes)
 
 
 def _listens(port: int) -> bool:

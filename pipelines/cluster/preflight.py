@@ -18,11 +18,11 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster import machine
 from pipelines.errors import UserError
 
 _PACKAGES = ("crossreid", "torch", "ray", "open_clip_torch", "numpy")
 _TIMEOUT_S = 60.0  # a first task on a node imports torch
-_SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Node:
         versions: of Python and the packages that must agree.
         gpus: their names.
         shared_memory_bytes: size of /dev/shm, 0 where there is none.
+        memory_bytes: of the node, or of its container.
         free_bytes: free disk space of the folder, 0 where it cannot be seen.
     """
 
@@ -45,6 +46,7 @@ class Node:
     versions: dict[str, str]
     gpus: tuple[str, ...]
     shared_memory_bytes: int
+    memory_bytes: int
     free_bytes: int
 
 
@@ -112,11 +114,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def shared_memory_bytes() -> int:
-    """Size of /dev/shm, where Ray's object store lives; 0 where there is none."""
-    return shutil.disk_usage(_SHARED_MEMORY).total if _SHARED_MEMORY.exists() else 0
-
-
 def disagreements(nodes: list[Node]) -> list[str]:
     """Lines "package: 1.0 on A, 2.0 on B" for every version that differs from the driver's."""
     lines = []
@@ -147,7 +144,8 @@ def _describe(probe: Path, address: str) -> dict[str, Any]:
         "token": token,
         "versions": versions(),
         "gpus": gpus,
-        "shared_memory_bytes": shared_memory_bytes(),
+        "shared_memory_bytes": machine.shared_memory_bytes(),
+        "memory_bytes": machine.memory_bytes(),
         "free_bytes": shutil.disk_usage(probe).free if reads else 0,
     }
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import ray
 import ray.data
 
-from pipelines.cluster import join
+from pipelines.cluster import join, machine
 from pipelines.config import RunConfig
 from pipelines.errors import UserError, end_on_signals
 
-_SHARED_MEMORY = Path("/dev/shm")
 _MIN_SHARED_MEMORY = 256 * 2**20
 
 
@@ -77,12 +74,16 @@ def _start(config: RunConfig) -> None:
             namespace=config.ray.namespace,
             num_cpus=_logical_cpus(config),
             include_dashboard=False,
+            # more than /dev/shm holds would go through the disk, without a word
+            object_store_memory=machine.object_store_bytes(
+                machine.memory_bytes(), machine.shared_memory_bytes()
+            ),
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
     except Exception as error:  # Ray raises this very class where a node is late
         free = shutil.disk_usage(tempfile.gettempdir()).free
-        load = psutil.getloadavg()[0] / (psutil.cpu_count() or 1)
+        load = psutil.getloadavg()[0] / machine.cores()
         raise UserError(
             f"Ray did not start on this machine: {error}\n"
             f"- {load:.1f} programs per core want to run, and Ray gives a node 30 s to come up: "
@@ -102,18 +103,18 @@ def num_gpus() -> int:
 def _logical_cpus(config: RunConfig) -> int:
     """Workers reserve their CPUs for the whole run; the data stream needs some beside them."""
     reserved = config.trainer.num_workers * config.trainer.cpus_per_worker
-    return max(os.cpu_count() or 1, reserved + 2)
+    return max(machine.cores(), reserved + 2)
 
 
 def _check_shared_memory() -> None:
-    if not _SHARED_MEMORY.exists():
+    if not machine.SHARED_MEMORY.exists():
         return
-    free = shutil.disk_usage(_SHARED_MEMORY).free
+    free = shutil.disk_usage(machine.SHARED_MEMORY).free
     if free < _MIN_SHARED_MEMORY:
         raise UserError(
-            f"{_SHARED_MEMORY} has {free / 2**20:.0f} MiB free, Ray's object store needs at least "
-            f"{_MIN_SHARED_MEMORY / 2**20:.0f} MiB: free it, or give the container more "
-            "(docker run --shm-size=8g)"
+            f"{machine.SHARED_MEMORY} has {free / 2**20:.0f} MiB free, Ray's object store "
+            f"needs at least {_MIN_SHARED_MEMORY / 2**20:.0f} MiB: free it, or give the "
+            "container more: `crossreid doctor` says how much"
         )
 
 

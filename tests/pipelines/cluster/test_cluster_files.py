@@ -14,6 +14,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from pipelines.cli import app
+from pipelines.cluster import machine
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCHERS = [ROOT / "cluster.yaml", ROOT / "deploy" / "onprem.yaml"]
@@ -26,8 +27,8 @@ RAY_JOB = {
     "submitterPodTemplate", "suspend", "ttlSecondsAfterFinished",
 }  # fmt: skip
 RAY_CLUSTER = {
-    "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
-    "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "workerGroupSpecs",
+    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
+    "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "workerGroupSpecs",
 }  # fmt: skip
 HEAD = {"enableIngress", "headService", "rayStartParams", "serviceType", "template"}
 WORKERS = {
@@ -53,13 +54,22 @@ class TestLauncherFiles:
 
     def test_every_node_installs_the_package_with_the_tested_versions(self, path: Path) -> None:
         content = read(path)
-        (mounted,) = content["file_mounts"]
-        folder = Path(mounted).name
+        folder = Path(next(iter(content["file_mounts"]))).name
         installs = [line for line in content["setup_commands"] if "pip install" in line]
         assert len(installs) == 1
         assert f'-c {folder}/constraints.txt -e "./{folder}[gpu]"' in installs[0]
         extras = importlib.metadata.metadata("crossreid").get_all("Provides-Extra") or []
         assert "gpu" in extras
+
+    def test_every_node_has_the_token_and_asks_for_it(self, path: Path) -> None:
+        content = read(path)
+        (target,) = (to for to, source in content["file_mounts"].items() if source != ".")
+        assert target.endswith("/.ray/auth_token")
+        starts = content["head_start_ray_commands"] + content["worker_start_ray_commands"]
+        started = [line for line in starts if "ray start" in line]
+        assert len(started) == 2
+        assert all("RAY_AUTH_MODE=token ray start" in line for line in started)
+        assert any("RAY_AUTH_MODE=token" in line for line in content["setup_commands"])
 
     def test_nothing_but_source_is_copied(self, path: Path) -> None:
         assert {".venv", "runs", ".git"} <= set(read(path)["rsync_exclude"])
@@ -84,7 +94,7 @@ class TestCloud:
 
 
 class TestKubernetes:
-    JOB = read(ROOT / "deploy" / "rayjob.yaml")
+    JOB, POLICY = yaml.safe_load_all((ROOT / "deploy" / "rayjob.yaml").read_text())
 
     def test_every_field_is_one_of_kuberay(self) -> None:
         spec = self.JOB["spec"]
@@ -114,6 +124,23 @@ class TestKubernetes:
             }
             assert {"/shared", "/dev/shm"} == paths.keys()
             assert set(paths.values()) == {volume["name"] for volume in pod["volumes"]}
+
+    def test_shared_memory_holds_what_ray_takes(self) -> None:
+        cluster = self.JOB["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            pod = group["template"]["spec"]
+            memory = 2**30 * int(pod["containers"][0]["resources"]["limits"]["memory"][:-2])
+            (shm,) = (v["emptyDir"] for v in pod["volumes"] if v["name"] == "shm")
+            assert 2**30 * int(shm["sizeLimit"][:-2]) >= machine.wanted_store_bytes(memory)
+
+    def test_nobody_from_outside_reaches_a_port(self) -> None:
+        cluster = self.JOB["spec"]["rayClusterSpec"]
+        assert cluster["authOptions"] == {"mode": "token"}
+        label = self.POLICY["spec"]["podSelector"]["matchLabels"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            assert group["template"]["metadata"]["labels"] == label
+            assert group["template"]["spec"]["securityContext"]["fsGroup"] == 1000
+        assert self.POLICY["spec"]["ingress"], "none would cut the nodes off from each other"
 
     def test_gpus_asked_for_cover_the_workers(self) -> None:
         words = shlex.split(self.JOB["spec"]["entrypoint"])

@@ -21,6 +21,7 @@ import pytest
 
 from pipelines import config as configuration
 from pipelines.cluster import doctor, preflight
+from pipelines.cluster import machine as limits
 from pipelines.cluster.doctor import Finding
 from pipelines.cluster.preflight import Node
 from pipelines.config import RunConfig
@@ -33,7 +34,7 @@ _START_S = 180.0
 
 def node(address: str, **changes: Any) -> Node:
     """A node that agrees with this machine in everything but `changes`."""
-    healthy = Node(address, True, True, preflight.versions(), (), 8 * GIB, 100 * GIB)
+    healthy = Node(address, True, True, preflight.versions(), (), 8 * GIB, 24 * GIB, 100 * GIB)
     return dataclasses.replace(healthy, **changes)
 
 
@@ -75,13 +76,13 @@ class TestMachine:
         )
         assert "slow" in doctor.machine(1, 24 * GIB).remedy
         assert "trainer.num_workers" in doctor.machine(16, 2 * GIB).remedy
-        assert 0 < doctor._memory_bytes() <= psutil.virtual_memory().total
+        assert 0 < limits.memory_bytes() <= psutil.virtual_memory().total
 
     def test_docker_default_of_shared_memory_is_too_little(self) -> None:
-        small = doctor.shared_memory(64 * 2**20)
+        small = doctor.shared_memory(64 * 2**20, 8 * GIB)
         assert small.verdict == "warn"
         assert "--shm-size" in small.remedy
-        assert doctor.shared_memory(8 * GIB).verdict == "ok"
+        assert doctor.shared_memory(8 * GIB, 24 * GIB).verdict == "ok"
 
     def test_full_disk(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(
