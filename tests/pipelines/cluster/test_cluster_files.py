@@ -28,7 +28,8 @@ RAY_JOB = {
 }  # fmt: skip
 RAY_CLUSTER = {
     "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions",
-    "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend", "workerGroupSpecs",
+    "headGroupSpec", "headServiceAnnotations", "managedBy", "rayVersion", "suspend",
+    "workerGroupSpecs",
 }  # fmt: skip
 HEAD = {"enableIngress", "headService", "rayStartParams", "serviceType", "template"}
 WORKERS = {
