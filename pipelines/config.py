@@ -8,7 +8,7 @@ defaults. Those of a method's section are its paper's where one is known; those 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,79 +16,41 @@ import yaml
 from pydantic import (
     Field,
     ValidationError,
-    field_serializer,
-    field_validator,
     model_validator,
 )
 
+from pipelines import recipe_files
 from pipelines.errors import UserError
-from pipelines.sections import AugmentationConfig, ModelConfig, Section
-from pipelines.storage.shards import location
-from reid_core.datasets import LAYOUTS
-from reid_core.images import MAX_MEGAPIXELS
+from pipelines.sections import AugmentationConfig, DataConfig, ModelConfig, Section
 from reid_core.methods import METHODS
 from reid_core.methods.bmil.settings import Config as BMILConfig
 from reid_core.methods.cclnet.settings import Config as CCLNetConfig
 from reid_core.methods.cpcl.settings import Config as CPCLConfig
 from reid_core.methods.csdn.settings import Config as CSDNConfig
 
+# Values that are paths or names of files stay as they are written: a folder may be called "no".
+_AS_TEXT = ("data.root",)
+_PATHS = ("start_from", "model.pretrained", "model.name", "ray.address", "ray.namespace")
+_LISTS = ("data.extra_roots",)
+_LARGEST = {
+    "lr": 10,
+    "epochs": 100_000,
+    "batches_per_epoch": 1_000_000,
+    "pad": 512,
+    "height": 4096,
+    "width": 4096,
+    "barrier_timeout_s": 30 * 86400,
+    "num_workers": 100_000,
+    "cpus_per_worker": 4096,
+    "embed_batch": 1_000_000,
+    "cache_bytes": 2**50,
+}
 # Files and checkpoints of version 0.1 say these.
 _RENAMED = {
     "optimiser": "optimizer",
     "recompute": "activation_checkpointing",
     "accumulate": "gradient_accumulation",
 }
-
-
-class DataConfig(Section):
-    """Where the images are.
-
-    Attributes:
-        kind: layout of the tree, a key of `reid_core.datasets.LAYOUTS`.
-        trial: which of RegDB's ten divisions, 1 to 10; "all" trains a model for each of them.
-        root: folder that holds it, visible under the same path on every node; or the URI
-            (s3://..., gs://...) of a converted data set, with kind=manifest.
-        fit: which identities are trained on. The published protocols train on train and val
-            together; "train" keeps val apart, for choosing settings.
-        max_unreadable: share of images that may be broken. Broken images are named and left out;
-            more than this stops the run before training.
-        max_megapixels: an image with more pixels is refused by its header, before it is decoded.
-        cache_bytes: of decoded images that every node keeps in its temporary folder while a run
-            lasts, so that an epoch does not decode what the last one did; the rest is decoded as it
-            comes. 4 GiB hold SYSU-MM01 at 288x144; 0 keeps none.
-    """
-
-    kind: str = "sysu"
-    root: Path
-    trial: int | Literal["all"] = 1
-    fit: Literal["train+val", "train"] = "train+val"
-    max_unreadable: float = Field(0.001, ge=0, le=1)
-    max_megapixels: float = Field(MAX_MEGAPIXELS, gt=0, le=178)  # above it Pillow refuses itself
-    cache_bytes: int = Field(2**32, ge=0)
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in LAYOUTS:
-            raise ValueError(f"unknown kind; choose one of {', '.join(LAYOUTS)}")
-        return kind
-
-    @field_serializer("root")
-    def _written(self, root: Path) -> str:
-        return location(root)
-
-    @field_validator("trial", mode="before")
-    @classmethod
-    def _is_a_trial(cls, trial: Any) -> Any:
-        if trial not in ("all", *range(1, 11)):
-            raise ValueError('choose a number from 1 to 10, or "all"')
-        return trial
-
-    @model_validator(mode="after")
-    def _has_trials(self) -> DataConfig:
-        if self.trial == "all" and not LAYOUTS[self.kind].has_trials:
-            raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
-        return self
 
 
 class TrainerConfig(Section):
@@ -240,34 +202,55 @@ def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> Ru
     Args:
         path: a YAML file, or the name of one of the recipes in tune_configs.
         overrides: such as "data.root=/data/SYSU-MM01" or "cclnet.align.epochs=3", whose values are
-            YAML; or a mapping of such keys to values.
+            YAML, but for those of paths; or a mapping of such keys to values.
 
     Raises:
         UserError: no such file, broken YAML, an unknown key, a value of the wrong kind.
     """
     path = _find(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping of keys to values")
+    tree = recipe_files.read(path, as_text=_AS_TEXT)
+    if tree.keys() & {"base", "space", "objective"}:
+        raise UserError(f"{path} is a search file: `crossreid tune {path}` runs it")
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             _put(tree, key, value, said=f"override {key}={value!r}")
     else:
         for override in overrides:
             _apply(tree, override)
+    method = tree.get("method", "cclnet")
+    for name in METHODS.keys() - {method}:
+        if tree.get(name) and method in METHODS:
+            raise UserError(
+                f"{path} with method={method} holds settings of {name}, which nothing would read: "
+                f"start from a recipe of {method}, or leave the section {name} out"
+            )
     return validate(tree, source=str(path))
 
 
 def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
     """A nested mapping -> RunConfig, or a UserError that lists every mistake."""
     try:
-        return RunConfig.model_validate(with_new_names(tree))
+        config = RunConfig.model_validate(with_new_names(tree))
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise UserError(f"{source}:\n  " + "\n  ".join(lines)) from error
+    if wild := list(_out_of_range(config.model_dump(mode="json"), "")):
+        raise UserError(f"{source}:\n  " + "\n  ".join(wild))
+    return config
+
+
+def _out_of_range(value: Any, key: str) -> Iterator[str]:
+    """Lines about numbers that no run can mean, whichever section they stand in."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            yield from _out_of_range(child, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for child in value:
+            yield from _out_of_range(child, key)
+    elif isinstance(value, (int, float)):
+        largest = _LARGEST.get(key.rpartition(".")[2], 2**31)
+        if not abs(value) <= largest:
+            yield f"{key}: must be finite and at most {largest:,}, got {value}"
 
 
 def with_new_names(tree: Any) -> Any:
@@ -304,14 +287,23 @@ def _find(path: Path) -> Path:
     raise UserError(f"no configuration file {path}; the recipes that ship are: {names}")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def split_override(override: str) -> tuple[str, Any]:
+    """Key and value of `key=value`; the value is YAML, but for those of paths, which stay as typed.
+
+    Raises:
+        UserError: not of this form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r} must look like section.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"override {override!r}: the value is not valid YAML") from error
+    if key in _AS_TEXT or (key in _PATHS and text not in ("null", "")):
+        return key, text
+    value = recipe_files.value(text, said=f"override {override!r}")
+    return key, [value] if key in _LISTS and isinstance(value, str) else value
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, value = split_override(override)
     _put(tree, key, value, said=f"override {override!r}")
 
 

@@ -1,11 +1,22 @@
-"""Sections of a run's configuration that say what is seen and by what: model and augmentation."""
+"""Sections of a configuration that say what is seen and by what: data, model, augmentation."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
+from pipelines.storage.shards import location
+from reid_core.datasets import LAYOUTS
+from reid_core.images import MAX_MEGAPIXELS
 from reid_core.models.backbones import Options
 from reid_core.transforms import Augmentation
 
@@ -13,7 +24,84 @@ from reid_core.transforms import Augmentation
 class Section(BaseModel):
     """A group of settings that refuses keys that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """Where the images are.
+
+    Attributes:
+        kind: layout of the tree, a key of `reid_core.datasets.LAYOUTS`.
+        trial: which of RegDB's ten divisions, 1 to 10; "all" trains a model for each of them.
+        root: folder that holds it, visible under the same path on every node; or the URI
+            (s3://..., gs://...) of a converted data set, with kind=manifest.
+        fit: which identities are trained on. The published protocols train on train and val
+            together; "train" keeps val apart, for choosing settings.
+        max_unreadable: share of images that may be broken. Broken images are named and left out;
+            more than this stops the run before training.
+        max_megapixels: an image with more pixels is refused by its header, before it is decoded.
+        cache_bytes: of decoded images that every node keeps in its temporary folder while a run
+            lasts, so that an epoch does not decode what the last one did; the rest is decoded as it
+            comes. 4 GiB hold SYSU-MM01 at 288x144; 0 keeps none.
+        extra_roots: folders outside the root, or URIs as s3://bucket, that rows of a manifest may
+            name images in.
+        allow_http: whether rows of a manifest may name images by http(s). Every node then fetches
+            what the manifest says; never from the machine itself or its link.
+        allow_shared_identities: train although identities, or images, are also measured. Scores
+            then say nothing about identities that were never seen.
+    """
+
+    kind: str = "sysu"
+    root: Path
+    trial: int | Literal["all"] = 1
+    fit: Literal["train+val", "train"] = "train+val"
+    max_unreadable: float = Field(0.001, ge=0, le=1)
+    max_megapixels: float = Field(MAX_MEGAPIXELS, gt=0, le=178)  # above it Pillow refuses itself
+    cache_bytes: int = Field(2**32, ge=0)
+    extra_roots: tuple[Path, ...] = ()
+    allow_http: bool = False
+    allow_shared_identities: bool = False
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in LAYOUTS:
+            raise ValueError(f"unknown kind; choose one of {', '.join(LAYOUTS)}")
+        return kind
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: Path) -> Path:
+        """Checkpoints keep it, and are read from other folders."""
+        if not str(root).strip():
+            raise ValueError("names no folder")
+        return root if "://" in location(root) else root.absolute()
+
+    @field_validator("extra_roots")
+    @classmethod
+    def _all_absolute(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(root if "://" in location(root) else root.absolute() for root in roots)
+
+    @field_serializer("root")
+    def _written(self, root: Path) -> str:
+        return location(root)
+
+    @field_serializer("extra_roots")
+    def _all_written(self, roots: tuple[Path, ...]) -> list[str]:
+        return [location(root) for root in roots]
+
+    @field_validator("trial", mode="before")
+    @classmethod
+    def _is_a_trial(cls, trial: Any) -> Any:
+        if trial not in ("all", *range(1, 11)):
+            raise ValueError('choose a number from 1 to 10, or "all"')
+        return trial
+
+    @model_validator(mode="after")
+    def _has_trials(self) -> DataConfig:
+        if self.trial == "all" and not LAYOUTS[self.kind].has_trials:
+            raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
+        return self
 
 
 class ModelConfig(Section):
@@ -79,6 +167,11 @@ class AugmentationConfig(Section):
     erase_area: tuple[float, float] = (0.02, 0.33)
     erase_aspect: tuple[float, float] = (0.3, 3.3)
     erase_fill: tuple[int, int, int] = (124, 116, 104)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> AugmentationConfig:
+        self.options()
+        return self
 
     def options(self) -> Augmentation:
         """As the transforms take it."""

@@ -79,6 +79,8 @@ class Augmentation:
             raise ValueError(f"erase_area are rising shares of the image, not {self.erase_area}")
         if not 0 < self.erase_aspect[0] <= self.erase_aspect[1]:
             raise ValueError(f"erase_aspect are rising ratios, not {self.erase_aspect}")
+        if not all(0 <= byte <= 255 for byte in self.erase_fill):
+            raise ValueError(f"erase_fill are three bytes, 0 to 255, not {self.erase_fill}")
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines import config as configuration
+from pipelines import recipe_files
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from reid_core.methods import METHODS
@@ -178,23 +177,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
         UserError: names the wrong key or value, before any trial starts.
     """
     path = _find(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold a mapping: see tune_configs/search_demo.yaml")
-    given = dict(_split(override) for override in overrides)
-    tree["overrides"] = {**(tree.get("overrides") or {}), **given}
+    tree = recipe_files.read(path)
+    given = dict(configuration.split_override(override) for override in overrides)
+    written = tree.get("overrides") or {}
+    if not isinstance(written, dict):
+        raise UserError(f"{path}: overrides must be a mapping of keys to values")
+    tree["overrides"] = {**written, **given}
     try:
         search = Search.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise UserError(f"{path}:\n  " + "\n  ".join(lines)) from error
-    written = [f"{key}={json.dumps(value)}" for key, value in search.overrides.items()]
-    recipe = configuration.load(Path(search.base), written).model_dump(mode="json")
-    if "://" not in recipe["data"]["root"]:
-        recipe["data"]["root"] = str(Path(recipe["data"]["root"]).resolve())
+    recipe = configuration.load(Path(search.base), search.overrides).model_dump(mode="json")
     study = Study(search, recipe)
     _check_space(study)
     return study
@@ -300,13 +294,6 @@ def _look_up(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree
-
-
-def _split(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r} must look like section.key=value")
-    return key, yaml.safe_load(text)
 
 
 def _find(path: Path) -> Path:

@@ -56,7 +56,7 @@ def test_every_mistake_is_listed_at_once(file: Path) -> None:
 
 def test_missing_root_says_how_to_give_it(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
-    path.write_text("")
+    path.write_text("seed: 1")
     with pytest.raises(UserError, match=r"missing key data.*pass data"):
         configuration.load(path)
 

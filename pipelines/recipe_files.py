@@ -1,0 +1,123 @@
+"""YAML as people write it: refused where it can be read in two ways or hides something.
+
+A key that stands there twice, an alias (a few of which fill the memory), an empty file and one that
+is no text are errors that name the file and the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import UserError
+
+_MAX_BYTES = 2**20
+_TEXT = "tag:yaml.org,2002:str"
+
+
+def read(path: Path, *, as_text: Collection[str] = ()) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Args:
+        path: an existing file.
+        as_text: dotted keys whose values stay as they are written: a folder may be called "no",
+            "0x1F" or "2024".
+
+    Raises:
+        UserError: names the file, and where one is known the line.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_BYTES:
+        raise UserError(f"{path} has more than a megabyte: it is no recipe")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path} is UTF-16 text: save it as UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): it is no recipe, or "
+            "was saved in another encoding"
+        ) from error
+    try:
+        content = _load(text, as_text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {_in_words(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error)[:200]}") from error
+    if content is None:
+        raise UserError(f"{path} is empty: a recipe names at least method and data.kind")
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a mapping of keys to values")
+    return content
+
+
+def value(text: str, *, said: str) -> Any:
+    """The value that a piece of YAML stands for.
+
+    Raises:
+        UserError: it stands for none; begins with `said`.
+    """
+    try:
+        return _load(text, ())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = _in_words(error) if isinstance(error, yaml.YAMLError) else str(error)[:200]
+        raise UserError(f"{said}: the value is not valid YAML: {reason}") from error
+
+
+def _load(text: str, as_text: Collection[str]) -> Any:
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        for key in as_text:
+            _keep_text(root, key.split("."))
+        return None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases and without keys that stand there twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} stands in line {seen[key.value]} already",
+                    problem_mark=key.start_mark,
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _keep_text(node: Any, keys: list[str]) -> None:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for name, child in node.value:
+        if name.value != keys[0]:
+            continue
+        if len(keys) > 1:
+            _keep_text(child, keys[1:])
+        elif isinstance(child, yaml.ScalarNode):
+            child.tag = _TEXT
+
+
+def _in_words(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    return f"line {mark.line + 1}: {problem}" if mark else problem
