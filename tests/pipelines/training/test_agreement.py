@@ -31,11 +31,12 @@ WORLDS = (1, 2, 4)
 # the last streamed stage of each method, as one step, and what comes before it
 ONE_STEP = {
     "cclnet": ("prompts", ["cclnet.align.batches_per_epoch=1"]),
+    "bmil": ("intra", ["bmil.joint.batches_per_epoch=1"]),  # one of each kind of labels
     "csdn": ("fusion", ["csdn.images.batches_per_epoch=1"]),
     "cpcl": (None, ["cpcl.train.batch_size=48"]),
 }
 THREE_EPOCHS = {"cclnet": "cclnet.align.epochs=3", "csdn": "csdn.images.epochs=3"}
-THREE_EPOCHS["cpcl"] = "cpcl.train.epochs=3"
+THREE_EPOCHS |= {"bmil": "bmil.joint.epochs=3", "cpcl": "cpcl.train.epochs=3"}
 
 
 class EnoughError(Exception):

@@ -60,7 +60,9 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Counter
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "stages"), [("cclnet", 3), ("csdn", 3), ("cpcl", 1)])
+@pytest.mark.parametrize(
+    ("method", "stages"), [("cclnet", 3), ("bmil", 2), ("csdn", 3), ("cpcl", 1)]
+)
 def test_no_step_of_any_stage_waits(
     method: str, stages: int, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

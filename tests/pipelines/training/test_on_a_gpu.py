@@ -76,7 +76,7 @@ def test_a_bank_learns_on_the_device_what_it_learns_on_the_cpu() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("method", ["cclnet", "csdn", "cpcl"])
+@pytest.mark.parametrize("method", ["cclnet", "bmil", "csdn", "cpcl"])
 def test_no_step_waits_for_the_device(
     method: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,9 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def losses_of(method: str, setting: str, trees: Path, folder: Path) -> dict[str, float]:
+def losses_of(method: str, setting: str, trees: Path, folder: Path, *others: str) -> dict[str, float]:
     """Losses of the first epoch."""
-    config = small_runs.make_config(method, trees, setting)
+    config = small_runs.make_config(method, trees, setting, *others)
     kept = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder)
     loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
@@ -32,10 +32,12 @@ def losses_of(method: str, setting: str, trees: Path, folder: Path) -> dict[str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["cclnet", "csdn", "cpcl"])
+@pytest.mark.parametrize("method", ["cclnet", "bmil", "csdn", "cpcl"])
 def test_bfloat16_changes_the_rounding_only(method: str, trees: Path, tmp_path: Path) -> None:
-    full = losses_of(method, "trainer.precision=fp32", trees, tmp_path / "full")
-    half = losses_of(method, "trainer.precision=bf16", trees, tmp_path / "half")
+    # BMIL's joint clusters of so few images are others for the least change of a feature
+    given = ["bmil.labels=identities"] if method == "bmil" else []
+    full = losses_of(method, "trainer.precision=fp32", trees, tmp_path / "full", *given)
+    half = losses_of(method, "trainer.precision=bf16", trees, tmp_path / "half", *given)
     assert half == pytest.approx(full, rel=0.1, abs=0.05)
 
 
