@@ -19,7 +19,9 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def losses_of(method: str, setting: str, trees: Path, folder: Path, *others: str) -> dict[str, float]:
+def losses_of(
+    method: str, setting: str, trees: Path, folder: Path, *others: str
+) -> dict[str, float]:
     """Losses of the first epoch."""
     config = small_runs.make_config(method, trees, setting, *others)
     kept = small_runs.Kept(folder / "kept")
