@@ -77,7 +77,7 @@ def run(row: str, root: Path, out: Path, seed: int, more: list[str]) -> dict[str
     folder = out / f"{''.join(c if c.isalnum() else '_' for c in row)}-{seed}"
     if not (folder / "summary.json").is_file():
         recipe, *overrides = ROWS[row]
-        given = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *overrides, *more]
+        given = [f"data.root={root}", f"seed={seed}", *overrides, *more]
         train(configuration.load(Path(recipe), given), folder)
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     lines = (folder / "metrics.jsonl").read_text().splitlines()
