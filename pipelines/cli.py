@@ -14,6 +14,7 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from pipelines.cli_checkpoint import checkpoint_app
 from pipelines.cli_data import check_target, data_app, ray_address, write_text
 from pipelines.errors import Terminated, UserError, end_on_signals
 from pipelines.runs.console import console, say
@@ -26,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _DEBUG = "CROSSREID_DEBUG"
-checkpoint_app = typer.Typer(help="Look into checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
@@ -322,16 +322,6 @@ def doctor(
         write_text(json_file, clinic.to_json(findings))
     if clinic.failed(findings):
         raise typer.Exit(1)
-
-
-@checkpoint_app.command(name="hash")
-def hash_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
-) -> None:
-    """Print the content hash: equal for equal weights, optimizer state, banks, labels, scores."""
-    from pipelines.runs import checkpoint as files
-
-    console.print(files.content_hash(files.load(files.find(checkpoint))))
 
 
 def _environment() -> list[str]:

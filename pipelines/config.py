@@ -211,6 +211,13 @@ def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> Ru
     tree = recipe_files.read(path, as_text=_AS_TEXT)
     if tree.keys() & {"base", "space", "objective"}:
         raise UserError(f"{path} is a search file: `crossreid tune {path}` runs it")
+    return overridden(tree, overrides, source=str(path))
+
+
+def overridden(
+    tree: dict[str, Any], overrides: Mapping[str, object] | Sequence[str], *, source: str
+) -> RunConfig:
+    """A nested mapping, which overrides change in place, -> RunConfig; see `load`."""
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
             _put(tree, key, value, said=f"override {key}={value!r}")
@@ -221,10 +228,10 @@ def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> Ru
     for name in METHODS.keys() - {method}:
         if tree.get(name) and method in METHODS:
             raise UserError(
-                f"{path} with method={method} holds settings of {name}, which nothing would read: "
+                f"{source} with method={method} holds settings of {name}, which nothing would read: "
                 f"start from a recipe of {method}, or leave the section {name} out"
             )
-    return validate(tree, source=str(path))
+    return validate(tree, source=source)
 
 
 def validate(tree: dict[str, Any], *, source: str) -> RunConfig:

@@ -114,8 +114,8 @@ class ModelConfig(Section):
             "bundled" for the small models that ship with the package, or null for random weights.
         height, width: image size in pixels.
         pixels: mean and deviation that images are normalized with: "weights" those that the weights
-            were trained with, "imagenet" ImageNet's; null takes ImageNet's for CLIP's ResNets, as
-            CCLNet and CSDN do, and the weights' for all others.
+            were trained with, "imagenet" ImageNet's, "half" one half for both; null takes
+            ImageNet's for CLIP's ResNets, as CCLNet and CSDN do, and the weights' for all others.
         pool: what becomes of the last features: "gem" or "mean" of a map or of the patches, the
             "class" token, or the tower's own "attention" pool; null for what the family has.
         patch_stride: pixels from one patch of a transformer to the next; 12 lets patches of 16
@@ -133,7 +133,7 @@ class ModelConfig(Section):
     pretrained: str | None = "openai"
     height: int = Field(288, ge=32)
     width: int = Field(144, ge=16)
-    pixels: Literal["imagenet", "weights"] | None = None
+    pixels: Literal["imagenet", "weights", "half"] | None = None
     pool: Literal["gem", "class", "mean", "attention"] | None = None
     patch_stride: int | None = Field(None, ge=1)
     stem_blocks: int = Field(0, ge=0)

@@ -36,6 +36,7 @@ SMALL, SMALL_VIT = "crossreid-small", "crossreid-small-vit"
 BUNDLED = (SMALL, SMALL_VIT)
 TIMM = "timm/"
 IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD)
+HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Options:
 
     Attributes:
         pixels: mean and deviation that images are normalized with: "weights" what the weights were
-            trained with, "imagenet" ImageNet's; None ImageNet's for CLIP's ResNets, as CCLNet and
-            CSDN do, else the weights'.
+            trained with, "imagenet" ImageNet's, "half" one half for both; None ImageNet's for
+            CLIP's ResNets, as CCLNet and CSDN do, else the weights'.
         pool, patch_stride, stem_blocks: see `towers.Fit`.
         drop_path: share of the residual branches left out in the last block, rising from 0.
         layer_decay: factor on the learning rate per block, from the last one down.
@@ -54,7 +55,7 @@ class Options:
             trains the weights themselves.
     """
 
-    pixels: Literal["imagenet", "weights"] | None = None
+    pixels: Literal["imagenet", "weights", "half"] | None = None
     pool: PoolKind | None = None
     patch_stride: int | None = None
     stem_blocks: int = 0
@@ -114,7 +115,7 @@ class Backbone:
         chosen = self.options.pixels
         if chosen is None:
             chosen = "imagenet" if hasattr(self.visual, "attnpool") else "weights"
-        return IMAGENET if chosen == "imagenet" else self.pixels
+        return {"imagenet": IMAGENET, "half": HALF, "weights": self.pixels}[chosen]
 
 
 def load(
@@ -177,9 +178,10 @@ def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
         height, width: of the images that it will get.
     """
     own, found = backbone.pixels, []
-    if backbone.options.pixels == "imagenet" and own.mean != IMAGENET.mean:
+    chosen = backbone.options.pixels
+    if chosen is not None and backbone.encoder_pixels.mean != own.mean:
         found.append(
-            f"model.pixels=imagenet: the weights of {backbone.name!r} were trained with mean "
+            f"model.pixels={chosen}: the weights of {backbone.name!r} were trained with mean "
             f"{own.mean} and deviation {own.std}"
         )
     if own.size is not None and own.size != (height, width):
@@ -335,6 +337,7 @@ def _load_timm(name: str, pretrained: str | None, options: Options) -> Backbone:
     if pretrained is not None:
         file = read_weights(_local(name, pretrained, tags))
         pixels = file.pixels or pixels
+        reid_weights.match_positions(model, file.state)
         fill(model, _for_timm(file, model), name=name, hint="Name the architecture of the file")
     return Backbone(name, model, None, pixels)
 
@@ -359,5 +362,7 @@ def _load_reid_weights(name: str, pretrained: str | None, options: Options) -> B
     model = source.build(options.drop_path)
     if pretrained is not None:
         file = read_weights(_local(name, pretrained, []))
-        fill(model, source.rename(file), name=name, hint=f"It takes the files of {source.origin}")
+        file = source.rename(file)
+        reid_weights.match_positions(model, file.state)
+        fill(model, file, name=name, hint=f"It takes the files of {source.origin}")
     return Backbone(name, model, None, source.pixels)

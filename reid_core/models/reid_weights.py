@@ -6,6 +6,7 @@ names. Shapes: C, D channels of a Swin stage and of the next one.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 TALL = (256, 128)
 SEMANTIC_WEIGHT = 0.2
+_SOFTPLUS_OF_ONE = math.log(math.e - 1)  # of which softplus is 1
+# (height, width, stride of the patches) in the settings of TransReID, TransReID-SSL and CLIP-ReID
+_USUAL = [(h, w, s) for h, w in ((256, 128), (384, 128), (288, 144)) for s in (16, 12)]
 _IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD, TALL)
 _LUPERSON = Pixels((0.3525, 0.3106, 0.3140), (0.2505, 0.2522, 0.2504), TALL)
 
@@ -102,7 +106,12 @@ def _vit(name: str, *, ics: bool) -> Callable[[float], nn.Module]:
 def _swin(name: str) -> Callable[[float], nn.Module]:
     def build(drop_path: float) -> nn.Module:
         model: Any = timm.create_model(
-            name, num_classes=0, img_size=TALL, window_size=7, drop_path_rate=drop_path
+            name,
+            num_classes=0,
+            img_size=TALL,
+            window_size=7,
+            always_partition=True,  # small maps are padded to a window, not windows cut to maps
+            drop_path_rate=drop_path,
         )
         for stage in model.layers[1:]:  # with a bias, which takes in the semantic shift
             old = stage.downsample.reduction
@@ -114,6 +123,43 @@ def _swin(name: str) -> Callable[[float], nn.Module]:
 
 def _resnet(name: str) -> Callable[[float], nn.Module]:
     return lambda drop_path: timm.create_model(name, num_classes=0, drop_path_rate=drop_path)
+
+
+def image_of(num_patches: int, *, patch: int = 16) -> tuple[int, int, int]:
+    """(height, width, stride of the patches) of the images that positions were learnt for.
+
+    Raises:
+        ValueError: a number that none of the usual sizes has.
+    """
+    usual = {rows * columns: key for key in _USUAL for rows, columns in [_grid(*key, patch=patch)]}
+    if num_patches not in usual:
+        known = ", ".join(f"{n} ({h} x {w}, stride {s})" for n, (h, w, s) in usual.items())
+        raise ValueError(
+            f"{num_patches} positions of patches: the size of their images is unknown; known are "
+            f"{known}"
+        )
+    return usual[num_patches]
+
+
+def match_positions(model: Any, state: dict[str, Tensor]) -> None:
+    """Gives a transformer the grid of a file whose positions are of another one, in place.
+
+    Raises:
+        ValueError: see `image_of`.
+    """
+    positions, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
+    if positions is None or own is None or positions.shape == own.shape:
+        return
+    length = positions.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
+    side, patch = round(length**0.5), model.patch_embed.patch_size[0]
+    square = side * side == length
+    grid = (side, side) if square else _grid(*image_of(length, patch=patch), patch=patch)
+    model.patch_embed.grid_size = grid
+    model.pos_embed = nn.Parameter(torch.zeros(positions.shape))
+
+
+def _grid(height: int, width: int, stride: int, *, patch: int) -> tuple[int, int]:
+    return (height - patch) // stride + 1, (width - patch) // stride + 1
 
 
 def from_transreid_ssl(file: WeightFile) -> WeightFile:
@@ -141,22 +187,18 @@ def from_solider(file: WeightFile, *, semantic_weight: float = SEMANTIC_WEIGHT) 
     for name in [k for k in state if ".downsample." in k]:
         state[name] = _timm_order(state[name])
     mixture = torch.tensor([semantic_weight, 1 - semantic_weight])
-    for stage in range(1, 4):
-        weight = f"layers.{stage}.downsample.reduction.weight"
-        scale, shift = (
-            mixture @ old[f"semantic_embed_{kind}.{stage - 1}.weight"].float().T
-            + old[f"semantic_embed_{kind}.{stage - 1}.bias"].float()
-            if f"semantic_embed_{kind}.{stage - 1}.weight" in old
-            else None
-            for kind in ("w", "b")
-        )
-        if weight not in state:
-            continue
-        rows = len(state[weight])
-        factor = torch.ones(rows) if scale is None else F.softplus(scale)
-        state[weight] = factor[:, None] * state[weight].float()
-        bias = torch.zeros(rows) if shift is None else shift
-        state[weight.replace("weight", "bias")] = bias
+
+    def controlled(kind: str, stage: int, otherwise: Tensor) -> Tensor:
+        weight, bias = (old.get(f"semantic_embed_{kind}.{stage}.{x}") for x in ("weight", "bias"))
+        return otherwise if weight is None or bias is None else weight.float() @ mixture + bias
+
+    for stage in range(3):
+        name = f"layers.{stage + 1}.downsample.reduction"
+        if f"{name}.weight" in state:
+            matrix = state[f"{name}.weight"].float()
+            scale = F.softplus(controlled("w", stage, torch.full([len(matrix)], _SOFTPLUS_OF_ONE)))
+            state[f"{name}.weight"] = scale[:, None] * matrix
+            state[f"{name}.bias"] = controlled("b", stage, torch.zeros(len(matrix)))
     return replace(file, state=state)
 
 
@@ -180,6 +222,40 @@ def _timm_order(x: Tensor) -> Tensor:
     """Four neighbouring patches, channel by channel as `nn.Unfold` lays them, to timm's order."""
     by_patch = x.unflatten(-1, (-1, 4)).transpose(-1, -2)
     return by_patch[..., [0, 2, 1, 3], :].flatten(-2)
+
+
+def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """CLIP-ReID's state dict -> that of an `ImageEncoder`, both stems alike, without its neck.
+
+    Its authors test what comes before the neck, without it. Texts, classifiers and both necks of
+    the file are left out.
+
+    Raises:
+        ValueError: not such a file, or one whose descriptors depend on the number of the camera.
+    """
+    if "cv_embed" in state:
+        raise ValueError(
+            "cv_embed: these weights were trained with the numbers of cameras or views as inputs "
+            "(SIE), which no encoder here takes"
+        )
+    tower = {k.removeprefix("image_encoder."): v for k, v in state.items() if "image_enc" in k}
+    if not tower:
+        raise ValueError("not a checkpoint of CLIP-ReID's public code: no name is image_encoder.*")
+    found: dict[str, Tensor] = {}
+    for name, x in tower.items():
+        if name.startswith("layer"):
+            found[f"trunk.{name}"] = x
+        elif name.startswith("transformer.resblocks."):
+            found[f"trunk.blocks.{name.removeprefix('transformer.resblocks.')}"] = x
+        elif name.startswith("ln_post."):
+            found[name.replace("ln_post", "trunk.norm")] = x
+        elif name.startswith("attnpool."):
+            found[name] = x
+        elif name == "proj":
+            found["attnpool.weight"] = x
+        else:
+            found |= {f"{stem}.{name}": x for stem in ("visible_stem", "infrared_stem")}
+    return found
 
 
 def _kept(file: WeightFile, left_out: tuple[str, ...]) -> WeightFile:

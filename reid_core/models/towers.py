@@ -157,8 +157,12 @@ def _resnet(visual: Any, fit: Fit) -> Tower:
 def _swin(visual: Any, fit: Fit) -> Tower:
     _grid(fit, 32)
     # windows keep their size: the table of relative positions was learnt for it
-    window = visual.layers[0].blocks[0].window_size
-    visual.set_input_size((fit.height, fit.width), window_size=window)
+    block = visual.layers[0].blocks[0]
+    visual.set_input_size(
+        (fit.height, fit.width),
+        window_size=block.window_size,
+        always_partition=block.always_partition,
+    )
     stages = [ChannelsFirst(stage) for stage in visual.layers]
     patches = ChannelsFirst(visual.patch_embed, images=True)
     own, shared = stages[: fit.stem_blocks], stages[fit.stem_blocks :]

@@ -158,7 +158,7 @@ def load_encoder(
     """The encoder that stage 3 has trained, or CLIP's own where `state` is None.
 
     Raises:
-        ValueError: the state is of another stage.
+        ValueError: the state is of another stage, or incomplete.
     """
     encoder = build_encoder(config, clip, height=height, width=width)
     if state is None:
@@ -170,7 +170,10 @@ def load_encoder(
             'this state holds no image encoder: stages "prompts" and "fusion" train texts alone; '
             'take a checkpoint of stage "images"'
         )
-    encoder.load_state_dict(weights)
+    try:
+        encoder.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"this state is not that of a whole image encoder: {error}") from error
     return Descriptor(encoder, flip=config.flip_test).eval()
 
 
@@ -186,67 +189,4 @@ def check(config: Config) -> list[str]:
         found.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
     if config.profile == "reference" and config.stem_relu == "all":
         found.append("csdn.stem_relu=all: the released weights were trained with the last alone")
-    return found
-
-
-# The authors' checkpoints ------------------------------------------------------------------------
-
-_STEM = {
-    str(2 * i + j): f"{kind}{i + 1}" for i in range(3) for j, kind in enumerate(("conv", "bn"))
-}
-_RELEASED: dict[str, tuple[str, str]] = {
-    **{
-        f"image_encoder{number}.{index}.": ("images", f"encoder.{m}_stem.{name}.")
-        for number, m in ((1, "visible"), (2, "infrared"))
-        for index, name in _STEM.items()
-    },
-    **{f"image_encoder.{i}.": ("images", f"encoder.trunk.layer{i + 1}.") for i in range(4)},
-    "attnpool.": ("images", "encoder.attnpool."),
-    "classifier.GEM.": ("images", "encoder.gem."),
-    "classifier.BN.": ("images", "encoder.neck."),
-    "classifier.classifier.": ("images", "classifier."),
-    "classifier2.BN.": ("images", "projected_neck."),
-    "classifier2.classifier.": ("images", "projected_classifier."),
-    "prompt_learner1.cls_ctx": ("prompts", "learners.visible.tokens"),
-    "prompt_learner2.cls_ctx": ("prompts", "learners.infrared.tokens"),
-    "attention_fusion.embedding_q.0.": ("fusion", "query."),
-    "attention_fusion.embedding_k.0.": ("fusion", "key."),
-    "attention_fusion.embedding_v.0.": ("fusion", "value."),
-    "attention_fusion.embedding_common.0.": ("fusion", "output."),
-}
-# CLIP's own, frozen: ours come with the CLIP model.
-_FROZEN = ("text_encoder.", "prompt_learner1.token_", "prompt_learner2.token_")
-
-
-def from_released(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The authors' state dict -> module state per stage; `load_encoder` takes that of "images".
-
-    They go with `profile: reference` (one rectifier per stem).
-
-    Args:
-        state: names as the public code saves them, with or without DataParallel's "module.".
-
-    Returns:
-        "prompts", "fusion" and "images", each a module state without what is CLIP's own.
-
-    Raises:
-        ValueError: a name that the public code does not use; lists them.
-    """
-    found: dict[str, dict[str, Tensor]] = {"prompts": {}, "fusion": {}, "images": {}}
-    unknown = []
-    for name, x in state.items():
-        plain = name.removeprefix("module.")
-        if plain.startswith(_FROZEN):
-            continue
-        match = next((prefix for prefix in _RELEASED if plain.startswith(prefix)), None)
-        if match is None:
-            unknown.append(name)
-            continue
-        stage, ours = _RELEASED[match]
-        found[stage][ours + plain.removeprefix(match)] = x
-    if unknown:
-        raise ValueError(
-            f"not a checkpoint of CSDN's public code: it knows no {', '.join(unknown[:5])} "
-            f"({len(unknown)} of {len(state)} names)"
-        )
     return found

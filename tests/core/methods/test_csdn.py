@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn import settings, stages
 from reid_core.methods.csdn.images import Descriptor, ImageModel, build_encoder
+from reid_core.methods.csdn.released import from_released
 from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.models import clip as clips
 from reid_core.models.fusion import TextFusion
@@ -17,6 +18,9 @@ from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 
 SIZE = {"height": 64, "width": 32}
+
+
+REFERENCE = Config(profile="reference")
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +275,7 @@ def test_released_checkpoints_fill_every_tensor(published: ImageModel, wrapper: 
         wrapper + name: torch.empty(shape, device="meta")
         for name, shape in released_names().items()
     }
-    parts = csdn.from_released(state)
+    parts = from_released(REFERENCE, state)
     published.load_state_dict(parts["images"])  # strict: names and shapes
     with torch.device("meta"):
         TextFusion(1024, seed=0).load_state_dict(parts["fusion"])
@@ -282,9 +286,27 @@ def test_released_checkpoints_fill_every_tensor(published: ImageModel, wrapper: 
 
 def test_other_checkpoints_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"backbone\.conv1"):
-        csdn.from_released(
-            {"backbone.conv1": torch.zeros(1), "attnpool.k_proj.bias": torch.ones(1)}
+        from_released(
+            REFERENCE, {"backbone.conv1": torch.zeros(1), "attnpool.k_proj.bias": torch.ones(1)}
         )
+
+
+def test_an_incomplete_checkpoint_and_another_profile_are_refused() -> None:
+    whole = {name: torch.empty(shape, device="meta") for name, shape in released_names().items()}
+    partial = {name: x for name, x in whole.items() if not name.startswith("image_encoder.3")}
+    with pytest.raises(ValueError, match=r"incomplete.*image_encoder\.3"):
+        from_released(REFERENCE, partial)
+    with pytest.raises(ValueError, match=r"csdn\.profile=clean.*take csdn\.profile=reference"):
+        from_released(Config(), whole)
+
+
+def test_a_state_without_all_weights_names_what_is_missing(small) -> None:
+    config = Config(profile="reference")
+    own = build_encoder(config, small, **SIZE).state_dict()
+    state = {f"encoder.{name}": x for name, x in own.items()}
+    del state["encoder.trunk.layer2.0.conv1.weight"]
+    with pytest.raises(ValueError, match=r"(?s)whole image encoder.*layer2\.0\.conv1"):
+        csdn.load_encoder(config, small, **SIZE, state=state)
 
 
 def as_released(name: str) -> str:
@@ -311,7 +333,9 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         encoder.gem.p.fill_(2.5)
     model = ImageModel(encoder, 7, seed=3).eval()
     saved = {f"module.{as_released(name)}": x for name, x in model.state_dict().items()}
-    loaded = csdn.load_encoder(config, small, **SIZE, state=csdn.from_released(saved)["images"])
+    loaded = csdn.load_encoder(
+        config, small, **SIZE, state=from_released(REFERENCE, saved)["images"]
+    )
     own = Descriptor(encoder, flip=True).eval()
     pictures = torch.randint(256, (3, 3, 64, 32), generator=torch.Generator().manual_seed(0))
     pictures = pictures.to(torch.uint8)

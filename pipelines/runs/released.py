@@ -1,0 +1,212 @@
+"""Released weights of others as a run folder that `eval`, `embed`, `search` and `export` take."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.errors import UserError
+from pipelines.runs import checkpoint
+from reid_core.methods import METHODS
+from reid_core.methods.cclnet import released as cclnet
+from reid_core.methods.csdn import released as csdn
+from reid_core.models import backbones, reid_weights
+from reid_core.models.weight_files import WeightFile, read_weights
+
+Tree = dict[str, Any]
+# Where one modality is all that a model was trained on, its stem serves both.
+_IMAGES_ALONE: Tree = {"method": "cclnet", "cclnet": {"image_to_text": 0}}
+
+
+@dataclass(frozen=True)
+class _Publisher:
+    """How a publisher's files become a run.
+
+    Attributes:
+        settings: of a file; what the user says may add to them, not change them.
+        stage: that the weights are the end of.
+        state: the module state of that stage.
+        quick_gelu: whether its transformers use QuickGELU.
+    """
+
+    settings: Callable[[WeightFile], Tree]
+    stage: str
+    state: Callable[[RunConfig, WeightFile], dict[str, Tensor]]
+    quick_gelu: bool
+
+
+def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[str] = ()) -> Path:
+    """Write a run folder with one checkpoint.
+
+    Args:
+        file: a publisher's weights.
+        out: the folder; must not exist, or be empty.
+        publisher: a key of `PUBLISHERS`.
+        overrides: further settings, such as data.kind=sysu and data.root=PATH.
+
+    Raises:
+        UserError: no such publisher, a folder in use, settings that the weights contradict, weights
+            that are incomplete or of something else.
+    """
+    if publisher not in PUBLISHERS:
+        raise UserError(f"--from {publisher}: choose one of {', '.join(PUBLISHERS)}")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty: choose another folder")
+    source = PUBLISHERS[publisher]
+    try:
+        weights = read_weights(file)
+        config = _config(source.settings(weights), overrides, publisher)
+        state = source.state(config, weights)
+        _check(config, state, quick_gelu=source.quick_gelu)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{file}, --from {publisher}: {error}") from error
+    kept = {
+        "config": config.used(),
+        "progress": {"stage": source.stage, "epoch": 0, "handed": {}, "scores": {}},
+        "trains_encoder": True,
+        "quick_gelu": source.quick_gelu,
+        "module": state,
+        "epoch": {},
+        "optimizer": {},
+    }
+    info = {"stage": source.stage, "epoch": 0, "written": time.time(), "released": publisher}
+    checkpoint.save(out / "checkpoint_000000", kept, info)
+    (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
+    return out
+
+
+def _config(tree: Tree, overrides: Sequence[str], publisher: str) -> RunConfig:
+    """The publisher's settings and the user's, which must not contradict each other."""
+    source = f"--from {publisher}"
+    whole = {"data": {"kind": "sysu", "root": "unknown"}, **tree}
+    before = configuration.validate(whole, source=source).used()
+    given = configuration.overridden(copy.deepcopy(whole), overrides, source=source)
+    after = given.used()
+    kept = ("method", "model", tree["method"])
+    changed = configuration.differences(
+        {key: before[key] for key in kept}, {key: after.get(key) for key in kept}
+    )
+    if changed:
+        raise UserError(
+            f"--from {publisher}: these settings belong to the weights and cannot be changed:\n  "
+            + "\n  ".join(changed)
+        )
+    return given
+
+
+def _check(config: RunConfig, state: dict[str, Tensor], *, quick_gelu: bool) -> None:
+    """Loads the weights as every later command will."""
+    model = config.model
+    start = backbones.load(model.name, None, quick_gelu=quick_gelu, options=model.options())
+    try:
+        METHODS[config.method].load_encoder(
+            config.settings, start, height=model.height, width=model.width, state=state
+        )
+    except RuntimeError as error:
+        raise ValueError(f"incomplete, or of another model: {error}") from error
+
+
+def _csdn_settings(file: WeightFile) -> Tree:
+    return {
+        "method": "csdn",
+        "model": {"name": "RN50", "pretrained": None, "height": 288, "width": 144},
+        "csdn": {"profile": "reference", "variant": "head"},
+    }
+
+
+def _csdn_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
+    return csdn.from_released(config.csdn, file.state)["images"]
+
+
+def _cclnet_settings(file: WeightFile) -> Tree:
+    return {
+        "method": "cclnet",
+        "model": {"name": "RN50", "pretrained": None, "height": 288, "width": 144},
+    }
+
+
+def _backbone_settings(name: str, file: WeightFile) -> Tree:
+    """Of a whole re-identification model the authors' test settings, of a backbone its own."""
+    whole = any(key.startswith(("base.", "bottleneck.")) for key in file.state)
+    height, width, stride = 256, 128, 16
+    positions = next((v for k, v in file.state.items() if k.endswith("pos_embed")), None)
+    if positions is not None:
+        height, width, stride = reid_weights.image_of(positions.shape[1] - 1)
+    model = {"name": name, "pretrained": str(file.path), "height": height, "width": width}
+    model |= {"patch_stride": 12} if stride == 12 else {}
+    model |= {"pixels": "half"} if whole else {}
+    return {**_IMAGES_ALONE, "model": model}
+
+
+def _named(file: WeightFile, ending: str) -> Tensor:
+    for name, x in file.state.items():
+        if name.endswith(ending):
+            return x
+    raise ValueError(f"no name ends with {ending}")
+
+
+def _transreid_ssl_settings(file: WeightFile) -> Tree:
+    dims = {384: "small", 768: "base"}
+    tokens = _named(file, "cls_token")
+    ics = any(".conv.0." in key for key in file.state)
+    return _backbone_settings(f"transreid-ssl/vit_{dims[tokens.shape[-1]]}{'_ics' * ics}", file)
+
+
+def _solider_settings(file: WeightFile) -> Tree:
+    patches = _named(file, "patch_embed.projection.weight")
+    deep = any("stages.2.blocks.17." in key for key in file.state)
+    size = "base" if len(patches) == 128 else "small" if deep else "tiny"
+    tree = _backbone_settings(f"solider/swin_{size}", file)
+    tree["model"] |= {"height": 384, "pool": "mean"}
+    return tree
+
+
+def _backbone_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
+    """Both stems from the one of the file; the neck does nothing yet."""
+    model = config.model
+    start = backbones.load(model.name, str(file.path), options=model.options())
+    encoder = METHODS[config.method].load_encoder(
+        config.settings, start, height=model.height, width=model.width, state=None
+    )
+    return encoder.state_dict()
+
+
+def _clip_reid_settings(file: WeightFile) -> Tree:
+    positions = file.state.get("image_encoder.positional_embedding")
+    name = "RN50" if positions is None else "ViT-B-16"
+    if positions is None:
+        positions = file.state["image_encoder.attnpool.positional_embedding"]
+    height, width, stride = reid_weights.image_of(len(positions) - 1)
+    model = {"name": name, "pretrained": None, "height": height, "width": width, "pixels": "half"}
+    model |= {"patch_stride": 12} if stride == 12 else {}
+    model |= {"pool": "mean"} if name == "RN50" else {}
+    return {**_IMAGES_ALONE, "model": model}
+
+
+def _clip_reid_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
+    model = config.model
+    start = backbones.load(model.name, None, quick_gelu=True, options=model.options())
+    encoder = METHODS[config.method].load_encoder(
+        config.settings, start, height=model.height, width=model.width, state=None
+    )
+    own = {k: v for k, v in encoder.state_dict().items() if k.startswith("neck.")}
+    return own | reid_weights.from_clip_reid(file.state)
+
+
+PUBLISHERS: dict[str, _Publisher] = {
+    "csdn": _Publisher(_csdn_settings, "images", _csdn_state, True),
+    "cclnet": _Publisher(
+        _cclnet_settings, "align", lambda _, file: cclnet.from_released(file.state), True
+    ),
+    "transreid-ssl": _Publisher(_transreid_ssl_settings, "align", _backbone_state, False),
+    "solider": _Publisher(_solider_settings, "align", _backbone_state, False),
+    "clip-reid": _Publisher(_clip_reid_settings, "align", _clip_reid_state, True),
+}

@@ -1,0 +1,202 @@
+"""Weights of pedestrian pre-training: files with the published names and shapes, drawn here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid_core.models import backbones, reid_weights
+from reid_core.models.encoders import ImageEncoder
+from reid_core.models.reid_weights import image_of
+from reid_core.models.weight_files import WeightFile
+from reid_core.types import Modality
+
+
+def drawn(shapes: dict[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def vit_names(dim: int, *, positions: int, ics: bool) -> dict[str, tuple[int, ...]]:
+    """TransReID-SSL's ViT, as its training script saves the backbone."""
+    found: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, positions, dim),
+        "patch_embed.proj.weight": (dim, 64, 8, 8) if ics else (dim, 3, 16, 16),
+        "patch_embed.proj.bias": (dim,),
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+    }
+    for i, shape in {0: (64, 3, 7, 7), 3: (64, 64, 3, 3), 6: (64, 64, 3, 3)}.items():
+        found |= {f"patch_embed.conv.{i}.weight": shape} if ics else {}
+    for layer in ("1.IN", "4.IN", "1.BN", "4.BN", "7") if ics else ():
+        names = ("weight", "bias") if "IN" in layer else BATCH_NORM
+        width = 64 if layer == "7" else 32
+        found |= {f"patch_embed.conv.{layer}.{name}": (width,) for name in names}
+    for i in range(12):
+        for name, shape in {
+            "norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,),
+            "norm2.bias": (dim,), "attn.qkv.weight": (3 * dim, dim), "attn.qkv.bias": (3 * dim,),
+            "attn.proj.weight": (dim, dim), "attn.proj.bias": (dim,),
+            "mlp.fc1.weight": (4 * dim, dim), "mlp.fc1.bias": (4 * dim,),
+            "mlp.fc2.weight": (dim, 4 * dim), "mlp.fc2.bias": (dim,),
+        }.items():  # fmt: skip
+            found[f"blocks.{i}.{name}"] = shape
+    return found
+
+
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrapping"),
+    [("vit_small", "plain"), ("vit_small_ics", "dino"), ("vit_small_ics", "fine-tuned")],
+)
+def test_transreid_ssl_by_its_own_names(name, wrapping, tmp_path):
+    dim, ics = 384, name.endswith("ics")
+    state = drawn(vit_names(dim, positions=129, ics=ics))
+    if wrapping == "dino":
+        inside = {f"module.backbone.{k}": v for k, v in state.items()}
+        content: dict = {"teacher": inside | {"module.head.mlp.0.weight": torch.zeros(2, 2)}}
+    elif wrapping == "fine-tuned":
+        content = {f"base.{k}": v for k, v in state.items()} | drawn({"bottleneck.weight": (dim,)})
+    else:
+        content = state | drawn({"fc.weight": (1000, dim)})
+    torch.save(content, tmp_path / "weights.pth")
+    loaded = backbones.load(f"transreid-ssl/{name}", str(tmp_path / "weights.pth"))
+    own = loaded.model.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items())
+    assert loaded.pixels.size == (256, 128)
+
+
+def test_positions_of_another_tall_image_are_kept_or_resized(tmp_path):
+    state = drawn(vit_names(384, positions=1 + 24 * 8, ics=False))
+    torch.save(state, tmp_path / "weights.pth")
+    loaded = backbones.load("transreid-ssl/vit_small", str(tmp_path / "weights.pth"))
+    same = ImageEncoder(loaded, height=384, width=128)
+    assert torch.equal(same.visible_stem.pos_embed, state["pos_embed"])
+    assert ImageEncoder(loaded, height=256, width=128).visible_stem.pos_embed.shape[1] == 129
+    assert (image_of(128), image_of(192), image_of(210)) == (
+        (256, 128, 16), (384, 128, 16), (256, 128, 12)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"77 positions.*128 \(256 x 128, stride 16\)"):
+        image_of(77)
+
+
+def test_a_file_of_another_size_is_refused(tmp_path):
+    torch.save(drawn(vit_names(384, positions=129, ics=True)), tmp_path / "ics.pth")
+    with pytest.raises(ValueError, match=r"unexpected: patch_embed\.conv\.0.*TransReID-SSL"):
+        backbones.load("transreid-ssl/vit_small", str(tmp_path / "ics.pth"))
+
+
+def test_the_convolutional_stem_is_the_written_formula():
+    patches = reid_weights.ConvPatches(8, size=(32, 16)).eval()
+    images = torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        x = images
+        for i in (0, 3, 6):
+            x = F.conv2d(
+                x, patches.conv[i].weight, stride=2 if i == 0 else 1, padding=3 if i == 0 else 1
+            )
+            if i < 6:
+                one, two = x[:, :32], x[:, 32:]
+                mean, var = (
+                    one.mean((2, 3), keepdim=True),
+                    one.var((2, 3), keepdim=True, correction=0),
+                )
+                one = (one - mean) / (var + 1e-5).sqrt()
+                x = torch.cat([one, two / (1 + 1e-5) ** 0.5], dim=1)
+            else:
+                x = x / (1 + 1e-5) ** 0.5
+            x = x.relu()
+        expected = F.conv2d(x, patches.proj.weight, patches.proj.bias, stride=8)
+        torch.testing.assert_close(patches(images), expected.flatten(2).transpose(1, 2))
+
+
+def swin_names() -> dict[str, tuple[int, ...]]:
+    """SOLIDER's Swin-Tiny, in mmdetection's names, with its semantic controller."""
+    found: dict[str, tuple[int, ...]] = {
+        "patch_embed.projection.weight": (96, 3, 4, 4),
+        "patch_embed.projection.bias": (96,),
+        "patch_embed.norm.weight": (96,),
+        "patch_embed.norm.bias": (96,),
+    }
+    for stage, (depth, heads) in enumerate(zip((2, 2, 6, 2), (3, 6, 12, 24), strict=True)):
+        dim = 96 * 2**stage
+        for block in range(depth):
+            for name, shape in {
+                "norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,),
+                "norm2.bias": (dim,), "attn.w_msa.relative_position_bias_table": (169, heads),
+                "attn.w_msa.relative_position_index": (49, 49),
+                "attn.w_msa.qkv.weight": (3 * dim, dim), "attn.w_msa.qkv.bias": (3 * dim,),
+                "attn.w_msa.proj.weight": (dim, dim), "attn.w_msa.proj.bias": (dim,),
+                "ffn.layers.0.0.weight": (4 * dim, dim), "ffn.layers.0.0.bias": (4 * dim,),
+                "ffn.layers.1.weight": (dim, 4 * dim), "ffn.layers.1.bias": (dim,),
+            }.items():  # fmt: skip
+                found[f"stages.{stage}.blocks.{block}.{name}"] = shape
+        if stage < 3:
+            found[f"stages.{stage}.downsample.reduction.weight"] = (2 * dim, 4 * dim)
+            found |= {f"stages.{stage}.downsample.norm.{x}": (4 * dim,) for x in ("weight", "bias")}
+        found |= {f"norm{stage}.{x}": (dim,) for x in ("weight", "bias")}
+        for kind in "wb":
+            into = 96 * 2 ** min(stage + 1, 3)
+            found |= {f"semantic_embed_{kind}.{stage}.weight": (into, 2)}
+            found |= {f"semantic_embed_{kind}.{stage}.bias": (into,)}
+    return found
+
+
+def test_solider_merges_patches_as_unfold_lays_them_and_folds_its_controller_in(tmp_path):
+    state = drawn(swin_names())
+    torch.save({"teacher": {f"backbone.{k}": v for k, v in state.items()}}, tmp_path / "tea.pth")
+    loaded = backbones.load("solider/swin_tiny", str(tmp_path / "tea.pth"))
+    maps = torch.randn(2, 8, 6, 96)
+    merged = loaded.model.layers[1].downsample(maps)
+    # the published code: unfold, norm, reduce, then the controller with the weight 0.2
+    rows = nn.Unfold(2, stride=2)(maps.permute(0, 3, 1, 2)).transpose(1, 2)
+    at = "stages.0.downsample."
+    rows = F.layer_norm(rows, (384,), state[f"{at}norm.weight"], state[f"{at}norm.bias"])
+    rows = rows @ state[f"{at}reduction.weight"].T
+    mixture = torch.tensor([0.2, 0.8])
+    scale, shift = (
+        state[f"semantic_embed_{k}.0.weight"] @ mixture + state[f"semantic_embed_{k}.0.bias"]
+        for k in "wb"
+    )
+    expected = rows * F.softplus(scale) + shift
+    torch.testing.assert_close(merged.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_luperson_and_torchvision_share_their_names(tmp_path):
+    model = backbones.load("luperson/resnet50", seed=3).model
+    state = model.state_dict()
+    query = {f"module.encoder_q.{k}": v for k, v in state.items()}
+    query |= {"module.encoder_q.fc.0.weight": torch.zeros(2, 2), "module.queue": torch.zeros(2)}
+    torch.save({"state_dict": query}, tmp_path / "moco.pth")
+    classifier = {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    torch.save(state | classifier, tmp_path / "torchvision.pth")
+    for name, file in (("luperson/resnet50", "moco"), ("timm/resnet50", "torchvision")):
+        loaded = backbones.load(name, str(tmp_path / f"{file}.pth"))
+        assert all(torch.equal(v, state[k]) for k, v in loaded.model.state_dict().items())
+    assert loaded.pixels.mean == (0.485, 0.456, 0.406)
+    encoder = ImageEncoder(loaded, height=64, width=32).eval()
+    pixels = torch.randint(0, 256, (1, 3, 64, 32), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="no text tower beside it"):
+        encoder.project(pixels, Modality.VISIBLE)
+
+
+def test_a_configuration_beside_the_weights_says_what_they_were_trained_on(tmp_path):
+    torch.save(backbones.load("timm/resnet18").model.state_dict(), tmp_path / "model.pth")
+    notes = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 64, 32]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": notes}))
+    loaded = backbones.load("timm/resnet18", str(tmp_path / "model.pth"))
+    assert loaded.pixels == backbones.Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 32))
+    assert backbones.remarks(loaded, height=64, width=32) == []
+    (size,) = backbones.remarks(loaded, height=128, width=64)
+    assert "trained on images of 64 x 32" in size
+    wrong = backbones.load("timm/resnet18", options=backbones.Options(pixels="half"))
+    (remark,) = backbones.remarks(wrong, height=64, width=32)
+    assert "model.pixels=half" in remark
+    assert WeightFile(tmp_path, {}).pixels is None
