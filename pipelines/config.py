@@ -228,8 +228,8 @@ def overridden(
     for name in METHODS.keys() - {method}:
         if tree.get(name) and method in METHODS:
             raise UserError(
-                f"{source} with method={method} holds settings of {name}, which nothing would read: "
-                f"start from a recipe of {method}, or leave the section {name} out"
+                f"{source} with method={method} holds settings of {name}, which nothing would "
+                f"read: start from a recipe of {method}, or leave the section {name} out"
             )
     return validate(tree, source=source)
 
