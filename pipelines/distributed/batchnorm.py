@@ -2,7 +2,9 @@
 
 torch's SyncBatchNorm refuses CPU tensors, and on CUDA it waits for the device in every layer. This
 one gathers every worker's mean, variance and count, so one step does not depend on the number of
-workers: with a differentiable collective, or on CUDA with torch's own kernels.
+workers. Processes normalize with torch's kernels, those of its SyncBatchNorm on CUDA and those of
+its BatchNorm on the CPU; the threads of strict training with a formula that autograd takes apart,
+whose bits do not change with torch's kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class GlobalBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         if not self.training:
             return super().forward(x)
-        if x.is_cuda and not collectives.are_threads():
+        if not collectives.are_threads():
             return self._with_kernels(x)
         # bfloat16 has too few digits for statistics
         wide = x.float() if x.element_size() < 4 else x
@@ -44,15 +46,10 @@ class GlobalBatchNorm(_BatchNorm):
         return out.to(x.dtype)
 
     def _with_kernels(self, x: Tensor) -> Tensor:
-        """The same with the kernels of torch's SyncBatchNorm, which track the statistics too."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / float(self.num_batches_tracked)
-        return _Kernels.apply(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, momentum
-        )
+        kernels = _OnCuda if x.is_cuda else _OnCpu
+        out, mean, unbiased = kernels.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, unbiased)
+        return out
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -67,20 +64,13 @@ class GlobalBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased, momentum)
 
 
-class _Kernels(torch.autograd.Function):
+class _OnCuda(torch.autograd.Function):
     """torch's SyncBatchNorm without its search for workers that have no row, a wait per layer."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        eps: float,
-        momentum: float,
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = _dense(x)
         channels = x.shape[1]
         mean, invstd = torch.batch_norm_stats(x, eps)
@@ -88,10 +78,13 @@ class _Kernels(torch.autograd.Function):
         parts = collectives.gather_rows(torch.cat([mean, invstd, count]).unsqueeze(0))
         means, invstds, counts = parts.split([channels, channels, 1], dim=1)
         mean, invstd = torch.batch_norm_gather_stats_with_counts(
-            x, means, invstds, running_mean, running_var, momentum, eps, counts.flatten()
+            x, means, invstds, None, None, 0.0, eps, counts.flatten()
         )
         ctx.save_for_backward(x, weight, mean, invstd, counts.to(torch.int32))
-        return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps)
+        total = counts.sum()
+        unbiased = (invstd.pow(-2) - eps) * total / (total - 1).clamp_min(1)
+        ctx.mark_non_differentiable(mean, unbiased)
+        return torch.batch_norm_elemt(x, weight, bias, mean, invstd, eps), mean, unbiased
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -108,12 +101,44 @@ class _Kernels(torch.autograd.Function):
                 grad, x, mean, invstd, weight, both[: len(mean)], both[len(mean) :], counts
             )
         # the gradients of weight and bias are averaged with all others
-        return (
-            of_x,
-            of_weight if needed[1] else None,
-            of_bias if needed[2] else None,
-            *[None] * 4,
+        return of_x, of_weight if needed[1] else None, of_bias if needed[2] else None, None
+
+
+class _OnCpu(torch.autograd.Function):
+    """The same from the pieces of torch's BatchNorm, which the CPU has too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # bfloat16 has too few digits for statistics
+        wide = x.float() if x.element_size() < 4 else x
+        own = torch.batch_norm_update_stats(wide, None, None, 0.0)  # a pass, where var_mean is slow
+        mean, variance, count = _combined(*own, x.numel() // x.shape[1])
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps), count)
+        ctx.eps = eps
+        out, *_ = torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)
+        unbiased = variance * count / (count - 1).clamp_min(1)
+        ctx.mark_non_differentiable(mean, unbiased)
+        return out, mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, invstd, count = ctx.saved_tensors
+        # sums over this worker's rows of dy (x - mean) / deviation and of dy
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grads[0], x, weight, None, None, mean, invstd, True, ctx.eps, [False, True, True]
         )
+        needed, of_x = ctx.needs_input_grad[:3], None
+        if needed[0]:
+            both = collectives.sum_over_workers(torch.stack([of_bias, of_weight])) / count
+            slope = invstd if weight is None else invstd * weight
+            factor = -slope * invstd * both[1]
+            shift = -slope * both[0] - factor * mean
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            of_x = torch.addcmul(shift.view(shape), x, factor.view(shape))
+            of_x = of_x.addcmul_(grads[0], slope.view(shape)).to(x.dtype)
+        return of_x, of_weight if needed[1] else None, of_bias if needed[2] else None, None
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -128,10 +153,15 @@ def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Every worker centres its rows on its own mean, and the parts are combined exactly: sums of
     squares around any fixed value would cancel where channels lie far from it.
     """
-    channels = x.shape[1]
     dims = [d for d in range(x.dim()) if d != 1]
     variance, mean = torch.var_mean(x, dims, correction=0)
-    count = x.new_full((1,), float(x.numel() // channels))  # from a list it would be copied
+    return _combined(mean, variance, x.numel() // x.shape[1])
+
+
+def _combined(mean: Tensor, variance: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Moments of all workers from those of this one."""
+    channels = len(mean)
+    count = mean.new_full((1,), float(num_rows))  # from a list it would be copied
     parts = collectives.gather(torch.cat([mean, variance, count]).unsqueeze(0))
     means, variances = parts[:, :channels], parts[:, channels:-1]
     counts = parts[:, -1:].detach()
