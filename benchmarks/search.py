@@ -99,7 +99,7 @@ def measure(index: Index, queries: np.ndarray) -> dict[str, np.ndarray | float]:
     filtered = []
     for query in queries[:, None]:
         began = time.perf_counter()
-        truth = largest_products(query, rows, _AT)[0]
+        truth = largest_products(query, rows, _AT).rows[0]
         exact.append(time.perf_counter() - began)
         began = time.perf_counter()
         found = index.search(query, _AT).rows[0]

@@ -208,7 +208,7 @@ class Index:
     def _exact(self, queries: np.ndarray, k: int, mask: np.ndarray | None) -> Found:
         rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
         among = self._all if mask is None else self.vectors(rows)
-        nearest = largest_products(queries, among, min(k, len(rows)))
+        nearest = largest_products(queries, among, min(k, len(rows))).rows
         return ivfpq.rescored(queries, self._vectors, rows[nearest], k)
 
     @cached_property

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from reid_core.knn.fixed_point import products_of_pairs
 from reid_core.knn.neighbours import Neighbours
-from reid_core.knn.products import Features, products_of_pairs
+from reid_core.knn.products import Features
 from reid_core.knn.threads import over_blocks
 
 

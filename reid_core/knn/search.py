@@ -2,10 +2,10 @@
 
 Shapes: N rows, U distinct rows, D feature width, k neighbours.
 
-The search itself runs in float32, whose rounding moves with the shape of the product. So a few
-more candidates than asked for are taken, multiplied again in float64 and ordered by (similarity,
-row), and the queries always go in the same blocks, whoever computes which. Rows that are equal to
-the last bit (captions have many) are searched once: they would fill the candidates with ties.
+The search runs in float32 on the CPU and in float16 on an accelerator, and `certified` proves that
+what it takes for the nearest is the nearest, so the answer is the same on every device and for
+every split of the queries. Rows that are equal to the last bit (captions have many) are searched
+once: they would fill the candidates with ties.
 """
 
 from __future__ import annotations
@@ -13,23 +13,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from reid_core.knn import products
 from reid_core.knn.all_pairs import all_pairs_candidates
+from reid_core.knn.certified import best_on_device, best_on_host
 from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
+from reid_core.knn.fixed_point import exact_products
 from reid_core.knn.neighbours import BlockSearch, Neighbours, order_candidates
 from reid_core.knn.products import Features
+from reid_core.knn.screen import HalfScreen
 
-_QUERY_BLOCK = 1024  # rows of one search call; part of the result's definition, see above
+_QUERY_BLOCK = 1024  # rows of one search call
 _EXTRA_CANDIDATES = 8
 
 
 class NeighbourSearch:
     """A search for the k nearest rows of every row, cut into blocks that can run anywhere.
 
-    Each block searches all rows for its own: faiss's flat index on the CPU, product and topk on
-    CUDA. Every machine that builds a search over the same features can run any of its blocks, and
-    the neighbours are the same for any split.
+    Each block searches all rows for its own: faiss's flat index on the CPU, float16 products and
+    topk on an accelerator. Every machine that builds a search over the same features can run any
+    of its blocks, and the neighbours are the same for any split.
 
     Attributes:
         num_blocks: block numbers are 0 ... num_blocks - 1.
@@ -53,16 +58,22 @@ class NeighbourSearch:
         self._groups = find_equal_rows(features)
         first = self._groups.first
         self._distinct = features if len(first) == len(features) else products.take(features, first)
+        self._num_found = min(self._k, len(first))
         self._num_candidates = min(self._k + _EXTRA_CANDIDATES, len(first))
+        self._screen = None
+        if products.on_device(features):
+            self._screen = HalfScreen(torch.as_tensor(self._distinct))
         self.num_blocks = -(-len(first) // _QUERY_BLOCK)
 
     def run(self, block: int) -> Neighbours:
         """Neighbours of one block of distinct rows among the distinct rows, for `join`."""
         start = block * _QUERY_BLOCK
-        queries = self._distinct[start : start + _QUERY_BLOCK]
+        stop = min(start + _QUERY_BLOCK, len(self._distinct))
+        if self._screen is not None:
+            return self._on_device(start, stop)
+        own, queries = np.arange(start, stop), self._distinct[start:stop]
         candidates = products.largest_products(queries, self._distinct, self._num_candidates)
-        own = np.arange(start, start + len(queries))
-        return _best(candidates, own, queries, self._distinct, self._k)
+        return best_on_host(candidates, own, queries, self._distinct, self._num_found)
 
     def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
         """Neighbours of all N rows.
@@ -78,12 +89,49 @@ class NeighbourSearch:
 
     def run_here(self) -> Neighbours:
         """Neighbours of all N rows in this process; on the CPU with half of the products."""
-        if products.on_device(self._distinct):
-            return self.join([self.run(block) for block in range(self.num_blocks)])
+        num_rows = len(self._distinct)
+        if self._screen is not None:
+            return self.join([self._on_device(0, num_rows)])
         features = products.on_host(self._distinct)
         candidates = all_pairs_candidates(features, self._num_candidates)
-        own = np.arange(len(features))
-        return self.join([_best(candidates, own, features, features, self._k)])
+        own = np.arange(num_rows)
+        return self.join([best_on_host(candidates, own, features, features, self._num_found)])
+
+    def _on_device(self, start: int, stop: int) -> Neighbours:
+        """Rows start ... stop - 1 by as many at a time as the device likes, brought to the host."""
+        assert self._screen is not None
+        features = torch.as_tensor(self._distinct)
+        return screened(
+            self._screen,
+            features[start:stop],
+            features,
+            self._num_found,
+            own=torch.arange(start, stop, device=features.device),
+        )
+
+
+def screened(
+    screen: HalfScreen, queries: Tensor, features: Tensor, k: int, *, own: Tensor | None
+) -> Neighbours:
+    """`best_on_device` of any number of queries, with the result on the host.
+
+    Args:
+        screen: of the features.
+        queries, features, k, own: as `best_on_device` takes them.
+    """
+    step = screen.queries_at_a_time()
+    parts = [
+        best_on_device(
+            screen,
+            None if own is None else own[start : start + step],
+            queries[start : start + step],
+            features,
+            k,
+        )
+        for start in range(0, len(queries), step)
+    ]
+    rows = torch.cat([rows.int() for rows, _ in parts]).cpu().numpy()
+    return Neighbours(rows, torch.cat([exact for _, exact in parts]).cpu().numpy())
 
 
 def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = None) -> Neighbours:
@@ -165,15 +213,14 @@ def recall(found: Neighbours, exact: Neighbours) -> float:
 def _best(
     candidates: np.ndarray, own: np.ndarray, queries: Features, features: Features, k: int
 ) -> Neighbours:
-    """The k best candidates, each row's own number first, then by (float64 similarity, row).
+    """The k best of an approximate search's candidates, each row's own number first.
 
     A candidate of -1 is none; where fewer than k remain the row itself fills up.
     """
-    # every row is a candidate of its own: rounding may rank many rows above it, and an
-    # approximate list may lack it
+    # every row is a candidate of its own, which an approximate list may lack
     missing = ~(candidates == own[:, None]).any(axis=1)
     candidates[missing, -1] = own[missing]
-    exact = products.exact_products(queries, features, candidates)
+    exact = exact_products(queries, features, candidates)
     exact[candidates < 0] = -np.inf  # the product of -1 was the last row's
     order_candidates(candidates, exact, own)
     rows, similarity = candidates[:, :k], exact[:, :k]

@@ -4,8 +4,7 @@ Shapes: N rows, of which N_a belong to the first pool and N_b to the second, D f
 neighbours, U distinct rows of a pool.
 
 Within a pool this is `NeighbourSearch`; across, the rows of one pool are searched among those of
-the other by the same rules: float32 finds candidates, float64 decides, equal rows are searched
-once, the queries go in the same blocks whoever computes which.
+the other by the same rules: proven to be the nearest, equal rows searched once.
 """
 
 from __future__ import annotations
@@ -15,13 +14,16 @@ from dataclasses import dataclass
 
 import numba
 import numpy as np
+import torch
 
 from reid_core.knn import products
 from reid_core.knn.all_pairs import across_candidates
+from reid_core.knn.certified import best_on_host
 from reid_core.knn.duplicates import EqualRows, find_equal_rows, merge_ascending
 from reid_core.knn.neighbours import Neighbours, order_candidates
-from reid_core.knn.products import Features
-from reid_core.knn.search import NeighbourSearch
+from reid_core.knn.products import Candidates, Features
+from reid_core.knn.screen import HalfScreen
+from reid_core.knn.search import NeighbourSearch, screened
 
 _QUERY_BLOCK = 1024  # as in `reid_core.knn.search`
 _EXTRA_CANDIDATES = 8
@@ -43,18 +45,23 @@ class PoolSearch:
         self.queries, self.pool = queries.features, pool.features
         self.num_candidates = min(k + _EXTRA_CANDIDATES, len(self.pool))
         self.num_blocks = -(-len(self.queries) // _QUERY_BLOCK)
+        self._screen = None
+        if products.on_device(self.pool):
+            self._screen = HalfScreen(torch.as_tensor(self.pool))
 
     def run(self, block: int) -> Neighbours:
         """Distinct rows of the pool that are nearest to one block of distinct queries."""
         queries = self.queries[block * _QUERY_BLOCK : (block + 1) * _QUERY_BLOCK]
+        if self._screen is not None:
+            asked, pool = torch.as_tensor(queries), torch.as_tensor(self.pool)
+            return screened(self._screen, asked, pool, min(self._k, len(pool)), own=None)
         candidates = products.largest_products(queries, self.pool, self.num_candidates)
         return self.best(queries, candidates)
 
-    def best(self, queries: Features, candidates: np.ndarray) -> Neighbours:
-        """The k best of each query's candidates (B, c) among the distinct rows of the pool."""
-        exact = products.exact_products(queries, self.pool, candidates)
-        order_candidates(candidates, exact, np.full(len(queries), _NO_ROW))
-        return Neighbours(candidates[:, : self._k], exact[:, : self._k])
+    def best(self, queries: Features, candidates: Candidates) -> Neighbours:
+        """The nearest of the distinct rows of the pool, from candidates of each query."""
+        k = min(self._k, len(self.pool))
+        return best_on_host(candidates, None, queries, self.pool, k)
 
     def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
         """Neighbours of all queries among all rows of the pool, from all blocks in order."""

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reid_core.knn import duplicates, products, search
+from reid_core.knn import certified, duplicates, fixed_point, products, screen, search
 from reid_core.knn.search import NeighbourSearch
 from tests import oracles
 
@@ -87,21 +87,84 @@ def test_tiles_that_do_not_fit_and_lists_longer_than_a_tile(num_rows: int, k: in
     np.testing.assert_array_equal(search.nearest(x, k).rows, oracles.nearest(x, k))
 
 
-def test_the_path_for_devices_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branches for features on a device, run on tensors of the CPU."""
-    x = unit(1200)
-    x[700:800] = x[:100]
-    host = search.nearest(x, 20)
-    pairs = products.products_of_pairs(x, np.arange(100), np.arange(100, 200))
-    monkeypatch.setattr(products, "on_device", lambda _: True)
-    monkeypatch.setattr(duplicates, "on_device", lambda _: True)
-    monkeypatch.setattr(products, "_DEVICE_BYTES", 1 << 18)
-    tensor = torch.from_numpy(x)
-    device = search.nearest(tensor, 20)
-    np.testing.assert_array_equal(host.rows, device.rows)
-    np.testing.assert_allclose(host.similarity, device.similarity, atol=1e-7)
-    found = products.products_of_pairs(tensor, np.arange(100), np.arange(100, 200))
-    np.testing.assert_allclose(found, pairs, atol=1e-6)
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches for features on a device, run on tensors of the CPU, in several blocks."""
+    monkeypatch.setattr(products, "on_device", lambda rows: isinstance(rows, torch.Tensor))
+    monkeypatch.setattr(duplicates, "on_device", lambda rows: isinstance(rows, torch.Tensor))
+    monkeypatch.setattr(screen, "_BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(fixed_point, "_DEVICE_BYTES", 1 << 18)
+    monkeypatch.setattr(certified, "_DOUBLE_BYTES", 1 << 18)
+
+
+def same(first: search.Neighbours, second: search.Neighbours) -> None:
+    np.testing.assert_array_equal(first.rows, second.rows)
+    np.testing.assert_array_equal(first.similarity, second.similarity)
+
+
+@pytest.mark.parametrize(("num_rows", "width", "k"), [(1200, 16, 20), (7000, 64, 30), (9, 8, 9)])
+def test_a_device_finds_the_same_bits(device: None, num_rows: int, width: int, k: int) -> None:
+    x = unit(num_rows, width)
+    x[num_rows - num_rows // 10 :] = x[: num_rows // 10]
+    same(search.nearest(x, k), search.nearest(torch.from_numpy(x), k))
+    first, second = np.random.default_rng(0).integers(0, num_rows, (2, 500))
+    pairs = fixed_point.products_of_pairs(x, first, second)
+    on_device = fixed_point.products_of_pairs(torch.from_numpy(x), first, second)
+    np.testing.assert_array_equal(pairs, on_device)
+
+
+@pytest.mark.parametrize("k", [1, 4, 30])
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6, 1e-7])
+def test_rows_too_close_for_the_screen_are_searched_again(
+    device: None, spread: float, k: int
+) -> None:
+    """Rows around one centre: half and single precision cannot tell which is nearer."""
+    rng = np.random.default_rng(0)
+    x = np.ones((400, 32)) + spread * rng.normal(size=(400, 32))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    x = x[np.unique(x, axis=0, return_index=True)[1]]
+    host = search.nearest(x, k)
+    scores = fixed_point.exact_products(x, x, np.tile(np.arange(len(x)), (len(x), 1)))
+    scores[np.arange(len(x)), np.arange(len(x))] = 2
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(host.rows, expected)
+    same(host, search.nearest(torch.from_numpy(x), k))
+
+
+def test_ties_at_the_last_place_go_by_row_on_a_device_too(device: None) -> None:
+    """More axes than candidates: every row ties with nearly all others."""
+    x = np.eye(200, dtype=np.float32)
+    host = search.nearest(x, 5)
+    assert host.rows[150].tolist() == [150, 0, 1, 2, 3]
+    same(host, search.nearest(torch.from_numpy(x), 5))
+
+
+@pytest.mark.parametrize("width", [16, 512])
+def test_the_bound_of_the_screen_holds(width: int) -> None:
+    x = torch.from_numpy(unit(600, width))
+    half = screen.HalfScreen(x).largest(x, 600)
+    approximate = screen.HalfScreen(x)
+    rounded = approximate._rows.double() / screen._SCALE
+    off = (rounded @ rounded.T - x.double() @ x.double().T).abs().amax(dim=1)
+    assert (off < half.error).all()
+    assert (half.error < 5e-3).all()
+
+
+@pytest.mark.parametrize(("num", "count"), [(64, 64), (100, 5), (4099, 7), (5000, 64)])
+def test_the_largest_of_groups_are_the_largest(num: int, count: int) -> None:
+    x = torch.from_numpy(np.random.default_rng(0).permuted(np.tile(np.arange(num), (8, 1)), axis=1))
+    value, column = screen._largest(x.float(), count)
+    assert (value.sort(dim=1).values == torch.arange(num - count, num)).all()
+    assert (x.gather(1, column) == value).all()
+
+
+def test_exact_products_do_not_depend_on_the_order_of_the_sum() -> None:
+    x, order = unit(50, 2048), np.random.default_rng(0).permutation(2048)
+    every = np.tile(np.arange(50, dtype=np.int32), (50, 1))
+    exact = fixed_point.exact_products(x, x, every)
+    y = np.ascontiguousarray(x[:, order])
+    np.testing.assert_array_equal(exact, fixed_point.exact_products(y, y, every))
+    np.testing.assert_allclose(exact, x.astype(np.float64) @ x.T.astype(np.float64), atol=1e-12)
 
 
 def test_approximate_search_is_exhaustive_with_all_lists_and_recall_falls_with_few() -> None:
@@ -130,7 +193,7 @@ def test_rows_that_the_visited_cells_lack_are_filled_up_with_the_row_itself() ->
 def test_products_of_pairs() -> None:
     x, rng = unit(50), np.random.default_rng(0)
     first, second = rng.integers(0, 50, size=(2, 9000))
-    found = products.products_of_pairs(x, first, second)
+    found = fixed_point.products_of_pairs(x, first, second)
     np.testing.assert_allclose(found, (x[first] * x[second]).sum(axis=1), atol=1e-6)
 
 
@@ -161,6 +224,4 @@ def test_k_below_one_is_refused() -> None:
 def test_cuda_finds_the_same_rows() -> None:
     x = unit(3000, 64)
     x[2000:2100] = x[:100]
-    host, device = search.nearest(x, 30), search.nearest(torch.from_numpy(x).cuda(), 30)
-    assert (host.rows == device.rows).mean() > 0.9999
-    np.testing.assert_allclose(host.similarity, device.similarity, atol=1e-6)
+    same(search.nearest(x, 30), search.nearest(torch.from_numpy(x).cuda(), 30))
