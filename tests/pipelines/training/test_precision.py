@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,27 @@ def test_a_compiled_model_takes_the_same_steps(
     fused = losses_of("cclnet", "trainer.compile=true", trees, tmp_path / "fused")
     assert compiled
     assert fused == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+def test_generated_code_gives_the_same_losses(trees: Path, tmp_path: Path) -> None:
+    """In every stage, in its first epoch; later ones see features that rounded otherwise."""
+    plain, fused = (
+        first_losses("cclnet", setting, trees, tmp_path / setting)
+        for setting in ("trainer.compile=false", "trainer.compile=true")
+    )
+    assert plain.keys() == fused.keys()
+    for stage, losses in plain.items():
+        assert fused[stage] == pytest.approx(losses, rel=1e-4), stage
+
+
+def first_losses(
+    method: str, setting: str, trees: Path, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Losses of the first epoch of every stage."""
+    config = small_runs.make_config(method, trees, setting)
+    run = small_runs.open_run(config, folder)
+    loop.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+    lines = runlog.read_metrics(folder)
+    return {line["stage"]: line["losses"] for line in lines if line["epoch"] == 0}
