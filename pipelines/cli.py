@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from pipelines.cli_checkpoint import checkpoint_app
 from pipelines.cli_data import check_target, data_app, ray_address, write_text
+from pipelines.cli_gallery import commands, gallery_app
 from pipelines.errors import Terminated, UserError, end_on_signals
 from pipelines.runs.console import console, say
 from pipelines.storage.files import to_json
@@ -29,6 +30,8 @@ app = typer.Typer(
 _DEBUG = "CROSSREID_DEBUG"
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(gallery_app, name="gallery")
+app.registered_commands += commands.registered_commands
 
 Out = Annotated[Path, typer.Option("--out", help="Run directory; made if it does not exist.")]
 Space = Annotated[
@@ -184,79 +187,6 @@ def embed(
         f"{done.num_vectors:,} vectors, {done.num_new:,} of them new in {done.seconds:.0f} s, "
         f"{len(done.unreadable)} images left out: {out}"
     )
-
-
-@app.command()
-def index(
-    embeddings: Annotated[Path, typer.Argument(help="A folder that `embed` wrote.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the index.")],
-    exact_up_to: Annotated[
-        int, typer.Option(help="Most vectors that are searched exactly; above, by IVF-PQ.", min=0)
-    ] = 100_000,
-    recall: Annotated[
-        float, typer.Option(help="Recall at ten answers that IVF-PQ is tuned to.", min=0.1, max=1)
-    ] = 0.95,
-) -> None:
-    """Make vectors searchable."""
-    from pipelines.retrieval.index import build
-
-    built = build(embeddings, out, exact_up_to=exact_up_to, recall=recall)
-    say(
-        f"{built.num_vectors:,} x {built.dim} vectors, {built.kind}, recall@10 {built.recall:.3f}, "
-        f"built in {built.seconds:.1f} s, {built.memory_mb:,.0f} MB of memory at most, "
-        f"{built.disk_mb:,.0f} MB on disk: {out}"
-    )
-
-
-@app.command()
-def search(
-    folder: Annotated[Path, typer.Argument(metavar="INDEX", help="A folder that `index` wrote.")],
-    query: Annotated[str | None, typer.Argument(help="Image file, or an id of the index.")] = None,
-    text: Annotated[str | None, typer.Option(help="Search by a sentence instead.")] = None,
-    seen_as: Annotated[
-        str | None, typer.Option("--as", help="Modality of the image: visible or infrared.")
-    ] = None,
-    pid: Annotated[int, typer.Option(help="Identity on the image, to mark right answers.")] = -1,
-    top: Annotated[int, typer.Option(help="Number of answers.")] = 10,
-    modality: Annotated[str | None, typer.Option(help="Answers of this modality only.")] = None,
-    camera: Annotated[
-        list[int] | None, typer.Option(help="Answers of this camera only; may be repeated.")
-    ] = None,
-    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by shared neighbours.")] = False,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Where the encoder lies, if it was moved.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Contact sheet, .html or .png.")] = None,
-) -> None:
-    """Find the nearest vectors to an image, a sentence or a row of the index."""
-    from pipelines.retrieval import contact_sheet
-    from pipelines.retrieval import search as searching
-    from pipelines.retrieval.index import Index
-    from pipelines.retrieval.sources import modality_named
-
-    if out is not None:
-        contact_sheet.check(out)
-    opened = Index(folder)
-    asked = searching.ask(
-        opened,
-        image=query,
-        text=text,
-        seen_as=modality_named(seen_as, "--as"),
-        pid=pid,
-        checkpoint=checkpoint,
-    )
-    hits = searching.search(
-        opened,
-        asked,
-        top=top,
-        modality=modality_named(modality, "--modality"),
-        cameras=camera or (),
-        reranked=rerank,
-    )
-    console.print(searching.table(asked, hits))
-    if out is not None:
-        note = searching.described(opened, modality=modality, cameras=camera or (), reranked=rerank)
-        say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
 
 
 @app.command()

@@ -14,10 +14,11 @@ from rich.table import Table
 from torch import Tensor
 
 from pipelines import config as configuration
+from pipelines.config import RunConfig
 from pipelines.data import extract_features
 from pipelines.data.prepare import inputs_of, read
 from pipelines.errors import UserError
-from pipelines.evaluation.encoder import open_encoder
+from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
 from reid_core.protocols import (
@@ -131,20 +132,8 @@ def evaluate_checkpoint(
     records: Split = getattr(dataset, split)
     if not len(records):
         raise UserError(f"{dataset.root} has no {split} split")
-    inputs = inputs_of(records, dataset.root, config)
+    found = features_of(loaded, records, dataset.root, config=config, flip=flip)
     width = loaded.encoder.feature_dim
-    found = np.empty((len(records), width * (1 + flip)), dtype=np.float32)
-    for m in loaded.modalities:
-        embedded = extract_features.embed(
-            _with_mirrored(loaded.encoder.embed) if flip else loaded.encoder.embed,
-            inputs,
-            m,
-            np.arange(inputs.num_rows(m)),
-            batch_size=config.trainer.embed_batch,
-            device=loaded.device,
-            precision=config.trainer.precision,
-        )
-        found[records.rows(m)] = embedded.cpu().numpy()
     return evaluate(
         dataset.kind,
         records,
@@ -152,6 +141,44 @@ def evaluate_checkpoint(
         mirrored=np.ascontiguousarray(found[:, width:]) if flip else None,
         reranked=reranked,
     )
+
+
+def features_of(
+    loaded: LoadedEncoder,
+    split: Split,
+    root: Path,
+    *,
+    config: RunConfig | None = None,
+    flip: bool = False,
+) -> np.ndarray:
+    """Descriptors (N, D) float32 of the rows of a split.
+
+    Args:
+        loaded: the encoder.
+        split: rows of modalities that it embeds.
+        root: folder that their images are relative to.
+        config: of the data, None for that of the run.
+        flip: with those of the mirrored images behind, (N, 2 D).
+    """
+    config = config or loaded.config
+    inputs = inputs_of(split, root, config)
+    features = np.empty((len(split), loaded.encoder.feature_dim * (1 + flip)), dtype=np.float32)
+    for m in loaded.modalities:
+        if len(split.rows(m)):
+            features[split.rows(m)] = (
+                extract_features.embed(
+                    _with_mirrored(loaded.encoder.embed) if flip else loaded.encoder.embed,
+                    inputs,
+                    m,
+                    np.arange(inputs.num_rows(m)),
+                    batch_size=config.trainer.embed_batch,
+                    device=loaded.device,
+                    precision=config.trainer.precision,
+                )
+                .cpu()
+                .numpy()
+            )
+    return features
 
 
 def score_table(result: Evaluation) -> Table:

@@ -10,6 +10,7 @@ parts of all that did not change finished, also when images were added or taken 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -30,7 +31,6 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
-from pipelines.data.decode import read_image
 from pipelines.distributed.precision import autocast
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
@@ -38,7 +38,9 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part, Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
 from pipelines.runs.console import console
+from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
+from reid_core.images import decode
 from reid_core.types import Modality, Sample
 
 _SHOWN_EVERY_S = 2.0
@@ -78,7 +80,7 @@ def embed(
     Args:
         checkpoint: checkpoint folder or run directory.
         source: what to embed.
-        out: folder of Parquet files with id, modality, camera, pid (-1 = unknown) and vector.
+        out: folder of Parquet files see `pipelines.retrieval.vectors`.
         space: of the vectors, see `pipelines.evaluation.encoder.open_encoder`.
         dtype: of the vectors.
         batch_size: images per forward pass.
@@ -172,6 +174,7 @@ class Embedder:
     def embed(self, part: Part) -> tuple[int, list[str]]:
         """Number of vectors written, and messages about images that were left out."""
         rows: list[Sample] = []
+        contents: list[str] = []
         found: list[np.ndarray] = []
         skipped: list[str] = []
         for modality in dict.fromkeys(sample.modality for sample in part.samples):
@@ -180,22 +183,33 @@ class Embedder:
             batches = [own[i : i + step] for i in range(0, len(own), step)]
             ahead = [self._read(batch) for batch in batches[:2]]
             for number, batch in enumerate(batches):
-                inputs, kept = self._collect(batch, ahead[number], skipped)
+                inputs, kept, hashes = self._collect(batch, ahead[number], skipped)
                 ahead[number] = []  # frees the images
                 if number + 2 < len(batches):
                     ahead.append(self._read(batches[number + 2]))
                 if kept:
                     rows += kept
+                    contents += hashes
                     found.append(self._forward(inputs, modality))
         none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
-        vectors.write_part(self._work.out, part.key, rows, np.concatenate([none, *found]), skipped)
+        vectors.write_part(
+            self._work.out,
+            part.key,
+            rows,
+            np.concatenate([none, *found]),
+            skipped,
+            contents=contents,
+        )
         return len(rows), skipped
 
     def _read(self, batch: list[Sample]) -> list[Future]:
         size = self._loaded.config.model
         return [
             self._pool.submit(
-                read_image, self._work.root / sample.image, height=size.height, width=size.width
+                _pixels_and_hash,
+                self._work.root / sample.image,
+                height=size.height,
+                width=size.width,
             )
             for sample in batch
             if sample.modality != Modality.TEXT
@@ -203,18 +217,27 @@ class Embedder:
 
     def _collect(
         self, batch: list[Sample], images: list[Future], skipped: list[str]
-    ) -> tuple[torch.Tensor, list[Sample]]:
+    ) -> tuple[torch.Tensor, list[Sample], list[str]]:
         if not images:
             assert self._loaded.tokenize is not None
-            return self._loaded.tokenize([sample.caption for sample in batch]), batch
-        found, kept = [], []
+            sentences = [sample.caption for sample in batch]
+            return (
+                self._loaded.tokenize(sentences),
+                batch,
+                [content_hash(s.encode()) for s in sentences],
+            )
+        pixels, kept, hashes = [], [], []
         for sample, image in zip(batch, images, strict=True):
             try:
-                found.append(image.result())
-                kept.append(sample)
+                decoded, content = image.result()
             except ValueError as error:
                 skipped.append(str(error))
-        return torch.from_numpy(np.stack(found)) if found else torch.empty(0), kept
+            else:
+                pixels.append(decoded)
+                kept.append(sample)
+                hashes.append(content)
+        inputs = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
+        return inputs, kept, hashes
 
     @torch.inference_mode()
     def _forward(self, inputs: torch.Tensor, modality: Modality) -> np.ndarray:
@@ -222,6 +245,24 @@ class Embedder:
         with autocast(loaded.device, loaded.config.trainer.precision):
             features = loaded.encoder.embed(inputs.to(loaded.device), modality)
         return features.float().cpu().numpy().astype(self._work.dtype)
+
+
+def content_hash(data: bytes) -> str:
+    """What tells an image file from another of the same name."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _pixels_and_hash(path: Path, *, height: int, width: int) -> tuple[np.ndarray, str]:
+    """A decoded image, and the hash of its file.
+
+    Raises:
+        ValueError: it cannot be read or decoded; names the file.
+    """
+    try:
+        data = read_bytes(path)
+        return decode(data, height=height, width=width), content_hash(data)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{location(path)}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,27 @@
-"""One query against an index: by an image, by a sentence, or by a row of the index itself."""
+"""One query against a gallery: by an image, by a sentence, or by a row of the gallery itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.data.decode import read_image
 from pipelines.errors import UserError
+from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
-from pipelines.retrieval.index import Index
+from pipelines.retrieval.gallery import Gallery
+from pipelines.retrieval.gallery_rows import Filter, Match
 from reid_core.reranking import rerank
 from reid_core.types import Modality
 
 _RERANKED = 200  # candidates whose order re-ranking may change
+MAX_TOP = 10_000
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,18 @@ class Query:
     Attributes:
         vector: (D,) unit row.
         name: file, sentence or id.
+        modality: of the query.
         picture: image file, None for a sentence.
-        pid: person, -1 where unknown.
-        row: its row in the index, -1 where it has none.
+        pid: identity, -1 where unknown.
+        id: of its row in the gallery, "" where it has none.
     """
 
     vector: np.ndarray
     name: str
+    modality: Modality
     picture: Path | None = None
     pid: int = -1
-    row: int = -1
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,30 @@ class Hit:
         id: as embedded: the image below the root, of a sentence with its hash.
         picture: image file.
         similarity: cosine.
-        modality, camera, pid: -1 where unknown.
-        right: whether it shows the query's person, None where either person is unknown.
+        probability: that both are of one identity, None where nothing was calibrated.
+        modality, camera, pid, tracklet: -1 where unknown.
+        images: that the vector is the mean of.
+        time: when it was seen, None where unknown.
+        name: of an identity on the watch list, else "".
+        right: whether it shows the query's identity, None where either is unknown.
     """
 
     id: str
     picture: Path
     similarity: float
+    probability: float | None
     modality: str
     camera: int
     pid: int
+    tracklet: int
+    images: int
+    time: datetime | None
+    name: str
     right: bool | None
 
 
 def ask(
-    index: Index,
+    gallery: Gallery,
     *,
     image: str | None,
     text: str | None,
@@ -70,176 +84,196 @@ def ask(
     pid: int = -1,
     checkpoint: Path | None = None,
 ) -> Query:
-    """The query that a command line means: a sentence, an image file, or an id of the index.
+    """The query that a command line means: a sentence, an image file, or an id of the gallery.
 
     Raises:
         UserError: not exactly one of image and text, no such file or id, or an image of unknown
             modality.
     """
     if (image is None) == (text is None):
-        raise UserError("give an image file or an id of the index, or --text, and not both")
+        raise UserError("give an image file or an id of the gallery, or --text, and not both")
     if text is not None:
-        return query_by_text(encoder_of(index, checkpoint), text)
+        return query_by_text(encoder_of(gallery, checkpoint), text)
     assert image is not None
-    if (known := query_by_id(index, image)) is not None:
+    if (known := query_by_id(gallery, image)) is not None:
         return known
     if not Path(image).is_file():
         raise UserError(
-            f"{image} is neither a file nor an id of this index; ids look like {index.ids[0]}"
+            f"{image} is neither a file nor an id of this gallery; `crossreid gallery info` shows "
+            "some ids"
         )
-    loaded = encoder_of(index, checkpoint)
-    images = [m for m in loaded.modalities if m != Modality.TEXT]
-    if seen_as is None and len(images) > 1:
-        raise UserError(f"which camera saw {image}? Say --as {' or --as '.join(images)}")
-    return query_by_image(loaded, Path(image), modality=seen_as or images[0], pid=pid)
+    loaded = encoder_of(gallery, checkpoint)
+    return query_by_image(loaded, Path(image), modality=image_modality(loaded, seen_as), pid=pid)
 
 
-def query_by_id(index: Index, name: str) -> Query | None:
-    """The row of the index that is called so, None where there is none."""
-    row = index.find(name)
-    if row < 0:
+def image_modality(loaded: LoadedEncoder, seen_as: Modality | None) -> Modality:
+    """The kind of camera that a query's image was seen by.
+
+    Raises:
+        UserError: the encoder knows more than one and none was named, or never saw the one named.
+    """
+    known = [m for m in loaded.modalities if m != Modality.TEXT]
+    if seen_as is None and len(known) == 1:
+        return known[0]
+    if seen_as is None:
+        raise UserError(f"which camera saw the image? Say --as {' or --as '.join(known)}")
+    if seen_as not in known:
+        raise UserError(f"--as {seen_as}: this encoder embeds images as {' or '.join(known)}")
+    return seen_as
+
+
+def query_by_id(gallery: Gallery, name: str) -> Query | None:
+    """The row of the gallery that is called so, None where there is none."""
+    row = gallery.get(name)
+    if row is None:
         return None
+    assert row.vector is not None
     return Query(
-        vector=index.vectors(np.array([row]))[0],
+        vector=row.vector,
         name=name,
-        picture=picture_of(index, name),
-        pid=int(index.pids[row]),
-        row=row,
+        modality=Modality(row.modality),
+        picture=row.file,
+        pid=row.pid,
+        id=name,
     )
 
 
 def query_by_image(
     loaded: LoadedEncoder, image: Path, *, modality: Modality, pid: int = -1
 ) -> Query:
-    """An image file, embedded by `encoder_of` the index.
+    """An image file, embedded by `encoder_of` the gallery.
 
     Raises:
         UserError: it cannot be read, or the encoder embeds no such images.
     """
-    if modality not in loaded.modalities or modality == Modality.TEXT:
-        known = [str(m) for m in loaded.modalities if m != Modality.TEXT]
-        raise UserError(f"--as {modality}: this encoder embeds images as {' or '.join(known)}")
-    size = loaded.config.model
     try:
-        pixels = read_image(image, height=size.height, width=size.width)
+        (vector,) = loaded.embed_images([image], str(image_modality(loaded, modality)))
     except ValueError as error:
         raise UserError(str(error)) from error
-    return Query(_embed(loaded, torch.from_numpy(pixels[None]), modality), str(image), image, pid)
+    return Query(vector, str(image), modality, image, pid)
 
 
+@torch.inference_mode()
 def query_by_text(loaded: LoadedEncoder, sentence: str) -> Query:
-    """A sentence, embedded by the text tower of `encoder_of` the index.
+    """A sentence, embedded by the text tower of `encoder_of` the gallery.
 
     Raises:
-        UserError: it is empty, or the index is in a space without sentences.
+        UserError: it is empty, or the gallery is in a space without sentences.
     """
     if loaded.tokenize is None:
         raise UserError(
-            "the vectors of this index cannot be compared with sentences: embed the images again "
-            "with --space joint, and index that"
+            "the vectors of this gallery cannot be compared with sentences: add the images again "
+            "with --space joint"
         )
     if not sentence.strip():
         raise UserError("--text is empty: describe the person")
-    return Query(_embed(loaded, loaded.tokenize([sentence]), Modality.TEXT), sentence)
+    tokens = loaded.tokenize([sentence]).to(loaded.device)
+    vector = loaded.encoder.embed(tokens, Modality.TEXT)[0].float().cpu().numpy()
+    return Query(vector, sentence, Modality.TEXT)
 
 
-def encoder_of(index: Index, checkpoint: Path | None = None) -> LoadedEncoder:
-    """The encoder that made an index.
+def encoder_of(gallery: Gallery, checkpoint: Path | None = None) -> LoadedEncoder:
+    """The encoder that made a gallery.
 
     Args:
-        index: an opened index.
-        checkpoint: where it lies now, None for where it lay when the vectors were made.
+        gallery: an opened gallery.
+        checkpoint: where it lies now, None for where it lay when the gallery was made.
 
     Raises:
         UserError: there is no checkpoint, or one of other weights.
     """
-    info = index.info
-    path = checkpoint or Path(info["checkpoint"])
-    loaded = open_encoder(path, space=info["space"])
-    if loaded.fingerprint != info["fingerprint"]:
+    facts = gallery.facts
+    path = checkpoint or Path(facts.checkpoint)
+    loaded = open_encoder(path, space="joint" if facts.space == "joint" else "descriptor")
+    if loaded.fingerprint != facts.fingerprint:
         raise UserError(
-            f"{path} holds other weights than those that made this index: embed and index again, "
+            f"{path} holds other weights than those that made this gallery: add the images again, "
             "or give the old checkpoint with --checkpoint"
         )
     return loaded
 
 
 def search(
-    index: Index,
+    gallery: Gallery,
     query: Query,
     *,
     top: int = 10,
-    modality: Modality | None = None,
-    cameras: Sequence[int] = (),
+    where: Filter | None = None,
     reranked: bool = False,
+    calibrated: Calibrated | None = None,
+    min_probability: float = 0.0,
 ) -> list[Hit]:
     """The best answers, the query itself left out.
 
     Args:
-        index: an opened index.
+        gallery: an opened gallery.
         query: what is searched for.
-        top: answers, 1 or more.
-        modality: of the answers, None for any.
-        cameras: of the answers, none for any.
+        top: answers, 1 to `MAX_TOP`; fewer where the gallery holds fewer.
+        where: what answers may be.
         reranked: order the nearest rows by k-reciprocal re-ranking.
+        calibrated: gives answers their probability.
+        min_probability: answers below are left out; needs `calibrated`.
 
     Raises:
-        UserError: no row has this modality and these cameras.
+        UserError: no row is left by the filter, or a number out of range.
     """
-    if top < 1:
-        raise UserError(f"--top {top}: at least one answer")
-    mask = index.mask(modality=modality, cameras=cameras)
+    if not 1 <= top <= MAX_TOP:
+        raise UserError(f"--top {top}: between 1 and {MAX_TOP:,} answers")
+    if min_probability and calibrated is None:
+        raise UserError(
+            "--min-probability needs a calibration: run `crossreid calibrate` on the run first"
+        )
     count = max(top, _RERANKED) if reranked else top
-    found = index.search(query.vector[None], count + 1, mask=mask)
-    kept = (found.rows[0] >= 0) & (found.rows[0] != query.row)
-    rows, similarity = found.rows[0][kept][:count], found.similarity[0][kept][:count]
-    if reranked and len(rows):
-        order = _reranked(index, query, rows)
-        rows, similarity = rows[order], similarity[order]
-    return [
-        _hit(index, query, int(row), float(value))
-        for row, value in zip(rows[:top], similarity[:top], strict=True)
-    ]
+    rows = gallery.search(query.vector, count + 1, where=where, vectors=reranked)
+    rows = [row for row in rows if row.id != query.id][:count]
+    if reranked and rows:
+        rows = [rows[i] for i in _reranked(query, rows)]
+    hits = [_hit(query, row, calibrated) for row in rows[:top]]
+    return [hit for hit in hits if (hit.probability or 0.0) >= min_probability]
 
 
 def table(query: Query, hits: Sequence[Hit]) -> Table:
     """The answers for a terminal."""
     shown = Table(title=f"nearest to {escape(query.name)}", title_justify="left")
-    columns = ("", "similarity", "modality", "camera", "person", "id")
-    for name, side in zip(
-        columns, ("right", "right", "left", "right", "right", "left"), strict=True
-    ):
-        shown.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for rank, hit in enumerate(hits, start=1):
-        mark = {True: " \N{CHECK MARK}", False: " \N{BALLOT X}", None: ""}[hit.right]
-        shown.add_row(
-            str(rank),
-            f"{hit.similarity:.3f}",
-            hit.modality,
-            str(hit.camera) if hit.camera >= 0 else "",
-            (str(hit.pid) if hit.pid >= 0 else "") + mark,
-            escape(hit.id),
-        )
+    lines = [_cells(rank, hit) for rank, hit in enumerate(hits, start=1)]
+    always = {"", "similarity", "modality", "camera", "identity", "id"}
+    columns = [name for name in _SIDES if name in always or any(line[name] for line in lines)]
+    for name in columns:
+        shown.add_column(name, justify=_SIDES[name], overflow="fold")  # type: ignore[arg-type]
+    for line in lines:
+        shown.add_row(*(line[name] for name in columns))
     return shown
 
 
-def described(index: Index, *, modality: str | None, cameras: Sequence[int], reranked: bool) -> str:
+_SIDES = {"": "right", "similarity": "right", "probability": "right", "modality": "left"}
+_SIDES |= {"camera": "right", "time": "left", "identity": "right", "id": "left"}
+
+
+def _cells(rank: int, hit: Hit) -> dict[str, str]:
+    mark = {True: " \N{CHECK MARK}", False: " \N{BALLOT X}", None: ""}[hit.right]
+    return {
+        "": str(rank),
+        "similarity": f"{hit.similarity:.3f}",
+        "probability": "" if hit.probability is None else f"{hit.probability:.3f}",
+        "modality": hit.modality,
+        "camera": str(hit.camera) if hit.camera >= 0 else "",
+        "time": "" if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
+        "identity": escape(hit.name or (str(hit.pid) if hit.pid >= 0 else "")) + mark,
+        "id": escape(hit.id) + (f" ({hit.images} images)" if hit.images > 1 else ""),
+    }
+
+
+def described(gallery: Gallery, *, where: Filter | None, reranked: bool) -> str:
     """What was searched, in words."""
-    where = f"{len(index):,} vectors"
-    if modality is not None:
-        where += f", {modality} only"
-    if cameras:
-        where += f", camera {', '.join(map(str, cameras))} only"
-    return where + (", re-ranked by shared neighbours" if reranked else "")
+    text = f"{len(gallery):,} vectors"
+    if where is not None and str(where):
+        text += f", only {where}"
+    return text + (", re-ranked by shared neighbours" if reranked else "")
 
 
-def picture_of(index: Index, name: str) -> Path:
-    """The image file of a row, by its id."""
-    return Path(index.info["root"]) / PurePosixPath(name.partition("#")[0])
-
-
-def _reranked(index: Index, query: Query, rows: np.ndarray) -> np.ndarray:
-    distance = rerank(_unit(query.vector[None]), _unit(index.vectors(rows)))
+def _reranked(query: Query, rows: Sequence[Match]) -> np.ndarray:
+    vectors = np.stack([row.vector for row in rows if row.vector is not None])
+    distance = rerank(_unit(query.vector[None]), _unit(vectors))
     return np.argsort(distance[0], kind="stable")
 
 
@@ -248,19 +282,21 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def _hit(index: Index, query: Query, row: int, similarity: float) -> Hit:
-    name, pid = index.ids[row].as_py(), int(index.pids[row])
+def _hit(query: Query, row: Match, calibrated: Calibrated | None) -> Hit:
+    probability = None
+    if calibrated is not None:
+        probability = calibrated.probability(row.similarity, query.modality, row.modality)
     return Hit(
-        id=name,
-        picture=picture_of(index, name),
-        similarity=similarity,
-        modality=index.modalities[row].as_py(),
-        camera=int(index.cameras[row]),
-        pid=pid,
-        right=None if pid < 0 or query.pid < 0 else pid == query.pid,
+        id=row.id,
+        picture=row.file,
+        similarity=row.similarity,
+        probability=probability,
+        modality=row.modality,
+        camera=row.camera,
+        pid=row.pid,
+        tracklet=row.tracklet,
+        images=row.images,
+        time=row.time,
+        name=row.name,
+        right=None if row.pid < 0 or query.pid < 0 else row.pid == query.pid,
     )
-
-
-@torch.inference_mode()
-def _embed(loaded: LoadedEncoder, inputs: torch.Tensor, modality: Modality) -> np.ndarray:
-    return loaded.encoder.embed(inputs.to(loaded.device), modality)[0].float().cpu().numpy()

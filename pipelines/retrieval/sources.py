@@ -42,7 +42,7 @@ class Source:
 
     Attributes:
         path: a folder, a manifest (.csv, .jsonl or .parquet with the columns image and modality,
-            perhaps pid, camera and caption), or the root of a data set.
+            perhaps pid, camera, tracklet and caption), or the root of a data set.
         kind: layout of the data set, None for a folder or manifest.
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
@@ -119,7 +119,7 @@ class Source:
         """A sentence about an image is a sample where its row is one of text."""
         try:
             for row in manifest_rows.rows(self.path, modality=self.modality):
-                yield next(row.samples())
+                yield next(row.samples(_tracklet(row.tracklet)))
         except ValueError as error:
             raise UserError(str(error)) from error
 
@@ -145,7 +145,8 @@ def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
     digest = hashlib.blake2b(digest_size=8)
     for sample in records:
         own = hashlib.blake2b(
-            f"{record_id(sample)}\0{sample.modality}\0{sample.pid}\0{sample.camera}".encode(),
+            f"{record_id(sample)}\0{sample.modality}\0{sample.pid}\0{sample.camera}"
+            f"\0{sample.tracklet}".encode(),
             digest_size=8,
         ).digest()
         rows.append(sample)
@@ -155,6 +156,13 @@ def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
             rows, digest = [], hashlib.blake2b(digest_size=8)
     if rows:
         yield Part(digest.hexdigest(), tuple(rows))
+
+
+def _tracklet(name: str) -> int:
+    """A track's number: its name where that is one, else a hash: a stream keeps no table."""
+    if name.lstrip("-").isdecimal():
+        return int(name)
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest()) if name else -1
 
 
 def modality_named(name: str | None, option: str) -> Modality | None:

@@ -1,7 +1,8 @@
 """The files of embeddings: a folder of Parquet parts, and embedding.json, which says what they are.
 
-Columns: id (string), modality, camera (int32) and pid (int64), -1 where unknown, vector (fixed
-size list of float16 or float32, unit length).
+Columns: id (string), modality, camera (int32), pid and tracklet (int64), -1 where unknown, images
+(int32, how many the vector is the mean of), content (hash of the image file), vector (fixed size
+list of float16 or float32, unit length).
 """
 
 from __future__ import annotations
@@ -102,7 +103,14 @@ def part_files(folder: Path) -> list[Path]:
 
 
 def write_part(
-    out: Path, key: str, rows: Sequence[Sample], vectors: np.ndarray, skipped: Sequence[str]
+    out: Path,
+    key: str,
+    rows: Sequence[Sample],
+    vectors: np.ndarray,
+    skipped: Sequence[str],
+    *,
+    contents: Sequence[str] = (),
+    images: Sequence[int] = (),
 ) -> None:
     """Write one part, whole or not at all.
 
@@ -112,6 +120,8 @@ def write_part(
         rows: what was embedded.
         vectors: (n, D) of the rows.
         skipped: messages about what could not be read.
+        contents: hashes of the image files, none where unknown.
+        images: how many images each vector is the mean of, none for one each.
     """
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
     table = pa.table(
@@ -120,6 +130,9 @@ def write_part(
             "modality": pa.array([str(row.modality) for row in rows], pa.string()),
             "camera": pa.array([row.camera for row in rows], pa.int32()),
             "pid": pa.array([row.pid for row in rows], pa.int64()),
+            "tracklet": pa.array([row.tracklet for row in rows], pa.int64()),
+            "images": pa.array(images or [1] * len(rows), pa.int32()),
+            "content": pa.array(contents or [""] * len(rows), pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
     ).replace_schema_metadata({_SKIPPED: json.dumps(list(skipped)).encode()})

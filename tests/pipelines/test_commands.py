@@ -24,7 +24,7 @@ from pipelines.evaluation import evaluate as evaluating
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import export as exporting
-from pipelines.retrieval import index as indexing
+from pipelines.retrieval import fill
 from pipelines.retrieval import search as searching
 from pipelines.retrieval.export import Exported
 from pipelines.retrieval.sources import Source
@@ -35,7 +35,7 @@ from tests.pipelines.trained import draw_folder, embed_alone, save_run
 
 @dataclass(frozen=True)
 class Place:
-    """A folder `[b]` with a trained `run`, `images`, `vectors`, an `index` and odd things."""
+    """A folder `[b]` with a trained `run`, `images`, `vectors`, a `gallery` and odd things."""
 
     root: Path
 
@@ -48,15 +48,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     here = Place(tmp_path_factory.mktemp("commands") / "[b]")
     run = save_run(here / "run")
     images = draw_folder(here / "images", visible=3, infrared=2)
-    indexing.build(embed_alone(run, Source(images), here / "vectors"), here / "index")
+    fill.add_vectors(here / "gallery", embed_alone(run, Source(images), here / "vectors"))
     embed_alone(run, Source(images), here / "half")
     info = json.loads((here / "half" / "embedding.json").read_text())
     (here / "half" / "embedding.json").write_text(json.dumps(info | {"complete": False}))
     Image.new("RGB", (8, 16)).save(here / "who.png")
     (here / "who").mkdir()
     Image.new("RGB", (8, 16)).save(here / "who" / "a.png")
-    (here / "broken").mkdir()
-    (here / "broken" / "index.json").write_text("{")
     fake_run(here / "finished", here / "data")
     small_run(here / "unfinished", {"stage": "align", "epoch": 0})
     (here / "file").touch()
@@ -83,16 +81,24 @@ def said(place: Place, *words: str) -> tuple[int, str]:
     return result.exit_code, " ".join(text.replace("│", " ").split())
 
 
-def test_index_tells_size_kind_recall_time_and_memory(place: Place) -> None:
-    code, text = said(place, "index", "/vectors", "/new-index")
+def test_gallery_tells_what_it_holds(place: Place) -> None:
+    code, text = said(place, "gallery", "add", "/new-gallery", "/vectors")
+    assert (code, text.partition(":")[0]) == (0, "5 new, 0 replaced, 5 in all")
+    code, text = said(
+        place, "gallery", "enroll", "/new-gallery", "Ada", "/who.png", "--as", "visible"
+    )
+    assert (code, text) == (0, "Ada: 1 images on the watch list")
+    code, text = said(place, "gallery", "info", "/new-gallery")
     assert code == 0
-    assert "5 x 384 vectors, flat, recall@10 1.000, built in" in text
-    assert "MB of memory at most" in text
-    assert text.endswith("[b]/new-index")
+    assert "6 x 384, infrared and visible" in text
+    assert "search: exact, recall@10 1.000 watch list: Ada versions 1" in text
+    code, text = said(place, "gallery", "remove", "/new-gallery", "visible/0.png")
+    assert text.startswith("1 removed, 5 left")
+    assert said(place, "gallery", "tidy", "/new-gallery")[0] == 0
 
 
 def test_search_prints_a_table_and_writes_a_sheet(place: Place) -> None:
-    command = ("search", "/index", "/images/visible/2.png", "--as", "visible", "--pid", "3")
+    command = ("search", "/gallery", "/images/visible/2.png", "--as", "visible", "--pid", "3")
     code, text = said(place, *command, "--top", "2", "--out", "/found.html")
     assert code == 0
     assert "nearest to" in text
@@ -152,19 +158,27 @@ def test_doctor_prints_remedies_and_fails_where_a_run_would(
         ("embed /run /images /images", "is not empty and holds no embedding.json"),
         ("embed /run /images /out --modality thermal", "--modality thermal: choose visible"),
         ("embed /run /images /out --dtype float8", "'float8' is not one of"),
-        ("index /nothing /out", "give a folder that `crossreid embed` wrote"),
-        ("index /half /out", "is not complete: run the same `crossreid embed` again"),
-        ("index /vectors /file", "cannot write to"),
-        ("index /vectors /out --recall 2", "should be less than or equal to 1"),
-        ("search /vectors who.png", "make one with `crossreid index`"),
-        ("search /broken who.png", "is damaged"),
-        ("search /index", "give an image file or an id of the index, or --text"),
-        ("search /index nobody.png", "neither a file nor an id of this index; ids look like"),
-        ("search /index /who.png", "Say --as visible or --as infrared"),
-        ("search /index infrared/0.png --camera 9", "this index has"),
-        ("search /index infrared/0.png --out /found.pdf", "is an .html or a .png file"),
-        ("search /index infrared/0.png --out /no/found.png", "there is no folder"),
-        ("search /index --text tall", "embed the images again with --space joint"),
+        ("gallery add /g /nothing", "give a folder that `crossreid embed` wrote"),
+        ("gallery add /g /half", "is not complete: run the same `crossreid embed` again"),
+        ("gallery add /file /vectors", "cannot open"),
+        ("gallery add /g /vectors --recall 2", "should be less than or equal to 1"),
+        ("gallery remove /gallery", "say what to remove"),
+        ("gallery enroll /gallery Ada /who.png", "Say --as visible or --as infrared"),
+        ("gallery enroll /gallery Ada /no.png --as visible", "no.png"),
+        ("gallery info /nothing", "is no gallery"),
+        ("watch /gallery /images", "nobody is on the watch list"),
+        ("calibrate /run", "is not a folder"),
+        ("search /vectors who.png", "holds no vectors"),
+        ("search /gallery infrared/0.png --since now", "write a time as"),
+        ("search /gallery infrared/0.png --min-probability .9", "run `crossreid calibrate`"),
+        ("search /gallery infrared/0.png --version 99", "has no version 99"),
+        ("search /gallery", "give an image file or an id of the gallery, or --text"),
+        ("search /gallery nobody.png", "neither a file nor an id of this gallery"),
+        ("search /gallery /who.png", "Say --as visible or --as infrared"),
+        ("search /gallery infrared/0.png --camera 9", "this gallery has"),
+        ("search /gallery infrared/0.png --out /found.pdf", "is an .html or a .png file"),
+        ("search /gallery infrared/0.png --out /no/found.png", "there is no folder"),
+        ("search /gallery --text tall", "add the images again with --space joint"),
         ("export /nothing /out", "no checkpoint in"),
         ("export /run /out --format tflite", "only onnx can be written"),
         ("export /run /file", "cannot write to"),

@@ -15,7 +15,9 @@ from pipelines.data.prepare import read
 from pipelines.evaluation.encoder import open_encoder, open_start
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.retrieval.export import export
-from pipelines.retrieval.index import Index, build
+from pipelines.retrieval.fill import add_vectors
+from pipelines.retrieval.gallery import Gallery
+from pipelines.retrieval.gallery_rows import Filter, Match
 from pipelines.retrieval.search import ask, search
 from pipelines.retrieval.sources import Source, record_id
 from pipelines.runs import checkpoint
@@ -31,12 +33,12 @@ SENTENCE = "a woman in a striped dress with a backpack"
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished small run and its test images as an index."""
+    """A finished small run and its test images in a gallery."""
 
     config: RunConfig
     run_dir: Path
     scores: dict[str, float]
-    index: Index
+    gallery: Gallery
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def trained(
     kept = small_runs.Kept(folder / "run" / "checkpoint_0")
     progress = loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
     scores = progress.scores[progress.stage]
-    return Trained(config, folder / "run", scores, _indexed(config, folder))
+    return Trained(config, folder / "run", scores, _filled(config, folder))
 
 
 def _of_openai(path: Path) -> Path:
@@ -73,19 +75,24 @@ def _of_openai(path: Path) -> Path:
     return path
 
 
-def _indexed(config: RunConfig, folder: Path) -> Index:
+def _filled(config: RunConfig, folder: Path) -> Gallery:
     source = Source(Path(config.data.root), config.data.kind, "test")
-    build(embed_alone(folder / "run", source, folder / "vectors"), folder / "index")
-    return Index(folder / "index")
+    add_vectors(folder / "gallery", embed_alone(folder / "run", source, folder / "vectors"))
+    return Gallery.open(folder / "gallery")
+
+
+def _some(gallery: Gallery, modality: Modality, count: int) -> list[Match]:
+    """A few rows of a modality with their vectors."""
+    zero = np.eye(1, gallery.facts.dim, dtype=np.float32)[0]
+    return gallery.search(zero, count, where=Filter(modality=modality), vectors=True)
 
 
 @pytest.mark.slow
 def test_what_is_embedded_scores_what_training_reported(trained: Trained) -> None:
     """CSDN's two parts and their mirror images, CPCL's captions and activation included."""
     dataset = read(trained.config)
-    rows = [trained.index.find(record_id(record)) for record in dataset.test.samples]
-    assert min(rows) >= 0
-    found = trained.index.vectors(np.array(rows))
+    rows = [trained.gallery.get(record_id(sample)) for sample in dataset.test.samples]
+    found = np.stack([row.vector for row in rows if row is not None and row.vector is not None])
     assert evaluate(dataset.kind, dataset.test, found).headline == pytest.approx(
         trained.scores, abs=1e-6
     )
@@ -93,22 +100,20 @@ def test_what_is_embedded_scores_what_training_reported(trained: Trained) -> Non
 
 @pytest.mark.slow
 def test_images_of_every_modality_and_sentences_ask(trained: Trained) -> None:
-    index, loaded = trained.index, open_encoder(trained.run_dir)
+    gallery, loaded = trained.gallery, open_encoder(trained.run_dir)
     for modality in loaded.modalities:
         if modality == Modality.TEXT:
             continue
-        row = int(np.flatnonzero(index.mask(modality=modality))[0])
-        name = index.ids[row].as_py()
-        picture = str(Path(trained.config.data.root) / name)
-        asked = ask(index, image=picture, text=None, seen_as=modality)
-        np.testing.assert_allclose(asked.vector, index.vectors(np.array([row]))[0], atol=1e-5)
-        assert search(index, asked, top=1)[0].id == name
+        row = _some(gallery, modality, 1)[0]
+        asked = ask(gallery, image=str(row.file), text=None, seen_as=modality)
+        np.testing.assert_allclose(asked.vector, row.vector, atol=1e-5)
+        assert search(gallery, asked, top=1)[0].id == row.id
     if Modality.TEXT in loaded.modalities:
         hits = search(
-            index,
-            ask(index, image=None, text=SENTENCE, seen_as=None),
+            gallery,
+            ask(gallery, image=None, text=SENTENCE, seen_as=None),
             top=3,
-            modality=Modality.VISIBLE,
+            where=Filter(modality=Modality.VISIBLE),
         )
         assert [hit.modality for hit in hits] == ["visible"] * 3
 
@@ -116,22 +121,15 @@ def test_images_of_every_modality_and_sentences_ask(trained: Trained) -> None:
 @pytest.mark.slow
 def test_exported_models_give_what_was_evaluated(trained: Trained, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    size, index = trained.config.model, trained.index
+    size = trained.config.model
     for model in export(trained.run_dir, tmp_path):
         if model.modality == Modality.TEXT:
             continue  # checked against torch by `export`
-        rows = np.flatnonzero(index.mask(modality=model.modality))[:5]
-        images = [
-            read_image(
-                Path(trained.config.data.root) / index.ids[int(row)].as_py(),
-                height=size.height,
-                width=size.width,
-            )
-            for row in rows
-        ]
+        rows = _some(trained.gallery, model.modality, 5)
+        images = [read_image(row.file, height=size.height, width=size.width) for row in rows]
         session = onnxruntime.InferenceSession(model.path)
         (found,) = session.run(["vector"], {"input": np.stack(images)})
-        np.testing.assert_allclose(found, index.vectors(rows), atol=1e-5)
+        np.testing.assert_allclose(found, np.stack([row.vector for row in rows]), atol=1e-5)
 
 
 @pytest.mark.slow

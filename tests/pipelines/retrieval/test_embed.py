@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
+from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval import embed as embedding
@@ -84,7 +85,7 @@ def test_vectors_are_those_of_the_encoder(
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     loaded = open_encoder(checkpoint)
     for row in (0, 11):
-        image = embedding.read_image(folder / ids[row], height=64, width=32)
+        image = read_image(folder / ids[row], height=64, width=32)
         modality = Modality(table["modality"][row].as_py())
         alone = loaded.encoder.embed(embedding.torch.from_numpy(image[None]), modality)
         np.testing.assert_allclose(found[row], alone[0].numpy(), atol=1e-5)

@@ -1,0 +1,280 @@
+"""Commands around a gallery: filling, searching, watching, serving; see `pipelines.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.cli_data import ray_address
+from pipelines.errors import UserError
+from pipelines.runs.console import console, say
+
+commands = typer.Typer()
+gallery_app = typer.Typer(help="Fill, change and look into galleries.", no_args_is_help=True)
+
+Gallery = Annotated[str, typer.Argument(metavar="GALLERY", help="A folder, or a URI (s3://...).")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Where the encoder lies, if it was moved.")]
+SeenAs = Annotated[
+    str | None, typer.Option("--as", help="Modality of the images: visible or infrared.")
+]
+Space = Annotated[
+    Literal["descriptor", "joint"] | None,
+    typer.Option(help="Vectors to search, where the gallery has both: descriptor or joint."),
+]
+Modality = Annotated[str | None, typer.Option(help="Answers of this modality only.")]
+Camera = Annotated[
+    list[int] | None, typer.Option(help="Answers of this camera only; may be repeated.")
+]
+Since = Annotated[str | None, typer.Option(help="Answers from this time on, 2026-11-27T14:05.")]
+Until = Annotated[str | None, typer.Option(help="Answers up to this time.")]
+Prior = Annotated[
+    float | None,
+    typer.Option(help="Share of rows that show the queried identity; default: that of the fit."),
+]
+
+
+@gallery_app.command(name="add")
+def add(
+    gallery: Gallery,
+    run: Annotated[Path, typer.Argument(help="A checkpoint or run; or a folder of `embed`.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder of images, manifest or data set to embed.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Layout, where SOURCE is a data set.")] = None,
+    split: Annotated[str, typer.Option(help="Of a data set: train, val, test or all.")] = "test",
+    modality: Annotated[
+        str | None, typer.Option(help="Modality of all images, where no folder or column says it.")
+    ] = None,
+    space: Annotated[
+        Literal["descriptor", "joint"],
+        typer.Option(help="descriptor, or joint: CLIP's space, where sentences can be asked too."),
+    ] = "descriptor",
+    new_encoder: Annotated[
+        bool, typer.Option("--new-encoder", help="Keep a table beside that of another encoder.")
+    ] = False,
+    recall: Annotated[
+        float, typer.Option(help="Recall at ten answers that is tuned to.", min=0.1, max=1)
+    ] = 0.95,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
+    ] = 0.01,
+) -> None:
+    """Add images that are new or changed, or the vectors that `embed` wrote."""
+    from pipelines.retrieval import fill
+    from pipelines.retrieval.sources import Source, modality_named
+
+    if source is None:
+        added = fill.add_vectors(gallery, run, new_encoder=new_encoder, recall=recall)
+    else:
+        added = fill.add_images(
+            gallery,
+            run,
+            Source(source, kind, split, modality_named(modality, "--modality")),
+            space=space,
+            new_encoder=new_encoder,
+            recall=recall,
+            max_unreadable=max_unreadable,
+            ray_address=ray_address(),
+        )
+    say(f"{added.new:,} new, {added.replaced:,} replaced, {added.total:,} in all: {gallery}")
+
+
+@gallery_app.command(name="remove")
+def remove(
+    gallery: Gallery,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids to take away.")] = None,
+    until: Annotated[str | None, typer.Option(help="Take away what is as old as this.")] = None,
+    space: Space = None,
+) -> None:
+    """Take rows away; older versions keep them until `gallery tidy`."""
+    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.gallery_rows import Filter, time_of
+
+    if not ids and until is None:
+        raise UserError("say what to remove: ids, or --until a time")
+    opened = Gallery.open(gallery, space=space)
+    where = Filter(until=time_of(until, "--until")) if until else None
+    removed = opened.remove(ids=ids or (), where=where)
+    say(f"{removed:,} removed, {len(opened):,} left: {gallery}")
+
+
+@gallery_app.command(name="enroll")
+def enroll(
+    gallery: Gallery,
+    name: Annotated[str, typer.Argument(help="Of the identity.")],
+    images: Annotated[list[Path], typer.Argument(help="One image or more.")],
+    seen_as: SeenAs = None,
+    checkpoint: Checkpoint = None,
+    space: Space = None,
+) -> None:
+    """Put an identity on the watch list."""
+    from pipelines.retrieval import fill, search
+    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.sources import modality_named
+
+    opened = Gallery.open(gallery, space=space)
+    loaded = search.encoder_of(opened, checkpoint)
+    modality = search.image_modality(loaded, modality_named(seen_as, "--as"))
+    fill.enroll(opened, loaded, name, images, modality)
+    say(f"{name}: {opened.names()[name]} images on the watch list")
+
+
+@gallery_app.command(name="info")
+def info(gallery: Gallery) -> None:
+    """Tables, rows, watch list, versions."""
+    from pipelines.retrieval.gallery import Gallery, tables
+
+    for facts in tables(gallery):
+        opened = Gallery.open(gallery, space=facts.space, fingerprint=facts.fingerprint)
+        versions = opened.versions()
+        how = opened.tuning
+        say(
+            f"{facts.table}: {len(opened):,} x {facts.dim}, {opened.described()}\n"
+            f"  encoder {facts.checkpoint}\n"
+            f"  ids such as {', '.join(opened.some_ids()) or 'none'}\n"
+            f"  search: {f'{how.num_probes} lists' if how.num_probes else 'exact'}, recall@10 "
+            f"{how.recall:.3f}\n  watch list: {', '.join(opened.names()) or 'nobody'}\n"
+            f"  versions {versions[0][0]} ({versions[0][1]:%Y-%m-%d %H:%M}) to {versions[-1][0]} "
+            f"({versions[-1][1]:%Y-%m-%d %H:%M})"
+        )
+
+
+@gallery_app.command(name="tidy")
+def tidy(
+    gallery: Gallery,
+    keep_days: Annotated[float, typer.Option(help="Versions that are kept.", min=0)] = 30,
+    space: Space = None,
+) -> None:
+    """Join small files, index what grew, drop old versions."""
+    from datetime import timedelta
+
+    from pipelines.retrieval.gallery import Gallery
+
+    Gallery.open(gallery, space=space).optimize(kept=timedelta(days=keep_days))
+    say(f"tidied: {gallery}")
+
+
+@commands.command()
+def search(
+    gallery: Gallery,
+    query: Annotated[str | None, typer.Argument(help="Image file, or an id.")] = None,
+    text: Annotated[str | None, typer.Option(help="Search by a sentence instead.")] = None,
+    seen_as: SeenAs = None,
+    pid: Annotated[int, typer.Option(help="Identity on the image, to mark right answers.")] = -1,
+    top: Annotated[int, typer.Option(help="Number of answers.")] = 10,
+    modality: Modality = None,
+    camera: Camera = None,
+    since: Since = None,
+    until: Until = None,
+    min_probability: Annotated[
+        float, typer.Option(help="Leave out what is less likely one identity.", min=0, max=1)
+    ] = 0.0,
+    prior: Prior = None,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by shared neighbours.")] = False,
+    version: Annotated[int | None, typer.Option(help="Search an older state.")] = None,
+    space: Space = None,
+    checkpoint: Checkpoint = None,
+    out: Annotated[Path | None, typer.Option(help="Contact sheet, .html or .png.")] = None,
+) -> None:
+    """Find the nearest rows to an image, a sentence or a row of a gallery."""
+    from pipelines.evaluation import calibrated
+    from pipelines.retrieval import contact_sheet
+    from pipelines.retrieval import search as searching
+    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.gallery_rows import Filter, time_of
+    from pipelines.retrieval.sources import modality_named
+
+    if out is not None:
+        contact_sheet.check(out)
+    opened = Gallery.open(gallery, space=space, version=version)
+    where = Filter(
+        modality=modality_named(modality, "--modality"),
+        cameras=tuple(camera or ()),
+        since=time_of(since, "--since"),
+        until=time_of(until, "--until"),
+    )
+    asked = searching.ask(
+        opened,
+        image=query,
+        text=text,
+        seen_as=modality_named(seen_as, "--as"),
+        pid=pid,
+        checkpoint=checkpoint,
+    )
+    known = calibrated.load(
+        checkpoint or Path(opened.facts.checkpoint), fingerprint=opened.facts.fingerprint
+    )
+    hits = searching.search(
+        opened,
+        asked,
+        top=top,
+        where=where,
+        reranked=rerank,
+        calibrated=known.at_prior(prior) if known else None,
+        min_probability=min_probability,
+    )
+    console.print(searching.table(asked, hits))
+    if out is not None:
+        note = searching.described(opened, where=where, reranked=rerank)
+        say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
+
+
+@commands.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
+    labels: Annotated[
+        str, typer.Option(help="val: validation identities; pseudo; auto: what there is.")
+    ] = "auto",
+) -> None:
+    """Fit how likely two images of some cosine show one identity; kept beside the checkpoint."""
+    from pipelines.evaluation.calibrate import PSEUDO
+    from pipelines.evaluation.calibrate import calibrate as fit
+
+    fitted = fit(run, labels=labels)
+    for name, one in fitted.maps.items():
+        say(
+            f"{name}: {one.kind}, calibration error {fitted.error[name]:.3f} on the "
+            f"{fitted.source} it was fitted on, {one.prior:.2%} of whose pairs are of one identity"
+        )
+    if fitted.source == PSEUDO:
+        say("pseudo-labels come from these vectors themselves: the probabilities are optimistic")
+
+
+@commands.command()
+def watch(
+    gallery: Gallery,
+    source: Annotated[Path, typer.Argument(help="A folder that images arrive in.")],
+    seen_as: SeenAs = None,
+    min_probability: Annotated[float, typer.Option(help="Of a match.", min=0, max=1)] = 0.9,
+    prior: Prior = None,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
+    checkpoint: Checkpoint = None,
+    space: Space = None,
+) -> None:
+    """Print who of the watch list is on images as they arrive, as JSON lines."""
+    from pipelines.evaluation import calibrated
+    from pipelines.retrieval import search
+    from pipelines.retrieval import watch as watching
+    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.sources import modality_named
+
+    opened = Gallery.open(gallery, space=space)
+    loaded = search.encoder_of(opened, checkpoint)
+    known = calibrated.load(
+        checkpoint or Path(opened.facts.checkpoint), fingerprint=opened.facts.fingerprint
+    )
+    lines = watching.watch(
+        opened,
+        loaded,
+        source,
+        modality=modality_named(seen_as, "--as"),
+        calibrated=known.at_prior(prior) if known else None,
+        min_probability=min_probability,
+        every_s=every,
+        rounds=2 if once else None,
+    )
+    for line in lines:
+        typer.echo(line)

@@ -1,0 +1,215 @@
+"""Filling a gallery: from vectors that `embed` wrote, from images, with enrolled identities."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
+from pipelines.retrieval import vectors
+from pipelines.retrieval.embed import content_hash, embed
+from pipelines.retrieval.gallery import Added, Facts, Gallery
+from pipelines.retrieval.gallery_rows import schema
+from pipelines.retrieval.sources import Source, record_id
+from pipelines.storage.shards import read_bytes
+from reid_core.types import Modality, Sample
+
+_AT_ONCE = 100_000  # rows of a transaction
+
+
+@dataclass(frozen=True)
+class Chosen(Source):
+    """The samples of a source whose ids are among some."""
+
+    ids: frozenset[str] = frozenset()
+
+    def samples(self) -> Iterator[Sample]:
+        """In the source's order."""
+        return (sample for sample in super().samples() if record_id(sample) in self.ids)
+
+
+def add_vectors(
+    uri: str | Path, folder: Path, *, new_encoder: bool = False, recall: float = 0.95
+) -> Added:
+    """Add what a folder of `crossreid embed` holds.
+
+    Raises:
+        UserError: no such folder, an unfinished one, or vectors of another encoder.
+    """
+    info = vectors.read_info(folder)
+    if not info["complete"]:
+        raise UserError(f"{folder} is not complete: run the same `crossreid embed` again")
+    facts = Facts(info["fingerprint"], info["space"], info["dim"], info["checkpoint"])
+    gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
+    done = Added(0, 0, len(gallery))
+    for rows in _batches(folder, info):
+        step = gallery.add(rows, recall=recall)
+        done = Added(done.new + step.new, done.replaced + step.replaced, step.total)
+    return done
+
+
+def add_images(
+    uri: str | Path,
+    checkpoint: Path,
+    source: Source,
+    *,
+    space: Space = "descriptor",
+    new_encoder: bool = False,
+    recall: float = 0.95,
+    **options: Any,
+) -> Added:
+    """Embed and add the images that a gallery does not hold, or holds with another content.
+
+    Args:
+        uri: folder or URI of the gallery.
+        checkpoint: checkpoint folder or run directory.
+        source: what to add.
+        space: of the vectors.
+        new_encoder, recall: see `Gallery.create` and `Gallery.add`.
+        options: see `pipelines.retrieval.embed.embed`.
+
+    Raises:
+        UserError: another encoder's gallery, or what `embed` refuses.
+    """
+    loaded = open_encoder(checkpoint, space=space)
+    facts = Facts(
+        loaded.fingerprint, space, loaded.encoder.feature_dim, str(Path(checkpoint).resolve())
+    )
+    gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
+    missing = _missing(source, gallery.contents())
+    if not missing:
+        return Added(0, 0, len(gallery))
+    chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, ids=missing)
+    name = hashlib.blake2b("\n".join(sorted(missing)).encode(), digest_size=6).hexdigest()
+    local = Path(uri) if "://" not in str(uri) else Path.home() / ".cache" / "crossreid"
+    folder = local / f".adding-{name}"
+    embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
+    done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
+    shutil.rmtree(folder)
+    return done
+
+
+def enroll(
+    gallery: Gallery, loaded: LoadedEncoder, name: str, images: Sequence[Path], modality: Modality
+) -> Added:
+    """Put an identity on the watch list.
+
+    Args:
+        gallery: of the encoder.
+        loaded: the encoder.
+        name: of the identity.
+        images: of it.
+        modality: of the images.
+
+    Raises:
+        UserError: no name, or an image that cannot be read.
+    """
+    if not name.strip():
+        raise UserError("NAME is empty: say who is on the images")
+    try:
+        hashes = [content_hash(read_bytes(image)) for image in images]
+        rows = loaded.embed_images(list(images), modality=str(modality))
+    except (OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    samples = [Sample(f"enrolled/{name}/{content}", modality) for content in hashes]
+    table = rows_of(samples, rows, root="", contents=hashes, name=name)
+    places = pa.array([str(image.resolve()) for image in images], pa.string())
+    return gallery.add(table.set_column(table.schema.get_field_index("image"), "image", places))
+
+
+def rows_of(
+    samples: Sequence[Sample],
+    rows: np.ndarray,
+    *,
+    root: str,
+    contents: Sequence[str] = (),
+    name: str = "",
+    time: Any = None,
+) -> pa.Table:
+    """Rows of a gallery from samples and their vectors (n, D)."""
+    count = len(samples)
+    columns = {
+        "id": [record_id(sample) for sample in samples],
+        "content": contents or [""] * count,
+        "modality": [str(sample.modality) for sample in samples],
+        "camera": [sample.camera for sample in samples],
+        "pid": [sample.pid for sample in samples],
+        "tracklet": [sample.tracklet for sample in samples],
+        "images": [1] * count,
+        "time": [time] * count,
+        "name": [name] * count,
+        "root": [root] * count,
+        "image": [sample.image for sample in samples],
+    }
+    kinds = schema(rows.shape[1])
+    table = pa.table({key: pa.array(list(v), kinds.field(key).type) for key, v in columns.items()})
+    flat = pa.array(np.ascontiguousarray(rows, dtype=np.float32).ravel())
+    return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, rows.shape[1]))
+
+
+def _batches(folder: Path, info: dict[str, Any]) -> Iterator[pa.Table]:
+    """The parts of a folder, some at a time, as rows of a gallery."""
+    waiting: list[pa.Table] = []
+    for path in vectors.part_files(folder):
+        waiting.append(_as_rows(pq.read_table(path), info))
+        if sum(map(len, waiting)) >= _AT_ONCE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _as_rows(part: pa.Table, info: dict[str, Any]) -> pa.Table:
+    """Columns that an older `embed` did not write are unknown."""
+    kinds, count = schema(info["dim"]), len(part)
+    rows = (
+        np.stack(part["vector"].combine_chunks().to_numpy(zero_copy_only=False))
+        if count
+        else (np.empty((0, info["dim"])))
+    )
+    rows = rows.astype(np.float32)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unknown = {"content": "", "tracklet": -1, "images": 1, "time": None, "name": ""}
+    columns: dict[str, Any] = {
+        key: part[key].combine_chunks().cast(kinds.field(key).type)
+        if key in part.column_names
+        else pa.array([unknown[key]] * count, kinds.field(key).type)
+        for key in kinds.names
+        if key not in ("root", "image", "vector")
+    }
+    columns["root"] = pa.array([info["root"]] * count, pa.string())
+    images = part["image"] if "image" in part.column_names else part["id"]
+    names = [
+        str(name).partition("#")[0] if "#" in str(name) else name for name in images.to_pylist()
+    ]
+    columns["image"] = pa.array(names, pa.string())
+    flat = pa.array(np.ascontiguousarray(rows).ravel())
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, info["dim"])
+    return pa.table({key: columns[key] for key in kinds.names})
+
+
+def _missing(source: Source, known: dict[str, str]) -> frozenset[str]:
+    """Ids whose images are not known with their present content."""
+
+    def changed(sample: Sample) -> str | None:
+        name = record_id(sample)
+        if name not in known:
+            return name
+        try:
+            data = sample.caption.encode() or read_bytes(source.root / sample.image)
+        except OSError:
+            return name  # embed names what cannot be read
+        return None if content_hash(data) == known[name] else name
+
+    with ThreadPoolExecutor(8) as pool:
+        return frozenset(name for name in pool.map(changed, source.samples()) if name)

@@ -1,0 +1,325 @@
+"""A gallery: vectors that are stored, grow and are searched, in a LanceDB database.
+
+A gallery is a folder or a URI. It holds one table per encoder fingerprint and space, so that
+vectors which cannot be compared never meet. Every change is one transaction and leaves a version
+that can still be searched: a writer that fails, or a second one beside it, loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from pipelines.retrieval import neighbours
+from pipelines.retrieval.gallery_rows import COLUMNS, Filter, Match, matches, schema
+from pipelines.retrieval.neighbours import EXACT_UP_TO, Tuning
+
+FORMAT = 1
+_INSTALL = 'pip install -c constraints.txt -e ".[gallery]"'
+_FACTS = b"crossreid"
+_KEPT = timedelta(days=30)  # of versions, when small files are joined
+_IDS_AT_ONCE = 1000
+# A row is replaced where its image, or what is known about it, is another.
+_CHANGED = " OR ".join(
+    f"target.{name} != source.{name}"
+    for name in ("content", "modality", "camera", "pid", "tracklet", "root", "images", "name")
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the vectors of a table are.
+
+    Attributes:
+        fingerprint: of the encoder.
+        space: "descriptor" or "joint".
+        dim: width D of the vectors.
+        checkpoint: where the encoder lay when the table was made.
+        created: ISO time.
+        format: of the table.
+    """
+
+    fingerprint: str
+    space: str
+    dim: int
+    checkpoint: str
+    created: str = ""
+    format: int = FORMAT
+
+    @property
+    def table(self) -> str:
+        """Name of the table."""
+        return f"{self.space}-{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Added:
+    """What `Gallery.add` did: numbers of rows that are new, that replaced one, and now in all."""
+
+    new: int
+    replaced: int
+    total: int
+
+
+class Gallery:
+    """One table of a gallery.
+
+    Attributes:
+        facts: what its vectors are.
+    """
+
+    def __init__(self, table: Any, facts: Facts, *, historic: bool = False) -> None:
+        self._table, self.facts = table, facts
+        self._historic = historic
+
+    @classmethod
+    def create(cls, uri: str | Path, facts: Facts, *, new_encoder: bool = False) -> Gallery:
+        """The table for vectors of an encoder; made if it is not there.
+
+        Args:
+            uri: folder or URI.
+            facts: of the vectors.
+            new_encoder: allow a second encoder beside one of the same space.
+
+        Raises:
+            UserError: the gallery holds another encoder's vectors, or cannot be written.
+        """
+        database = _connect(uri)
+        others = [one for one in _tables(database) if one.space == facts.space]
+        same = [one for one in others if one.fingerprint == facts.fingerprint]
+        if others and not same and not new_encoder:
+            raise UserError(
+                f"{uri} holds vectors of encoder {others[-1].fingerprint}, these are of "
+                f"{facts.fingerprint}, and the two cannot be compared: choose another gallery, or "
+                "say --new-encoder to keep a second table beside the old one"
+            )
+        if not same:
+            made = replace(facts, created=datetime.now(UTC).isoformat(timespec="microseconds"))
+            content = schema(facts.dim).with_metadata({_FACTS: json.dumps(vars(made)).encode()})
+            with _lance(f"cannot write to {uri}"):
+                database.create_table(facts.table, schema=content, exist_ok=True)
+        return cls.open(uri, space=facts.space, fingerprint=facts.fingerprint)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | Path,
+        *,
+        space: str | None = None,
+        fingerprint: str | None = None,
+        version: int | None = None,
+    ) -> Gallery:
+        """A table of a gallery: the only one, or the newest that fits what is named.
+
+        Args:
+            uri: folder or URI.
+            space, fingerprint: of the encoder; None for any.
+            version: an older state, see `versions`.
+
+        Raises:
+            UserError: no gallery there, none of this encoder, no such version, or a gallery
+                written by a newer version of the program.
+        """
+        if "://" not in str(uri) and not Path(uri).is_dir():
+            raise UserError(f"{uri} is no gallery: make one with `crossreid gallery add`")
+        database = _connect(uri)
+        facts = [
+            one
+            for one in _tables(database)
+            if space in (None, one.space) and fingerprint in (None, one.fingerprint)
+        ]
+        if not facts:
+            there = ", ".join(one.table for one in _tables(database)) or "nothing"
+            wanted = "-".join(part for part in (space, fingerprint) if part)
+            raise UserError(f"{uri} holds no vectors {wanted}".rstrip() + f"; there is {there}")
+        with _lance(f"cannot open {uri}"):
+            table = database.open_table(facts[-1].table)
+        if version is not None:
+            known = [entry["version"] for entry in table.list_versions()]
+            if version not in known:
+                raise UserError(
+                    f"{uri} has no version {version}: there are {known[0]} to {known[-1]}"
+                )
+            table.checkout(version)
+        return cls(table, facts[-1], historic=version is not None)
+
+    def __len__(self) -> int:
+        return int(self._table.count_rows())
+
+    def add(self, rows: pa.Table, *, recall: float = 0.95) -> Added:
+        """Store rows; equal ones are left alone, those of a known id and other content replaced.
+
+        Args:
+            rows: with the columns of `gallery_rows.schema`; a later row of one id wins.
+            recall: at ten answers that an approximate search is tuned to.
+
+        Raises:
+            UserError: vectors of another width or not finite, or the disk is full.
+        """
+        assert not self._historic
+        rows = _checked(rows, self.facts.dim)
+        with _lance("nothing was added"):
+            done = (
+                self._table.merge_insert("id")
+                .when_matched_update_all(where=_CHANGED)
+                .when_not_matched_insert_all()
+                .execute(rows)
+            )
+            neighbours.keep_indexed(self._table, recall=recall)
+        return Added(done.num_inserted_rows, done.num_updated_rows, len(self))
+
+    def remove(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> int:
+        """Take rows away, by id or by what a filter leaves; returns how many."""
+        removed = 0
+        with _lance("not everything was removed"):
+            if where is not None:
+                removed += self._table.delete(where.sql() or "true").num_deleted_rows
+            for start in range(0, len(ids), _IDS_AT_ONCE):
+                chosen = Filter(ids=tuple(ids[start : start + _IDS_AT_ONCE]))
+                removed += self._table.delete(chosen.sql()).num_deleted_rows
+        return int(removed)
+
+    def optimize(self, *, kept: timedelta = _KEPT) -> None:
+        """Join small files, bring all rows into the index, drop versions older than `kept`."""
+        with _lance("the gallery was not tidied"):
+            self._table.optimize(cleanup_older_than=kept)
+
+    def get(self, name: str) -> Match | None:
+        """The row of an id with its vector, None where there is none."""
+        found = self._table.search().where(Filter(ids=(name,)).sql()).select(COLUMNS).limit(1)
+        rows = matches(found.to_arrow())
+        return rows[0] if rows else None
+
+    def contents(self) -> dict[str, str]:
+        """The content hash of every id."""
+        found = self._table.search().select(["id", "content"]).to_arrow()
+        return dict(zip(found["id"].to_pylist(), found["content"].to_pylist(), strict=True))
+
+    def search(
+        self, vector: np.ndarray, top: int, *, where: Filter | None = None, vectors: bool = False
+    ) -> list[Match]:
+        """The nearest rows by cosine, best first; all of them where `top` is more.
+
+        Args:
+            vector: (D,) unit row.
+            top: number of answers.
+            where: what answers may be.
+            vectors: also return the vectors.
+
+        Raises:
+            UserError: the gallery is empty, or no row is left by the filter.
+        """
+        if not len(self):
+            raise UserError("the gallery is empty: fill it with `crossreid gallery add`")
+        condition = where.sql() if where else ""
+        allowed = int(self._table.count_rows(condition or None))
+        if not allowed:
+            raise UserError(f"no row is {where}; this gallery has {self.described()}")
+        columns = [name for name in COLUMNS if vectors or name != "vector"]
+        query = neighbours.query(self._table, vector, exact=allowed <= EXACT_UP_TO)
+        query = query.limit(min(top, allowed)).select([*columns, "_distance"])
+        if condition:
+            query = query.where(condition, prefilter=True)
+        found = query.to_arrow()
+        return matches(found, 1 - found["_distance"].to_numpy())
+
+    def described(self) -> str:
+        """Modalities and cameras that there are, in words."""
+        found = self._table.search().select(["modality", "camera"]).to_arrow()
+        names = sorted(set(found["modality"].to_pylist()))
+        cameras = sorted(set(found["camera"].to_pylist()) - {-1})
+        where = f" of cameras {', '.join(map(str, cameras))}" if cameras else ""
+        return (" and ".join(names) or "no rows") + where
+
+    def some_ids(self, count: int = 3) -> list[str]:
+        """The first few ids."""
+        return self._table.search().select(["id"]).limit(count).to_arrow()["id"].to_pylist()
+
+    def names(self) -> dict[str, int]:
+        """Who is on the watch list, and with how many images."""
+        found = self._table.search().where("name != ''").select(["name"]).to_arrow()
+        return {row["values"]: row["counts"] for row in found["name"].value_counts().to_pylist()}
+
+    def versions(self) -> list[tuple[int, datetime]]:
+        """Number and time of the states that can be searched, oldest first."""
+        return [(entry["version"], entry["timestamp"]) for entry in self._table.list_versions()]
+
+    @property
+    def tuning(self) -> Tuning:
+        """How an approximate search is done, and its recall."""
+        return neighbours.tuning(self._table)
+
+
+def tables(uri: str | Path) -> list[Facts]:
+    """What a gallery holds, oldest first.
+
+    Raises:
+        UserError: it cannot be read, or was written by a newer version.
+    """
+    if "://" not in str(uri) and not Path(uri).is_dir():
+        raise UserError(f"{uri} is no gallery: make one with `crossreid gallery add`")
+    return _tables(_connect(uri))
+
+
+def _tables(database: Any) -> list[Facts]:
+    names: Iterable[str] = database.list_tables().tables
+    return sorted((_facts(database, name) for name in names), key=lambda one: one.created)
+
+
+def _facts(database: Any, name: str) -> Facts:
+    with _lance(f"cannot open table {name}"):
+        content = (database.open_table(name).schema.metadata or {}).get(_FACTS)
+    if content is None:
+        raise UserError(f"table {name} of this database is none of crossreid's: choose another")
+    known = json.loads(content)
+    if known.get("format", 0) > FORMAT:
+        raise UserError(
+            f"this gallery was written by a newer version (format {known['format']}, this one "
+            f"reads {FORMAT}): update crossreid; nothing was changed"
+        )
+    return Facts(**{key: known[key] for key in Facts.__dataclass_fields__})
+
+
+def _connect(uri: str | Path) -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise UserError(f"a gallery needs LanceDB: {_INSTALL}") from error
+    with _lance(f"cannot open {uri}"):
+        return lancedb.connect(str(uri))
+
+
+def _checked(rows: pa.Table, dim: int) -> pa.Table:
+    """The rows in the schema's order, the last of each id, with vectors that can be compared."""
+    width = rows.schema.field("vector").type.list_size
+    if width != dim:
+        raise UserError(f"these vectors have {width} numbers, the gallery's have {dim}")
+    flat = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    lengths = np.linalg.norm(flat.astype(np.float32), axis=1)
+    wrong = ~(np.abs(lengths - 1) < 0.01)
+    if wrong.any():
+        name = rows["id"][int(np.argmax(wrong))].as_py()
+        raise UserError(f"the vector of {name} has length {lengths[wrong][0]:.3g} instead of 1")
+    last = {name: number for number, name in enumerate(rows["id"].to_pylist())}
+    if len(last) < len(rows):
+        rows = rows.take(sorted(last.values()))
+    return rows.select(schema(dim).names).cast(schema(dim))
+
+
+@contextmanager
+def _lance(what: str) -> Iterator[None]:
+    """Errors of the database as messages; its own transactions keep what was there."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{what}: {first[:300]}; what was there before is still there") from error

@@ -1,0 +1,173 @@
+"""The rows of a gallery: their columns, a filter over them, and what a search returns of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import UserError
+from reid_core.types import Modality
+
+
+def schema(dim: int) -> pa.Schema:
+    """Columns of a table of vectors of `dim` numbers.
+
+    id is unique. content is a hash of the image file, "" where unknown. camera, pid and tracklet
+    are -1 and time is null where unknown. images counts what a tracklet's vector is the mean of.
+    name is that of an identity on the watch list, else "". An image lies at root / image.
+    """
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("content", pa.string()),
+            ("modality", pa.string()),
+            ("camera", pa.int32()),
+            ("pid", pa.int64()),
+            ("tracklet", pa.int64()),
+            ("images", pa.int32()),
+            ("time", pa.timestamp("us", tz="UTC")),
+            ("name", pa.string()),
+            ("root", pa.string()),
+            ("image", pa.string()),
+            ("vector", pa.list_(pa.float32(), dim)),
+        ]
+    )
+
+
+COLUMNS = schema(1).names
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What answers may be; the database applies it before it searches.
+
+    Attributes:
+        modality: of the answers, None for any.
+        cameras: of the answers, none for any.
+        since, until: first and last time of the answers; rows without a time are left out then.
+        enrolled: only identities of the watch list (True), only others (False), or both (None).
+        ids: of the answers, none for any.
+    """
+
+    modality: Modality | None = None
+    cameras: tuple[int, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+    enrolled: bool | None = None
+    ids: tuple[str, ...] = ()
+
+    def sql(self) -> str:
+        """As a condition of the database, "" where everything may be an answer."""
+        terms = []
+        if self.modality is not None:
+            terms.append(f"modality = {_quoted(self.modality)}")
+        if self.cameras:
+            terms.append(f"camera IN ({', '.join(str(int(c)) for c in self.cameras)})")
+        if self.since is not None:
+            terms.append(f"time >= to_timestamp_micros({_micros(self.since)})")
+        if self.until is not None:
+            terms.append(f"time <= to_timestamp_micros({_micros(self.until)})")
+        if self.enrolled is not None:
+            terms.append("name != ''" if self.enrolled else "name = ''")
+        if self.ids:
+            terms.append(f"id IN ({', '.join(map(_quoted, self.ids))})")
+        return " AND ".join(terms)
+
+    def __str__(self) -> str:
+        terms = [] if self.modality is None else [str(self.modality)]
+        if self.cameras:
+            terms.append(f"of camera {', '.join(map(str, self.cameras))}")
+        if self.since is not None:
+            terms.append(f"since {self.since:%Y-%m-%d %H:%M}")
+        if self.until is not None:
+            terms.append(f"until {self.until:%Y-%m-%d %H:%M}")
+        if self.enrolled is not None:
+            terms.append("on the watch list" if self.enrolled else "not on the watch list")
+        if self.ids:
+            terms.append(f"one of {len(self.ids)} ids")
+        return " and ".join(terms)
+
+
+@dataclass(frozen=True)
+class Match:
+    """A row of a gallery.
+
+    Attributes:
+        id: its name.
+        similarity: cosine to the query; 1 for a row that was asked for by its id.
+        modality: that it was seen with.
+        camera, pid, tracklet: -1 where unknown.
+        images: that the vector is the mean of.
+        time: when it was seen, None where unknown.
+        name: of an identity on the watch list, else "".
+        root, image: where the image lies.
+        vector: (D,) float32, None where it was not asked for.
+    """
+
+    id: str
+    similarity: float
+    modality: str
+    camera: int
+    pid: int
+    tracklet: int
+    images: int
+    time: datetime | None
+    name: str
+    root: str
+    image: str
+    vector: np.ndarray | None = None
+
+    @property
+    def file(self) -> Path:
+        """The image file.
+
+        Raises:
+            UserError: a name that leads out of its folder.
+        """
+        inner = PurePosixPath(self.image)
+        if ".." in inner.parts or (self.root and inner.is_absolute()):
+            raise UserError(f"the image of {self.id} lies outside of {self.root}")
+        return Path(self.root) / inner
+
+
+def matches(rows: pa.Table, similarity: Sequence[float] | np.ndarray | None = None) -> list[Match]:
+    """Rows of a table as `Match`, in their order."""
+    kept = [name for name in COLUMNS if name in rows.column_names and name != "content"]
+    columns = {name: rows[name].to_pylist() for name in kept if name != "vector"}
+    if "vector" in kept:
+        dim = rows.schema.field("vector").type.list_size
+        flat = rows["vector"].combine_chunks().flatten().to_numpy()
+        columns["vector"] = list(flat.reshape(-1, dim))
+    values = np.ones(len(rows)) if similarity is None else np.asarray(similarity)
+    return [
+        Match(similarity=float(value), **{name: columns[name][i] for name in columns})
+        for i, value in enumerate(values)
+    ]
+
+
+def time_of(text: str | None, option: str) -> datetime | None:
+    """A time as people write it, UTC where it says no zone; None for none.
+
+    Raises:
+        UserError: it is no ISO time.
+    """
+    if not text:
+        return None
+    try:
+        known = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{option} {text}: write a time as 2026-11-27T14:05") from None
+    return known if known.tzinfo else known.replace(tzinfo=UTC)
+
+
+def _quoted(text: str) -> str:
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def _micros(time: datetime) -> int:
+    return round(time.timestamp() * 1e6)
