@@ -194,6 +194,7 @@ def batches(job: Job, start: EpochStart, *, readers: int = 1) -> Iterator[dict[M
         width=inputs.width,
         transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
         max_megapixels=inputs.max_megapixels,
+        decoded=inputs.decoded,
     )
 
     def lines(number: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,64 @@
+"""Images per second through an encoder in eval mode, from bytes that lie on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.gpu.settings import Settings
+from pipelines import config as configuration
+from pipelines.distributed.precision import autocast, set_tf32
+from reid_core.methods import METHODS
+from reid_core.models import backbones
+from reid_core.models.folding import folded
+from reid_core.types import Modality
+
+RECIPES = {"RN50": "cclnet_sysu.yaml", "ViT-B-16": "cpcl_cuhk.yaml"}
+TINY = {"crossreid-small": "demo.yaml"}
+MODES = ("fp32", "tf32", "bf16", "bf16 compiled", "tf32 compiled")
+
+
+def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
+    """One case per model."""
+    for name, recipe in (TINY if settings.tiny else RECIPES).items():
+        yield name, partial(measure, settings, recipe)
+
+
+def measure(settings: Settings, recipe: str) -> Iterator[dict[str, Any]]:
+    """Every precision; compiled ones last, for they take their time."""
+    from pathlib import Path
+
+    config = configuration.load(Path(recipe), ["data.root=/", "model.pretrained=null"])
+    model = config.model
+    backbone = backbones.load(model.name, None, options=model.options())
+    encoder: Any = METHODS[config.method].load_encoder(
+        config.settings, backbone, height=model.height, width=model.width, state=None
+    )
+    assert isinstance(encoder, nn.Module)
+    encoder = folded(encoder.to(settings.device).to(memory_format=torch.channels_last).eval())
+    batch = 32 if settings.tiny else config.trainer.embed_batch
+    shape = (batch, 3, model.height, model.width)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=settings.device)
+    size = f"{model.height}x{model.width}"
+    for mode in MODES:
+        if "compiled" in mode and (settings.tiny or settings.left() < 40):
+            continue
+        yield {"size": size, "batch": batch, "mode": mode, **_rate(settings, encoder, images, mode)}
+
+
+def _rate(settings: Settings, encoder: Any, images: torch.Tensor, mode: str) -> dict[str, Any]:
+    set_tf32(mode.startswith("tf32"))
+    embed = torch.compile(encoder.embed) if "compiled" in mode else encoder.embed
+    settings.reset_memory()
+
+    @torch.inference_mode()
+    def work() -> None:
+        with autocast(settings.device, "bf16" if mode.startswith("bf16") else "fp32"):
+            embed(images, Modality.VISIBLE)
+
+    seconds = settings.seconds_per_call(work)
+    return {"images/s": len(images) / seconds, "device MiB": settings.memory_mib()}

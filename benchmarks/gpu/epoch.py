@@ -1,0 +1,175 @@
+"""Epochs of the size of SYSU-MM01 as `pipelines.training.local` runs them, phase by phase.
+
+34,167 JPEGs of 288x144 (22,258 visible, 11,909 infrared, 395 identities) are made once, each a
+pattern of its identity under noise, and lie in the page cache when the epochs begin. The second
+epoch counts. The GPU's share of idle time is the mean of what nvidia-smi says five times a second.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.gpu import runs
+from benchmarks.gpu.settings import Settings
+from pipelines import config as configuration
+from pipelines.runs import runlog
+
+CAMERAS = {1: True, 2: True, 4: True, 5: True, 3: False, 6: False}
+IDENTITIES, VISIBLE, INFRARED = 395, 22_258, 11_909
+EPOCHS = 240  # image stages of CCLNet together
+
+
+def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
+    """bf16 first: it is what one would run."""
+    root = settings.scratch / "sysu-sized"
+    with settings.timed() as spent:
+        write_tree(root, tiny=settings.tiny)
+    print(f"tree: {spent():.1f} s", flush=True)
+    for mode in ("bf16",) if settings.tiny else ("bf16", "tf32"):
+        yield f"CCLNet, {mode}", partial(measure, settings, root, mode)
+
+
+def measure(settings: Settings, root: Path, mode: str) -> Iterator[dict[str, Any]]:
+    """Two epochs, of which the second counts."""
+    given = [
+        f"data.root={root}",
+        "model.pretrained=null",
+        "evaluation.start=false",
+        "cclnet.image_to_text=0",
+        "cclnet.align.epochs=2",
+        "cclnet.swap.start_epoch=0",
+        f"trainer.precision={'bf16' if mode == 'bf16' else 'fp32'}",
+        f"trainer.allow_tf32={'true' if mode == 'tf32' else 'false'}",
+    ]
+    if settings.tiny:
+        given += [
+            "model.height=32",
+            "model.width=16",
+            "cclnet.align.batches_per_epoch=3",
+            "cclnet.clustering.k1=8",
+        ]
+        given += ["cclnet.align.clusters_per_batch=2", "cclnet.align.instances=4"]
+    recipe = "demo.yaml" if settings.tiny else "cclnet_sysu.yaml"
+    config = configuration.load(Path(recipe), given)
+    with idle_share() as idle:
+        _, run_dir = runs.train_here(settings, config, "epoch")
+    runs.free()
+    for line in runlog.read_metrics(run_dir):
+        seconds = {name: s for name, s in line["seconds"].items() if name != "evaluate"}
+        total = sum(seconds.values())
+        yield {
+            "epoch": line["epoch"],
+            "s": total,
+            "hours of 240 epochs": total * EPOCHS / 3600,
+            "seconds": {phase: round(spent, 2) for phase, spent in seconds.items()},
+            "images/s": line["speed"]["images_per_s"],
+            "mfu": line["speed"]["mfu"],
+            "clusters": line["clusters"],
+        }
+    yield {"what": "GPU idle over both epochs, start included", **idle()}
+
+
+@contextmanager
+def idle_share() -> Iterator[Callable[[], dict[str, Any]]]:
+    """Samples of the GPU's use while the block runs."""
+    if shutil.which("nvidia-smi") is None:
+        yield lambda: {"idle": None}
+        return
+    command = [
+        "nvidia-smi",
+        "--query-gpu=utilization.gpu",
+        "--format=csv,noheader,nounits",
+        "-lms",
+        "200",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    samples: list[float] = []
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip().isdigit():
+                samples.append(float(line))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield lambda: {
+            "idle": 1 - statistics.mean(samples) / 100 if samples else None,
+            "samples": len(samples),
+        }
+    finally:
+        process.terminate()
+        reader.join()
+
+
+def write_tree(root: Path, *, tiny: bool) -> None:
+    """The tree, unless it is there."""
+    done = root / "complete.json"
+    if done.exists():
+        return
+    num = 12 if tiny else IDENTITIES
+    visible, infrared = (16 * num, 12 * num) if tiny else (VISIBLE, INFRARED)
+    size = (48, 96) if tiny else (144, 288)
+    work = partial(_write_identity, root, num, visible, infrared, size)
+    with ProcessPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        counts = list(pool.map(work, range(num), chunksize=4))
+    (root / "exp").mkdir(exist_ok=True)
+    ids = {"train": range(1, num - 1), "val": (num - 1,), "test": (num,)}
+    for split, numbers in ids.items():
+        (root / "exp" / f"{split}_id.txt").write_text(",".join(map(str, numbers)) + "\n")
+    done.write_text(json.dumps({"images": sum(counts)}))
+
+
+def _write_identity(
+    root: Path, num: int, visible: int, infrared: int, size: tuple[int, int], identity: int
+) -> int:
+    """All images of one identity; returns their number."""
+    random = np.random.default_rng(identity)
+    look = random.integers(0, 256, (12, 6, 3), dtype=np.uint8)
+    written = 0
+    for camera, is_visible in CAMERAS.items():
+        folder = root / f"cam{camera}" / f"{identity + 1:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        total, cameras = (visible, 4) if is_visible else (infrared, 2)
+        # as many as make the total, spread evenly over identities and cameras
+        place = identity * cameras + [c for c, v in CAMERAS.items() if v == is_visible].index(
+            camera
+        )
+        places = num * cameras
+        count = total * (place + 1) // places - total * place // places
+        for number in range(count):
+            (folder / f"{number + 1:04d}.jpg").write_bytes(_jpeg(look, is_visible, size, random))
+        written += count
+    return written
+
+
+def _jpeg(
+    look: np.ndarray, is_visible: bool, size: tuple[int, int], random: np.random.Generator
+) -> bytes:
+    near = look.astype(np.int16) + random.integers(-24, 25, look.shape, dtype=np.int16)
+    image = Image.fromarray(near.clip(0, 255).astype(np.uint8)).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    if not is_visible:
+        image = image.convert("L").convert("RGB")
+    grain = random.integers(-12, 13, (size[1], size[0], 1), dtype=np.int16)
+    pixels = (np.asarray(image, dtype=np.int16) + grain).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
