@@ -10,8 +10,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,36 +38,6 @@ def hungarian_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) 
     rows, columns = linear_sum_assignment(similarity, maximize=True)
     kept = similarity[rows, columns] >= min_similarity
     return _pairs(rows[kept], columns[kept])
-
-
-def sparse_hungarian_pairs(
-    bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0
-) -> np.ndarray:
-    """One-to-one pairs of the largest total similarity among the pairs above the threshold.
-
-    The threshold comes first, so the pairs differ from `hungarian_pairs` where its assignment had
-    to give way to a pair that the threshold then drops. Memory grows with the number of pairs
-    above the threshold. A pair with a negative similarity is never taken: it lowers the total.
-
-    Args:
-        bank_a, bank_b, min_similarity: as in `hungarian_pairs`.
-
-    Returns:
-        int64 (M, 2).
-    """
-    a, b = torch.as_tensor(bank_a), torch.as_tensor(bank_b)
-    rows, columns, values = _above(a, b, max(min_similarity, 0.0))
-    # a column of its own for every row stands for "unmatched" (similarity 0), so that a full
-    # matching exists; costs are 2 - similarity because the solver reads a stored 0 as no edge
-    own = np.arange(len(a))
-    cost = np.concatenate([2.0 - values, np.full(len(a), 2.0)])
-    row_ids, column_ids = np.concatenate([rows, own]), np.concatenate([columns, len(b) + own])
-    graph = csr_array((cost, (row_ids, column_ids)), shape=(len(a), len(b) + len(a)))
-    if not len(a):
-        return _pairs(own, own)
-    matched_rows, matched_columns = min_weight_full_bipartite_matching(graph)
-    real = matched_columns < len(b)
-    return _pairs(matched_rows[real], matched_columns[real])
 
 
 def mutual_nearest_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) -> np.ndarray:
@@ -114,20 +82,6 @@ def centred(bank: Tensor) -> Tensor:
 def _product(a: Tensor, b: Tensor) -> np.ndarray:
     """(C_a, C_b) float64 similarities on the host."""
     return (a.float() @ b.float().T).double().cpu().numpy()
-
-
-def _above(a: Tensor, b: Tensor, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, columns and similarities of all pairs at or above `threshold`, block by block."""
-    rows, columns, values = [], [], []
-    for start in range(0, len(a), _BLOCK):
-        similarity = _product(a[start : start + _BLOCK], b)
-        row, column = np.nonzero(similarity >= threshold)
-        rows.append(row + start)
-        columns.append(column)
-        values.append(similarity[row, column])
-    if not rows:
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
 
 
 def _nearest(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -172,7 +172,7 @@ def accelerator() -> Finding:
 
 def neighbour_search() -> Finding:
     """Which faiss is there; both builds search on the CPU, so either will do."""
-    for package in ("faiss-cpu", "faiss-gpu-cu12"):
+    for package in ("faiss-cpu", "faiss-gpu"):
         try:
             return Finding("faiss", "ok", f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

@@ -2,6 +2,14 @@
 
 It is the one part between the epochs that grows with the square of the rows. Its blocks give the
 same neighbours wherever they run, so the number of nodes changes nothing but the time.
+
+Where nodes have GPUs, a searcher on each of them holds a small share of one and serves blocks. The
+other design, in which the workers gather all rows and search their own blocks inside the training
+loop, would save the way through shared memory, but the methods ask for different searches (all
+rows, distinct images, rows of both modalities by halves, one stage's rows) at moments that only
+the memory bank knows, and every worker would have to take part in each of them in the same order.
+A searcher is asked like a function: the bank and the contract of the methods stay as they are, a
+lost searcher is asked again, and each node holds one copy of the rows in its object store.
 """
 
 from __future__ import annotations
@@ -11,13 +19,16 @@ from typing import Any
 
 import numpy as np
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reid_core.knn.neighbours import Neighbours
-from reid_core.knn.products import Features
-from reid_core.knn.search import nearest, open_search
+from reid_core.knn.products import Features, on_host
+from reid_core.knn.search import nearest, nearest_on, open_search
 
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
+WORKER_SHARE = 0.9  # of a GPU, for a training worker: two do not fit, a few searchers do
+_SEARCHER_SHARE = 0.02
 
 
 def nearest_on_all_nodes(
@@ -58,6 +69,69 @@ def nearest_in_tasks(
     ]
     found = {block: part for parts in ray.get(tasks) for block, part in parts.items()}
     return search.join([found[block] for block in range(search.num_blocks)])
+
+
+class Searcher:
+    """Searches on the GPU of its node, on the CPU where it is given none."""
+
+    def __init__(self) -> None:
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def nearest(self, features: np.ndarray, k: int, is_second: np.ndarray | None) -> Neighbours:
+        """See `reid_core.knn.search.nearest`."""
+        return nearest_on(self._device, features, k, is_second=is_second)
+
+    def blocks(
+        self, features: np.ndarray, k: int, is_second: np.ndarray | None, blocks: Sequence[int]
+    ) -> dict[int, Neighbours]:
+        """Some blocks of the search over all rows."""
+        return _blocks(torch.as_tensor(features).to(self._device), k, is_second, blocks)
+
+
+_SearcherActor: Any = ray.remote(max_restarts=-1, max_task_retries=3)(Searcher)
+
+
+def start_searchers() -> list[Any]:
+    """One `Searcher` for each node that has a GPU; it lives as long as its handle."""
+    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU", 0) >= 1]
+    return [
+        _SearcherActor.options(
+            num_cpus=0,
+            num_gpus=_SEARCHER_SHARE,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
+        ).remote()
+        for node in nodes
+    ]
+
+
+def nearest_by_searchers(
+    searchers: Sequence[Any],
+    features: Features,
+    k: int,
+    /,
+    *,
+    is_second: np.ndarray | None = None,
+) -> Neighbours:
+    """`reid_core.knn.search.nearest`, its blocks shared by searchers.
+
+    Args:
+        searchers: handles of `Searcher`, at least one.
+        features, k, is_second: as in `nearest`.
+    """
+    shared = ray.put(on_host(features))
+    if len(searchers) == 1 or len(features) < _WORTH_SPREADING:
+        return ray.get(searchers[0].nearest.remote(shared, k, is_second))
+    search = open_search(features, k, is_second=is_second)
+    shares = np.array_split(np.arange(search.num_blocks), len(searchers))
+    parts = ray.get(
+        [
+            searcher.blocks.remote(shared, k, is_second, share.tolist())
+            for searcher, share in zip(searchers, shares, strict=True)
+            if len(share)
+        ]
+    )
+    of_blocks = {block: part for each in parts for block, part in each.items()}
+    return search.join([of_blocks[block] for block in range(search.num_blocks)])
 
 
 def _blocks(

@@ -48,7 +48,12 @@ from pipelines.runs import checkpoint, recovery, runlog, tensorboard
 from pipelines.runs.epoch_lines import follow
 from pipelines.storage.files import replace_file
 from pipelines.training import deterministic, stream
-from pipelines.training.distributed_knn import nearest_on_all_nodes
+from pipelines.training.distributed_knn import (
+    WORKER_SHARE,
+    nearest_by_searchers,
+    nearest_on_all_nodes,
+    start_searchers,
+)
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.loop import train as train_alone
@@ -107,13 +112,15 @@ def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
     (run_dir / _FAILURE).unlink(missing_ok=True)
     start_from = checkpoint.finished_stage(config)
     job = Job.of(config, prepared, run_dir)
-    bank = _bank(job, prepared)
+    searchers = start_searchers() if job.needs_memory and _uses_gpu(config) else []
+    bank = _bank(job, prepared, searchers)
     try:
         result = _trainer(job, bank, recovery.tidy(run_dir) or start_from).fit()
     except ray.train.TrainingFailedError as error:
         raise UserError(_explain(error, run_dir)) from error
     finally:
-        ray.kill(bank)
+        for actor in (bank, *searchers):
+            ray.kill(actor)
     if (run_dir / _FAILURE).exists():
         raise UserError((run_dir / _FAILURE).read_text())
     assert result.checkpoint is not None
@@ -130,7 +137,13 @@ def _explain(error: ray.train.TrainingFailedError, run_dir: Path) -> str:
     return f"training failed: {error}\nthe logs are in {run_dir}"
 
 
-def _bank(job: Job, prepared: Prepared) -> Any:
+def _uses_gpu(config: RunConfig) -> bool:
+    """As the configuration says, or else whether the cluster has one."""
+    use_gpu = config.trainer.use_gpu
+    return num_gpus() > 0 if use_gpu is None else use_gpu
+
+
+def _bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> Any:
     """The actor between the epochs: a memory bank, or a planner for a method without one."""
     config = job.config
     options = {
@@ -155,13 +168,13 @@ def _bank(job: Job, prepared: Prepared) -> Any:
         identities=job.identities,
         owners=prepared.train_inputs.owners,
         cameras=prepared.cameras(inputs),
-        search=nearest_on_all_nodes,
+        search=partial(nearest_by_searchers, searchers) if searchers else nearest_on_all_nodes,
     )
 
 
 def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
     settings = job.config.trainer
-    use_gpu = num_gpus() > 0 if settings.use_gpu is None else settings.use_gpu
+    use_gpu = _uses_gpu(job.config)
     workers: Any = settings.num_workers
     if settings.min_workers is not None:
         workers = (settings.min_workers, settings.num_workers)
@@ -173,7 +186,7 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
             use_gpu=use_gpu,
             resources_per_worker={
                 "CPU": settings.cpus_per_worker,
-                **({"GPU": 1} if use_gpu else {}),
+                **({"GPU": WORKER_SHARE} if use_gpu else {}),
             },
         ),
         run_config=ray.train.RunConfig(

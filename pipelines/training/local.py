@@ -46,6 +46,7 @@ from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
 from pipelines.training.progress import Progress
 from pipelines.training.summary import finish
+from reid_core.knn.search import nearest, nearest_on
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
@@ -57,6 +58,7 @@ except ImportError:  # a machine for one benchmark or notebook may lack tensorbo
 
 log = logging.getLogger(__name__)
 _MOST_READERS = 16
+_CPU = torch.device("cpu")
 
 
 def train(
@@ -118,7 +120,7 @@ def fit(
     run_dir.mkdir(parents=True, exist_ok=True)
     job = Job.of(config, prepared, run_dir)
     with ThreadPoolExecutor(1, "bank") as pool:
-        bank = BankOfThisProcess(open_bank(job, prepared), pool)
+        bank = BankOfThisProcess(open_bank(job, prepared, device), pool)
         run = deterministic.train if config.trainer.strict else train_alone
         return run(
             job,
@@ -131,8 +133,8 @@ def fit(
         )
 
 
-def open_bank(job: Job, prepared: Prepared) -> MemoryBank | Planner:
-    """What decides between the epochs, in this process."""
+def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> MemoryBank | Planner:
+    """What decides between the epochs, in this process; neighbours are searched on `device`."""
     if not job.needs_memory:
         assert job.identities is not None
         return Planner(job.config, job.identities)
@@ -143,6 +145,7 @@ def open_bank(job: Job, prepared: Prepared) -> MemoryBank | Planner:
         identities=job.identities,
         owners=job.train.owners,
         cameras=prepared.cameras(inputs),
+        search=nearest if device.type == "cpu" else partial(nearest_on, device),
     )
 
 

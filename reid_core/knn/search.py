@@ -20,8 +20,7 @@ from reid_core.knn import products
 from reid_core.knn.all_pairs import all_pairs_candidates
 from reid_core.knn.certified import best_on_device, best_on_host
 from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
-from reid_core.knn.fixed_point import exact_products
-from reid_core.knn.neighbours import BlockSearch, Neighbours, order_candidates
+from reid_core.knn.neighbours import BlockSearch, Neighbours
 from reid_core.knn.products import Features
 from reid_core.knn.screen import HalfScreen
 
@@ -152,6 +151,17 @@ def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = Non
     return open_search(features, k, is_second=is_second).run_here()
 
 
+def nearest_on(
+    device: torch.device, features: Features, k: int, /, *, is_second: np.ndarray | None = None
+) -> Neighbours:
+    """`nearest`, searched on a device wherever the features lie.
+
+    What a step on the host reads of them afterwards (k-reciprocal pairs, centroids, votes) stays
+    where it is: rows travel once to the device, N x k neighbours come back.
+    """
+    return nearest(torch.as_tensor(features).to(device), k, is_second=is_second)
+
+
 def open_search(features: Features, k: int, *, is_second: np.ndarray | None = None) -> BlockSearch:
     """The search that `nearest` runs, in blocks for whoever spreads them."""
     if is_second is None:
@@ -159,73 +169,3 @@ def open_search(features: Features, k: int, *, is_second: np.ndarray | None = No
     from reid_core.knn.two_pools import BalancedSearch  # which is made of searches of this module
 
     return BalancedSearch(features, is_second, k)
-
-
-def nearest_approximately(
-    features: Features, k: int, *, num_lists: int, num_probes: int, seed: int
-) -> Neighbours:
-    """k nearest rows by an inverted file: faster above some 100,000 rows, and not exact.
-
-    Each row is compared with the rows of the `num_probes` lists closest to it. Measure `recall`
-    on a sample before trusting the result.
-
-    Args:
-        features: (N, D) unit rows, array or tensor; searched by faiss on the CPU.
-        k: neighbours per row, the row itself included.
-        num_lists: cells that the rows are divided into, sqrt(N) to 4 sqrt(N) is usual.
-        num_probes: cells visited per row; num_lists of them is exhaustive.
-        seed: of the cells' k-means.
-
-    Returns:
-        Rows and cosines (N, min(k, N)). Where the visited cells hold fewer than k rows, the row
-        itself fills up.
-
-    Raises:
-        ValueError: as `NeighbourSearch`; also without faiss.
-    """
-    if products.faiss is None:
-        raise ValueError("the approximate search needs faiss: install the extra 'cpu' or 'gpu'")
-    faiss = products.faiss
-    host = products.on_host(products.unit_rows(features))
-    width = host.shape[1]
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(width), width, num_lists, faiss.METRIC_INNER_PRODUCT
-    )
-    index.cp.seed = seed
-    index.train(host)
-    index.add(host)
-    index.nprobe = num_probes
-    _, found = index.search(host, min(k + _EXTRA_CANDIDATES, len(host)))
-    own = np.arange(len(host))
-    best = _best(found.astype(np.int32), own, host, host, min(k, len(host)))
-    return Neighbours(best.rows, best.similarity.astype(np.float32))
-
-
-def recall(found: Neighbours, exact: Neighbours) -> float:
-    """Share of the exact neighbours, self not counted, that were found."""
-    if exact.rows.shape[1] == 1:
-        return 1.0
-    # (row, neighbour) as one number
-    own = np.arange(len(exact.rows), dtype=np.int64)[:, None] * len(exact.rows)
-    return float(np.isin(own + exact.rows[:, 1:], own + found.rows).mean())
-
-
-def _best(
-    candidates: np.ndarray, own: np.ndarray, queries: Features, features: Features, k: int
-) -> Neighbours:
-    """The k best of an approximate search's candidates, each row's own number first.
-
-    A candidate of -1 is none; where fewer than k remain the row itself fills up.
-    """
-    # every row is a candidate of its own, which an approximate list may lack
-    missing = ~(candidates == own[:, None]).any(axis=1)
-    candidates[missing, -1] = own[missing]
-    exact = exact_products(queries, features, candidates)
-    exact[candidates < 0] = -np.inf  # the product of -1 was the last row's
-    order_candidates(candidates, exact, own)
-    rows, similarity = candidates[:, :k], exact[:, :k]
-    none = rows < 0
-    return Neighbours(
-        np.where(none, own[:, None].astype(np.int32), rows),
-        np.where(none, similarity[:, :1], similarity),
-    )

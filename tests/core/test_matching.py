@@ -1,8 +1,6 @@
-"""Pairs of two banks: the order of assignment and threshold, rectangles, and brute force."""
+"""Pairs of two banks: the order of assignment and threshold, rectangles, empty ones."""
 
 from __future__ import annotations
-
-from itertools import permutations
 
 import numpy as np
 import pytest
@@ -27,30 +25,6 @@ def test_dense_assigns_first_and_then_drops() -> None:
     assert matching.hungarian_pairs(a, b, min_similarity=0.3).tolist() == [[0, 1]]
 
 
-def test_sparse_drops_first_and_then_assigns() -> None:
-    a, b = from_similarity(GIVES_WAY)
-    assert matching.sparse_hungarian_pairs(a, b).tolist() == [[0, 1], [1, 0]]
-    assert matching.sparse_hungarian_pairs(a, b, min_similarity=0.3).tolist() == [[0, 0]]
-
-
-@pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("min_similarity", [-1.0, 0.0, 0.4])
-def test_sparse_is_the_best_of_all_pairings_above_the_threshold(
-    seed: int, min_similarity: float
-) -> None:
-    similarity = np.random.default_rng(seed).uniform(-1, 1, size=(4, 5))
-    allowed = np.where(similarity >= min_similarity, similarity, 0)
-    best = max(
-        sum(max(allowed[i, j], 0) for i, j in enumerate(columns))
-        for columns in permutations(range(5), 4)
-    )
-    pairs = matching.sparse_hungarian_pairs(
-        *from_similarity(similarity), min_similarity=min_similarity
-    )
-    assert similarity[pairs[:, 0], pairs[:, 1]].sum() == pytest.approx(best, abs=1e-6)
-    assert (similarity[pairs[:, 0], pairs[:, 1]] >= min_similarity).all()
-
-
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7), (1, 5), (5, 1)])
 def test_rectangles_leave_the_surplus_unmatched(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
@@ -69,7 +43,6 @@ def test_a_hidden_permutation_is_found_by_all() -> None:
     expected = [[i, int(torch.nonzero(order == i))] for i in range(12)]
     for find in (
         matching.hungarian_pairs,
-        matching.sparse_hungarian_pairs,
         matching.mutual_nearest_pairs,
     ):
         assert find(a, a[order]).tolist() == expected
@@ -96,7 +69,6 @@ def test_an_empty_bank_has_no_pairs() -> None:
     full, empty = torch.eye(3), torch.empty(0, 3)
     for find in (
         matching.hungarian_pairs,
-        matching.sparse_hungarian_pairs,
         matching.mutual_nearest_pairs,
     ):
         for a, b in ((full, empty), (empty, full), (empty, empty)):

@@ -167,29 +167,6 @@ def test_exact_products_do_not_depend_on_the_order_of_the_sum() -> None:
     np.testing.assert_allclose(exact, x.astype(np.float64) @ x.T.astype(np.float64), atol=1e-12)
 
 
-def test_approximate_search_is_exhaustive_with_all_lists_and_recall_falls_with_few() -> None:
-    x = unit(2000, 24)
-    exact = search.nearest(x, 10)
-    whole = search.nearest_approximately(x, 10, num_lists=20, num_probes=20, seed=0)
-    np.testing.assert_array_equal(whole.rows, exact.rows)
-    few = search.nearest_approximately(x, 10, num_lists=20, num_probes=4, seed=0)
-    one = search.nearest_approximately(x, 10, num_lists=20, num_probes=1, seed=0)
-    assert (few.rows[:, 0] == np.arange(2000)).all()
-    assert search.recall(whole, exact) == 1
-    assert 0.1 < search.recall(one, exact) < search.recall(few, exact) < 1
-
-
-def test_rows_that_the_visited_cells_lack_are_filled_up_with_the_row_itself() -> None:
-    """Two far groups are two cells; the smaller one's lists hold all of it, then the row again."""
-    x = np.random.default_rng(0).normal(size=(100, 8)) + np.repeat([[30.0], [-30.0]], [40, 60], 0)
-    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    found = search.nearest_approximately(x, 45, num_lists=2, num_probes=1, seed=0)
-    np.testing.assert_array_equal(found.rows[:40, :40], oracles.nearest(x[:40], 40))
-    assert (found.rows[:40, 40:] == np.arange(40)[:, None]).all()
-    np.testing.assert_allclose(found.similarity[:40, 40:], 1, atol=1e-6)
-    np.testing.assert_array_equal(found.rows[40:], 40 + oracles.nearest(x[40:], 45))
-
-
 def test_products_of_pairs() -> None:
     x, rng = unit(50), np.random.default_rng(0)
     first, second = rng.integers(0, 50, size=(2, 9000))

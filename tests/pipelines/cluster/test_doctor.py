@@ -106,7 +106,7 @@ class TestMachine:
         monkeypatch.setattr(doctor.Path, "exists", lambda path: False)
         assert doctor.accelerator().verdict == "warn"
 
-    @pytest.mark.parametrize("installed", ["faiss-cpu", "faiss-gpu-cu12"])
+    @pytest.mark.parametrize("installed", ["faiss-cpu", "faiss-gpu"])
     def test_either_faiss_will_do_also_beside_a_gpu(
         self, monkeypatch: pytest.MonkeyPatch, installed: str
     ) -> None:

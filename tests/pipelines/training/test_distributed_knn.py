@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.config import RunConfig
 from pipelines.data.prepare import prepare
+from pipelines.training import distributed_knn
 from pipelines.training.distributed_knn import nearest_in_tasks
 from pipelines.training.job import Job
 from reid_core.knn.search import nearest
@@ -37,6 +38,29 @@ def test_number_of_tasks_changes_nothing(local_ray: None, tasks: int) -> None:
     spread = nearest_in_tasks(features, 12, nodes, is_second=is_second)
     np.testing.assert_array_equal(spread.rows, here.rows)
     np.testing.assert_array_equal(spread.similarity, here.similarity)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("halves", [False, True])
+def test_number_of_searchers_changes_nothing(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, halves: bool
+) -> None:
+    monkeypatch.setattr(distributed_knn, "_WORTH_SPREADING", 100)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((5000, 16))
+    rows[1500:1600] = rows[:100]
+    features = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    is_second = rng.random(5000) < 0.4 if halves else None
+    here = nearest(features, 12, is_second=is_second)
+    options = {"num_cpus": 0}
+    actors = [distributed_knn._SearcherActor.options(**options).remote() for _ in range(4)]
+    for number in (1, 2, 4):
+        spread = distributed_knn.nearest_by_searchers(
+            actors[:number], features, 12, is_second=is_second
+        )
+        np.testing.assert_array_equal(spread.rows, here.rows)
+        np.testing.assert_array_equal(spread.similarity, here.similarity)
 
 
 @pytest.mark.slow
