@@ -65,11 +65,19 @@ def train(
         list[str] | None, typer.Argument(help="Such as data.root=/data/SYSU-MM01 seed=1.")
     ] = None,
     out: Out = Path("runs/latest"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be, and train nothing.")
+    ] = False,
 ) -> None:
     """Train a method; the same command again continues an interrupted run."""
     import pipelines
 
     loaded = pipelines.load_config(config, [*_environment(), *(overrides or [])])
+    if dry_run:
+        from pipelines.data import gate
+
+        say("\n".join(gate.describe(loaded, out)))
+        return
     _show(pipelines.train(loaded, out=out), out)
 
 

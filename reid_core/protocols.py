@@ -230,6 +230,15 @@ def score_similarity(
     return joined(parts)
 
 
+def num_matched(pids: np.ndarray, trial: Trial) -> int:
+    """Queries of a trial with a right answer among the gallery rows that exist for them."""
+    known, asked = pids[trial.gallery], pids[trial.query]
+    if trial.ignore is None:
+        return int((np.isin(asked, known) & (asked >= 0)).sum())
+    matches = np.equal.outer(asked, known) & ~trial.ignore
+    return int((matches.any(axis=1) & (asked >= 0)).sum())
+
+
 def chance_rank1(pids: np.ndarray, trial: Trial) -> float:
     """Expected Rank-1, a fraction, of a random ranking: right / candidate images, averaged."""
     known, counts = np.unique(pids[trial.gallery], return_counts=True)

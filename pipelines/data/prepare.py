@@ -6,23 +6,22 @@ Everything that can be known before training is checked here, with the remedy in
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import RunConfig, TrainerConfig
+from pipelines.config import RunConfig
 from pipelines.data import roots
 from pipelines.data.check import counts_differ
 from pipelines.data.inputs import Inputs, Measured
+from pipelines.data.measurable import why_unmeasured
 from pipelines.data.sample_list import Row, restore
 from pipelines.errors import UserError
 from pipelines.storage.shards import location
 from reid_core import text
 from reid_core.methods import METHODS
-from reid_core.models import backbones
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
 log = logging.getLogger(__name__)
@@ -86,23 +85,26 @@ def prepare(
         UserError: names what is wrong and what to do.
     """
     dataset = read(config)
+    refuse_shared_identities(dataset, config)
     for note in dataset.notes:
         log.warning("%s: %s", location(dataset.root), note)
     for difference in counts_differ(dataset):
         log.warning("%s", difference)
     splits = {
-        "train": _fit_rows(dataset, config),
+        "train": fit_rows(dataset, config),
         "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
         "selection": dataset.val if config.evaluation.select else Split(()),
     }
     if begun is not None:
         splits["train"] = restore(splits["train"], begun)
-    if not len(splits["measured"]):
+    if reason := why_unmeasured(dataset.kind, splits["measured"]):
         log.warning(
-            "%s has no %s identities: training without evaluation",
+            "%s: training without evaluation, since of the %s split %s",
             location(dataset.root),
             config.evaluation.split,
+            reason,
         )
+        splits["measured"] = Split(())
     cleaned: dict[str, Split] = {}
     unreadable: list[str] = []
     for name, split in splits.items():
@@ -152,6 +154,32 @@ def read(config: RunConfig) -> Dataset:
     return roots.read(config.data.kind, root.resolve(), trial=trial)
 
 
+def refuse_shared_identities(dataset: Dataset, config: RunConfig) -> None:
+    """Scores of identities that were trained on say nothing about identities never seen.
+
+    Raises:
+        UserError: an identity or an image is trained on and measured, and no setting allows that.
+    """
+    if config.data.allow_shared_identities:
+        return
+    train = fit_rows(dataset, config)
+    remedy = (
+        "put each identity into one split (crossreid data check lists them), or set "
+        "data.allow_shared_identities=true for an experiment of your own"
+    )
+    names = {config.evaluation.split} | ({"val"} if config.evaluation.select else set())
+    for name in sorted(names):
+        split: Split = getattr(dataset, name)
+        shared = sorted(set(train.pids.tolist()) & set(split.pids.tolist()) - {OUTLIER})
+        images = {sample.image for sample in train.samples}
+        twice = [sample.image for sample in split.samples if sample.image in images]
+        if shared or twice:
+            what = f"{len(shared):,} identities, as {shared[0]}" if shared else ""
+            what = what or f"{len(set(twice)):,} images, as {twice[0]}"
+            where = location(dataset.root)
+            raise UserError(f"{where}: train and {name} share {what}: {remedy}")
+
+
 def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     """The images and captions of a split, per modality in row order.
 
@@ -184,119 +212,8 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     return replace(found, tokens=tokens.ids, owners=owners)
 
 
-def check_settings(config: RunConfig) -> None:
-    """Refuse settings that contradict each other; warn of those without effect."""
-    method, trainer = METHODS[config.method], config.trainer
-    _check_sharing(method.batch_rows(config.settings), trainer)
-    if trainer.strict and trainer.compile:
-        raise UserError(
-            "trainer.compile=true lets the compiler choose the order of sums, which "
-            "trainer.strict=true fixes: switch one of them off"
-        )
-    if trainer.strict and config.model.drop_path:
-        raise UserError(
-            f"model.drop_path={config.model.drop_path} draws on every worker anew, which "
-            "trainer.strict=true cannot repeat for another number of workers: set one of them to 0"
-        )
-    _check_texts(config)
-    uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
-    if uses_val and config.data.fit != "train":
-        raise UserError(
-            "evaluation.split=val and evaluation.select=val measure identities that "
-            "data.fit=train+val trains on: set data.fit=train"
-        )
-    if config.trainer.gradient_accumulation > 1 and config.method != "cclnet":
-        raise UserError(
-            f"trainer.gradient_accumulation={config.trainer.gradient_accumulation}: the losses of "
-            f"{config.method} compare rows of a whole batch, which parts cannot; make batches "
-            "smaller, or set trainer.activation_checkpointing=true"
-        )
-    for warning in method.check(config.settings):
-        log.warning("%s", warning)
-
-
-def _check_texts(config: RunConfig) -> None:
-    """A method that learns words or compares sentences needs a text tower."""
-    try:
-        served = backbones.has_text(config.model.name)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if not served and METHODS[config.method].needs_text(config.settings):
-        without = "; cclnet.image_to_text=0 leaves the texts out" * (config.method == "cclnet")
-        raise UserError(
-            f"method {config.method} compares images with texts, but model.name="
-            f"{backbones.without_text(config.model.name)}{without}"
-        )
-
-
-def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> None:
-    """Every worker must get as many rows of a batch as the others, however many workers there are.
-
-    Args:
-        batch_rows: {config key: rows of a global batch}.
-        trainer: how many share them.
-    """
-    fewest = trainer.num_workers if trainer.min_workers is None else trainer.min_workers
-    if fewest > trainer.num_workers:
-        raise UserError(
-            f"trainer.min_workers={fewest} is more than trainer.num_workers={trainer.num_workers}"
-        )
-    key = "shards" if trainer.strict else "num_workers"
-    for workers in range(trainer.num_workers, fewest - 1, -1):
-        allowed = "" if workers == trainer.num_workers else f" (min_workers={fewest} allows that)"
-        if trainer.strict and trainer.shards % workers:
-            raise UserError(
-                f"trainer.shards={trainer.shards} cannot be shared by trainer.num_workers="
-                f"{workers}{allowed}: choose a multiple"
-            )
-        parts = trainer.shards if trainer.strict else workers
-        for name, rows in batch_rows.items():
-            if rows % parts:
-                raise UserError(
-                    f"{name} = {rows} cannot be shared by trainer.{key}={parts}{allowed}: "
-                    "choose a multiple"
-                )
-
-
-def check_weights(config: RunConfig) -> int:
-    """Load the model once; returns its size in bytes.
-
-    Raises:
-        UserError: unknown model, missing or unfitting weights.
-    """
-    try:
-        options = config.model.options()
-        model = backbones.load(config.model.name, config.model.pretrained, options=options)
-        METHODS[config.method].load_encoder(
-            config.settings,
-            model,
-            height=config.model.height,
-            width=config.model.width,
-            state=None,
-        )
-    except (ValueError, OSError) as error:
-        raise UserError(str(error)) from error
-    for remark in backbones.remarks(model, height=config.model.height, width=config.model.width):
-        log.warning("%s", remark)
-    return sum(p.numel() * p.element_size() for p in model.model.parameters())
-
-
-def check_disk(config: RunConfig, run_dir: Path, model_bytes: int) -> None:
-    """Refuse to start where the checkpoints will not fit.
-
-    A checkpoint holds weights and two moments; one more than is kept exists while it is written.
-    """
-    needed = 3 * model_bytes * (config.trainer.keep_checkpoints + 1) + 64 * 2**20
-    free = shutil.disk_usage(run_dir).free
-    if free < needed:
-        raise UserError(
-            f"{run_dir} has {free / 2**30:.1f} GiB free, the checkpoints of this run need about "
-            f"{needed / 2**30:.1f} GiB: free space, choose another --out, or lower "
-            "trainer.keep_checkpoints"
-        )
-
-
-def _fit_rows(dataset: Dataset, config: RunConfig) -> Split:
+def fit_rows(dataset: Dataset, config: RunConfig) -> Split:
+    """What is trained on."""
     records = dataset.train.samples
     if config.data.fit == "train+val":
         records += dataset.val.samples

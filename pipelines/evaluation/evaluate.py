@@ -16,14 +16,17 @@ from torch import Tensor
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.data import extract_features
+from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import inputs_of, read
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
 from reid_core.protocols import (
     Trial,
     chance_rank1,
+    num_matched,
     score,
     score_similarity,
 )
@@ -130,8 +133,8 @@ def evaluate_checkpoint(
         raise UserError(f"--split {split}: choose test or val")
     dataset = read(config)
     records: Split = getattr(dataset, split)
-    if not len(records):
-        raise UserError(f"{dataset.root} has no {split} split")
+    if reason := why_unmeasured(dataset.kind, records):
+        raise UserError(f"{location(dataset.root)}: of the {split} split {reason}")
     found = features_of(loaded, records, dataset.root, config=config, flip=flip)
     width = loaded.encoder.feature_dim
     return evaluate(
@@ -226,6 +229,8 @@ def _table(
     scores: dict[str, list[RetrievalScores]] = defaultdict(list)
     first: dict[str, tuple[Trial, RetrievalScores]] = {}
     for trial in LAYOUTS[kind].protocol(split):
+        if not num_matched(split.pids, trial):
+            continue  # no score rather than one over nothing
         found = scored(rows, split.pids, trial)
         scores[trial.name].append(found)
         first.setdefault(trial.name, (trial, found))

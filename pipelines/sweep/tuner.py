@@ -22,6 +22,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from pipelines.cluster.session import num_gpus, session
 from pipelines.config import RunConfig
+from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.runs import runlog
@@ -131,10 +132,14 @@ def slots(
 
 def _check_people(study: Study, config: RunConfig) -> None:
     """A score needs identities that it can be measured on."""
-    if study.search.objective != search_space.STABILITY and not len(read(config).val):
+    if study.search.objective == search_space.STABILITY:
+        return
+    dataset = read(config)
+    if reason := why_unmeasured(dataset.kind, dataset.val):
+        none = "has none" if not len(dataset.val) else f"cannot be judged, since {reason}"
         raise UserError(
             f"objective: {study.search.objective} is measured on validation identities, and "
-            f"data.root={config.data.root} has none: give some, or choose "
+            f"data.root={config.data.root} {none}: give some, or choose "
             f"objective: {search_space.STABILITY}, which needs no label"
         )
 

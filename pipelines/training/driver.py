@@ -32,15 +32,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.cluster import capacity, preflight
 from pipelines.cluster.session import num_gpus, session
 from pipelines.config import RunConfig
+from pipelines.data import gate
 from pipelines.data.inputs import Inputs, find_unreadable
-from pipelines.data.prepare import (
-    Prepared,
-    check_disk,
-    check_settings,
-    check_weights,
-    prepare,
-    read,
-)
+from pipelines.data.prepare import Prepared, prepare
 from pipelines.data.sample_list import recall, remember
 from pipelines.distributed import collectives
 from pipelines.errors import UserError
@@ -87,12 +81,9 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
     began = time.perf_counter()
     run_dir = run_dir.resolve()
     # What is wrong here costs no start of Ray and claims no run directory.
-    check_settings(config)
-    read(config)
-    model_bytes = check_weights(config)
+    gate.check(config, run_dir)
     with runlog.held(run_dir):
         runlog.claim(run_dir, config, command)
-        check_disk(config, run_dir, model_bytes)
         with session(config):
             capacity.require(config)
             if len(ray.nodes()) > 1:

@@ -22,17 +22,11 @@ import numpy as np
 import torch
 
 from pipelines.config import RunConfig
+from pipelines.data import gate
 from pipelines.data.batches import PlannedLines, columns_of, training_batches
 from pipelines.data.decode import DecodeAndAugment
 from pipelines.data.inputs import Inputs, find_unreadable
-from pipelines.data.prepare import (
-    Prepared,
-    check_disk,
-    check_settings,
-    check_weights,
-    prepare,
-    read,
-)
+from pipelines.data.prepare import Prepared, prepare
 from pipelines.data.sample_list import recall, remember
 from pipelines.distributed.collectives import shares
 from pipelines.errors import UserError
@@ -88,12 +82,9 @@ def train(
     run_dir = run_dir.resolve()
     device = device or _device(config)
     readers = readers or _readers(device)
-    check_settings(config)
-    read(config)
-    model_bytes = check_weights(config)
+    gate.check(config, run_dir)
     with runlog.held(run_dir):
         runlog.claim(run_dir, config, command)
-        check_disk(config, run_dir, model_bytes)
         begun = recall(run_dir)
         prepared = prepare(config, partial(_find_broken, readers=readers), begun=begun)
         if begun is None:

@@ -14,8 +14,9 @@ import pytest
 
 from benchmarks.plain_loop import train as train_plainly
 from pipelines.config import RunConfig
+from pipelines.data.gate import check_settings
 from pipelines.data.inputs import Inputs, find_unreadable
-from pipelines.data.prepare import check_settings, prepare
+from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate_checkpoint
 from pipelines.report import page
@@ -195,7 +196,7 @@ class TestBadInput:
     def test_full_disk_is_found_before_training(
         self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
     ) -> None:
-        from pipelines.data.prepare import check_disk
+        from pipelines.data.gate import check_disk
 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match=r"GiB free.*lower trainer\.keep_checkpoints"):

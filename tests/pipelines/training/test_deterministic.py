@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.prepare import check_settings
+from pipelines.data.gate import check_settings
 from pipelines.distributed import collectives
 from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.errors import UserError

@@ -1,0 +1,253 @@
+"""The gate: everything that can be known before any work, without Ray and without opening an image.
+
+Settings, layout, splits, what can be measured, weights, where to go on from, room on the disk. What
+is wrong is refused here with the remedy, not after hours; what is missing is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pipelines.config import RunConfig, TrainerConfig
+from pipelines.data.measurable import measurable, why_unmeasured
+from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
+from pipelines.errors import UserError
+from pipelines.runs import checkpoint
+from pipelines.storage.shards import location
+from reid_core.datasets import LAYOUTS
+from reid_core.methods import METHODS
+from reid_core.models import backbones
+from reid_core.types import OUTLIER, Dataset, Modality, Split
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a run would begin with.
+
+    Attributes:
+        dataset: as listed.
+        start_from: checkpoint of a finished stage, or None.
+        model_bytes: size of the model.
+        lines: sentences for whoever asks without training.
+    """
+
+    dataset: Dataset
+    start_from: Path | None
+    model_bytes: int
+    lines: tuple[str, ...]
+
+
+def check(config: RunConfig, run_dir: Path) -> Passed:
+    """Refuse a run that cannot end well, before it costs anything.
+
+    Args:
+        config: the run's configuration.
+        run_dir: where it would write; need not exist.
+
+    Raises:
+        UserError: names what is wrong and what to do.
+    """
+    check_settings(config)
+    dataset = read(config)
+    train = fit_rows(dataset, config)
+    _check_rows(dataset, train, config)
+    measured = dataset.val if config.evaluation.split == "val" else dataset.test
+    refuse_shared_identities(dataset, config)
+    if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val)):
+        raise UserError(f"evaluation.select=val: of the validation split {reason}")
+    start_from = checkpoint.finished_stage(config)
+    model_bytes = check_weights(config)
+    check_disk(config, _existing(run_dir), model_bytes)
+    return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
+
+
+def describe(config: RunConfig, run_dir: Path) -> list[str]:
+    """Pass the gate and train nothing; of all divisions where the configuration names all.
+
+    Returns:
+        Sentences about what would be trained on and measured.
+
+    Raises:
+        UserError: see `check`.
+    """
+    if config.data.trial != "all":
+        return [*check(config, run_dir).lines, "nothing stands in the way"]
+    lines = []
+    for number in LAYOUTS[config.data.kind].trials:
+        data = config.data.model_copy(update={"trial": number})
+        lines.append(f"trial {number}")
+        lines += check(config.model_copy(update={"data": data}), run_dir).lines
+    return [*lines, "nothing stands in the way"]
+
+
+def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
+    where, method = location(dataset.root), METHODS[config.method]
+    if not len(train):
+        raise UserError(f"{where} has no training rows")
+    for m in method.INPUTS:
+        if not len(train.rows(m)):
+            raise UserError(
+                f"{where} has no {m} rows to train on: {config.method} trains on "
+                f"{' and '.join(method.INPUTS)}"
+            )
+    if method.supervision(config.settings) != "identities":
+        return
+    for m in method.INPUTS:
+        rows = train.rows(m)
+        if (unknown := rows[train.pids[rows] == OUTLIER]).size:
+            raise UserError(
+                f"{where}: {len(unknown):,} {m} rows have no person id, as "
+                f"{train.samples[unknown[0]].image}; {config.method} with these settings trains on "
+                "ids: give them, or choose settings that need none"
+            )
+
+
+def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]:
+    lines = []
+    for name in ("train", "val", "test"):
+        split: Split = getattr(dataset, name)
+        counts = [f"{len(split.rows(m)):,} {m}" for m in Modality if len(split.rows(m))]
+        if counts:
+            known = len(set(split.pids.tolist()) - {OUTLIER})
+            lines.append(f"{name}: {', '.join(counts)}; {known:,} known identities")
+    if reason := why_unmeasured(dataset.kind, measured):
+        lines.append(
+            f"training without evaluation: of the {config.evaluation.split} split {reason}"
+        )
+        return lines
+    for name, queries in measurable(dataset.kind, measured).items():
+        lines.append(f"{name}: {queries.matched:,} of {queries.total:,} queries have a match")
+    return lines
+
+
+def _existing(folder: Path) -> Path:
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def check_settings(config: RunConfig) -> None:
+    """Refuse settings that contradict each other; warn of those without effect."""
+    method, trainer = METHODS[config.method], config.trainer
+    _check_sharing(method.batch_rows(config.settings), trainer)
+    if trainer.strict and trainer.compile:
+        raise UserError(
+            "trainer.compile=true lets the compiler choose the order of sums, which "
+            "trainer.strict=true fixes: switch one of them off"
+        )
+    if trainer.strict and config.model.drop_path:
+        raise UserError(
+            f"model.drop_path={config.model.drop_path} draws on every worker anew, which "
+            "trainer.strict=true cannot repeat for another number of workers: set one of them to 0"
+        )
+    _check_texts(config)
+    uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
+    if uses_val and config.data.fit != "train":
+        raise UserError(
+            "evaluation.split=val and evaluation.select=val measure identities that "
+            "data.fit=train+val trains on: set data.fit=train"
+        )
+    if config.trainer.gradient_accumulation > 1 and config.method != "cclnet":
+        raise UserError(
+            f"trainer.gradient_accumulation={config.trainer.gradient_accumulation}: the losses of "
+            f"{config.method} compare rows of a whole batch, which parts cannot; make batches "
+            "smaller, or set trainer.activation_checkpointing=true"
+        )
+    for warning in method.check(config.settings):
+        log.warning("%s", warning)
+
+
+def _check_texts(config: RunConfig) -> None:
+    """A method that learns words or compares sentences needs a text tower."""
+    try:
+        served = backbones.has_text(config.model.name)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not served and METHODS[config.method].needs_text(config.settings):
+        without = "; cclnet.image_to_text=0 leaves the texts out" * (config.method == "cclnet")
+        raise UserError(
+            f"method {config.method} compares images with texts, but model.name="
+            f"{backbones.without_text(config.model.name)}{without}"
+        )
+
+
+def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> None:
+    """Every worker must get as many rows of a batch as the others, however many workers there are.
+
+    Args:
+        batch_rows: {config key: rows of a global batch}.
+        trainer: how many share them.
+    """
+    fewest = trainer.num_workers if trainer.min_workers is None else trainer.min_workers
+    if fewest > trainer.num_workers:
+        raise UserError(
+            f"trainer.min_workers={fewest} is more than trainer.num_workers={trainer.num_workers}"
+        )
+    key = "shards" if trainer.strict else "num_workers"
+    for workers in range(trainer.num_workers, fewest - 1, -1):
+        allowed = "" if workers == trainer.num_workers else f" (min_workers={fewest} allows that)"
+        if trainer.strict and trainer.shards % workers:
+            raise UserError(
+                f"trainer.shards={trainer.shards} cannot be shared by trainer.num_workers="
+                f"{workers}{allowed}: choose a multiple"
+            )
+        parts = trainer.shards if trainer.strict else workers
+        for name, rows in batch_rows.items():
+            if rows % parts:
+                raise UserError(
+                    f"{name} = {rows} cannot be shared by trainer.{key}={parts}{allowed}: "
+                    "choose a multiple"
+                )
+
+
+def check_weights(config: RunConfig) -> int:
+    """Load the model once; returns its size in bytes.
+
+    Raises:
+        UserError: unknown model, missing or unfitting weights.
+    """
+    try:
+        options = config.model.options()
+        model = backbones.load(config.model.name, config.model.pretrained, options=options)
+        METHODS[config.method].load_encoder(
+            config.settings,
+            model,
+            height=config.model.height,
+            width=config.model.width,
+            state=None,
+        )
+    except (ValueError, OSError) as error:
+        raise UserError(str(error)) from error
+    for name, parameter in model.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(
+                f"model.pretrained={config.model.pretrained}: {name} holds numbers that are not "
+                "finite: the weights are damaged, take others"
+            )
+    for remark in backbones.remarks(model, height=config.model.height, width=config.model.width):
+        log.warning("%s", remark)
+    return sum(p.numel() * p.element_size() for p in model.model.parameters())
+
+
+def check_disk(config: RunConfig, run_dir: Path, model_bytes: int) -> None:
+    """Refuse to start where the checkpoints will not fit.
+
+    A checkpoint holds weights and two moments; one more than is kept exists while it is written.
+    """
+    needed = 3 * model_bytes * (config.trainer.keep_checkpoints + 1) + 64 * 2**20
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise UserError(
+            f"{run_dir} has {free / 2**30:.1f} GiB free, the checkpoints of this run need about "
+            f"{needed / 2**30:.1f} GiB: free space, choose another --out, or lower "
+            "trainer.keep_checkpoints"
+        )

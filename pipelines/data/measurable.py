@@ -1,0 +1,52 @@
+"""What the protocol of a data set can measure on a split, found by drawing its trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reid_core.datasets import LAYOUTS
+from reid_core.protocols import num_matched
+from reid_core.types import Split
+
+
+@dataclass(frozen=True)
+class Measurable:
+    """Queries of one kind of trial.
+
+    Attributes:
+        matched: queries with a right answer in the gallery, in the first trial.
+        total: all queries.
+    """
+
+    matched: int
+    total: int
+
+
+def measurable(kind: str, split: Split) -> dict[str, Measurable]:
+    """Per name of a protocol's trials, how many queries could be answered.
+
+    Raises:
+        ValueError: the split lacks what the protocol needs.
+    """
+    counts: dict[str, Measurable] = {}
+    for trial in LAYOUTS[kind].protocol(split):
+        if trial.name not in counts:
+            matched = num_matched(split.pids, trial)
+            counts[trial.name] = Measurable(matched, len(trial.query))
+    return counts
+
+
+def why_unmeasured(kind: str, split: Split) -> str:
+    """In words, why the headline of a data set cannot be measured on a split; "" where it can."""
+    if not len(split):
+        return "there are no identities"
+    try:
+        headline = measurable(kind, split)[LAYOUTS[kind].headline]
+    except ValueError as error:
+        return f"nothing can be measured: {error}"
+    if headline.matched:
+        return ""
+    return (
+        f"none of the {headline.total:,} queries has a match in the gallery: no identity stands on "
+        "both sides"
+    )

@@ -1,0 +1,130 @@
+"""What is wrong is found before any work; what cannot be measured is said and trained without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from pipelines import cli
+from pipelines.config import RunConfig
+from pipelines.data import gate
+from pipelines.data.measurable import measurable, why_unmeasured
+from pipelines.errors import UserError
+from reid_core.datasets import folder
+from reid_core.types import Modality, Sample, Split
+
+Make = Callable[..., RunConfig]
+
+
+def draw(root: Path, *images: str) -> Path:
+    for image in images:
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 32)).save(root / image)
+    return root
+
+
+def pairs(split: str, *names: str) -> list[str]:
+    return [f"{split}/{m}/{name}/1.jpg" for m in ("visible", "infrared") for name in names]
+
+
+def test_a_sound_run_passes_and_says_what_it_would_measure(
+    make_config: Make, tmp_path: Path
+) -> None:
+    passed = gate.check(make_config(), tmp_path / "run")
+    assert passed.lines[0].startswith("train: ")
+    assert any(
+        line.startswith("sysu/all_single/infrared_to_visible: ") and line.endswith("have a match")
+        for line in passed.lines
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([*pairs("train", "a"), *pairs("test", "a")], "train and test share 1 identities"),
+        (pairs("train", "a")[:1], "has no infrared rows to train on"),
+        (pairs("test", "a"), "has no training rows"),
+    ],
+)
+def test_a_data_set_that_cannot_be_trained_on_is_refused(
+    make_config: Make, tmp_path: Path, images: list[str], message: str
+) -> None:
+    config = make_config("data.kind=folder", root=draw(tmp_path / "data", *images))
+    with pytest.raises(UserError, match=message):
+        gate.check(config, tmp_path / "run")
+
+
+def test_shared_identities_are_allowed_by_a_setting(make_config: Make, tmp_path: Path) -> None:
+    root = draw(tmp_path / "data", *pairs("train", "a"), *pairs("test", "a"))
+    config = make_config("data.kind=folder", "data.allow_shared_identities=true", root=root)
+    assert gate.check(config, tmp_path / "run").lines
+
+
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        (["test/visible/1.jpg", "test/infrared/1.jpg"], "person ids of the queries"),
+        (["test/visible/b/1.jpg", "test/infrared/c/1.jpg"], "has a match in the gallery"),
+        (["test/visible/b/1.jpg"], "needs infrared test images"),
+        ([], "there are no identities"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_and_does_not_stop_training(
+    make_config: Make, tmp_path: Path, test: list[str], reason: str
+) -> None:
+    root = draw(tmp_path / "data", *pairs("train", "a"), *test)
+    assert reason in why_unmeasured("folder", folder.read(root).test)
+    passed = gate.check(make_config("data.kind=folder", root=root), tmp_path / "run")
+    assert passed.lines[-1].startswith("training without evaluation: of the test split")
+
+
+def test_queries_without_a_match_are_counted() -> None:
+    rows = [("v", Modality.VISIBLE, 1), ("i", Modality.INFRARED, 1), ("j", Modality.INFRARED, 2)]
+    split = Split(tuple(Sample(*row) for row in rows))
+    counts = measurable("folder", split)["folder/all/infrared_to_visible"]
+    assert (counts.matched, counts.total) == (1, 2)
+
+
+def test_selection_by_identities_that_cannot_be_judged_is_refused(
+    make_config: Make, tmp_path: Path
+) -> None:
+    root = draw(
+        tmp_path / "data", *pairs("train", "a"), "val/visible/b/1.jpg", "val/infrared/c/1.jpg"
+    )
+    config = make_config("data.kind=folder", "data.fit=train", "evaluation.select=val", root=root)
+    with pytest.raises(UserError, match=r"evaluation\.select=val: of the validation split none of"):
+        gate.check(config, tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_named(make_config: Make, tmp_path: Path) -> None:
+    import torch
+
+    from reid_core.models import backbones
+
+    state = backbones.load("crossreid-small", None).model.state_dict()
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name] = state[name] * float("nan")
+    torch.save(state, tmp_path / "bad.pt")
+    config = make_config(f"model.pretrained={tmp_path / 'bad.pt'}")
+    with pytest.raises(UserError, match="not finite"):
+        gate.check(config, tmp_path / "run")
+
+
+def test_the_command_checks_and_trains_nothing(tree: Path, tmp_path: Path) -> None:
+    command = [
+        "train",
+        "demo.yaml",
+        f"data.root={tree}",
+        "--out",
+        str(tmp_path / "run"),
+        "--dry-run",
+    ]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    assert "nothing stands in the way" in result.output
+    assert not (tmp_path / "run").exists()
