@@ -129,12 +129,30 @@ def gather_shares(x: Tensor, num_rows: int) -> Tensor:
     """Every worker's contiguous share (see `slice_of`) of rows -> all (num_rows, ...), in order."""
     if world_size() == 1:
         return x
-    parts = shares(num_rows, world_size())
-    longest = parts[0].stop
-    padded = x.new_zeros(longest, *x.shape[1:])
-    padded[: len(x)] = x
-    gathered = gather_rows(padded).view(world_size(), longest, *x.shape[1:])
+    padded, parts = _padded_share(x, num_rows)
+    gathered = gather_rows(padded).view(world_size(), *padded.shape)
     return torch.cat([gathered[r, : p.stop - p.start] for r, p in enumerate(parts)])
+
+
+def gather_shares_on_first(x: Tensor, num_rows: int) -> Tensor | None:
+    """`gather_shares` for rank 0 alone; None elsewhere, where nothing is received either."""
+    if world_size() == 1 or are_threads():
+        whole = gather_shares(x, num_rows)
+        return whole if rank() == 0 else None
+    padded, parts = _padded_share(x.detach(), num_rows)
+    received = [torch.empty_like(padded) for _ in parts] if rank() == 0 else None
+    dist.gather(padded, received, dst=0)
+    if received is None:
+        return None
+    return torch.cat([rows[: p.stop - p.start] for rows, p in zip(received, parts, strict=True)])
+
+
+def _padded_share(x: Tensor, num_rows: int) -> tuple[Tensor, list[slice]]:
+    """A share at the length of the longest, and everybody's share."""
+    parts = shares(num_rows, world_size())
+    padded = x.new_zeros(parts[0].stop, *x.shape[1:])
+    padded[: len(x)] = x
+    return padded, parts
 
 
 def broadcast_int(value: int) -> int:

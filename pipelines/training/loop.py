@@ -317,11 +317,15 @@ class TrainingLoop:
         return {"scores": result.headline, "selection": other}
 
     def _embed_split(self, encoder: Encoder, measured: Measured) -> np.ndarray:
+        """Features of a split's samples, on rank 0; none elsewhere."""
         split = measured.split
-        found = np.empty((len(split), encoder.feature_dim), dtype=np.float32)
+        num_rows = 0 if self.rank else len(split)
+        found = np.empty((num_rows, encoder.feature_dim), dtype=np.float32)
         for m in self.method.INPUTS:
-            rows = self._embed_all(encoder.embed, measured.inputs, m)
-            found[split.rows(m)] = rows.cpu().numpy()
+            share = self._embed(encoder.embed, measured.inputs, m)
+            rows = collectives.gather_shares_on_first(share, measured.inputs.num_rows(m))
+            if rows is not None:
+                found[split.rows(m)] = rows.cpu().numpy()
         return found
 
     def _finish_epoch(

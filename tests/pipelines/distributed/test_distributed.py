@@ -121,6 +121,9 @@ def worker(rank: int, port: int, folder: str) -> None:
     found["bank"] = updated_bank(collectives.gather_rows, part)
     found["local bank"] = updated_bank(lambda x: x, part)
     found["shares"] = collectives.gather_shares(torch.arange(7)[collectives.slice_of(7)], 7)
+    found["shares of first"] = collectives.gather_shares_on_first(
+        torch.arange(7)[collectives.slice_of(7)], 7
+    )
     found["token"] = collectives.broadcast_int(41 + rank)
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -194,6 +197,11 @@ def test_contrast_against_gathered_candidates(workers: list) -> None:
     contrast(table(batch()[0].flatten(1)[:, 8:16]), slice(0, ROWS)).backward()
     for found in workers:
         assert relative(found["contrast"], table.weight.grad) < 1e-5
+
+
+def test_only_rank_0_receives_what_is_measured(workers: list) -> None:
+    assert workers[0]["shares of first"].tolist() == list(range(7))
+    assert all(found["shares of first"] is None for found in workers[1:])
 
 
 def test_unequal_shares_come_back_in_order(workers: list) -> None:
