@@ -46,7 +46,7 @@ def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
     from reid_core.methods import METHODS
     from reid_core.transforms import Augmentation, TrainTransform
 
-    views = METHODS["cclnet"].augmentations(METHODS["cclnet"].Config(), Augmentation(grayscale=0.5))
+    views = METHODS["cclnet"].augmentations(METHODS["cclnet"].config(), Augmentation(grayscale=0.5))
     split = sysu.read(root).train
     paths, rows, labels, seeds = {}, {}, {}, {}
     for number, m in enumerate(views):

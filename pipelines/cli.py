@@ -49,7 +49,7 @@ def demo(
     out: Out = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
-    method: Annotated[str, typer.Option(help="cclnet, bmil, csdn or cpcl.")] = "cclnet",
+    method: Annotated[str, typer.Option(help="By name; an unknown one lists them.")] = "cclnet",
 ) -> None:
     """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
     from pipelines import demo as demonstration

@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from pydantic import (
+    BaseModel,
     Field,
     ValidationError,
+    create_model,
     model_validator,
 )
 
@@ -23,10 +25,6 @@ from pipelines import recipe_files
 from pipelines.errors import UserError
 from pipelines.sections import AugmentationConfig, DataConfig, ModelConfig, Section
 from reid_core.methods import METHODS
-from reid_core.methods.bmil.settings import Config as BMILConfig
-from reid_core.methods.cclnet.settings import Config as CCLNetConfig
-from reid_core.methods.cpcl.settings import Config as CPCLConfig
-from reid_core.methods.csdn.settings import Config as CSDNConfig
 
 # Values that are paths or names of files stay as they are written: a folder may be called "no".
 _AS_TEXT = ("data.root",)
@@ -146,8 +144,34 @@ class RayConfig(Section):
     wait_for_nodes_s: float = Field(1800, gt=0, le=7 * 86400)
 
 
-class RunConfig(Section):
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
+
+
+class _Before(Section):
+    """Keys of a run in front of the methods' sections."""
+
+    method: MethodName = "cclnet"
+    seed: int = Field(0, ge=0, lt=2**31)
+    start_from: Path | None = None
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+
+
+if TYPE_CHECKING:  # a method's section has no type here: nothing in `pipelines` may name one
+    _WithMethods = _Before
+else:
+    _sections = {name: (method.config, method.config()) for name, method in METHODS.items()}
+    _WithMethods = create_model("_WithMethods", __base__=_Before, **_sections)
+
+
+class RunConfig(_WithMethods):
     """One training run.
+
+    Each method of `METHODS` has a section of its name, made from its `Method.config`.
 
     Attributes:
         method: whose section below is used.
@@ -156,24 +180,15 @@ class RunConfig(Section):
             Its stage and those before it are taken as done, with what they hand on.
     """
 
-    method: Literal["cclnet", "bmil", "csdn", "cpcl"] = "cclnet"
-    seed: int = Field(0, ge=0, lt=2**31)
-    start_from: Path | None = None
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    cclnet: CCLNetConfig = CCLNetConfig()
-    bmil: BMILConfig = BMILConfig()
-    csdn: CSDNConfig = CSDNConfig()
-    cpcl: CPCLConfig = CPCLConfig()
     trainer: TrainerConfig = TrainerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ray: RayConfig = RayConfig()
 
     @property
-    def settings(self) -> Any:
+    def settings(self) -> BaseModel:
         """The settings of this run's method."""
-        return getattr(self, self.method)
+        settings: BaseModel = getattr(self, self.method)
+        return settings
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""

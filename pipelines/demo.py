@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +15,9 @@ from pipelines.runs import runlog
 from pipelines.runs.console import console
 from pipelines.training.driver import train
 from reid_core.datasets import synthetic
+from reid_core.methods import METHODS
 
 FAST_IDENTITIES = 80
-
-
-@dataclass(frozen=True)
-class Demo:
-    """How a method is shown.
-
-    Attributes:
-        recipe: in tune_configs; its `data.kind` is the layout that identities are drawn in.
-        fast: overrides of a smoke test.
-        identities: that are drawn.
-        test_share: of them are tested.
-    """
-
-    recipe: str
-    fast: tuple[str, ...]
-    identities: int = 500
-    test_share: float = 0.5
-
-
-DEMOS = {
-    "cclnet": Demo(
-        "demo.yaml",
-        (
-            "cclnet.prepare.epochs=1",
-            "cclnet.prepare.batches_per_epoch=4",
-            "cclnet.prompts.epochs=2",
-            "cclnet.align.epochs=2",
-            "cclnet.align.batches_per_epoch=4",
-        ),
-    ),
-    "bmil": Demo(
-        "bmil_demo.yaml",
-        (
-            "bmil.intra.epochs=1",
-            "bmil.intra.batches_per_epoch=4",
-            "bmil.joint.epochs=2",
-            "bmil.joint.batches_per_epoch=4",
-        ),
-    ),
-    "csdn": Demo(
-        "csdn_demo.yaml",
-        (
-            "csdn.prompts.epochs=2",
-            "csdn.fusion.epochs=2",
-            "csdn.images.epochs=2",
-            "csdn.images.batches_per_epoch=4",
-        ),
-    ),
-    "cpcl": Demo(
-        "cpcl_demo.yaml",
-        ("cpcl.train.epochs=2", "cpcl.train.warmup_epochs=0"),
-        identities=300,
-        test_share=0.3,
-    ),
-}
 
 
 def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]) -> dict[str, Any]:
@@ -80,7 +25,7 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
 
     Args:
         out: run directory; the identities are drawn into its folder "data".
-        method: a key of `DEMOS`.
+        method: a key of `METHODS`.
         seed: of the identities and of the training.
         fast: a smoke test; its scores mean nothing.
         command: the command line, for the record.
@@ -91,9 +36,9 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
     Raises:
         UserError: see `pipelines.training.driver.train`.
     """
-    if method not in DEMOS:
-        raise UserError(f"--method {method}: choose one of {', '.join(DEMOS)}")
-    root, demo = out / "data", DEMOS[method]
+    if method not in METHODS:
+        raise UserError(f"--method {method}: choose one of {', '.join(METHODS)}")
+    root, demo = out / "data", METHODS[method].demo
     overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(demo.fast if fast else ())]
     config = configuration.load(Path(demo.recipe), overrides)
     identities = FAST_IDENTITIES if fast else demo.identities

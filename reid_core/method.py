@@ -1,204 +1,260 @@
-"""What a method is to the machinery: three plain types that every method speaks.
+"""What a method is to the machinery: one `Method`, and what passes between it and the epochs.
 
-A method is a module in `reid_core.methods` with these names:
+A method is a folder of `reid_core.methods` whose `__init__` holds its `Method`. `Method` is a
+frozen dataclass of functions and not a Protocol: a method has no state that an object could hide, a
+dataclass says which parts may be missing (None) and which are facts (flags, words, the demo), and a
+type checker compares every function with its place where the method is written down.
 
-    Config                                  its settings, a pydantic model; the paper's values are
-                                            the defaults
-    INPUTS                                  modalities that it embeds, clusters and trains on
-    supervision(config)                     -> "none", "identities" or "pairs"
-    needs_text(config)                      -> whether the model must have a text tower
-    stages(config)                          -> names of the stages to run, in order
-    batch_rows(config)                      -> {config key: rows of a global batch}, per stage
-    augmentations(config, base)             -> {modality: one `Augmentation` per view}
-    open_stage(config, name, clip, *, height, width, identities, handed, seed) -> `Stage`
-    load_encoder(config, clip, *, height, width, state) -> `Encoder` in eval mode; state is the
-                                            module state of a streamed stage, None for CLIP's
-    check(config)                           -> warnings about settings without effect
+A method can be asked for everything but its work without torch, so that a recipe is read, checked
+and explained quickly. What needs torch (`cluster`, `begin_epoch`, `open_stage`, `load_encoder`) is
+imported by small functions beside the `Method` when they are called.
 
-and, where the batches of an epoch follow from clusters (`Stage.clusters`) or given identities:
-
-    cluster(config, features, *, owners, search) -> labels of one modality; owners (n captions,)
-                                            int64 image row of each caption, None but for images
-                                            with captions; search: `neighbours.Search`
-    begin_epoch(config, stage, *, features, labels, owners, epoch, seed, search, cameras)
-                                            -> `Epoch`; cameras per modality (n,), or None
-
-`identities` are per modality (n,) int64 classes from 0, or None where the method is not given any.
-All of them are pure functions of their arguments. A stage is one worker's; it knows neither how
-many workers there are nor how a global batch was cut: it is given `gather`.
+All functions are pure, of the settings and one context. A context has room for what some method
+needs; each reads what it needs, and none has parameters that are never anything but None.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from pydantic import BaseModel
 
-from reid_core.types import Modality, Term
+from reid_core.types import Modality
 
-Gather = Callable[[Tensor], Tensor]
-"""(B, ...) of this worker -> (global B, ...) in (rank, position) order, the order of the plan.
+if TYPE_CHECKING:
+    from torch import Tensor
 
-In a loss its gradient flows back to every owner, so a term that is computed on gathered rows by
-every worker counts as the same global mean everywhere.
-"""
+    from reid_core.knn.neighbours import Search
+    from reid_core.knn.products import Features
+    from reid_core.models.backbones import Backbone
+    from reid_core.stage import Encoder, Epoch, Stage
+    from reid_core.transforms import Augmentation
 
+Config = TypeVar("Config", bound=BaseModel)
+Labels = Mapping[Modality, np.ndarray]
+"""Per modality (n,) int64 classes from 0; -1 = outlier or unknown."""
+Views = Mapping[Modality, "tuple[Augmentation, ...]"]
+"""Per image modality one augmentation for each view of an image."""
 
-def gather_together(gather: Gather, *tensors: Tensor) -> list[Tensor]:
-    """`gather` of several tensors (B, ...) in one exchange; the first one is of floats.
-
-    Integers travel as the bits of such floats, so they come back as they were.
-    """
-    dtype = tensors[0].dtype
-    flat = [x.reshape(len(x), -1) for x in tensors]
-    packed = [x if x.is_floating_point() else x.view(dtype) for x in flat]
-    whole = gather(torch.cat(packed, dim=1))
-    parts = whole.split([x.shape[1] for x in packed], dim=1)
-    return [
-        (part if x.is_floating_point() else part.detach().contiguous().view(x.dtype)).reshape(
-            len(whole), *x.shape[1:]
-        )
-        for part, x in zip(parts, tensors, strict=True)
-    ]
+Supervision = Literal["none", "pairs", "within", "identities"]
+"""What a method is told about the training rows: nothing; which caption describes which image;
+classes of each modality alone (identities or tracklets), which say nothing across modalities; who
+is who everywhere."""
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """What one epoch trains on, the same for all workers.
+class BetweenEpochs:
+    """What is known between two epochs.
+
+    Attributes:
+        stage: name of the stage that the next epoch belongs to.
+        epoch: its number within the stage, from 0.
+        seed: of the run; what is drawn depends on (seed, stage, epoch) only.
+        features: per modality (n, D) unit rows, in row order, an array or a tensor on any device.
+            `cluster` finds its own modality here, `begin_epoch` all of them; empty where the method
+            reads none (`Method.reads_features`).
+        search: nearest rows, in this process or on many machines.
+        identities: given classes where `Method.supervision` asks for them, else None. With "within"
+            the numbers of different modalities mean nothing to each other.
+        owners: (n captions,) int64 image row of each caption; None without captions.
+        cameras: per modality (n,) int64 camera numbers; None where one is not known. No labels of
+            identities, but a method that reads them says so.
+    """
+
+    stage: str
+    epoch: int
+    seed: int
+    features: Mapping[Modality, Features] = field(default_factory=dict)
+    search: Search | None = None
+    identities: Labels | None = None
+    owners: np.ndarray | None = None
+    cameras: Labels | None = None
+
+    @property
+    def nearest(self) -> Search:
+        """`search`, or that of this process where none was given."""
+        if self.search is not None:
+            return self.search
+        from reid_core.knn.search import nearest
+
+        return nearest
+
+    def rows(self, modality: Modality) -> np.ndarray:
+        """A modality's features (n, D) as an array on the host."""
+        from reid_core.knn.products import on_host
+
+        return on_host(self.features[modality])
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What a method decides for one epoch: its global batches, and what rows are compared with.
 
     Rows of images count within their modality, rows of captions within the captions.
 
     Attributes:
-        plan: per image modality (batches, B) int64 rows, the global batches.
+        rows: per image modality (batches, B) int64, the global batches.
         labels: per modality (n,) int64 classes, -1 = outlier.
-        place_labels: per modality (batches, B) the class of each planned row, where that is not
-            `labels`': a row may stand in batches of several kinds.
+        place_labels: per image modality (batches, B) the class of each place, where that is not its
+            row's in `labels`; empty where it is. A row may stand in batches of several kinds.
+        kinds: of each batch, in words of the method's own, for its stage to tell them apart
+            (`Batch.kind`); empty where all are alike. What stands in for an unreadable image is of
+            the same class in a batch of the same kind.
         captions: (batches, B) int64, the caption of each planned visible row; None without text.
-        banks: per modality (C, D) float32 unit prototypes; empty where a method has none.
+        prototypes: per modality (C, D) float32 unit rows; empty where a method has none.
         pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
-        similarity: (M,) cosine of the matched prototypes.
-        arrays: what else a method's stage needs to know, under names of its own.
+        similarity: (M,) cosine of the matched prototypes, for the log.
+        arrays: what else the method's stage needs to know, under names of its own.
         counts: further numbers for the log.
-        repeats: per modality, places of a global batch that one class has at most.
         warnings: what the user should know about this epoch.
     """
 
-    plan: dict[Modality, np.ndarray]
-    labels: dict[Modality, np.ndarray]
-    place_labels: dict[Modality, np.ndarray] = field(default_factory=dict)
+    rows: Mapping[Modality, np.ndarray]
+    labels: Mapping[Modality, np.ndarray]
+    place_labels: Mapping[Modality, np.ndarray] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
     captions: np.ndarray | None = None
-    banks: dict[Modality, np.ndarray] = field(default_factory=dict)
+    prototypes: Mapping[Modality, np.ndarray] = field(default_factory=dict)
     pairs: np.ndarray = field(default_factory=lambda: np.empty((0, 2), dtype=np.int64))
     similarity: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.float32))
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    counts: dict[str, float] = field(default_factory=dict)
-    repeats: dict[Modality, int] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
+    def of_places(self) -> dict[Modality, np.ndarray]:
+        """Per image modality (batches, B) the class of each place."""
+        return {m: self.place_labels.get(m, self.labels[m][rows]) for m, rows in self.rows.items()}
 
-class Encoder(Protocol):
-    """A module that turns images, or captions, into descriptors: what retrieval needs."""
+    def for_workers(self, repeats: Mapping[Modality, int] | None = None) -> Epoch:
+        """What stages are told of it, see `Epoch`."""
+        from reid_core.stage import Epoch
 
-    @property
-    def feature_dim(self) -> int:
-        """D, the width of a descriptor."""
-
-    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """Unit rows (B, D).
-
-        Args:
-            inputs: (B, 3, H, W) uint8 images, or (B, 77) int64 token ids where modality is TEXT.
-            modality: of the inputs.
-        """
+        return Epoch(self.labels, self.prototypes, self.pairs, self.arrays, repeats or {})
 
 
-class Stage(Protocol):
-    """One stage of a method on one worker.
+@dataclass(frozen=True)
+class Opening:
+    """What a stage is opened with.
 
     Attributes:
-        module: what is trained and kept in checkpoints. Its BatchNorm layers may be replaced, so
-            `optimizer` is asked for afterwards.
-        epochs: length of the stage.
-        evaluate_every: epochs between evaluations; 0 only after the last one, None never.
-        clusters: whether epochs start by embedding and clustering every training image.
-        encoder: what embeds, for clustering, for caching and for evaluation; part of `module` or
-            frozen.
+        backbone: the pretrained model; stages may train its parts in place.
+        height, width: of the images, in pixels.
+        seed: of the run.
+        handed: what earlier stages handed on, tensors by name (`Stage.hand_on`): labels, texts, or
+            an encoder's whole state.
+        identities: as in `BetweenEpochs`.
     """
 
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def epochs(self) -> int: ...
-
-    @property
-    def evaluate_every(self) -> int | None: ...
-
-    @property
-    def clusters(self) -> bool: ...
-
-    @property
-    def encoder(self) -> Encoder: ...
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """A fresh optimizer of the module's trained parameters."""
-
-    def learning_rate(self, epoch: int) -> float:
-        """Base learning rate of an epoch, set before it starts."""
-
-    def begin_epoch(self, number: int, epoch: Epoch) -> None:
-        """Take what was decided between epochs; streamed stages only."""
-
-    def prepare(self, batch: Any) -> Any:
-        """What of a batch is computed on the host, before it goes to the device."""
-
-    def terms(self, model: nn.Module, batch: Any, gather: Gather) -> Terms:
-        """Losses of one step on this worker's slice of the global batch; asks no device.
-
-        Args:
-            model: `module`, possibly wrapped for several workers; call it, not `module`.
-            batch: `Batch` per image modality; of a cached stage what `batches` yielded.
-            gather: see `Gather`.
-        """
-
-    def update(self, gather: Gather) -> None:
-        """What follows the optimizer's step: memory updates with the last batch's features."""
-
-    def hand_on(self) -> dict[str, Tensor]:
-        """What later stages need, called after the last epoch; on the CPU."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Banks, labels and pairs of the epoch, for the checkpoint; not the module."""
+    backbone: Backbone
+    height: int
+    width: int
+    seed: int
+    handed: Mapping[str, Tensor] = field(default_factory=dict)
+    identities: Labels | None = None
 
 
-Terms = dict[str, Term]
-
-
-@runtime_checkable
-class CachedStage(Stage, Protocol):
-    """A stage that trains on features of a frozen encoder, embedded once.
+@dataclass(frozen=True)
+class StageWords:
+    """How a stage is shown to people.
 
     Attributes:
-        batch_rows: rows of a global batch that the workers share.
+        label: short name, as the paper counts.
+        description: what happens in it, in plain words.
+        coupled: what was done with pairs of clusters, with {} for the number of epochs in which it
+            was; "" where no pairs are formed.
     """
 
-    @property
-    def batch_rows(self) -> int: ...
+    label: str
+    description: str
+    coupled: str = ""
 
-    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """The frozen features (B, E) to cache; inputs as in `Encoder.embed`."""
 
-    def take(self, features: Mapping[Modality, Tensor]) -> None:
-        """All cached features (n, E), in row order, before the first epoch."""
+@dataclass(frozen=True)
+class Words:
+    """How a method is shown to people.
 
-    def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[Any]:
-        """The epoch's batches.
+    Attributes:
+        title: headline of a report.
+        lead: what was asked and what the program was told, in plain words.
+        stages: by name.
+        is_told_who: whether it is always given the identities, and forms no clusters.
+    """
 
-        Args:
-            epoch: from 0.
-            share: number of rows -> this worker's contiguous slice of them.
-        """
+    title: str
+    lead: str
+    stages: Mapping[str, StageWords]
+    is_told_who: bool = False
+
+
+@dataclass(frozen=True)
+class Demo:
+    """How a method is shown on generated identities.
+
+    Attributes:
+        recipe: in tune_configs; its `data.kind` is the layout that identities are drawn in.
+        fast: overrides of a smoke test.
+        identities: that are drawn.
+        test_share: of them are tested.
+    """
+
+    recipe: str
+    fast: tuple[str, ...]
+    identities: int = 500
+    test_share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Method(Generic[Config]):
+    """A published method.
+
+    Attributes:
+        name: of its folder and of its section in a recipe.
+        title: as its paper writes it.
+        config: its settings; the paper's values are the defaults. `config.<stage>.epochs` is the
+            length of a stage.
+        inputs: modalities that it embeds and trains on.
+        words: of its report.
+        demo: how it is shown on generated identities.
+        supervision: what it is told about the training rows.
+        needs_text: whether the model must have a text tower.
+        stages: names of the stages to run, in order.
+        batch_rows: {config key: rows of a global batch}, per stage.
+        augmentations: of training images.
+        check: warnings about settings without effect.
+        begin_epoch: the plan of an epoch; its labels are those of `cluster`, or given ones, per
+            modality; none where it has no `cluster` and is given none. Raises ValueError where no
+            epoch can be made of them, naming what to change.
+        open_stage: one stage of a worker, ready to train.
+        load_encoder: in eval mode, from the module state of a streamed stage, or with the model's
+            own weights where it is None; height, width of the images in pixels.
+        cluster: labels (n,) of one modality, asked for as soon as all of its features are there,
+            while the next one is still being embedded; None where `begin_epoch` decides it all.
+        reads_features: whether epochs start by embedding every training image; a memory bank asks
+            for them. Otherwise plans follow from given identities alone.
+        can_accumulate: whether a batch may be worked on in parts (`trainer.gradient_accumulation`):
+            no loss of it compares rows of the batch with each other.
+        without_text: how a user leaves the texts out, for messages; "" where none can.
+    """
+
+    name: str
+    title: str
+    config: type[Config]
+    inputs: tuple[Modality, ...]
+    words: Words
+    demo: Demo
+    supervision: Callable[[Config], Supervision]
+    needs_text: Callable[[Config], bool]
+    stages: Callable[[Config], tuple[str, ...]]
+    batch_rows: Callable[[Config], Mapping[str, int]]
+    augmentations: Callable[[Config, Augmentation], Views]
+    check: Callable[[Config], list[str]]
+    begin_epoch: Callable[[Config, BetweenEpochs, Labels], EpochPlan]
+    open_stage: Callable[[Config, str, Opening], Stage]
+    load_encoder: Callable[[Config, Backbone, int, int, Mapping[str, Tensor] | None], Encoder]
+    cluster: Callable[[Config, Modality, BetweenEpochs], np.ndarray] | None = None
+    reads_features: bool = True
+    can_accumulate: bool = False
+    without_text: str = ""

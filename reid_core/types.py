@@ -120,7 +120,7 @@ class Batch:
         captions: (B,) int64 row ids of the captions that belong to the images, or None.
         tokens: (B, 77) int64 token ids of those captions, or None.
         planned: (B,) int64 row whose unreadable image this one replaces, -1 where none; or None.
-        kind: which labels these are, where a method's batches differ in that; its own word.
+        kind: of the global batch, in the method's words; "" where all of an epoch are alike.
     """
 
     images: Tensor
@@ -129,7 +129,7 @@ class Batch:
     captions: Tensor | None = None
     tokens: Tensor | None = None
     planned: Tensor | None = None
-    kind: str | None = None
+    kind: str = ""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""

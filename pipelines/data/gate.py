@@ -92,16 +92,18 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
     where, method = location(dataset.root), METHODS[config.method]
     if not len(train):
         raise UserError(f"{where} has no training rows")
-    for m in method.INPUTS:
+    for m in method.inputs:
         if not len(train.rows(m)):
             raise UserError(
                 f"{where} has no {m} rows to train on: {config.method} trains on "
-                f"{' and '.join(method.INPUTS)}"
+                f"{' and '.join(method.inputs)}"
             )
-    if method.supervision(config.settings) != "identities":
-        return
-    for m in method.INPUTS:
+    told = method.supervision(config.settings)
+    for m in method.inputs:
         rows = train.rows(m)
+        tracked = told == "within" and bool((train.tracklets[rows] != OUTLIER).all())
+        if told in ("none", "pairs") or tracked:
+            continue
         if (unknown := rows[train.pids[rows] == OUTLIER]).size:
             raise UserError(
                 f"{where}: {len(unknown):,} {m} rows have no person id, as "
@@ -156,9 +158,9 @@ def check_settings(config: RunConfig) -> None:
             "evaluation.split=val and evaluation.select=val measure identities that "
             "data.fit=train+val trains on: set data.fit=train"
         )
-    if config.trainer.gradient_accumulation > 1 and config.method != "cclnet":
+    if trainer.gradient_accumulation > 1 and not method.can_accumulate:
         raise UserError(
-            f"trainer.gradient_accumulation={config.trainer.gradient_accumulation}: the losses of "
+            f"trainer.gradient_accumulation={trainer.gradient_accumulation}: the losses of "
             f"{config.method} compare rows of a whole batch, which parts cannot; make batches "
             "smaller, or set trainer.activation_checkpointing=true"
         )
@@ -172,8 +174,9 @@ def _check_texts(config: RunConfig) -> None:
         served = backbones.has_text(config.model.name)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if not served and METHODS[config.method].needs_text(config.settings):
-        without = "; cclnet.image_to_text=0 leaves the texts out" * (config.method == "cclnet")
+    method = METHODS[config.method]
+    if not served and method.needs_text(config.settings):
+        without = f"; {method.without_text} leaves the texts out" if method.without_text else ""
         raise UserError(
             f"method {config.method} compares images with texts, but model.name="
             f"{backbones.without_text(config.model.name)}{without}"
@@ -219,11 +222,7 @@ def check_weights(config: RunConfig) -> int:
         options = config.model.options()
         model = backbones.load(config.model.name, config.model.pretrained, options=options)
         METHODS[config.method].load_encoder(
-            config.settings,
-            model,
-            height=config.model.height,
-            width=config.model.width,
-            state=None,
+            config.settings, model, config.model.height, config.model.width, None
         )
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.replacements import replacements
+from pipelines.data.replacements import NUM_REPLACEMENTS, replacements
 from pipelines.distributed.collectives import shares
 from reid_core.types import OUTLIER, Modality
 
@@ -39,12 +39,15 @@ class Plan:
         labels: int64 classes.
         seeds: (batches, B V) uint64 augmentation seeds, the V views of a row together.
         captions: (batches, B) int64 caption of each visible row, or None.
+        kinds: of each batch; empty where all are alike. Classes of different kinds have nothing to
+            do with each other.
     """
 
     rows: dict[Modality, np.ndarray]
     labels: dict[Modality, np.ndarray]
     seeds: dict[Modality, np.ndarray]
     captions: np.ndarray | None = None
+    kinds: tuple[str, ...] = ()
 
     @property
     def num_batches(self) -> int:
@@ -59,12 +62,21 @@ class Plan:
 
     @cached_property
     def replacements(self) -> dict[Modality, np.ndarray]:
-        """Per modality (batches, B, NUM_REPLACEMENTS) places of images of the same class, or -1."""
-        found = {}
+        """Per modality (batches, B, NUM_REPLACEMENTS) places of images of the same class, or -1.
+
+        They are in batches of the same kind.
+        """
+        kinds = np.array(self.kinds or [""] * self.num_batches)
+        places = {}
         for m, rows in self.rows.items():
-            views = self.shape.views[m]
-            found[m] = replacements(rows, self.labels[m], self.seeds[m][:, ::views])
-        return found
+            seeds, size = self.seeds[m][:, :: self.shape.views[m]], rows.shape[1]
+            places[m] = np.full((*rows.shape, NUM_REPLACEMENTS), -1, dtype=np.int64)
+            for kind in np.unique(kinds):
+                own = np.flatnonzero(kinds == kind)
+                inner = replacements(rows[own], self.labels[m][own], seeds[own])
+                # counted through the batches of this kind -> through all of them
+                places[m][own] = np.where(inner < 0, -1, own[inner // size] * size + inner % size)
+        return places
 
     def repeats(self, caption_labels: np.ndarray | None) -> dict[Modality, int]:
         """Places of a global batch that one class has at most, per modality.

@@ -21,6 +21,7 @@ from pipelines.data.sample_list import Row, restore
 from pipelines.errors import UserError
 from pipelines.storage.shards import location
 from reid_core import text
+from reid_core.method import Supervision
 from reid_core.methods import METHODS
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
@@ -54,9 +55,42 @@ class Prepared:
         return {m: self.train.pids[self.train.rows(m)] for m in modalities}
 
     def cameras(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray] | None:
-        """Per modality (n,) cameras of the training rows; None where one is not known."""
+        """Per modality (n,) camera numbers of the training rows; None where one is not known."""
         cameras = {m: self.train.cameras[self.train.rows(m)] for m in modalities}
-        return None if any((c == OUTLIER).any() for c in cameras.values()) else cameras
+        return None if any((x == OUTLIER).any() for x in cameras.values()) else cameras
+
+    def given(
+        self, supervision: Supervision, modalities: Sequence[Modality]
+    ) -> dict[Modality, np.ndarray] | None:
+        """The classes that a method is told, see `reid_core.method.Supervision`; None without.
+
+        Raises:
+            UserError: a training image without the label that is needed.
+        """
+        if supervision == "identities":
+            return self.identities(modalities)
+        return self.identities_within(modalities) if supervision == "within" else None
+
+    def identities_within(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
+        """Per modality (n,) int64 classes from 0 of its own: identities, or else tracklets.
+
+        Raises:
+            UserError: an image that has neither, or one of them and others of its modality the
+                other.
+        """
+        classes = {}
+        for m in modalities:
+            rows = self.train.rows(m)
+            for labels in (self.train.pids[rows], self.train.tracklets[rows]):
+                if (labels != OUTLIER).all():
+                    classes[m] = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+                    break
+            else:
+                raise UserError(
+                    f"this configuration needs a person id, or a tracklet, of every {m} image: "
+                    "a manifest's columns pid and tracklet give them"
+                )
+        return classes
 
     def identities(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
         """Per modality (n,) int64 classes 0..C-1 of the training identities.
@@ -187,7 +221,8 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
         UserError: a caption of an image that the split does not hold.
     """
     images = np.array([record.image for record in split.samples])
-    modalities = METHODS[config.method].INPUTS
+    modalities = METHODS[config.method].inputs
+    seen: dict[Modality, np.ndarray]
     seen = {m: images[split.rows(m)] for m in modalities if m != Modality.TEXT}
     found = Inputs(
         root,
@@ -226,12 +261,12 @@ def _without_broken(
     inputs = inputs_of(split, root, config)
     messages: list[str] = []
     broken: set[str] = set()
-    for m in METHODS[config.method].INPUTS:
+    for m in METHODS[config.method].inputs:
         rows = split.rows(m)
         if not len(rows):
             raise UserError(
                 f"{location(root)} has no {m} rows for this split: {config.method} trains on and "
-                f"is measured with {' and '.join(METHODS[config.method].INPUTS)}"
+                f"is measured with {' and '.join(METHODS[config.method].inputs)}"
             )
         if m != Modality.TEXT:
             found = find_broken(inputs, m)

@@ -18,12 +18,12 @@ from pipelines.data.decode import read_image
 from pipelines.distributed.precision import set_tf32
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
-from reid_core.method import Encoder
 from reid_core.methods import METHODS
 from reid_core.models import backbones
 from reid_core.models.adaptation import merge_low_rank
 from reid_core.models.backbones import Backbone
 from reid_core.models.text_tower import TextTower
+from reid_core.stage import Encoder
 from reid_core.types import Modality
 
 Space = Literal["descriptor", "joint"]
@@ -135,7 +135,7 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
             f"{folder} was written in stage {state['progress']['stage']!r} and holds no trained "
             "encoder: wait for a later stage, or give an older checkpoint folder"
         ) from error
-    modalities: tuple[Modality, ...] = method.INPUTS
+    modalities: tuple[Modality, ...] = method.inputs
     text = encoder.text if Modality.TEXT in modalities else None
     if space == "joint" and text is None:
         text = _text_tower(config)
@@ -175,7 +175,8 @@ def _encoder(config: RunConfig, start: Backbone, state: dict[str, Tensor] | None
     """The method's encoder: of a module state, or as `start` has it."""
     size = config.model
     encoder = METHODS[config.method].load_encoder(
-        config.settings, start, height=size.height, width=size.width, state=state
+        config.settings, start, size.height, size.width, state
     )
+    assert isinstance(encoder, torch.nn.Module)
     merge_low_rank(encoder)
     return encoder

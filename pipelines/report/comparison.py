@@ -24,6 +24,7 @@ from pipelines.report.run import read as read_run
 from pipelines.report.scores import signed
 from pipelines.report.templates import render
 from pipelines.storage.files import replace_file
+from reid_core.methods import METHODS
 
 # What may differ between runs of one group: seeds, places, and how the work was shared.
 _NOT_COMPARED = ("seed", "ray", "trainer")
@@ -183,7 +184,7 @@ def _compared(run: Run) -> dict[str, Any]:
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
     method = run.method
     # Settings of methods that did not run say nothing.
-    return {key: value for key, value in kept.items() if key not in words.METHODS or key == method}
+    return {key: value for key, value in kept.items() if key not in METHODS or key == method}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipelines.storage.shards import read_bytes
 from reid_core.attribution import heat_maps
 from reid_core.datasets import LAYOUTS
 from reid_core.images import open_rgb
-from reid_core.method import Encoder
+from reid_core.stage import Encoder
 from reid_core.types import Modality
 
 NUM_PAIRS_PER_GROUP = 2

@@ -1,8 +1,11 @@
-"""Names and sentences by key. A new method adds entries here and nothing else."""
+"""Names and sentences by key; methods bring their own, see `reid_core.method.Words`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from reid_core.method import StageWords
+from reid_core.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -38,100 +41,6 @@ class Method:
     lead: str
     is_told_who: bool = False
 
-
-_COUPLED = (
-    "Day groups were paired with the night groups that resemble them in {} of its epochs. Pairs "
-    "are drawn together, so that both views of a person end up in the same place."
-)
-
-STAGES = {
-    "prepare": Stage(
-        "Stage 0",
-        "prepare",
-        "Day and night pictures are sorted into groups that look alike, each kind of camera apart. "
-        "The encoder learns to pull a picture towards the centre of its group and away from the "
-        "other groups; the groups are formed anew in every epoch.",
-        _COUPLED,
-    ),
-    "prompts": Stage(
-        "Stage 1",
-        "prompts",
-        "The encoder stands still. For every group of pictures, or every person where people are "
-        "known, a short phrase of learned words is found that describes them, using the link "
-        "between pictures and text that CLIP brings along.",
-    ),
-    "align": Stage(
-        "Stage 2",
-        "align",
-        "Groups are formed again in every epoch. Where phrases were learned before, pictures are "
-        "drawn towards the phrase of their group too.",
-        _COUPLED,
-    ),
-    "intra": Stage(
-        "Stage 1",
-        "intra",
-        "Day and night pictures are sorted into groups that look alike, each kind of camera apart. "
-        "The encoder learns to pull a picture towards two centres of its group, the usual one and "
-        "that of its odd pictures, and away from the other groups.",
-    ),
-    "joint": Stage(
-        "Stage 2",
-        "joint",
-        "Now day and night pictures are also sorted together. So that a night picture does not "
-        "only look at night pictures, half of those that it is compared with are from the day. A "
-        "group has one centre for its day pictures and one for its night pictures, and all of its "
-        "pictures are drawn to both.",
-        "Groups with pictures of both kinds were formed in {} of its epochs.",
-    ),
-    "fusion": Stage(
-        "Stage 2",
-        "fusion",
-        "The encoder stands still. The phrases of both kinds of camera are merged into one "
-        "description per person.",
-    ),
-    "images": Stage(
-        "Stage 3",
-        "images",
-        "The image encoder learns to place every picture of a person at that description.",
-    ),
-    "train": Stage(
-        "Training",
-        "train",
-        "Pictures and captions are sorted into groups, and each is drawn towards the groups that "
-        "belong to it on both sides.",
-    ),
-}
-
-METHODS = {
-    "cclnet": Method(
-        "CCLNet",
-        "The same person, by day and by night",
-        "A person is seen by ordinary cameras during the day and by infrared cameras at night. Can "
-        "a program tell which night picture shows which person of the day? It was given pictures "
-        "only: no identity labels, no pairs, nobody who says who is who.",
-    ),
-    "bmil": Method(
-        "BMIL",
-        "The same person, by day and by night",
-        "A person is seen by ordinary cameras during the day and by infrared cameras at night. Can "
-        "a program tell which night picture shows which person of the day? It was given pictures "
-        "only, and sorted those of both kinds of camera together.",
-    ),
-    "csdn": Method(
-        "CSDN",
-        "The same person, by day and by night",
-        "A person is seen by ordinary cameras during the day and by infrared cameras at night. The "
-        "program learned from labelled people, with descriptions in words as a bridge between the "
-        "two kinds of picture, to find people that it has never seen.",
-        is_told_who=True,
-    ),
-    "cpcl": Method(
-        "CPCL",
-        "Finding a person from a description",
-        "Given a sentence about a person, find the pictures that show this person. The program "
-        "learned from pictures with captions, without identity labels.",
-    ),
-}
 
 ROWS = {
     "start": ("Start", "before training"),
@@ -201,13 +110,19 @@ def method(name: str, *, labels: str = "") -> Method:
         name: of the method.
         labels: "identities" where an unsupervised method was given them, for comparison.
     """
-    found = METHODS.get(name, Method(name, "Report of a training run", ""))
-    return replace(found, lead=found.lead + GIVEN_IDENTITIES) if labels == "identities" else found
+    given = GIVEN_IDENTITIES if labels == "identities" else ""
+    if name not in METHODS:
+        return Method(name, "Report of a training run", given)
+    title, words = METHODS[name].title, METHODS[name].words
+    return Method(title, words.title, words.lead + given, words.is_told_who)
 
 
 def stage(name: str) -> Stage:
-    """The stage's entry, or a plain one for a stage that has none."""
-    return STAGES.get(name, Stage(name.capitalize(), name, ""))
+    """The words of the first method that has a stage of this name, plain ones where none has."""
+    known = (method.words.stages for method in METHODS.values())
+    plain = StageWords(name.capitalize(), "")
+    words = next((stages[name] for stages in known if name in stages), plain)
+    return Stage(words.label, name, words.description, words.coupled)
 
 
 def protocol_in_words(protocol: str) -> str:

@@ -22,9 +22,9 @@ from torch.nn import functional
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from reid_core.images import DECODING
-from reid_core.method import Encoder
 from reid_core.models.text_tower import TextTower
 from reid_core.models.weight_files import Pixels
+from reid_core.stage import Encoder
 from reid_core.types import Modality
 
 OPSET = 18

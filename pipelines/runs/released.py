@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines import config as configuration
 from pipelines.config import RunConfig
@@ -108,7 +108,7 @@ def _check(config: RunConfig, state: dict[str, Tensor], *, quick_gelu: bool) -> 
     start = backbones.load(model.name, None, quick_gelu=quick_gelu, options=model.options())
     try:
         METHODS[config.method].load_encoder(
-            config.settings, start, height=model.height, width=model.width, state=state
+            config.settings, start, model.height, model.width, state
         )
     except RuntimeError as error:
         raise ValueError(f"incomplete, or of another model: {error}") from error
@@ -123,7 +123,8 @@ def _csdn_settings(file: WeightFile) -> Tree:
 
 
 def _csdn_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
-    return csdn.from_released(config.csdn, file.state)["images"]
+    assert isinstance(config.settings, csdn.Config)
+    return csdn.from_released(config.settings, file.state)["images"]
 
 
 def _cclnet_settings(file: WeightFile) -> Tree:
@@ -174,8 +175,9 @@ def _backbone_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
     model = config.model
     start = backbones.load(model.name, str(file.path), options=model.options())
     encoder = METHODS[config.method].load_encoder(
-        config.settings, start, height=model.height, width=model.width, state=None
+        config.settings, start, model.height, model.width, None
     )
+    assert isinstance(encoder, nn.Module)
     return encoder.state_dict()
 
 
@@ -195,8 +197,9 @@ def _clip_reid_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
     model = config.model
     start = backbones.load(model.name, None, quick_gelu=True, options=model.options())
     encoder = METHODS[config.method].load_encoder(
-        config.settings, start, height=model.height, width=model.width, state=None
+        config.settings, start, model.height, model.width, None
     )
+    assert isinstance(encoder, nn.Module)
     own = {k: v for k, v in encoder.state_dict().items() if k.startswith("neck.")}
     return own | reid_weights.from_clip_reid(file.state)
 

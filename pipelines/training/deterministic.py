@@ -221,7 +221,7 @@ def _in_order(parts: list[Tensor]) -> Tensor:
 def _part(whole: Batch, index: int, parts: int) -> Batch:
     """One of several equal parts; copies, so that memory is aligned alike everywhere."""
     columns: dict[str, Any] = {
-        name: None if column is None else column.chunk(parts)[index].clone()
+        name: column.chunk(parts)[index].clone() if isinstance(column, Tensor) else column
         for name, column in vars(whole).items()
     }
     return Batch(**columns)

@@ -151,7 +151,7 @@ def _bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> Any:
     }
     if not job.needs_memory:
         return _BankActor.options(**options).remote(Planner, config, job.identities)
-    inputs = METHODS[config.method].INPUTS
+    inputs = METHODS[config.method].inputs
     return _BankActor.options(**options).remote(
         MemoryBank,
         config,

@@ -9,17 +9,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.data.plan import Plan
 from reid_core import agreement, sampling
-from reid_core.knn.neighbours import Search
-from reid_core.knn.search import nearest
-from reid_core.method import Epoch
+from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import METHODS
+from reid_core.stage import Epoch
 from reid_core.types import OUTLIER, Modality
 
 Key = tuple[str, int]
@@ -31,7 +30,7 @@ class EpochStart:
     """What every worker receives before the first step.
 
     Attributes:
-        epoch: labels, banks and pairs.
+        epoch: labels, prototypes and pairs.
         plan: all global batches, of which every worker streams its slices.
         metrics: counts and diagnostics for the log.
         seconds: per phase: cluster (per modality, on the bank's clock), match, plan.
@@ -45,80 +44,57 @@ class EpochStart:
 
 def make_epoch(
     config: RunConfig,
-    key: Key,
+    context: BetweenEpochs,
+    labels: Labels,
     *,
-    features: Mapping[Modality, np.ndarray],
-    labels: Mapping[Modality, np.ndarray],
-    owners: np.ndarray | None,
     pids: Mapping[Modality, np.ndarray] | None,
-    cameras: Mapping[Modality, np.ndarray] | None = None,
-    search: Search = nearest,
 ) -> EpochStart:
     """One epoch's start.
 
     Args:
         config: the run's configuration.
-        key: (stage, epoch).
-        features: per modality (n, D) unit rows; empty where the method does not cluster.
-        labels: per modality (n,) from clustering, or given.
-        owners: (n captions,) visible row of each caption, or None.
+        context: what is known.
+        labels: per modality (n,) from clustering, or given; empty where the method makes its own.
         pids: per modality (n,) person ids, -1 where unknown, for diagnostics alone; None where
             the labels are given and there is nothing to diagnose.
-        cameras: per modality (n,) cameras; None where they are not known.
-        search: finds nearest rows, in this process or on many machines.
 
     Raises:
         ValueError: no epoch can be made of these labels; names the remedy.
     """
-    stage, number = key
-    method, settings, seed = METHODS[config.method], config.settings, config.seed
+    method, settings = METHODS[config.method], config.settings
     began = time.perf_counter()
-    epoch: Epoch = method.begin_epoch(
-        settings,
-        stage,
-        features=features,
-        labels=labels,
-        owners=owners,
-        epoch=number,
-        seed=seed,
-        search=search,
-        cameras=cameras,
-    )
+    decided = method.begin_epoch(settings, context, labels)
     matched = time.perf_counter()
     augmentations = method.augmentations(settings, config.augmentation.options())
     views = {m: len(of_each) for m, of_each in augmentations.items()}
-    stream = (seed * 16 + method.stages(settings).index(stage)) * len(_MODALITIES)
+    stage = method.stages(settings).index(context.stage)
+    stream = (config.seed * 16 + stage) * len(_MODALITIES)
     plan = Plan(
-        rows=epoch.plan,
-        labels=epoch.place_labels or {m: epoch.labels[m][rows] for m, rows in epoch.plan.items()},
+        rows=dict(decided.rows),
+        labels=decided.of_places(),
         seeds={
             m: sampling.augmentation_seeds(
                 (len(rows), views[m] * rows.shape[1]),
                 seed=stream + _MODALITIES.index(m),
-                epoch=number,
+                epoch=context.epoch,
             )
-            for m, rows in epoch.plan.items()
+            for m, rows in decided.rows.items()
         },
-        captions=epoch.captions,
+        captions=decided.captions,
+        kinds=decided.kinds,
     )
     return EpochStart(
-        epoch=replace(
-            epoch,
-            plan={},
-            place_labels={},
-            captions=None,
-            repeats=plan.repeats(epoch.labels.get(Modality.TEXT)),
-        ),
+        epoch=decided.for_workers(plan.repeats(decided.labels.get(Modality.TEXT))),
         plan=plan,
         metrics={
-            **({} if pids is None else diagnose(epoch, pids)),
-            "warnings": list(epoch.warnings),
+            **({} if pids is None else diagnose(decided, pids)),
+            "warnings": list(decided.warnings),
         },
         seconds={"match": matched - began, "plan": time.perf_counter() - matched},
     )
 
 
-def diagnose(epoch: Epoch, pids: Mapping[Modality, np.ndarray]) -> dict[str, object]:
+def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str, object]:
     """Counts of an epoch, and where person ids are known, how right its clusters are."""
     labels = epoch.labels
     found: dict[str, object] = {

@@ -57,11 +57,10 @@ class Job:
         """The work of a run on a checked data set; its classes where the method is told them.
 
         Raises:
-            UserError: the method needs a person id that a training image lacks.
+            UserError: the method needs a person id, or a tracklet, that a training image lacks.
         """
         method = METHODS[config.method]
         prepared = _keeping_decoded(config, prepared)
-        told = method.supervision(config.settings) == "identities"
         return cls(
             config,
             run_dir,
@@ -69,13 +68,13 @@ class Job:
             prepared.train_inputs,
             prepared.measured,
             prepared.selection,
-            prepared.identities(method.INPUTS) if told else None,
+            prepared.given(method.supervision(config.settings), method.inputs),
         )
 
     @property
     def needs_memory(self) -> bool:
         """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
-        return self.identities is None or hasattr(METHODS[self.config.method], "cluster")
+        return METHODS[self.config.method].reads_features
 
 
 def _keeping_decoded(config: RunConfig, prepared: Prepared) -> Prepared:

@@ -129,7 +129,7 @@ def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> Memo
     if not job.needs_memory:
         assert job.identities is not None
         return Planner(job.config, job.identities)
-    inputs = METHODS[job.config.method].INPUTS
+    inputs = METHODS[job.config.method].inputs
     return MemoryBank(
         job.config,
         prepared.pids(inputs),

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,12 @@ from pipelines.training.progress import Progress, kept
 from pipelines.training.speed import Speed
 from reid_core import optim
 from reid_core.agreement import clustering_stability
-from reid_core.method import CachedStage, Encoder, Stage
+from reid_core.method import Labels, Opening
 from reid_core.methods import METHODS
 from reid_core.models import backbones
 from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.models.folding import folded
+from reid_core.stage import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality
 
 # First values are drawn from torch's global random state, which belongs to the whole process.
@@ -91,7 +93,6 @@ class TrainingLoop:
         model = self.config.model
         with _first_values:
             self.backbone = backbones.load(model.name, model.pretrained, options=model.options())
-        self.size = {"height": model.height, "width": model.width}
         self.progress = Progress.from_state(state["progress"]) if state else Progress()
         self.corrupt_images = CorruptImages(
             job.train, max_share=self.config.data.max_unreadable, identities=job.identities
@@ -105,7 +106,9 @@ class TrainingLoop:
         if self.rank == 0:
             runlog.rewind(self.job.run_dir, self.progress.stage, self.progress.epoch, names)
         if not self.state and self.config.evaluation.start:
-            start = self.method.load_encoder(self.settings, self.backbone, **self.size, state=None)
+            size = self.config.model.height, self.config.model.width
+            start = self.method.load_encoder(self.settings, self.backbone, *size, None)
+            assert isinstance(start, nn.Module)
             self._measure("start", start.to(self.device))
         begin = names.index(self.progress.stage) if self.state else 0
         for name in names[begin:]:
@@ -118,7 +121,7 @@ class TrainingLoop:
         """One stage, from its first epoch that is not done yet."""
         stage = self._open(name)
         optimizer = stage.optimizer()
-        self.labels: dict[Modality, np.ndarray] = {}
+        self.labels: Labels = {}
         first = self._resume(name, stage, optimizer)
         model = self.distribute(stage.module, optimizer)
         self.speed = Speed(self.config.trainer, self.device)
@@ -127,7 +130,7 @@ class TrainingLoop:
         if self.config.trainer.compile:
             model.compile()
         if isinstance(stage, CachedStage) and first < stage.epochs:
-            rows, modalities = self.corrupt_images, self.method.INPUTS
+            rows, modalities = self.corrupt_images, self.method.inputs
             stage.take({m: self._embed_all(stage.project, rows, m) for m in modalities})
         for epoch in range(first, stage.epochs):
             clock = runlog.Clock()
@@ -167,7 +170,7 @@ class TrainingLoop:
         means = Means()
         model.train()
         with clock("input"):
-            batches = Prefetch(self._on_host(stage, self.batches(start)), self.device)
+            batches = Prefetch(self._on_host(stage, start), self.device)
         for _ in range(start.plan.num_batches):
             with clock("input"):
                 batch = next(batches, None)
@@ -187,13 +190,14 @@ class TrainingLoop:
         settings = self.config.trainer
         self.speed.step(lambda: step.take(stage, *work, settings=settings))
 
-    def _on_host(
-        self, stage: Stage, batches: Iterator[dict[Modality, Batch]]
-    ) -> Iterator[dict[Modality, Batch]]:
-        """What is to be done with batches before they go to the device."""
-        for batch in batches:
+    def _on_host(self, stage: Stage, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
+        """The epoch's batches with their kind, after what is done before they go to the device."""
+        kinds = chain(start.plan.kinds, repeat(""))
+        for batch, kind in zip(self.batches(start), kinds, strict=False):
             self.corrupt_images.note(batch)
-            yield stage.prepare({m: replace(part, planned=None) for m, part in batch.items()})
+            yield stage.prepare(
+                {m: replace(part, planned=None, kind=kind) for m, part in batch.items()}
+            )
 
     def _cached_epoch(
         self,
@@ -217,7 +221,7 @@ class TrainingLoop:
         stage.module.eval()
         with clock("embed"):
             encoder = self._to_embed(stage.encoder) if stage.clusters else stage.encoder
-        for m in self.method.INPUTS if stage.clusters else ():
+        for m in self.method.inputs if stage.clusters else ():
             with clock("embed"):
                 mine = self._embed(encoder.embed, self.corrupt_images, m).cpu().numpy()
             with clock("cluster"):  # a bank in this process clusters at once
@@ -229,7 +233,7 @@ class TrainingLoop:
             clock.seconds["cluster"] = max(0.0, clock.seconds["cluster"] - start.seconds[phase])
         return start
 
-    def _stability(self, stage: Stage, labels: dict[Modality, np.ndarray]) -> dict[str, Any]:
+    def _stability(self, stage: Stage, labels: Labels) -> dict[str, Any]:
         """How much of the stage's last clustering is in this one, for the log."""
         before, self.labels = self.labels, labels
         if not stage.clusters or not before or self.job.identities is not None:
@@ -242,15 +246,15 @@ class TrainingLoop:
     def _open(self, name: str) -> Stage:
         """A stage with its modules on the device, ready for several workers."""
         with _first_values:
-            stage: Stage = self.method.open_stage(
-                self.settings,
-                name,
+            opening = Opening(
                 self.backbone,
-                **self.size,
-                identities=self.job.identities,
-                handed=self.progress.handed,
+                self.config.model.height,
+                self.config.model.width,
                 seed=self.config.seed,
+                handed=self.progress.handed,
+                identities=self.job.identities,
             )
+            stage = self.method.open_stage(self.settings, name, opening)
         if self.world > 1:
             batchnorm.convert(stage.module)
         if self.config.trainer.activation_checkpointing:
@@ -321,7 +325,7 @@ class TrainingLoop:
         split = measured.split
         num_rows = 0 if self.rank else len(split)
         found = np.empty((num_rows, encoder.feature_dim), dtype=np.float32)
-        for m in self.method.INPUTS:
+        for m in self.method.inputs:
             share = self._embed(encoder.embed, measured.inputs, m)
             rows = collectives.gather_shares_on_first(share, measured.inputs.num_rows(m))
             if rows is not None:
@@ -375,5 +379,5 @@ class TrainingLoop:
         optimizer.load_state_dict(copy.deepcopy(self.state["optimiser"]))
         if stage.clusters:
             epoch = self.state["epoch"]
-            self.labels = {m: epoch[f"labels.{m}"].numpy() for m in self.method.INPUTS}
+            self.labels = {m: epoch[f"labels.{m}"].numpy() for m in self.method.inputs}
         return int(self.state["progress"]["epoch"]) + 1

@@ -1,4 +1,4 @@
-"""The one place that sees every feature: labels, banks, matches, swaps and plans between epochs.
+"""The one place that sees every feature: between epochs it clusters, matches, swaps and plans.
 
 `MemoryBank` is a plain class; the driver wraps it as a Ray actor. Workers hand in features,
 shard by shard; as soon as a modality is complete it is clustered, while the other one is still
@@ -23,6 +23,7 @@ from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
 from reid_core.knn.neighbours import Search
 from reid_core.knn.search import nearest
+from reid_core.method import BetweenEpochs, Labels
 from reid_core.methods import METHODS
 from reid_core.types import Modality
 
@@ -34,7 +35,8 @@ class _Pending:
     Attributes:
         shards: per modality the workers' shares, until it is complete.
         arrived: ranks that handed theirs in.
-        features, labels: per complete modality.
+        features, labels: per complete modality; no labels where the method makes them later.
+        ready: modalities that have both.
         seconds: that clustering took.
         failure: why a modality could not be clustered.
     """
@@ -43,6 +45,7 @@ class _Pending:
     arrived: dict[Modality, set[int]]
     features: dict[Modality, np.ndarray] = field(default_factory=dict)
     labels: dict[Modality, np.ndarray] = field(default_factory=dict)
+    ready: set[Modality] = field(default_factory=set)
     seconds: dict[str, float] = field(default_factory=dict)
     failure: Exception | None = None
 
@@ -52,7 +55,7 @@ class _Pending:
 
     def complete(self) -> bool:
         """Whether every modality is clustered, or one of them could not be."""
-        return self.failure is not None or len(self.labels) == len(self.shards)
+        return self.failure is not None or len(self.ready) == len(self.shards)
 
 
 class MemoryBank:
@@ -64,7 +67,7 @@ class MemoryBank:
             handed to workers.
         identities: per modality (n,) given classes, which replace the clustering; None without.
         owners: (n captions,) visible row of each caption, or None.
-        cameras: per modality (n,) cameras, for batches that ask for them; None where not known.
+        cameras: per modality (n,) camera numbers; None where one is not known.
         search: finds nearest neighbours, in this process or on many machines.
     """
 
@@ -73,14 +76,23 @@ class MemoryBank:
         config: RunConfig,
         pids: Mapping[Modality, np.ndarray],
         *,
-        identities: Mapping[Modality, np.ndarray] | None = None,
+        identities: Labels | None = None,
         owners: np.ndarray | None = None,
-        cameras: Mapping[Modality, np.ndarray] | None = None,
+        cameras: Labels | None = None,
         search: Search = nearest,
     ) -> None:
         self._config, self._method = config, METHODS[config.method]
-        self._pids, self._identities, self._owners = dict(pids), identities, owners
-        self._cameras, self._search = cameras, search
+        self._pids, self._identities = dict(pids), identities
+        # what every epoch's context has in common
+        self._known = BetweenEpochs(
+            "",
+            -1,
+            config.seed,
+            search=search,
+            identities=identities,
+            owners=owners,
+            cameras=cameras,
+        )
         self._token = 0
         self._changed = threading.Condition()
         self._key: Key | None = None
@@ -121,17 +133,17 @@ class MemoryBank:
             self._changed.notify_all()
         began = time.perf_counter()
         try:
-            whole = np.concatenate([shards.pop(r) for r in range(world)])
-            pending.features[modality] = whole
-            pending.labels[modality] = self._labels(modality, whole)
+            pending.features[modality] = np.concatenate([shards.pop(r) for r in range(world)])
+            self._label(key, modality, pending)
         except Exception as error:  # nobody waits for this call: begin_epoch raises it
             pending.failure = error
         with self._changed:
             pending.seconds[f"cluster_{modality}"] = time.perf_counter() - began
+            pending.ready.add(modality)
             self._changed.notify_all()
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
-        """Wait for all features of the epoch, then return its banks, pairs and plan.
+        """Wait for all features of the epoch, then return its prototypes, pairs and plan.
 
         Raises:
             BarrierTimeoutError: a worker's features did not arrive.
@@ -164,7 +176,7 @@ class MemoryBank:
             raise StaleBankError(token, self._token)
 
     def _nothing(self) -> _Pending:
-        inputs = self._method.INPUTS
+        inputs = self._method.inputs
         return _Pending({m: {} for m in inputs}, {m: set() for m in inputs})
 
     def _turn_to(self, key: Key) -> None:
@@ -172,25 +184,27 @@ class MemoryBank:
             self._key, self._pending = key, self._nothing()
             self._start = None
 
-    def _labels(self, modality: Modality, features: np.ndarray) -> np.ndarray:
-        if self._identities is not None:
-            return self._identities[modality]
-        owners = self._owners if modality == Modality.VISIBLE else None
-        return self._method.cluster(
-            self._config.settings, features, owners=owners, search=self._search
-        )
+    def _context(self, key: Key, features: Mapping[Modality, np.ndarray]) -> BetweenEpochs:
+        stage, epoch = key
+        return replace(self._known, stage=stage, epoch=epoch, features=features)
+
+    def _label(self, key: Key, modality: Modality, pending: _Pending) -> None:
+        """Given classes, or clusters where the method wants them of one modality alone."""
+        if self._identities is not None and modality in self._identities:
+            pending.labels[modality] = self._identities[modality]
+        elif self._method.cluster is not None:
+            context = self._context(key, {modality: pending.features[modality]})
+            pending.labels[modality] = self._method.cluster(
+                self._config.settings, modality, context
+            )
 
     def _make(self, key: Key, pending: _Pending) -> EpochStart:
         # in the order of the method, not in that in which they were finished
-        inputs = self._method.INPUTS
+        inputs = self._method.inputs
         start = make_epoch(
             self._config,
-            key,
-            features={m: pending.features[m] for m in inputs},
-            labels={m: pending.labels[m] for m in inputs},
-            owners=self._owners,
+            self._context(key, {m: pending.features[m] for m in inputs}),
+            {m: pending.labels[m] for m in inputs if m in pending.labels},
             pids=self._pids,
-            cameras=self._cameras,
-            search=self._search,
         )
         return replace(start, seconds={**pending.seconds, **start.seconds})

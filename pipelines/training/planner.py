@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-
-import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
-from reid_core.types import Modality
+from reid_core.method import BetweenEpochs, Labels
 
 
 class Planner:
@@ -22,8 +19,8 @@ class Planner:
         identities: per modality (n,) int64 classes from 0.
     """
 
-    def __init__(self, config: RunConfig, identities: Mapping[Modality, np.ndarray]) -> None:
-        self._config, self._identities = config, dict(identities)
+    def __init__(self, config: RunConfig, identities: Labels) -> None:
+        self._config, self._identities = config, identities
         self._token = 0
         self._key: Key | None = None
         self._lock = threading.Lock()
@@ -40,13 +37,10 @@ class Planner:
             if token != self._token:
                 raise StaleBankError(token, self._token)
             if key != self._key:
-                self._start = make_epoch(
-                    self._config,
-                    key,
-                    features={},
-                    labels=self._identities,
-                    owners=None,
-                    pids=None,
+                stage, epoch = key
+                context = BetweenEpochs(
+                    stage, epoch, self._config.seed, identities=self._identities
                 )
+                self._start = make_epoch(self._config, context, self._identities, pids=None)
                 self._key = key
             return self._start

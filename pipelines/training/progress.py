@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reid_core.method import CachedStage, Stage
+from reid_core.stage import CachedStage, Stage
 
 
 @dataclass

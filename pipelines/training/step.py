@@ -15,7 +15,7 @@ from pipelines.config import TrainerConfig
 from pipelines.distributed import collectives
 from pipelines.distributed.precision import autocast
 from pipelines.training.global_loss import Means, total_loss
-from reid_core.method import Stage
+from reid_core.stage import Stage
 from reid_core.types import Batch, Modality
 
 Distribute = Callable[[nn.Module, torch.optim.Optimizer], nn.Module]

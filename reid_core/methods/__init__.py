@@ -1,10 +1,11 @@
-"""Published methods by name; `reid_core.method` says what each module provides."""
+"""All methods by name: the one place that lists them, each a folder with its `METHOD`."""
 
-from types import ModuleType
+from collections.abc import Mapping
+from typing import Any
 
-from reid_core.methods.bmil import between_epochs as bmil
-from reid_core.methods.cclnet import between_epochs as cclnet
-from reid_core.methods.cpcl import between_epochs as cpcl
-from reid_core.methods.csdn import between_epochs as csdn
+from reid_core.method import Method
+from reid_core.methods import bmil, cclnet, cpcl, csdn
 
-METHODS: dict[str, ModuleType] = {"cclnet": cclnet, "bmil": bmil, "csdn": csdn, "cpcl": cpcl}
+METHODS: Mapping[str, Method[Any]] = {
+    method.name: method for method in (cclnet.METHOD, bmil.METHOD, csdn.METHOD, cpcl.METHOD)
+}

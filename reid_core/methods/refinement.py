@@ -8,43 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
 from reid_core import votes
 from reid_core.knn.neighbours import Search
+from reid_core.methods.sections import Refinement
 from reid_core.types import OUTLIER, Modality
-
-
-class Refinement(BaseModel):
-    """Targets and weights of rows by their neighbors' votes; off by default.
-
-    Attributes:
-        labels: "hard" clusters, or "voted": the own cluster and what the neighbors vote for.
-        weights: whether a row counts as far as the vote confirms its cluster.
-        neighbours: that vote, the row itself among them.
-        hard_share: of the own cluster in a voted target.
-        sharpness: of the weights; higher trusts fewer rows.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    labels: Literal["hard", "voted"] = "hard"
-    weights: bool = False
-    neighbours: int = Field(30, ge=2)
-    hard_share: float = Field(0.7, ge=0, le=1)
-    sharpness: float = Field(10.0, ge=0)
-
-    @property
-    def on(self) -> bool:
-        """Whether neighbors have a say at all."""
-        return self.labels == "voted" or self.weights
 
 
 def refined(

@@ -8,54 +8,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from reid_core import losses, optim
+from reid_core.methods.sections import TextStage
 from reid_core.types import Term
 
 
-class TextStage(BaseModel):
-    """Optimisation of a stage that learns texts: Adam, a linear warm-up, then a cosine.
+def optimizer(settings: TextStage, module: nn.Module) -> torch.optim.Optimizer:
+    """Adam with coupled decay of everything, biases too."""
+    return optim.adam_per_tensor(
+        module.named_parameters(),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        bias_lr_factor=1,
+    )
 
-    Attributes:
-        epochs: of the stage.
-        batch_size: image features in a global batch, per modality.
-        lr: learning rate after the warm-up.
-        min_lr: at the end of the cosine.
-        weight_decay: of all parameters.
-        warmup_epochs: in which the rate rises from `warmup_lr` to `lr`.
-        warmup_lr: at the start.
-        temperature: divides the products before the softmax.
-    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    epochs: int = Field(60, ge=1)
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(1e-6, ge=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_epochs: int = Field(5, ge=0)
-    warmup_lr: float = Field(1e-5, gt=0)
-    temperature: float = Field(1.0, gt=0)
-
-    def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Adam with coupled decay of everything, biases too."""
-        return optim.adam_per_tensor(
-            module.named_parameters(), lr=self.lr, weight_decay=self.weight_decay, bias_lr_factor=1
-        )
-
-    def learning_rate(self, epoch: int) -> float:
-        """Base learning rate at `epoch` of the schedule, from 0."""
-        return optim.warmup_cosine(
-            epoch,
-            epochs=self.epochs,
-            lr=self.lr,
-            min_lr=self.min_lr,
-            warmup_lr=self.warmup_lr,
-            warmup_epochs=self.warmup_epochs,
-        )
+def learning_rate(settings: TextStage, epoch: int) -> float:
+    """Base learning rate at `epoch` of the schedule, from 0."""
+    return optim.warmup_cosine(
+        epoch,
+        epochs=settings.epochs,
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        warmup_lr=settings.warmup_lr,
+        warmup_epochs=settings.warmup_epochs,
+    )
 
 
 @dataclass(frozen=True)

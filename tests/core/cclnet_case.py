@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reid_core import optim
-from reid_core.method import Epoch
+from reid_core.method import BetweenEpochs, EpochPlan, Opening
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
 from reid_core.models import clip as clips
@@ -25,21 +25,21 @@ def labels_of(num_clusters: int, *, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(labels)
 
 
-def epoch_of(config: Config, stage: str, *, number: int = 0) -> Epoch:
+def epoch_of(config: Config, stage: str, *, number: int = 0) -> EpochPlan:
     """An epoch of 3 visible and 4 infrared clusters with random features."""
     rng = np.random.default_rng(number)
     labels = {VISIBLE: labels_of(3, seed=1), INFRARED: labels_of(4, seed=2)}
     features = {m: rng.standard_normal((len(y), 384)).astype(np.float32) for m, y in labels.items()}
     features = {m: x / np.linalg.norm(x, axis=1, keepdims=True) for m, x in features.items()}
-    return cclnet.begin_epoch(config, stage, features=features, labels=labels, epoch=number, seed=0)
+    return cclnet.begin_epoch(config, BetweenEpochs(stage, number, 0, features=features), labels)
 
 
-def batch_of(epoch: Epoch, *, number: int = 0) -> dict[Modality, Batch]:
+def batch_of(epoch: EpochPlan, *, number: int = 0) -> dict[Modality, Batch]:
     """The epoch's given global batch with random images."""
     generator = torch.Generator().manual_seed(number)
     found = {}
     for m in INPUTS:
-        rows = epoch.plan[m][number]
+        rows = epoch.rows[m][number]
         images = torch.randint(0, 256, (len(rows), 3, 32, 16), generator=generator)
         found[m] = Batch(
             images=images.to(torch.uint8),
@@ -65,7 +65,7 @@ def handed(clip: clips.Clip) -> dict[str, Tensor]:
 
 
 def opened(config: Config, stage: str, clip: clips.Clip) -> Any:
-    return cclnet.open_stage(config, stage, clip, **SIZE, handed=handed(clip), seed=0)
+    return cclnet.open_stage(config, stage, Opening(clip, **SIZE, handed=handed(clip), seed=0))
 
 
 def step(stage: Any, batch: dict[Modality, Batch], lr: float = 3.5e-4) -> Tensor:

@@ -131,7 +131,7 @@ def test_draws_of_neighbouring_seeds_are_independent():
 def test_methods_give_each_modality_its_published_operations():
     base = Augmentation(grayscale=0.5)
     cclnet, csdn, cpcl = (
-        METHODS[name].augmentations(METHODS[name].Config(), base)
+        METHODS[name].augmentations(METHODS[name].config(), base)
         for name in ("cclnet", "csdn", "cpcl")
     )
     visible, infrared = Modality.VISIBLE, Modality.INFRARED

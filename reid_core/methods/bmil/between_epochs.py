@@ -25,9 +25,7 @@ from torch.nn import functional
 
 from reid_core import clustering, sampling
 from reid_core.knn.neighbours import Search
-from reid_core.knn.search import nearest
-from reid_core.method import Epoch, Stage
-from reid_core.methods import views
+from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
 from reid_core.methods.bmil.labels import (
     Proxies,
     camera_plan,
@@ -35,84 +33,29 @@ from reid_core.methods.bmil.labels import (
     spread_labels,
     subset_parts,
 )
-from reid_core.methods.bmil.settings import INPUTS, STAGES, Config, seed_of
+from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
 from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
 from reid_core.methods.refinement import refined
 from reid_core.methods.teacher import encoder_state
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
-from reid_core.transforms import Augmentation
+from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
-Labels = dict[Modality, np.ndarray]
 _TOGETHER = "joint"
-
-
-def supervision(config: Config) -> str:
-    """What it is told about the training identities: nothing, but for the upper bound."""
-    return "identities" if config.labels == "identities" else "none"
-
-
-def needs_text(config: Config) -> bool:
-    """Never: images are compared with images."""
-    return False
-
-
-def stages(config: Config) -> tuple[str, ...]:
-    """Names of the stages that this configuration runs, in order."""
-    return STAGES if config.intra.epochs else STAGES[1:]
-
-
-def batch_rows(config: Config) -> dict[str, int]:
-    """Rows of a global batch per modality, under the keys that decide it."""
-    rows = {}
-    for name in stages(config):
-        stage = getattr(config, name)
-        for m in INPUTS:
-            key = f"bmil.{name}.clusters_per_batch x instances ({m})"
-            rows[key] = stage.clusters_of(m) * stage.instances
-    return rows
-
-
-def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
-    """Two views of a visible image and one of an infrared one, or what `views` asks for."""
-    return views.augmentations(config.views, base)
 
 
 # Between epochs ----------------------------------------------------------------------------------
 
 
-def cluster(
-    config: Config, features: np.ndarray, *, owners: None = None, search: Search = nearest
-) -> np.ndarray:
-    """No labels yet: which images take part is the epoch's choice, see `begin_epoch`."""
-    return np.full(len(features), OUTLIER, dtype=np.int64)
-
-
-def begin_epoch(
-    config: Config,
-    stage: str,
-    *,
-    features: Mapping[Modality, np.ndarray],
-    labels: Mapping[Modality, np.ndarray],
-    owners: None = None,
-    epoch: int,
-    seed: int,
-    search: Search = nearest,
-    cameras: Mapping[Modality, np.ndarray] | None = None,
-) -> Epoch:
+def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> EpochPlan:
     """Labels of both kinds, their prototypes and batches; a pure function of its arguments.
 
     Args:
         config: the method's configuration.
-        stage: "intra" or "joint".
-        features: per modality (n, D) float32 unit rows, in row order.
+        context: of stage "intra" or "joint"; which images take part is drawn from (seed, stage,
+            epoch), and cameras are read where `sampling.camera_aware` asks for them.
         labels: per modality (n,), given classes where there are any.
-        owners: there are no captions.
-        epoch: epoch number within the stage, from 0.
-        seed: run seed; subset and plan depend on (seed, stage, epoch) only.
-        search: finds nearest rows.
-        cameras: per modality (n,) cameras; None where they are not known.
 
     Returns:
         In stage "joint" even batches have separate labels and odd ones joint ones.
@@ -120,7 +63,9 @@ def begin_epoch(
     Raises:
         ValueError: no cluster; names what to change.
     """
-    parts = _parts(config, stage, len(features[Modality.VISIBLE]), seed=seed, epoch=epoch)
+    stage, search = context.stage, context.nearest
+    features = {m: context.rows(m) for m in INPUTS}
+    parts = _parts(config, context, len(features[Modality.VISIBLE]))
     given = config.labels == "identities"
     steps: dict[str, Labels] = {}
     if stage == "intra" or config.joint.separate_steps:
@@ -131,19 +76,18 @@ def begin_epoch(
     for kind, of_kind in steps.items():
         _check_clusters(config, kind, of_kind)
     arrays, counts = _memories(config, features, steps, search)
-    plans = {
-        kind: _plan(config, stage, kind, of_kind, cameras, seed=seed, epoch=epoch)
-        for kind, of_kind in steps.items()
-    }
+    plans = {kind: _plan(config, context, kind, of_kind) for kind, of_kind in steps.items()}
     kinds = list(steps)
     last = steps[kinds[-1]]
     pairs = _of_both(last) if stage == "joint" else np.empty((0, 2), dtype=np.int64)
-    return Epoch(
-        plan={m: _in_turn([plans[kind][m] for kind in kinds]) for m in INPUTS},
+    num_batches = len(next(iter(plans.values()))[INPUTS[0]])
+    return EpochPlan(
+        rows={m: _in_turn([plans[kind][m] for kind in kinds]) for m in INPUTS},
         labels=last,
         place_labels={
             m: _in_turn([steps[kind][m][plans[kind][m]] for kind in kinds]) for m in INPUTS
         },
+        kinds=tuple(kinds) * num_batches,
         pairs=pairs,
         similarity=_similarity(arrays, pairs) if len(pairs) else np.empty(0, dtype=np.float32),
         arrays=arrays,
@@ -153,12 +97,12 @@ def begin_epoch(
 
 
 def _parts(
-    config: Config, stage: str, num_visible: int, *, seed: int, epoch: int
+    config: Config, context: BetweenEpochs, num_visible: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Visible rows that are clustered alone, and those that are clustered jointly."""
     ratio = 1.0 if config.labels == "identities" else config.clustering.subset
-    key = seed_of(seed, stage, "separate", Modality.VISIBLE)
-    return subset_parts(num_visible, ratio, seed=key, epoch=epoch)
+    key = seed_of(context.seed, context.stage, "separate", Modality.VISIBLE)
+    return subset_parts(num_visible, ratio, seed=key, epoch=context.epoch)
 
 
 def _separate(
@@ -311,17 +255,10 @@ def _warnings(config: Config, stage: str, steps: Mapping[str, Labels]) -> tuple[
 
 
 def _plan(
-    config: Config,
-    stage: str,
-    kind: str,
-    labels: Labels,
-    cameras: Mapping[Modality, np.ndarray] | None,
-    *,
-    seed: int,
-    epoch: int,
+    config: Config, context: BetweenEpochs, kind: str, labels: Labels
 ) -> dict[Modality, np.ndarray]:
     """Global batches (batches, P K) of one kind of label."""
-    settings = getattr(config, stage)
+    settings, cameras = getattr(config, context.stage), context.cameras
     if config.sampling.camera_aware and cameras is None:
         raise ValueError("bmil.sampling.camera_aware needs a camera number for every image")
     plans = {}
@@ -330,8 +267,8 @@ def _plan(
             "num_clusters": settings.clusters_of(m),
             "num_instances": settings.instances,
             "num_batches": settings.batches_per_epoch,
-            "seed": seed_of(seed, stage, kind, m),
-            "epoch": epoch,
+            "seed": seed_of(context.seed, context.stage, kind, m),
+            "epoch": context.epoch,
         }
         if config.sampling.camera_aware and cameras is not None:
             plans[m] = camera_plan(labels[m], cameras[m], **shape)
@@ -348,40 +285,20 @@ def _in_turn(plans: list[np.ndarray]) -> np.ndarray:
 # What the machinery opens ------------------------------------------------------------------------
 
 
-def open_stage(
-    config: Config,
-    name: str,
-    clip: Clip,
-    *,
-    height: int,
-    width: int,
-    identities: Mapping[Modality, np.ndarray] | None = None,
-    handed: Mapping[str, Tensor],
-    seed: int,
-) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> Stage:
     """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
-    encoder = TwoStemEncoder(clip, height=height, width=width)
-    weights = encoder_of(handed)
+    encoder = TwoStemEncoder(opening.backbone, height=opening.height, width=opening.width)
+    weights = encoder_of(opening.handed)
     if name == _TOGETHER and weights:
         encoder.load_state_dict(weights)
     return Images(config, name, encoder)
 
 
 def load_encoder(
-    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> MirrorMean:
     """The encoder that a stage has trained, or CLIP's own where `state` is None."""
     encoder = TwoStemEncoder(clip, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(encoder_state(state))
     return MirrorMean(encoder, flip=config.flip).eval()
-
-
-def check(config: Config) -> list[str]:
-    """Warnings about settings that have no effect."""
-    warnings = []
-    if not config.clustering.balanced and config.clustering.order != "similarity":
-        warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")
-    if config.labels == "identities" and config.refine.on:
-        warnings.append("bmil.refine: given identities need no vote")
-    return warnings

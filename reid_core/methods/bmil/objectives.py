@@ -16,9 +16,9 @@ from torch import Tensor
 
 from reid_core import losses
 from reid_core.memory import HybridMemory
-from reid_core.method import Gather, Terms, gather_together
 from reid_core.methods.bmil.settings import INPUTS, Config
 from reid_core.methods.refinement import Refined
+from reid_core.stage import Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Modality, Term
 
 Rows = Mapping[Modality, Tensor]

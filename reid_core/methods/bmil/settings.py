@@ -1,30 +1,27 @@
-"""What BMIL can be told, and how it is optimized. The public code's values are the defaults.
+"""What BMIL can be told. The public code's values are the defaults.
 
 Options that are not the paper's say "Ours", parts of it that can be switched off say what is left.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from torch import nn
+from pydantic import Field, field_validator
 
-from reid_core import optim
-from reid_core.methods.refinement import Refinement
-from reid_core.methods.views import Views
+from reid_core.method import Supervision
+from reid_core.methods import views
+from reid_core.methods.sections import Refinement, Section, Views
 from reid_core.types import Modality
+
+if TYPE_CHECKING:  # a recipe is checked without torch
+    from reid_core.transforms import Augmentation
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 STAGES = ("intra", "joint")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Clustering(_Section):
+class Clustering(Section):
     """k-reciprocal Jaccard distance and DBSCAN, of each modality and of both.
 
     Attributes:
@@ -56,7 +53,7 @@ class Clustering(_Section):
         return subset
 
 
-class Memory(_Section):
+class Memory(Section):
     """Cluster prototypes.
 
     Attributes:
@@ -79,7 +76,7 @@ class Memory(_Section):
     gradient: Literal["clean", "as_published"] = "clean"
 
 
-class Sampling(_Section):
+class Sampling(Section):
     """Batches of both kinds of labels.
 
     Attributes:
@@ -90,7 +87,7 @@ class Sampling(_Section):
     camera_aware: bool = False
 
 
-class Stage(_Section):
+class Stage(Section):
     """Optimization of either stage.
 
     Attributes:
@@ -138,7 +135,7 @@ class JointStage(Stage):
     separate_steps: bool = True
 
 
-class Config(_Section):
+class Config(Section):
     """Everything BMIL can be told.
 
     Attributes:
@@ -179,26 +176,42 @@ def seed_of(seed: int, stage: str, kind: str, modality: Modality) -> int:
     return seed * 8 + place * 2 + INPUTS.index(modality)
 
 
-def optimizer(config: Config, name: str, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a stage over the parameters that it trains; all learn alike."""
-    stage: Stage = getattr(config, name)
-    if stage.optimizer != "adam":
-        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
-        make = optimizers[stage.optimizer]
-        return make(module.named_parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
-    return optim.adam_per_tensor(
-        module.named_parameters(),
-        lr=stage.lr,
-        weight_decay=stage.weight_decay,
-        bias_lr_factor=1.0,
-    )
+def supervision(config: Config) -> Supervision:
+    """What it is told about the training identities: nothing, but for the upper bound."""
+    return "identities" if config.labels == "identities" else "none"
 
 
-def learning_rate(config: Config, name: str, epoch: int) -> float:
-    """Base learning rate of an epoch, from 0."""
-    stage: Stage = getattr(config, name)
-    if stage.schedule == "cosine":
-        return stage.lr * optim.cosine(epoch, epochs=stage.epochs)
-    return stage.lr * optim.warmup_steps(
-        epoch, warmup_epochs=stage.warmup_epochs, milestones=stage.milestones
-    )
+def needs_text(config: Config) -> bool:
+    """Never: images are compared with images."""
+    return False
+
+
+def stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages that this configuration runs, in order."""
+    return STAGES if config.intra.epochs else STAGES[1:]
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Rows of a global batch per modality, under the keys that decide it."""
+    rows = {}
+    for name in stages(config):
+        stage = getattr(config, name)
+        for m in INPUTS:
+            key = f"bmil.{name}.clusters_per_batch x instances ({m})"
+            rows[key] = stage.clusters_of(m) * stage.instances
+    return rows
+
+
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """Two views of a visible image and one of an infrared one, or what `views` asks for."""
+    return views.augmentations(config.views, base)
+
+
+def check(config: Config) -> list[str]:
+    """Warnings about settings that have no effect."""
+    warnings = []
+    if not config.clustering.balanced and config.clustering.order != "similarity":
+        warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")
+    if config.labels == "identities" and config.refine.on:
+        warnings.append("bmil.refine: given identities need no vote")
+    return warnings

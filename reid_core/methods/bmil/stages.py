@@ -7,7 +7,6 @@ feature width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core.memory import HybridMemory
-from reid_core.method import Epoch, Gather, Terms, gather_together
-from reid_core.methods.bmil import settings
+from reid_core.methods.bmil import optimization, settings
 from reid_core.methods.bmil.objectives import (
     ProxyTable,
     joint_terms,
@@ -28,6 +26,7 @@ from reid_core.methods.bmil.settings import INPUTS, Config
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Batch, Modality
 
 _WEIGHTS = "encoder."
@@ -83,16 +82,16 @@ class Images:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimizer(self.config, self.name, self.module)
+        return optimization.optimizer(self.config, self.name, self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return settings.learning_rate(self.config, self.name, epoch)
+        return optimization.learning_rate(self.config, self.name, epoch)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Fresh memories from the epoch's prototypes."""
         device = next(self.module.parameters()).device
-        self._epoch, self._prepared = epoch, 0
+        self._epoch = epoch
         self._memories = {
             name.removeprefix("bank."): HybridMemory(
                 torch.tensor(bank, device=device), momentum=self.config.memory.momentum
@@ -109,10 +108,8 @@ class Images:
             self._proxies = ProxyTable.of(epoch.arrays, device)
 
     def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
-        """Says which kind of labels a batch has: the kinds take turns."""
-        kind = self._kinds[self._prepared % len(self._kinds)]
-        self._prepared += 1
-        return {m: replace(part, kind=kind) for m, part in batch.items()}
+        """As it is."""
+        return batch
 
     def terms(self, model: nn.Module, batch: Mapping[Modality, Batch], gather: Gather) -> Terms:
         """The losses of one step, of the kind of the batch; see `separate_terms`, `joint_terms`."""
@@ -124,7 +121,7 @@ class Images:
             m: unit.unflatten(0, (len(batch[m].rows), -1))
             for m, unit in zip(INPUTS, units, strict=True)
         }
-        kind = batch[INPUTS[0]].kind or self._kinds[0]
+        kind = batch[INPUTS[0]].kind
         labels = {m: batch[m].labels for m in INPUTS}
         rows = {m: batch[m].rows for m in INPUTS}
         self._seen = kind, {m: of_rows.detach() for m, of_rows in x.items()}, labels

@@ -13,8 +13,24 @@ from torch import Tensor
 
 from reid_core import association, clustering, matching
 from reid_core.knn.neighbours import Search
+from reid_core.method import BetweenEpochs, Labels
+from reid_core.methods.cclnet.coupling import is_coupled, match
 from reid_core.methods.cclnet.settings import INPUTS, Config
 from reid_core.types import Modality
+
+
+def pairs_of_epoch(
+    config: Config,
+    context: BetweenEpochs,
+    prototypes: Mapping[Modality, Tensor],
+    features: Mapping[Modality, np.ndarray],
+    labels: Labels,
+) -> np.ndarray:
+    """Matched clusters (M, 2) of an epoch, for `named_pairs` or, in the paper, `match`."""
+    given = config.labels == "identities"
+    if config.matching.method == "hungarian" or given or not is_coupled(config, context.epoch):
+        return match(config, prototypes, epoch=context.epoch)
+    return named_pairs(config, prototypes, features, labels, search=context.nearest)
 
 
 def named_pairs(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reid_core import matching, memory
 from reid_core.memory import ClusterMemory
-from reid_core.methods.cclnet.settings import INPUTS, Config, shares_prototypes
+from reid_core.methods.cclnet.settings import INPUTS, Config, is_ever_coupled, shares_prototypes
 from reid_core.types import OUTLIER, Modality
 
 
@@ -61,8 +61,22 @@ def numbered_alone(labels: np.ndarray) -> np.ndarray:
 
 def is_coupled(config: Config, epoch: int) -> bool:
     """Whether prototypes are matched in an epoch."""
-    ever = config.swap.when != "never" or config.matching.shared
-    return ever and epoch >= config.swap.start_epoch
+    return is_ever_coupled(config) and epoch >= config.swap.start_epoch
+
+
+def couples_between_epochs(config: Config) -> bool:
+    """Whether matched prototypes swap, or become one, before an epoch's first batch."""
+    return shares_prototypes(config) or config.swap.when in ("epoch", "epoch_once")
+
+
+def couples_in_steps(config: Config) -> bool:
+    """Whether matched prototypes swap, or become one again, after every update."""
+    return shares_prototypes(config) or config.swap.when in ("epoch", "step")
+
+
+def matches_in_steps(config: Config) -> bool:
+    """Whether pairs are matched anew in every step, instead of once between epochs."""
+    return not shares_prototypes(config) and config.swap.when == "step"
 
 
 def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np.ndarray:
@@ -121,11 +135,11 @@ def update(
     """
     for m in INPUTS:
         memories[m].update(x[m], labels[m], most=repeats.get(m))
-    if config.swap.when == "step" and not shares_prototypes(config):
+    if not couples_in_steps(config):
+        return
+    if matches_in_steps(config):
         matched = match(config, {m: memories[m].bank for m in INPUTS}, epoch=epoch)
         pairs = torch.from_numpy(matched).to(memories[INPUTS[0]].bank.device)
-    elif config.swap.when == "epoch_once" and not shares_prototypes(config):
-        return
     if not len(pairs):
         return
     visible, infrared = (memories[m] for m in INPUTS)

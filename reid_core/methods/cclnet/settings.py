@@ -1,30 +1,26 @@
-"""What CCLNet can be told, and how it is optimised. Published values are the defaults.
+"""What CCLNet can be told. Published values are the defaults.
 
 Options that are not the paper's say "Ours".
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from pydantic import Field, model_validator
 
-from reid_core import optim
-from reid_core.methods.refinement import Refinement
-from reid_core.methods.text_stage import TextStage
-from reid_core.methods.views import Views
+from reid_core.method import Supervision
+from reid_core.methods import views
+from reid_core.methods.sections import Refinement, Section, TextStage, Views
 from reid_core.types import Modality
+
+if TYPE_CHECKING:  # a recipe is checked without torch
+    from reid_core.transforms import Augmentation
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Clustering(_Section):
+class Clustering(Section):
     """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2).
 
     Attributes:
@@ -40,7 +36,7 @@ class Clustering(_Section):
     min_samples: int = Field(4, ge=1)
 
 
-class Memory(_Section):
+class Memory(Section):
     """Cluster prototypes.
 
     Attributes:
@@ -52,7 +48,7 @@ class Memory(_Section):
     temperature: float = Field(0.05, gt=0)
 
 
-class Swap(_Section):
+class Swap(Section):
     """When and how matched prototypes change places (stages 0 and 2).
 
     Attributes:
@@ -71,7 +67,7 @@ class Swap(_Section):
     start_epoch: int = Field(60, ge=0)
 
 
-class Matching(_Section):
+class Matching(Section):
     """Which prototypes of the two modalities belong together (stages 0 and 2).
 
     Attributes:
@@ -103,7 +99,7 @@ class Matching(_Section):
     least_overlap: float = Field(0.0, ge=0, lt=1)
 
 
-class ImageStage(_Section):
+class ImageStage(Section):
     """Optimisation of stages 0 and 2 (config_sysu.yaml of the authors' code).
 
     Attributes:
@@ -145,7 +141,7 @@ class PromptStage(TextStage):
     lr: float = Field(3.5e-4, gt=0)
 
 
-class Config(_Section):
+class Config(Section):
     """Everything CCLNet can be told.
 
     Attributes:
@@ -185,6 +181,11 @@ class Config(_Section):
         return self
 
 
+def is_ever_coupled(config: Config) -> bool:
+    """Whether clusters of the modalities are matched at all, from `Swap.start_epoch` on."""
+    return config.swap.when != "never" or config.matching.shared
+
+
 def shares_prototypes(config: Config) -> bool:
     """Whether matched clusters share one prototype."""
     return config.matching.shared or config.labels == "identities"
@@ -195,41 +196,51 @@ def seed_of(seed: int, stage: str, modality: Modality) -> int:
     return seed * 8 + ("prepare", "prompts", "align").index(stage) * 2 + INPUTS.index(modality)
 
 
-def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a stage over the parameters that it trains."""
-    if stage == "prompts":
-        return config.prompts.optimizer(module)
-    image: ImageStage = getattr(config, stage)
-    if image.optimizer != "adam":
-        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
-        make = optimizers[image.optimizer]
-        return make(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
-    return optim.adam_per_tensor(
-        module.named_parameters(),
-        lr=image.lr,
-        weight_decay=image.weight_decay,
-        bias_lr_factor=image.bias_lr_factor,
-    )
+def supervision(config: Config) -> Supervision:
+    """What it is told about the training identities: nothing, but for the upper bound."""
+    told: dict[str, Supervision] = {"clusters": "none", "within": "within"}
+    return told.get(config.labels, "identities")
 
 
-def learning_rate(config: Config, stage: str, epoch: int) -> float:
-    """Base learning rate of an epoch, set before the epoch starts.
+def needs_text(config: Config) -> bool:
+    """Whether words are learned, for which the model must have a text tower."""
+    return config.image_to_text > 0
 
-    The authors count from 1 and step their schedules before each epoch, so epoch 0 is their e = 1.
-    """
-    if stage == "prompts":
-        return config.prompts.learning_rate(epoch + 1)
-    image: ImageStage = getattr(config, stage)
-    if image.schedule == "cosine":
-        return image.lr * optim.cosine(epoch, epochs=image.epochs)
-    if image.schedule == "coupled":
-        return image.lr * optim.coupled_steps(
-            epoch,
-            epochs=image.epochs,
-            start_epoch=config.swap.start_epoch,
-            warmup_epochs=image.warmup_epochs,
-            share=image.coupled_share,
-        )
-    return image.lr * optim.warmup_steps(
-        epoch + 1, warmup_epochs=image.warmup_epochs, milestones=image.milestones
-    )
+
+def stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages that this configuration runs, in order."""
+    return ("prepare", "prompts", "align") if config.image_to_text > 0 else ("align",)
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Rows of a global batch per modality, under the keys that decide it."""
+    found = {}
+    for name in stages(config):
+        settings = getattr(config, name)
+        if name == "prompts":
+            found["cclnet.prompts.batch_size"] = settings.batch_size
+        else:
+            rows = settings.clusters_per_batch * settings.instances
+            found[f"cclnet.{name}.clusters_per_batch x instances"] = rows
+    return found
+
+
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """The paper's one view per image, or what `views` asks for."""
+    return views.augmentations(config.views, base)
+
+
+def check(config: Config) -> list[str]:
+    """Warnings about settings that have no effect."""
+    # given identities are coupled from the start
+    if not is_ever_coupled(config) or config.labels == "identities":
+        return []
+    start, found = config.swap.start_epoch, []
+    for name in stages(config):
+        epochs = getattr(config, name).epochs
+        if name != "prompts" and start >= epochs:
+            found.append(
+                f"cclnet.swap.start_epoch={start} is not reached in cclnet.{name}.epochs={epochs}: "
+                f'the modalities are never coupled in stage "{name}"'
+            )
+    return found

@@ -11,16 +11,15 @@ from torch.nn import functional
 
 from reid_core import losses, sampling
 from reid_core.memory import ClusterMemory
-from reid_core.method import Epoch, Gather, Terms, gather_together
-from reid_core.methods.cclnet import coupling
-from reid_core.methods.cclnet import settings as cclnet_settings
-from reid_core.methods.cclnet.settings import INPUTS, Config, seed_of
+from reid_core.methods.cclnet import coupling, optimization
+from reid_core.methods.cclnet.settings import INPUTS, Config, ImageStage, seed_of
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
 from reid_core.models.prompts import Chosen, PromptLearner
+from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Batch, Modality, Term
 
 TEMPLATES = {
@@ -55,7 +54,7 @@ class Images:
     def __init__(
         self, config: Config, name: str, encoder: TwoStemEncoder, *, handed: Mapping[str, Tensor]
     ) -> None:
-        settings: cclnet_settings.ImageStage = getattr(config, name)
+        settings: ImageStage = getattr(config, name)
         self.config, self.name = config, name
         self.epochs, self.evaluate_every = settings.epochs, settings.evaluate_every
         train_only(name, encoder, config)
@@ -68,11 +67,11 @@ class Images:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return cclnet_settings.optimizer(self.config, self.name, self.module)
+        return optimization.optimizer(self.config, self.name, self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return cclnet_settings.learning_rate(self.config, self.name, epoch)
+        return optimization.learning_rate(self.config, self.name, epoch)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Fresh memories from the epoch's prototypes."""
@@ -81,7 +80,7 @@ class Images:
         self._pairs = torch.as_tensor(epoch.pairs, device=device)
         self._memories = {
             m: ClusterMemory(
-                torch.tensor(epoch.banks[m], device=device),
+                torch.tensor(epoch.prototypes[m], device=device),
                 momentum=self.config.memory.momentum,
                 temperature=self.config.memory.temperature,
             )
@@ -257,11 +256,11 @@ class Prompting:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return cclnet_settings.optimizer(self.config, "prompts", self.module)
+        return optimization.optimizer(self.config, "prompts", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return cclnet_settings.learning_rate(self.config, "prompts", epoch)
+        return optimization.learning_rate(self.config, "prompts", epoch)
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""

@@ -13,94 +13,41 @@ OPLM        outliers get labels through the pairs
 PMM         one prototype per cluster of either modality, renewed in every step
 HCM         instances are matched with each other and with prototypes of both modalities
 
-Here is what happens between epochs; `cpcl_stages` holds what a worker does within them,
-`cpcl_settings` the settings.
+Here is what happens between epochs; `stages` holds what a worker does within them,
+`settings` what can be told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
 from reid_core import clustering, mining, sampling
-from reid_core.knn.neighbours import Search
-from reid_core.knn.search import nearest
-from reid_core.method import Epoch, Stage
-from reid_core.methods.cpcl.settings import INPUTS, Config, check, uses_prototypes
+from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
+from reid_core.methods.cpcl.settings import INPUTS, Config, uses_prototypes
 from reid_core.methods.cpcl.stages import Train
 from reid_core.models.clip import Clip
 from reid_core.models.text_image import TextImageEncoder
-from reid_core.transforms import Augmentation
+from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
-__all__ = [
-    "INPUTS",
-    "Config",
-    "augmentations",
-    "batch_rows",
-    "begin_epoch",
-    "check",
-    "cluster",
-    "load_encoder",
-    "open_stage",
-    "stages",
-    "supervision",
-]
-
 VISIBLE, TEXT = INPUTS
-
-
-def supervision(config: Config) -> str:
-    """What it is told about the training identities: which caption describes which image."""
-    return "identities" if config.labels == "identities" else "pairs"
-
-
-def needs_text(config: Config) -> bool:
-    """Always: queries are sentences."""
-    return True
-
-
-def stages(config: Config) -> tuple[str, ...]:
-    """There is one."""
-    return ("train",)
-
-
-def batch_rows(config: Config) -> dict[str, int]:
-    """Pairs of a global batch, under the key that decides them."""
-    settings = config.train
-    if settings.sampler == "pk":
-        whole = settings.batch_size // settings.instances * settings.instances
-        return {"cpcl.train.batch_size in whole cpcl.train.instances": whole}
-    return {"cpcl.train.batch_size": settings.batch_size}
-
-
-def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
-    """One view per image, which keeps its colours: the captions name them."""
-    return {VISIBLE: (replace(base, grayscale=0.0),)}
 
 
 # Between epochs ----------------------------------------------------------------------------------
 
 
-def cluster(
-    config: Config,
-    features: np.ndarray,
-    *,
-    owners: np.ndarray | None = None,
-    search: Search = nearest,
-) -> np.ndarray:
+def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.ndarray:
     """Pseudo labels of one modality.
 
     Args:
         config: the method's settings.
-        features: (n, D) float32 unit rows, of images or of captions, in row order.
-        owners: (N,) int64 image of each caption where the features are those of images; None for
-            captions. With `clustering.rows` "pairs" each image is taken once per caption, else
-            once; one label per image comes out in both. An image without caption is an outlier.
-        search: of nearest rows.
+        modality: images or captions. With `clustering.rows` "pairs" each image is taken once per
+            caption, else once; one label per image comes out in both. An image without caption is
+            an outlier.
+        context: with the rows of the modality, and the image of each caption.
 
     Returns:
         int64 (n,), contiguous from 0; -1 = outlier.
@@ -108,9 +55,11 @@ def cluster(
     Reconstruction: after five related public codes; the granularity matters, see
     `Clustering.rows`.
     """
-    settings = config.clustering
+    settings, owners = config.clustering, context.owners
+    features = context.rows(modality)
     rows = np.arange(len(features))
-    if owners is not None:
+    if modality == VISIBLE:
+        assert owners is not None
         rows = owners if settings.rows == "pairs" else np.unique(owners)
     of_rows = clustering.cluster(
         features[rows],
@@ -118,7 +67,7 @@ def cluster(
         k2=settings.k2,
         eps=settings.eps,
         min_samples=settings.min_samples,
-        search=search,
+        search=context.nearest,
     )
     # equal rows may fall apart where the k1 nearest of many equal ones are cut off
     means = _prototypes(features[rows], of_rows)
@@ -128,33 +77,18 @@ def cluster(
     return mining.contiguous(mining.vote(of_rows, rows, similarity, num_owners=len(features)))
 
 
-def begin_epoch(
-    config: Config,
-    stage: str,
-    *,
-    features: Mapping[Modality, np.ndarray],
-    labels: Mapping[Modality, np.ndarray],
-    owners: np.ndarray,
-    epoch: int,
-    seed: int,
-    search: Search = nearest,
-    cameras: object = None,
-) -> Epoch:
-    """Mining, banks, co-occurring clusters and plan of one epoch.
+def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> EpochPlan:
+    """Mining, prototypes, co-occurring clusters and plan of one epoch.
 
     A pure function of its arguments; no person id is among them.
 
     Args:
         config: the method's settings.
-        stage: "train".
-        features: (n, D) float32 unit rows of images and (N, D) of captions, in row order.
+        context: with the rows of images (n, D) and captions (N, D), and the image of each caption.
         labels: (n,) and (N,) from `cluster`, or given classes.
-        owners: (N,) int64 image row of each caption.
-        epoch: from 0.
-        seed: run seed; the plan depends on (seed, epoch) only.
 
     Returns:
-        `plan` holds the images and `captions` the captions of the same pairs; `pairs` one row per
+        `rows` holds the images and `captions` the captions of the same pairs; `pairs` one row per
         training pair whose sides both have a cluster, so that counting equal rows gives how often
         two clusters occur together.
         search, cameras: not asked for.
@@ -163,26 +97,29 @@ def begin_epoch(
         ValueError: no cluster in a modality although prototypes are asked for, or fewer pairs than
             a batch; names what to change.
     """
+    owners, epoch = context.owners, context.epoch
+    assert owners is not None  # the data of this method have captions
+    features = {m: context.rows(m) for m in INPUTS}
     after = _mined(config, features, labels, owners)
     of_pairs = {VISIBLE: after[VISIBLE][owners], TEXT: after[TEXT]}
     if uses_prototypes(config, epoch):
         _require_clusters(config, after)
-    banks = {
+    prototypes = {
         VISIBLE: _prototypes(features[VISIBLE][owners], of_pairs[VISIBLE]),
         TEXT: _prototypes(features[TEXT], of_pairs[TEXT]),
     }
     both = (of_pairs[VISIBLE] != OUTLIER) & (of_pairs[TEXT] != OUTLIER)
     pairs = np.stack([of_pairs[m][both] for m in INPUTS], axis=1)
-    captions = _plan(config, of_pairs, epoch=epoch, seed=seed)
+    captions = _plan(config, of_pairs, epoch=epoch, seed=context.seed)
     captioned = np.unique(owners)
     neither = (of_pairs[VISIBLE] == OUTLIER) & (of_pairs[TEXT] == OUTLIER)
-    return Epoch(
-        plan={VISIBLE: owners[captions]},
+    return EpochPlan(
+        rows={VISIBLE: owners[captions]},
         captions=captions,
         labels=after,
-        banks=banks,
+        prototypes=prototypes,
         pairs=pairs,
-        similarity=(banks[VISIBLE][pairs[:, 0]] * banks[TEXT][pairs[:, 1]]).sum(axis=1),
+        similarity=(prototypes[VISIBLE][pairs[:, 0]] * prototypes[TEXT][pairs[:, 1]]).sum(axis=1),
         counts={
             "visible_outliers_before_mining": _outliers(labels[VISIBLE][captioned]),
             "visible_outliers_after_mining": _outliers(after[VISIBLE][captioned]),
@@ -272,26 +209,17 @@ def _outliers(labels: np.ndarray) -> float:
 # What the machinery calls ------------------------------------------------------------------------
 
 
-def open_stage(
-    config: Config,
-    name: str,
-    clip: Clip,
-    *,
-    height: int,
-    width: int,
-    identities: Mapping[Modality, np.ndarray] | None = None,
-    handed: Mapping[str, Tensor],
-    seed: int,
-) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> Stage:
     """The stage, ready to train from CLIP's weights, all of which learn.
 
     Given identities reach it as the labels of its epochs.
     """
-    return Train(config, TextImageEncoder(clip, height=height, width=width), seed=seed)
+    encoder = TextImageEncoder(opening.backbone, height=opening.height, width=opening.width)
+    return Train(config, encoder, seed=opening.seed)
 
 
 def load_encoder(
-    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> TextImageEncoder:
     """The trained encoder from the stage's module state, or CLIP's own where `state` is None."""
     encoder = TextImageEncoder(clip, height=height, width=width)

@@ -1,4 +1,4 @@
-"""What CPCL can be told, and how it is optimised.
+"""What CPCL can be told.
 
 The paper released no code and its body could not be read, so nothing here is a value of the paper.
 Each field says "Reconstruction" and where its default comes from.
@@ -6,23 +6,22 @@ Each field says "Reconstruction" and where its default comes from.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from pydantic import Field, model_validator
 
-from reid_core import optim
+from reid_core.method import Supervision
+from reid_core.methods.sections import Section
 from reid_core.types import Modality
+
+if TYPE_CHECKING:  # a recipe is checked without torch
+    from reid_core.transforms import Augmentation
 
 INPUTS = (Modality.VISIBLE, Modality.TEXT)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Clustering(_Section):
+class Clustering(Section):
     """k-reciprocal Jaccard distance and DBSCAN, per modality, before every epoch.
 
     That images and texts are clustered apart is reported of CPCL; the algorithm and its settings
@@ -46,7 +45,7 @@ class Clustering(_Section):
     rows: Literal["pairs", "images"] = "pairs"
 
 
-class Mining(_Section):
+class Mining(Section):
     """Outlier pseudo label mining (OPLM). That pairs are used is published, the rule is not.
 
     Attributes:
@@ -68,7 +67,7 @@ class Mining(_Section):
     leftover: Literal["instance", "drop"] = "instance"
 
 
-class Memory(_Section):
+class Memory(Section):
     """Prototypical multi-modal memory (PMM): one prototype per cluster of either modality.
 
     Attributes:
@@ -84,7 +83,7 @@ class Memory(_Section):
     update: Literal["all", "hardest"] = "all"
 
 
-class Matching(_Section):
+class Matching(Section):
     """Hybrid cross-modal matching (HCM): instances, and instances with prototypes.
 
     Attributes:
@@ -115,7 +114,7 @@ class Matching(_Section):
     hard_negatives: int | None = Field(None, ge=1)
 
 
-class Training(_Section):
+class Training(Section):
     """Optimisation: IRRA's recipe, which ICPG and CLPC took over.
 
     Attributes:
@@ -155,7 +154,7 @@ class Training(_Section):
         return self
 
 
-class Config(_Section):
+class Config(Section):
     """Everything CPCL can be told.
 
     Attributes:
@@ -182,29 +181,6 @@ class Config(_Section):
 def uses_prototypes(config: Config, epoch: int) -> bool:
     """Whether any loss of this epoch reads the memory."""
     return max(config.lambda1, config.lambda2) > 0 and epoch >= config.prototypes_from
-
-
-def optimizer(config: Config, module: nn.Module) -> torch.optim.Optimizer:
-    """Adam over everything, as IRRA."""
-    settings = config.train
-    return optim.adam_per_tensor(
-        module.named_parameters(),
-        lr=settings.lr,
-        weight_decay=settings.weight_decay,
-        bias_weight_decay=0.0,
-        eps=settings.eps,
-    )
-
-
-def learning_rate(config: Config, epoch: int) -> float:
-    """Base learning rate of an epoch, from 0: warm-up from a tenth, then a cosine to 0."""
-    settings = config.train
-    warmup = settings.warmup_epochs
-    if epoch < warmup:
-        return settings.lr * optim.warmup_steps(
-            epoch, warmup_epochs=warmup, warmup_factor=0.1, milestones=()
-        )
-    return settings.lr * optim.cosine(epoch - warmup, epochs=settings.epochs - warmup)
 
 
 def check(config: Config) -> list[str]:
@@ -237,3 +213,32 @@ def check(config: Config) -> list[str]:
             f"cpcl.train.instances={train.instances}: batches are smaller than asked for"
         )
     return found
+
+
+def supervision(config: Config) -> Supervision:
+    """What it is told about the training identities: which caption describes which image."""
+    return "identities" if config.labels == "identities" else "pairs"
+
+
+def needs_text(config: Config) -> bool:
+    """Always: queries are sentences."""
+    return True
+
+
+def stages(config: Config) -> tuple[str, ...]:
+    """There is one."""
+    return ("train",)
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Pairs of a global batch, under the key that decides them."""
+    settings = config.train
+    if settings.sampler == "pk":
+        whole = settings.batch_size // settings.instances * settings.instances
+        return {"cpcl.train.batch_size in whole cpcl.train.instances": whole}
+    return {"cpcl.train.batch_size": settings.batch_size}
+
+
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """One view per image, which keeps its colours: the captions name them."""
+    return {Modality.VISIBLE: (replace(base, grayscale=0.0),)}

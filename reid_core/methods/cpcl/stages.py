@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from reid_core import losses, text
 from reid_core.memory import ClusterMemory
-from reid_core.method import Epoch, Gather, Terms, gather_together
-from reid_core.methods.cpcl import settings as cpcl_settings
-from reid_core.methods.cpcl.settings import INPUTS, Config
+from reid_core.methods.cpcl import optimization
+from reid_core.methods.cpcl.settings import INPUTS, Config, uses_prototypes
 from reid_core.models.text_image import TextImageEncoder
+from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Batch, Modality, Term
 
 VISIBLE, TEXT = INPUTS
@@ -82,11 +82,11 @@ class Train:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return cpcl_settings.optimizer(self.config, self.module)
+        return optimization.optimizer(self.config, self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return cpcl_settings.learning_rate(self.config, epoch)
+        return optimization.learning_rate(self.config, epoch)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """A fresh memory from the epoch's prototypes and labels."""
@@ -110,7 +110,7 @@ class Train:
         mine = Pairs(features, labels, visible.rows)
         everyone = mine.gathered(gather)
         self._seen = everyone
-        with_prototypes = cpcl_settings.uses_prototypes(self.config, self._number)
+        with_prototypes = uses_prototypes(self.config, self._number)
         prototypes = self._prototypes if with_prototypes else None
         return pair_terms(self.config, mine, everyone, prototypes)
 
@@ -147,13 +147,13 @@ def open_prototypes(config: Config, epoch: Epoch, device: torch.device) -> Proto
     """The memory that an epoch starts with."""
     memories = {
         m: ClusterMemory(
-            torch.tensor(epoch.banks[m], device=device),
+            torch.tensor(epoch.prototypes[m], device=device),
             momentum=config.memory.momentum,
             temperature=config.memory.temperature,
         )
         for m in INPUTS
     }
-    sizes = (len(epoch.banks[VISIBLE]), len(epoch.banks[TEXT]))
+    sizes = (len(epoch.prototypes[VISIBLE]), len(epoch.prototypes[TEXT]))
     places = torch.tensor(epoch.pairs, device=device).T
     ones = torch.ones(places.shape[1], device=device)
     together = torch.sparse_coo_tensor(places, ones, sizes, check_invariants=False).coalesce()

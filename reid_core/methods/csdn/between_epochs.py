@@ -8,93 +8,32 @@ stage 2 "fusion"   Semantic Information Integration: a person's two texts become
 stage 3 "images"   the image side, with identities; High-level Semantic Embedding: the fused text
                    of a person is the target of its images in both modalities
 
-Stages 1 and 2 are in `csdn_stages`, stage 3 in `csdn_images`, the settings, with the published
-values as defaults, in `csdn_settings`. Nothing is clustered: identities are given.
+Stages 1 and 2 are in `stages`, stage 3 in `images`, the settings, with the published values as
+defaults, in `settings`. Nothing is clustered: identities are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-import numpy as np
 from torch import Tensor
 
 from reid_core import sampling
-from reid_core.knn.neighbours import Search
-from reid_core.knn.search import nearest
-from reid_core.method import Epoch, Stage
+from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
 from reid_core.methods.csdn.images import Descriptor, Imaging, build_encoder
-from reid_core.methods.csdn.settings import INPUTS, Config, Labels, is_guided, seed_of
+from reid_core.methods.csdn.settings import INPUTS, Config, is_guided, seed_of
 from reid_core.methods.csdn.stages import Fusing, Prompting, anchors
 from reid_core.models.clip import Clip
-from reid_core.transforms import Augmentation
-from reid_core.types import Modality
+from reid_core.stage import Stage
 
 
-def supervision(config: Config) -> str:
-    """What it is told about the training identities: who they are."""
-    return "identities"
-
-
-def needs_text(config: Config) -> bool:
-    """Always: without guidance too, half of the descriptor lies in the space of the texts."""
-    return True
-
-
-def stages(config: Config) -> tuple[str, ...]:
-    """Names of the stages that this configuration runs, in order."""
-    if not is_guided(config):
-        return ("images",)
-    if config.anchors == "fusion":
-        return ("prompts", "fusion", "images")
-    return ("prompts", "images")
-
-
-def batch_rows(config: Config) -> dict[str, int]:
-    """Rows of a global batch per modality, under the keys that decide it."""
-    found = {
-        f"csdn.{name}.batch_size": getattr(config, name).batch_size for name in stages(config)[:-1]
-    }
-    rows = config.images.identities_per_batch * config.images.instances
-    return {**found, "csdn.images.identities_per_batch x instances": rows}
-
-
-def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
-    """Two views of a visible image, the second with exchanged channels, and one of an infrared.
-
-    Reference: CSDN, stage 3, views. Colours are lost by channel operations, not by grayscale.
-    """
-    base = replace(base, grayscale=0.0)
-    return {
-        Modality.VISIBLE: (base, replace(base, channels="exchange")),
-        Modality.INFRARED: (replace(base, channels="adapt"),),
-    }
-
-
-def begin_epoch(
-    config: Config,
-    stage: str,
-    *,
-    features: Mapping[Modality, np.ndarray],
-    labels: Labels,
-    owners: None = None,
-    epoch: int,
-    seed: int,
-    search: Search = nearest,
-    cameras: object = None,
-) -> Epoch:
+def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> EpochPlan:
     """The plan of one epoch of stage 3: the same identities of both modalities in every batch.
 
     Args:
         config: the method's configuration.
-        stage: "images".
-        features: nothing; no epoch starts by embedding images.
+        context: of stage "images"; the plan depends on seed and epoch only.
         labels: per modality (n,) identities from 0, -1 unknown.
-        owners: there are no captions.
-        epoch: epoch number within the stage, from 0.
-        seed: run seed; the plan depends on (seed, epoch) only.
-        search, cameras: not asked for.
 
     Raises:
         ValueError: no person was seen in both modalities.
@@ -112,48 +51,36 @@ def begin_epoch(
         or sampling.num_batches(
             *(len(side) for side in sides), num_clusters=identities, num_instances=instances
         ),
-        seed=seed_of(seed, stage),
-        epoch=epoch,
+        seed=seed_of(context.seed, context.stage),
+        epoch=context.epoch,
     )
-    return Epoch(plan=dict(zip(INPUTS, plan, strict=True)), labels=dict(labels))
+    return EpochPlan(rows=dict(zip(INPUTS, plan, strict=True)), labels=dict(labels))
 
 
 # What the machinery calls ------------------------------------------------------------------------
 
 
-def open_stage(
-    config: Config,
-    name: str,
-    clip: Clip,
-    *,
-    height: int,
-    width: int,
-    identities: Labels,
-    handed: Mapping[str, Tensor],
-    seed: int,
-) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> Stage:
     """One stage, ready to train from fresh CLIP weights.
 
     Args:
         config: the method's configuration.
         name: "prompts", "fusion" or "images".
-        clip: with a ModifiedResNet image tower.
-        height, width: of the images, in pixels.
-        identities: per modality (n,) identities from 0, the same numbers in both; -1 unknown.
-        handed: what earlier stages handed on.
-        seed: run seed.
+        opening: with identities from 0, the same numbers in both modalities; -1 unknown.
     """
-    encoder = build_encoder(config, clip, height=height, width=width)
+    identities, seed = opening.identities, opening.seed
+    assert identities is not None  # see `supervision`
+    encoder = build_encoder(config, opening.backbone, height=opening.height, width=opening.width)
     if name == "prompts":
-        return Prompting(config, clip, encoder, identities=identities, seed=seed)
+        return Prompting(config, opening.backbone, encoder, identities=identities, seed=seed)
     if name == "fusion":
-        return Fusing(config, encoder, identities=identities, handed=handed, seed=seed)
-    guides = anchors(config, handed) if is_guided(config) else None
+        return Fusing(config, encoder, identities=identities, handed=opening.handed, seed=seed)
+    guides = anchors(config, opening.handed) if is_guided(config) else None
     return Imaging(config, encoder, identities=identities, guides=guides, seed=seed)
 
 
 def load_encoder(
-    config: Config, clip: Clip, *, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> Descriptor:
     """The encoder that stage 3 has trained, or CLIP's own where `state` is None.
 
@@ -175,18 +102,3 @@ def load_encoder(
     except RuntimeError as error:
         raise ValueError(f"this state is not that of a whole image encoder: {error}") from error
     return Descriptor(encoder, flip=config.flip_test).eval()
-
-
-def check(config: Config) -> list[str]:
-    """Warnings about settings that have no effect, or that do not go together."""
-    idle = ["lambda2", "lambda3"] if config.anchors == "none" else []
-    idle += [] if config.anchors == "fusion" else ["query", "dropout"]
-    # a resumed run gives every key: only values that were changed are worth a word
-    fields = type(config).model_fields
-    names = [f"csdn.{name}" for name in idle if getattr(config, name) != fields[name].default]
-    found = []
-    if names:
-        found.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
-    if config.profile == "reference" and config.stem_relu == "all":
-        found.append("csdn.stem_relu=all: the released weights were trained with the last alone")
-    return found

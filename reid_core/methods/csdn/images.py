@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core import losses
-from reid_core.method import Epoch, Gather, Terms, gather_together
-from reid_core.methods.csdn import settings
-from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.method import Labels
+from reid_core.methods.csdn import optimization
+from reid_core.methods.csdn.settings import INPUTS, Config, num_people, seed_of
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Batch, Modality, Term
 
 
@@ -146,11 +147,11 @@ class Imaging:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimizer(self.config, "images", self.module)
+        return optimization.optimizer(self.config, "images", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return settings.learning_rate(self.config, "images", epoch)
+        return optimization.learning_rate(self.config, "images", epoch)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Bring the anchors to the images."""

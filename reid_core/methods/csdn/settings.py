@@ -1,24 +1,23 @@
-"""What CSDN can be told, and how it is optimised. Published values are the defaults.
+"""What CSDN can be told. Published values are the defaults.
 
 `profile` and `variant` choose the defaults of the keys below them; a key that is given wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from pydantic import Field, model_validator
 
-from reid_core import optim
-from reid_core.methods.text_stage import TextStage
+from reid_core.method import Labels, Supervision
+from reid_core.methods.sections import Section, TextStage
 from reid_core.types import Modality
 
+if TYPE_CHECKING:  # a recipe is checked without torch
+    from reid_core.transforms import Augmentation
+
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
-Labels = Mapping[Modality, np.ndarray]
 
 PROFILES: dict[str, dict[str, Any]] = {
     "clean": {
@@ -41,14 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head": {"msel": 1.0, "flip_test": True},
 }
 _PURPOSES = ("tokens.visible", "tokens.infrared", "pairs", "fusion", "dropout", "heads", "images")
-_HEADS = ("encoder.gem", "encoder.neck", "classifier", "projected_")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ImageStage(_Section):
+class ImageStage(Section):
     """Optimisation of stage 3.
 
     Attributes:
@@ -81,7 +75,7 @@ class ImageStage(_Section):
     evaluate_every: int = Field(5, ge=0)
 
 
-class Config(_Section):
+class Config(Section):
     """Everything CSDN can be told.
 
     Attributes:
@@ -155,42 +149,56 @@ def seed_of(seed: int, purpose: str) -> int:
     return seed * 8 + _PURPOSES.index(purpose)
 
 
-def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a stage over the parameters that it trains.
+def supervision(config: Config) -> Supervision:
+    """What it is told about the training identities: who they are."""
+    return "identities"
 
-    Reference: CSDN, all stages: Adam with coupled decay of everything, biases and norms too.
+
+def needs_text(config: Config) -> bool:
+    """Always: without guidance too, half of the descriptor lies in the space of the texts."""
+    return True
+
+
+def stages(config: Config) -> tuple[str, ...]:
+    """Names of the stages that this configuration runs, in order."""
+    if not is_guided(config):
+        return ("images",)
+    if config.anchors == "fusion":
+        return ("prompts", "fusion", "images")
+    return ("prompts", "images")
+
+
+def batch_rows(config: Config) -> dict[str, int]:
+    """Rows of a global batch per modality, under the keys that decide it."""
+    found = {
+        f"csdn.{name}.batch_size": getattr(config, name).batch_size for name in stages(config)[:-1]
+    }
+    rows = config.images.identities_per_batch * config.images.instances
+    return {**found, "csdn.images.identities_per_batch x instances": rows}
+
+
+def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
+    """Two views of a visible image, the second with exchanged channels, and one of an infrared.
+
+    Reference: CSDN, stage 3, views. Colours are lost by channel operations, not by grayscale.
     """
-    if stage != "images":
-        text: TextStage = getattr(config, stage)
-        return text.optimizer(module)
-    image = config.images
-    if image.optimizer != "adam":
-        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
-        make = optimizers[image.optimizer]
-        return make(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
-    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for name, p in trained if not name.startswith(_HEADS)]},
-        {
-            "params": [p for name, p in trained if name.startswith(_HEADS)],
-            "lr_factor": image.head_lr_factor,
-        },
-    ]
-    adam = torch.optim.Adam(
-        optim.by_rate(groups), lr=image.lr, weight_decay=image.weight_decay, fused=True
-    )
-    optim.set_lr(adam, image.lr)
-    return adam
+    base = replace(base, grayscale=0.0)
+    return {
+        Modality.VISIBLE: (base, replace(base, channels="exchange")),
+        Modality.INFRARED: (replace(base, channels="adapt"),),
+    }
 
 
-def learning_rate(config: Config, stage: str, epoch: int) -> float:
-    """Base learning rate of an epoch, set before the epoch starts."""
-    if stage != "images":
-        text: TextStage = getattr(config, stage)
-        return text.learning_rate(epoch)
-    image = config.images
-    if image.schedule == "cosine":
-        return image.lr * optim.cosine(epoch, epochs=image.epochs)
-    return image.lr * optim.warmup_steps(
-        epoch, warmup_epochs=image.warmup_epochs, milestones=image.milestones
-    )
+def check(config: Config) -> list[str]:
+    """Warnings about settings that have no effect, or that do not go together."""
+    idle = ["lambda2", "lambda3"] if config.anchors == "none" else []
+    idle += [] if config.anchors == "fusion" else ["query", "dropout"]
+    # a resumed run gives every key: only values that were changed are worth a word
+    fields = type(config).model_fields
+    names = [f"csdn.{name}" for name in idle if getattr(config, name) != fields[name].default]
+    found = []
+    if names:
+        found.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
+    if config.profile == "reference" and config.stem_relu == "all":
+        found.append("csdn.stem_relu=all: the released weights were trained with the last alone")
+    return found

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from reid_core import sampling
-from reid_core.method import Epoch, Gather, Terms, gather_together
-from reid_core.methods.csdn import settings
+from reid_core.method import Labels
+from reid_core.methods.csdn import optimization
 from reid_core.methods.csdn.images import Descriptor
-from reid_core.methods.csdn.settings import INPUTS, Config, Labels, num_people, seed_of
+from reid_core.methods.csdn.settings import INPUTS, Config, num_people, seed_of
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.clip import Clip
 from reid_core.models.encoders import TwoStemEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import Chosen, PromptLearner
+from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Modality
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
@@ -136,11 +137,11 @@ class Prompting:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimizer(self.config, "prompts", self.module)
+        return optimization.optimizer(self.config, "prompts", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return settings.learning_rate(self.config, "prompts", epoch)
+        return optimization.learning_rate(self.config, "prompts", epoch)
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""
@@ -262,11 +263,11 @@ class Fusing:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return settings.optimizer(self.config, "fusion", self.module)
+        return optimization.optimizer(self.config, "fusion", self.module)
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
-        return settings.learning_rate(self.config, "fusion", epoch)
+        return optimization.learning_rate(self.config, "fusion", epoch)
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen image features that texts are compared with."""

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from reid_core import optim
 from reid_core.memory import HybridMemory
-from reid_core.method import Epoch
+from reid_core.method import BetweenEpochs, EpochPlan, Opening
+from reid_core.methods.bmil import METHOD, objectives, optimization
 from reid_core.methods.bmil import between_epochs as bmil
-from reid_core.methods.bmil import objectives, settings
 from reid_core.methods.bmil.settings import Config
 from reid_core.models import clip as clips
 from reid_core.types import Batch, Modality
@@ -42,12 +42,9 @@ def world(gap: float = 1.0, num: int = 10, each: int = 8, width: int = 384):
     return features, truth
 
 
-def epoch_of(config: Config, stage: str = "joint", *, number: int = 0, **more: Any) -> Epoch:
+def epoch_of(config: Config, stage: str = "joint") -> EpochPlan:
     features, _ = world()
-    labels = {m: np.full(len(x), -1) for m, x in features.items()}
-    return bmil.begin_epoch(
-        config, stage, features=features, labels=labels, epoch=number, seed=0, **more
-    )
+    return bmil.begin_epoch(config, BetweenEpochs(stage, 0, 0, features=features), {})
 
 
 # Between epochs ----------------------------------------------------------------------------------
@@ -55,49 +52,44 @@ def epoch_of(config: Config, stage: str = "joint", *, number: int = 0, **more: A
 
 def test_batches_of_both_kinds_take_turns_and_hold_no_outlier() -> None:
     features, truth = world()
-    labels = {m: np.full(len(x), -1) for m, x in features.items()}
     clustering = {"k1": 8, "k2": 2, "min_samples": 3, "subset": 1}
     config, tight = config_of(), config_of(clustering=clustering | {"joint_eps": 0.15})
     epoch, strict = (
-        bmil.begin_epoch(c, "joint", features=features, labels=labels, epoch=0, seed=0)
+        bmil.begin_epoch(c, BetweenEpochs("joint", 0, 0, features=features), {})
         for c in (config, tight)
     )
     for m in INPUTS:
         left_out = np.flatnonzero(strict.labels[m] == -1)
         assert len(left_out)
-        assert not np.isin(strict.plan[m][1::2], left_out).any()
+        assert not np.isin(strict.rows[m][1::2], left_out).any()
         assert (strict.place_labels[m] >= 0).all()
     for m in INPUTS:
-        assert epoch.plan[m].shape == epoch.place_labels[m].shape == (6, 12)
+        assert epoch.rows[m].shape == epoch.place_labels[m].shape == (6, 12)
         assert (epoch.place_labels[m] >= 0).all()
         joint, separate = epoch.place_labels[m][1::2], epoch.place_labels[m][0::2]
-        np.testing.assert_array_equal(joint, epoch.labels[m][epoch.plan[m][1::2]])
+        np.testing.assert_array_equal(joint, epoch.labels[m][epoch.rows[m][1::2]])
         assert separate.max() < len(epoch.arrays[f"bank.{m}"])
         # one label, one identity in this easy world
         for kind in (joint, separate):
-            rows = epoch.plan[m][1::2] if kind is joint else epoch.plan[m][0::2]
+            rows = epoch.rows[m][1::2] if kind is joint else epoch.rows[m][0::2]
             assert all(len(np.unique(truth[m][rows[kind == y]])) == 1 for y in np.unique(kind))
     assert epoch.counts["joint_clusters"] == 10
     assert epoch.counts["joint_clusters_of_both"] == 0.8
     assert len(epoch.arrays["bank.joint"]) == epoch.counts["proxies"] == 18
     assert len(epoch.pairs) == len(epoch.similarity) == 8
     intra = epoch_of(config_of(), "intra")
-    assert intra.plan[V].shape == (3, 12)
+    assert intra.rows[V].shape == (3, 12)
     assert "bank.joint" not in intra.arrays
 
 
 def test_the_balance_is_what_joins_modalities() -> None:
     """Without it a wide gap keeps every cluster within one modality."""
     features, _ = world(gap=2.0)
-    labels = {m: np.full(len(x), -1) for m, x in features.items()}
     shares = [
         bmil.begin_epoch(
             config_of(clustering={"k1": 8, "k2": 2, "min_samples": 3, "subset": 1, "balanced": on}),
-            "joint",
-            features=features,
-            labels=labels,
-            epoch=0,
-            seed=0,
+            BetweenEpochs("joint", 0, 0, features=features),
+            {},
         ).counts["joint_clusters_of_both"]
         for on in (True, False)
     ]
@@ -106,16 +98,13 @@ def test_the_balance_is_what_joins_modalities() -> None:
 
 def test_a_row_of_neither_part_is_in_no_batch_and_separate_and_joint_rows_differ() -> None:
     features, _ = world(each=20)
-    labels = {m: np.full(len(x), -1) for m, x in features.items()}
     config = config_of(clustering={"k1": 8, "k2": 2, "min_samples": 3, "subset": 0.4})
     seen = []
     for number in (0, 1):
-        epoch = bmil.begin_epoch(
-            config, "joint", features=features, labels=labels, epoch=number, seed=0
-        )
-        separate, joint = set(epoch.plan[V][0::2].ravel()), set(epoch.plan[V][1::2].ravel())
+        epoch = bmil.begin_epoch(config, BetweenEpochs("joint", number, 0, features=features), {})
+        separate, joint = set(epoch.rows[V][0::2].ravel()), set(epoch.rows[V][1::2].ravel())
         assert not separate & joint
-        alone, together = bmil._parts(config, "joint", 160, seed=0, epoch=number)
+        alone, together = bmil._parts(config, BetweenEpochs("joint", number, 0), 160)
         assert separate <= set(alone)
         assert joint <= set(together)
         assert len(alone) == len(together) == 64
@@ -134,22 +123,18 @@ def test_settings_that_cannot_be_are_named() -> None:
     scattered = {
         m: functional.normalize(torch.randn(*x.shape)).numpy() for m, x in features.items()
     }
-    labels = {m: np.full(len(x), -1) for m, x in features.items()}
     with pytest.raises(ValueError, match=r"no separate cluster with visible images.*raise eps"):
         bmil.begin_epoch(
             config_of(clustering={"k1": 8, "eps": 0.1, "subset": 1}),
-            "intra",
-            features=scattered,
-            labels=labels,
-            epoch=0,
-            seed=0,
+            BetweenEpochs("intra", 0, 0, features=scattered),
+            {},
         )
 
 
 def test_given_identities_are_joint_labels_and_numbered_alone_as_separate_ones() -> None:
     features, truth = world()
     epoch = bmil.begin_epoch(
-        config_of(labels="identities"), "joint", features=features, labels=truth, epoch=0, seed=0
+        config_of(labels="identities"), BetweenEpochs("joint", 0, 0, features=features), truth
     )
     np.testing.assert_array_equal(epoch.labels[R], truth[R])
     assert len(epoch.arrays["bank.joint"]) == 18
@@ -158,11 +143,13 @@ def test_given_identities_are_joint_labels_and_numbered_alone_as_separate_ones()
 
 def test_rates_are_the_published_ones() -> None:
     config = Config()
-    rates = [settings.learning_rate(config, "joint", e) for e in (0, 19, 20, 39, 40)]
+    rates = [optimization.learning_rate(config, "joint", e) for e in (0, 19, 20, 39, 40)]
     np.testing.assert_allclose(rates, [3.5e-4, 3.5e-4, 3.5e-5, 3.5e-5, 3.5e-6])
-    assert bmil.stages(config) == ("intra", "joint")
-    assert bmil.stages(config_of(intra={"epochs": 0})) == ("joint",)
-    assert bmil.batch_rows(Config.model_validate({"joint": {"visible_clusters_per_batch": 4}})) == {
+    assert METHOD.stages(config) == ("intra", "joint")
+    assert METHOD.stages(config_of(intra={"epochs": 0})) == ("joint",)
+    assert METHOD.batch_rows(
+        Config.model_validate({"joint": {"visible_clusters_per_batch": 4}})
+    ) == {
         "bmil.intra.clusters_per_batch x instances (visible)": 128,
         "bmil.intra.clusters_per_batch x instances (infrared)": 128,
         "bmil.joint.clusters_per_batch x instances (visible)": 64,
@@ -286,17 +273,18 @@ def test_two_slices_of_a_batch_have_the_losses_of_the_whole() -> None:
 # Steps -------------------------------------------------------------------------------------------
 
 
-def batch_of(epoch: Epoch, number: int, views: int = 2) -> dict[Modality, Batch]:
+def batch_of(epoch: EpochPlan, number: int, views: int = 2) -> dict[Modality, Batch]:
     generator = torch.Generator().manual_seed(number)
     batch = {}
     for m in INPUTS:
-        rows = epoch.plan[m][number]
+        rows = epoch.rows[m][number]
         num = len(rows) * (views if m == V else 1)
         images = torch.randint(0, 256, (num, 3, 32, 16), generator=generator)
         batch[m] = Batch(
             images.to(torch.uint8),
             torch.from_numpy(rows),
             torch.from_numpy(epoch.place_labels[m][number]),
+            kind=epoch.kinds[number],
         )
     return batch
 
@@ -315,8 +303,8 @@ def take(stage: Any, optimizer: Any, batch: dict[Modality, Batch]) -> Tensor:
 def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(clip: clips.Clip) -> None:
     config = config_of()
     epoch = epoch_of(config)
-    stage = bmil.open_stage(config, "joint", clip, **SIZE, handed={}, seed=0)
-    stage.begin_epoch(0, epoch)
+    stage = bmil.open_stage(config, "joint", Opening(clip, **SIZE, handed={}, seed=0))
+    stage.begin_epoch(0, epoch.for_workers())
     optimizer = stage.optimizer()
 
     def banks() -> dict[str, Tensor]:
@@ -328,7 +316,7 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(clip: c
     start, weights = banks(), stage.module.neck.weight.detach().clone()
     first = stage.terms(stage.module, stage.prepare(batch_of(epoch, 0)), lambda x: x)
     assert set(first) == {f"{m}_{bank}" for m in INPUTS for bank in ("hard", "mean")}
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     take(stage, optimizer, batch_of(epoch, 0))
     assert moved(start) == {"visible", "infrared"}
     assert not torch.equal(stage.module.neck.weight, weights)
@@ -340,19 +328,19 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(clip: c
 
 def test_stage_two_starts_from_the_weights_of_stage_one(clip: clips.Clip) -> None:
     config = config_of()
-    first = bmil.open_stage(config, "intra", clip, **SIZE, handed={}, seed=0)
+    first = bmil.open_stage(config, "intra", Opening(clip, **SIZE, handed={}, seed=0))
     epoch = epoch_of(config, "intra")
-    first.begin_epoch(0, epoch)
+    first.begin_epoch(0, epoch.for_workers())
     take(first, first.optimizer(), batch_of(epoch, 0))
-    second = bmil.open_stage(config, "joint", clip, **SIZE, handed=first.hand_on(), seed=0)
+    second = bmil.open_stage(config, "joint", Opening(clip, **SIZE, handed=first.hand_on(), seed=0))
     for name, x in first.module.state_dict().items():
         assert torch.equal(x, second.module.state_dict()[name]), name
     assert second.hand_on() == {}
 
 
 def test_descriptors_are_means_of_both_mirrors(clip: clips.Clip) -> None:
-    plain = bmil.load_encoder(config_of(flip=False), clip, **SIZE, state=None)
-    mirrored = bmil.load_encoder(config_of(), clip, **SIZE, state=None)
+    plain = bmil.load_encoder(config_of(flip=False), clip, *SIZE.values(), None)
+    mirrored = bmil.load_encoder(config_of(), clip, *SIZE.values(), None)
     images = torch.randint(0, 256, (5, 3, 32, 16)).to(torch.uint8)
     both = [plain.embed(x, V) for x in (images, images.flip(-1))]
     expected = functional.normalize(both[0] + both[1], dim=1)

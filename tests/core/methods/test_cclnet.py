@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reid_core.method import Epoch
+from reid_core.method import BetweenEpochs, EpochPlan
+from reid_core.methods.cclnet import METHOD
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
 from tests.core.cclnet_case import INFRARED, INPUTS, VISIBLE, small_config
 
 
-def with_identities(visible: list[int], infrared: list[int]) -> Epoch:
+def with_identities(visible: list[int], infrared: list[int]) -> EpochPlan:
     """An epoch on given identities, four images of each, in the order given."""
     labels = {m: np.repeat(y, 4) for m, y in zip(INPUTS, (visible, infrared), strict=True)}
     features = {m: np.eye(9, dtype=np.float32)[y] for m, y in labels.items()}
     config = small_config(labels="identities")
-    return cclnet.begin_epoch(config, "align", features=features, labels=labels, epoch=0, seed=0)
+    return cclnet.begin_epoch(config, BetweenEpochs("align", 0, 0, features=features), labels)
 
 
 def test_people_of_one_modality_only_are_never_drawn():
@@ -26,8 +27,8 @@ def test_people_of_one_modality_only_are_never_drawn():
     assert epoch.labels[INFRARED][::4].tolist() == [-1, 1, 0, -1, 2]
     assert epoch.pairs.tolist() == [[0, 0], [1, 1], [2, 2]]
     for m in INPUTS:
-        assert set(epoch.labels[m][epoch.plan[m]].ravel()) == {0, 1, 2}
-        assert epoch.banks[m].argmax(axis=1).tolist() == [1, 3, 8]
+        assert set(epoch.labels[m][epoch.rows[m]].ravel()) == {0, 1, 2}
+        assert epoch.prototypes[m].argmax(axis=1).tolist() == [1, 3, 8]
     assert [w.partition(":")[0] for w in epoch.warnings] == [
         "4 of 7 identities were seen in one modality only"
     ]
@@ -57,6 +58,6 @@ def test_nobody_in_both_modalities_is_an_error():
     ],
 )
 def test_every_stage_that_is_never_coupled_is_named(changes, named):
-    warnings = cclnet.check(Config.model_validate(changes))
+    warnings = METHOD.check(Config.model_validate(changes))
     assert [w.rpartition(" ")[2] for w in warnings] == [f'"{name}"' for name in named]
     assert all("swap.start_epoch=60 is not reached" in w for w in warnings)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from reid_core import optim, sampling
+from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.cclnet import between_epochs as cclnet
-from reid_core.methods.cclnet import settings
+from reid_core.methods.cclnet import optimization
 from reid_core.methods.cclnet.settings import Config
 from reid_core.models import clip as clips
 from reid_core.models.encoders import TwoStemEncoder
@@ -74,10 +75,10 @@ def test_our_epoch_0_is_the_authors_epoch_1():
     config = Config()
     for n in range(1, 121):
         for stage in ("prepare", "align"):
-            rate = settings.learning_rate(config, stage, n - 1)
+            rate = optimization.learning_rate(config, stage, n - 1)
             assert rate == pytest.approx(authors_rate(n), rel=1e-9)
     for n in range(1, 61):
-        rate = settings.learning_rate(config, "prompts", n - 1)
+        rate = optimization.learning_rate(config, "prompts", n - 1)
         assert rate == pytest.approx(authors_prompt_rate(n), rel=1e-9)
 
 
@@ -101,7 +102,7 @@ def test_optimizer_entries_of_resnet50(stage, plain, biases):
     with torch.device("meta"):
         encoder = TwoStemEncoder(clips.load("RN50"), height=288, width=144)
         opened_stage = cclnet.open_stage(
-            Config(), stage, clips.load("RN50"), height=288, width=144, handed={}, seed=0
+            Config(), stage, Opening(clips.load("RN50"), height=288, width=144, handed={}, seed=0)
         )
     optimizer = opened_stage.optimizer()
     groups = optimizer.param_groups
@@ -137,11 +138,9 @@ def test_prompt_optimizer_has_two_tensors(clip):
 def test_iterations_of_an_epoch(name, rows, identities, batches):
     labels = {m: np.arange(n) % identities for m, n in zip(INPUTS, rows, strict=True)}
     features = {m: np.eye(3, dtype=np.float32)[y % 3] for m, y in labels.items()}
-    epoch = cclnet.begin_epoch(
-        Config(), "prepare", features=features, labels=labels, epoch=0, seed=0
-    )
-    assert {epoch.plan[m].shape for m in INPUTS} == {(batches, 4 * 16)}
-    drawn = epoch.labels[VISIBLE][epoch.plan[VISIBLE]].reshape(batches, 4, 16)
+    epoch = cclnet.begin_epoch(Config(), BetweenEpochs("prepare", 0, 0, features=features), labels)
+    assert {epoch.rows[m].shape for m in INPUTS} == {(batches, 4 * 16)}
+    drawn = epoch.labels[VISIBLE][epoch.rows[VISIBLE]].reshape(batches, 4, 16)
     assert (drawn == drawn[:, :, :1]).all()
     assert all(len(set(row)) == 4 for row in drawn[:, :, 0].tolist())
 
@@ -149,10 +148,8 @@ def test_iterations_of_an_epoch(name, rows, identities, batches):
 def test_outliers_do_not_count_as_iterations():
     labels = {m: np.where(np.arange(640) < 130, np.arange(640) % 5, -1) for m in INPUTS}
     features = {m: np.eye(2, dtype=np.float32)[y % 2] for m, y in labels.items()}
-    epoch = cclnet.begin_epoch(
-        Config(), "prepare", features=features, labels=labels, epoch=0, seed=0
-    )
-    assert len(epoch.plan[VISIBLE]) == 130 // 64 + 1
+    epoch = cclnet.begin_epoch(Config(), BetweenEpochs("prepare", 0, 0, features=features), labels)
+    assert len(epoch.rows[VISIBLE]) == 130 // 64 + 1
 
 
 def test_full_prompt_batches_of_sysu():
@@ -189,25 +186,25 @@ def test_nothing_is_swapped_before_the_start_epoch():
 
 def test_stage_0_hands_on_the_labels_of_its_last_epoch_outliers_included(clip):
     config = small_config()
-    stage = cclnet.open_stage(config, "prepare", clip, **SIZE, handed={}, seed=0)
+    stage = cclnet.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     for number in range(2):
         epoch = epoch_of(config, "prepare", number=number)
-        stage.begin_epoch(number, epoch)
+        stage.begin_epoch(number, epoch.for_workers())
     past = stage.hand_on()
     assert sorted(past) == ["labels.infrared", "labels.visible"]
     assert past["labels.visible"].tolist() == epoch.labels[VISIBLE].tolist()
     assert (past["labels.visible"] == -1).sum() == 3
-    prompts = cclnet.open_stage(config, "prompts", clip, **SIZE, handed=past, seed=0)
+    prompts = cclnet.open_stage(config, "prompts", Opening(clip, **SIZE, handed=past, seed=0))
     assert [len(x) for x in prompts.module.anchors().values()] == [3, 4]
 
 
 @pytest.mark.parametrize("name", ["prompts", "align"])
 def test_later_stages_start_from_fresh_clip_weights(clip, name):
-    first = cclnet.open_stage(small_config(), "prepare", clip, **SIZE, handed={}, seed=0)
+    first = cclnet.open_stage(small_config(), "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     stages = small_config()
     first.module.train()
     epoch = epoch_of(stages, "prepare")
-    first.begin_epoch(0, epoch)
+    first.begin_epoch(0, epoch.for_workers())
     step(first, batch_of(epoch), lr=0.1)
     fresh = TwoStemEncoder(clips.load(clips.SMALL, "bundled"), **SIZE).state_dict()
     assert not torch.equal(
@@ -221,15 +218,15 @@ def test_later_stages_start_from_fresh_clip_weights(clip, name):
 def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
     stage, config = opened(small_config(), "align", clip), small_config()
     epoch = epoch_of(config, "align")
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     batch, given = batch_of(epoch), handed(clip)
     terms = stage.terms(stage.module.train(), batch, lambda x: x)
     for m in INPUTS:
         known = given[f"labels.{m}"][batch[m].rows] != -1
         assert int(terms[f"{m}_to_text"].count) == int(known.sum()) < 12
     given["labels.visible"].fill_(-1)
-    alone = cclnet.open_stage(small_config(), "align", clip, **SIZE, handed=given, seed=0)
-    alone.begin_epoch(0, epoch)
+    alone = cclnet.open_stage(small_config(), "align", Opening(clip, **SIZE, handed=given, seed=0))
+    alone.begin_epoch(0, epoch.for_workers())
     terms = alone.terms(alone.module.train(), batch, lambda x: x)
     assert terms["visible_to_text"].mean.item() == 0
     assert int(terms["visible_to_text"].count) == 0
@@ -238,11 +235,11 @@ def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
 def test_what_a_stage_does_not_train_stays_bit_identical(clip):
     before = deepcopy(clip.model.state_dict())
     config = small_config(prompts={"batch_size": 8})
-    prepare = cclnet.open_stage(config, "prepare", clip, **SIZE, handed={}, seed=0)
+    prepare = cclnet.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     frozen = deepcopy(prepare.module.attnpool.state_dict())
     prepare.module.train()
     epoch = epoch_of(config, "prepare")
-    prepare.begin_epoch(0, epoch)
+    prepare.begin_epoch(0, epoch.for_workers())
     step(prepare, batch_of(epoch))
     assert all(torch.equal(frozen[k], v) for k, v in prepare.module.attnpool.state_dict().items())
     assert not prepare.module.neck.bias.any()
@@ -262,10 +259,10 @@ def test_what_a_stage_does_not_train_stays_bit_identical(clip):
     anchors = prompts.hand_on()
     past = anchors | {k: v for k, v in handed(clip).items() if k.startswith("labels")}
     kept = deepcopy(past)
-    align = cclnet.open_stage(config, "align", clip, **SIZE, handed=past, seed=0)
+    align = cclnet.open_stage(config, "align", Opening(clip, **SIZE, handed=past, seed=0))
     align.module.train()
     epoch = epoch_of(config, "align")
-    align.begin_epoch(0, epoch)
+    align.begin_epoch(0, epoch.for_workers())
     step(align, batch_of(epoch))
     assert all(torch.equal(kept[key], past[key]) for key in kept)
     assert all(torch.equal(before[k], v) for k, v in clip.model.state_dict().items())

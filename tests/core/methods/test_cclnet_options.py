@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from reid_core import optim
+from reid_core.knn.search import nearest
 from reid_core.memory import ClusterMemory
+from reid_core.method import BetweenEpochs
+from reid_core.methods.cclnet import METHOD, coupling
 from reid_core.methods.cclnet import between_epochs as cclnet
-from reid_core.methods.cclnet import coupling
 from reid_core.methods.cclnet.settings import Config
 from reid_core.methods.cclnet.stages import image_terms
 from reid_core.methods.refinement import Refined, Refinement, refined
@@ -55,12 +57,12 @@ def test_every_matcher_finds_evident_partners(method: str) -> None:
         clustering={"k1": 8, "k2": 3, "min_samples": 3},
     )
     before, after = (
-        cclnet.begin_epoch(config, "align", features=features, labels=labels, epoch=e, seed=0)
+        cclnet.begin_epoch(config, BetweenEpochs("align", e, 0, features=features), labels)
         for e in (0, 1)
     )
     assert before.pairs.shape == (0, 2)
     assert after.pairs.tolist() == [[c, c] for c in range(8)]
-    np.testing.assert_allclose(after.banks[VISIBLE], after.banks[INFRARED], atol=1e-6)
+    np.testing.assert_allclose(after.prototypes[VISIBLE], after.prototypes[INFRARED], atol=1e-6)
 
 
 def test_only_the_assignment_can_match_in_every_step() -> None:
@@ -72,7 +74,7 @@ def test_identities_within_a_modality_are_numbered_without_the_other_one() -> No
     features, labels = world()
     config = small_config(labels="within", swap={"start_epoch": 0}, matching={"shared": True})
     other = labels | {INFRARED: (labels[INFRARED] + 3) % 8 * 5 + 2}
-    epoch = cclnet.begin_epoch(config, "align", features=features, labels=other, epoch=0, seed=0)
+    epoch = cclnet.begin_epoch(config, BetweenEpochs("align", 0, 0, features=features), other)
     assert sorted(set(epoch.labels[INFRARED])) == list(range(8))
     matched = {int(a): int(b) for a, b in epoch.pairs}
     for row in range(0, 64, 8):
@@ -86,7 +88,7 @@ def test_votes_reach_the_loss_with_their_rows() -> None:
     labels[VISIBLE][:2] = 5  # two rows of another cluster
     settings = Refinement(labels="voted", weights=True, neighbours=6)
     config = small_config(refine=settings.model_dump())
-    epoch = cclnet.begin_epoch(config, "align", features=features, labels=labels, epoch=0, seed=0)
+    epoch = cclnet.begin_epoch(config, BetweenEpochs("align", 0, 0, features=features), labels)
     votes = Refined.of(epoch.arrays, VISIBLE, torch.device("cpu"))
     assert votes is not None
     rows = torch.arange(64)
@@ -113,7 +115,7 @@ def test_a_trusting_vote_is_the_hard_loss_and_two_equal_views_are_one() -> None:
     arrays: dict[str, np.ndarray] = {}
     for m in INPUTS:
         unit = functional.normalize(x[m], dim=1).numpy()
-        arrays |= refined(settings, m, unit, labels[m].numpy(), search=cclnet.nearest)[0]
+        arrays |= refined(settings, m, unit, labels[m].numpy(), search=nearest)[0]
     votes = {m: Refined.of(arrays, m, torch.device("cpu")) for m in INPUTS}
     memories = {
         m: ClusterMemory(
@@ -135,10 +137,10 @@ def test_a_trusting_vote_is_the_hard_loss_and_two_equal_views_are_one() -> None:
 
 def test_views_are_the_papers_and_the_default_is_cclnets() -> None:
     base = Augmentation(grayscale=0.5, pad=3)
-    plain = cclnet.augmentations(Config(), base)
+    plain = METHOD.augmentations(Config(), base)
     assert plain[VISIBLE] == (base,)
     assert [view.grayscale for view in plain[INFRARED]] == [0]
-    two = cclnet.augmentations(
+    two = METHOD.augmentations(
         Config.model_validate({"views": {"visible": 2, "jitter": 0.5}}), base
     )
     assert [(v.grayscale, v.channels, v.jitter) for v in two[VISIBLE]] == [
@@ -146,7 +148,7 @@ def test_views_are_the_papers_and_the_default_is_cclnets() -> None:
         (0, "exchange", 0.5),
     ]
     assert [(v.grayscale, v.channels, v.jitter) for v in two[INFRARED]] == [(0, "adapt", 0)]
-    one = cclnet.augmentations(Config.model_validate({"views": {"channels": "adapt"}}), base)
+    one = METHOD.augmentations(Config.model_validate({"views": {"channels": "adapt"}}), base)
     assert [(v.grayscale, v.channels) for v in one[VISIBLE]] == [(0, "adapt")]
     assert [(v.grayscale, v.channels) for v in one[INFRARED]] == [(0, "keep")]
 
@@ -155,7 +157,7 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: clips.Clip) -> None:
     config = small_config(image_to_text=0, teacher=0.75)
     stage = opened(config, "align", clip)
     epoch = epoch_of(config, "align")
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     stage.module.train()
     assert not stage.module.teacher.training
     before = {n: x.clone() for n, x in stage.module.teacher.state_dict().items()}
@@ -166,7 +168,7 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: clips.Clip) -> None:
     torch.testing.assert_close(stage.module.teacher.state_dict()[name], expected)
     images = batch_of(epoch)[VISIBLE].images
     stage.module.eval()
-    loaded = cclnet.load_encoder(config, clip, **SIZE, state=stage.module.state_dict())
+    loaded = cclnet.load_encoder(config, clip, *SIZE.values(), stage.module.state_dict())
     torch.testing.assert_close(loaded.embed(images, VISIBLE), stage.encoder.embed(images, VISIBLE))
     assert (loaded.embed(images, VISIBLE) != stage.module.student.embed(images, VISIBLE)).any()
 
@@ -175,7 +177,7 @@ def test_two_views_of_a_row_share_its_label_and_both_move_the_bank(clip: clips.C
     config = small_config(image_to_text=0, views={"visible": 2}, swap={"when": "never"})
     stage = opened(config, "align", clip)
     epoch = epoch_of(config, "align")
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     batch = batch_of(epoch)
     twice = batch[VISIBLE].images.repeat_interleave(2, dim=0)
     doubled = type(batch[VISIBLE])(twice, batch[VISIBLE].rows, batch[VISIBLE].labels)
@@ -183,7 +185,7 @@ def test_two_views_of_a_row_share_its_label_and_both_move_the_bank(clip: clips.C
     x, labels = stage._seen
     assert x[VISIBLE].shape[:2] == (len(labels[VISIBLE]), 2)
     # every view of a class moves its prototype, in the order in which they stand
-    memory = ClusterMemory(torch.tensor(epoch.banks[VISIBLE]), momentum=0.1, temperature=0.05)
+    memory = ClusterMemory(torch.tensor(epoch.prototypes[VISIBLE]), momentum=0.1, temperature=0.05)
     memory.update(x[VISIBLE].flatten(0, 1), batch[VISIBLE].labels.repeat_interleave(2))
     torch.testing.assert_close(stage._memories[VISIBLE].bank, memory.bank)
 

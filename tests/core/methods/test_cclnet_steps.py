@@ -48,9 +48,9 @@ def test_one_step_of_align_is_the_written_one(clip):
     stage, config = opened(small_config(), "align", clip), small_config()
     epoch, past = epoch_of(config, "align"), handed(clip)
     stage.module.train()
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     batch, twin = batch_of(epoch), deepcopy(stage.module)
-    banks = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
+    banks = {m: torch.tensor(epoch.prototypes[m]) for m in INPUTS}
     before = {name: p.detach().clone() for name, p in stage.module.named_parameters()}
 
     loss = step(stage, batch)
@@ -106,12 +106,12 @@ def test_a_step_swaps_in_the_authors_order(clip, order, stage_name):
     stage = opened(config, stage_name, clip)
     epoch = epoch_of(config, stage_name)
     stage.module.train()
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     step(stage, batch)
 
     rows = F.normalize(twin(*(normalize(batch[m].images) for m in INPUTS)).neck.detach())
-    start = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
+    start = {m: torch.tensor(epoch.prototypes[m]) for m in INPUTS}
     visible = moved(start[VISIBLE], rows[:12], batch[VISIBLE].labels)
     infrared = moved(start[INFRARED], rows[12:], batch[INFRARED].labels)
     source = visible if order == "sequential" else visible.clone()
@@ -133,20 +133,20 @@ def test_an_epoch_swaps_before_its_first_batch_and_after_every_update(clip):
     config = small_config(swap={"when": "epoch", "start_epoch": 0})
     stage, epoch = opened(config, "align", clip), epoch_of(config, "align")
     plain = epoch_of(small_config(swap={"when": "never"}), "align")
-    a, b = (torch.tensor(plain.banks[m]) for m in INPUTS)
+    a, b = (torch.tensor(plain.prototypes[m]) for m in INPUTS)
     assert [tuple(pair) for pair in epoch.pairs] == assigned(a, b)
     for i, j in epoch.pairs:
         mixed = F.normalize(0.1 * a[i] + 0.9 * b[j], dim=0)
-        torch.testing.assert_close(torch.tensor(epoch.banks[VISIBLE][i]), mixed)
+        torch.testing.assert_close(torch.tensor(epoch.prototypes[VISIBLE][i]), mixed)
         mixed = F.normalize(0.1 * b[j] + 0.9 * a[i], dim=0)
-        torch.testing.assert_close(torch.tensor(epoch.banks[INFRARED][j]), mixed)
+        torch.testing.assert_close(torch.tensor(epoch.prototypes[INFRARED][j]), mixed)
 
     stage.module.train()
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     step(stage, batch)
     rows = F.normalize(twin(*(normalize(batch[m].images) for m in INPUTS)).neck.detach())
-    old = {m: torch.tensor(epoch.banks[m]) for m in INPUTS}
+    old = {m: torch.tensor(epoch.prototypes[m]) for m in INPUTS}
     visible = moved(old[VISIBLE], rows[:12], batch[VISIBLE].labels)
     infrared = moved(old[INFRARED], rows[12:], batch[INFRARED].labels)
     new = visible.clone()

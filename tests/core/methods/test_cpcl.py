@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from reid_core.method import Epoch
+from reid_core.method import BetweenEpochs, EpochPlan
+from reid_core.methods.cpcl import METHOD, optimization, settings
 from reid_core.methods.cpcl import between_epochs as cpcl
-from reid_core.methods.cpcl import settings
 from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
 from reid_core.transforms import Augmentation
 from reid_core.types import Modality
@@ -48,15 +48,11 @@ class World:
         self.labels[VISIBLE][15] = -1  # image and both captions: nobody knows
         self.labels[TEXT][[30, 31]] = -1
 
-    def begin(self, chosen: Config, *, epoch: int = 0, seed: int = 0) -> Epoch:
+    def begin(self, chosen: Config, *, epoch: int = 0, seed: int = 0) -> EpochPlan:
         return cpcl.begin_epoch(
             chosen,
-            "train",
-            features=self.features,
-            labels=self.labels,
-            owners=self.owners,
-            epoch=epoch,
-            seed=seed,
+            BetweenEpochs("train", epoch, seed, features=self.features, owners=self.owners),
+            self.labels,
         )
 
 
@@ -99,7 +95,7 @@ def test_the_order_of_images_and_captions_does_not_matter(vote: str) -> None:
     assert np.array_equal(there.labels[VISIBLE], here.labels[VISIBLE][images])
     assert np.array_equal(there.labels[TEXT], here.labels[TEXT][captions])
     for m in (VISIBLE, TEXT):
-        assert np.allclose(there.banks[m], here.banks[m], atol=1e-6)
+        assert np.allclose(there.prototypes[m], here.prototypes[m], atol=1e-6)
 
 
 def test_captions_that_disagree_about_an_image_are_outvoted() -> None:
@@ -113,12 +109,8 @@ def test_captions_that_disagree_about_an_image_are_outvoted() -> None:
     }
     epoch = cpcl.begin_epoch(
         config(train={"batch_size": 2}),
-        "train",
-        features=features,
-        labels=labels,
-        owners=owners,
-        epoch=0,
-        seed=0,
+        BetweenEpochs("train", 0, 0, features=features, owners=owners),
+        labels,
     )
     assert epoch.labels[VISIBLE].tolist() == [1, 1, 0, 1]
 
@@ -129,21 +121,17 @@ def test_banks_are_unit_means_over_pairs() -> None:
     for m, rows in ((VISIBLE, world.features[VISIBLE]), (TEXT, world.features[TEXT])):
         for cluster in range(NUM_PEOPLE):
             expected = unit(rows[epoch.labels[m] == cluster].mean(axis=0, keepdims=True))[0]
-            assert np.allclose(epoch.banks[m][cluster], expected, atol=1e-6)
+            assert np.allclose(epoch.prototypes[m][cluster], expected, atol=1e-6)
 
 
 def test_an_image_counts_once_per_caption_in_its_prototype() -> None:
     features = {VISIBLE: np.eye(2, dtype=np.float32), TEXT: unit(np.ones((4, 2)))}
     epoch = cpcl.begin_epoch(
         config(train={"batch_size": 2}),
-        "train",
-        features=features,
-        labels={VISIBLE: np.zeros(2, dtype=np.int64), TEXT: np.zeros(4, dtype=np.int64)},
-        owners=np.array([0, 0, 0, 1]),
-        epoch=0,
-        seed=0,
+        BetweenEpochs("train", 0, 0, features=features, owners=np.array([0, 0, 0, 1])),
+        {VISIBLE: np.zeros(2, dtype=np.int64), TEXT: np.zeros(4, dtype=np.int64)},
     )
-    assert np.allclose(epoch.banks[VISIBLE], unit(np.array([[3.0, 1.0]])))
+    assert np.allclose(epoch.prototypes[VISIBLE], unit(np.array([[3.0, 1.0]])))
     assert epoch.pairs.tolist() == [[0, 0]] * 4
 
 
@@ -151,9 +139,9 @@ def test_the_plan_goes_once_through_pairs_of_an_image_and_its_caption() -> None:
     world = World()
     epoch = world.begin(config(train={"batch_size": 7}))
     assert epoch.captions is not None
-    assert epoch.captions.shape == epoch.plan[VISIBLE].shape == (6, 7)
+    assert epoch.captions.shape == epoch.rows[VISIBLE].shape == (6, 7)
     assert len(np.unique(epoch.captions)) == 42
-    assert np.array_equal(epoch.plan[VISIBLE], world.owners[epoch.captions])
+    assert np.array_equal(epoch.rows[VISIBLE], world.owners[epoch.captions])
     again = world.begin(config(train={"batch_size": 7}))
     assert np.array_equal(epoch.captions, again.captions)
     for change in ({"epoch": 1}, {"seed": 1}):
@@ -172,11 +160,11 @@ def test_pairs_of_two_outliers_can_be_left_out() -> None:
 def test_the_pk_sampler_draws_image_clusters() -> None:
     world = World()
     epoch = world.begin(config(train={"batch_size": 8, "instances": 2, "sampler": "pk"}))
-    labels = epoch.labels[VISIBLE][epoch.plan[VISIBLE]].reshape(-1, 4, 2)
+    labels = epoch.labels[VISIBLE][epoch.rows[VISIBLE]].reshape(-1, 4, 2)
     assert len(labels) == 48 // 8
     assert (labels[:, :, 0] == labels[:, :, 1]).all()
     assert all(len(set(batch[:, 0])) == 4 for batch in labels)
-    assert np.array_equal(epoch.plan[VISIBLE], world.owners[epoch.captions])
+    assert np.array_equal(epoch.rows[VISIBLE], world.owners[epoch.captions])
 
 
 def test_pairs_count_how_often_two_clusters_occur_together() -> None:
@@ -189,7 +177,9 @@ def test_pairs_count_how_often_two_clusters_occur_together() -> None:
     assert np.array_equal(counts, expected)
     assert np.allclose(
         epoch.similarity,
-        (epoch.banks[VISIBLE][epoch.pairs[:, 0]] * epoch.banks[TEXT][epoch.pairs[:, 1]]).sum(1),
+        (
+            epoch.prototypes[VISIBLE][epoch.pairs[:, 0]] * epoch.prototypes[TEXT][epoch.pairs[:, 1]]
+        ).sum(1),
     )
 
 
@@ -200,7 +190,7 @@ def test_without_a_cluster_prototypes_are_an_error_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"visible.*eps.*min_samples.*prototypes_from"):
         world.begin(config())
     baseline = world.begin(config(lambda1=0, lambda2=0))
-    assert baseline.banks[TEXT].shape == (0, 32)
+    assert baseline.prototypes[TEXT].shape == (0, 32)
     assert len(baseline.pairs) == 0
     assert len(world.begin(config(prototypes_from=1)).captions) == 6
 
@@ -218,8 +208,8 @@ def test_given_identities_need_no_mining() -> None:
     world.labels = world.truth
     epoch = world.begin(config(labels="identities"))
     assert np.array_equal(epoch.labels[TEXT], world.truth[TEXT])
-    assert cpcl.supervision(config(labels="identities")) == "identities"
-    assert cpcl.supervision(config()) == "pairs"
+    assert METHOD.supervision(config(labels="identities")) == "identities"
+    assert METHOD.supervision(config()) == "pairs"
 
 
 # Clustering --------------------------------------------------------------------------------------
@@ -235,9 +225,18 @@ def test_people_of_two_images_cluster_as_pairs_and_not_as_images() -> None:
     owners = np.repeat(np.arange(20), 2)
     pairs = config(clustering={"k1": 5, "k2": 2, "rows": "pairs"})
     images = config(clustering={"k1": 5, "k2": 2, "rows": "images"})
-    found = cpcl.cluster(pairs, features, owners=owners)
+    found = cpcl.cluster(
+        pairs, VISIBLE, BetweenEpochs("train", 0, 0, features={VISIBLE: features}, owners=owners)
+    )
     assert np.array_equal(found, identities)
-    assert (cpcl.cluster(images, features, owners=owners) == -1).all()
+    assert (
+        cpcl.cluster(
+            images,
+            VISIBLE,
+            BetweenEpochs("train", 0, 0, features={VISIBLE: features}, owners=owners),
+        )
+        == -1
+    ).all()
 
 
 @pytest.mark.parametrize("rows", ["pairs", "images"])
@@ -247,7 +246,9 @@ def test_an_image_without_a_caption_is_an_outlier(rows: str) -> None:
     features = unit(rng.standard_normal((6, 64))[identities] + 0.05 * rng.standard_normal((30, 64)))
     owners = np.repeat(np.delete(np.arange(30), [0, 7]), 3)
     chosen = config(clustering={"k1": 15, "k2": 2, "rows": rows, "min_samples": 3})
-    found = cpcl.cluster(chosen, features, owners=owners)
+    found = cpcl.cluster(
+        chosen, VISIBLE, BetweenEpochs("train", 0, 0, features={VISIBLE: features}, owners=owners)
+    )
     assert np.flatnonzero(found == -1).tolist() == [0, 7]
     assert np.array_equal(np.delete(found, [0, 7]), np.delete(identities, [0, 7]))
 
@@ -255,7 +256,7 @@ def test_an_image_without_a_caption_is_an_outlier(rows: str) -> None:
 def test_captions_are_clustered_as_they_are() -> None:
     world = World()
     chosen = config(clustering={"k1": 6, "k2": 2})
-    found = cpcl.cluster(chosen, world.features[TEXT])
+    found = cpcl.cluster(chosen, TEXT, BetweenEpochs("train", 0, 0, features=world.features))
     assert np.array_equal(found, world.truth[TEXT])
 
 
@@ -279,7 +280,7 @@ def test_every_field_says_that_it_is_a_reconstruction() -> None:
         for _, member in inspect.getmembers(settings, inspect.isclass)
         if issubclass(member, BaseModel) and member.__module__ == settings.__name__
     ]
-    assert len(sections) == 7
+    assert len(sections) == 6
     for section in sections:
         text = inspect.getdoc(section) or ""
         for name in section.model_fields.keys() - measured:
@@ -291,7 +292,7 @@ def test_every_field_says_that_it_is_a_reconstruction() -> None:
     [(0, 1e-6), (1, 2.8e-6), (4, 8.2e-6), (5, 1e-5), (32, 5.1428e-6), (59, 8.155e-9)],
 )
 def test_the_rate_warms_up_from_a_tenth_and_falls_to_zero(epoch: int, lr: float) -> None:
-    assert settings.learning_rate(Config(), epoch) == pytest.approx(lr, rel=1e-3)
+    assert optimization.learning_rate(Config(), epoch) == pytest.approx(lr, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -305,10 +306,10 @@ def test_the_rate_warms_up_from_a_tenth_and_falls_to_zero(epoch: int, lr: float)
     ],
 )
 def test_settings_without_effect_are_named(changes: dict, word: str) -> None:
-    warnings = cpcl.check(Config.model_validate(changes))
+    warnings = METHOD.check(Config.model_validate(changes))
     assert len(warnings) == 1
     assert word in warnings[0]
-    assert cpcl.check(Config()) == []
+    assert METHOD.check(Config()) == []
 
 
 def test_a_pk_batch_holds_at_least_one_cluster() -> None:
@@ -325,12 +326,12 @@ def test_a_typo_is_an_error() -> None:
 
 
 def test_what_the_machinery_asks_for() -> None:
-    assert cpcl.INPUTS == (Modality.VISIBLE, Modality.TEXT)
-    assert cpcl.stages(Config()) == ("train",)
-    assert cpcl.batch_rows(Config()) == {"cpcl.train.batch_size": 64}
+    assert METHOD.inputs == (Modality.VISIBLE, Modality.TEXT)
+    assert METHOD.stages(Config()) == ("train",)
+    assert METHOD.batch_rows(Config()) == {"cpcl.train.batch_size": 64}
     uneven = config(train={"batch_size": 10, "instances": 4, "sampler": "pk"})
-    assert list(cpcl.batch_rows(uneven).values()) == [8]
-    views = cpcl.augmentations(cpcl.Config(), Augmentation(grayscale=0.5, pad=3))
+    assert list(METHOD.batch_rows(uneven).values()) == [8]
+    views = METHOD.augmentations(Config(), Augmentation(grayscale=0.5, pad=3))
     assert views == {VISIBLE: (Augmentation(grayscale=0, pad=3),)}
 
 

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from reid_core import losses, optim, text
 from reid_core.datasets import LAYOUTS
 from reid_core.memory import ClusterMemory
-from reid_core.method import Epoch
+from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.cpcl import between_epochs as cpcl
 from reid_core.methods.cpcl import stages
 from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
 from reid_core.methods.cpcl.stages import Pairs, Prototypes
 from reid_core.models import clip as clips
+from reid_core.stage import Epoch
 from reid_core.types import Batch, Dataset
 
 CLUSTERS = {VISIBLE: 4, TEXT: 3}
@@ -49,9 +50,8 @@ def pairs(num: int = 6) -> Pairs:
 
 def prototypes(chosen: Config) -> Prototypes:
     epoch = Epoch(
-        plan={},
         labels={},
-        banks={m: unit(n, seed=2 + n).numpy() for m, n in CLUSTERS.items()},
+        prototypes={m: unit(n, seed=2 + n).numpy() for m, n in CLUSTERS.items()},
         pairs=np.array([[0, 2], [0, 2], [0, 2], [0, 0], [3, 2], [1, 1]]),
     )
     return stages.open_prototypes(chosen, epoch, torch.device("cpu"))
@@ -290,7 +290,7 @@ def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0)
     chosen = config(
         clustering={"k1": 4, "k2": 1, "min_samples": 2}, train={**train, "text_mask": text_mask}
     )
-    stage = cpcl.open_stage(chosen, "train", clip, height=64, width=32, handed={}, seed=3)
+    stage = cpcl.open_stage(chosen, "train", Opening(clip, height=64, width=32, handed={}, seed=3))
     stage.encoder.eval()
     with torch.no_grad():
         features = {
@@ -298,19 +298,21 @@ def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0)
             TEXT: stage.encoder.embed(tokens, TEXT).numpy(),
         }
     labels = {
-        VISIBLE: cpcl.cluster(chosen, features[VISIBLE], owners=owners),
-        TEXT: cpcl.cluster(chosen, features[TEXT]),
+        VISIBLE: cpcl.cluster(
+            chosen, VISIBLE, BetweenEpochs("train", 0, 0, features=features, owners=owners)
+        ),
+        TEXT: cpcl.cluster(chosen, TEXT, BetweenEpochs("train", 0, 0, features=features)),
     }
     epoch = cpcl.begin_epoch(
-        chosen, "train", features=features, labels=labels, owners=owners, epoch=0, seed=3
+        chosen, BetweenEpochs("train", 0, 3, features=features, owners=owners), labels
     )
-    stage.begin_epoch(0, epoch)
+    stage.begin_epoch(0, epoch.for_workers())
     optimizer = stage.optimizer()
     optim.set_lr(optimizer, stage.learning_rate(0))
     stage.module.train()
     found = []
     assert epoch.captions is not None
-    for rows, chosen_captions in zip(epoch.plan[VISIBLE], epoch.captions, strict=True):
+    for rows, chosen_captions in zip(epoch.rows[VISIBLE], epoch.captions, strict=True):
         batch = Batch(
             images=pixels[rows],
             rows=torch.from_numpy(rows),
@@ -348,11 +350,13 @@ def test_masked_words_change_the_step(tmp_path: Path, small) -> None:
 
 
 def test_the_trained_encoder_comes_back_from_its_state(small) -> None:
-    stage = cpcl.open_stage(config(), "train", small, height=64, width=32, handed={}, seed=0)
+    stage = cpcl.open_stage(
+        config(), "train", Opening(small, height=64, width=32, handed={}, seed=0)
+    )
     with torch.no_grad():
         next(stage.module.parameters()).add_(1)
-    again = cpcl.load_encoder(config(), small, height=64, width=32, state=stage.module.state_dict())
-    fresh = cpcl.load_encoder(config(), small, height=64, width=32, state=None)
+    again = cpcl.load_encoder(config(), small, 64, 32, stage.module.state_dict())
+    fresh = cpcl.load_encoder(config(), small, 64, 32, None)
     images = torch.zeros(2, 3, 64, 32, dtype=torch.uint8) + 99
     stage.module.eval()
     with torch.no_grad():

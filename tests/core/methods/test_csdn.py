@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reid_core.method import BetweenEpochs, Opening
+from reid_core.methods.csdn import METHOD, optimization, stages
 from reid_core.methods.csdn import between_epochs as csdn
-from reid_core.methods.csdn import settings, stages
 from reid_core.methods.csdn.images import Descriptor, ImageModel, build_encoder
 from reid_core.methods.csdn.released import from_released
 from reid_core.methods.csdn.settings import INPUTS, Config
@@ -88,19 +89,19 @@ def test_published_loss_weights() -> None:
     ],
 )
 def test_only_stages_that_hand_something_on_are_run(anchors, expected) -> None:
-    assert csdn.stages(Config(anchors=anchors)) == expected
-    assert csdn.stages(Config(anchors=anchors, lambda2=0, lambda3=0)) == ("images",)
+    assert METHOD.stages(Config(anchors=anchors)) == expected
+    assert METHOD.stages(Config(anchors=anchors, lambda2=0, lambda3=0)) == ("images",)
 
 
 def test_settings_without_effect_are_named() -> None:
-    assert csdn.check(Config()) == []
-    (warning,) = csdn.check(Config(anchors="none", lambda2=0.1))
+    assert METHOD.check(Config()) == []
+    (warning,) = METHOD.check(Config(anchors="none", lambda2=0.1))
     assert "csdn.lambda2" in warning
     assert "anchors=none" in warning
-    assert "dropout" in csdn.check(Config(anchors="own", dropout=0.2))[0]
+    assert "dropout" in METHOD.check(Config(anchors="own", dropout=0.2))[0]
     resumed = Config(**Config(anchors="none").model_dump())
-    assert csdn.check(resumed) == []
-    assert "released" in csdn.check(Config(profile="reference", stem_relu="all"))[0]
+    assert METHOD.check(resumed) == []
+    assert "released" in METHOD.check(Config(profile="reference", stem_relu="all"))[0]
 
 
 @pytest.mark.parametrize("stage", ["prompts", "fusion"])
@@ -110,7 +111,7 @@ def test_published_learning_rates_of_the_text_stages(stage: str) -> None:
         5: 2.9491e-4, 10: 2.7997e-4, 30: 1.5050e-4, 59: 1.2049e-6,
     }  # fmt: skip
     for epoch, lr in published.items():
-        assert settings.learning_rate(Config(), stage, epoch) == pytest.approx(lr, rel=1e-4)
+        assert optimization.learning_rate(Config(), stage, epoch) == pytest.approx(lr, rel=1e-4)
 
 
 def test_published_learning_rates_of_the_images() -> None:
@@ -119,14 +120,14 @@ def test_published_learning_rates_of_the_images() -> None:
         39: 3e-4, 40: 3e-5, 69: 3e-5, 70: 3e-6, 119: 3e-6,
     }  # fmt: skip
     for epoch, lr in published.items():
-        assert settings.learning_rate(Config(), "images", epoch) == pytest.approx(lr)
+        assert optimization.learning_rate(Config(), "images", epoch) == pytest.approx(lr)
 
 
 # Views and plans ---------------------------------------------------------------------------------
 
 
 def test_two_visible_views_and_one_infrared_none_of_them_gray_by_luma() -> None:
-    views = csdn.augmentations(csdn.Config(), Augmentation(grayscale=0.5, pad=3))
+    views = METHOD.augmentations(Config(), Augmentation(grayscale=0.5, pad=3))
     assert [a.channels for a in views[Modality.VISIBLE]] == ["keep", "exchange"]
     assert [a.channels for a in views[Modality.INFRARED]] == ["adapt"]
     assert {(a.grayscale, a.pad) for group in views.values() for a in group} == {(0.0, 3)}
@@ -153,21 +154,20 @@ def test_published_numbers_of_steps(small, pool, sizes, text_steps, image_steps)
     rows = [batch.rows for batch in fusing.batches(0, lambda n: slice(0, n))]
     assert len(rows) * config.fusion.epochs == text_steps
     assert {len(batch) for batch in rows} == {64}
-    epoch = csdn.begin_epoch(config, "images", features={}, labels=identities, epoch=0, seed=0)
-    assert epoch.plan[Modality.VISIBLE].shape == (image_steps // 120, 32)
+    epoch = csdn.begin_epoch(config, BetweenEpochs("images", 0, 0), identities)
+    assert epoch.rows[Modality.VISIBLE].shape == (image_steps // 120, 32)
 
 
 def test_every_batch_shows_the_same_people_in_both_modalities() -> None:
     identities = cycled(300, 200, 20)
-    settings = {"features": {}, "labels": identities, "seed": 5}
-    epoch = csdn.begin_epoch(Config(), "images", **settings, epoch=1)
-    visible, infrared = (identities[m][epoch.plan[m]] for m in INPUTS)
+    epoch = csdn.begin_epoch(Config(), BetweenEpochs("images", 1, 5), identities)
+    visible, infrared = (identities[m][epoch.rows[m]] for m in INPUTS)
     assert np.array_equal(visible, infrared)
     assert all(len(set(batch)) == 8 for batch in visible)
-    again = csdn.begin_epoch(Config(), "images", **settings, epoch=1)
-    later = csdn.begin_epoch(Config(), "images", **settings, epoch=2)
-    assert all(np.array_equal(epoch.plan[m], again.plan[m]) for m in INPUTS)
-    assert not np.array_equal(epoch.plan[Modality.VISIBLE], later.plan[Modality.VISIBLE])
+    again = csdn.begin_epoch(Config(), BetweenEpochs("images", 1, 5), identities)
+    later = csdn.begin_epoch(Config(), BetweenEpochs("images", 2, 5), identities)
+    assert all(np.array_equal(epoch.rows[m], again.rows[m]) for m in INPUTS)
+    assert not np.array_equal(epoch.rows[Modality.VISIBLE], later.rows[Modality.VISIBLE])
 
 
 def test_all_images_are_shown_by_all_and_few_by_one_sample() -> None:
@@ -200,7 +200,7 @@ def test_published_parameter_counts(published: ImageModel) -> None:
 
 
 def test_published_optimizer_of_the_images(published: ImageModel) -> None:
-    optimizer = settings.optimizer(Config(), "images", published)
+    optimizer = optimization.optimizer(Config(), "images", published)
     towers, heads = optimizer.param_groups
     assert len(towers["params"]) + len(heads["params"]) == 190
     assert len(heads["params"]) == 7
@@ -214,7 +214,7 @@ def test_published_optimizers_of_the_texts(small, stage: str, tensors: int) -> N
     config, identities = Config(), cycled(40, 40, 10)
     handed = {f"texts.{m}": torch.zeros(10, 128) for m in INPUTS}
     opened = csdn.open_stage(
-        config, stage, small, **SIZE, identities=identities, handed=handed, seed=0
+        config, stage, Opening(small, **SIZE, identities=identities, handed=handed, seed=0)
     )
     optimizer = opened.optimizer()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -334,7 +334,7 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
     model = ImageModel(encoder, 7, seed=3).eval()
     saved = {f"module.{as_released(name)}": x for name, x in model.state_dict().items()}
     loaded = csdn.load_encoder(
-        config, small, **SIZE, state=from_released(REFERENCE, saved)["images"]
+        config, small, *SIZE.values(), from_released(REFERENCE, saved)["images"]
     )
     own = Descriptor(encoder, flip=True).eval()
     pictures = torch.randint(256, (3, 3, 64, 32), generator=torch.Generator().manual_seed(0))
@@ -343,4 +343,4 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         for m in INPUTS:
             torch.testing.assert_close(loaded.embed(pictures, m), own.embed(pictures, m))
     with pytest.raises(ValueError, match="images"):
-        csdn.load_encoder(config, small, **SIZE, state={"query.weight": Tensor()})
+        csdn.load_encoder(config, small, *SIZE.values(), {"query.weight": Tensor()})

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid_core import losses
-from reid_core.method import Stage, Terms
+from reid_core.method import BetweenEpochs, Opening
+from reid_core.methods.csdn import METHOD
 from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn.images import Descriptor, Outputs, build_encoder, image_terms
 from reid_core.methods.csdn.settings import INPUTS, Config
@@ -19,6 +20,7 @@ from reid_core.methods.csdn.stages import Fusing, MixedBatch, PairBatch, Prompti
 from reid_core.models import clip as clips
 from reid_core.models.encoders import Features
 from reid_core.models.prompts import Chosen
+from reid_core.stage import Stage, Terms
 from reid_core.types import Batch, Modality
 
 SIZE = {"height": 64, "width": 32}
@@ -43,7 +45,9 @@ def pictures(num: int, *, seed: int = 0) -> Tensor:
 def open_stage(config: Config, name: str, clip: clips.Clip) -> Stage:
     handed = {f"texts.{m}": rows(6, 128, seed=i) for i, m in enumerate(INPUTS)}
     handed["fused"] = rows(6, 128, seed=5)
-    return csdn.open_stage(config, name, clip, **SIZE, identities=PEOPLE, handed=handed, seed=3)
+    return csdn.open_stage(
+        config, name, Opening(clip, **SIZE, identities=PEOPLE, handed=handed, seed=3)
+    )
 
 
 def total(terms: Terms) -> Tensor:
@@ -335,8 +339,8 @@ def test_stage_three_moves_the_whole_image_side_and_no_text(small) -> None:
         VISIBLE: Batch(pictures(8), torch.arange(4), y),
         INFRARED: Batch(pictures(4, seed=1), torch.arange(4), y),
     }
-    epoch = csdn.begin_epoch(Config(), "images", features={}, labels=PEOPLE, epoch=0, seed=0)
-    stage.begin_epoch(0, epoch)
+    epoch = csdn.begin_epoch(Config(), BetweenEpochs("images", 0, 0), PEOPLE)
+    stage.begin_epoch(0, epoch.for_workers())
     stage.module.train()
     moved = changed(
         stage,
@@ -379,9 +383,9 @@ def test_stems_of_the_reference_keep_one_rectifier(small) -> None:
 
 def test_what_the_machinery_is_told() -> None:
     config = Config()
-    assert csdn.INPUTS == (Modality.VISIBLE, Modality.INFRARED)
-    assert csdn.supervision(config) == "identities"
-    assert list(csdn.batch_rows(config).values()) == [32, 32, 32]
-    assert list(csdn.batch_rows(Config(anchors="none"))) == [
+    assert METHOD.inputs == (Modality.VISIBLE, Modality.INFRARED)
+    assert METHOD.supervision(config) == "identities"
+    assert list(METHOD.batch_rows(config).values()) == [32, 32, 32]
+    assert list(METHOD.batch_rows(Config(anchors="none"))) == [
         "csdn.images.identities_per_batch x instances"
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_number_of_shares_changes_nothing(
     one, many = begin(bank_of(make_config())), begin(bank_of(make_config()), world=world)
     for m in (VISIBLE, INFRARED):
         np.testing.assert_array_equal(one.epoch.labels[m], many.epoch.labels[m])
-        np.testing.assert_array_equal(one.epoch.banks[m], many.epoch.banks[m])
+        np.testing.assert_array_equal(one.epoch.prototypes[m], many.epoch.prototypes[m])
         np.testing.assert_array_equal(one.plan.rows[m], many.plan.rows[m])
 
 
@@ -71,7 +72,7 @@ def test_true_identities_never_reach_the_epoch(make_config: Callable[..., RunCon
     one, other = begin(bank_of(make_config())), begin(bank_of(make_config(), shuffled))
     np.testing.assert_array_equal(one.epoch.pairs, other.epoch.pairs)
     for m in (VISIBLE, INFRARED):
-        np.testing.assert_array_equal(one.epoch.banks[m], other.epoch.banks[m])
+        np.testing.assert_array_equal(one.epoch.prototypes[m], other.epoch.prototypes[m])
         np.testing.assert_array_equal(one.plan.rows[m], other.plan.rows[m])
 
 
@@ -102,7 +103,7 @@ def test_clustering_may_take_longer_than_the_barrier(
         time.sleep(0.5)
         return cluster(*args, **kwargs)
 
-    monkeypatch.setattr(bank._method, "cluster", slow)
+    monkeypatch.setattr(bank, "_method", replace(bank._method, cluster=slow))
     token = bank.open()
     for m, x in features().items():
         threading.Thread(target=bank.add_features, args=(token, KEY, m, x, 0, 1)).start()
@@ -139,7 +140,7 @@ def test_clustering_that_fails_is_not_waited_for(
         raise ValueError("row 3 is zero")
 
     bank = bank_of(make_config())
-    monkeypatch.setattr(bank._method, "cluster", fail)
+    monkeypatch.setattr(bank, "_method", replace(bank._method, cluster=fail))
     with pytest.raises(ValueError, match="row 3 is zero"):
         begin(bank)
 
@@ -158,4 +159,4 @@ def test_given_identities_are_pairs_without_clustering(
     np.testing.assert_array_equal(
         start.epoch.pairs, np.repeat(np.arange(PEOPLE)[:, None], 2, axis=1)
     )
-    np.testing.assert_array_equal(start.epoch.banks[VISIBLE], start.epoch.banks[INFRARED])
+    np.testing.assert_array_equal(start.epoch.prototypes[VISIBLE], start.epoch.prototypes[INFRARED])

@@ -1,0 +1,79 @@
+"""Settings that several methods share; what they mean is done in modules that need torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Some settings of a method: no unknown key, nothing that changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextStage(Section):
+    """Optimisation of a stage that learns texts: Adam, a linear warm-up, then a cosine.
+
+    Attributes:
+        epochs: of the stage.
+        batch_size: image features in a global batch, per modality.
+        lr: learning rate after the warm-up.
+        min_lr: at the end of the cosine.
+        weight_decay: of all parameters.
+        warmup_epochs: in which the rate rises from `warmup_lr` to `lr`.
+        warmup_lr: at the start.
+        temperature: divides the products before the softmax.
+    """
+
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(3e-4, gt=0)
+    min_lr: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_epochs: int = Field(5, ge=0)
+    warmup_lr: float = Field(1e-5, gt=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+class Refinement(Section):
+    """Targets and weights of rows by their neighbors' votes; off by default.
+
+    Attributes:
+        labels: "hard" clusters, or "voted": the own cluster and what the neighbors vote for.
+        weights: whether a row counts as far as the vote confirms its cluster.
+        neighbours: that vote, the row itself among them.
+        hard_share: of the own cluster in a voted target.
+        sharpness: of the weights; higher trusts fewer rows.
+    """
+
+    labels: Literal["hard", "voted"] = "hard"
+    weights: bool = False
+    neighbours: int = Field(30, ge=2)
+    hard_share: float = Field(0.7, ge=0, le=1)
+    sharpness: float = Field(10.0, ge=0)
+
+    @property
+    def on(self) -> bool:
+        """Whether neighbors have a say at all."""
+        return self.labels == "voted" or self.weights
+
+
+class Views(Section):
+    """Views of training images.
+
+    Attributes:
+        visible: of each visible image: 1, or 2: a plain one and one with a single channel in all
+            three; infrared images then have their channels adapted. Both count as rows.
+        channels: of a single visible view: "keep" with the section augmentation's grayscale, or
+            without that "exchange" (one channel copied to all) or "adapt" (the same with 3/4,
+            gray with 1/8).
+        jitter: strength of the color jitter of the second visible view, or of a single one.
+        infrared_jitter: the same of infrared images.
+    """
+
+    visible: Literal[1, 2] = 1
+    channels: Literal["keep", "exchange", "adapt"] = "keep"
+    jitter: float = Field(0.0, ge=0, le=0.5)
+    infrared_jitter: float = Field(0.0, ge=0, le=0.5)
