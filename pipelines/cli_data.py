@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,22 @@ from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 from pipelines.storage.files import replace_file, to_json
 
+if TYPE_CHECKING:
+    from pipelines.data.places import Trusted
+
 data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
+
+ExtraRoot = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder or bucket outside ROOT that rows may name; may be repeated."),
+]
+AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Rows may name images by http(s).")]
+
+
+def _trusted(extra_root: list[Path] | None, allow_http: bool) -> Trusted:
+    from pipelines.data.places import Trusted
+
+    return Trusted(tuple(extra_root or ()), allow_http)
 
 
 def ray_address() -> str | None:
@@ -82,12 +97,14 @@ def check(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write everything to this file.")
     ] = None,
+    extra_root: ExtraRoot = None,
+    allow_http: AllowHttp = False,
 ) -> None:
     """Compare a data set with its published numbers, read every image; exit code 1 on a fault."""
     from pipelines.data import check
 
     check_target(json_file)
-    result = check.check(kind, root)
+    result = check.check(kind, root, trusted=_trusted(extra_root, allow_http))
     console.print(check.render(result))
     if json_file is not None:
         write_text(json_file, to_json(result.to_json()))
@@ -104,6 +121,8 @@ def convert(
         str | None, typer.Option(help="HxW: resize once, kept as bitmaps. Default: same bytes.")
     ] = None,
     trial: Annotated[int, typer.Option(help="Which of RegDB's ten divisions.")] = 1,
+    extra_root: ExtraRoot = None,
+    allow_http: AllowHttp = False,
 ) -> None:
     """Pack a data set into Parquet shards; the same command again continues.
 
@@ -111,7 +130,15 @@ def convert(
     """
     from pipelines.data import convert as conversion
 
-    found = conversion.convert(kind, root, out, size=size, trial=trial, ray_address=ray_address())
+    found = conversion.convert(
+        kind,
+        root,
+        out,
+        size=size,
+        trial=trial,
+        trusted=_trusted(extra_root, allow_http),
+        ray_address=ray_address(),
+    )
     say(
         f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
         f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"

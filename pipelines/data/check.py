@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from pipelines.data import roots
+from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
 from pipelines.storage.shards import location, read_bytes
@@ -78,12 +79,13 @@ class Check:
         return {"ok": self.ok, **asdict(self)}
 
 
-def check(kind: str, root: Path) -> Check:
+def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
     """Look at every record and every image of a data set.
 
     Args:
         kind: a key of `reid_core.datasets.LAYOUTS`.
         root: as its reader wants it.
+        trusted: where images may lie beside the root.
 
     Returns:
         A check whose only problem is the layout, where the reader finds it wrong.
@@ -95,7 +97,7 @@ def check(kind: str, root: Path) -> Check:
         raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
     root = root if "://" in location(root) else root.resolve()
     try:
-        trials = _read(kind, root)
+        trials = _read(kind, root, trusted)
         first = next(iter(trials.values()))
         expected_from, expected = roots.expected(first)
     except (UserError, ValueError) as error:
@@ -151,11 +153,14 @@ def render(result: Check) -> Group:
     return Group(*lines)
 
 
-def _read(kind: str, root: Path) -> dict[str, Dataset]:
+def _read(kind: str, root: Path, trusted: Trusted) -> dict[str, Dataset]:
     """The data set, or all trials of one that has some, by what messages begin with."""
     if not LAYOUTS[kind].has_trials:
-        return {"": roots.read(kind, root)}
-    return {f"trial {n}, ": roots.read(kind, root, trial=n) for n in LAYOUTS[kind].trials}
+        return {"": roots.read(kind, root, trusted=trusted)}
+    return {
+        f"trial {n}, ": roots.read(kind, root, trial=n, trusted=trusted)
+        for n in LAYOUTS[kind].trials
+    }
 
 
 def _wrong_counts(trial: str, counts: Iterable[Count]) -> list[Problem]:

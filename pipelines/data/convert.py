@@ -27,12 +27,14 @@ from rich.progress import track
 from pipelines import config as configuration
 from pipelines.cluster import session as cluster
 from pipelines.data import roots
+from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
 from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
+from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY
-from reid_core.images import decode
+from reid_core.images import MAX_MEGAPIXELS, decode
 from reid_core.types import Dataset
 
 MANIFEST = "manifest.parquet"
@@ -64,6 +66,7 @@ def convert(
     size: str | None = None,
     trial: int = 1,
     images_per_shard: int = _IMAGES_PER_SHARD,
+    trusted: Trusted = ROOT_ALONE,
     ray_address: str | None = None,
 ) -> Converted:
     """Pack what is not packed yet.
@@ -77,6 +80,7 @@ def convert(
             the tree, sooner; None keeps the bytes.
         trial: which of RegDB's divisions the manifest has.
         images_per_shard: images of a shard.
+        trusted: where images may lie beside the root.
         ray_address: cluster to use, None for one on this machine.
 
     Raises:
@@ -84,7 +88,9 @@ def convert(
             images cannot be read; the shards without such images are written nevertheless.
     """
     shape = _parse_size(size)
-    dataset = roots.read(kind, root.resolve(), trial=trial)
+    if trial != 1 and not (kind in LAYOUTS and LAYOUTS[kind].has_trials):
+        raise UserError(f"--trial {trial}: {kind} has no divisions, RegDB has")
+    dataset = roots.read(kind, root.resolve(), trial=trial, trusted=trusted)
     images = list(dict.fromkeys(r.image for s in SPLITS for r in getattr(dataset, s).samples))
     target = _Target(out if "://" in out else str(Path(out).resolve()))
     target.claim(_plan(dataset.kind, trial, size, images_per_shard, images))
@@ -172,7 +178,10 @@ def _parse_size(size: str | None) -> tuple[int, int] | None:
     found = re.fullmatch(r"(\d+)x(\d+)", size)
     if not found or "0" in found.groups():
         raise UserError(f"--size {size}: expected height x width in pixels, e.g. 288x144")
-    return int(found[1]), int(found[2])
+    height, width = int(found[1][:9]), int(found[2][:9])
+    if height * width > MAX_MEGAPIXELS * 1e6:
+        raise UserError(f"--size {size}: more than {MAX_MEGAPIXELS:g} megapixels an image")
+    return height, width
 
 
 def _write_shards(

@@ -17,6 +17,7 @@ from pipelines.data import roots
 from pipelines.data.check import counts_differ
 from pipelines.data.inputs import Inputs, Measured
 from pipelines.data.measurable import why_unmeasured
+from pipelines.data.places import Trusted
 from pipelines.data.sample_list import Row, restore
 from pipelines.errors import UserError
 from pipelines.storage.shards import location
@@ -179,13 +180,14 @@ def read(config: RunConfig) -> Dataset:
         UserError: no such folder, or not the layout of this kind.
     """
     root, trial = config.data.root, config.data.trial
+    trusted = Trusted(config.data.extra_roots, config.data.allow_http)
     if trial == "all":
         raise UserError("data.trial=all is for `crossreid train` alone: choose one from 1 to 10")
     if "://" in location(root):
-        return roots.read(config.data.kind, root)
+        return roots.read(config.data.kind, root, trusted=trusted)
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder")
-    return roots.read(config.data.kind, root.resolve(), trial=trial)
+    return roots.read(config.data.kind, root.resolve(), trial=trial, trusted=trusted)
 
 
 def refuse_shared_identities(dataset: Dataset, config: RunConfig) -> None:

@@ -8,21 +8,23 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.storage.shards import has_file, location, read_file
 from reid_core.datasets import LAYOUTS
-from reid_core.datasets.counts import EXPECTED, Expected, expected_counts
+from reid_core.datasets.counts import EXPECTED, SPLITS, Expected, expected_counts
 from reid_core.datasets.manifest import NAMES
 from reid_core.types import Dataset
 
 
-def read(kind: str, root: Path, *, trial: int = 1) -> Dataset:
+def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE) -> Dataset:
     """The data set of a kind below a root.
 
     Args:
         kind: a key of `reid_core.datasets.LAYOUTS`.
         root: folder that its reader wants, or, of a manifest, a URI.
         trial: which of RegDB's divisions.
+        trusted: where images may lie beside the root.
 
     Raises:
         UserError: no such kind, root or layout; says what was expected.
@@ -41,7 +43,12 @@ def read(kind: str, root: Path, *, trial: int = 1) -> Dataset:
         except ValueError as error:
             said = str(error).replace(str(folder), where)
             raise UserError(f"{where} is no readable {kind} data set: {said}") from error
-    return replace(found, root=root) if "://" in where else found
+    dataset = replace(found, root=root) if "://" in where else found
+    if dataset.kind not in LAYOUTS:
+        raise UserError(f"{where} says that it was of kind {dataset.kind[:60]}, which is unknown")
+    images = (s.image for split in SPLITS for s in getattr(dataset, split).samples)
+    trusted.require(dataset.root, dict.fromkeys(images), follow_links=kind != "manifest")
+    return dataset
 
 
 def expected(dataset: Dataset) -> tuple[str, Expected]:

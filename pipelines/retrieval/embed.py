@@ -31,6 +31,7 @@ from ray.data.datasource import Datasource, ReadTask
 
 from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
+from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.distributed.precision import autocast
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
@@ -94,6 +95,9 @@ def embed(
     checkpoint, out = checkpoint.resolve(), out.resolve()
     loaded = open_encoder(checkpoint, space=space)
     source = replace(source, path=source.path.resolve())
+    data = loaded.config.data
+    if source.trusted == ROOT_ALONE:
+        source = replace(source, trusted=Trusted(data.extra_roots, data.allow_http))
     if source.kind and LAYOUTS[source.kind].has_trials and source.trial is None:
         own = loaded.config.data.trial
         assert own != "all"  # every trial is a run of its own

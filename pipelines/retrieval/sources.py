@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pipelines.data import roots
+from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from reid_core.datasets import LAYOUTS, manifest_rows
 from reid_core.datasets.files import ImageFiles
@@ -47,6 +48,7 @@ class Source:
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
         trial: which of RegDB's divisions; None takes that of the run, see `embed`.
+        trusted: where images may lie beside the root; that of the run where nothing is said.
 
     Raises:
         UserError: nothing there, an unknown kind, split or file type.
@@ -57,6 +59,7 @@ class Source:
     split: str = "test"
     modality: Modality | None = None
     trial: int | None = None
+    trusted: Trusted = ROOT_ALONE
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -90,7 +93,7 @@ class Source:
 
     def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
-        found = roots.read(self.kind, self.root, trial=self.trial or 1)
+        found = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
         splits: dict[str, Split] = {name: getattr(found, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
         return tuple(sample for split in chosen for sample in split.samples)
