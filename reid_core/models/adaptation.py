@@ -6,6 +6,7 @@ Shapes: a weight (M, N), its change (M, r) times (r, N).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class LowRank(nn.Module):
         return weight + self.b @ self.a
 
 
-def add_low_rank(blocks: nn.Module, rank: int) -> None:
+def add_low_rank(parts: Sequence[nn.Module], rank: int) -> None:
     """Puts a `LowRank` beside every matrix of attention and MLP, in place, and freezes the rest.
 
     torch's parametrizations do it for Linear and for MultiheadAttention's joint matrix alike.
@@ -71,10 +72,12 @@ def add_low_rank(blocks: nn.Module, rank: int) -> None:
     Raises:
         ValueError: there is neither attention nor MLP: a convolutional tower.
     """
-    blocks.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(False)
     places = [
         (layer, "in_proj_weight" if isinstance(layer, nn.MultiheadAttention) else "weight")
-        for layer in blocks.modules()
+        for part in parts
+        for layer in part.modules()
         if isinstance(layer, (nn.Linear, nn.MultiheadAttention))
     ]
     if not places:

@@ -104,8 +104,7 @@ class ImageEncoder(nn.Module):
         self.register_buffer("pixel_scale", scale, persistent=False)
         self.register_buffer("pixel_shift", shift, persistent=False)
         if options.lora_rank:
-            for part in (self.visible_stem, self.infrared_stem, self.trunk):
-                add_low_rank(part, options.lora_rank)
+            add_low_rank((self.visible_stem, self.infrared_stem, self.trunk), options.lora_rank)
         if options.freeze_patches:
             for stem in (self.visible_stem, self.infrared_stem):
                 patch_projection(stem).requires_grad_(False)

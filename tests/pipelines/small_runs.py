@@ -114,13 +114,15 @@ def write_trees(root: Path) -> None:
 
 
 def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
-    """A method's small run on the trees below `root`."""
+    """A method's small run on the trees below `root`; "cclnet-vit" is CCLNet on a transformer."""
+    model = "crossreid-small-vit" if method.endswith("-vit") else "crossreid-small"
+    method = method.removesuffix("-vit")
     kind, settings = _METHODS[method]
     content: dict[str, Any] = {
         "method": method,
         "data": {"kind": kind, "root": str(root / kind)},
         "model": {
-            "name": "crossreid-small",
+            "name": model,
             "pretrained": "bundled",
             "height": HEIGHT,
             "width": WIDTH,

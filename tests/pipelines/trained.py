@@ -25,6 +25,7 @@ def save_run(
     stage: str = "align",
     module: dict[str, torch.Tensor] | None = None,
     trial: int = 1,
+    model: str = clip.SMALL,
 ) -> Path:
     """A run directory as training leaves it, with a checkpoint of the bundled weights.
 
@@ -33,15 +34,16 @@ def save_run(
         stage: that the checkpoint was written in.
         module: what it holds instead of an encoder.
         trial: that it was trained on.
+        model: whose bundled weights they are.
     """
     config = configuration.validate(
         {
             "data": {"root": str(run_dir / "data"), "trial": trial},
-            "model": {"name": clip.SMALL, "pretrained": "bundled", "height": 64, "width": 32},
+            "model": {"name": model, "pretrained": "bundled", "height": 64, "width": 32},
         },
         source="test",
     )
-    encoder = TwoStemEncoder(clip.load(clip.SMALL, "bundled"), height=64, width=32)
+    encoder = TwoStemEncoder(clip.load(model, "bundled"), height=64, width=32)
     with torch.no_grad():  # modalities that differ, as after training
         encoder.infrared_stem.conv1.weight.mul_(1.2)  # type: ignore[union-attr, operator]
     state = {

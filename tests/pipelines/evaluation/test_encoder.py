@@ -50,8 +50,17 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(
     scope="module",
-    params=[("cclnet",), ("csdn", "csdn.variant=head"), ("cpcl",), ("cpcl", "quick_gelu")],
-    ids=["cclnet", "csdn", "cpcl", "cpcl of OpenAI's kind"],
+    params=[
+        ("cclnet",),
+        ("csdn", "csdn.variant=head"),
+        ("cpcl",),
+        ("cpcl", "quick_gelu"),
+        ("cclnet-vit", "model.lora_rank=2"),
+        ("bmil-vit", "model.patch_stride=4", "model.pool=mean", "model.stem_blocks=1"),
+        ("csdn-vit", "csdn.variant=head"),
+        ("cpcl-vit",),
+    ],
+    ids=lambda names: " ".join(names),
 )
 def trained(
     request: pytest.FixtureRequest, trees: Path, tmp_path_factory: pytest.TempPathFactory

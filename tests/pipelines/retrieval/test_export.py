@@ -21,9 +21,9 @@ onnxruntime = pytest.importorskip("onnxruntime")
 EXAMPLE = Path(__file__).parents[3] / "examples" / "onnx_inference.py"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_run(tmp_path_factory.mktemp("trained"))
+@pytest.fixture(scope="module", params=["crossreid-small", "crossreid-small-vit"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("trained"), model=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,8 @@ ONE_STEP = {
 }
 THREE_EPOCHS = {"cclnet": "cclnet.align.epochs=3", "csdn": "csdn.images.epochs=3"}
 THREE_EPOCHS |= {"bmil": "bmil.joint.epochs=3", "cpcl": "cpcl.train.epochs=3"}
+for settings in (ONE_STEP, THREE_EPOCHS):  # and each on a vision transformer
+    settings |= {f"{method}-vit": value for method, value in settings.items()}
 
 
 class EnoughError(Exception):
@@ -148,15 +150,15 @@ def run_plainly(root: Path, folder: Path) -> None:
 # Before and after them ---------------------------------------------------------------------------
 
 
-def prepare_state(config: RunConfig, root: Path, stage: str) -> None:
+def prepare_state(method: str, config: RunConfig, root: Path, stage: str) -> None:
     """Train up to the end of a stage, in this process."""
-    run = small_runs.open_run(config, root / f"{config.method}-before")
+    run = small_runs.open_run(config, root / f"{method}-before")
 
     def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
         last = getattr(config.settings, stage).epochs - 1
         if (line["stage"], line["epoch"]) == (stage, last):
             assert state is not None
-            checkpoint.save(root / f"{config.method}-{stage}", state, {})
+            checkpoint.save(root / f"{method}-{stage}", state, {})
             raise EnoughError
 
     with pytest.raises(EnoughError):
@@ -176,7 +178,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small_runs.write_trees(root)
     for method, (stage, _) in ONE_STEP.items():
         if stage is not None:
-            prepare_state(small_runs.make_config(method, root), root, stage)
+            prepare_state(method, small_runs.make_config(method, root), root, stage)
     for world in WORLDS:
         mp.spawn(worker, args=(world, free_port(), root), nprocs=world)
     return root

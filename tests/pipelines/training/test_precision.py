@@ -35,10 +35,14 @@ def losses_of(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", ["", "-vit"])
 @pytest.mark.parametrize("method", ["cclnet", "bmil", "csdn", "cpcl"])
-def test_bfloat16_changes_the_rounding_only(method: str, trees: Path, tmp_path: Path) -> None:
+def test_bfloat16_changes_the_rounding_only(
+    method: str, family: str, trees: Path, tmp_path: Path
+) -> None:
     # BMIL's joint clusters of so few images are others for the least change of a feature
     given = ["bmil.labels=identities"] if method == "bmil" else []
+    method += family
     full = losses_of(method, "trainer.precision=fp32", trees, tmp_path / "full", *given)
     half = losses_of(method, "trainer.precision=bf16", trees, tmp_path / "half", *given)
     assert half == pytest.approx(full, rel=0.1, abs=0.05)

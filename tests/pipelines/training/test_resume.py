@@ -26,7 +26,7 @@ from reid_core.types import Modality
 from tests.pipelines import small_runs
 
 pytestmark = pytest.mark.slow
-METHODS = ("cclnet", "bmil", "csdn", "cpcl")
+METHODS = ("cclnet", "bmil", "csdn", "cpcl", "cclnet-vit", "bmil-vit", "csdn-vit", "cpcl-vit")
 KILLS = (
     "driver mid-epoch",
     "driver while clustering",
