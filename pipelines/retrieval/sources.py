@@ -122,6 +122,8 @@ class Source:
         """A sentence about an image is a sample where its row is one of text."""
         try:
             for row in manifest_rows.rows(self.path, modality=self.modality):
+                if row.image:
+                    self.trusted.require(self.root, [row.image], follow_links=False)
                 yield next(row.samples(_tracklet(row.tracklet)))
         except ValueError as error:
             raise UserError(str(error)) from error
