@@ -28,6 +28,7 @@ import ray.data
 import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from torch import nn
 
 from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
@@ -42,6 +43,7 @@ from pipelines.runs.console import console
 from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.images import decode
+from reid_core.models.folding import folded
 from reid_core.types import Modality, Sample
 
 _SHOWN_EVERY_S = 2.0
@@ -166,7 +168,9 @@ class Embedder:
     def __init__(self, work: _Work, threads: int) -> None:
         torch.set_num_threads(threads)
         self._work = work
-        self._loaded = open_encoder(work.checkpoint, space=work.space)
+        loaded = open_encoder(work.checkpoint, space=work.space)
+        assert isinstance(loaded.encoder, nn.Module)
+        self._loaded = replace(loaded, encoder=folded(loaded.encoder))
         self._pool = ThreadPoolExecutor(threads)
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list]:

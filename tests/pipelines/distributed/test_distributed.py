@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.distributed import batchnorm, collectives
 from pipelines.training.global_loss import Means, total_loss
-from pipelines.training.step import data_parallel
+from pipelines.training.step import compress_gradients, data_parallel
 from reid_core import losses
 from reid_core.memory import ClusterMemory
 from reid_core.types import Term
@@ -93,6 +93,15 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def compressed(part: slice) -> dict[str, Tensor]:
+    """Gradients that were exchanged in half the bytes."""
+    model = batchnorm.convert(network())
+    wrapped = data_parallel(model, torch.optim.SGD(model.parameters()))
+    compress_gradients(wrapped)
+    step(wrapped, part)
+    return gradients(model)
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error", FutureWarning)  # a deprecated call fills the workers' logs
@@ -108,6 +117,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     wrapped = data_parallel(model, torch.optim.SGD(model.parameters()))
     found: dict[str, Any] = {"means": step(wrapped, part), "gradients": gradients(model)}
     found["buffers"] = dict(model.named_buffers())
+    found["compressed"] = compressed(part)
     model.eval()
     found["eval"] = model(batch()[0])
     naive = DistributedDataParallel(network())
@@ -156,6 +166,14 @@ def test_gradients_are_those_of_one_worker(workers: list, alone: tuple) -> None:
     for found in workers:
         for name in expected.keys() - shifted:
             assert relative(found["gradients"][name], expected[name]) < 1e-5, name
+
+
+def test_compressed_gradients_differ_by_bfloat16s_rounding(workers: list, alone: tuple) -> None:
+    expected = gradients(alone[0])
+    for found in workers:
+        for name in expected.keys() - {"0.bias", "4.bias"}:
+            assert 0 < relative(found["compressed"][name], expected[name]) < 0.01, name
+            assert torch.equal(found["compressed"][name], workers[0]["compressed"][name])
 
 
 def test_means_count_every_valid_row_once(workers: list, alone: tuple) -> None:

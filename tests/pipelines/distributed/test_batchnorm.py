@@ -1,0 +1,67 @@
+"""The global BatchNorm of one worker is torch's own: outputs, gradients, running statistics."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines.distributed import batchnorm, collectives
+
+# a group of one thread, as strict training has them: it takes the formula, not the kernels
+ALONE: Any = SimpleNamespace(size=1, rank=0, gather=lambda x: x, sum=lambda x: x)
+
+
+def results(layer: nn.Module, x: Tensor, weights: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    out = layer(x)
+    (out * weights).sum().backward()
+    assert x.grad is not None
+    return [out.detach(), x.grad, layer.weight.grad, layer.bias.grad, *layer.buffers()]
+
+
+@pytest.mark.parametrize("threads", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(6, 8, 5, 4), (12, 8)])
+def test_it_is_torchs_own(shape: tuple[int, ...], dtype: torch.dtype, threads: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(8, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(8, generator=generator))
+        layer.bias.copy_(torch.randn(8, generator=generator))
+    x, weights = (torch.randn(shape, dtype=dtype, generator=generator) for _ in range(2))
+    x = 3 + 2 * x
+    if x.dim() == 4:
+        x = x.to(memory_format=torch.channels_last)
+    ours = batchnorm.convert(deepcopy(layer))
+    expected = results(layer, x, weights)
+    if threads:
+        with collectives.joined(ALONE):
+            obtained = results(ours, x, weights)
+    else:
+        obtained = results(ours, x, weights)
+    for one, other in zip(obtained, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_statistics_stay_float32_and_the_input_is_all_that_is_kept() -> None:
+    layer = batchnorm.convert(nn.BatchNorm2d(8))
+    x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    saved: list[Tensor] = []
+
+    def note(kept: Tensor) -> Tensor:
+        saved.append(kept)
+        return kept
+
+    half = x.bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+        out = layer(half)
+    out.sum().backward()
+    assert out.dtype == half.grad.dtype == torch.bfloat16
+    assert [kept.dtype for kept in saved if kept.dim() == 4] == [torch.bfloat16]
+    torch.testing.assert_close(out.float(), nn.BatchNorm2d(8)(x), atol=0.03, rtol=0.02)
+    torch.testing.assert_close(layer.running_mean, 0.1 * half.float().mean(dim=(0, 2, 3)))
