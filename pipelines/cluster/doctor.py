@@ -171,10 +171,12 @@ def accelerator() -> Finding:
 
 
 def neighbour_search() -> Finding:
-    """Which faiss is there; both builds search on the CPU, so either will do."""
+    """What finds neighbours: torch on GPUs, faiss of either build on the CPU."""
+    on_gpus = "; torch on GPUs" if torch.cuda.is_available() else ""
     for package in ("faiss-cpu", "faiss-gpu"):
         try:
-            return Finding("faiss", "ok", f"{package} {importlib.metadata.version(package)}")
+            version = importlib.metadata.version(package)
+            return Finding("faiss", "ok", f"{package} {version} on the CPU{on_gpus}")
         except importlib.metadata.PackageNotFoundError:
             continue
     remedy = 'pip install -c constraints.txt -e ".[cpu]"'

@@ -117,7 +117,8 @@ class TestMachine:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
-        assert doctor.neighbour_search() == Finding("faiss", "ok", f"{installed} 1.14")
+        expected = f"{installed} 1.14 on the CPU; torch on GPUs"
+        assert doctor.neighbour_search() == Finding("faiss", "ok", expected)
 
     def test_without_faiss_the_remedy_is_a_line_to_copy(
         self, monkeypatch: pytest.MonkeyPatch
