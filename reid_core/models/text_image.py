@@ -81,9 +81,14 @@ class TextImageEncoder(nn.Module):
         Args:
             inputs: (B, 3, H, W) uint8 images, or (B, 77) int64 token ids where modality is TEXT.
             modality: of the inputs.
+
+        Raises:
+            ValueError: neither VISIBLE nor TEXT.
         """
         if modality == Modality.TEXT:
             return self.encode_text(inputs)
+        if modality != Modality.VISIBLE:
+            raise ValueError(f"no tower for {modality!r}: only for visible images and text")
         return self.encode_image(self.normalize(inputs))
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

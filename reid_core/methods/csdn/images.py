@@ -60,8 +60,10 @@ class Descriptor(nn.Module):
         return self.encoder.project(inputs, modality)
 
     def _parts(self, inputs: Tensor, modality: Modality) -> list[Tensor]:
-        visible = modality == Modality.VISIBLE
-        features = self.encoder(inputs if visible else None, None if visible else inputs)
+        if modality not in INPUTS:
+            raise ValueError(f"no stem for {modality!r}: only for {' and '.join(INPUTS)} images")
+        sides = {m: inputs if m == modality else None for m in INPUTS}
+        features = self.encoder(*sides.values())
         return [
             functional.normalize(features.neck, dim=1),
             functional.normalize(features.projected.float(), dim=1),

@@ -1,0 +1,88 @@
+"""An unknown modality is an error at every door; it never takes another one's stem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines import config as configuration
+from pipelines.evaluation.encoder import JointSpace, LoadedEncoder
+from reid_core.datasets import LAYOUTS
+from reid_core.methods import METHODS
+from reid_core.methods.bmil.stages import MirrorMean
+from reid_core.methods.teacher import MeanTeacher
+from reid_core.models import clip as clips
+from reid_core.models.encoders import ImageEncoder
+from reid_core.types import Modality
+
+SIZE = (32, 16)
+WRONG = ["rgb", "ir", "VISIBLE", "thermal", "", Modality.TEXT]
+
+
+@pytest.fixture(scope="module")
+def clip() -> clips.Clip:
+    return clips.load(clips.SMALL, "bundled")
+
+
+def doors(clip: clips.Clip) -> dict[str, nn.Module]:
+    images = ImageEncoder(clip, height=SIZE[0], width=SIZE[1])
+    methods = {
+        name: method.load_encoder(method.config(), clip, *SIZE, None)
+        for name, method in METHODS.items()
+        if Modality.TEXT not in method.inputs
+    }
+    inner = {"images": images, "teacher": MeanTeacher(images, momentum=0.5), **methods}
+    return inner | {"mirrors": MirrorMean(images, flip=True)}
+
+
+@pytest.mark.parametrize("modality", WRONG)
+def test_no_image_encoder_embeds_it(clip: clips.Clip, modality: str) -> None:
+    pixels = torch.zeros(2, 3, *SIZE, dtype=torch.uint8)
+    for name, encoder in doors(clip).items():
+        for act in ("embed", "project"):
+            if hasattr(encoder, act):
+                with pytest.raises(ValueError, match="no stem for"):
+                    getattr(encoder.eval(), act)(pixels, modality)
+                    pytest.fail(f"{name}.{act} took {modality!r}")
+
+
+@pytest.mark.parametrize("modality", ["rgb", "infrared", "TEXT", ""])
+def test_no_text_image_encoder_embeds_it(clip: clips.Clip, modality: str) -> None:
+    encoder = METHODS["cpcl"].load_encoder(METHODS["cpcl"].config(), clip, *SIZE, None)
+    with pytest.raises(ValueError, match="no tower for"):
+        encoder.embed(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), modality)
+
+
+def test_the_joint_space_does_not_take_it(clip: clips.Clip) -> None:
+    space = JointSpace(ImageEncoder(clip, height=SIZE[0], width=SIZE[1]), clip.text)
+    with pytest.raises(ValueError, match="no stem for"):
+        space.embed(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), "rgb")
+
+
+@pytest.mark.parametrize("modality", ["rgb", "ir", "text"])
+def test_files_are_not_embedded_as_it(clip: clips.Clip, modality: str) -> None:
+    config = configuration.validate({"data": {"root": "/data"}}, source="test")
+    encoder = ImageEncoder(clip, height=SIZE[0], width=SIZE[1])
+    inputs = METHODS["cclnet"].inputs
+    loaded = LoadedEncoder(encoder, inputs, None, config, torch.device("cpu"), "")
+    with pytest.raises(ValueError, match=modality):
+        loaded.embed_images([], modality)
+
+
+def test_a_plain_word_is_as_good_as_the_constant(clip: clips.Clip) -> None:
+    pixels = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
+    for name, encoder in doors(clip).items():
+        with torch.no_grad():
+            for m in METHODS["cclnet"].inputs:
+                both = [encoder.eval().embed(pixels, as_) for as_ in (m, str(m))]
+                assert torch.equal(*both), name
+
+
+@pytest.mark.parametrize("word", ["rgb", "ir", "Visible", "VISIBLE", "thermal"])
+def test_a_manifest_does_not_take_it(tmp_path: Path, word: str) -> None:
+    (tmp_path / "manifest.csv").write_text(f"image,modality,pid,split\na.jpg,{word},1,train\n")
+    with pytest.raises(ValueError, match=word):
+        LAYOUTS["manifest"].read(tmp_path)
