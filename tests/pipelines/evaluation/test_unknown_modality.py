@@ -41,12 +41,11 @@ def doors(clip: clips.Clip) -> dict[str, nn.Module]:
 @pytest.mark.parametrize("modality", WRONG)
 def test_no_image_encoder_embeds_it(clip: clips.Clip, modality: str) -> None:
     pixels = torch.zeros(2, 3, *SIZE, dtype=torch.uint8)
-    for name, encoder in doors(clip).items():
+    for encoder in doors(clip).values():
         for act in ("embed", "project"):
             if hasattr(encoder, act):
                 with pytest.raises(ValueError, match="no stem for"):
                     getattr(encoder.eval(), act)(pixels, modality)
-                    pytest.fail(f"{name}.{act} took {modality!r}")
 
 
 @pytest.mark.parametrize("modality", ["rgb", "infrared", "TEXT", ""])
@@ -81,7 +80,7 @@ def test_a_plain_word_is_as_good_as_the_constant(clip: clips.Clip) -> None:
                 assert torch.equal(*both), name
 
 
-@pytest.mark.parametrize("word", ["rgb", "ir", "Visible", "VISIBLE", "thermal"])
+@pytest.mark.parametrize("word", ["rgb", "ir", "nir", "thermal"])
 def test_a_manifest_does_not_take_it(tmp_path: Path, word: str) -> None:
     (tmp_path / "manifest.csv").write_text(f"image,modality,pid,split\na.jpg,{word},1,train\n")
     with pytest.raises(ValueError, match=word):
