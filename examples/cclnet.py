@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from reid_core import centroids, cluster, hungarian_pairs, losses, optim, protocols, sampling, swap
 from reid_core.datasets import synthetic, sysu
 from reid_core.memory import ClusterMemory, swap_rows
-from reid_core.models import clip as clips
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.prompts import PromptLearner
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Modality, Split
@@ -53,9 +53,9 @@ def embedded(head, images: dict[Modality, np.ndarray]) -> dict[Modality, torch.T
     return {m: torch.cat([head(part, m) for part in rows[m]]) for m in MODALITIES}
 
 
-def image_stage(start: clips.Clip, images, *, epochs: int, guidance=None):
+def image_stage(start: backbones.Backbone, images, *, epochs: int, guidance=None):
     """Stage 0, or with `guidance` (labels, anchors) stage 2: cluster, match, swap, contrast."""
-    encoder = TwoStemEncoder(start, **SIZE)
+    encoder = ImageEncoder(start, **SIZE)
     encoder.attnpool.requires_grad_(guidance is not None)
     optimizer = optim.adamw(encoder.named_parameters(), lr=1e-3, weight_decay=5e-4)
     for epoch in range(epochs):
@@ -106,9 +106,11 @@ def image_stage(start: clips.Clip, images, *, epochs: int, guidance=None):
     return encoder.eval(), labels
 
 
-def prompt_stage(start: clips.Clip, images, labels, *, epochs: int) -> dict[Modality, torch.Tensor]:
+def prompt_stage(
+    start: backbones.Backbone, images, labels, *, epochs: int
+) -> dict[Modality, torch.Tensor]:
     """Stage 1: four words for every cluster of stage 0, against CLIP's frozen image features."""
-    features = embedded(TwoStemEncoder(start, **SIZE).eval().project, images)
+    features = embedded(ImageEncoder(start, **SIZE).eval().project, images)
     kept = {m: np.flatnonzero(labels[m] >= 0) for m in MODALITIES}
     start.text.requires_grad_(False)
     prefixes = {V: "A visible photo of a", R: "An infrared photo of a"}
@@ -163,8 +165,8 @@ def main() -> None:
     data = sysu.read(root)
     trained = Split(data.train.samples + data.val.samples)
     images, tested = images_of(root, trained), images_of(root, data.test)
-    load = lambda: clips.load(clips.SMALL, "bundled")  # noqa: E731
-    print("start:  ", score(TwoStemEncoder(load(), **SIZE), tested, data.test))
+    load = lambda: backbones.load(backbones.SMALL, "bundled")  # noqa: E731
+    print("start:  ", score(ImageEncoder(load(), **SIZE), tested, data.test))
     encoder, labels = image_stage(load(), images, epochs=1 if TINY else 3)
     print("stage 0:", score(encoder, tested, data.test))
     anchors = prompt_stage(load(), images, labels, epochs=1 if TINY else 20)

@@ -33,7 +33,7 @@ from pipelines.cluster import machine as limits
 from pipelines.cluster import preflight
 from pipelines.cluster.session import session
 from pipelines.errors import UserError
-from reid_core.models import clip
+from reid_core.models import backbones
 
 _GIB = 2**30
 _MIN_MEMORY = 4 * _GIB  # what the demo asks for
@@ -275,7 +275,7 @@ def ports() -> Finding:
 def step() -> Finding:
     """Forward and backward of the small CLIP, on the device that a run would use."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tower = clip.load(clip.SMALL).visual.to(device).train()
+    tower = backbones.load(backbones.SMALL).visual.to(device).train()
     size = tower.image_size if isinstance(tower.image_size, tuple) else (tower.image_size,) * 2
     images = torch.zeros(_STEP_IMAGES, 3, *size, device=device)
     seconds = []

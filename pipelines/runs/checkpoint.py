@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines import config as configuration
 from pipelines.config import RunConfig, with_new_names
 from pipelines.errors import UserError
 from pipelines.storage.files import replace_file, write_json
@@ -98,19 +99,25 @@ def finished_stage(config: RunConfig) -> Path | None:
     """The checkpoint that `start_from` names, where it fits this configuration.
 
     Raises:
-        UserError: no checkpoint, or one of another method or model.
+        UserError: no checkpoint, or one of another method, model or kind of stem.
     """
     if config.start_from is None:
         return None
     folder = find(config.start_from)
-    given = load(folder)["config"]
-    mine = config.used()
+    given = configuration.validate(load(folder)["config"], source=str(folder))
     for key in ("method", "model"):
-        if given[key] != mine[key]:
+        before, now = (one.model_dump(mode="json")[key] for one in (given, config))
+        if before != now:
             raise UserError(
-                f"start_from={config.start_from} was trained with {key} {given[key]}, this run has "
-                f"{mine[key]}: they must agree"
+                f"start_from={config.start_from} was trained with {key} {before}, this run has "
+                f"{now}: they must agree"
             )
+    stems = [getattr(one.settings, "stem_relu", None) for one in (given, config)]
+    if stems[0] != stems[1]:
+        raise UserError(
+            f"start_from={config.start_from} was trained with csdn.stem_relu={stems[0]}, this run "
+            f"has {stems[1]}: take the profile that the weights belong to"
+        )
     return folder
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.encoders import ImageEncoder
 from reid_core.types import Modality
 
 _PREFIX = "teacher."
@@ -27,7 +27,7 @@ class MeanTeacher(nn.Module):
         momentum: share of the teacher that an update keeps, below 1.
     """
 
-    def __init__(self, student: TwoStemEncoder, *, momentum: float) -> None:
+    def __init__(self, student: ImageEncoder, *, momentum: float) -> None:
         super().__init__()
         self.student, self.momentum = student, momentum
         self.teacher = deepcopy(student).requires_grad_(False).eval()

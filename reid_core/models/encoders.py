@@ -189,6 +189,3 @@ class ImageEncoder(nn.Module):
         # turned while they are bytes: convolutions take channels last
         images = images.contiguous(memory_format=torch.channels_last)
         return images.float().mul_(self.pixel_scale).sub_(self.pixel_shift)
-
-
-TwoStemEncoder = ImageEncoder

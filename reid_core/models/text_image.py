@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.backbones import Options
-from reid_core.models.clip import Clip
+from reid_core.models.backbones import Backbone, Options
 from reid_core.models.towers import joint_tower
 from reid_core.types import Modality
 
@@ -33,7 +32,7 @@ class TextImageEncoder(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, clip: Clip, *, height: int, width: int) -> None:
+    def __init__(self, clip: Backbone, *, height: int, width: int) -> None:
         """Copies both towers of `clip`, which is left as it is.
 
         Args:

@@ -12,7 +12,7 @@ from reid_core import optim
 from reid_core.method import BetweenEpochs, EpochPlan, Opening
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.types import Batch, Modality
 
 VISIBLE, INFRARED = INPUTS = (Modality.VISIBLE, Modality.INFRARED)
@@ -54,7 +54,7 @@ def small_config(**changes: Any) -> Config:
     return Config.model_validate({"prepare": stage, "align": stage} | changes)
 
 
-def handed(clip: clips.Clip) -> dict[str, Tensor]:
+def handed(clip: backbones.Backbone) -> dict[str, Tensor]:
     """What stages 0 and 1 would hand on: 5 and 6 old clusters, outliers among the rows."""
     generator = torch.Generator().manual_seed(3)
     found = {}
@@ -64,7 +64,7 @@ def handed(clip: clips.Clip) -> dict[str, Tensor]:
     return found
 
 
-def opened(config: Config, stage: str, clip: clips.Clip) -> Any:
+def opened(config: Config, stage: str, clip: backbones.Backbone) -> Any:
     return cclnet.open_stage(config, stage, Opening(clip, **SIZE, handed=handed(clip), seed=0))
 
 

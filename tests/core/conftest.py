@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 
 
 @pytest.fixture(scope="module")
-def clip() -> clips.Clip:
+def clip() -> backbones.Backbone:
     """The small CLIP that ships with the package, fresh for every module."""
-    return clips.load(clips.SMALL, "bundled")
+    return backbones.load(backbones.SMALL, "bundled")

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core.attribution import heat_maps, near_words
-from reid_core.models import backbones, clip
-from reid_core.models.encoders import ImageEncoder, TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
 
@@ -103,13 +103,13 @@ def test_images_of_a_batch_do_not_mix() -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> clip.Clip:
-    return clip.load(clip.SMALL, None)
+def small() -> backbones.Backbone:
+    return backbones.load(backbones.SMALL, None)
 
 
-def test_the_map_of_a_small_network_has_at_least_eight_rows(small: clip.Clip) -> None:
+def test_the_map_of_a_small_network_has_at_least_eight_rows(small: backbones.Backbone) -> None:
     """Its last maps have 4 x 2 cells at 64 x 32 pixels, layer2 has 8 x 4."""
-    encoder = TwoStemEncoder(small, height=64, width=32).eval().requires_grad_(False)
+    encoder = ImageEncoder(small, height=64, width=32).eval().requires_grad_(False)
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     shapes = []
     encoder.trunk.layer2.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape[2:])))
@@ -122,7 +122,7 @@ def test_the_map_of_a_small_network_has_at_least_eight_rows(small: clip.Clip) ->
     assert len(encoder.trunk.layer2._forward_hooks) == 1, "only that of this test is left"
 
 
-def test_the_image_side_of_a_sentence(small: clip.Clip) -> None:
+def test_the_image_side_of_a_sentence(small: backbones.Backbone) -> None:
     encoder = TextImageEncoder(small, height=64, width=32).eval().requires_grad_(False)
     sentence = encoder.embed(small.text.tokenize(["a man in red"]), Modality.TEXT)
     images = torch.randint(0, 256, (1, 3, 64, 32), dtype=torch.uint8)

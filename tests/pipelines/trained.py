@@ -15,8 +15,8 @@ from pipelines.retrieval.embed import Embedder, _Work
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import VectorInfo
 from pipelines.runs import checkpoint
-from reid_core.models import clip
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 
 
 def save_run(
@@ -25,7 +25,7 @@ def save_run(
     stage: str = "align",
     module: dict[str, torch.Tensor] | None = None,
     trial: int = 1,
-    model: str = clip.SMALL,
+    model: str = backbones.SMALL,
 ) -> Path:
     """A run directory as training leaves it, with a checkpoint of the bundled weights.
 
@@ -43,7 +43,7 @@ def save_run(
         },
         source="test",
     )
-    encoder = TwoStemEncoder(clip.load(model, "bundled"), height=64, width=32)
+    encoder = ImageEncoder(backbones.load(model, "bundled"), height=64, width=32)
     with torch.no_grad():  # modalities that differ, as after training
         encoder.infrared_stem.conv1.weight.mul_(1.2)  # type: ignore[union-attr, operator]
     state = {

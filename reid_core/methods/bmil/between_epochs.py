@@ -37,8 +37,8 @@ from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
 from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
 from reid_core.methods.refinement import refined
 from reid_core.methods.teacher import encoder_state
-from reid_core.models.clip import Clip
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import ImageEncoder
 from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
@@ -287,7 +287,7 @@ def _in_turn(plans: list[np.ndarray]) -> np.ndarray:
 
 def open_stage(config: Config, name: str, opening: Opening) -> Stage:
     """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
-    encoder = TwoStemEncoder(opening.backbone, height=opening.height, width=opening.width)
+    encoder = ImageEncoder(opening.backbone, height=opening.height, width=opening.width)
     weights = encoder_of(opening.handed)
     if name == _TOGETHER and weights:
         encoder.load_state_dict(weights)
@@ -295,10 +295,10 @@ def open_stage(config: Config, name: str, opening: Opening) -> Stage:
 
 
 def load_encoder(
-    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> MirrorMean:
     """The encoder that a stage has trained, or CLIP's own where `state` is None."""
-    encoder = TwoStemEncoder(clip, height=height, width=width)
+    encoder = ImageEncoder(clip, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(encoder_state(state))
     return MirrorMean(encoder, flip=config.flip).eval()

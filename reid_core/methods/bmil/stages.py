@@ -25,7 +25,7 @@ from reid_core.methods.bmil.objectives import (
 from reid_core.methods.bmil.settings import INPUTS, Config
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
-from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.models.encoders import Features, ImageEncoder
 from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Batch, Modality
 
@@ -36,7 +36,7 @@ _SEPARATE, _JOINT = "separate", "joint"
 class MirrorMean(nn.Module):
     """An encoder whose descriptors are means of an image's and its mirror image's unit features."""
 
-    def __init__(self, encoder: TwoStemEncoder | MeanTeacher, *, flip: bool) -> None:
+    def __init__(self, encoder: ImageEncoder | MeanTeacher, *, flip: bool) -> None:
         """Shares the encoder's parameters; without `flip` it is the encoder."""
         super().__init__()
         self.encoder, self.flip = encoder, flip
@@ -65,7 +65,7 @@ class Images:
 
     clusters = True
 
-    def __init__(self, config: Config, name: str, encoder: TwoStemEncoder) -> None:
+    def __init__(self, config: Config, name: str, encoder: ImageEncoder) -> None:
         stage: settings.Stage = getattr(config, name)
         self.config, self.name = config, name
         self.epochs, self.evaluate_every = stage.epochs, stage.evaluate_every

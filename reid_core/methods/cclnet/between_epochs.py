@@ -41,8 +41,8 @@ from reid_core.methods.cclnet.settings import (
 from reid_core.methods.cclnet.stages import Images, Prompting
 from reid_core.methods.refinement import refined
 from reid_core.methods.teacher import encoder_state
-from reid_core.models.clip import Clip
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import ImageEncoder
 from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
@@ -159,17 +159,17 @@ def _plan(
 def open_stage(config: Config, name: str, opening: Opening) -> Stage:
     """One stage, ready to train from fresh CLIP weights."""
     clip = opening.backbone
-    encoder = TwoStemEncoder(clip, height=opening.height, width=opening.width)
+    encoder = ImageEncoder(clip, height=opening.height, width=opening.width)
     if name == "prompts":
         return Prompting(config, clip, encoder, handed=opening.handed, seed=opening.seed)
     return Images(config, name, encoder, handed=opening.handed)
 
 
 def load_encoder(
-    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> TwoStemEncoder:
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+) -> ImageEncoder:
     """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
-    encoder = TwoStemEncoder(clip, height=height, width=width)
+    encoder = ImageEncoder(clip, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(encoder_state(state))
     return encoder.eval()

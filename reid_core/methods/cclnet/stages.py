@@ -16,8 +16,8 @@ from reid_core.methods.cclnet.settings import INPUTS, Config, ImageStage, seed_o
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.methods.text_stage import Side, contrast
-from reid_core.models.clip import Clip
-from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import Features, ImageEncoder
 from reid_core.models.prompts import Chosen, PromptLearner
 from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Batch, Modality, Term
@@ -52,7 +52,7 @@ class Images:
     clusters = True
 
     def __init__(
-        self, config: Config, name: str, encoder: TwoStemEncoder, *, handed: Mapping[str, Tensor]
+        self, config: Config, name: str, encoder: ImageEncoder, *, handed: Mapping[str, Tensor]
     ) -> None:
         settings: ImageStage = getattr(config, name)
         self.config, self.name = config, name
@@ -159,7 +159,7 @@ class Images:
         return found | {"pairs": torch.tensor(self._epoch.pairs)}
 
 
-def train_only(stage: str, encoder: TwoStemEncoder, config: Config) -> None:
+def train_only(stage: str, encoder: ImageEncoder, config: Config) -> None:
     """Switch gradients on for what a stage trains: texts are for stage 2 alone."""
     encoder.requires_grad_(True)
     encoder.neck.bias.requires_grad_(False)
@@ -240,8 +240,8 @@ class Prompting:
     def __init__(
         self,
         config: Config,
-        clip: Clip,
-        encoder: TwoStemEncoder,
+        clip: Backbone,
+        encoder: ImageEncoder,
         *,
         handed: Mapping[str, Tensor],
         seed: int,
@@ -348,7 +348,7 @@ class Prompts(nn.Module):
         seed: of the tokens' first values.
     """
 
-    def __init__(self, clip: Clip, num_classes: Mapping[Modality, int], *, seed: int) -> None:
+    def __init__(self, clip: Backbone, num_classes: Mapping[Modality, int], *, seed: int) -> None:
         super().__init__()
         self.learners = nn.ModuleDict(
             {

@@ -28,7 +28,7 @@ from reid_core import clustering, mining, sampling
 from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
 from reid_core.methods.cpcl.settings import INPUTS, Config, uses_prototypes
 from reid_core.methods.cpcl.stages import Train
-from reid_core.models.clip import Clip
+from reid_core.models.backbones import Backbone
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
@@ -219,7 +219,7 @@ def open_stage(config: Config, name: str, opening: Opening) -> Stage:
 
 
 def load_encoder(
-    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> TextImageEncoder:
     """The trained encoder from the stage's module state, or CLIP's own where `state` is None."""
     encoder = TextImageEncoder(clip, height=height, width=width)

@@ -23,7 +23,7 @@ from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
 from reid_core.methods.csdn.images import Descriptor, Imaging, build_encoder
 from reid_core.methods.csdn.settings import INPUTS, Config, is_guided, seed_of
 from reid_core.methods.csdn.stages import Fusing, Prompting, anchors
-from reid_core.models.clip import Clip
+from reid_core.models.backbones import Backbone
 from reid_core.stage import Stage
 
 
@@ -80,7 +80,7 @@ def open_stage(config: Config, name: str, opening: Opening) -> Stage:
 
 
 def load_encoder(
-    config: Config, clip: Clip, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> Descriptor:
     """The encoder that stage 3 has trained, or CLIP's own where `state` is None.
 

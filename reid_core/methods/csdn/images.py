@@ -18,15 +18,15 @@ from reid_core import losses
 from reid_core.method import Labels
 from reid_core.methods.csdn import optimization
 from reid_core.methods.csdn.settings import INPUTS, Config, num_people, seed_of
-from reid_core.models.clip import Clip
-from reid_core.models.encoders import Features, TwoStemEncoder
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import Features, ImageEncoder
 from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Batch, Modality, Term
 
 
-def build_encoder(config: Config, clip: Clip, *, height: int, width: int) -> TwoStemEncoder:
+def build_encoder(config: Config, clip: Backbone, *, height: int, width: int) -> ImageEncoder:
     """Two stems, one trunk, attention pool, GeM with a learnable exponent, neck with a bias."""
-    encoder = TwoStemEncoder(
+    encoder = ImageEncoder(
         clip, height=height, width=width, stem_relu=config.stem_relu, learnable_gem=True
     )
     encoder.requires_grad_(True)
@@ -41,7 +41,7 @@ class Descriptor(nn.Module):
     the reference, which adds them up.
     """
 
-    def __init__(self, encoder: TwoStemEncoder, *, flip: bool) -> None:
+    def __init__(self, encoder: ImageEncoder, *, flip: bool) -> None:
         """Shares the encoder's parameters; with `flip` the mirrored image's parts come behind."""
         super().__init__()
         self.encoder = encoder
@@ -94,7 +94,7 @@ class ImageModel(nn.Module):
         seed: of the classifiers' first values.
     """
 
-    def __init__(self, encoder: TwoStemEncoder, num_people: int, *, seed: int) -> None:
+    def __init__(self, encoder: ImageEncoder, num_people: int, *, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.classifier = _classifier(encoder.feature_dim, num_people, seed=seed)
@@ -134,7 +134,7 @@ class Imaging:
     def __init__(
         self,
         config: Config,
-        encoder: TwoStemEncoder,
+        encoder: ImageEncoder,
         *,
         identities: Labels,
         guides: Mapping[Modality, Tensor] | None,

@@ -19,8 +19,8 @@ from reid_core.methods.csdn import optimization
 from reid_core.methods.csdn.images import Descriptor
 from reid_core.methods.csdn.settings import INPUTS, Config, num_people, seed_of
 from reid_core.methods.text_stage import Side, contrast
-from reid_core.models.clip import Clip
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import Chosen, PromptLearner
 from reid_core.stage import Epoch, Gather, Terms, gather_together
@@ -85,7 +85,7 @@ class Prompts(nn.Module):
         seed: of the words' first values.
     """
 
-    def __init__(self, config: Config, clip: Clip, num_people: int, *, seed: int) -> None:
+    def __init__(self, config: Config, clip: Backbone, num_people: int, *, seed: int) -> None:
         super().__init__()
         clip.text.requires_grad_(False)
         self.shared = config.anchors == "shared"
@@ -124,8 +124,8 @@ class Prompting:
     def __init__(
         self,
         config: Config,
-        clip: Clip,
-        encoder: TwoStemEncoder,
+        clip: Backbone,
+        encoder: ImageEncoder,
         *,
         identities: Labels,
         seed: int,
@@ -248,7 +248,7 @@ class Fusing:
     def __init__(
         self,
         config: Config,
-        encoder: TwoStemEncoder,
+        encoder: ImageEncoder,
         *,
         identities: Labels,
         handed: Mapping[str, Tensor],

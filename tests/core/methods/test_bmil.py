@@ -17,7 +17,7 @@ from reid_core.method import BetweenEpochs, EpochPlan, Opening
 from reid_core.methods.bmil import METHOD, objectives, optimization
 from reid_core.methods.bmil import between_epochs as bmil
 from reid_core.methods.bmil.settings import Config
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.types import Batch, Modality
 
 V, R = INPUTS = (Modality.VISIBLE, Modality.INFRARED)
@@ -300,7 +300,9 @@ def take(stage: Any, optimizer: Any, batch: dict[Modality, Batch]) -> Tensor:
     return total.detach()
 
 
-def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(clip: clips.Clip) -> None:
+def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
+    clip: backbones.Backbone,
+) -> None:
     config = config_of()
     epoch = epoch_of(config)
     stage = bmil.open_stage(config, "joint", Opening(clip, **SIZE, handed={}, seed=0))
@@ -326,7 +328,7 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(clip: c
     assert all(x.requires_grad is False for x in banks().values())
 
 
-def test_stage_two_starts_from_the_weights_of_stage_one(clip: clips.Clip) -> None:
+def test_stage_two_starts_from_the_weights_of_stage_one(clip: backbones.Backbone) -> None:
     config = config_of()
     first = bmil.open_stage(config, "intra", Opening(clip, **SIZE, handed={}, seed=0))
     epoch = epoch_of(config, "intra")
@@ -338,7 +340,7 @@ def test_stage_two_starts_from_the_weights_of_stage_one(clip: clips.Clip) -> Non
     assert second.hand_on() == {}
 
 
-def test_descriptors_are_means_of_both_mirrors(clip: clips.Clip) -> None:
+def test_descriptors_are_means_of_both_mirrors(clip: backbones.Backbone) -> None:
     plain = bmil.load_encoder(config_of(flip=False), clip, *SIZE.values(), None)
     mirrored = bmil.load_encoder(config_of(), clip, *SIZE.values(), None)
     images = torch.randint(0, 256, (5, 3, 32, 16)).to(torch.uint8)

@@ -16,8 +16,8 @@ from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet import optimization
 from reid_core.methods.cclnet.settings import Config
-from reid_core.models import clip as clips
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.prompts import PromptLearner
 from tests.core.cclnet_case import (
     INFRARED,
@@ -100,9 +100,11 @@ def test_lengths_and_settings_are_the_published_ones():
 @pytest.mark.parametrize(("stage", "plain", "biases"), [("prepare", 117, 58), ("align", 122, 62)])
 def test_optimizer_entries_of_resnet50(stage, plain, biases):
     with torch.device("meta"):
-        encoder = TwoStemEncoder(clips.load("RN50"), height=288, width=144)
+        encoder = ImageEncoder(backbones.load("RN50"), height=288, width=144)
         opened_stage = cclnet.open_stage(
-            Config(), stage, Opening(clips.load("RN50"), height=288, width=144, handed={}, seed=0)
+            Config(),
+            stage,
+            Opening(backbones.load("RN50"), height=288, width=144, handed={}, seed=0),
         )
     optimizer = opened_stage.optimizer()
     groups = optimizer.param_groups
@@ -206,7 +208,7 @@ def test_later_stages_start_from_fresh_clip_weights(clip, name):
     epoch = epoch_of(stages, "prepare")
     first.begin_epoch(0, epoch.for_workers())
     step(first, batch_of(epoch), lr=0.1)
-    fresh = TwoStemEncoder(clips.load(clips.SMALL, "bundled"), **SIZE).state_dict()
+    fresh = ImageEncoder(backbones.load(backbones.SMALL, "bundled"), **SIZE).state_dict()
     assert not torch.equal(
         first.module.trunk.layer1[0].conv1.weight, fresh["trunk.layer1.0.conv1.weight"]
     )

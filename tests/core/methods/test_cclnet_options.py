@@ -17,7 +17,7 @@ from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
 from reid_core.methods.cclnet.stages import image_terms
 from reid_core.methods.refinement import Refined, Refinement, refined
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.encoders import Features
 from reid_core.transforms import Augmentation
 from tests.core.cclnet_case import (
@@ -153,7 +153,7 @@ def test_views_are_the_papers_and_the_default_is_cclnets() -> None:
     assert [(v.grayscale, v.channels) for v in one[INFRARED]] == [(0, "keep")]
 
 
-def test_a_teacher_follows_slowly_and_is_what_embeds(clip: clips.Clip) -> None:
+def test_a_teacher_follows_slowly_and_is_what_embeds(clip: backbones.Backbone) -> None:
     config = small_config(image_to_text=0, teacher=0.75)
     stage = opened(config, "align", clip)
     epoch = epoch_of(config, "align")
@@ -173,7 +173,9 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: clips.Clip) -> None:
     assert (loaded.embed(images, VISIBLE) != stage.module.student.embed(images, VISIBLE)).any()
 
 
-def test_two_views_of_a_row_share_its_label_and_both_move_the_bank(clip: clips.Clip) -> None:
+def test_two_views_of_a_row_share_its_label_and_both_move_the_bank(
+    clip: backbones.Backbone,
+) -> None:
     config = small_config(image_to_text=0, views={"visible": 2}, swap={"when": "never"})
     stage = opened(config, "align", clip)
     epoch = epoch_of(config, "align")

@@ -20,7 +20,7 @@ from reid_core.methods.cpcl import between_epochs as cpcl
 from reid_core.methods.cpcl import stages
 from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
 from reid_core.methods.cpcl.stages import Pairs, Prototypes
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.stage import Epoch
 from reid_core.types import Batch, Dataset
 
@@ -246,8 +246,8 @@ def test_hardest_of_nothing_is_nothing() -> None:
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Clip:
-    return clips.load(clips.SMALL, seed=1)
+def small() -> backbones.Backbone:
+    return backbones.load(backbones.SMALL, seed=1)
 
 
 def write_json(root: Path, ids: list[int]) -> Path:
@@ -276,7 +276,9 @@ def gather(x: Tensor) -> Tensor:
     return x
 
 
-def train_one_epoch(dataset: Dataset, clip: clips.Clip, *, text_mask: float = 0) -> list[float]:
+def train_one_epoch(
+    dataset: Dataset, clip: backbones.Backbone, *, text_mask: float = 0
+) -> list[float]:
     """Every loss of an epoch of two steps, from the records of a data set."""
     split = dataset.train
     images = [split.samples[i] for i in split.rows(VISIBLE)]

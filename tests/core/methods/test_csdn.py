@@ -13,7 +13,7 @@ from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn.images import Descriptor, ImageModel, build_encoder
 from reid_core.methods.csdn.released import from_released
 from reid_core.methods.csdn.settings import INPUTS, Config
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.fusion import TextFusion
 from reid_core.transforms import Augmentation
 from reid_core.types import Modality
@@ -25,8 +25,8 @@ REFERENCE = Config(profile="reference")
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Clip:
-    loaded = clips.load(clips.SMALL, seed=1)
+def small() -> backbones.Backbone:
+    loaded = backbones.load(backbones.SMALL, seed=1)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # residual branches start at zero, statistics at 0 and 1: move both
         for name, tensor in loaded.visual.state_dict().items():
@@ -39,7 +39,7 @@ def small() -> clips.Clip:
 def published() -> ImageModel:
     """Stage 3 of RN50 at 288 x 144 for SYSU-MM01's 395 identities, without storage."""
     with torch.device("meta"):
-        resnet50 = clips.load("RN50")
+        resnet50 = backbones.load("RN50")
         encoder = build_encoder(Config(profile="reference"), resnet50, height=288, width=144)
     return ImageModel(encoder, 395, seed=0).to("meta")
 

@@ -17,7 +17,7 @@ from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn.images import Descriptor, Outputs, build_encoder, image_terms
 from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.methods.csdn.stages import Fusing, MixedBatch, PairBatch, Prompting, anchors
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.encoders import Features
 from reid_core.models.prompts import Chosen
 from reid_core.stage import Stage, Terms
@@ -29,8 +29,8 @@ VISIBLE, INFRARED = INPUTS
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Clip:
-    return clips.load(clips.SMALL, seed=1)
+def small() -> backbones.Backbone:
+    return backbones.load(backbones.SMALL, seed=1)
 
 
 def rows(num: int, width: int, *, seed: int) -> Tensor:
@@ -42,7 +42,7 @@ def pictures(num: int, *, seed: int = 0) -> Tensor:
     return torch.randint(256, (num, 3, 64, 32), generator=generator).to(torch.uint8)
 
 
-def open_stage(config: Config, name: str, clip: clips.Clip) -> Stage:
+def open_stage(config: Config, name: str, clip: backbones.Backbone) -> Stage:
     handed = {f"texts.{m}": rows(6, 128, seed=i) for i, m in enumerate(INPUTS)}
     handed["fused"] = rows(6, 128, seed=5)
     return csdn.open_stage(
@@ -95,7 +95,7 @@ def assert_same_step(one: Terms, several: Terms, leaves: list[Tensor]) -> None:
 # Stage 1 -----------------------------------------------------------------------------------------
 
 
-def prompting(config: Config, clip: clips.Clip) -> tuple[Prompting, PairBatch]:
+def prompting(config: Config, clip: backbones.Backbone) -> tuple[Prompting, PairBatch]:
     stage = open_stage(config, "prompts", clip)
     assert isinstance(stage, Prompting)
     stage.take({m: rows(24, 128, seed=10 + i) for i, m in enumerate(INPUTS)})
@@ -159,7 +159,7 @@ def test_stage_one_does_not_depend_on_the_number_of_workers(small, pairing) -> N
 # Stage 2 -----------------------------------------------------------------------------------------
 
 
-def fusing(config: Config, clip: clips.Clip) -> Fusing:
+def fusing(config: Config, clip: backbones.Backbone) -> Fusing:
     stage = open_stage(config, "fusion", clip)
     assert isinstance(stage, Fusing)
     stage.take({m: rows(24, 128, seed=10 + i) for i, m in enumerate(INPUTS)})

@@ -7,9 +7,9 @@ from copy import deepcopy
 import torch
 from torch import nn
 
-from reid_core.models import clip
+from reid_core.models import backbones
 from reid_core.models.activation_checkpointing import checkpoint_blocks
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.text_image import TextImageEncoder
 
 
@@ -29,7 +29,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 def test_gradients_and_running_statistics_of_a_resnet() -> None:
-    plain = TwoStemEncoder(clip.load("crossreid-small"), height=64, width=32).train()
+    plain = ImageEncoder(backbones.load("crossreid-small"), height=64, width=32).train()
     plain.requires_grad_(True)
     short = deepcopy(plain)
     checkpoint_blocks(short)
@@ -38,7 +38,7 @@ def test_gradients_and_running_statistics_of_a_resnet() -> None:
 
 
 def test_gradients_of_a_transformer() -> None:
-    plain = TextImageEncoder(clip.load("crossreid-small"), height=64, width=32).train()
+    plain = TextImageEncoder(backbones.load("crossreid-small"), height=64, width=32).train()
     short = deepcopy(plain)
     checkpoint_blocks(short)
     images = torch.randn(3, 3, 64, 32)
@@ -48,7 +48,7 @@ def test_gradients_of_a_transformer() -> None:
 
 
 def test_evaluation_is_untouched() -> None:
-    encoder = TwoStemEncoder(clip.load("crossreid-small"), height=64, width=32).eval()
+    encoder = ImageEncoder(backbones.load("crossreid-small"), height=64, width=32).eval()
     images = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     before = encoder(images, None).neck
     checkpoint_blocks(encoder)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reid_core.models import backbones as clips
+from reid_core.models import backbones
 from reid_core.models.pooling import AttentionPool, resize_positions
 from tests.core.openai_layout import Archive
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Backbone:
-    return clips.load(clips.SMALL, seed=3)
+def small() -> backbones.Backbone:
+    return backbones.load(backbones.SMALL, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,12 @@ def tiny_openai(small):
     return state | {key: torch.tensor(value) for key, value in marks.items()}
 
 
-def same_weights(a: clips.Backbone, b: clips.Backbone, *, atol: float = 0.0) -> bool:
+def same_weights(a: backbones.Backbone, b: backbones.Backbone, *, atol: float = 0.0) -> bool:
     first, second = a.model.state_dict(), b.model.state_dict()
     return all(torch.allclose(first[k], second[k], rtol=0, atol=atol) for k in first)
 
 
-def activation(clip: clips.Backbone) -> str:
+def activation(clip: backbones.Backbone) -> str:
     return type(clip.text.transformer.resblocks[0].mlp.gelu).__name__
 
 
@@ -43,19 +43,19 @@ def test_random_weights_follow_the_seed_and_leave_the_global_state_alone(small):
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    again = clips.load(clips.SMALL, seed=3)
+    again = backbones.load(backbones.SMALL, seed=3)
     assert torch.equal(torch.rand(3), expected)
     assert same_weights(small, again)
-    assert not same_weights(small, clips.load(clips.SMALL, seed=4))
+    assert not same_weights(small, backbones.load(backbones.SMALL, seed=4))
 
 
 def test_bundled_weights_load_as_float32_through_the_ordinary_path(small):
-    bundled = clips.load(clips.SMALL, "bundled")
+    bundled = backbones.load(backbones.SMALL, "bundled")
     assert {p.dtype for p in bundled.model.parameters()} == {torch.float32}
     assert not same_weights(small, bundled)
-    by_path = clips.load(clips.SMALL, str(clips.ASSETS / f"{clips.SMALL}.pt"))
+    by_path = backbones.load(backbones.SMALL, str(backbones.ASSETS / f"{backbones.SMALL}.pt"))
     assert same_weights(bundled, by_path)
-    assert (clips.ASSETS / f"{clips.SMALL}.pt").stat().st_size < 15e6
+    assert (backbones.ASSETS / f"{backbones.SMALL}.pt").stat().st_size < 15e6
 
 
 @pytest.mark.parametrize("kind", ["plain", "open_clip", "safetensors", "openai", "jit"])
@@ -73,7 +73,7 @@ def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp
         torch.save(tiny_openai, path)
     else:
         torch.jit.script(Archive(tiny_openai)).save(str(path))
-    loaded = clips.load(clips.SMALL, str(path), seed=9)
+    loaded = backbones.load(backbones.SMALL, str(path), seed=9)
     half = kind in ("openai", "jit")
     assert same_weights(small, loaded, atol=2e-3 if half else 0.0)
     assert activation(loaded) == ("QuickGELU" if half else "GELU")
@@ -81,37 +81,37 @@ def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp
 
 
 def test_names_with_quickgelu_build_it():
-    config = clips._clip_config("RN50-quickgelu")
+    config = backbones._clip_config("RN50-quickgelu")
     assert config["quick_gelu"]
 
 
 def test_a_tag_brings_its_activation_and_a_failed_download_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda source: str(tmp_path / "RN50.pt"))
-    assert clips._locate("RN50", "openai") == (tmp_path / "RN50.pt", True)
-    assert clips._locate("RN50", "yfcc15m") == (tmp_path / "RN50.pt", True)
-    assert clips._locate("ViT-B-16", "laion2b_s34b_b88k") == (tmp_path / "RN50.pt", False)
+    assert backbones._locate("RN50", "openai") == (tmp_path / "RN50.pt", True)
+    assert backbones._locate("RN50", "yfcc15m") == (tmp_path / "RN50.pt", True)
+    assert backbones._locate("ViT-B-16", "laion2b_s34b_b88k") == (tmp_path / "RN50.pt", False)
 
     def offline(source):
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     with pytest.raises(ValueError, match=r"'openai' of 'RN50': no route.*path of the file"):
-        clips.load("RN50", "openai")
+        backbones.load("RN50", "openai")
 
 
 def test_a_missing_file_names_the_path_and_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.pt.*state dict.*openai"):
-        clips.load("RN50", str(tmp_path / "nowhere.pt"))
+        backbones.load("RN50", str(tmp_path / "nowhere.pt"))
 
 
 def test_a_broken_file_is_named(tmp_path):
     path = tmp_path / "broken.pt"
     path.write_bytes(b"not weights")
     with pytest.raises(ValueError, match=r"broken\.pt is not a readable weight file"):
-        clips.load(clips.SMALL, str(path))
+        backbones.load(backbones.SMALL, str(path))
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match=r"broken\.pt holds no state dict"):
-        clips.load(clips.SMALL, str(path))
+        backbones.load(backbones.SMALL, str(path))
 
 
 def test_weights_of_another_architecture_list_what_differs(small, tmp_path):
@@ -121,7 +121,7 @@ def test_weights_of_another_architecture_list_what_differs(small, tmp_path):
     path = tmp_path / "other.pt"
     torch.save(state, path)
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        clips.load(clips.SMALL, str(path))
+        backbones.load(backbones.SMALL, str(path))
     message = str(caught.value)
     assert "missing: logit_scale" in message
     assert "unexpected: extra.weight" in message
@@ -130,17 +130,17 @@ def test_weights_of_another_architecture_list_what_differs(small, tmp_path):
 
 def test_unknown_and_unsuitable_names_are_refused():
     with pytest.raises(ValueError, match=r"RN5O.*RN50"):
-        clips.load("RN5O")
+        backbones.load("RN5O")
     with pytest.raises(ValueError, match=r"vit_bas_patch16.*timm: vit_base_patch16"):
-        clips.load("timm/vit_bas_patch16_224")
+        backbones.load("timm/vit_bas_patch16_224")
     with pytest.raises(ValueError, match="crossreid-small"):
-        clips.load("RN50", "bundled")
+        backbones.load("RN50", "bundled")
 
 
 def test_text_features_equal_open_clip_on_all_77_positions(small):
     texts = ["a man", "A visible photo of a tall person with a red coat and a bag.", "x"]
     ids = small.text.tokenize(texts)
-    assert torch.equal(ids, open_clip.get_tokenizer(clips.SMALL)(texts))
+    assert torch.equal(ids, open_clip.get_tokenizer(backbones.SMALL)(texts))
     with torch.no_grad():
         expected = small.model.encode_text(ids)
         embedded = small.text.token_embedding(ids)
@@ -182,10 +182,10 @@ def test_positions_keep_the_class_row_and_grow_bilinearly():
 
 
 def test_a_model_without_clips_own_text_tower_says_so_when_asked_for_texts():
-    assert not clips.has_text("ViT-B-16-SigLIP2")
-    assert not clips.has_text("timm/resnet50")
-    assert clips.has_text("ViT-B-16")
+    assert not backbones.has_text("ViT-B-16-SigLIP2")
+    assert not backbones.has_text("timm/resnet50")
+    assert backbones.has_text("ViT-B-16")
     with torch.device("meta"):
-        siglip = clips.load("ViT-B-16-SigLIP2")
+        siglip = backbones.load("ViT-B-16-SigLIP2")
     with pytest.raises(ValueError, match=r"no text tower of CLIP's own kind.*take RN50"):
         _ = siglip.text

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reid_core.models import clip as clips
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.types import Modality
 from tests.core.openai_layout import Archive, rn50_weights
 
@@ -35,8 +35,8 @@ def archive(weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(archive) -> clips.Clip:
-    return clips.load("RN50", str(archive))
+def loaded(archive) -> backbones.Backbone:
+    return backbones.load("RN50", str(archive))
 
 
 def test_every_tensor_of_the_archive_arrives_in_float32(loaded, weights):
@@ -55,7 +55,7 @@ def test_every_tensor_of_the_archive_arrives_in_float32(loaded, weights):
 
 def test_the_visible_path_is_open_clips_encoder_of_the_same_archive(loaded, archive):
     reference = open_clip.load_openai_model(str(archive), precision="fp32", device="cpu").eval()
-    encoder = TwoStemEncoder(loaded, height=224, width=224, last_stride=2).eval()
+    encoder = ImageEncoder(loaded, height=224, width=224, last_stride=2).eval()
     image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     ids = loaded.text.tokenize(["A visible photo of a X X X X person."])
     with torch.no_grad():
@@ -71,4 +71,4 @@ def test_the_visible_path_is_open_clips_encoder_of_the_same_archive(loaded, arch
 
 def test_an_archive_of_another_architecture_is_refused_by_name(archive):
     with pytest.raises(ValueError, match=r"RN50\.pt does not hold the weights of 'cross"):
-        clips.load(clips.SMALL, str(archive))
+        backbones.load(backbones.SMALL, str(archive))

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reid_core.models import clip as clips
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.pooling import GeM
 from reid_core.transforms import normalize
 from reid_core.types import Modality
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Clip:
-    loaded = clips.load(clips.SMALL, seed=1)
+def small() -> backbones.Backbone:
+    loaded = backbones.load(backbones.SMALL, seed=1)
     # Residual branches start at zero and running statistics at 0 and 1: move both.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -26,8 +26,8 @@ def small() -> clips.Clip:
 
 
 @pytest.fixture(scope="session")
-def resnet50() -> clips.Clip:
-    return clips.load("RN50", seed=0)
+def resnet50() -> backbones.Backbone:
+    return backbones.load("RN50", seed=0)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -39,7 +39,7 @@ def images(number: int, height: int = 64, width: int = 32, seed: int = 0) -> tor
 
 
 def test_resnet50_has_the_published_parameter_counts(resnet50):
-    encoder = TwoStemEncoder(resnet50, height=288, width=144)
+    encoder = ImageEncoder(resnet50, height=288, width=144)
     assert count(encoder.visible_stem) == count(encoder.infrared_stem) == 28_768
     assert count(encoder.trunk) == 23_498_496
     assert count(encoder.attnpool) == 15_021_056
@@ -49,7 +49,7 @@ def test_resnet50_has_the_published_parameter_counts(resnet50):
 
 
 def test_resnet50_maps_are_18_by_9_at_last_stride_1(resnet50):
-    encoder = TwoStemEncoder(resnet50, height=288, width=144).eval()
+    encoder = ImageEncoder(resnet50, height=288, width=144).eval()
     with torch.no_grad():
         stem = encoder.visible_stem(images(1, 288, 144))
         assert stem.shape == (1, 64, 72, 36)
@@ -57,7 +57,7 @@ def test_resnet50_maps_are_18_by_9_at_last_stride_1(resnet50):
 
 
 def test_square_stride_2_projection_is_open_clips_image_feature(small):
-    encoder = TwoStemEncoder(small, height=192, width=192, last_stride=2).eval()
+    encoder = ImageEncoder(small, height=192, width=192, last_stride=2).eval()
     square = images(2, 192, 192)
     with torch.no_grad():
         expected = small.model.encode_image(square)
@@ -68,8 +68,8 @@ def test_square_stride_2_projection_is_open_clips_image_feature(small):
 
 
 def test_stride_1_changes_no_weight_and_quadruples_the_map(small):
-    two = TwoStemEncoder(small, height=64, width=64, last_stride=2).eval()
-    one = TwoStemEncoder(small, height=64, width=64, last_stride=1).eval()
+    two = ImageEncoder(small, height=64, width=64, last_stride=2).eval()
+    one = ImageEncoder(small, height=64, width=64, last_stride=1).eval()
     assert list(one.trunk.state_dict()) == list(two.trunk.state_dict())
     with torch.no_grad():
         stem = one.visible_stem(images(1, 64, 64))
@@ -82,7 +82,7 @@ def test_stride_1_changes_no_weight_and_quadruples_the_map(small):
 
 
 def test_rows_are_visible_first_and_every_path_agrees(small):
-    encoder = TwoStemEncoder(small, height=64, width=32).eval()
+    encoder = ImageEncoder(small, height=64, width=32).eval()
     with torch.no_grad():  # stems that differ, or their order could not be seen
         encoder.infrared_stem.conv1.weight.mul_(-1.0)
     visible, infrared = images(2), images(3, seed=1)
@@ -99,7 +99,7 @@ def test_rows_are_visible_first_and_every_path_agrees(small):
 
 
 def test_the_trunk_normalises_the_mixed_batch_and_each_stem_its_own(small):
-    encoder = TwoStemEncoder(small, height=64, width=32).train()
+    encoder = ImageEncoder(small, height=64, width=32).train()
     visible, infrared = images(4), 3 + images(4, seed=1)
     mixed = encoder(visible, infrared).pooled
     apart = torch.cat([encoder(visible, None).pooled, encoder(None, infrared).pooled])
@@ -132,8 +132,8 @@ def test_gem_learns_its_exponent_where_asked():
 
 
 def test_the_last_rectifier_alone_is_csdns_stem(small):
-    every = TwoStemEncoder(small, height=64, width=32).eval()
-    last = TwoStemEncoder(small, height=64, width=32, stem_relu="last", learnable_gem=True).eval()
+    every = ImageEncoder(small, height=64, width=32).eval()
+    last = ImageEncoder(small, height=64, width=32, stem_relu="last", learnable_gem=True).eval()
     assert set(last.state_dict()) == set(every.state_dict()) | {"gem.p"}
     stem, x = last.infrared_stem, images(2)
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_the_last_rectifier_alone_is_csdns_stem(small):
 
 
 def test_bytes_are_normalised_and_floats_are_taken_as_they_are(small):
-    encoder = TwoStemEncoder(small, height=64, width=32).eval()
+    encoder = ImageEncoder(small, height=64, width=32).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     with torch.no_grad():
         for head in (encoder.embed, encoder.project):
@@ -157,7 +157,7 @@ def test_bytes_are_normalised_and_floats_are_taken_as_they_are(small):
 
 
 def test_every_part_learns_but_the_necks_bias(small):
-    encoder = TwoStemEncoder(small, height=64, width=32).train()
+    encoder = ImageEncoder(small, height=64, width=32).train()
     features = encoder(images(3), images(3, seed=1))
     (features.neck.square().sum() + features.projected.sum() + features.pooled.sum()).backward()
     without = [name for name, p in encoder.named_parameters() if p.grad is None]
@@ -166,7 +166,7 @@ def test_every_part_learns_but_the_necks_bias(small):
 
 def test_the_clip_it_came_from_is_not_touched(small):
     before = {key: value.clone() for key, value in small.visual.state_dict().items()}
-    encoder = TwoStemEncoder(small, height=64, width=32).train()
+    encoder = ImageEncoder(small, height=64, width=32).train()
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1.0)
@@ -176,6 +176,6 @@ def test_the_clip_it_came_from_is_not_touched(small):
 
 def test_sizes_that_the_strides_do_not_divide_are_refused(small):
     with pytest.raises(ValueError, match="multiples of 16"):
-        TwoStemEncoder(small, height=64, width=40)
+        ImageEncoder(small, height=64, width=40)
     with pytest.raises(ValueError, match="multiples of 32"):
-        TwoStemEncoder(small, height=64, width=48, last_stride=2)
+        ImageEncoder(small, height=64, width=48, last_stride=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.folding import folded
@@ -13,7 +13,7 @@ from reid_core.types import Modality
 
 
 def test_folding_changes_features_by_rounding_alone() -> None:
-    encoder = ImageEncoder(clips.load(clips.SMALL, "bundled"), height=64, width=32)
+    encoder = ImageEncoder(backbones.load(backbones.SMALL, "bundled"), height=64, width=32)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (6, 3, 64, 32), dtype=torch.uint8, generator=generator)
     checkpoint_blocks(encoder)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.prompts import Chosen, PromptLearner
+from reid_core.models.text_tower import TextTower
 
 
 @pytest.fixture(scope="module")
-def text() -> clips.TextTower:
-    tower = clips.load(clips.SMALL, seed=2).text
+def text() -> TextTower:
+    tower = backbones.load(backbones.SMALL, seed=2).text
     return tower.requires_grad_(False)
 
 

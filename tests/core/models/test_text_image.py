@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.text_image import TextImageEncoder
+from reid_core.models.text_tower import TextTower
 from reid_core.models.towers import joint_tower
 from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
@@ -16,23 +17,23 @@ from reid_core.types import Modality
 PIXELS = Pixels(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
-def transformer_clip(**vision: object) -> clips.Clip:
+def transformer_clip(**vision: object) -> backbones.Backbone:
     """A small CLIP with a vision transformer: 4 x 4 patches of 8 pixels, width 64."""
     vision_cfg = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
     text_cfg = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     torch.manual_seed(0)
     model = open_clip.CLIP(embed_dim=48, vision_cfg=vision_cfg | vision, text_cfg=text_cfg).eval()
-    return clips.Clip(name="tiny", model=model, text_tower=clips.TextTower(model), pixels=PIXELS)
+    return backbones.Backbone(name="tiny", model=model, text_tower=TextTower(model), pixels=PIXELS)
 
 
 @pytest.fixture(scope="module")
-def transformer() -> clips.Clip:
+def transformer() -> backbones.Backbone:
     return transformer_clip()
 
 
 @pytest.fixture(scope="module")
-def small() -> clips.Clip:
-    return clips.load(clips.SMALL, seed=1)
+def small() -> backbones.Backbone:
+    return backbones.load(backbones.SMALL, seed=1)
 
 
 def images(number: int, height: int, width: int) -> torch.Tensor:
@@ -67,7 +68,7 @@ def test_an_upright_image_is_the_written_out_transformer_on_resized_positions(tr
 
 def test_vit_b_16_has_193_positions_and_all_of_clip_but_the_scale_learns():
     with torch.device("meta"):
-        clip = clips.load("ViT-B-16")
+        clip = backbones.load("ViT-B-16")
         encoder = TextImageEncoder(clip, height=384, width=128)
         features = encoder.visual(torch.empty(3, 3, 384, 128))
     assert clip.visual.positional_embedding.shape == (197, 768)
@@ -89,10 +90,10 @@ def test_a_resnet_tower_keeps_its_trunk_at_stride_16(small):
 
 
 @pytest.mark.parametrize(
-    ("name", "mean"), [("tiny", (0.48145466, 0.4578275, 0.40821073)), (clips.SMALL, (0.485,))]
+    ("name", "mean"), [("tiny", (0.48145466, 0.4578275, 0.40821073)), (backbones.SMALL, (0.485,))]
 )
 def test_bytes_are_normalised_as_the_weights_were_trained(name, mean, transformer, small):
-    clip = small if name == clips.SMALL else transformer
+    clip = small if name == backbones.SMALL else transformer
     encoder = TextImageEncoder(clip, height=32, width=32).eval()
     level = torch.tensor(mean[0]) * 255
     pixels = torch.full((1, 3, 32, 32), round(level.item()), dtype=torch.uint8)

@@ -10,8 +10,8 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 
 from reid_core.datasets.synthetic import catalogue
-from reid_core.models import clip as clips
-from reid_core.models.encoders import TwoStemEncoder
+from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.pretraining import batches, captioning, learners, train
 from reid_core.types import Modality
 
@@ -99,15 +99,15 @@ def test_a_run_leaves_a_log_and_weights_that_reload_to_the_trained_encoder(tmp_p
 
 
 def test_stored_positions_resize_to_the_trained_ones():
-    clip = clips.load(clips.SMALL, seed=0)
-    trained = TwoStemEncoder(clip, height=96, width=48).eval()
+    clip = backbones.load(backbones.SMALL, seed=0)
+    trained = ImageEncoder(clip, height=96, width=48).eval()
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.copy_(parameter.half())
         trained.attnpool.positional_embedding.copy_(torch.randn(19, 384).half())
     state = {name: v.float() for name, v in train.exported(trained, clip).items()}
     clip.model.load_state_dict(state)
-    loaded = TwoStemEncoder(clip, height=96, width=48).eval()
+    loaded = ImageEncoder(clip, height=96, width=48).eval()
     images = torch.randn(2, 3, 96, 48)
     with torch.no_grad():
         torch.testing.assert_close(

@@ -22,7 +22,7 @@ from pipelines.retrieval.search import ask, search
 from pipelines.retrieval.sources import Source, record_id
 from pipelines.runs import checkpoint
 from pipelines.training import loop
-from reid_core.models import clip
+from reid_core.models import backbones
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
 from tests.pipelines import small_runs
@@ -79,7 +79,7 @@ def trained(
 
 def _of_openai(path: Path) -> Path:
     """The bundled weights in a file of OpenAI's, which says that it needs QuickGELU."""
-    state = clip.load(clip.SMALL, "bundled").model.state_dict()
+    state = backbones.load(backbones.SMALL, "bundled").model.state_dict()
     torch.save(state | {"input_resolution": torch.tensor(64)}, path)
     return path
 
@@ -154,7 +154,7 @@ def test_the_start_is_what_training_began_with(trained: Trained) -> None:
 def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
     """No weight tells it: opened as another network, every caption would be another vector."""
     config = small_runs.make_config("cpcl", tmp_path)
-    weights = clip.load(clip.SMALL, str(_of_openai(tmp_path / "weights.pt")))
+    weights = backbones.load(backbones.SMALL, str(_of_openai(tmp_path / "weights.pt")))
     assert weights.quick_gelu
     size = config.model
     encoder = TextImageEncoder(weights, height=size.height, width=size.width).eval()
@@ -170,7 +170,9 @@ def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
     ids = loaded.tokenize([SENTENCE])
     with torch.inference_mode():
         found, expected = (one.embed(ids, Modality.TEXT) for one in (loaded.encoder, encoder))
-        plain = TextImageEncoder(clip.load(clip.SMALL), height=size.height, width=size.width)
+        plain = TextImageEncoder(
+            backbones.load(backbones.SMALL), height=size.height, width=size.width
+        )
         plain.load_state_dict(encoder.state_dict())
         assert not torch.allclose(plain.eval().embed(ids, Modality.TEXT), expected, atol=1e-3)
     torch.testing.assert_close(found, expected)

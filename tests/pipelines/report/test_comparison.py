@@ -20,7 +20,7 @@ from pipelines.errors import UserError
 from pipelines.report import comparison, heatmaps, page
 from pipelines.runs import learned_prompts
 from pipelines.sweep import page as sweep_page
-from reid_core.models import clip
+from reid_core.models import backbones
 from reid_core.models.prompts import PromptLearner
 from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, fake_run, small_run
 from tests.pipelines.trained import save_run
@@ -199,7 +199,7 @@ class TestWhatTheEncoderSees:
 
 
 def test_recorded_words_are_shown(tmp_path: Path) -> None:
-    text = clip.load(clip.SMALL, "bundled").text
+    text = backbones.load(backbones.SMALL, "bundled").text
     ids = text.tokenize(["red woman bag trousers"])[0, 1:5]
     learner = PromptLearner(text, num_classes=9, seed=0)
     with torch.no_grad():
