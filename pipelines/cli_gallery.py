@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -278,3 +279,44 @@ def watch(
     )
     for line in lines:
         typer.echo(line)
+
+
+@commands.command()
+def serve(
+    gallery: Gallery,
+    checkpoint: Checkpoint = None,
+    space: Space = None,
+    host: Annotated[str, typer.Option(help="Beyond this machine: set CROSSREID_TOKEN.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="To listen on.", min=1, max=65535)] = 8000,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Take no images.")] = False,
+    prior: Prior = None,
+    replicas: Annotated[int, typer.Option(help="Encoders at least, one per GPU.", min=1)] = 1,
+    max_replicas: Annotated[
+        int, typer.Option(help="Encoders at most, while requests queue.", min=1)
+    ] = 1,
+    max_batch: Annotated[int, typer.Option(help="Queries per forward pass.", min=1)] = 32,
+) -> None:
+    """Serve a gallery over HTTP, with a page for people; Ctrl-C ends it."""
+    from pipelines.service import deploy
+
+    if "://" in gallery and not read_only:
+        raise UserError(f"{gallery} is no folder that images could be kept in: say --read-only")
+    settings = deploy.Settings(
+        gallery if "://" in gallery else str(Path(gallery).resolve()),
+        space=space,
+        checkpoint=checkpoint.resolve() if checkpoint else None,
+        prior=prior,
+        host=host,
+        port=port,
+        token=os.environ.get("CROSSREID_TOKEN", ""),
+        uploads=None if read_only else Path(gallery).resolve(),
+        min_replicas=replicas,
+        max_replicas=max_replicas,
+        max_batch=max_batch,
+    )
+    with deploy.running(settings, ray_address=ray_address()):
+        shown = f"[{host}]" if ":" in host else host
+        say(f"serving {gallery}: http://{shown}:{port}/ (Ctrl-C ends it)")
+        deploy.wait()

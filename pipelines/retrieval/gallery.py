@@ -234,11 +234,16 @@ class Gallery:
 
     def described(self) -> str:
         """Modalities and cameras that there are, in words."""
-        found = self._table.search().select(["modality", "camera"]).to_arrow()
+        found = self._table.search().select(["modality"]).to_arrow()
         names = sorted(set(found["modality"].to_pylist()))
-        cameras = sorted(set(found["camera"].to_pylist()) - {-1})
+        cameras = self.cameras()
         where = f" of cameras {', '.join(map(str, cameras))}" if cameras else ""
         return (" and ".join(names) or "no rows") + where
+
+    def cameras(self) -> list[int]:
+        """Numbers of the cameras that are known, rising."""
+        found = self._table.search().select(["camera"]).to_arrow()["camera"].unique()
+        return sorted(set(found.to_pylist()) - {-1})
 
     def some_ids(self, count: int = 3) -> list[str]:
         """The first few ids."""

@@ -1,0 +1,211 @@
+"""The service on Ray Serve: one deployment with the routes, one with an encoder per replica."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.cluster import session as cluster
+from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
+from pipelines.evaluation.encoder import LoadedEncoder
+from pipelines.retrieval.gallery import Gallery
+from pipelines.retrieval.search import encoder_of
+from pipelines.service.desk import MAX_BYTES, Desk
+from pipelines.service.guard import is_loopback
+from reid_core.types import Modality
+
+_INSTALL = 'pip install -c constraints.txt -e ".[serve]"'
+_NAME = "crossreid"
+_FORM = 2**20  # of a request beside its image
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a gallery is served.
+
+    Attributes:
+        gallery: folder or URI.
+        space: of the vectors, None for the newest table.
+        checkpoint: where the encoder lies, None for where it lay.
+        prior: see `pipelines.evaluation.calibrated.Calibrated`.
+        host, port: to listen on.
+        token: that requests must bear; needed where `host` is not loopback.
+        uploads: folder for images that are added; None takes none.
+        min_replicas, max_replicas: encoders; Ray starts more while requests queue.
+        max_batch: images per forward pass.
+        batch_wait_s: how long the first of a batch waits for others.
+    """
+
+    gallery: str
+    space: str | None = None
+    checkpoint: Path | None = None
+    prior: float | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str = ""
+    uploads: Path | None = None
+    min_replicas: int = 1
+    max_replicas: int = 1
+    max_batch: int = 32
+    batch_wait_s: float = 0.005
+
+    def check(self) -> None:
+        """Refuse what must not or cannot be served.
+
+        Raises:
+            UserError: no token although others can reach it, a short one, or a port in use.
+        """
+        if not is_loopback(self.host) and not self.token:
+            raise UserError(
+                f"--host {self.host} can be reached by others: set CROSSREID_TOKEN to a secret "
+                "that clients must send, or serve on 127.0.0.1"
+            )
+        if self.token and len(self.token) < 16:
+            raise UserError("CROSSREID_TOKEN has fewer than 16 characters: it could be guessed")
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise UserError(
+                    f"cannot listen on {self.host}:{self.port}: {error.strerror}; choose another "
+                    "--port"
+                ) from error
+
+
+class Encoding:
+    """Embeds batches of images and sentences."""
+
+    def __init__(self, loaded: LoadedEncoder) -> None:
+        self._loaded = loaded
+
+    @torch.inference_mode()
+    def embed(self, inputs: list[np.ndarray | str], modalities: list[Modality]) -> list[np.ndarray]:
+        """(D,) unit rows, in the order of the inputs."""
+        rows: list[np.ndarray] = [np.empty(0)] * len(inputs)
+        for modality in dict.fromkeys(modalities):
+            places = [i for i, m in enumerate(modalities) if m == modality]
+            own = [inputs[i] for i in places]
+            if modality == Modality.TEXT:
+                assert self._loaded.tokenize is not None
+                batch = self._loaded.tokenize([str(one) for one in own])
+            else:
+                batch = torch.from_numpy(np.stack([np.asarray(one) for one in own]))
+            found = self._loaded.encoder.embed(batch.to(self._loaded.device), modality)
+            for place, row in zip(places, found.float().cpu().numpy(), strict=True):
+                rows[place] = row
+        return rows
+
+
+def desk_of(settings: Settings) -> tuple[Desk, LoadedEncoder]:
+    """What answers, and its encoder.
+
+    Raises:
+        UserError: no such gallery or encoder.
+    """
+    gallery = Gallery.open(settings.gallery, space=settings.space)
+    loaded = encoder_of(gallery, settings.checkpoint)
+    place = settings.checkpoint or Path(gallery.facts.checkpoint)
+    known = calibrated.load(place, fingerprint=gallery.facts.fingerprint)
+    desk = Desk(
+        gallery,
+        calibrated=known.at_prior(settings.prior) if known else None,
+        modalities=loaded.modalities,
+        size=(loaded.config.model.height, loaded.config.model.width),
+        uploads=settings.uploads,
+    )
+    return desk, loaded
+
+
+def application(settings: Settings, *, num_gpus: int) -> Any:
+    """The deployments, bound to each other."""
+    from ray import serve
+
+    autoscaling = {
+        "min_replicas": settings.min_replicas,
+        "max_replicas": max(settings.max_replicas, settings.min_replicas),
+        "target_ongoing_requests": settings.max_batch,
+    }
+
+    @serve.deployment(
+        name="encoder",
+        autoscaling_config=autoscaling,
+        max_ongoing_requests=4 * settings.max_batch,
+        ray_actor_options={"num_gpus": 1 if num_gpus else 0, "num_cpus": 1},
+    )
+    class Encoder:
+        def __init__(self) -> None:
+            self._encoding = Encoding(desk_of(settings)[1])
+
+        @serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)
+        async def batched(self, asked: list[tuple[Any, str]]) -> list[np.ndarray]:
+            inputs, names = zip(*asked, strict=True)
+            return self._encoding.embed(list(inputs), [Modality(name) for name in names])
+
+        async def embed(self, content: Any, modality: str) -> np.ndarray:
+            return await self.batched((content, modality))
+
+    def routes() -> Any:
+        from pipelines.service.app import build
+
+        encoder = serve.get_deployment_handle("encoder", _NAME)
+
+        async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
+            return await encoder.embed.remote(content, str(modality))
+
+        desk, _ = desk_of(settings)
+        return build(desk, embed, token=settings.token, max_bytes=MAX_BYTES + _FORM)
+
+    @serve.deployment(name="routes", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+    @serve.ingress(routes)
+    class Routes:
+        def __init__(self, encoder: Any) -> None:
+            self._encoder = encoder
+
+    encoders: Any = Encoder
+    front: Any = Routes
+    return front.bind(encoders.bind())
+
+
+@contextmanager
+def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[None]:
+    """Serve while the block runs, on a Ray of its own or one that is there.
+
+    Raises:
+        UserError: see `Settings.check` and `desk_of`; Ray Serve is not installed.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        from ray import serve
+    except ImportError as error:
+        raise UserError(f"serving needs Ray Serve and FastAPI: {_INSTALL}") from error
+    settings.check()
+    config = desk_of(settings)[1].config
+    own = config.ray.model_copy(update={"address": ray_address})
+    with cluster.session(config.model_copy(update={"ray": own})):
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+        try:
+            application_ = application(settings, num_gpus=cluster.num_gpus())
+            serve.run(application_, name=_NAME, route_prefix="/")
+            yield
+        finally:
+            serve.shutdown()
+
+
+def wait() -> None:
+    """Until the process is told to end."""
+    threading.Event().wait()

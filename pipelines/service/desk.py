@@ -1,0 +1,207 @@
+"""The answers of the service: from an encoded query to rows without any path of the server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from pipelines.errors import UserError
+from pipelines.evaluation.calibrated import Calibrated
+from pipelines.report.ranklists import thumbnail
+from pipelines.retrieval.embed import content_hash
+from pipelines.retrieval.fill import rows_of
+from pipelines.retrieval.gallery import Gallery
+from pipelines.retrieval.gallery_rows import Filter
+from pipelines.retrieval.search import Hit, Query, query_by_id, search
+from pipelines.storage.files import replace_file
+from reid_core.images import decode
+from reid_core.types import Modality, Sample
+
+MAX_TOP = 100
+MAX_BYTES = 20 * 2**20
+MAX_MEGAPIXELS = 25.0
+_REMEMBERED = 10_000
+
+
+class RefusedError(Exception):
+    """A request that cannot be answered; its text is for the client and names no path."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a client must know to ask.
+
+    Attributes:
+        rows: of the gallery.
+        image_modalities: that the encoder was trained for.
+        sentences: whether sentences can be asked.
+        cameras: that there are.
+        calibrated: whether answers have a probability.
+    """
+
+    rows: int
+    image_modalities: list[str]
+    sentences: bool
+    cameras: list[int]
+    calibrated: bool
+
+
+class Desk:
+    """Answers queries of one gallery.
+
+    Args:
+        gallery: to ask.
+        calibrated: of its encoder, None where nothing was calibrated.
+        modalities: that the encoder embeds.
+        size: height and width that images are decoded to.
+        uploads: folder for images that are added, None where none are taken.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        *,
+        calibrated: Calibrated | None,
+        modalities: tuple[Modality, ...],
+        size: tuple[int, int],
+        uploads: Path | None = None,
+    ) -> None:
+        self._gallery, self._calibrated = gallery, calibrated
+        self._modalities, self._size, self._uploads = modalities, size, uploads
+        self._hidden: OrderedDict[str, str] = OrderedDict()
+        self._lock = Lock()
+
+    def facts(self) -> Facts:
+        """What there is."""
+        return Facts(
+            rows=len(self._gallery),
+            image_modalities=[str(m) for m in self._modalities if m != Modality.TEXT],
+            sentences=Modality.TEXT in self._modalities,
+            cameras=self._gallery.cameras(),
+            calibrated=self._calibrated is not None,
+        )
+
+    def modality(self, name: str, *, text: bool = False) -> Modality:
+        """A modality that the encoder embeds.
+
+        Raises:
+            RefusedError: it does not.
+        """
+        known = [m for m in self._modalities if text or m != Modality.TEXT]
+        if not name and len(known) == 1:
+            return known[0]
+        if name not in known:
+            raise RefusedError(
+                f"modality {name!r}: this service knows {' and '.join(map(str, known))}"
+            )
+        return Modality(name)
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """(3, H, W) uint8 of an uploaded image.
+
+        Raises:
+            RefusedError: no image, a broken one, or too many pixels.
+        """
+        height, width = self._size
+        try:
+            return decode(data, height=height, width=width, max_megapixels=MAX_MEGAPIXELS)
+        except ValueError as error:
+            raise RefusedError(f"the image cannot be used: {error}") from error
+
+    def known(self, public: str) -> Query:
+        """A row of the gallery as a query.
+
+        Raises:
+            RefusedError: there is none.
+        """
+        with self._lock:
+            name = self._hidden.get(public, public)
+        query = query_by_id(self._gallery, name)
+        if query is None:
+            raise RefusedError(f"no row is called {public}")
+        return query
+
+    def search(
+        self, query: Query, *, top: int, where: Filter, min_probability: float = 0.0
+    ) -> list[dict[str, Any]]:
+        """The best answers, as plain values.
+
+        Raises:
+            RefusedError: no row is left, or a number out of range.
+        """
+        if not 1 <= top <= MAX_TOP:
+            raise RefusedError(f"top {top}: between 1 and {MAX_TOP}")
+        try:
+            hits = search(
+                self._gallery,
+                query,
+                top=top,
+                where=where,
+                calibrated=self._calibrated,
+                min_probability=min_probability if self._calibrated else 0.0,
+            )
+        except UserError as error:
+            raise RefusedError(str(error)) from error
+        return [self._shown(hit) for hit in hits]
+
+    def add(
+        self,
+        data: bytes,
+        vector: np.ndarray,
+        modality: Modality,
+        *,
+        camera: int = -1,
+        time: datetime | None = None,
+    ) -> dict[str, Any]:
+        """Store an image and its vector.
+
+        Raises:
+            RefusedError: this service takes no images, or they cannot be stored.
+        """
+        if self._uploads is None:
+            raise RefusedError("this service takes no images: it was started with --read-only")
+        name = content_hash(data)
+        sample = Sample(f"uploads/{name}", modality, camera=camera)
+        try:
+            (self._uploads / "uploads").mkdir(parents=True, exist_ok=True)
+            replace_file(self._uploads / sample.image, data)
+            added = self._gallery.add(
+                rows_of([sample], vector[None], root=str(self._uploads), contents=[name], time=time)
+            )
+        except (OSError, UserError) as error:
+            raise RefusedError("the image could not be stored; nothing was changed") from error
+        return {"id": sample.image, "new": bool(added.new), "rows": added.total}
+
+    def _shown(self, hit: Hit) -> dict[str, Any]:
+        probability = hit.probability
+        return {
+            "id": self._public(hit.id),
+            "similarity": round(hit.similarity, 4),
+            "probability": None if probability is None else round(probability, 4),
+            "modality": hit.modality,
+            "camera": hit.camera if hit.camera >= 0 else None,
+            "time": hit.time.isoformat() if hit.time else None,
+            "tracklet": hit.tracklet if hit.tracklet >= 0 else None,
+            "images": hit.images,
+            "name": hit.name or None,
+            "thumbnail": thumbnail(hit.picture.parent, hit.picture.name),
+        }
+
+    def _public(self, name: str) -> str:
+        """An id without a place of the server: absolute ones are named by a hash."""
+        if not name.startswith("/") and "://" not in name and ".." not in name:
+            return name
+        digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        public = f"{digest}/{PurePosixPath(name).name}"
+        with self._lock:
+            self._hidden[public] = name
+            while len(self._hidden) > _REMEMBERED:
+                self._hidden.popitem(last=False)
+        return public

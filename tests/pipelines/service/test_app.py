@@ -1,0 +1,198 @@
+"""The service answers what the gallery does, refuses what it must, tells no path of its host."""
+
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("lancedb")
+pytest.importorskip("fastapi")
+pytest.importorskip("python_multipart")
+pytest.importorskip("prometheus_client")
+
+from fastapi.testclient import TestClient
+
+from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
+from pipelines.evaluation.calibrated import Calibrated
+from pipelines.evaluation.encoder import open_encoder
+from pipelines.retrieval.fill import add_vectors
+from pipelines.retrieval.sources import Source
+from pipelines.service.app import build
+from pipelines.service.deploy import Encoding, Settings, desk_of
+from reid_core.calibration import fit
+from reid_core.types import Modality
+from tests.pipelines.trained import draw_folder, embed_alone, save_run
+
+TOKEN = "a-secret-of-some-length"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a calibration, images with an odd absolute name among them, a gallery."""
+    root = tmp_path_factory.mktemp("service")
+    run, images = save_run(root / "run"), draw_folder(root / "images", visible=6, infrared=4)
+    lines = ["image,modality,pid,camera"]
+    lines += [f"visible/{i}.png,visible,{i % 3},{1 + i % 2}" for i in range(1, 6)]
+    lines += [f"infrared/{i}.png,infrared,{i % 3},{1 + i % 2}" for i in range(4)]
+    lines += [f"{images}/visible/0.png,visible,0,1"]
+    (images / "list.csv").write_text("\n".join(lines))
+    add_vectors(root / "gallery", embed_alone(run, Source(images / "list.csv"), root / "vectors"))
+    cosines = np.linspace(-1, 1, 200)
+    known = fit(cosines, cosines > 0.9)
+    names = ("infrared visible", "visible visible", "infrared infrared")
+    calibrated.save(
+        run,
+        Calibrated(open_encoder(run).fingerprint, "test", dict.fromkeys(names, known), {}, {}),
+    )
+    return root
+
+
+def client_of(place: Path, **options: Any) -> TestClient:
+    settings = Settings(str(place / "gallery"), **options)
+    desk, loaded = desk_of(settings)
+    encoding = Encoding(loaded)
+
+    async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
+        return encoding.embed([content], [modality])[0]
+
+    app = build(desk, embed, token=settings.token, max_bytes=2**20)
+    return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(place: Path) -> TestClient:
+    return client_of(place)
+
+
+def png(width: int = 32, height: int = 64) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_an_image_finds_itself_with_a_probability(place: Path, client: TestClient) -> None:
+    image = (place / "images" / "visible" / "2.png").read_bytes()
+    answer = client.post("/search", files={"image": image}, data={"seen_as": "visible", "top": 3})
+    assert answer.status_code == 200
+    first, *others = answer.json()["answers"]
+    assert (first["id"], first["camera"], len(others)) == ("visible/2.png", 1, 2)
+    assert first["similarity"] == pytest.approx(1, abs=1e-3)
+    assert first["probability"] > others[-1]["probability"] >= 0
+    assert first["thumbnail"].startswith("data:image/jpeg;base64,")
+
+
+def test_filters_and_more_like_this(client: TestClient) -> None:
+    sent = {"id": "visible/2.png", "modality": "infrared", "camera": ["2"], "top": "50"}
+    answers = client.post("/search", data=sent).json()["answers"]
+    assert {answer["id"] for answer in answers} == {"infrared/1.png", "infrared/3.png"}
+
+
+def test_no_answer_tells_where_the_server_keeps_its_files(place: Path, client: TestClient) -> None:
+    answers = client.post("/search", data={"id": "visible/2.png", "top": "100"}).json()["answers"]
+    (hidden,) = [
+        answer["id"]
+        for answer in answers
+        if answer["id"].endswith("/0.png") and not answer["id"].startswith(("visible", "infrared"))
+    ]
+    again = client.post("/search", data={"id": hidden, "top": "1"})
+    assert again.status_code == 200, "a hidden name can be asked for"
+    texts = [again.text, client.get("/facts").text, client.get("/metrics").text, str(answers)]
+    texts.append(client.post("/search", data={"id": "/nobody.png"}).text)
+    texts.append(client.post("/search", data={"id": hidden, "camera": "77"}).text)
+    assert not any(str(place) in text for text in texts)
+
+
+def test_an_added_image_is_found_and_the_same_again_changes_nothing(
+    place: Path, tmp_path: Path
+) -> None:
+    client = client_of(place, uploads=tmp_path)
+    sent: dict[str, Any] = {"files": {"image": png()}, "data": {"seen_as": "infrared", "camera": 9}}
+    first = client.post("/images", **sent).json()
+    assert first["new"]
+    assert not client.post("/images", **sent).json()["new"]
+    (found,) = client.post(
+        "/search", files={"image": png()}, data={"seen_as": "infrared", "top": 1}
+    ).json()["answers"]
+    assert (found["id"], found["camera"]) == (first["id"], 9)
+    assert client_of(place).post("/images", **sent).status_code == 400, "read only"
+
+
+def test_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http" not in page.text.replace("<meta http-equiv", "")
+    assert client.get("/health").json() == {"status": "ok"}
+    assert "crossreid_rows" in client.get("/metrics").text
+    assert "/search" in client.get("/openapi.json").json()["paths"]
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("files", "data", "message"),
+        [
+            ({"image": b"no image"}, {"seen_as": "visible"}, "cannot be used"),
+            ({"image": b""}, {"seen_as": "visible"}, "cannot be used"),
+            ({"image": png()}, {"seen_as": "thermal"}, "knows visible and infrared"),
+            ({"image": png()}, {}, "knows visible and infrared"),
+            ({"image": png()}, {"text": "both"}, "one of them"),
+            (None, {}, "one of them"),
+            (None, {"text": "a man"}, "knows visible and infrared"),
+            (None, {"id": "nobody"}, "no row is called nobody"),
+            (None, {"id": "visible/2.png", "top": "1000"}, "between 1 and 100"),
+            (None, {"id": "visible/2.png", "since": "soon"}, "write a time as"),
+            (None, {"id": "visible/2.png", "camera": "55"}, "no row is of camera 55"),
+        ],
+    )
+    def test_with_a_reason(
+        self, client: TestClient, files: Any, data: dict[str, str], message: str
+    ) -> None:
+        answer = client.post("/search", files=files, data=data)
+        assert answer.status_code == 400
+        assert message in answer.json()["detail"]
+
+    def test_a_bomb_of_pixels(self, client: TestClient) -> None:
+        buffer = io.BytesIO()
+        Image.new("1", (20_000, 20_000)).save(buffer, format="PNG")
+        sent = {"files": {"image": buffer.getvalue()}, "data": {"seen_as": "visible"}}
+        answer = client.post("/search", **sent)
+        assert answer.status_code == 400
+        assert "cannot be used" in answer.json()["detail"]
+
+    def test_too_many_bytes_declared_or_not(self, client: TestClient) -> None:
+        assert client.post("/search", files={"image": bytes(2**21)}).status_code == 413
+        name = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        chunks = (name if number == 0 else bytes(2**16) for number in range(40))
+        kind = {"content-type": "multipart/form-data; boundary=x"}
+        assert client.post("/search", content=chunks, headers=kind).status_code == 413
+
+    def test_without_the_token(self, place: Path) -> None:
+        client = client_of(place, token=TOKEN)
+        assert client.get("/facts").status_code == 401
+        assert client.get("/facts", headers={"Authorization": "Bearer no"}).status_code == 401
+        allowed = client.get("/facts", headers={"Authorization": f"Bearer {TOKEN}"})
+        assert allowed.json()["rows"] >= 10
+        assert client.get("/").status_code == client.get("/health").status_code == 200
+
+    def test_other_sites_and_other_names_of_this_machine(self, client: TestClient) -> None:
+        assert client.get("/facts", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        assert client.get("/facts", headers={"host": "rebound.example"}).status_code == 403
+
+    def test_an_address_that_others_reach_needs_a_token(self) -> None:
+        with pytest.raises(UserError, match="CROSSREID_TOKEN"):
+            Settings("g", host="0.0.0.0").check()
+        with pytest.raises(UserError, match="fewer than 16"):
+            Settings("g", host="0.0.0.0", token="short").check()
+
+    def test_a_port_in_use(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            with pytest.raises(UserError, match="choose another --port"):
+                Settings("g", port=taken.getsockname()[1]).check()
