@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,14 +31,11 @@ def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[
 
 def measure(settings: Settings, recipe: str) -> Iterator[dict[str, Any]]:
     """Every precision; compiled ones last, for they take their time."""
-    from pathlib import Path
-
     config = configuration.load(Path(recipe), ["data.root=/", "model.pretrained=null"])
     model = config.model
     backbone = backbones.load(model.name, None, options=model.options())
-    encoder: Any = METHODS[config.method].load_encoder(
-        config.settings, backbone, height=model.height, width=model.width, state=None
-    )
+    load = METHODS[config.method].load_encoder
+    encoder: Any = load(config.settings, backbone, model.height, model.width, None)
     assert isinstance(encoder, nn.Module)
     encoder = folded(encoder.to(settings.device).to(memory_format=torch.channels_last).eval())
     batch = 32 if settings.tiny else config.trainer.embed_batch
