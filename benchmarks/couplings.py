@@ -64,6 +64,21 @@ ROWS: dict[str, tuple[str, ...]] = {
     "BMIL, all scored": ("bmil_demo.yaml", "bmil.memory.scored=null"),
     "BMIL, joint steps alone": ("bmil_demo.yaml", "bmil.joint.separate_steps=false"),
     "BMIL, half of the visible images": ("bmil_demo.yaml", "bmil.clustering.subset=0.5"),
+    **{
+        f"BMIL on pairs: {together}": ("bmil_demo.yaml", f"bmil.clustering.together={together}")
+        for together in ("assigned", "overlap", "both", "either")
+    },
+    "BMIL, a softmax for each modality": ("bmil_demo.yaml", "bmil.memory.softmax=modality"),
+    "BMIL on pairs: assigned, a softmax for each modality": (
+        "bmil_demo.yaml",
+        "bmil.clustering.together=assigned",
+        "bmil.memory.softmax=modality",
+    ),
+    "BMIL on pairs: either, a softmax for each modality": (
+        "bmil_demo.yaml",
+        "bmil.clustering.together=either",
+        "bmil.memory.softmax=modality",
+    ),
     "BMIL + votes": ("bmil_demo.yaml", *(f"bmil.{v}" for v in VOTES)),
     "BMIL + teacher": ("bmil_demo.yaml", "bmil.teacher=0.95"),
     "true identities": ("demo.yaml", NO_TEXT, "cclnet.labels=identities"),

@@ -26,11 +26,11 @@ from torch.nn import functional
 from reid_core import clustering, sampling
 from reid_core.knn.neighbours import Search
 from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
+from reid_core.methods.bmil.joint_labels import joint_labels, separate_clusters
 from reid_core.methods.bmil.labels import (
     Proxies,
     camera_plan,
     split_proxies,
-    spread_labels,
     subset_parts,
 )
 from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
@@ -69,10 +69,18 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     given = config.labels == "identities"
     steps: dict[str, Labels] = {}
     if stage == "intra" or config.joint.separate_steps:
-        alone = dict(labels) if given else _separate(config, features, parts[0], search)
+        alone = (
+            dict(labels)
+            if given
+            else separate_clusters(config.clustering, features, parts[0], search=search)
+        )
         steps["separate"] = {m: _numbered(y) for m, y in alone.items()}
     if stage == "joint":
-        steps["joint"] = dict(labels) if given else _joint(config, features, parts[1], search)
+        steps["joint"] = (
+            dict(labels)
+            if given
+            else joint_labels(config.clustering, features, parts[1], search=search)
+        )
     for kind, of_kind in steps.items():
         _check_clusters(config, kind, of_kind)
     arrays, counts = _memories(config, features, steps, search)
@@ -103,55 +111,6 @@ def _parts(
     ratio = 1.0 if config.labels == "identities" else config.clustering.subset
     key = seed_of(context.seed, context.stage, "separate", Modality.VISIBLE)
     return subset_parts(num_visible, ratio, seed=key, epoch=context.epoch)
-
-
-def _separate(
-    config: Config, features: Mapping[Modality, np.ndarray], visible: np.ndarray, search: Search
-) -> Labels:
-    """Clusters of each modality alone, of some visible rows and of all infrared ones."""
-    settings = config.clustering
-    rows = {
-        Modality.VISIBLE: visible,
-        Modality.INFRARED: np.arange(len(features[Modality.INFRARED])),
-    }
-    return {
-        m: spread_labels(
-            clustering.cluster(
-                features[m][rows[m]],
-                k1=settings.k1,
-                k2=settings.k2,
-                eps=settings.eps,
-                min_samples=settings.min_samples,
-                search=search,
-            ),
-            rows[m],
-            len(features[m]),
-        )
-        for m in INPUTS
-    }
-
-
-def _joint(
-    config: Config, features: Mapping[Modality, np.ndarray], visible: np.ndarray, search: Search
-) -> Labels:
-    """Clusters of some visible and all infrared rows together."""
-    settings = config.clustering
-    v, r = (features[m] for m in INPUTS)
-    labels = clustering.cluster_jointly(
-        np.concatenate([v[visible], r]),
-        np.repeat([False, True], [len(visible), len(r)]),
-        k1=settings.k1,
-        k2=settings.k2,
-        eps=settings.joint_eps or settings.eps,
-        min_samples=settings.min_samples,
-        balanced=settings.balanced,
-        order=settings.order,
-        search=search,
-    )
-    return {
-        Modality.VISIBLE: spread_labels(labels[: len(visible)], visible, len(v)),
-        Modality.INFRARED: labels[len(visible) :],
-    }
 
 
 def _memories(

@@ -31,19 +31,23 @@ class ProxyTable:
 
     Attributes:
         of_label: per modality (J,) proxy of each joint label, -1 where it has none there.
+        members: per modality, the proxies that it has.
         shares: (J, P), even over the proxies of each label.
     """
 
     of_label: dict[Modality, Tensor]
+    members: dict[Modality, Tensor]
     shares: Tensor
 
     @staticmethod
     def of(arrays: Mapping[str, np.ndarray], device: torch.device) -> ProxyTable:
         """From what `between_epochs` decided."""
-        of_label = {m: torch.tensor(arrays[f"proxies.{m}"], device=device) for m in INPUTS}
+        given = {m: arrays[f"proxies.{m}"] for m in INPUTS}
+        of_label = {m: torch.tensor(x, device=device) for m, x in given.items()}
+        members = {m: torch.tensor(x[x != OUTLIER], device=device) for m, x in given.items()}
         labels = torch.tensor(arrays["proxy_labels"], device=device)
         same = torch.arange(len(of_label[INPUTS[0]]), device=device)[:, None] == labels[None, :]
-        return ProxyTable(of_label, same / same.sum(dim=1, keepdim=True).clamp(min=1))
+        return ProxyTable(of_label, members, same / same.sum(dim=1, keepdim=True).clamp(min=1))
 
     def of_rows(self, modality: Modality, labels: Tensor) -> Tensor:
         """(B,) proxies that rows of a modality move; -1 stays."""
@@ -149,17 +153,23 @@ def joint_terms(
         differentiated = memory
         if config.memory.gradient == "as_published" and m == Modality.INFRARED:
             differentiated = _moved_by_visible(x, labels, memory, proxies, gather)
+        sides = _sides(config, proxies)
         for name in banks:
             halves = _in_two_halves(units, getattr(memory, name), getattr(differentiated, name))
-            loss = losses.scored_contrast(
-                halves[0],
-                targets,
-                halves[1],
-                temperature=config.memory.temperature,
-                num_scored=config.memory.scored,
-                weights=weights,
-            )
-            terms[f"{m}_joint_{name}"] = Term(loss, losses.count_valid(y), 0.5 / len(banks))
+            for side, members in sides.items():
+                bank, of_side = halves[1], targets
+                if members is not None:
+                    bank, of_side = bank[members], targets[:, members]
+                loss = losses.scored_contrast(
+                    halves[0],
+                    of_side,
+                    bank,
+                    temperature=config.memory.temperature,
+                    num_scored=config.memory.scored,
+                    weights=weights,
+                )
+                weight = 0.5 / (len(banks) * len(sides))
+                terms[f"{m}_joint_{name}{side}"] = Term(loss, losses.count_targets(of_side), weight)
     return terms
 
 
@@ -178,6 +188,13 @@ def move_jointly(
         units.append(rows.flatten(0, 1))
         moved.append(proxies.of_rows(m, y).repeat_interleave(rows.shape[1]))
     memory.update(torch.cat(units), torch.cat(moved))
+
+
+def _sides(config: Config, proxies: ProxyTable) -> dict[str, Tensor | None]:
+    """The proxies of each softmax, under what its term is called beyond the bank."""
+    if config.memory.softmax == "all":
+        return {"": None}
+    return {f"_to_{m}": members for m, members in proxies.members.items()}
 
 
 def _cluster_loss(

@@ -34,6 +34,9 @@ class Clustering(Section):
         order: of the joint neighbors: by "similarity", or ours, "alternating" between the two.
         subset: share of the visible images that is clustered alone, and another such share that is
             clustered jointly, drawn anew in every epoch; 1 gives all images to both.
+        together: what joint labels are: one clustering of all "rows" (the paper). Ours are clusters
+            of each modality, paired by the "assigned" prototypes, by their "overlap" with the joint
+            clusters, by "both", or by "either" (the overlap first).
     """
 
     k1: int = Field(30, ge=2)
@@ -44,6 +47,7 @@ class Clustering(Section):
     balanced: bool = True
     order: Literal["similarity", "alternating"] = "similarity"
     subset: float = Field(0.5, gt=0, le=1)
+    together: Literal["rows", "assigned", "overlap", "both", "either"] = "rows"
 
     @field_validator("subset")
     @classmethod
@@ -63,6 +67,8 @@ class Memory(Section):
         margin: the mean bank's loss of a modality is idle below it (separate labels).
         scored: prototypes in the softmax of joint labels, positives included; null for all.
         split: whether a joint cluster has one prototype for each modality, or one for both.
+        softmax: of joint labels over the prototypes of "all" (the paper); ours is one softmax for
+            each "modality" of prototypes, in which a partner that was not found is no negative.
         gradient: from the prototypes before the step ("clean"), or "as_published", where visible
             images have moved them before infrared ones are differentiated.
     """
@@ -73,6 +79,7 @@ class Memory(Section):
     margin: float = Field(0.2, ge=0)
     scored: int | None = Field(50, ge=2)
     split: bool = True
+    softmax: Literal["all", "modality"] = "all"
     gradient: Literal["clean", "as_published"] = "clean"
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from reid_core import optim
 from reid_core.memory import HybridMemory
 from reid_core.method import BetweenEpochs, EpochPlan, Opening
-from reid_core.methods.bmil import METHOD, objectives, optimization
+from reid_core.methods.bmil import METHOD, joint_labels, objectives, optimization
 from reid_core.methods.bmil import between_epochs as bmil
 from reid_core.methods.bmil.settings import Config
 from reid_core.models import backbones
@@ -157,6 +157,27 @@ def test_rates_are_the_published_ones() -> None:
     }
 
 
+@pytest.mark.parametrize("together", ["assigned", "overlap", "both", "either"])
+def test_paired_clusters_are_joint_labels_too(together: str) -> None:
+    """An easy world: the eight identities of both modalities are one label each, two are alone."""
+    features, truth = world(gap=0.6)
+    clustering = {"k1": 8, "k2": 2, "min_samples": 3, "subset": 1, "together": together}
+    context = BetweenEpochs("joint", 0, 0, features=features)
+    epoch = bmil.begin_epoch(config_of(clustering=clustering), context, {})
+    assert len(epoch.pairs) == 8
+    for m in INPUTS:
+        assert (epoch.labels[m] >= 0).all()
+    names = {int(y): set(truth[V][epoch.labels[V] == y]) for y in np.unique(epoch.labels[V])}
+    for y in np.unique(epoch.labels[R]):
+        identities = set(truth[R][epoch.labels[R] == y])
+        assert identities == names.get(int(y), identities & {8, 9})
+
+
+def test_a_second_modality_takes_the_names_of_its_partners() -> None:
+    names = joint_labels.renamed(np.array([0, 1, -1, 2, 1]), np.array([[4, 1], [0, 2]]), 5)
+    assert names.tolist() == [5, 4, -1, 0, 4]
+
+
 # Losses ------------------------------------------------------------------------------------------
 
 
@@ -251,6 +272,23 @@ def test_the_published_gradient_has_the_same_loss_and_moved_banks_for_infrared()
         expected += 0.25 / 4 * (softmax - target) @ getattr(moved, name) / 0.05
     torch.testing.assert_close(published[R].grad[:, 0], expected, rtol=1e-5, atol=1e-7)
     assert (clean[R].grad - published[R].grad).norm() > 0.1 * clean[R].grad.norm()
+
+
+def test_a_softmax_for_each_modality_leaves_out_who_has_no_partner_there() -> None:
+    """Labels 0 and 1 are in both modalities, 2 in infrared alone: no loss among visible proxies."""
+    x, (proxies, memory) = rows_of(3), proxies_of()
+    labels = {V: torch.tensor([0, 1, 0]), R: torch.tensor([0, 2, 1])}
+    config = config_of(memory={"softmax": "modality", "scored": None})
+    terms = objectives.joint_terms(
+        config, x, labels, memory, proxies, rows=labels, votes=dict.fromkeys(INPUTS),
+        gather=lambda y: y,
+    )  # fmt: skip
+    assert {int(t.count) for n, t in terms.items() if n.startswith("visible")} == {3}
+    term = terms["infrared_joint_mean_to_visible"]
+    assert (int(term.count), term.weight) == (2, 0.125)
+    scores = x[R].detach()[[0, 2], 0] @ memory.mean[[0, 2]].T / 0.05
+    expected = functional.cross_entropy(scores, torch.tensor([0, 1]))
+    torch.testing.assert_close(term.mean, expected)
 
 
 def test_two_slices_of_a_batch_have_the_losses_of_the_whole() -> None:
