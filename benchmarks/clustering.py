@@ -149,13 +149,13 @@ def against_rival(sizes: list[int], width: int) -> None:
 def both_modalities(sizes: list[tuple[int, int]]) -> None:
     """One clustering of both modalities against the two of each alone."""
     print(f"\nBoth modalities together, {SHARE_OF_FIRST:.0%} of the rows in the first\n")
-    print("| rows | width | the two alone s | jointly s | ratio | alone MiB | jointly MiB |")
-    print("|" + "---|" * 7)
+    print("| rows | width | alone s | jointly s | alone CPU s | jointly CPU s | CPU ratio | MiB |")
+    print("|" + "---|" * 8)
     for num_rows, width in sizes:
         alone, jointly = (run(who, "hard", num_rows, width) for who in ("separate", "jointly"))
         print(
             f"| {num_rows} | {width} | {alone['seconds']:.2f} | {jointly['seconds']:.2f} |"
-            f" {jointly['seconds'] / alone['seconds']:.2f} | {alone['memory']:.0f} |"
+            f" {alone['cpu']:.2f} | {jointly['cpu']:.2f} | {jointly['cpu'] / alone['cpu']:.2f} |"
             f" {jointly['memory']:.0f} |",
             flush=True,
         )
