@@ -14,7 +14,7 @@ from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
 from reid_core.methods.bmil.stages import MirrorMean
 from reid_core.methods.teacher import MeanTeacher
-from reid_core.models import clip as clips
+from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.types import Modality
 
@@ -23,11 +23,11 @@ WRONG = ["rgb", "ir", "VISIBLE", "thermal", "", Modality.TEXT]
 
 
 @pytest.fixture(scope="module")
-def clip() -> clips.Clip:
-    return clips.load(clips.SMALL, "bundled")
+def clip() -> backbones.Backbone:
+    return backbones.load(backbones.SMALL, "bundled")
 
 
-def doors(clip: clips.Clip) -> dict[str, nn.Module]:
+def doors(clip: backbones.Backbone) -> dict[str, nn.Module]:
     images = ImageEncoder(clip, height=SIZE[0], width=SIZE[1])
     methods = {
         name: method.load_encoder(method.config(), clip, *SIZE, None)
@@ -39,7 +39,7 @@ def doors(clip: clips.Clip) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("modality", WRONG)
-def test_no_image_encoder_embeds_it(clip: clips.Clip, modality: str) -> None:
+def test_no_image_encoder_embeds_it(clip: backbones.Backbone, modality: str) -> None:
     pixels = torch.zeros(2, 3, *SIZE, dtype=torch.uint8)
     for encoder in doors(clip).values():
         for act in ("embed", "project"):
@@ -49,20 +49,20 @@ def test_no_image_encoder_embeds_it(clip: clips.Clip, modality: str) -> None:
 
 
 @pytest.mark.parametrize("modality", ["rgb", "infrared", "TEXT", ""])
-def test_no_text_image_encoder_embeds_it(clip: clips.Clip, modality: str) -> None:
+def test_no_text_image_encoder_embeds_it(clip: backbones.Backbone, modality: str) -> None:
     encoder = METHODS["cpcl"].load_encoder(METHODS["cpcl"].config(), clip, *SIZE, None)
     with pytest.raises(ValueError, match="no tower for"):
         encoder.embed(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), modality)
 
 
-def test_the_joint_space_does_not_take_it(clip: clips.Clip) -> None:
+def test_the_joint_space_does_not_take_it(clip: backbones.Backbone) -> None:
     space = JointSpace(ImageEncoder(clip, height=SIZE[0], width=SIZE[1]), clip.text)
     with pytest.raises(ValueError, match="no stem for"):
         space.embed(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), "rgb")
 
 
 @pytest.mark.parametrize("modality", ["rgb", "ir", "text"])
-def test_files_are_not_embedded_as_it(clip: clips.Clip, modality: str) -> None:
+def test_files_are_not_embedded_as_it(clip: backbones.Backbone, modality: str) -> None:
     config = configuration.validate({"data": {"root": "/data"}}, source="test")
     encoder = ImageEncoder(clip, height=SIZE[0], width=SIZE[1])
     inputs = METHODS["cclnet"].inputs
@@ -71,7 +71,7 @@ def test_files_are_not_embedded_as_it(clip: clips.Clip, modality: str) -> None:
         loaded.embed_images([], modality)
 
 
-def test_a_plain_word_is_as_good_as_the_constant(clip: clips.Clip) -> None:
+def test_a_plain_word_is_as_good_as_the_constant(clip: backbones.Backbone) -> None:
     pixels = torch.randint(0, 256, (2, 3, *SIZE), dtype=torch.uint8)
     for name, encoder in doors(clip).items():
         with torch.no_grad():
