@@ -251,14 +251,25 @@ def overridden(
 
 def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
     """A nested mapping -> RunConfig, or a UserError that lists every mistake."""
+    tree = with_new_names(tree)
     try:
-        config = RunConfig.model_validate(with_new_names(tree))
+        config = RunConfig.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise UserError(f"{source}:\n  " + "\n  ".join(lines)) from error
-    if wild := list(_out_of_range(config.model_dump(mode="json"), "")):
+    read = config.model_dump(mode="json")
+    if wild := [*_out_of_range(read, ""), *_truths(tree, read, "")]:
         raise UserError(f"{source}:\n  " + "\n  ".join(wild))
     return config
+
+
+def _truths(given: Any, read: Any, key: str) -> Iterator[str]:
+    """Lines about numbers that were given as true or false, which Python takes for 1 or 0."""
+    if isinstance(given, dict) and isinstance(read, dict):
+        for name in given.keys() & read.keys():
+            yield from _truths(given[name], read[name], f"{key}.{name}".lstrip("."))
+    elif isinstance(given, bool) and isinstance(read, (int, float)) and not isinstance(read, bool):
+        yield f"{key}: must be a number, got {str(given).lower()}"
 
 
 def _out_of_range(value: Any, key: str) -> Iterator[str]:

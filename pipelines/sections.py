@@ -69,12 +69,17 @@ class DataConfig(Section):
             raise ValueError(f"unknown kind; choose one of {', '.join(LAYOUTS)}")
         return kind
 
+    @field_validator("root", mode="before")
+    @classmethod
+    def _is_named(cls, root: Any) -> Any:
+        if not str(root).strip():
+            raise ValueError("names no folder")
+        return root
+
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: Path) -> Path:
         """Checkpoints keep it, and are read from other folders."""
-        if not str(root).strip():
-            raise ValueError("names no folder")
         return root if "://" in location(root) else root.absolute()
 
     @field_validator("extra_roots")

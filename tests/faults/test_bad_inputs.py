@@ -1,0 +1,138 @@
+"""Bad inputs as data: every line of the YAML files beside this one gets a clear answer.
+
+Clear is: the exit code of a mistake, the culprit and what to do in the message, no traceback, at
+once. A new bad input is one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import logging
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines import cli
+from reid_core.datasets import synthetic
+
+HERE = Path(__file__).parent
+SOUND = (
+    "train demo.yaml --dry-run --out {out} data.root={tree} model.name=crossreid-small "
+    "model.pretrained=bundled model.height=64 model.width=32 "
+)
+MAX_S = 3.0
+FAST = 10  # every tenth line runs in the fast suite
+TABLE: Counter[str] = Counter()
+
+
+def lines(name: str) -> list[dict[str, Any]]:
+    """The cases of a file; flow mappings may hold {placeholders}."""
+    cases = []
+    for number, line in enumerate((HERE / name).read_text().splitlines(), start=1):
+        if not line.startswith("- "):
+            continue
+        for place in ("file", "tree", "out", "dir"):
+            line = line.replace(f"{{{place}}}", f"<{place}>")
+        (case,) = yaml.safe_load(line)
+        cases.append({"where": f"{name}:{number}", **case})
+    return cases
+
+
+CASES = [
+    pytest.param(case, id=case["where"], marks=[] if number % FAST == 0 else [pytest.mark.slow])
+    for name in ("recipes.yaml", "settings.yaml", "manifests.yaml", "commands.yaml")
+    for number, case in enumerate(lines(name))
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("faults") / "sysu"
+    synthetic.write(root, num_identities=10, seed=1, height=32)
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Imports and the model are read once, so that the clock is that of the answer."""
+    out = tmp_path_factory.mktemp("warm")
+    for module in ("sweep.tuner", "retrieval.embed", "data.convert", "report.page"):
+        importlib.import_module(f"pipelines.{module}")
+    code, said = call([*shlex.split(SOUND.format(out=out / "run", tree=small))])
+    assert code == 0, said
+    yield
+    with contextlib.suppress(ValueError):
+        shown = ", ".join(f"{number} {what}" for what, number in sorted(TABLE.items()))
+        print(f"\nbad inputs: {shown}", file=sys.__stdout__)
+
+
+def call(arguments: list[str]) -> tuple[int, str]:
+    """(exit code, output) of a command in this process; a traceback is output, too."""
+    output = io.StringIO()
+    before, handlers = sys.argv, logging.getLogger().handlers[:]
+    sys.argv = ["crossreid", *arguments]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            cli.main()
+        code: Any = 0
+    except SystemExit as ended:
+        code = ended.code or 0
+    except BaseException as error:
+        output.write(f"Traceback: {type(error).__name__}: {error}")
+        code = -1
+    finally:
+        sys.argv = before
+        logging.getLogger().handlers[:] = handlers
+    return int(code), output.getvalue()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_input_gets_a_clear_answer(
+    case: dict[str, Any], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "500")
+    (tmp_path / "dir").mkdir()
+    file = tmp_path / "dir" / case.get("name", "recipe.yaml")
+    if "bytes" in case:
+        file.write_bytes(bytes.fromhex(case["bytes"]))
+    elif "text" in case:
+        file.write_text(case["text"])
+    else:
+        file = tmp_path / "none"
+    places = {"file": file, "tree": small, "out": tmp_path / "out", "dir": tmp_path / "dir"}
+    if "set" in case:
+        command = shlex.split(SOUND.format(**places))
+        said = [case["set"]] if " #" in case["set"] else case["set"].split(" ")
+        command += said
+    elif "run" in case:
+        command = case["run"].split(" ")
+    else:
+        command = ["data", "check", "manifest", "<file>"]
+    for place, path in places.items():
+        command = [part.replace(f"<{place}>", str(path)) for part in command]
+    expected = case.get("exit", 2 if "set" in case or "run" in case else 1)
+    began = time.perf_counter()
+    code, output = call(command)
+    seconds = time.perf_counter() - began
+    said = " ".join(output.split())
+    problems = {
+        "traceback": "Traceback" in said,
+        "silent": code == 0,
+        "unclear": case["says"] not in said,
+        "wrong exit code": code != expected,
+        "slow": seconds > MAX_S,
+    }
+    TABLE["clear" if not any(problems.values()) else "wrong"] += 1
+    assert not any(problems.values()), (
+        f"{[name for name, is_so in problems.items() if is_so]} ({code}, {seconds:.1f} s): {said}"
+    )
