@@ -67,6 +67,7 @@ def warm(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     out = tmp_path_factory.mktemp("warm")
     for module in ("sweep.tuner", "retrieval.embed", "data.convert", "report.page"):
         importlib.import_module(f"pipelines.{module}")
+    call(["gallery", "info", str(out)])
     code, said = call([*shlex.split(SOUND.format(out=out / "run", tree=small))])
     assert code == 0, said
     yield
