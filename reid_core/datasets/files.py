@@ -116,7 +116,7 @@ class ImageFiles:
                 real = f"{folder.real}/{entry.name}"
                 if entry.is_symlink():
                     real = os.path.realpath(self._root / path)
-                    if _within(folder.real, real) or any(_within(real, top) for top in followed):
+                    if any(_within(real, top) or _within(top, real) for top in followed):
                         self._links.append(path)
                         continue
                     followed.append(real)
