@@ -101,13 +101,15 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a checkpoint under every protocol of a data set; features are extracted once."""
-    from pipelines.evaluation.evaluate import evaluate_checkpoint, score_table
+    from pipelines.evaluation.evaluate import calibration_lines, evaluate_checkpoint, score_table
 
     check_target(json_file)
     result = evaluate_checkpoint(
         checkpoint, kind=kind, root=root, trial=trial, split=split, flip=flip, reranked=rerank
     )
     console.print(score_table(result))
+    for line in calibration_lines(result):
+        say(line)
     if json_file is not None:
         write_text(json_file, to_json(result.table))
         say(f"scores: {json_file}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from pipelines.data import extract_features
 from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import inputs_of, read
 from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.evaluation.pairs import errors
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
@@ -52,12 +54,15 @@ class Evaluation:
         headline: mean of the trial name that summaries show.
         chance: Rank-1 of a random ranking there, in percent.
         details: arrays of the headline's first trial, for the report.
+        calibration: per pair of modalities, see `pipelines.evaluation.pairs.errors`; empty where
+            the run is not calibrated.
     """
 
     table: dict[str, dict[str, Any]]
     headline: dict[str, float]
     chance: float
     details: dict[str, np.ndarray]
+    calibration: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def save_details(self, path: Path) -> None:
         """Write the arrays as .npz."""
@@ -137,13 +142,25 @@ def evaluate_checkpoint(
         raise UserError(f"{location(dataset.root)}: of the {split} split {reason}")
     found = features_of(loaded, records, dataset.root, config=config, flip=flip)
     width = loaded.encoder.feature_dim
-    return evaluate(
+    features = np.ascontiguousarray(found[:, :width])
+    result = evaluate(
         dataset.kind,
         records,
-        np.ascontiguousarray(found[:, :width]),
+        features,
         mirrored=np.ascontiguousarray(found[:, width:]) if flip else None,
         reranked=reranked,
     )
+    known = calibrated.load(path, fingerprint=loaded.fingerprint)
+    return replace(result, calibration=errors(known, records, features)) if known else result
+
+
+def calibration_lines(result: Evaluation) -> list[str]:
+    """Expected calibration error per pair of modalities, where the run is calibrated."""
+    return [
+        f"{name}: calibration error {row['ece']:.3f}, {row['ece_balanced']:.3f} where half of the "
+        "pairs are equal"
+        for name, row in result.calibration.items()
+    ]
 
 
 def features_of(

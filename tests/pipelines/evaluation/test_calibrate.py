@@ -1,0 +1,78 @@
+"""Calibrating a run: on validation identities or on clusters; kept, read again, refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.data.prepare import read
+from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
+from pipelines.evaluation.calibrate import PSEUDO, VALIDATION, calibrate
+from pipelines.evaluation.encoder import open_encoder
+from pipelines.evaluation.evaluate import evaluate_checkpoint
+from pipelines.runs import checkpoint
+from reid_core.types import Modality
+from tests.pipelines.trained import save_run
+
+
+@pytest.fixture
+def run(tmp_path: Path, tree: Path) -> Path:
+    """A run of the bundled weights whose data are the small generated tree."""
+    made = save_run(tmp_path / "run")
+    (made / "data").symlink_to(tree)
+    return made
+
+
+def test_on_validation_identities_and_off_by_little_on_test_identities(run: Path) -> None:
+    made = calibrate(run)
+    assert made.source == VALIDATION
+    assert set(made.maps) == {"infrared visible", "infrared infrared", "visible visible"}
+    again = calibrated.load(run, fingerprint=made.fingerprint)
+    assert again == made
+    assert calibrated.load(run, fingerprint="another") is None
+    likely = made.probability(0.999, "visible", "infrared")
+    unlikely = made.probability(-0.9, "infrared", "visible")
+    assert likely is not None
+    assert unlikely is not None
+    assert likely > unlikely
+    assert made.probability(0.5, "text", "visible") is None
+    found = evaluate_checkpoint(run).calibration
+    assert set(found) == set(made.maps)
+    assert all(0 <= value <= 1 for row in found.values() for value in row.values())
+
+
+def test_on_the_clusters_of_the_last_epoch(run: Path) -> None:
+    train = read(open_encoder(run).config).train
+    folder = checkpoint.find(run)
+    state = checkpoint.load(folder)
+    labels = {
+        f"labels.{m}": torch.tensor(train.pids[train.rows(m)])
+        for m in (Modality.VISIBLE, Modality.INFRARED)
+    }
+    pairs = torch.stack([torch.tensor(sorted(set(train.pids.tolist())))] * 2, dim=1)
+    state |= {"epoch": labels | {"pairs": pairs}}
+    state.pop("format")
+    checkpoint.save(folder, state, {})
+    made = calibrate(run, labels="pseudo")
+    assert made.source == PSEUDO
+    assert 0 < made.maps["infrared visible"].prior < 0.5, "matched clusters are one class"
+
+
+class TestBadInput:
+    def test_neither_validation_nor_clusters(self, run: Path) -> None:
+        with pytest.raises(UserError, match="keeps no pseudo-labels"):
+            calibrate(run, labels="pseudo")
+        with pytest.raises(UserError, match="--labels maybe"):
+            calibrate(run, labels="maybe")
+
+    def test_a_damaged_file(self, run: Path) -> None:
+        (checkpoint.find(run) / calibrated.FILE).write_text("{")
+        with pytest.raises(UserError, match="is damaged"):
+            calibrated.load(run)
+        (checkpoint.find(run) / calibrated.FILE).write_text(json.dumps({"format": 9, "maps": {}}))
+        with pytest.raises(UserError, match="another format"):
+            calibrated.load(run)
