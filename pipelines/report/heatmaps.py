@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipelines.data import roots
 from pipelines.data.decode import read_image
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder, open_start
-from pipelines.report.ranklists import choose
+from pipelines.report.ranklists import below, choose
 from pipelines.storage.shards import read_bytes
 from reid_core.attribution import heat_maps
 from reid_core.datasets import LAYOUTS
@@ -115,8 +115,8 @@ def _pair(
     asked: Modality,
     searched: Modality,
 ) -> Pair:
-    picture = root / str(final["query_images"][query])
-    answer = root / str(final["gallery_images"][final["top"][query][0]])
+    picture = below(root, str(final["query_images"][query]))
+    answer = below(root, str(final["gallery_images"][final["top"][query][0]]))
     caption, shown = "", _input(loaded, answer)
     if asked == Modality.TEXT:
         assert loaded.tokenize is not None

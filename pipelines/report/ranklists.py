@@ -124,6 +124,18 @@ def choose(
     return best, middle, worst
 
 
+def below(root: Path, path: str) -> Path:
+    """An image below the root of its data set.
+
+    Raises:
+        ValueError: the path is absolute or climbs out with "..": a page shows nothing else.
+    """
+    relative = PurePosixPath(path)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise ValueError(f"{path} lies outside the data set: it is not shown")
+    return root / relative
+
+
 def thumbnail(root: Path, path: str) -> str | None:
     """A picture as a data URI.
 
@@ -134,11 +146,8 @@ def thumbnail(root: Path, path: str) -> str | None:
     Returns:
         JPEG of a fixed height, None where there is no readable picture.
     """
-    relative = PurePosixPath(path)
-    if relative.is_absolute() or ".." in relative.parts:
-        return None
     try:
-        image = open_rgb(read_bytes(root / relative))
+        image = open_rgb(read_bytes(below(root, path)))
     except (OSError, ValueError):
         return None
     width = max(round(image.width * _HEIGHT_PX / image.height), 1)
