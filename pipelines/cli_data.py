@@ -91,6 +91,20 @@ def synth(
 
 
 @data_app.command()
+def roadscene(
+    source: Annotated[Path, typer.Argument(help="A checkout of hanna-xu/RoadScene.")],
+    root: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
+    difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
+) -> None:
+    """Places of real visible and thermal pictures as a data set in SYSU-MM01's layout."""
+    from reid_core.datasets import roadscene as places
+
+    counts = places.write(source, root, seed=seed, difficulty=difficulty)
+    say(f"{', '.join(f'{count} {name}' for name, count in counts.items())} places: {root}")
+
+
+@data_app.command()
 def check(
     kind: Annotated[str, typer.Argument(help="Layout of the data set.")],
     root: Annotated[Path, typer.Argument(help="Its folder.")],

@@ -1,0 +1,77 @@
+"""Places of aligned pictures become a tree that the reader of SYSU-MM01 takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid_core.datasets import roadscene, sysu
+from reid_core.types import Modality
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two scenes of noise, in both spectra, and a neighbour that is too near to count."""
+    rng = np.random.default_rng(0)
+    for folder, channels in (("crop_HR_visible", 3), ("cropinfrared", 1)):
+        (tmp_path / folder).mkdir()
+        for number in (1, 5, 40):
+            pixels = rng.integers(0, 255, (160, 240, channels), dtype=np.uint8).squeeze()
+            Image.fromarray(pixels).save(tmp_path / folder / f"FLIR_{number:05d}.jpg")
+    return tmp_path
+
+
+def test_places_are_seen_by_six_cameras_in_tracks(source: Path, tmp_path: Path) -> None:
+    counts = roadscene.write(source, tmp_path / "a", seed=3)
+    assert sum(counts.values()) == 6, "three patches of each of two scenes"
+    assert roadscene.write(source, tmp_path / "b", seed=3) == counts
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.jpg"))
+    assert len(files) == 6 * (4 * 4 + 2 * 6)
+    for file in files[:: len(files) // 7]:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    thermal = np.asarray(Image.open(tmp_path / "a" / "cam3" / "0001" / "0001.jpg")).astype(int)
+    assert thermal.shape == (128, 64, 3)
+    assert np.ptp(thermal, axis=2).max() < 30, "grey"
+
+
+def test_the_reader_takes_it(tmp_path: Path) -> None:
+    """Eighteen scenes are three runs of neighbours: one trains, one validates, one is tested."""
+    for folder in ("crop_HR_visible", "cropinfrared"):
+        (tmp_path / folder).mkdir()
+        for number in range(0, 360, 20):
+            pixels = np.random.default_rng(number).integers(0, 255, (150, 90), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"FLIR_{number:05d}.jpg")
+    counts = roadscene.write(tmp_path, tmp_path / "tree", seed=0, per_scene=1)
+    data = sysu.read(tmp_path / "tree")
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
+        assert len(np.unique(split.pids)) == counts[name] > 0
+    assert {sample.modality for sample in data.test.samples} == {
+        Modality.VISIBLE,
+        Modality.INFRARED,
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ("folder", "crop_HR_visible is missing"),
+        ("partner", r"FLIR_00001\.jpg is missing"),
+        ("name", r"holiday\.jpg is no name of RoadScene"),
+        ("difficulty", "easy, default, hard"),
+    ],
+)
+def test_what_is_wrong_is_named(source: Path, tmp_path: Path, spoil: str, says: str) -> None:
+    visible, difficulty = source / "crop_HR_visible", "default"
+    if spoil == "folder":
+        visible.rename(source / "elsewhere")
+    elif spoil == "partner":
+        (visible / "FLIR_00001.jpg").unlink()
+    elif spoil == "name":
+        (source / "cropinfrared" / "FLIR_00001.jpg").rename(source / "cropinfrared" / "holiday.jpg")
+    else:
+        difficulty = "extreme"
+    with pytest.raises(ValueError, match=says):
+        roadscene.write(source, tmp_path / "out", difficulty=difficulty)
