@@ -53,7 +53,7 @@ def test_every_line_works_in_the_order_given(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for said in (
-        "recall@10 1.000",
+        "in all: people.gallery",
         "contact sheet: found.html",
         "contact sheet: words.html",
         "largest difference to torch",
