@@ -130,7 +130,11 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
             size.name, None, quick_gelu=state.get("quick_gelu", False), options=size.options()
         )
         encoder = _encoder(config, start, state["module"])
-    except (RuntimeError, KeyError) as error:  # other parameters than those of an encoder
+    except (
+        RuntimeError,
+        KeyError,
+        ValueError,
+    ) as error:
         raise UserError(
             f"{folder} was written in stage {state['progress']['stage']!r} and holds no trained "
             "encoder: wait for a later stage, or give an older checkpoint folder"
