@@ -106,7 +106,7 @@ def test_nothing_is_fetched_from_this_machine(host: str) -> None:
             asked.append(self.path)
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         with pytest.raises(OSError, match=r"refused|resol|service|known|address"):
             read_bytes(Path(f"http://{host}:{server.server_port}/a.jpg"))
