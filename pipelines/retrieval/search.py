@@ -229,6 +229,8 @@ def search(
     if reranked and rows:
         rows = [rows[i] for i in _reranked(query, rows)]
     hits = [_hit(query, row, calibrated) for row in rows[:top]]
+    if calibrated is not None and not reranked:  # a cosine means less between modalities
+        hits.sort(key=lambda hit: -(hit.probability or 0.0))
     return [hit for hit in hits if (hit.probability or 0.0) >= min_probability]
 
 
