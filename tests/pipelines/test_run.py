@@ -213,7 +213,7 @@ class TestBadInput:
         from pipelines.cluster import session
 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-        with pytest.raises(UserError, match="shm-size"):
+        with pytest.raises(UserError, match="crossreid doctor"):
             session._check_shared_memory()
 
 
