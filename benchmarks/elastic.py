@@ -65,7 +65,7 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    work, make_bank = driver._work, driver._bank
+    work, make_bank = driver.work, driver.start_bank
 
     def armed_work(given: dict[str, Any]) -> None:
         import torch
@@ -101,8 +101,8 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
         return bank
 
     return {
-        "_work": armed_work,
-        "_bank": placed_bank,
+        "work": armed_work,
+        "start_bank": placed_bank,
         "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
         "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
     }

@@ -71,10 +71,10 @@ def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
 
 def hand_in_late(driver: Any) -> None:
     """Workers keep their features until they ask for the epoch; this travels to them by value."""
-    work = driver._work
+    work = driver.work
 
     def late_work(settings: dict[str, Any]) -> None:
-        from pipelines.training.driver import RemoteBank
+        from pipelines.training.actor import RemoteBank
 
         add_features, begin_epoch = RemoteBank.add_features, RemoteBank.begin_epoch
         waiting: list[tuple] = []
@@ -88,7 +88,7 @@ def hand_in_late(driver: Any) -> None:
         RemoteBank.begin_epoch = begin_late  # type: ignore[method-assign]
         work(settings)
 
-    driver._work = late_work
+    driver.work = late_work
 
 
 def measure(variant: str, root: Path, epochs: int, folder: Path) -> dict[str, Any]:

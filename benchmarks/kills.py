@@ -155,6 +155,7 @@ def overrides(method: str, data: Path, address: str) -> list[str]:
 
 def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
     """Put the strike into the processes that Ray starts; functions of this file travel by value."""
+    from pipelines.training import actor
     from pipelines.training.memory_bank import MemoryBank
 
     def hit() -> None:
@@ -183,14 +184,14 @@ def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
             super().__init__(*args, **kwargs)
             (scratch / "actor").write_text(str(os.getpid()))
 
-        def _labels(self, *args: Any) -> np.ndarray:
+        def _label(self, *args: Any) -> None:
             clustering = strike is not None and strike.place == "cluster"
             if clustering and self._key is not None and due(*self._key):
                 hit()
                 time.sleep(1)
-            return super()._labels(*args)
+            super()._label(*args)
 
-    work = module._work
+    work = module.work
 
     def armed_work(settings: dict[str, Any]) -> None:
         note("back", "")
@@ -201,8 +202,8 @@ def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
             note("noticed", f"a worker: {type(error).__name__}")
             raise
 
-    module.MemoryBank = Bank
-    module._work = armed_work
+    actor.MemoryBank = Bank  # type: ignore[misc]
+    module.work = armed_work
 
 
 def arm_worker(

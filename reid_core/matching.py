@@ -13,12 +13,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-Bank = np.ndarray | Tensor
+Prototypes = np.ndarray | Tensor
 
 _BLOCK = 2048  # rows of one similarity block: 2048 x 50,000 float32 are 0.4 GB
 
 
-def hungarian_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) -> np.ndarray:
+def hungarian_pairs(
+    bank_a: Prototypes, bank_b: Prototypes, *, min_similarity: float = 0.0
+) -> np.ndarray:
     """One-to-one pairs of the largest total similarity, filtered afterwards.
 
     The assignment is solved on the full matrix and the threshold then drops pairs of it. It holds
@@ -40,7 +42,9 @@ def hungarian_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) 
     return _pairs(rows[kept], columns[kept])
 
 
-def mutual_nearest_pairs(bank_a: Bank, bank_b: Bank, *, min_similarity: float = 0.0) -> np.ndarray:
+def mutual_nearest_pairs(
+    bank_a: Prototypes, bank_b: Prototypes, *, min_similarity: float = 0.0
+) -> np.ndarray:
     """Pairs in which each is the other's most similar cluster (first row on ties).
 
     Args:

@@ -1,4 +1,20 @@
-"""What an interrupted run left behind, put in order before it goes on.
+"""How a run resumes, and what an interrupted run left behind, put in order before it goes on.
+
+The same command again goes on. In this order it is decided from what:
+
+1. `runlog.claim`: the directory belongs to a configuration; what decides results must agree with it
+   (`RunConfig.identity`), what does not, such as the number of workers, may change.
+2. `data.sample_list.recall`: the rows are those that the run began with, in their order; an image
+   that broke since then is replaced, never left out.
+3. `tidy`, below: only whole checkpoints stay. Ray Train's own list names the newest one; where the
+   list is broken the newest whole folder takes its place; without one, `start_from`, a finished
+   stage of another run; without that, the beginning.
+4. `TrainingLoop`: stages before the checkpoint's are skipped, their hand-ons are in it; the stage
+   itself gets module and optimizer back and starts after the finished epoch. Log lines of later
+   epochs are taken back. Nothing random has a state: every epoch draws from its own seed.
+5. Within a run, a worker that fails ends the group and Ray Train starts it again from the newest
+   checkpoint. A memory bank that was restarted is empty: its token tells the workers, who do the
+   same.
 
 Ray Train keeps a list of a run's checkpoints and rewrites it in place after every epoch. A driver
 that is killed within that write, or a disk that is full then, leaves a broken list beside good

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pipelines.distributed import collectives
 from pipelines.training.epoch import EpochStart
-from pipelines.training.job import Bank, Job
+from pipelines.training.job import EpochSource, Job
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.progress import Progress
 from reid_core.types import Batch, Modality
@@ -37,7 +37,7 @@ Batches = dict[Modality, Batch]
 
 def train(
     job: Job,
-    bank: Bank,
+    bank: EpochSource,
     batches: Callable[[EpochStart], Iterator[Batches]],
     report: Callable[[dict[str, Any], dict[str, Any] | None], None],
     *,

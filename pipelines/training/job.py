@@ -18,7 +18,7 @@ from reid_core.methods import METHODS
 from reid_core.types import Modality
 
 
-class Bank(Protocol):
+class EpochSource(Protocol):
     """What the loop asks between epochs: a `MemoryBank`, a `Planner`, or a proxy of either."""
 
     def open(self) -> int: ...

@@ -30,7 +30,7 @@ from pipelines.runs import checkpoint, learned_prompts, runlog
 from pipelines.training import step
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.global_loss import Means
-from pipelines.training.job import Bank, Job
+from pipelines.training.job import EpochSource, Job
 from pipelines.training.progress import Progress, kept
 from pipelines.training.speed import Speed
 from reid_core import optim
@@ -49,7 +49,7 @@ _first_values = threading.Lock()
 
 def train(
     job: Job,
-    bank: Bank,
+    bank: EpochSource,
     batches: Callable[[EpochStart], Iterator[dict[Modality, Batch]]],
     report: Callable[[dict[str, Any], dict[str, Any] | None], None],
     **options: Any,
@@ -75,7 +75,7 @@ class TrainingLoop:
     def __init__(
         self,
         job: Job,
-        bank: Bank,
+        bank: EpochSource,
         batches: Callable[[EpochStart], Iterator[dict[Modality, Batch]]],
         report: Callable[[dict[str, Any], dict[str, Any] | None], None],
         *,

@@ -71,7 +71,7 @@ def test_the_memory_actor_has_all_cores(
     """Ray gives one thread to whoever reserves no CPU."""
     import ray
 
-    from pipelines.training import driver
+    from pipelines.training import actor
 
     def threads(actor: Any) -> int:
         import torch
@@ -80,7 +80,7 @@ def test_the_memory_actor_has_all_cores(
 
     config = make_config()
     prepared = prepare(config, lambda inputs, modality: [])
-    bank = driver._bank(Job.of(config, prepared, tmp_path), prepared)
+    bank = actor.start_bank(Job.of(config, prepared, tmp_path), prepared)
     found = ray.get(bank.__ray_call__.remote(threads))
     ray.kill(bank)
     assert found == os.cpu_count()

@@ -1,0 +1,120 @@
+"""The actor between the epochs: a memory bank or a planner on Ray, and how workers call it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.data.prepare import Prepared
+from pipelines.training.distributed_knn import nearest_by_searchers, nearest_on_all_nodes
+from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.job import Job
+from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.planner import Planner
+from reid_core.methods import METHODS
+from reid_core.types import Modality
+
+
+def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> Any:
+    """The actor between the epochs: a memory bank, or a planner for a method without one."""
+    config = job.config
+    options = {
+        "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
+        "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
+        # Workers wait while it clusters: all cores are its own. Ray would give it one.
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
+        # It comes back empty; workers find that out by its token and reload one checkpoint.
+        "max_restarts": -1,
+        # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        ),
+    }
+    if not job.needs_memory:
+        return _BankActor.options(**options).remote(Planner, config, job.identities)
+    inputs = METHODS[config.method].inputs
+    return _BankActor.options(**options).remote(
+        MemoryBank,
+        config,
+        prepared.pids(inputs),
+        identities=job.identities,
+        owners=prepared.train_inputs.owners,
+        cameras=prepared.cameras(inputs),
+        search=partial(nearest_by_searchers, searchers) if searchers else nearest_on_all_nodes,
+    )
+
+
+class BankRefusedError(Exception):
+    """The memory bank cannot make an epoch out of what it was given; same for every worker."""
+
+
+@dataclass
+class RemoteBank:
+    """The actor between the epochs, called like the plain class."""
+
+    handle: Any
+
+    def open(self) -> int:
+        """See `MemoryBank.open`."""
+        return ray.get(self.handle.open.remote())
+
+    def add_features(
+        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+    ) -> None:
+        """Hand features over by reference; returns at once."""
+        shard = ray.put(features)
+        self.handle.add_features.remote(token, key, modality, shard, rank, world)
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
+        """See `MemoryBank.begin_epoch`."""
+        try:
+            (start,) = ray.get(self.handle.begin_epoch.remote(token, key, world))
+            return ray.get(start)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ValueError):
+                raise BankRefusedError(str(error.cause)) from error
+            raise
+
+
+class BankActor:
+    """The actor between the epochs: a memory bank or a planner.
+
+    What begins an epoch is stored once for all workers, not once for each.
+
+    Args:
+        kind: `MemoryBank` or `Planner`.
+        args, kwargs: as it takes them.
+    """
+
+    def __init__(self, kind: type, *args: Any, **kwargs: Any) -> None:
+        self._bank = kind(*args, **kwargs)
+        self._stored: tuple[EpochStart | None, list[Any]] = None, []
+        self._storing = threading.Lock()
+
+    def open(self) -> int:
+        """See `MemoryBank.open`."""
+        return self._bank.open()
+
+    def add_features(self, *share: Any) -> None:
+        """See `MemoryBank.add_features`."""
+        self._bank.add_features(*share)
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> list[Any]:
+        """A list that holds the reference of what `MemoryBank.begin_epoch` returns."""
+        start = self._bank.begin_epoch(token, key, world)
+        with self._storing:
+            if self._stored[0] is not start:
+                self._stored = start, [ray.put(start)]
+            return self._stored[1]
+
+
+_BankActor: Any = ray.remote(num_cpus=0)(BankActor)
