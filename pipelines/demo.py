@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
     if method not in METHODS:
         raise UserError(f"--method {method}: choose one of {', '.join(METHODS)}")
     root, demo = out / "data", METHODS[method].demo
-    overrides = [f"data.root={json.dumps(str(root))}", f"seed={seed}", *(demo.fast if fast else ())]
+    overrides = [f"data.root={root}", f"seed={seed}", *(demo.fast if fast else ())]
     config = configuration.load(Path(demo.recipe), overrides)
     identities = FAST_IDENTITIES if fast else demo.identities
     console.print(f"drawing {identities} identities and what the cameras see of them ...")
