@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--tiny", action="store_true", help="small sizes: does the path work?")
     parser.add_argument("--only", nargs="*", choices=WEIGHTS, default=list(WEIGHTS))
+    parser.add_argument("--cases", nargs="*", default=(), help="of the steps; all if not given")
     parser.add_argument("--device", help="cuda where there is one, else cpu (with --tiny only)")
     parser.add_argument("--step", choices=WEIGHTS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60, help=argparse.SUPPRESS)
@@ -73,6 +74,7 @@ def run_in_slice(given: argparse.Namespace, name: str, seconds: float) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(given.out), "--step", name]
     command += ["--seconds", f"{seconds:.0f}", *(["--tiny"] if given.tiny else [])]
     command += ["--device", given.device] if given.device else []
+    command += ["--cases", *given.cases] if given.cases else []
     began = time.monotonic()
     log = given.out / f"{name}.log"
     with log.open("w") as file:
@@ -104,6 +106,8 @@ def run_step(given: argparse.Namespace) -> None:
     settings = Settings.of(given, record)
     module = importlib.import_module(f"benchmarks.gpu.{given.step}")
     for case, work in module.cases(settings):
+        if not settings.takes(case):
+            continue
         began = time.perf_counter()
         try:
             for line in work():

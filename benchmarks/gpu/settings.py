@@ -25,6 +25,7 @@ class Settings:
         began: on the monotonic clock.
         scratch: a temporary folder for generated data, shared by the steps and left behind.
         record: adds a line of results, at once: record(case, line).
+        cases: names of those that are wanted; all where there are none.
     """
 
     device: torch.device
@@ -32,6 +33,7 @@ class Settings:
     seconds: float
     scratch: Path
     record: Callable[[str, dict[str, Any]], None]
+    cases: tuple[str, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -48,12 +50,18 @@ class Settings:
             raise SystemExit("torch sees no GPU here; --tiny runs the same path on the CPU")
         scratch = Path(tempfile.gettempdir()) / f"crossreid-gpu-{'tiny' if given.tiny else 'full'}"
         scratch.mkdir(exist_ok=True)
-        return cls(torch.device(name), given.tiny, given.seconds, scratch, record)
+        return cls(
+            torch.device(name), given.tiny, given.seconds, scratch, record, tuple(given.cases)
+        )
 
     @property
     def on_gpu(self) -> bool:
         """Whether the device is one."""
         return self.device.type == "cuda"
+
+    def takes(self, case: str) -> bool:
+        """Whether a case is wanted."""
+        return not self.cases or case in self.cases
 
     def left(self) -> float:
         """Seconds of the slice that are left."""

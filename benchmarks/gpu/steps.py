@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import runs
@@ -17,18 +18,26 @@ from pipelines.distributed.precision import set_tf32
 from pipelines.training.global_loss import Means
 
 METHODS = ("cclnet", "csdn", "cpcl", "bmil")
-MODES = ("fp32", "tf32", "bf16", "bf16 compiled")
+MODES = ("bf16", "bf16 compiled", "bf16 graphs", "tf32", "fp32")
+"""In order of value. "graphs": compiled, and replayed as CUDA graphs."""
 # On CUDA each of these waits for the device. The CPU's fused optimizers read their count of steps,
 # one per tensor; on CUDA that count is on the device.
 WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2")
 _SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
-_LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx")
+_LAUNCHES = (
+    "cudaLaunchKernel",
+    "cuLaunchKernel",
+    "cudaLaunchKernelExC",
+    "cuLaunchKernelEx",
+    "cudaGraphLaunch",
+)
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
     """One case per method; all stages of it, each measured at its second step."""
-    for number, method in enumerate(METHODS):
-        share = 1 / (len(METHODS) - number)
+    methods = [method for method in METHODS if settings.takes(method)]
+    for number, method in enumerate(methods):
+        share = 1 / (len(methods) - number)
         yield method, partial(measure, settings, method, share)
 
 
@@ -67,12 +76,12 @@ def of_stage(
         take(stage, called, optimizer, batch, Means(), settings=own)
 
     for mode in MODES:
-        compiled = "compiled" in mode
+        compiled = mode.partition("bf16 ")[2]
         if compiled and (bench.tiny or bench.left() - until < 45):
             continue
         set_tf32(mode == "tf32")
         precision = "bf16" if mode.startswith("bf16") else "fp32"
-        called = torch.compile(model) if compiled else model
+        called = _compiled(model, graphs=compiled == "graphs") if compiled else model
         optimizer.zero_grad(set_to_none=True)
         bench.reset_memory()
         before = torch.cuda.memory_allocated() if bench.on_gpu else 0
@@ -91,18 +100,27 @@ def of_stage(
             "ms": 1000 * seconds,
             "device MiB": peak,
             "MiB per image": each,
-            **(counts(bench, lambda: once(precision, called)) if not compiled else {}),  # noqa: B023
+            **counts(bench, lambda: once(precision, called)),  # noqa: B023
         }
     set_tf32(settings.allow_tf32)
 
 
+def _compiled(model: Any, *, graphs: bool) -> Any:
+    torch.compiler.reset()
+    return torch.compile(model, mode="reduce-overhead" if graphs else None)
+
+
 def counts(bench: Settings, work: Callable[[], None]) -> dict[str, Any]:
-    """Kernels, operations and waits of one step."""
+    """Kernels, operations and waits of one step, and how long the device works on it."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if bench.on_gpu else [])
     with profile(activities=activities) as watched:
         work()
-    seen: Counter[str] = Counter({event.key: event.count for event in watched.key_averages()})
+    events = watched.key_averages()
+    seen: Counter[str] = Counter({event.key: event.count for event in events})
+    kernels = (event for event in events if event.device_type == DeviceType.CUDA)
+    busy = sum(event.self_device_time_total for event in kernels) / 1000
     return {
+        "device ms": round(busy, 2) if bench.on_gpu else None,
         "kernels": sum(seen[key] for key in _LAUNCHES) if bench.on_gpu else None,
         "operations": sum(count for key, count in seen.items() if key.startswith("aten::")),
         "waits": sum(seen[key] for key in WAITS),
