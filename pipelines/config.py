@@ -21,15 +21,12 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines import recipe_files
 from pipelines.errors import UserError
-from pipelines.sections import AugmentationConfig, DataConfig, ModelConfig, Section
+from pipelines.recipes import files
+from pipelines.recipes.overrides import AS_TEXT, apply, put
+from pipelines.recipes.sections import AugmentationConfig, DataConfig, ModelConfig, Section
 from reid_core.methods import METHODS
 
-# Values that are paths or names of files stay as they are written: a folder may be called "no".
-_AS_TEXT = ("data.root",)
-_PATHS = ("start_from", "model.pretrained", "model.name", "ray.address", "ray.namespace")
-_LISTS = ("data.extra_roots",)
 _LARGEST = {
     "lr": 10,
     "epochs": 100_000,
@@ -222,8 +219,8 @@ def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> Ru
     Raises:
         UserError: no such file, broken YAML, an unknown key, a value of the wrong kind.
     """
-    path = _find(path)
-    tree = recipe_files.read(path, as_text=_AS_TEXT)
+    path = files.find_recipe(path)
+    tree = files.read(path, as_text=AS_TEXT)
     if tree.keys() & {"base", "space", "objective"}:
         raise UserError(f"{path} is a search file: `crossreid tune {path}` runs it")
     return overridden(tree, overrides, source=str(path))
@@ -235,10 +232,10 @@ def overridden(
     """A nested mapping, which overrides change in place, -> RunConfig; see `load`."""
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            _put(tree, key, value, said=f"override {key}={value!r}")
+            put(tree, key, value, said=f"override {key}={value!r}")
     else:
         for override in overrides:
-            _apply(tree, override)
+            apply(tree, override)
     method = tree.get("method", "cclnet")
     for name in METHODS.keys() - {method}:
         if tree.get(name) and method in METHODS:
@@ -308,48 +305,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif before != after:
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
-
-
-def _find(path: Path) -> Path:
-    recipes = Path(__file__).resolve().parent.parent / "tune_configs"
-    for candidate in (path, recipes / path.name, recipes / f"{path.name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    stems = sorted(recipe.stem for recipe in recipes.glob("*.yaml"))
-    names = ", ".join(stem for stem in stems if not stem.startswith("search_"))
-    raise UserError(f"no configuration file {path}; the recipes that ship are: {names}")
-
-
-def split_override(override: str) -> tuple[str, Any]:
-    """Key and value of `key=value`; the value is YAML, but for those of paths, which stay as typed.
-
-    Raises:
-        UserError: not of this form.
-    """
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override {override!r} must look like section.key=value")
-    if key in _AS_TEXT or (key in _PATHS and text not in ("null", "")):
-        return key, text
-    value = recipe_files.value(text, said=f"override {override!r}")
-    return key, [value] if key in _LISTS and isinstance(value, str) else value
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, value = split_override(override)
-    _put(tree, key, value, said=f"override {override!r}")
-
-
-def _put(tree: dict[str, Any], key: str, value: object, *, said: str) -> None:
-    """Set a dotted key; `said` is how the user said it."""
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(f"{said}: {parent} is a value, not a section")
-        node = child
-    node[leaf] = value
 
 
 def _explain(item: Any) -> str:

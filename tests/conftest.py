@@ -13,6 +13,7 @@ import torch
 
 from pipelines import config as configuration
 from pipelines.config import RunConfig
+from pipelines.recipes.overrides import apply
 from reid_core.datasets import synthetic
 
 torch.set_num_threads(1)
@@ -60,7 +61,7 @@ def make_config(tree: Path) -> Callable[..., RunConfig]:
             "trainer": {"num_workers": 2, "batches_per_block": 2, "max_failures": 0},
         }
         for override in overrides:
-            configuration._apply(content, override)
+            apply(content, override)
         return configuration.validate(content, source="test")
 
     return make

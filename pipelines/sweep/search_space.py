@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines import config as configuration
-from pipelines import recipe_files
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.recipes import files
+from pipelines.recipes.overrides import split_override
+from pipelines.recipes.sections import Section
 from reid_core.methods import METHODS
 
 Values = dict[str, Any]
@@ -29,11 +31,7 @@ STABILITY = "stability"
 _ON_VALIDATION = {"data.fit": "train", "evaluation.split": "val", "evaluation.start": False}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Domain(_Section):
+class Domain(Section):
     """What one key may be; exactly one of these.
 
     Attributes:
@@ -77,7 +75,7 @@ class Domain(_Section):
         return int(rng.integers(self.integers[0], self.integers[1], endpoint=True))
 
 
-class Budget(_Section):
+class Budget(Section):
     """When to stop.
 
     Attributes:
@@ -91,7 +89,7 @@ class Budget(_Section):
     concurrent: int = Field(1, ge=1)
 
 
-class Asha(_Section):
+class Asha(Section):
     """Successive halving: the worse trials of the same age end early.
 
     Attributes:
@@ -103,7 +101,7 @@ class Asha(_Section):
     reduction: int = Field(3, ge=2)
 
 
-class Search(_Section):
+class Search(Section):
     """A search file.
 
     Attributes:
@@ -123,7 +121,7 @@ class Search(_Section):
     """
 
     base: str
-    overrides: Values = {}
+    overrides: Values = Field(default_factory=dict)
     method: Literal["grid", "axes", "random", "optuna"] = "random"
     space: dict[str, Domain] = Field(min_length=1)
     objective: Literal["rank1", "rank5", "rank10", "mAP", "mINP", "stability"] = "mAP"
@@ -176,9 +174,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     Raises:
         UserError: names the wrong key or value, before any trial starts.
     """
-    path = _find(path)
-    tree = recipe_files.read(path)
-    given = dict(configuration.split_override(override) for override in overrides)
+    path = files.find_search(path)
+    tree = files.read(path)
+    given = dict(split_override(override) for override in overrides)
     written = tree.get("overrides") or {}
     if not isinstance(written, dict):
         raise UserError(f"{path}: overrides must be a mapping of keys to values")
@@ -296,19 +294,10 @@ def _look_up(tree: Any, key: str) -> Any:
     return tree
 
 
-def _find(path: Path) -> Path:
-    shipped = Path(__file__).resolve().parents[2] / "tune_configs"
-    for candidate in (path, shipped / path.name, shipped / f"{path.name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    names = ", ".join(sorted(file.stem for file in shipped.glob("search_*.yaml")))
-    raise UserError(f"no search file {path}; those that ship are: {names}")
-
-
 def _explain(item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-    sections: dict[str, type[_Section]] = {"budget": Budget, "asha": Asha, "space": Domain}
+    sections: dict[str, type[Section]] = {"budget": Budget, "asha": Asha, "space": Domain}
     model = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
     return f"unknown key {key}; valid keys here: {', '.join(sorted(model.model_fields))}"

@@ -19,6 +19,7 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
 from pipelines.data.prepare import prepare
 from pipelines.distributed import collectives
+from pipelines.recipes.overrides import apply
 from pipelines.runs import checkpoint
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
@@ -133,7 +134,7 @@ def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
         "trainer": {"embed_batch": 32, "max_failures": 0},
     }
     for override in overrides:
-        configuration._apply(content, override)
+        apply(content, override)
     return configuration.validate(content, source="test")
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.recipes.overrides import apply
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space
 from pipelines.sweep.ledger import Ledger
@@ -34,7 +35,7 @@ class TestSlots:
     def config(self, *overrides: str) -> RunConfig:
         tree: dict[str, Any] = {"data": {"root": "/x"}, "trainer": {"num_workers": 2}}
         for override in overrides:
-            configuration._apply(tree, override)
+            apply(tree, override)
         return configuration.validate(tree, source="test")
 
     @pytest.mark.parametrize(

@@ -1,29 +1,24 @@
-"""Commands around a gallery: filling, searching, watching, serving; see `pipelines.cli`."""
+"""Commands that ask a gallery: search, watch, serve, and how likely an answer is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli_data import ray_address
+from pipelines.commands.gallery import Checkpoint, Gallery, SeenAs, Space
+from pipelines.commands.options import ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 
-commands = typer.Typer()
-gallery_app = typer.Typer(help="Fill, change and look into galleries.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from pipelines.evaluation import calibrated
+    from pipelines.retrieval import gallery
 
-Gallery = Annotated[str, typer.Argument(metavar="GALLERY", help="A folder, or a URI (s3://...).")]
-Checkpoint = Annotated[Path | None, typer.Option(help="Where the encoder lies, if it was moved.")]
-SeenAs = Annotated[
-    str | None, typer.Option("--as", help="Modality of the images: visible or infrared.")
-]
-Space = Annotated[
-    Literal["descriptor", "joint"] | None,
-    typer.Option(help="Vectors to search, where the gallery has both: descriptor or joint."),
-]
+commands = typer.Typer()
+
 Modality = Annotated[str | None, typer.Option(help="Answers of this modality only.")]
 Camera = Annotated[
     list[int] | None, typer.Option(help="Answers of this camera only; may be repeated.")
@@ -34,127 +29,6 @@ Prior = Annotated[
     float | None,
     typer.Option(help="Share of rows that show the queried identity; default: that of the fit."),
 ]
-
-
-@gallery_app.command(name="add")
-def add(
-    gallery: Gallery,
-    run: Annotated[Path, typer.Argument(help="A checkpoint or run; or a folder of `embed`.")],
-    source: Annotated[
-        Path | None, typer.Argument(help="Folder of images, manifest or data set to embed.")
-    ] = None,
-    kind: Annotated[str | None, typer.Option(help="Layout, where SOURCE is a data set.")] = None,
-    split: Annotated[str, typer.Option(help="Of a data set: train, val, test or all.")] = "test",
-    modality: Annotated[
-        str | None, typer.Option(help="Modality of all images, where no folder or column says it.")
-    ] = None,
-    space: Annotated[
-        Literal["descriptor", "joint"],
-        typer.Option(help="descriptor, or joint: CLIP's space, where sentences can be asked too."),
-    ] = "descriptor",
-    new_encoder: Annotated[
-        bool, typer.Option("--new-encoder", help="Keep a table beside that of another encoder.")
-    ] = False,
-    recall: Annotated[
-        float, typer.Option(help="Recall at ten answers that is tuned to.", min=0.1, max=1)
-    ] = 0.95,
-    max_unreadable: Annotated[
-        float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
-    ] = 0.01,
-) -> None:
-    """Add images that are new or changed, or the vectors that `embed` wrote."""
-    from pipelines.retrieval import fill
-    from pipelines.retrieval.sources import Source, modality_named
-
-    if source is None:
-        added = fill.add_vectors(gallery, run, new_encoder=new_encoder, recall=recall)
-    else:
-        added = fill.add_images(
-            gallery,
-            run,
-            Source(source, kind, split, modality_named(modality, "--modality")),
-            space=space,
-            new_encoder=new_encoder,
-            recall=recall,
-            max_unreadable=max_unreadable,
-            ray_address=ray_address(),
-        )
-    say(f"{added.new:,} new, {added.replaced:,} replaced, {added.total:,} in all: {gallery}")
-
-
-@gallery_app.command(name="remove")
-def remove(
-    gallery: Gallery,
-    ids: Annotated[list[str] | None, typer.Argument(help="Ids to take away.")] = None,
-    until: Annotated[str | None, typer.Option(help="Take away what is as old as this.")] = None,
-    space: Space = None,
-) -> None:
-    """Take rows away; older versions keep them until `gallery tidy`."""
-    from pipelines.retrieval.gallery import Gallery
-    from pipelines.retrieval.gallery_rows import Filter, time_of
-
-    if not ids and until is None:
-        raise UserError("say what to remove: ids, or --until a time")
-    opened = Gallery.open(gallery, space=space)
-    where = Filter(until=time_of(until, "--until")) if until else None
-    removed = opened.remove(ids=ids or (), where=where)
-    say(f"{removed:,} removed, {len(opened):,} left: {gallery}")
-
-
-@gallery_app.command(name="enroll")
-def enroll(
-    gallery: Gallery,
-    name: Annotated[str, typer.Argument(help="Of the identity.")],
-    images: Annotated[list[Path], typer.Argument(help="One image or more.")],
-    seen_as: SeenAs = None,
-    checkpoint: Checkpoint = None,
-    space: Space = None,
-) -> None:
-    """Put an identity on the watch list."""
-    from pipelines.retrieval import fill, search
-    from pipelines.retrieval.gallery import Gallery
-    from pipelines.retrieval.sources import modality_named
-
-    opened = Gallery.open(gallery, space=space)
-    loaded = search.encoder_of(opened, checkpoint)
-    modality = search.image_modality(loaded, modality_named(seen_as, "--as"))
-    fill.enroll(opened, loaded, name, images, modality)
-    say(f"{name}: {opened.names()[name]} images on the watch list")
-
-
-@gallery_app.command(name="info")
-def info(gallery: Gallery) -> None:
-    """Tables, rows, watch list, versions."""
-    from pipelines.retrieval.gallery import Gallery, tables
-
-    for facts in tables(gallery):
-        opened = Gallery.open(gallery, space=facts.space, fingerprint=facts.fingerprint)
-        versions = opened.versions()
-        how = opened.tuning
-        say(
-            f"{facts.table}: {len(opened):,} x {facts.dim}, {opened.described()}\n"
-            f"  encoder {facts.checkpoint}\n"
-            f"  ids such as {', '.join(opened.some_ids()) or 'none'}\n"
-            f"  search: {f'{how.num_probes} lists' if how.num_probes else 'exact'}, recall@10 "
-            f"{how.recall:.3f}\n  watch list: {', '.join(opened.names()) or 'nobody'}\n"
-            f"  versions {versions[0][0]} ({versions[0][1]:%Y-%m-%d %H:%M}) to {versions[-1][0]} "
-            f"({versions[-1][1]:%Y-%m-%d %H:%M})"
-        )
-
-
-@gallery_app.command(name="tidy")
-def tidy(
-    gallery: Gallery,
-    keep_days: Annotated[float, typer.Option(help="Versions that are kept.", min=0)] = 30,
-    space: Space = None,
-) -> None:
-    """Join small files, index what grew, drop old versions."""
-    from datetime import timedelta
-
-    from pipelines.retrieval.gallery import Gallery
-
-    Gallery.open(gallery, space=space).optimize(kept=timedelta(days=keep_days))
-    say(f"tidied: {gallery}")
 
 
 @commands.command()
@@ -180,7 +54,6 @@ def search(
     out: Annotated[Path | None, typer.Option(help="Contact sheet, .html or .png.")] = None,
 ) -> None:
     """Find the nearest rows to an image, a sentence or a row of a gallery."""
-    from pipelines.evaluation import calibrated
     from pipelines.retrieval import contact_sheet
     from pipelines.retrieval import search as searching
     from pipelines.retrieval.gallery import Gallery
@@ -204,16 +77,13 @@ def search(
         pid=pid,
         checkpoint=checkpoint,
     )
-    known = calibrated.load(
-        checkpoint or Path(opened.facts.checkpoint), fingerprint=opened.facts.fingerprint
-    )
     hits = searching.search(
         opened,
         asked,
         top=top,
         where=where,
         reranked=rerank,
-        calibrated=known.at_prior(prior) if known else None,
+        calibrated=_probabilities(opened, checkpoint, prior),
         min_probability=min_probability,
     )
     console.print(searching.table(asked, hits))
@@ -256,7 +126,6 @@ def watch(
     space: Space = None,
 ) -> None:
     """Print who of the watch list is on images as they arrive, as JSON lines."""
-    from pipelines.evaluation import calibrated
     from pipelines.retrieval import search
     from pipelines.retrieval import watch as watching
     from pipelines.retrieval.gallery import Gallery
@@ -264,15 +133,12 @@ def watch(
 
     opened = Gallery.open(gallery, space=space)
     loaded = search.encoder_of(opened, checkpoint)
-    known = calibrated.load(
-        checkpoint or Path(opened.facts.checkpoint), fingerprint=opened.facts.fingerprint
-    )
     lines = watching.watch(
         opened,
         loaded,
         source,
         modality=modality_named(seen_as, "--as"),
-        calibrated=known.at_prior(prior) if known else None,
+        calibrated=_probabilities(opened, checkpoint, prior),
         min_probability=min_probability,
         every_s=every,
         rounds=2 if once else None,
@@ -320,3 +186,14 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         say(f"serving {gallery}: http://{shown}:{port}/ (Ctrl-C ends it)")
         deploy.wait()
+
+
+def _probabilities(
+    opened: gallery.Gallery, checkpoint: Path | None, prior: float | None
+) -> calibrated.Calibrated | None:
+    """How likely an answer of a gallery is right; None where its encoder is not calibrated."""
+    from pipelines.evaluation import calibrated
+
+    facts = opened.facts
+    known = calibrated.load(checkpoint or Path(facts.checkpoint), fingerprint=facts.fingerprint)
+    return known.at_prior(prior) if known else None

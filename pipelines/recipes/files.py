@@ -15,6 +15,8 @@ import yaml
 from pipelines.errors import UserError
 
 _MAX_BYTES = 2**20
+_SHIPPED = Path(__file__).resolve().parents[2] / "tune_configs"
+_SEARCH = "search_"
 _TEXT = "tag:yaml.org,2002:str"
 
 
@@ -56,6 +58,37 @@ def read(path: Path, *, as_text: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a mapping of keys to values")
     return content
+
+
+def find_recipe(path: Path) -> Path:
+    """The file of a recipe, given by its path or by the name of one that ships.
+
+    Raises:
+        UserError: there is none; names those that ship.
+    """
+    names = ", ".join(stem for stem in _stems() if not stem.startswith(_SEARCH))
+    return _find(path, f"no configuration file {path}; the recipes that ship are: {names}")
+
+
+def find_search(path: Path) -> Path:
+    """The file of a sweep, given by its path or by the name of one that ships.
+
+    Raises:
+        UserError: there is none; names those that ship.
+    """
+    names = ", ".join(stem for stem in _stems() if stem.startswith(_SEARCH))
+    return _find(path, f"no search file {path}; those that ship are: {names}")
+
+
+def _find(path: Path, refusal: str) -> Path:
+    for candidate in (path, _SHIPPED / path.name, _SHIPPED / f"{path.name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(refusal)
+
+
+def _stems() -> list[str]:
+    return sorted(file.stem for file in _SHIPPED.glob("*.yaml"))
 
 
 def value(text: str, *, said: str) -> Any:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.errors import UserError
+from pipelines.commands.options import check_target, ray_address, write_text
 from pipelines.runs.console import console, say
-from pipelines.storage.files import replace_file, to_json
+from pipelines.storage.files import to_json
 
 if TYPE_CHECKING:
     from pipelines.data.places import Trusted
@@ -28,38 +28,6 @@ def _trusted(extra_root: list[Path] | None, allow_http: bool) -> Trusted:
     from pipelines.data.places import Trusted
 
     return Trusted(tuple(extra_root or ()), allow_http)
-
-
-def ray_address() -> str | None:
-    """Inside a Ray job the cluster is the one that the job runs on."""
-    return "auto" if "RAY_ADDRESS" in os.environ else None
-
-
-def check_target(path: Path | None) -> None:
-    """Refuse a result file that cannot be written, before the work that it is to hold.
-
-    Raises:
-        UserError: no such folder, or the name of one.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: there is no folder {path.parent}")
-    if path is not None and path.is_dir():
-        raise UserError(f"cannot write {path}: it is a folder")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a result.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        if path.exists() and not path.is_file():  # /dev/stdout
-            path.write_text(text)
-        else:
-            replace_file(path, text)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 @data_app.command()

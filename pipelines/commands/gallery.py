@@ -1,0 +1,145 @@
+"""The commands under `crossreid gallery`: what fills and changes one, and what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pipelines.commands.options import ray_address
+from pipelines.errors import UserError
+from pipelines.runs.console import say
+
+gallery_app = typer.Typer(help="Fill, change and look into galleries.", no_args_is_help=True)
+
+Gallery = Annotated[str, typer.Argument(metavar="GALLERY", help="A folder, or a URI (s3://...).")]
+Checkpoint = Annotated[Path | None, typer.Option(help="Where the encoder lies, if it was moved.")]
+SeenAs = Annotated[
+    str | None, typer.Option("--as", help="Modality of the images: visible or infrared.")
+]
+Space = Annotated[
+    Literal["descriptor", "joint"] | None,
+    typer.Option(help="Vectors to search, where the gallery has both: descriptor or joint."),
+]
+
+
+@gallery_app.command(name="add")
+def add(
+    gallery: Gallery,
+    run: Annotated[Path, typer.Argument(help="A checkpoint or run; or a folder of `embed`.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="Folder of images, manifest or data set to embed.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Layout, where SOURCE is a data set.")] = None,
+    split: Annotated[str, typer.Option(help="Of a data set: train, val, test or all.")] = "test",
+    modality: Annotated[
+        str | None, typer.Option(help="Modality of all images, where no folder or column says it.")
+    ] = None,
+    space: Annotated[
+        Literal["descriptor", "joint"],
+        typer.Option(help="descriptor, or joint: CLIP's space, where sentences can be asked too."),
+    ] = "descriptor",
+    new_encoder: Annotated[
+        bool, typer.Option("--new-encoder", help="Keep a table beside that of another encoder.")
+    ] = False,
+    recall: Annotated[
+        float, typer.Option(help="Recall at ten answers that is tuned to.", min=0.1, max=1)
+    ] = 0.95,
+    max_unreadable: Annotated[
+        float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
+    ] = 0.01,
+) -> None:
+    """Add images that are new or changed, or the vectors that `embed` wrote."""
+    from pipelines.retrieval import fill
+    from pipelines.retrieval.sources import Source, modality_named
+
+    if source is None:
+        added = fill.add_vectors(gallery, run, new_encoder=new_encoder, recall=recall)
+    else:
+        added = fill.add_images(
+            gallery,
+            run,
+            Source(source, kind, split, modality_named(modality, "--modality")),
+            space=space,
+            new_encoder=new_encoder,
+            recall=recall,
+            max_unreadable=max_unreadable,
+            ray_address=ray_address(),
+        )
+    say(f"{added.new:,} new, {added.replaced:,} replaced, {added.total:,} in all: {gallery}")
+
+
+@gallery_app.command(name="remove")
+def remove(
+    gallery: Gallery,
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids to take away.")] = None,
+    until: Annotated[str | None, typer.Option(help="Take away what is as old as this.")] = None,
+    space: Space = None,
+) -> None:
+    """Take rows away; older versions keep them until `gallery tidy`."""
+    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.gallery_rows import Filter, time_of
+
+    if not ids and until is None:
+        raise UserError("say what to remove: ids, or --until a time")
+    opened = Gallery.open(gallery, space=space)
+    where = Filter(until=time_of(until, "--until")) if until else None
+    removed = opened.remove(ids=ids or (), where=where)
+    say(f"{removed:,} removed, {len(opened):,} left: {gallery}")
+
+
+@gallery_app.command(name="enroll")
+def enroll(
+    gallery: Gallery,
+    name: Annotated[str, typer.Argument(help="Of the identity.")],
+    images: Annotated[list[Path], typer.Argument(help="One image or more.")],
+    seen_as: SeenAs = None,
+    checkpoint: Checkpoint = None,
+    space: Space = None,
+) -> None:
+    """Put an identity on the watch list."""
+    from pipelines.retrieval import fill, search
+    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.sources import modality_named
+
+    opened = Gallery.open(gallery, space=space)
+    loaded = search.encoder_of(opened, checkpoint)
+    modality = search.image_modality(loaded, modality_named(seen_as, "--as"))
+    fill.enroll(opened, loaded, name, images, modality)
+    say(f"{name}: {opened.names()[name]} images on the watch list")
+
+
+@gallery_app.command(name="info")
+def info(gallery: Gallery) -> None:
+    """Tables, rows, watch list, versions."""
+    from pipelines.retrieval.gallery import Gallery, tables
+
+    for facts in tables(gallery):
+        opened = Gallery.open(gallery, space=facts.space, fingerprint=facts.fingerprint)
+        versions = opened.versions()
+        how = opened.tuning
+        say(
+            f"{facts.table}: {len(opened):,} x {facts.dim}, {opened.described()}\n"
+            f"  encoder {facts.checkpoint}\n"
+            f"  ids such as {', '.join(opened.some_ids()) or 'none'}\n"
+            f"  search: {f'{how.num_probes} lists' if how.num_probes else 'exact'}, recall@10 "
+            f"{how.recall:.3f}\n  watch list: {', '.join(opened.names()) or 'nobody'}\n"
+            f"  versions {versions[0][0]} ({versions[0][1]:%Y-%m-%d %H:%M}) to {versions[-1][0]} "
+            f"({versions[-1][1]:%Y-%m-%d %H:%M})"
+        )
+
+
+@gallery_app.command(name="tidy")
+def tidy(
+    gallery: Gallery,
+    keep_days: Annotated[float, typer.Option(help="Versions that are kept.", min=0)] = 30,
+    space: Space = None,
+) -> None:
+    """Join small files, index what grew, drop old versions."""
+    from datetime import timedelta
+
+    from pipelines.retrieval.gallery import Gallery
+
+    Gallery.open(gallery, space=space).optimize(kept=timedelta(days=keep_days))
+    say(f"tidied: {gallery}")

@@ -1,0 +1,155 @@
+"""Commands that train, measure, tune and compare; see `pipelines.cli`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import Out, Trial, check_target, of_environment, write_text
+from pipelines.runs.console import console, say
+from pipelines.storage.files import to_json
+
+commands = typer.Typer()
+
+
+@commands.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
+    method: Annotated[str, typer.Option(help="By name; an unknown one lists them.")] = "cclnet",
+) -> None:
+    """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
+    from pipelines import demo as demonstration
+
+    summary = demonstration.run(out, method=method, seed=seed, fast=fast, command=sys.argv)
+    _show(summary, out)
+
+
+@commands.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, or the name of a recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as data.root=/data/SYSU-MM01 seed=1.")
+    ] = None,
+    out: Out = Path("runs/latest"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be, and train nothing.")
+    ] = False,
+) -> None:
+    """Train a method; the same command again continues an interrupted run."""
+    import pipelines
+
+    loaded = pipelines.load_config(config, [*of_environment(), *(overrides or [])])
+    if dry_run:
+        from pipelines.data import gate
+
+        say("\n".join(gate.describe(loaded, out)))
+        return
+    _show(pipelines.train(loaded, out=out), out)
+
+
+@commands.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint folder or a run directory.")],
+    kind: Annotated[
+        str | None, typer.Option(help="Layout of the data set; default: that of the run.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Its folder; default: that of the run.")] = None,
+    trial: Trial = None,
+    split: Annotated[str, typer.Option(help="test or val.")] = "test",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the scores to this file.")
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Also with mirrored images, on lines of their own.")
+    ] = False,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Also re-ranked, on lines of their own.")
+    ] = False,
+) -> None:
+    """Measure a checkpoint under every protocol of a data set; features are extracted once."""
+    from pipelines.evaluation.evaluate import calibration_lines, evaluate_checkpoint, score_table
+
+    check_target(json_file)
+    result = evaluate_checkpoint(
+        checkpoint, kind=kind, root=root, trial=trial, split=split, flip=flip, reranked=rerank
+    )
+    console.print(score_table(result))
+    for line in calibration_lines(result):
+        say(line)
+    if json_file is not None:
+        write_text(json_file, to_json(result.table))
+        say(f"scores: {json_file}")
+
+
+@commands.command()
+def report(
+    run_dir: Annotated[
+        Path, typer.Argument(help="A run directory, or the folder of a sweep or of trials.")
+    ],
+) -> None:
+    """Write the report of a run, a sweep or trials again, from its files."""
+    from pipelines.evaluation import regdb_trials
+    from pipelines.report import page, trials_page
+    from pipelines.sweep import page as sweep_page
+
+    module = sweep_page if sweep_page.is_sweep(run_dir) else page
+    if regdb_trials.is_folder(run_dir):
+        module = trials_page
+    say(f"report: {module.write(run_dir)}")
+
+
+@commands.command()
+def tune(
+    search: Annotated[Path, typer.Argument(help="A search file, or the name of one that ships.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="For the recipe, such as data.root=/data/SYSU-MM01.")
+    ] = None,
+    out: Out = Path("runs/sweep"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is left.")] = False,
+) -> None:
+    """Search for the settings that do best on validation identities."""
+    from pipelines.sweep import ledger, search_space
+    from pipelines.sweep.tuner import search_for_best
+
+    study = search_space.load(search, [*of_environment(), *(overrides or [])])
+    found, best = search_for_best(study, out, sys.argv, resume=resume)
+    console.print(ledger.table(found, study.search.objective))
+    say(f"best:   {best.name}, recipe {out / ledger.BEST}")
+    say(f"report: {out / 'report.html'}")
+
+
+@commands.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, two or more.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+) -> None:
+    """Runs side by side: mean and standard deviation over seeds."""
+    from pipelines.report import comparison as comparing
+
+    groups = comparing.read(runs)
+    console.print(comparing.table(groups))
+    say(f"comparison: {comparing.write(groups, out)}")
+    if len(runs) == 2:
+        say(_labels_apart(*runs))
+
+
+def _labels_apart(one: Path, other: Path) -> str:
+    from pipelines.runs import runlog
+
+    found = runlog.first_difference(one, other)
+    if found is None:
+        return "no image is labelled differently in any epoch of both"
+    stage, epoch = found
+    return f"the first epoch in which an image is labelled differently: {stage} {epoch + 1}"
+
+
+def _show(summary: dict, out: Path) -> None:
+    from pipelines.report.terminal import summary_table
+
+    console.print(summary_table(summary))
+    say(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")
