@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array, csr_array
 from sklearn.metrics import adjusted_rand_score
 
 from reid_core.types import OUTLIER
@@ -90,6 +91,65 @@ def matching_accuracy(
     found_b = _majority_identity(labels_b, truth_b)[pairs[:, 1]]
     known = (found_a != OUTLIER) & (found_b != OUTLIER)
     return float((found_a == found_b)[known].mean()) if known.any() else float("nan")
+
+
+@dataclass(frozen=True)
+class AssociationAgreement:
+    """How right it is to draw images of two modalities together, over pairs of a row of each.
+
+    Attributes:
+        precision: of the pairs that are drawn together, the share of one identity.
+        recall: of the pairs of one identity, the share that is drawn together.
+    """
+
+    precision: float
+    recall: float
+
+
+def association_agreement(
+    pairs: np.ndarray,
+    labels_a: np.ndarray,
+    truth_a: np.ndarray,
+    labels_b: np.ndarray,
+    truth_b: np.ndarray,
+) -> AssociationAgreement:
+    """Agreement of matched, or joint, clusters with true identities; a diagnostic.
+
+    Args:
+        pairs: (M, 2) cluster of side a, cluster of side b; a pair counts once.
+        labels_a, truth_a: (N_a,) pseudo labels and identities of side a; -1 = outlier, unknown.
+        labels_b, truth_b: (N_b,) the same of side b.
+
+    Returns:
+        In [0, 1]; rows of unknown identity are left out, outliers only of what is drawn together.
+        NaN where there is no pair of rows to take a share of.
+    """
+    num_identities = 1 + int(max(truth_a.max(initial=OUTLIER), truth_b.max(initial=OUTLIER)))
+    pairs = np.unique(pairs, axis=0)
+    sides = []
+    for column, labels, truth in ((0, labels_a, truth_a), (1, labels_b, truth_b)):
+        num_clusters = 1 + int(max(labels.max(initial=OUTLIER), pairs[:, column].max(initial=-1)))
+        of_cluster = _counts(labels, truth, (num_clusters, num_identities))
+        sides.append(of_cluster[pairs[:, column]])
+    right = float(sides[0].multiply(sides[1]).sum())
+    together = float((sides[0].sum(axis=1) * sides[1].sum(axis=1)).sum())
+    of_one = float(
+        (
+            np.bincount(truth_a[truth_a != OUTLIER], minlength=num_identities).astype(float)
+            * np.bincount(truth_b[truth_b != OUTLIER], minlength=num_identities)
+        ).sum()
+    )
+    return AssociationAgreement(
+        precision=right / together if together else float("nan"),
+        recall=right / of_one if of_one else float("nan"),
+    )
+
+
+def _counts(labels: np.ndarray, truth: np.ndarray, shape: tuple[int, int]) -> csr_array:
+    """(C, identities) rows of each cluster and identity, those of -1 left out."""
+    kept = (labels != OUTLIER) & (truth != OUTLIER)
+    ones = np.ones(int(kept.sum()))
+    return csr_array(coo_array((ones, (labels[kept], truth[kept])), shape=shape))
 
 
 def _contingency(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:

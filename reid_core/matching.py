@@ -66,6 +66,21 @@ def mutual_nearest_pairs(
     return _pairs(rows, best_b[rows])
 
 
+def mutual_share(bank_a: Prototypes, bank_b: Prototypes) -> float:
+    """Share of the smaller bank's clusters in mutual nearest pairs; 0 where a bank is empty.
+
+    It needs no identity and separates worlds in which matches are mostly right from those in
+    which they are not, which the similarity of pairs does not.
+
+    Args:
+        bank_a, bank_b: (C_a, D) and (C_b, D) unit rows.
+
+    Reference: ours.
+    """
+    smaller = min(len(bank_a), len(bank_b))
+    return len(mutual_nearest_pairs(bank_a, bank_b)) / smaller if smaller else 0.0
+
+
 def centred(bank: Tensor) -> Tensor:
     """The bank minus its mean row, with unit rows again.
 

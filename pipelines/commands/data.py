@@ -41,6 +41,9 @@ def synth(
     test_share: Annotated[
         float, typer.Option(help="Share of the identities that is tested.")
     ] = 0.2,
+    mismatch: Annotated[
+        float, typer.Option(help="Share of the training identities that one modality alone saw.")
+    ] = 0.0,
 ) -> None:
     """Draw identities as a data set in a real layout."""
     from reid_core.datasets import synthetic
@@ -53,6 +56,7 @@ def synth(
         difficulty=difficulty,
         height=height,
         test_share=test_share,
+        mismatch=mismatch,
         workers=os.cpu_count() or 1,
     )
     say(f"{identities} identities: {root}")

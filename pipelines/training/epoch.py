@@ -106,6 +106,9 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str,
         "labels": {str(m): hashlib.sha256(y.tobytes()).hexdigest()[:12] for m, y in labels.items()},
         **epoch.counts,
     }
+    if len(epoch.pairs) == len(np.unique(epoch.pairs[:, 0])) > 0:  # one to one
+        num_all = sum(len(np.setdiff1d(y, [OUTLIER])) for y in labels.values())
+        found["clusters_of_both"] = len(epoch.pairs) / (num_all - len(epoch.pairs))
     if len(epoch.pairs):
         found["pair_similarity"] = {
             "mean": float(epoch.similarity.mean()),
@@ -123,4 +126,10 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str,
             epoch.pairs, labels[one], pids[one], labels[other], pids[other]
         )
         truth["matching_accuracy"] = None if np.isnan(accuracy) else accuracy
+        drawn = agreement.association_agreement(
+            epoch.pairs, labels[one], pids[one], labels[other], pids[other]
+        )
+        truth["association"] = {
+            name: None if np.isnan(share) else share for name, share in vars(drawn).items()
+        }
     return {**found, "truth": truth}

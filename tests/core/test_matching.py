@@ -73,3 +73,12 @@ def test_an_empty_bank_has_no_pairs() -> None:
     ):
         for a, b in ((full, empty), (empty, full), (empty, empty)):
             assert find(a, b).shape == (0, 2)
+
+
+def test_mutual_share_is_of_the_smaller_bank() -> None:
+    axes = torch.eye(4)
+    assert matching.mutual_share(axes, axes[[2, 0]]) == 1
+    tilted = F.normalize(axes[:1] + 0.1 * axes[1:2], dim=1)
+    twice = torch.cat([axes[:1], tilted])  # both are nearest to the same row
+    assert matching.mutual_share(axes[:2], twice) == 0.5
+    assert matching.mutual_share(axes, axes[:0]) == 0

@@ -202,3 +202,24 @@ def test_matching_accuracy_leaves_unknown_identities_out() -> None:
 def test_average_precision_by_hand() -> None:
     """Hits at ranks 1, 3 and 4: (1/1 + 2/3 + 3/4) / 3."""
     assert metrics.average_precision(np.array([1, 3, 4])) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+
+
+def test_association_agreement_counts_pairs_of_rows_by_hand() -> None:
+    """Pair (0, 1) joins 3 x 2 rows, 4 of one identity; rows of one identity meet 2*2 + 1*1 times.
+
+    The outlier of side a and the unpaired cluster of side b lower the recall alone.
+    """
+    labels_a, truth_a = np.array([0, 0, 0, -1, 1]), np.array([4, 4, 8, 9, -1])
+    labels_b, truth_b = np.array([1, 1, 0]), np.array([4, 4, 9])
+    pairs = np.array([[0, 1], [0, 1]])
+    result = agreement.association_agreement(pairs, labels_a, truth_a, labels_b, truth_b)
+    assert result.precision == pytest.approx(4 / 6)
+    assert result.recall == pytest.approx(4 / 5)
+    none = np.empty((0, 2), dtype=np.int64)
+    empty = agreement.association_agreement(none, labels_a, truth_a, labels_b, truth_b)
+    assert np.isnan(empty.precision)
+    assert empty.recall == 0
+    unknown = np.full(3, -1)
+    assert np.isnan(
+        agreement.association_agreement(pairs, labels_a, truth_a, labels_b, unknown).recall
+    )

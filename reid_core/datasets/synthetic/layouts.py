@@ -30,7 +30,9 @@ WORLD = 5  # raise it when the drawings change: an old tree is then not taken fo
 
 # Namespaces of the random streams: the identities do not depend on layout, size or difficulty.
 _PEOPLE, _IDS, _DYES, _SHOTS = range(4)
+_SIGHT = 6  # after those of `trees`
 _JPEG_QUALITY = 92
+_MISMATCHED = ("sysu", "llcm")
 _EXPECTED, _RECIPE = "expected.json", "synthetic.json"
 
 
@@ -45,6 +47,7 @@ class Recipe:
     height: int
     test_share: float = 0.2
     world: int = WORLD
+    mismatch: float = 0.0
 
 
 def write(
@@ -56,6 +59,7 @@ def write(
     difficulty: str = "default",
     height: int = 96,
     test_share: float = 0.2,
+    mismatch: float = 0.0,
     workers: int = 1,
 ) -> None:
     """Writes generated identities as a data set, with its counts in ``expected.json``.
@@ -73,13 +77,15 @@ def write(
         difficulty: "easy", "default" or "hard", see the package's docstring.
         height: of a picture in pixels, even, at least 32; the width is half of it.
         test_share: of the identities, in (0, 0.8].
+        mismatch: share of the training identities that the cameras of one modality alone have seen,
+            half of them visible ones; "sysu" and "llcm" only. All others keep their pictures.
         workers: processes that draw.
 
     Raises:
         ValueError: unknown layout or difficulty, sizes out of range, or a root with other content.
         OSError: the root cannot be written, or the disk is full.
     """
-    recipe = Recipe(num_identities, seed, layout, difficulty, height, test_share)
+    recipe = Recipe(num_identities, seed, layout, difficulty, height, test_share, mismatch=mismatch)
     _check(recipe, workers)
     root = Path(root)
     if _is_complete(root, recipe):
@@ -117,6 +123,13 @@ def _check(recipe: Recipe, workers: int) -> None:
         raise ValueError(f"height={recipe.height} must be even and at least 32")
     if not 0 < recipe.test_share <= 0.8:
         raise ValueError(f"test_share={recipe.test_share} must be above 0 and at most 0.8")
+    if not 0 <= recipe.mismatch <= 1:
+        raise ValueError(f"mismatch={recipe.mismatch} must be a share between 0 and 1")
+    if recipe.mismatch and recipe.layout not in _MISMATCHED:
+        raise ValueError(
+            f"mismatch={recipe.mismatch}: layout {recipe.layout} has one modality, or tests every "
+            f"identity in some trial; choose {' or '.join(_MISMATCHED)}"
+        )
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
 
@@ -129,6 +142,8 @@ def _is_complete(root: Path, recipe: Recipe) -> bool:
         found = json.loads((root / _RECIPE).read_text())
     except (OSError, ValueError):
         found = None
+    if isinstance(found, dict):
+        found = {"mismatch": 0.0} | found  # trees of version 0.2 do not name it
     if found != asdict(recipe):
         held = "something else" if found is None else f"a generated data set of {found}"
         raise ValueError(
@@ -155,6 +170,23 @@ def _splits(recipe: Recipe) -> Splits:
     )
 
 
+def _seen_by_one(recipe: Recipe) -> dict[int, Modality]:
+    """The training identities that one modality alone has seen, and which one."""
+    ids = np.array(_splits(recipe)["train"])
+    mixed = _generator(recipe.seed, _SIGHT).permutation(ids)[: round(recipe.mismatch * len(ids))]
+    sides = (Modality.VISIBLE, Modality.INFRARED)
+    return {pid: sides[place % 2] for place, pid in enumerate(mixed.tolist())}
+
+
+def _cameras(recipe: Recipe) -> dict[int, tuple[Camera, ...]]:
+    """The cameras that have seen each identity."""
+    layout, only = LAYOUTS[recipe.layout], _seen_by_one(recipe)
+    return {
+        pid: tuple(c for c in layout.cameras if only.get(pid, c.modality) == c.modality)
+        for pid in _ids(recipe).tolist()
+    }
+
+
 def _world(recipe: Recipe) -> World:
     index = {pid: i for i, pid in enumerate(_ids(recipe).tolist())}
 
@@ -169,20 +201,23 @@ def _world(recipe: Recipe) -> World:
         stream=partial(_generator, recipe.seed),
         person=lambda pid: draw_identity(_generator(recipe.seed, _PEOPLE, index[pid])),
         views=views,
+        cameras=_cameras(recipe),
     )
 
 
 def _expected(recipe: Recipe, splits: Splits) -> dict[str, dict[str, dict]]:
     """Counts per split and modality; captions for text."""
-    layout = LAYOUTS[recipe.layout]
+    layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
     counts: dict[str, dict[str, dict]] = {}
     for split, ids in splits.items():
         counts[split] = {}
         for modality in layout.tracks:
-            cameras = [camera for camera in layout.cameras if camera.modality == modality]
-            images = len(ids) * sum(len(layout.frames(camera)) for camera in cameras)
-            known = {"cameras": len(cameras)} if layout.names_cameras else {}
-            counts[split][modality] = {"ids": len(ids)} | known | {"images": images}
+            shots = [(pid, c) for pid in ids for c in seen_by[pid] if c.modality == modality]
+            images = sum(len(layout.frames(camera)) for _, camera in shots)
+            cameras = {"cameras": len({camera.number for _, camera in shots})}
+            known = cameras if layout.names_cameras else {}
+            seen = {"ids": len({pid for pid, _ in shots})}
+            counts[split][modality] = seen | known | {"images": images}
             if layout.captions:
                 captions = images * layout.captions
                 counts[split][Modality.TEXT] = {"ids": len(ids), "captions": captions}
@@ -205,22 +240,22 @@ def _write_pictures(root: Path, recipe: Recipe, workers: int) -> None:
 
 def _paths(recipe: Recipe) -> dict[tuple[int, Camera, int], str]:
     """Where each picture goes, by (id, camera, frame)."""
-    layout = LAYOUTS[recipe.layout]
+    layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
     return {
         (pid, camera, frame): layout.path(camera, pid, frame, split)
         for split, ids in _splits(recipe).items()
         for pid in ids
-        for camera in layout.cameras
+        for camera in seen_by[pid]
         for frame in layout.frames(camera)
     }
 
 
 def _write_people(root: Path, recipe: Recipe, identities: Iterable[int]) -> None:
-    layout = LAYOUTS[recipe.layout]
+    layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
     ids, paths = _ids(recipe).tolist(), _paths(recipe)
     for index in identities:
         person = draw_identity(_generator(recipe.seed, _PEOPLE, index))
-        for camera in layout.cameras:
+        for camera in seen_by[ids[index]]:
             num_tracks, num_frames = layout.tracks[camera.modality]
             pictures = film(
                 camera,

@@ -7,7 +7,7 @@ nothing about files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,12 +35,14 @@ class World:
         stream: key -> a generator of its own.
         person: id -> who it is.
         views: (id, camera) -> the view of each of its frames.
+        cameras: id -> the cameras that have seen it.
     """
 
     splits: Splits
     stream: Stream
     person: Callable[[int], Identity]
     views: Callable[[int, Camera], list[str]]
+    cameras: Mapping[int, tuple[Camera, ...]]
 
     @property
     def ids(self) -> list[int]:
@@ -152,7 +154,7 @@ def _llcm_lists(root: Path, world: World) -> None:
         lines = [
             f"{_llcm_path(camera, pid, frame, 'train')} {label}\n"
             for label, pid in enumerate(world.splits["train"])
-            for camera in layout.cameras
+            for camera in world.cameras[pid]
             if camera.modality == modality
             for frame in layout.frames(camera)
         ]

@@ -26,6 +26,7 @@ from torch.nn import functional
 from reid_core import clustering, sampling
 from reid_core.knn.neighbours import Search
 from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
+from reid_core.methods import mutual_agreement
 from reid_core.methods.bmil.joint_labels import joint_labels, separate_clusters
 from reid_core.methods.bmil.labels import (
     Proxies,
@@ -84,6 +85,11 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     for kind, of_kind in steps.items():
         _check_clusters(config, kind, of_kind)
     arrays, counts = _memories(config, features, steps, search)
+    weak: tuple[str, ...] = ()
+    if "separate" in steps and not given:
+        banks = [arrays[f"bank.{m}"] for m in INPUTS]
+        share, weak = mutual_agreement.agreement(*banks, epoch=context.epoch)
+        counts |= share
     plans = {kind: _plan(config, context, kind, of_kind) for kind, of_kind in steps.items()}
     kinds = list(steps)
     last = steps[kinds[-1]]
@@ -100,7 +106,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         similarity=_similarity(arrays, pairs) if len(pairs) else np.empty(0, dtype=np.float32),
         arrays=arrays,
         counts=counts,
-        warnings=_warnings(config, stage, steps),
+        warnings=_warnings(config, stage, steps) + weak,
     )
 
 

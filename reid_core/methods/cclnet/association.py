@@ -33,6 +33,36 @@ def pairs_of_epoch(
     return named_pairs(config, prototypes, features, labels, search=context.nearest)
 
 
+def guarded(
+    config: Config, prototypes: Mapping[Modality, Tensor], pairs: np.ndarray, *, share: float
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The pairs, and where clusters agree too little, those of them that are mutual nearest.
+
+    Args:
+        config: the method's configuration; `matching.guard` is the least share.
+        prototypes: per modality (C, D) unit rows, as matched.
+        pairs: (M, 2) of this epoch.
+        share: of clusters that are mutual nearest, see `matching.mutual_share`.
+
+    Returns:
+        Pairs, and a warning where some were dropped.
+
+    Reference: ours. One-to-one matchers fall below no coupling where half of the identities were
+    seen by one modality alone, because every cluster is given a partner.
+    """
+    if share >= config.matching.guard or not len(pairs) or config.labels == "identities":
+        return pairs, ()
+    sides = [prototypes[m] for m in INPUTS]
+    if config.matching.centred:
+        sides = [matching.centred(side) for side in sides]
+    kept = association.pairs_of_both(pairs, matching.mutual_nearest_pairs(*sides))
+    return kept, (
+        f"{share:.0%} of the clusters are mutual nearest neighbors, below cclnet.matching.guard="
+        f"{config.matching.guard:g}: the cameras seem to have seen different identities, so "
+        f"{len(pairs) - len(kept)} of {len(pairs)} pairs are not coupled",
+    )
+
+
 def named_pairs(
     config: Config,
     banks: Mapping[Modality, Tensor],

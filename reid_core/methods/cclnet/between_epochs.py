@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from reid_core import clustering, sampling
 from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
-from reid_core.methods.cclnet.association import pairs_of_epoch
+from reid_core.methods import mutual_agreement
+from reid_core.methods.cclnet.association import guarded, pairs_of_epoch
 from reid_core.methods.cclnet.coupling import (
     couple,
     couples_between_epochs,
@@ -99,7 +100,10 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     }
     pairs = pairs_of_epoch(config, context, prototypes, features, labels)
     arrays: dict[str, np.ndarray] = {}
-    counts: dict[str, float] = {}
+    counts, weak = mutual_agreement.agreement(*(prototypes[m] for m in INPUTS), epoch=context.epoch)
+    pairs, dropped = guarded(config, prototypes, pairs, share=counts[mutual_agreement.COUNT])
+    if config.labels != "identities":
+        warnings = warnings + weak + dropped
     for m in INPUTS if config.refine.on else ():
         of_side, numbers = refined(config.refine, m, features[m], labels[m], search=context.nearest)
         arrays, counts = arrays | of_side, counts | numbers

@@ -85,6 +85,8 @@ class Matching(Section):
         joint_eps: largest distance between neighbors in a joint clustering; null for
             clustering.eps.
         least_overlap: of two clusters in joint ones, above which they are a pair.
+        guard: Ours. Share of clusters that are mutual nearest, below which only such pairs are
+            coupled, for cameras that have seen different identities; 0 couples all of them.
     """
 
     min_similarity: float = Field(0.0, ge=-1, le=1)
@@ -97,6 +99,7 @@ class Matching(Section):
     balanced: bool = True
     joint_eps: float | None = Field(None, gt=0, lt=1)
     least_overlap: float = Field(0.0, ge=0, lt=1)
+    guard: float = Field(0.0, ge=0, le=1)
 
 
 class ImageStage(Section):
@@ -177,6 +180,10 @@ class Config(Section):
             raise ValueError(
                 f"matching.method={self.matching.method} matches once between epochs: "
                 "swap.when=step goes with hungarian alone"
+            )
+        if self.swap.when == "step" and self.matching.guard:
+            raise ValueError(
+                "matching.guard looks at the pairs between epochs: swap.when=step matches in steps"
             )
         return self
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.stats import spearmanr
 
-from reid_core.datasets import synthetic, sysu
+from reid_core.datasets import LAYOUTS, synthetic, sysu
 from reid_core.datasets.synthetic import captions, layouts, palettes
 from reid_core.datasets.synthetic.drawing import SHADES, Material
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
 from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_identity
-from reid_core.types import Modality
+from reid_core.types import Modality, Split
 
 PEOPLE = 10
 
@@ -120,6 +121,37 @@ def test_writing_again_does_nothing_and_an_interrupted_tree_is_completed(tmp_pat
         synthetic.write(root, num_identities=3, seed=1)
 
 
+@pytest.mark.parametrize("layout", ["sysu", "llcm"])
+def test_mismatched_cameras_share_some_training_identities_and_all_tested_ones(
+    layout: str, tmp_path: Path
+) -> None:
+    """Half of the training identities, evenly on both sides; no other picture changes."""
+    root = tmp_path / layout
+    arguments: dict[str, Any] = {"num_identities": 14, "seed": 5, "layout": layout, "height": 32}
+    synthetic.write(root, **arguments, mismatch=0.5)
+    dataset = LAYOUTS[layout].read(root)
+    visible, infrared = (seen_by(dataset.train, m) for m in (Modality.VISIBLE, Modality.INFRARED))
+    assert len(visible ^ infrared) == round(0.5 * len(visible | infrared))
+    assert abs(len(visible - infrared) - len(infrared - visible)) <= 1
+    for split in (dataset.val, dataset.test):
+        assert seen_by(split, Modality.VISIBLE) == seen_by(split, Modality.INFRARED)
+    expected = json.loads((root / "expected.json").read_text())
+    assert expected["train"]["infrared"]["ids"] == len(infrared)
+    rows = dataset.train.rows(Modality.VISIBLE)
+    assert expected["train"]["visible"]["images"] == len(rows)
+    whole, apart = tmp_path / "whole", tmp_path / "apart"
+    synthetic.write(whole, **arguments)
+    for file in root.rglob("*.jpg"):
+        assert file.read_bytes() == (whole / file.relative_to(root)).read_bytes()
+    synthetic.write(apart, **arguments, mismatch=1)
+    train = LAYOUTS[layout].read(apart).train
+    assert not seen_by(train, Modality.VISIBLE) & seen_by(train, Modality.INFRARED)
+
+
+def seen_by(split: Split, modality: Modality) -> set[int]:
+    return set(split.pids[split.rows(modality)].tolist())
+
+
 def test_a_folder_with_other_content_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="something else"):
@@ -131,6 +163,8 @@ def test_a_folder_with_other_content_is_not_touched(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"layout": "market"}, "valid: sysu"),
+        ({"mismatch": 1.5}, "share between 0 and 1"),
+        ({"layout": "regdb", "mismatch": 0.5}, "choose sysu or llcm"),
         ({"difficulty": "brutal"}, "valid: easy, default, hard"),
         ({"num_identities": 2}, "at least 3 identities"),
         ({"num_identities": 10_000}, "end at 9999"),

@@ -12,6 +12,7 @@ from reid_core import optim
 from reid_core.knn.search import nearest
 from reid_core.memory import ClusterMemory
 from reid_core.method import BetweenEpochs
+from reid_core.methods import mutual_agreement
 from reid_core.methods.cclnet import METHOD, coupling
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
@@ -63,6 +64,45 @@ def test_every_matcher_finds_evident_partners(method: str) -> None:
     assert before.pairs.shape == (0, 2)
     assert after.pairs.tolist() == [[c, c] for c in range(8)]
     np.testing.assert_allclose(after.prototypes[VISIBLE], after.prototypes[INFRARED], atol=1e-6)
+
+
+def test_the_guard_couples_mutual_pairs_alone_where_identities_differ() -> None:
+    """Four of eight clusters have a partner; the guard couples what is mutual."""
+    features, labels = world(gap=0.2)
+    strangers = np.random.default_rng(1).normal(size=(4, 32))[labels[INFRARED] - 4]
+    strangers /= np.linalg.norm(strangers, axis=1, keepdims=True)
+    is_other = (labels[INFRARED] >= 4)[:, None]
+    features[INFRARED] = np.where(is_other, strangers, features[INFRARED]).astype(np.float32)
+
+    def begun(guard: float, epoch: int = 0):
+        config = small_config(
+            matching={"shared": True, "guard": guard, "min_similarity": -1},
+            swap={"start_epoch": 0},
+        )
+        context = BetweenEpochs("align", epoch, 0, features=features)
+        return cclnet.begin_epoch(config, context, labels)
+
+    open_, guarded = begun(0.0), begun(0.9)
+    assert len(open_.pairs) == 8
+    share = open_.counts["mutual_nearest"]
+    assert 0.5 <= share < 0.9
+    assert guarded.pairs[:4].tolist() == [[c, c] for c in range(4)]
+    assert len(guarded.pairs) < 8
+    assert any("different identities" in text for text in guarded.warnings)
+    assert begun(0.5).pairs.tolist() == open_.pairs.tolist()
+    with pytest.raises(ValidationError, match=r"swap\.when=step matches in steps"):
+        Config.model_validate({"matching": {"guard": 0.4}, "swap": {"when": "step"}})
+
+
+def test_a_weak_start_is_warned_of_once() -> None:
+    """Five prototypes that all are nearest to one of the other side: one mutual pair of five."""
+    narrow = functional.normalize(torch.eye(6)[:1] + 0.1 * torch.eye(6)[1:], dim=1)
+    other = torch.cat([torch.eye(6)[:1], -torch.eye(6)[1:5]])
+    counts, warnings = mutual_agreement.agreement(narrow, other, epoch=0)
+    assert counts == {"mutual_nearest": 0.2}
+    assert "20% of the clusters" in warnings[0]
+    assert mutual_agreement.agreement(narrow, other, epoch=1) == (counts, ())
+    assert mutual_agreement.agreement(narrow, narrow, epoch=0) == ({"mutual_nearest": 1.0}, ())
 
 
 def test_only_the_assignment_can_match_in_every_step() -> None:
