@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow test-faults check bench bench-demo bench-agreement bench-sweep bench-kills bench-elastic bench-gpu docs docs-site pretrain clean
+.PHONY: setup demo test test-slow test-faults check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-gpu docs docs-site pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -46,6 +46,10 @@ bench-demo: setup  ## the tables of learning results: rows x seeds x difficulty,
 	@$(BIN)/python -m benchmarks.demo_table --difficulty default easy hard
 	@$(BIN)/python -m benchmarks.csdn_ablation
 	@$(BIN)/python -m benchmarks.cpcl_ablation
+
+bench-roadscene: setup  ## what joins the modalities on real pixels: make bench-roadscene SRC=a checkout of hanna-xu/RoadScene
+	@test -n "$(SRC)" || { echo "make bench-roadscene SRC=/path/to/RoadScene (github.com/hanna-xu/RoadScene)"; exit 1; }
+	@$(BIN)/python -m benchmarks.couplings --out runs/roadscene --worlds roadscene --seeds 0 1 2 --roadscene "$(SRC)"
 
 bench-agreement: setup  ## one, two and four workers: one step, and three epochs bit for bit
 	@$(BIN)/python -m pytest -m slow -s tests/pipelines/test_agreement.py
