@@ -49,7 +49,8 @@ def rolled_out(
     else:
         others = relevance - itself  # that a patch is itself says nothing about it
         rows = others[:, 0] if kind == "class" else others[:, prefix:].mean(dim=1)
-    return rows[:, prefix:].unflatten(1, grid).float()
+    by_place: Tensor = rows[:, prefix:].unflatten(1, grid)
+    return by_place.float()
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class Calibration:
         if not 0 < prior < 1:
             raise ValueError(f"a prior is a share between 0 and 1, not {prior}")
         odds = np.interp(cosines, self.knots, _log_odds(np.asarray(self.probabilities)))
-        return 1 / (1 + np.exp(-(odds + _log_odds(np.asarray(prior)))))
+        probability: np.ndarray = 1 / (1 + np.exp(-(odds + _log_odds(np.asarray(prior)))))
+        return probability
 
 
 def fit(cosines: np.ndarray, same: np.ndarray) -> Calibration:
@@ -139,4 +140,5 @@ def _logistic(
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
     safe = np.clip(probabilities, _FLOOR, 1 - _FLOOR)
-    return np.log(safe / (1 - safe))
+    odds: np.ndarray = np.log(safe / (1 - safe))
+    return odds

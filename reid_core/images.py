@@ -61,7 +61,8 @@ def decode(
             if image.format == "JPEG" and as_it_is and _orientation(image) not in _UPRIGHT:
                 # the same pixels as Pillow's in half the time
                 content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                return decode_jpeg(content, mode=ImageReadMode.RGB).numpy()
+                pixels: np.ndarray = decode_jpeg(content, mode=ImageReadMode.RGB).numpy()
+                return pixels
             image.load()
     except _UNREADABLE as error:
         raise _unreadable(data, error) from error

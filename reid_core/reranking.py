@@ -78,10 +78,12 @@ def _farthest(features: np.ndarray) -> np.ndarray:
     """(N,) largest squared distance of each row, at least a little above 0."""
 
     def work(start: int, stop: int) -> np.ndarray:
-        return (features[start:stop] @ features.T).min(axis=1)
+        least: np.ndarray = (features[start:stop] @ features.T).min(axis=1)
+        return least
 
     least = np.concatenate(over_blocks(work, len(features), _ROWS_AT_ONCE))
-    return np.maximum(2 - 2 * least, 1e-6)
+    largest: np.ndarray = np.maximum(2 - 2 * least, 1e-6)
+    return largest
 
 
 def _rescaled(weights: SparseRows, farthest: np.ndarray) -> SparseRows:

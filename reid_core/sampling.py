@@ -67,7 +67,8 @@ def pk_plan(
         chosen = _distinct(rng, len(counts), num_clusters, num_batches)
     shape = (*chosen.shape, num_instances)
     member = rng.integers(0, counts[chosen][:, :, None], size=shape)
-    return order[starts[chosen][:, :, None] + member].reshape(num_batches, -1)
+    rows: np.ndarray = order[starts[chosen][:, :, None] + member]
+    return rows.reshape(num_batches, -1)
 
 
 def num_batches(num_rows_a: int, num_rows_b: int, *, num_clusters: int, num_instances: int) -> int:
@@ -251,7 +252,8 @@ def _partners(labels: np.ndarray, wanted: np.ndarray, *, seed: int, epoch: int) 
     classes, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     place = np.searchsorted(classes, wanted)
     member = generator(seed, epoch, _PARTNER_STREAM).integers(0, counts[place])
-    return order[starts[place] + member]
+    rows: np.ndarray = order[starts[place] + member]
+    return rows
 
 
 def _distinct(rng: np.random.Generator, total: int, num: int, num_draws: int) -> np.ndarray:

@@ -250,8 +250,8 @@ def _mixed(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     mean = 255 * np.array(IMAGENET_MEAN, dtype=np.float32)
     std = 255 * np.array(IMAGENET_STD, dtype=np.float32)
     mixture = np.tensordot(weights / std, image, axes=1) - np.dot(weights / std, mean)
-    bytes_ = mixture * std[:, None, None] + mean[:, None, None]
-    return np.rint(bytes_).clip(0, 255).astype(np.uint8)
+    bytes_: np.ndarray = np.rint(mixture * std[:, None, None] + mean[:, None, None])
+    return bytes_.clip(0, 255).astype(np.uint8)
 
 
 def _jittered(image: np.ndarray, drawn: Sequence[float]) -> np.ndarray:

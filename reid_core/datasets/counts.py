@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from reid_core.datasets import LAYOUTS
-from reid_core.datasets.layouts import Expected
+from reid_core.datasets.layouts import Expected, Number
 from reid_core.types import Dataset, Modality, Split
 
 SPLITS = ("train", "val", "test")
@@ -29,10 +29,10 @@ class Count:
     split: str
     modality: Modality
     found: dict[str, int]
-    expected: dict[str, Any]
+    expected: Mapping[str, Number]
 
     @property
-    def wrong(self) -> dict[str, Any]:
+    def wrong(self) -> dict[str, Number]:
         """Expected numbers that were not found."""
         return {
             name: number
@@ -85,7 +85,7 @@ def _found(split: Split, modality: Modality) -> dict[str, int]:
     return {"ids": len(ids), "cameras": len(cameras), "images": len(rows)}
 
 
-def _fits(number: int, expected: Any) -> bool:
+def _fits(number: int, expected: Number) -> bool:
     if isinstance(expected, (tuple, list)):
         low, high = expected
         return low <= number <= high
@@ -94,7 +94,7 @@ def _fits(number: int, expected: Any) -> bool:
 
 def _load(path: Path) -> Expected:
     try:
-        expected = json.loads(path.read_text())
+        expected: Expected = json.loads(path.read_text())
         for split, by_modality in expected.items():
             if not set(split.split("+")) <= set(SPLITS):
                 raise ValueError(f"{split!r} is no split")

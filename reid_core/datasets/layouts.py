@@ -5,15 +5,15 @@ Every data set describes itself in a `Layout` beside its reader, `reid_core.data
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from reid_core.protocols import Trial
 from reid_core.types import Dataset, Modality, Split
 
-Expected = dict[str, dict[str, dict[str, Any]]]
+Number = int | tuple[int, int] | list[int]
+Expected = Mapping[str, Mapping[str, Mapping[str, Number]]]
 """Per split ("train+val" for both together) and modality: "ids", "cameras", "images", "captions";
 a pair of numbers is a range."""
 

@@ -10,12 +10,13 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reid_core.datasets.layouts import Layout
+from reid_core.datasets.layouts import Layout, Number
 from reid_core.datasets.manifest_rows import whole_number
 from reid_core.protocols import text_to_image
 from reid_core.types import Dataset, Modality, Sample, Split
@@ -150,8 +151,14 @@ def _parse(entry: Any, where: str, source: _Source) -> tuple[str, Sample, list[s
     return split, sample, captions
 
 
-LAYOUTS = tuple(
-    Layout(
+def _layout(
+    name: str,
+    title: str,
+    reader: Callable[..., Dataset],
+    splits: Mapping[str, tuple[int, int, Number]],
+) -> Layout:
+    """With the published identities, images and captions of its splits."""
+    return Layout(
         name,
         title,
         reader,
@@ -160,38 +167,39 @@ LAYOUTS = tuple(
         headline_words=f"{title}, every caption against all images",
         published={
             split: {
-                "visible": {"ids": ids, "images": images},
-                "text": {"ids": ids, "captions": captions},
+                Modality.VISIBLE: {"ids": ids, "images": images},
+                Modality.TEXT: {"ids": ids, "captions": captions},
             }
             for split, (ids, images, captions) in splits.items()
         },
     )
-    for name, title, reader, splits in (
-        (
-            "cuhk",
-            "CUHK-PEDES",
-            read_cuhk,
-            {
-                "train": (11_003, 34_054, (68_108, 68_126)),  # sources differ
-                "val": (1_000, 3_078, 6_158),
-                "test": (1_000, 3_074, 6_156),
-            },
-        ),
-        (
-            "icfg",
-            "ICFG-PEDES",
-            read_icfg,
-            {"train": (3_102, 34_674, 34_674), "test": (1_000, 19_848, 19_848)},
-        ),
-        (
-            "rstp",
-            "RSTPReid",
-            read_rstp,
-            {
-                "train": (3_701, 18_505, 37_010),
-                "val": (200, 1_000, 2_000),
-                "test": (200, 1_000, 2_000),
-            },
-        ),
-    )
+
+
+LAYOUTS = (
+    _layout(
+        "cuhk",
+        "CUHK-PEDES",
+        read_cuhk,
+        {
+            "train": (11_003, 34_054, (68_108, 68_126)),  # sources differ
+            "val": (1_000, 3_078, 6_158),
+            "test": (1_000, 3_074, 6_156),
+        },
+    ),
+    _layout(
+        "icfg",
+        "ICFG-PEDES",
+        read_icfg,
+        {"train": (3_102, 34_674, 34_674), "test": (1_000, 19_848, 19_848)},
+    ),
+    _layout(
+        "rstp",
+        "RSTPReid",
+        read_rstp,
+        {
+            "train": (3_701, 18_505, 37_010),
+            "val": (200, 1_000, 2_000),
+            "test": (200, 1_000, 2_000),
+        },
+    ),
 )

@@ -157,7 +157,8 @@ def _places(
 
 
 def _texture(grey: np.ndarray) -> np.ndarray:
-    return np.hypot(*reversed(np.gradient(grey)))
+    steepness: np.ndarray = np.hypot(*reversed(np.gradient(grey)))
+    return steepness
 
 
 def _camera(number: int, rng: np.random.Generator, strength: float) -> _Camera:

@@ -79,7 +79,8 @@ def take(features: Features, rows: np.ndarray) -> Features:
     """The given rows, of the same kind and on the same device."""
     if isinstance(features, Tensor):
         return features[torch.from_numpy(rows.astype(np.int64)).to(features.device)]
-    return features[rows]
+    taken: np.ndarray = features[rows]
+    return taken
 
 
 def largest_products(queries: Features, features: Features, count: int) -> Candidates:

@@ -78,7 +78,7 @@ class Backbone:
     """
 
     name: str
-    model: Any
+    model: nn.Module
     text_tower: TextTower | None
     pixels: Pixels
     options: Options = Options()
@@ -86,7 +86,7 @@ class Backbone:
     @property
     def visual(self) -> nn.Module:
         """The image tower as its library builds it."""
-        return self.model if self.text_tower is None else self.model.visual
+        return self.model if self.text_tower is None else self.model.get_submodule("visual")
 
     @property
     def text(self) -> TextTower:
@@ -243,7 +243,8 @@ def _clip_config(name: str) -> dict[str, Any]:
             f"unknown model {name!r}; close names: {', '.join(near) or 'none'}. Models of timm are "
             f"called {TIMM}<name>"
         )
-    return open_clip.get_model_config(name)
+    config: dict[str, Any] = open_clip.get_model_config(name)
+    return config
 
 
 def _build_clip(name: str, config: dict[str, Any], *, quick_gelu: bool) -> Backbone:

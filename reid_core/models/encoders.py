@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from reid_core.models.adaptation import add_low_rank, set_lr_factors
 from reid_core.models.backbones import Backbone
 from reid_core.models.patches import patch_projection
+from reid_core.models.pooling import Projection
 from reid_core.models.towers import Fit, open_tower
 from reid_core.transforms import pixel_statistics
 from reid_core.types import Modality
@@ -96,7 +97,7 @@ class ImageEncoder(nn.Module):
         self.visible_stem = tower.stem
         self.infrared_stem = deepcopy(tower.stem)
         self.trunk = tower.trunk
-        self.attnpool: Any = tower.projection if self._projects else None
+        self.attnpool: Projection | None = tower.projection if self._projects else None
         self.gem = tower.pool
         self.neck = nn.BatchNorm1d(tower.dim)
         # beside the weights, so that no step copies them to the device
@@ -152,7 +153,7 @@ class ImageEncoder(nn.Module):
         ]
         last = self.trunk(torch.cat(stems))
         pooled = self.gem(last)
-        projected = self.attnpool(last) if self._projects else pooled[:, :0]
+        projected = self._joint()(last) if self._projects else pooled[:, :0]
         return Features(pooled, self.neck(pooled), projected)
 
     def embed(self, images: Tensor, modality: Modality) -> Tensor:
@@ -165,9 +166,10 @@ class ImageEncoder(nn.Module):
         Raises:
             ValueError: no text tower shares a space with these images.
         """
-        return self._joint()(self._last(images, modality))
+        projected: Tensor = self._joint()(self._last(images, modality))
+        return projected
 
-    def _joint(self) -> Any:
+    def _joint(self) -> Projection:
         if self.attnpool is None:
             raise ValueError(
                 "this image tower has no text tower beside it, so there is no space in which "
@@ -181,7 +183,8 @@ class ImageEncoder(nn.Module):
             raise ValueError(
                 f"this encoder has no stem for {modality!r}, only for visible and infrared images"
             )
-        return self.trunk(stems[modality](self._normalized(images)))
+        last: Tensor = self.trunk(stems[modality](self._normalized(images)))
+        return last
 
     def _normalized(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:

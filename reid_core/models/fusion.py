@@ -44,7 +44,8 @@ class TextFusion(nn.Module):
         )
         scores = query @ key.transpose(1, 2) / own.shape[1] ** 0.5
         attended = (scores.softmax(dim=2) @ value).squeeze(1)
-        return own + self.output(attended if keep is None else keep * attended)
+        addition: Tensor = self.output(attended if keep is None else keep * attended)
+        return own + addition
 
 
 def dropout_factors(shape: tuple[int, int], *, rate: float, seed: int) -> Tensor:

@@ -34,7 +34,8 @@ class ClipPatches(nn.Module):
         x = self.ln_pre(x)
         for block in self.blocks:
             x = block(x)
-        return x
+        tokens: Tensor = x
+        return tokens
 
 
 class Blocks(nn.Module):
@@ -65,7 +66,8 @@ class Blocks(nn.Module):
             shared["rope"] = self.rope.get_embed(shape=list(self.grid))
         for block in self.blocks:
             x = block(x, **shared)
-        return self.norm(x)
+        normalized: Tensor = self.norm(x)
+        return normalized
 
 
 class ChannelsFirst(nn.Module):
@@ -80,7 +82,8 @@ class ChannelsFirst(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """(B, D, h, w) to (B, D', h', w')."""
         inputs = maps if self._images else maps.permute(0, 2, 3, 1)
-        return self.module(inputs).permute(0, 3, 1, 2)
+        outputs: Tensor = self.module(inputs)
+        return outputs.permute(0, 3, 1, 2)
 
 
 def patch_projection(stem: nn.Module) -> nn.Module:
@@ -92,8 +95,8 @@ def patch_projection(stem: nn.Module) -> nn.Module:
     for name in ("conv1", "patch_embed", "patches"):
         if isinstance(stem, nn.Sequential) and name == "conv1":
             continue  # a ResNet's first convolution is no patch
-        if hasattr(stem, name):
-            return getattr(stem, name)
+        if isinstance(projection := getattr(stem, name, None), nn.Module):
+            return projection
     raise ValueError("model.freeze_patches: this image tower has no patches; leave it false")
 
 

@@ -79,7 +79,8 @@ class TokenPool(nn.Module):
             pooled = patches.mean(dim=1)
         else:
             pooled = self.gem(patches.transpose(1, 2)[..., None])
-        return self.norm(pooled).float()
+        normalized: Tensor = self.norm(pooled)
+        return normalized.float()
 
 
 class ClassProjection(nn.Module):
@@ -142,7 +143,12 @@ class AttentionPool(nn.Module):
         attention = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)
         pooled = torch.einsum("bhl,bld->bhd", attention, tokens)
         values = torch.einsum("bhd,hed->bhe", pooled, value_weight).flatten(1)
-        return self.c_proj(values + self.v_proj.bias)
+        projected: Tensor = self.c_proj(values + self.v_proj.bias)
+        return projected
+
+
+Projection = AttentionPool | ClassProjection
+"""CLIP's way from the last features to its joint space."""
 
 
 def resize_positions(

@@ -14,6 +14,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.swin_transformer import PatchMerging
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -77,7 +79,8 @@ class ConvPatches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to (B, h w, D)."""
-        return self.proj(self.conv(images)).flatten(2).transpose(1, 2)
+        maps: Tensor = self.proj(self.conv(images))
+        return maps.flatten(2).transpose(1, 2)
 
 
 class _HalfInstance(nn.Module):
@@ -95,8 +98,9 @@ class _HalfInstance(nn.Module):
 
 def _vit(name: str, *, ics: bool) -> Callable[[float], nn.Module]:
     def build(drop_path: float) -> nn.Module:
-        model: Any = timm.create_model(name, num_classes=0, img_size=TALL, drop_path_rate=drop_path)
+        model = timm.create_model(name, num_classes=0, img_size=TALL, drop_path_rate=drop_path)
         if ics:
+            assert isinstance(model, VisionTransformer)
             model.patch_embed = ConvPatches(model.embed_dim, size=TALL)
         return model
 
@@ -105,7 +109,7 @@ def _vit(name: str, *, ics: bool) -> Callable[[float], nn.Module]:
 
 def _swin(name: str) -> Callable[[float], nn.Module]:
     def build(drop_path: float) -> nn.Module:
-        model: Any = timm.create_model(
+        model = timm.create_model(
             name,
             num_classes=0,
             img_size=TALL,
@@ -113,9 +117,10 @@ def _swin(name: str) -> Callable[[float], nn.Module]:
             always_partition=True,  # small maps are padded to a window, not windows cut to maps
             drop_path_rate=drop_path,
         )
-        for stage in model.layers[1:]:  # with a bias, which takes in the semantic shift
-            old = stage.downsample.reduction
-            stage.downsample.reduction = nn.Linear(old.in_features, old.out_features)
+        for layer in model.modules():
+            if isinstance(layer, PatchMerging):  # with a bias, which takes in the semantic shift
+                old = layer.reduction
+                layer.reduction = nn.Linear(old.in_features, old.out_features)
         return model
 
     return build
@@ -221,7 +226,7 @@ def _swin_name(name: str) -> str:
 def _timm_order(x: Tensor) -> Tensor:
     """Four neighbouring patches, channel by channel as `nn.Unfold` lays them, to timm's order."""
     by_patch = x.unflatten(-1, (-1, 4)).transpose(-1, -2)
-    return by_patch[..., [0, 2, 1, 3], :].flatten(-2)
+    return torch.flatten(by_patch[..., [0, 2, 1, 3], :], -2)
 
 
 def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:

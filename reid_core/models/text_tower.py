@@ -48,7 +48,7 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (C, 77) int64, zero padded, on the tower's device."""
-        ids = _tokenizer()(texts, context_length=self.context_length)
+        ids: Tensor = _tokenizer()(texts, context_length=self.context_length)
         return ids.to(self.positional_embedding.device)
 
     def encode_text(self, ids: Tensor, *, chunk: int = 256) -> Tensor:
@@ -103,7 +103,8 @@ class TextTower(nn.Module):
         x = x + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
         at_end = x[torch.arange(len(x), device=x.device), ends]
-        return self.ln_final(at_end) @ self.text_projection
+        ended: Tensor = self.ln_final(at_end)
+        return ended @ self.text_projection
 
 
 @cache

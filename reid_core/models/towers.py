@@ -29,7 +29,14 @@ from reid_core.models.patches import (
     fit_clip_patches,
     fit_timm_patches,
 )
-from reid_core.models.pooling import AttentionPool, ClassProjection, GeM, PoolKind, TokenPool
+from reid_core.models.pooling import (
+    AttentionPool,
+    ClassProjection,
+    GeM,
+    PoolKind,
+    Projection,
+    TokenPool,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Tower:
     stem: nn.Module
     trunk: nn.Module
     pool: nn.Module
-    projection: nn.Module | None
+    projection: Projection | None
     dim: int
 
 
@@ -109,10 +116,10 @@ def joint_tower(visual: Any, *, height: int, width: int) -> nn.Module:
     """
     fit = Fit(height, width)
     if isinstance(visual, ClipTransformer):
-        visual = deepcopy(visual)
-        _check_ends_like_clip(visual)
-        fit_clip_patches(visual, **_patches(fit, visual.patch_size))
-        return visual
+        copied: nn.Module = deepcopy(visual)
+        _check_ends_like_clip(copied)
+        fit_clip_patches(copied, **_patches(fit, visual.patch_size))
+        return copied
     tower = open_tower(visual, fit)
     if tower.projection is None:
         raise ValueError(f"a {type(visual).__name__} does not end in a space shared with texts")

@@ -67,7 +67,8 @@ def is_colour(book: Catalogue) -> np.ndarray:
 
 def has_colour(book: Catalogue) -> np.ndarray:
     """(N,) bool: which pictures show colours."""
-    return book.words[:, is_colour(book)].max(axis=1) > 0
+    colours: np.ndarray = book.words[:, is_colour(book)].max(axis=1)
+    return colours > 0
 
 
 @cache

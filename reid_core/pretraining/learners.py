@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
+from reid_core.models.pooling import AttentionPool, ClassProjection
 from reid_core.pretraining.batches import HEIGHT, WIDTH, Sample, Sampler, Settings
 from reid_core.types import Modality
 
@@ -25,7 +26,7 @@ class Learner(nn.Module):
         self.encoder.infrared_stem.requires_grad_(False)
         self.encoder.neck.requires_grad_(False)
         self.text = clip.text
-        self.logit_scale = clip.model.logit_scale
+        self.logit_scale = clip.model.get_parameter("logit_scale")
         widths = {
             "pooled": self.encoder.feature_dim,
             "image": clip.embed_dim,
@@ -83,6 +84,7 @@ class Learner(nn.Module):
         length = float(self.logit_scale.exp()) ** 0.5
         image = self.encoder.project(sample.images, Modality.VISIBLE).norm(dim=1).mean()
         text = self.text.encode_text(sample.tokens).norm(dim=1).mean()
+        assert isinstance(self.encoder.attnpool, AttentionPool)
         for weight in self.encoder.attnpool.c_proj.parameters():
             weight.mul_(length / image)
         self.text.text_projection.mul_(length / text)
@@ -106,12 +108,13 @@ class Student(nn.Module):
     def __init__(self, clip: Backbone, teacher: Backbone, *, word_rates: Tensor) -> None:
         super().__init__()
         clip.text.load_state_dict(teacher.text.state_dict())
-        clip.model.logit_scale.data.copy_(teacher.model.logit_scale)
+        scale = clip.model.get_parameter("logit_scale")
+        scale.data.copy_(teacher.model.get_parameter("logit_scale"))
         self.encoder = ImageEncoder(clip, height=HEIGHT, width=WIDTH)
         self.encoder.infrared_stem.requires_grad_(False)
         self.encoder.neck.requires_grad_(False)
         self.text = clip.text.requires_grad_(False)
-        self.logit_scale = clip.model.logit_scale.requires_grad_(False)
+        self.logit_scale = scale.requires_grad_(False)
         self.teacher = ImageEncoder(teacher, height=HEIGHT, width=WIDTH).requires_grad_(False)
         width, wide = self.encoder.feature_dim, self.teacher.feature_dim
         self.norm = nn.BatchNorm1d(width, affine=False)
@@ -157,6 +160,7 @@ class Student(nn.Module):
             one.project(sample.images, Modality.VISIBLE).norm(dim=1).mean()
             for one in (self.encoder, self.teacher)
         )
+        assert isinstance(self.encoder.attnpool, ClassProjection)
         self.encoder.attnpool.weight.mul_(expected / own)
 
 

@@ -193,6 +193,7 @@ def held_out_scores(learner: Learner | Student, sampler: Sampler) -> dict[str, f
 
 def exported(encoder: ImageEncoder, clip: Backbone) -> dict[str, Tensor]:
     """State dict of the open_clip model with the encoder's weights, in float16."""
+    assert encoder.attnpool is not None
     head, stem, trunk = (
         part.state_dict() for part in (encoder.attnpool, encoder.visible_stem, encoder.trunk)
     )

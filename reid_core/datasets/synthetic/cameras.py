@@ -189,7 +189,8 @@ def develop(
     padded[:, 2:-2] = body
     around = (padded[:, :-4] + padded[:, 1:-3] + body + padded[:, 3:-1] + padded[:, 4:]) * 0.2
     round_ = 1.0 + body * (0.3 * (around - 0.9) + side_light * (padded[:, 4:] - padded[:, :-4]))
-    return _box_mean(light) * round_[..., None]
+    lit: np.ndarray = _box_mean(light) * round_[..., None]
+    return lit
 
 
 def to_uint8(picture: np.ndarray) -> np.ndarray:
@@ -198,7 +199,8 @@ def to_uint8(picture: np.ndarray) -> np.ndarray:
 
 
 def _box_mean(a: np.ndarray) -> np.ndarray:
-    return 0.25 * (a[0::2, 0::2] + a[1::2, 0::2] + a[0::2, 1::2] + a[1::2, 1::2])
+    total: np.ndarray = a[0::2, 0::2] + a[1::2, 0::2] + a[0::2, 1::2] + a[1::2, 1::2]
+    return 0.25 * total
 
 
 def _illumination(

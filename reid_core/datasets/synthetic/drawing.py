@@ -114,7 +114,8 @@ class Canvas:
 
 def _odd(value: np.ndarray, period: float) -> np.ndarray:
     """True in every second band of half a period."""
-    return (np.floor(value * (2.0 / period)) % 2) == 1
+    mask: np.ndarray = (np.floor(value * (2.0 / period)) % 2) == 1
+    return mask
 
 
 def pattern_mask(name: str, y: np.ndarray, x: np.ndarray, *, from_front: bool) -> np.ndarray:
@@ -133,7 +134,8 @@ def pattern_mask(name: str, y: np.ndarray, x: np.ndarray, *, from_front: bool) -
     if name == "pinstriped":
         return _odd(x + 0.5, 0.062)
     if name == "checked":
-        return _odd(y, 0.12) ^ _odd(x + 0.515, 0.1)
+        checks: np.ndarray = _odd(y, 0.12) ^ _odd(x + 0.515, 0.1)
+        return checks
     if name == "dotted":
         row = np.floor(y / 0.058)
         dy = y - (row + 0.5) * 0.058
@@ -141,7 +143,8 @@ def pattern_mask(name: str, y: np.ndarray, x: np.ndarray, *, from_front: bool) -
         return dx * dx + dy * dy < 0.021**2
     if name == "two-tone":
         return y > 0.325
-    return (np.abs(x) < 0.05) & (np.abs(y - 0.27) < 0.045) & from_front
+    print_: np.ndarray = (np.abs(x) < 0.05) & (np.abs(y - 0.27) < 0.045) & from_front
+    return print_
 
 
 def apply_pattern(codes: np.ndarray, mask: np.ndarray, material: Material) -> None:

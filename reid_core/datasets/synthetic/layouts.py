@@ -205,10 +205,10 @@ def _world(recipe: Recipe) -> World:
     )
 
 
-def _expected(recipe: Recipe, splits: Splits) -> dict[str, dict[str, dict]]:
+def _expected(recipe: Recipe, splits: Splits) -> dict[str, dict[str, dict[str, int]]]:
     """Counts per split and modality; captions for text."""
     layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
-    counts: dict[str, dict[str, dict]] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     for split, ids in splits.items():
         counts[split] = {}
         for modality in layout.tracks:

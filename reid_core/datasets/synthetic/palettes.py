@@ -65,7 +65,8 @@ DIFFICULTIES = {
 
 def luminance(rgb: np.ndarray) -> np.ndarray:
     """Rec. 601 luminance of (..., 3), the one that JPEG uses."""
-    return rgb @ np.array([0.299, 0.587, 0.114], dtype=rgb.dtype)
+    grey: np.ndarray = rgb @ np.array([0.299, 0.587, 0.114], dtype=rgb.dtype)
+    return grey
 
 
 def garment_colours(person: Identity) -> dict[Material, str]:

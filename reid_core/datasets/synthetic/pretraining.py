@@ -112,4 +112,5 @@ def _backdrop(canvas: int, channels: int, rng: np.random.Generator) -> np.ndarra
     slope = rng.uniform(-0.2, 0.2, 2) * (rng.random() < 0.6)
     ramp = np.linspace(-1.0, 1.0, canvas, dtype=np.float32)
     shading = 1.0 + slope[0] * ramp[:, None] + slope[1] * ramp[None, :]
-    return (shading[..., None] * base).astype(np.float32)
+    shaded: np.ndarray = shading[..., None] * base
+    return shaded.astype(np.float32)

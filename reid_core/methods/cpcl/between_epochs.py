@@ -170,7 +170,8 @@ def _require_clusters(config: Config, labels: Mapping[Modality, np.ndarray]) -> 
 def _prototypes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(C, D) normalized mean of each cluster over its pairs."""
     means = clustering.centroids(features, labels)
-    return means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
+    rows: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
+    return rows
 
 
 def _plan(
@@ -199,7 +200,8 @@ def _plan(
     places = sampling.shuffled_batches(
         len(kept), batch_size=settings.batch_size, seed=seed, epoch=epoch
     )
-    return kept[places]
+    batches: np.ndarray = kept[places]
+    return batches
 
 
 def _outliers(labels: np.ndarray) -> float:

@@ -7,6 +7,7 @@ channels, E joint embedding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class Descriptor(nn.Module):
         parts = self._parts(inputs, modality)
         if self.flip:
             parts += self._parts(inputs.flip(-1), modality)
-        return torch.cat(parts, dim=1) / len(parts) ** 0.5
+        return torch.cat(parts, dim=1) / math.sqrt(len(parts))
 
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """CLIP's image features g (B, E), not normalized."""
