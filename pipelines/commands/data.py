@@ -83,6 +83,10 @@ def check(
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write everything to this file.")
     ] = None,
+    write_expected: Annotated[
+        bool,
+        typer.Option(help="First write what is counted now to ROOT/expected.json, for later."),
+    ] = False,
     extra_root: ExtraRoot = None,
     allow_http: AllowHttp = False,
 ) -> None:
@@ -90,7 +94,10 @@ def check(
     from pipelines.data import check
 
     check_target(json_file)
-    result = check.check(kind, root, trusted=_trusted(extra_root, allow_http))
+    trusted = _trusted(extra_root, allow_http)
+    if write_expected:
+        say(f"{check.write_expected(kind, root, trusted=trusted)}: later checks compare with it")
+    result = check.check(kind, root, trusted=trusted)
     console.print(check.render(result))
     if json_file is not None:
         write_text(json_file, to_json(result.to_json()))

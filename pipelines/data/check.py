@@ -7,6 +7,7 @@ Data that is prepared slightly wrong still trains; it only costs points that nob
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -25,9 +26,10 @@ from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
+from pipelines.storage.files import replace_file
 from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
-from reid_core.datasets.counts import SPLITS, Count, count
+from reid_core.datasets.counts import EXPECTED, SPLITS, Count, count, counts_of
 from reid_core.images import decode, size_of
 from reid_core.types import Dataset, Modality
 
@@ -118,6 +120,33 @@ def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
         notes=list(first.notes),
         problems=problems + found,
     )
+
+
+def write_expected(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Path:
+    """Write what a data set counts now to its expected.json, for later checks to compare with.
+
+    Args:
+        kind, root, trusted: as in `check`.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the data set cannot be read, the root is no folder, or holds the file already.
+    """
+    where = location(root)
+    path = Path(where) / EXPECTED
+    if "://" in where:
+        raise UserError(f"{where}: --write-expected wants a folder; write it before `data convert`")
+    if path.exists():
+        raise UserError(f"{path} is there already: delete it to write what is there now")
+    trials = _read(kind, root.resolve(), trusted)
+    text = json.dumps(counts_of(list(trials.values())), indent=1) + "\n"
+    try:
+        replace_file(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    return path
 
 
 def counts_differ(dataset: Dataset) -> list[str]:

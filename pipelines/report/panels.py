@@ -119,6 +119,15 @@ def groups(epochs: Sequence[Epoch]) -> list[Panel]:
             _points(own), series, alt="Paired groups by epoch", least=(0, 0)
         )
         panels.append(Panel("Paired groups", text, chart))
+    if own := _with(epochs, "mutual_nearest"):
+        values = [100 * epoch["mutual_nearest"] for epoch in own]
+        text = (
+            "How many groups are the nearest of the group that is nearest to them on the other "
+            "side. It needs no labels: about 50 and more where pairs are mostly right, below 30 "
+            "where few are, since the weights do not fit or the cameras saw different people. "
+            f"First {values[0]:.0f} %, at the end {values[-1]:.0f} %."
+        )
+        panels.append(_shares(own, {"mutual": values}, "Mutual nearest groups, %", text))
     return panels
 
 
@@ -152,17 +161,24 @@ def truth(epochs: Sequence[Epoch]) -> list[Panel]:
     matched = [epoch for epoch in own if epoch["truth"].get("matching_accuracy") is not None]
     if matched:
         values = [100 * epoch["truth"]["matching_accuracy"] for epoch in matched]
-        chart = figures.epochs_chart(
-            _points(matched),
-            [Series("right pairs", figures.INK, values)],
-            alt="Matching accuracy by epoch",
-            least=(0, 100),
-        )
         text = (
             "Share of the paired groups whose most frequent person is the same on both sides. "
             f"First {values[0]:.0f} %, at the end {values[-1]:.0f} %."
         )
-        panels.append(Panel("Matching accuracy, %", text, chart))
+        panels.append(_shares(matched, {"right pairs": values}, "Matching accuracy, %", text))
+    if drawn := [epoch for epoch in own if (epoch["truth"].get("association") or {}).get("recall")]:
+        shares = {
+            name: [100 * epoch["truth"]["association"][name] for epoch in drawn]
+            for name in ("precision", "recall")
+        }
+        text = (
+            "Of all two pictures from different kinds of camera. Precision: how many that are "
+            "drawn together show one person. Recall: how many of one person are drawn together. "
+            "At the end "
+            + ", ".join(f"{name} {values[-1]:.0f} %" for name, values in shares.items())
+            + "."
+        )
+        panels.append(_shares(drawn, shares, "Pictures drawn together rightly, %", text))
     return panels
 
 
@@ -279,6 +295,22 @@ def _modalities(
         _points(epochs), _by_key(epochs, values), alt=f"{title} by epoch", least=least
     )
     return Panel(title, text, chart)
+
+
+def _shares(
+    epochs: Sequence[Epoch], values: Mapping[str, list[float]], title: str, text: str
+) -> Panel:
+    """Percentages by epoch, from 0 to 100."""
+    series = [
+        Series(name, colour, of_name, dash)
+        for (name, of_name), colour, dash in zip(
+            values.items(), (figures.INK, figures.SPARE[0]), ("-", "--"), strict=False
+        )
+    ]
+    alt = f"{title.removesuffix(', %')} by epoch"
+    return Panel(
+        title, text, figures.epochs_chart(_points(epochs), series, alt=alt, least=(0, 100))
+    )
 
 
 def _by_key(

@@ -59,7 +59,7 @@ class Run:
         """Whether the people were drawn by the product's own generator."""
         seconds = self.summary.get("seconds") or {}
         root = self.data.get("root")
-        return "generate" in seconds or bool(root and (Path(root) / "expected.json").is_file())
+        return "generate" in seconds or bool(root and (Path(root) / "synthetic.json").is_file())
 
 
 def read(directory: Path) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,25 @@ def expected_counts(dataset: Dataset) -> tuple[str, Expected]:
     if published := LAYOUTS[dataset.kind].published:
         return "published numbers", published
     return "nothing to compare with", {}
+
+
+def counts_of(datasets: Sequence[Dataset]) -> Expected:
+    """What ``expected.json`` would say of a data set, or of all trials of one: a number, or the
+    smallest and the largest where trials differ.
+    """
+    counts: dict[str, dict[str, dict[str, tuple[int, int]]]] = {}
+    for line in (line for dataset in datasets for line in count(dataset, {})):
+        numbers = counts.setdefault(line.split, {}).setdefault(str(line.modality), {})
+        for name, number in line.found.items():
+            low, high = numbers.get(name, (number, number))
+            numbers[name] = min(low, number), max(high, number)
+    return {
+        split: {
+            modality: {name: low if low == high else (low, high) for name, (low, high) in n.items()}
+            for modality, n in by_modality.items()
+        }
+        for split, by_modality in counts.items()
+    }
 
 
 def count(dataset: Dataset, expected: Expected) -> list[Count]:

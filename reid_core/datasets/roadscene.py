@@ -10,6 +10,8 @@ Data: hanna-xu/RoadScene, 221 pairs, folders crop_HR_visible and cropinfrared.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -88,7 +90,21 @@ def write(
     (out / "exp").mkdir(exist_ok=True)
     for name, numbers in pids.items():
         (out / "exp" / f"{name}_id.txt").write_text(",".join(map(str, numbers)))
+    counts = {name: _expected(len(numbers)) for name, numbers in pids.items() if numbers}
+    (out / "expected.json").write_text(json.dumps(counts, indent=1) + "\n")
     return {name: len(numbers) for name, numbers in pids.items()}
+
+
+def _expected(num_places: int) -> dict[str, dict[str, int]]:
+    """What the check of a data set shall count in a split."""
+    return {
+        modality: {
+            "ids": num_places,
+            "cameras": len(cameras),
+            "images": num_places * sum(math.prod(_TRACKS[number]) for number in cameras),
+        }
+        for modality, cameras in (("visible", VISIBLE), ("infrared", INFRARED))
+    }
 
 
 def _scenes(source: Path) -> list[str]:

@@ -68,6 +68,8 @@ def epoch_line(stage: str, epoch: int, progress: float, rng: np.random.Generator
     line["seconds"] |= {"embed": 4.1, "cluster": 0.8, "match": 0.05, "plan": 0.1}
     if stage == "align":
         line["pairs"] = round(250 + 40 * progress)
+        line["mutual_nearest"] = 0.4 + 0.1 * progress
+        line["truth"]["association"] = {"precision": 0.5, "recall": 0.4 + 0.1 * progress}
         line["pair_similarity"] = {"mean": 0.61 + 0.1 * progress, "min": 0.2}
     if epoch % 2 == 1:
         line["scores"] = {

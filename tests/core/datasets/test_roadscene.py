@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from reid_core.datasets import roadscene, sysu
+from reid_core.datasets.counts import count, expected_counts
 from reid_core.types import Modality
 
 
@@ -48,6 +49,7 @@ def test_the_reader_takes_it(tmp_path: Path) -> None:
     data = sysu.read(tmp_path / "tree")
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         assert len(np.unique(split.pids)) == counts[name] > 0
+    assert all(not line.wrong for line in count(data, expected_counts(data)[1]))
     assert {sample.modality for sample in data.test.samples} == {
         Modality.VISIBLE,
         Modality.INFRARED,
