@@ -13,7 +13,7 @@ Nothing heavy is imported before one of them is called. What goes wrong raises
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,16 +149,19 @@ def embed(checkpoint: str | Path, source: str | Path, out: str | Path, **options
     return retrieval.embed(Path(checkpoint), Source(Path(source)), Path(out), **options)
 
 
-def _trainer(backend: str) -> Any:
-    """What trains one run: `train(config, run_dir, command) -> summary`."""
-    from importlib import import_module
+def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], dict[str, Any]]:
+    """What trains one run: (config, run_dir, command) -> summary."""
+    if backend == "ray":
+        from pipelines.training import driver
 
+        return driver.train
+    if backend == "local":
+        from pipelines.training import local
+
+        return local.train
     from pipelines.errors import UserError
 
-    homes = {"ray": "driver", "local": "local"}
-    if backend not in homes:
-        raise UserError(f"backend={backend!r}: choose {' or '.join(homes)}")
-    return import_module(f"pipelines.training.{homes[backend]}").train
+    raise UserError(f"backend={backend!r}: choose ray or local")
 
 
 def _command() -> list[str]:

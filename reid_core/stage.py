@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +75,12 @@ class Encoder(Protocol):
             inputs: (B, 3, H, W) uint8 images, or (B, 77) int64 token ids where modality is TEXT.
             modality: of the inputs.
         """
+
+    def to(self, device: torch.device) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
 
 
 class Stage(Protocol):

@@ -26,7 +26,7 @@ def cores() -> int:
 
 def memory_bytes() -> int:
     """Of the machine, or less where its container is given less."""
-    total = psutil.virtual_memory().total
+    total: int = psutil.virtual_memory().total
     with suppress(OSError, ValueError):  # another system, or "max"
         total = min(total, int((_CGROUP / "memory.max").read_text()))
     return total

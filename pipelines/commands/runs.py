@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -148,7 +149,7 @@ def _labels_apart(one: Path, other: Path) -> str:
     return f"the first epoch in which an image is labelled differently: {stage} {epoch + 1}"
 
 
-def _show(summary: dict, out: Path) -> None:
+def _show(summary: Mapping[str, Any], out: Path) -> None:
     from pipelines.report.terminal import summary_table
 
     console.print(summary_table(summary))

@@ -134,7 +134,7 @@ class _Target:
         """Whether a file is there."""
         opened, path = filesystem(self.location)
         info: arrow_fs.FileInfo = opened.get_file_info(f"{path}/{name}")
-        return info.type == arrow_fs.FileType.File
+        return bool(info.type == arrow_fs.FileType.File)
 
     def missing(self, num_parts: int) -> list[int]:
         """Shards that are not there."""

@@ -120,6 +120,6 @@ def plan_dataset(
         "label_selector": None if node is None else {_NODE_LABEL: node},
     }
     # One block per read task: with a higher parallelism Ray Data would cut the blocks smaller.
-    return ray.data.read_datasource(source, override_num_blocks=1, **where).map_batches(
-        decode.__call__, batch_size=None, **where
-    )
+    lines: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=1, **where)
+    decoded: ray.data.Dataset = lines.map_batches(decode.__call__, batch_size=None, **where)
+    return decoded

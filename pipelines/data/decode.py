@@ -88,7 +88,7 @@ class DecodeAndAugment:
         """Fill a line with its first readable replacement; returns that one's path, or ""."""
         block["planned"][line] = block["row"][line]
         for number in range(1, 1 + NUM_REPLACEMENTS):
-            path = block[f"path{number}"][line]
+            path: str = block[f"path{number}"][line]
             self._read(path, files)
             if path and path in files:
                 for name in block.keys() & {"row", "caption"}:

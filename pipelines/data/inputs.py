@@ -47,7 +47,8 @@ class Inputs:
         """Decoded images (B, 3, H, W) uint8, or token ids (B, 77), of the given rows."""
         if modality == Modality.TEXT:
             assert self.tokens is not None
-            return self.tokens[rows]
+            tokens: np.ndarray = self.tokens[rows]
+            return tokens
         images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
         for i, path in enumerate(self.paths[modality][rows]):
             images[i] = self._image(self.root / path)

@@ -12,7 +12,8 @@ from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.storage.shards import has_file, location, read_file
 from reid_core.datasets import LAYOUTS
-from reid_core.datasets.counts import EXPECTED, SPLITS, Expected, expected_counts
+from reid_core.datasets.counts import EXPECTED, SPLITS, expected_counts
+from reid_core.datasets.layouts import Expected
 from reid_core.datasets.manifest import NAMES
 from reid_core.types import Dataset
 

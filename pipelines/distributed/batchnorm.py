@@ -47,9 +47,10 @@ class GlobalBatchNorm(_BatchNorm):
 
     def _with_kernels(self, x: Tensor) -> Tensor:
         kernels = _OnCuda if x.is_cuda else _OnCpu
-        out, mean, unbiased = kernels.apply(x, self.weight, self.bias, self.eps)
+        normalized: Tensor
+        normalized, mean, unbiased = kernels.apply(x, self.weight, self.bias, self.eps)
         self._track(mean, unbiased)
-        return out
+        return normalized
 
     @torch.no_grad()
     def _track(self, mean: Tensor, unbiased: Tensor) -> None:

@@ -94,7 +94,8 @@ def gather_rows_with_gradient(x: Tensor) -> Tensor:
         return group.gather(x)
     if world_size() == 1:
         return x
-    return _GatherRows.apply(x)
+    rows: Tensor = _GatherRows.apply(x)
+    return rows
 
 
 class _GatherRows(torch.autograd.Function):

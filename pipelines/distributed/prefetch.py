@@ -48,7 +48,8 @@ class Prefetch(Iterator[T]):
             x.record_stream(here)
             return x
 
-        return mapped(batch, used_here)
+        used: T = mapped(batch, used_here)
+        return used
 
     def _fetch(self, stream: torch.cuda.Stream) -> None:
         """Start the copy of one more batch, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class LoadedEncoder:
         return vectors
 
 
+@runtime_checkable
 class Projecting(Encoder, Protocol):
     """An encoder whose images can be taken to CLIP's joint space too."""
 
@@ -140,9 +141,10 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
             "encoder: wait for a later stage, or give an older checkpoint folder"
         ) from error
     modalities: tuple[Modality, ...] = method.inputs
-    text = encoder.text if Modality.TEXT in modalities else None
+    text = getattr(encoder, "text", None) if Modality.TEXT in modalities else None
     if space == "joint" and text is None:
         text = _text_tower(config)
+        assert isinstance(encoder, Projecting)
         encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_tf32(config.trainer.allow_tf32)
@@ -175,7 +177,7 @@ def open_start(loaded: LoadedEncoder) -> Encoder:
     return encoder.to(loaded.device).eval().requires_grad_(False)
 
 
-def _encoder(config: RunConfig, start: Backbone, state: dict[str, Tensor] | None) -> Any:
+def _encoder(config: RunConfig, start: Backbone, state: dict[str, Tensor] | None) -> Encoder:
     """The method's encoder: of a module state, or as `start` has it."""
     size = config.model
     encoder = METHODS[config.method].load_encoder(

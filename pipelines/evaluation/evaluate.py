@@ -230,8 +230,9 @@ def _with_mirrored(embed: extract_features.Head) -> extract_features.Head:
 
 def _between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Unit rows half-way between unit rows."""
-    total = one + other
-    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    total: np.ndarray = one + other
+    rows: np.ndarray = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+    return rows
 
 
 def _score_reranked(rows: np.ndarray, pids: np.ndarray, trial: Trial) -> RetrievalScores:

@@ -68,7 +68,8 @@ def read(out: Path) -> Summary:
         UserError: not all of them are finished.
     """
     try:
-        return json.loads((out / runlog.SUMMARY).read_text())
+        summary: Summary = json.loads((out / runlog.SUMMARY).read_text())
+        return summary
     except OSError as error:
         missing = [n for n in TRIALS if not (folder(out, n) / runlog.SUMMARY).exists()]
         names = ", ".join(folder(out, n).name for n in missing)

@@ -304,7 +304,8 @@ def similarity_chart(
 
 def share(counts: np.ndarray) -> np.ndarray:
     """Counts as percentages of their sum, all 0 where there is none."""
-    return 100 * counts / max(counts.sum(), 1)
+    percentages: np.ndarray = 100 * counts / max(counts.sum(), 1)
+    return percentages
 
 
 def phase_colours(phases: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:

@@ -173,7 +173,7 @@ class Embedder:
         self._loaded = replace(loaded, encoder=folded(loaded.encoder))
         self._pool = ThreadPoolExecutor(threads)
 
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list]:
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[int] | list[str]]:
         """A row with a part -> a row with counts."""
         (content,) = block["part"]
         embedded, skipped = self.embed(pickle.loads(content))
@@ -210,7 +210,7 @@ class Embedder:
         )
         return len(rows), skipped
 
-    def _read(self, batch: list[Sample]) -> list[Future]:
+    def _read(self, batch: list[Sample]) -> list[Future[tuple[np.ndarray, str]]]:
         size = self._loaded.config.model
         return [
             self._pool.submit(
@@ -224,7 +224,10 @@ class Embedder:
         ]
 
     def _collect(
-        self, batch: list[Sample], images: list[Future], skipped: list[str]
+        self,
+        batch: list[Sample],
+        images: list[Future[tuple[np.ndarray, str]]],
+        skipped: list[str],
     ) -> tuple[torch.Tensor, list[Sample], list[str]]:
         if not images:
             assert self._loaded.tokenize is not None

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +145,7 @@ class _OneModality(nn.Module):
     def __init__(self, encoder: Encoder, modality: Modality) -> None:
         super().__init__()
         assert isinstance(encoder, nn.Module)
-        self.encoder: Any = encoder
+        self.encoder: Encoder = encoder
         self.modality = modality
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -198,5 +196,5 @@ def _write(model: nn.Module, path: Path, inputs: Tensor, metadata: dict[str, str
 def _pixels(encoder: Encoder) -> Pixels:
     """Mean and deviation that the encoder, or the one inside it, normalizes with."""
     assert isinstance(encoder, nn.Module)
-    parts: Iterator[Any] = encoder.modules()
-    return next(part.pixels for part in parts if hasattr(part, "pixels"))
+    pixels = (getattr(part, "pixels", None) for part in encoder.modules())
+    return next(each for each in pixels if isinstance(each, Pixels))

@@ -247,7 +247,9 @@ class Gallery:
 
     def some_ids(self, count: int = 3) -> list[str]:
         """The first few ids."""
-        return self._table.search().select(["id"]).limit(count).to_arrow()["id"].to_pylist()
+        rows = self._table.search().select(["id"]).limit(count).to_arrow()
+        ids: list[str] = rows["id"].to_pylist()
+        return ids
 
     def names(self) -> dict[str, int]:
         """Who is on the watch list, and with how many images."""

@@ -281,7 +281,8 @@ def _reranked(query: Query, rows: Sequence[Match]) -> np.ndarray:
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Exactly unit again: half precision rounds lengths."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 def _hit(query: Query, row: Match, calibrated: Calibrated | None) -> Hit:

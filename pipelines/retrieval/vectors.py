@@ -89,7 +89,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a folder that `crossreid embed` wrote")
     try:
-        info = json.loads(path.read_text())
+        info: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; embed again into a new folder") from error
     if info.get("format") != FORMAT:
@@ -143,7 +143,8 @@ def write_part(
 def skipped(out: Path, key: str) -> list[str] | None:
     """Messages of a finished part, None of one that is missing or damaged."""
     try:
-        return json.loads(pq.read_schema(_file(out, key)).metadata[_SKIPPED])
+        messages: list[str] = json.loads(pq.read_schema(_file(out, key)).metadata[_SKIPPED])
+        return messages
     except (OSError, pa.ArrowInvalid, KeyError, TypeError):
         return None
 

@@ -41,7 +41,7 @@ def save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
 def is_whole(folder: Path) -> bool:
     """Whether both files arrived complete: a copy may have been interrupted."""
     try:
-        expected = json.loads((folder / INFO).read_text())["bytes"]
+        expected: int = json.loads((folder / INFO).read_text())["bytes"]
         return (folder / STATE).stat().st_size == expected
     except (OSError, ValueError, KeyError):
         return False
@@ -64,7 +64,7 @@ def load(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint: {STATE} is missing")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is damaged or not a checkpoint: {error}") from error
     if state.get("format") != FORMAT:

@@ -18,6 +18,7 @@ from pipelines.runs import checkpoint
 from reid_core.methods import METHODS
 from reid_core.methods.cclnet import released as cclnet
 from reid_core.methods.csdn import released as csdn
+from reid_core.methods.csdn import settings as csdn_settings
 from reid_core.models import backbones, reid_weights
 from reid_core.models.weight_files import WeightFile, read_weights
 
@@ -123,7 +124,7 @@ def _csdn_settings(file: WeightFile) -> Tree:
 
 
 def _csdn_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
-    assert isinstance(config.settings, csdn.Config)
+    assert isinstance(config.settings, csdn_settings.Config)
     return csdn.from_released(config.settings, file.state)["images"]
 
 

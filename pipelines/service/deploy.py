@@ -162,7 +162,8 @@ def application(settings: Settings, *, num_gpus: int) -> Any:
         encoder = serve.get_deployment_handle("encoder", _NAME)
 
         async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
-            return await encoder.embed.remote(content, str(modality))
+            vectors: np.ndarray = await encoder.embed.remote(content, str(modality))
+            return vectors
 
         desk, _ = desk_of(settings)
         return build(desk, embed, token=settings.token, max_bytes=MAX_BYTES + _FORM)

@@ -59,7 +59,8 @@ def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
     if "://" not in str(location):
         return arrow_fs.LocalFileSystem(), str(Path(location).absolute())
     try:
-        return arrow_fs.FileSystem.from_uri(str(location))
+        opened, path = arrow_fs.FileSystem.from_uri(str(location))
+        return opened, path
     except pa.ArrowInvalid:
         pass
     try:
@@ -145,7 +146,7 @@ def has_file(name: str) -> bool:
     """Whether a path or URI leads to a file."""
     opened, path = filesystem(name)
     info: arrow_fs.FileInfo = opened.get_file_info(path)
-    return info.type == arrow_fs.FileType.File
+    return bool(info.type == arrow_fs.FileType.File)
 
 
 def read_file(name: str, *, max_bytes: int | None = None) -> bytes:
@@ -223,7 +224,8 @@ class _Column:
         group = int(np.searchsorted(self._ends, row, side="right"))
         start = int(self._ends[group - 1]) if group else 0
         with self._lock:
-            return self._group(group)[row - start].as_py()
+            content: bytes = self._group(group)[row - start].as_py()
+        return content
 
     def _read_group(self, group: int) -> pa.ChunkedArray:
         return self._file.read_row_group(group, columns=["bytes"], use_threads=False)["bytes"]

@@ -119,9 +119,9 @@ def shortened(value: Any) -> str:
 def _groups(values: Sequence[Any]) -> np.ndarray:
     """(n,) group of each trial: its value, or its quarter where numbers differ everywhere."""
     _, groups = np.unique([shortened(value) for value in values], return_inverse=True)
-    if groups.max() < _MAX_GROUPS or not _are_numbers(values):
-        return groups
-    return np.digitize(values, np.quantile(values, (0.25, 0.5, 0.75)))
+    if groups.max() >= _MAX_GROUPS and _are_numbers(values):
+        groups = np.digitize(values, np.quantile(values, (0.25, 0.5, 0.75)))
+    return groups
 
 
 def _points(

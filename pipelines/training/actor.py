@@ -65,7 +65,8 @@ class RemoteBank:
 
     def open(self) -> int:
         """See `MemoryBank.open`."""
-        return ray.get(self.handle.open.remote())
+        token: int = ray.get(self.handle.open.remote())
+        return token
 
     def add_features(
         self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
@@ -78,7 +79,8 @@ class RemoteBank:
         """See `MemoryBank.begin_epoch`."""
         try:
             (start,) = ray.get(self.handle.begin_epoch.remote(token, key, world))
-            return ray.get(start)
+            opened: EpochStart = ray.get(start)
+            return opened
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise BankRefusedError(str(error.cause)) from error
@@ -96,7 +98,7 @@ class BankActor:
     """
 
     def __init__(self, kind: type, *args: Any, **kwargs: Any) -> None:
-        self._bank = kind(*args, **kwargs)
+        self._bank: MemoryBank = kind(*args, **kwargs)
         self._stored: tuple[EpochStart | None, list[Any]] = None, []
         self._storing = threading.Lock()
 

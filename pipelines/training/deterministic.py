@@ -113,7 +113,7 @@ class Meeting:
         if index == 0:
             self._result = work()
         self._turn.wait()
-        result = self._result
+        result: Result = self._result
         self._turn.wait()
         return result
 
@@ -166,7 +166,8 @@ class Shard:
 
     def gather(self, x: Tensor) -> Tensor:
         """Rows of all shards; the gradient of every shard's loss flows back to the owner."""
-        return _Gather.apply(x, self)
+        rows: Tensor = _Gather.apply(x, self)
+        return rows
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the shards, in shard order, without gradient."""

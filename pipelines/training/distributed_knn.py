@@ -120,7 +120,8 @@ def nearest_by_searchers(
     """
     shared = ray.put(on_host(features))
     if len(searchers) == 1 or len(features) < _WORTH_SPREADING:
-        return ray.get(searchers[0].nearest.remote(shared, k, is_second))
+        neighbours: Neighbours = ray.get(searchers[0].nearest.remote(shared, k, is_second))
+        return neighbours
     search = open_search(features, k, is_second=is_second)
     shares = np.array_split(np.arange(search.num_blocks), len(searchers))
     parts = ray.get(

@@ -93,7 +93,7 @@ class _Counter(TorchDispatchMode):
     """Adds up what torch's own table of formulas says about the operations that pass."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
 
     def __torch_dispatch__(
