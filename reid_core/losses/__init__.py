@@ -16,6 +16,7 @@ from reid_core.losses.contrast import (
     modality_shared_enhancement,
     supervised_contrast,
 )
+from reid_core.losses.exclusion import exclusion
 from reid_core.losses.image_text import (
     distribution_matching,
     distribution_matching_one_way,
@@ -32,6 +33,7 @@ __all__ = [
     "count_valid",
     "distribution_matching",
     "distribution_matching_one_way",
+    "exclusion",
     "identity_cross_entropy",
     "image_text_contrast",
     "image_to_text",

@@ -40,8 +40,25 @@ def refined(
 
     Reference: N-ULC, both parts, within one modality.
     """
-    found = search(features, settings.neighbours).rows
-    cast = votes.neighbour_votes(found, labels)
+    return voted(settings, modality, search(features, settings.neighbours).rows, labels, labels)
+
+
+def voted(
+    settings: Refinement,
+    modality: Modality,
+    neighbours: np.ndarray,
+    labels: np.ndarray,
+    pool_labels: np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """`refined` by given neighbors, of this modality or of another one.
+
+    Args:
+        settings, modality: as there.
+        neighbours: (n, K) rows of the pool.
+        labels: (n,) a cluster of the pool for each row; -1 = none.
+        pool_labels: (pool,) clusters of the pool; -1 = outlier.
+    """
+    cast = votes.neighbour_votes(neighbours, pool_labels)
     weights = votes.confidence(cast, labels, sharpness=settings.sharpness)
     targets = votes.voted_targets(cast, labels, hard_share=settings.hard_share)
     columns, shares = _padded(targets)

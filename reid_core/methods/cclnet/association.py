@@ -18,6 +18,8 @@ from reid_core.methods.cclnet.coupling import is_coupled, match
 from reid_core.methods.cclnet.settings import INPUTS, Config
 from reid_core.types import Modality
 
+_NONE = np.empty((0, 2), dtype=np.int64)
+
 
 def pairs_of_epoch(
     config: Config,
@@ -25,11 +27,13 @@ def pairs_of_epoch(
     prototypes: Mapping[Modality, Tensor],
     features: Mapping[Modality, np.ndarray],
     labels: Labels,
-) -> np.ndarray:
-    """Matched clusters (M, 2) of an epoch, for `named_pairs` or, in the paper, `match`."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matched clusters (M, 2) of an epoch, for `named_pairs` or, in the paper, `match`; and
+    proposals (M, 2) that contradict each other, where images propose.
+    """
     given = config.labels == "identities"
     if config.matching.method == "hungarian" or given or not is_coupled(config, context.epoch):
-        return match(config, prototypes, epoch=context.epoch)
+        return match(config, prototypes, epoch=context.epoch), _NONE
     return named_pairs(config, prototypes, features, labels, search=context.nearest)
 
 
@@ -70,8 +74,8 @@ def named_pairs(
     labels: Mapping[Modality, np.ndarray],
     *,
     search: Search,
-) -> np.ndarray:
-    """Matched clusters (M, 2), at most one pair per cluster.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matched clusters (M, 2), at most one pair per cluster, and contradictory proposals.
 
     Args:
         config: the method's configuration.
@@ -84,20 +88,21 @@ def named_pairs(
     if settings.method in ("consistent", "proposed"):
         return _proposals(config, banks, features, labels)
     if settings.method == "joint":
-        return _joint(config, features, labels, search=search)
+        return _joint(config, features, labels, search=search), _NONE
     sides = [matching.centred(banks[m]) if settings.centred else banks[m] for m in INPUTS]
     if settings.method == "transport":
         plan = association.transport_plan(*sides, temperature=settings.temperature)
-        return association.pairs_of_plan(plan)
+        return association.pairs_of_plan(plan), _NONE
     if settings.method == "mutual":
-        return matching.mutual_nearest_pairs(*sides, min_similarity=settings.min_similarity)
+        least = settings.min_similarity
+        return matching.mutual_nearest_pairs(*sides, min_similarity=least), _NONE
     pairs = matching.hungarian_pairs(*sides, min_similarity=settings.min_similarity)
     if settings.method == "hungarian":
-        return pairs
+        return pairs, _NONE
     joint = _joint(config, features, labels, search=search)
     if settings.method == "both":
-        return association.pairs_of_both(pairs, joint)
-    return association.pairs_of_either(joint, pairs)
+        return association.pairs_of_both(pairs, joint), _NONE
+    return association.pairs_of_either(joint, pairs), _NONE
 
 
 def _joint(
@@ -130,8 +135,9 @@ def _proposals(
     banks: Mapping[Modality, Tensor],
     features: Mapping[Modality, np.ndarray],
     labels: Mapping[Modality, np.ndarray],
-) -> np.ndarray:
-    """Pairs that images propose by their likeness to the other modality's prototypes.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs that images propose by their likeness to the other modality's prototypes, and those
+    that contradict others.
 
     Reference: WSL-VIReID, phase 2, whose classifiers are the prototypes here.
     """
@@ -142,8 +148,9 @@ def _proposals(
         proposals.append(association.proposed_pairs(probabilities, labels[own]))
     verdicts = association.verdicts(*proposals)
     if config.matching.method == "consistent":
-        return verdicts.consistent
-    return association.pairs_of_either(verdicts.consistent, _one_to_one(verdicts.single))
+        return verdicts.consistent, verdicts.contradictory
+    pairs = association.pairs_of_either(verdicts.consistent, _one_to_one(verdicts.single))
+    return pairs, verdicts.contradictory
 
 
 def _one_to_one(pairs: np.ndarray) -> np.ndarray:

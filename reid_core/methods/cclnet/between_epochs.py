@@ -26,6 +26,7 @@ from torch.nn import functional
 from reid_core import clustering, sampling
 from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
 from reid_core.methods import mutual_agreement
+from reid_core.methods.cclnet.across import cross_votes, of_contradictions
 from reid_core.methods.cclnet.association import guarded, pairs_of_epoch
 from reid_core.methods.cclnet.coupling import (
     couple,
@@ -33,13 +34,14 @@ from reid_core.methods.cclnet.coupling import (
     identities_of_both,
     numbered_alone,
 )
+from reid_core.methods.cclnet.prompting import Prompting
 from reid_core.methods.cclnet.settings import (
     INPUTS,
     Config,
     ImageStage,
     seed_of,
 )
-from reid_core.methods.cclnet.stages import Images, Prompting
+from reid_core.methods.cclnet.stages import Images
 from reid_core.methods.refinement import refined
 from reid_core.methods.teacher import encoder_state
 from reid_core.models.backbones import Backbone
@@ -98,15 +100,14 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         )
         for m in INPUTS
     }
-    pairs = pairs_of_epoch(config, context, prototypes, features, labels)
-    arrays: dict[str, np.ndarray] = {}
+    pairs, contradictory = pairs_of_epoch(config, context, prototypes, features, labels)
     counts, weak = mutual_agreement.agreement(*(prototypes[m] for m in INPUTS), epoch=context.epoch)
     pairs, dropped = guarded(config, prototypes, pairs, share=counts[mutual_agreement.COUNT])
     if config.labels != "identities":
         warnings = warnings + weak + dropped
-    for m in INPUTS if config.refine.on else ():
-        of_side, numbers = refined(config.refine, m, features[m], labels[m], search=context.nearest)
-        arrays, counts = arrays | of_side, counts | numbers
+    arrays, numbers = _votes(config, context, features, labels, pairs)
+    if config.matching.exclusion and len(contradictory):
+        arrays |= of_contradictions(contradictory)
     similarity = (
         (prototypes[Modality.VISIBLE][pairs[:, 0]] * prototypes[Modality.INFRARED][pairs[:, 1]])
         .sum(dim=1)
@@ -121,9 +122,28 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         pairs=pairs,
         similarity=similarity,
         arrays=arrays,
-        counts=counts,
+        counts=counts | numbers,
         warnings=warnings + _warnings(settings, prototypes),
     )
+
+
+def _votes(
+    config: Config,
+    context: BetweenEpochs,
+    features: Mapping[Modality, np.ndarray],
+    labels: Labels,
+    pairs: np.ndarray,
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What neighbors of either modality say of the labels, where they are asked."""
+    arrays: dict[str, np.ndarray] = {}
+    counts: dict[str, float] = {}
+    for m in INPUTS if config.refine.on else ():
+        of_side, numbers = refined(config.refine, m, features[m], labels[m], search=context.nearest)
+        arrays, counts = arrays | of_side, counts | numbers
+    if config.refine.cross and len(pairs):
+        of_others, numbers = cross_votes(config, features, labels, pairs, search=context.nearest)
+        arrays, counts = arrays | of_others, counts | numbers
+    return arrays, counts
 
 
 def _warnings(settings: ImageStage, prototypes: Mapping[Modality, Tensor]) -> tuple[str, ...]:

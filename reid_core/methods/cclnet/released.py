@@ -25,7 +25,8 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: names as the public code saves them, without DataParallel's "module.".
 
     Raises:
-        ValueError: a name that the public code does not use; lists them.
+        ValueError: a name that the public code does not use, or one of its parts that is missing;
+            lists them.
     """
     found: dict[str, Tensor] = {}
     unknown = []
@@ -41,5 +42,12 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(
             f"not a checkpoint of CCLNet's public code: it knows no {', '.join(unknown[:5])} "
             f"({len(unknown)} of {len(state)} names)"
+        )
+    missing = [
+        old for old, place in _PLACES.items() if not any(name.startswith(place) for name in found)
+    ]
+    if missing:
+        raise ValueError(
+            f"an incomplete checkpoint of CCLNet's public code: it lacks {', '.join(missing)}"
         )
     return found

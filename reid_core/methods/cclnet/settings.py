@@ -85,6 +85,10 @@ class Matching(Section):
         joint_eps: largest distance between neighbors in a joint clustering; null for
             clustering.eps.
         least_overlap: of two clusters in joint ones, above which they are a pair.
+        exclusion: weight of a term that keeps visible images away from infrared clusters less
+            likely than all that contradictory proposals name for theirs (WSL-VIReID: 0.25); 0 for
+            none. With "consistent" and "proposed" alone.
+        exclusion_from: first epoch with it, from 0 (WSL-VIReID: 30).
         guard: Ours. Share of clusters that are mutual nearest, below which only such pairs are
             coupled, for cameras that have seen different identities; 0 couples all of them.
     """
@@ -99,7 +103,24 @@ class Matching(Section):
     balanced: bool = True
     joint_eps: float | None = Field(None, gt=0, lt=1)
     least_overlap: float = Field(0.0, ge=0, lt=1)
+    exclusion: float = Field(0.0, ge=0)
+    exclusion_from: int = Field(0, ge=0)
     guard: float = Field(0.0, ge=0, le=1)
+
+
+class CrossRefinement(Refinement):
+    """Votes of neighbors, within a modality and across.
+
+    Attributes:
+        cross: weight of a term that draws images to the matched cluster of the other modality, as
+            far as neighbors there confirm it, visible images in even epochs, infrared ones in odd
+            ones (N-ULC: 3); 0 for none. Goes with swap.when=never, or beside the swap.
+        cross_updates: whether these images move the prototypes that they are drawn to (the public
+            code).
+    """
+
+    cross: float = Field(0.0, ge=0)
+    cross_updates: bool = False
 
 
 class ImageStage(Section):
@@ -168,7 +189,7 @@ class Config(Section):
     image_to_text: float = Field(1.0, ge=0)
     smoothing: float = Field(0.1, ge=0, lt=1)
     views: Views = Views()
-    refine: Refinement = Refinement()
+    refine: CrossRefinement = CrossRefinement()
     teacher: float = Field(0.0, ge=0, lt=1)
     prepare: ImageStage = ImageStage()
     prompts: PromptStage = PromptStage()
@@ -181,6 +202,11 @@ class Config(Section):
                 f"matching.method={self.matching.method} matches once between epochs: "
                 "swap.when=step goes with hungarian alone"
             )
+        if self.matching.exclusion and self.matching.method not in ("consistent", "proposed"):
+            raise ValueError(
+                "matching.exclusion is of contradictory proposals: choose "
+                "matching.method=consistent or proposed"
+            )
         if self.swap.when == "step" and self.matching.guard:
             raise ValueError(
                 "matching.guard looks at the pairs between epochs: swap.when=step matches in steps"
@@ -190,7 +216,7 @@ class Config(Section):
 
 def is_ever_coupled(config: Config) -> bool:
     """Whether clusters of the modalities are matched at all, from `Swap.start_epoch` on."""
-    return config.swap.when != "never" or config.matching.shared
+    return config.swap.when != "never" or config.matching.shared or config.refine.cross > 0
 
 
 def shares_prototypes(config: Config) -> bool:

@@ -1,34 +1,24 @@
-"""CCLNet within an epoch: what one worker does in the image stages and in the prompt stage."""
+"""CCLNet within an epoch of stages 0 and 2: what one worker does with images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reid_core import losses, sampling
+from reid_core import losses
 from reid_core.memory import ClusterMemory
 from reid_core.methods.cclnet import coupling, optimization
-from reid_core.methods.cclnet.settings import INPUTS, Config, ImageStage, seed_of
+from reid_core.methods.cclnet.across import Across
+from reid_core.methods.cclnet.settings import INPUTS, Config, ImageStage
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
-from reid_core.methods.text_stage import Side, contrast
-from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import Features, ImageEncoder
-from reid_core.models.prompts import Chosen, PromptLearner
 from reid_core.stage import Epoch, Gather, Terms, gather_together
-from reid_core.types import OUTLIER, Batch, Modality, Term
-
-TEMPLATES = {
-    Modality.VISIBLE: "A visible photo of a",
-    Modality.INFRARED: "An infrared photo of a",
-}
-
-
-# Stages 0 and 2 ----------------------------------------------------------------------------------
+from reid_core.types import Batch, Modality, Term
 
 
 @dataclass(frozen=True)
@@ -64,6 +54,7 @@ class Images:
         self._memories: dict[Modality, ClusterMemory] = {}
         self._refined: dict[Modality, Refined | None] = dict.fromkeys(INPUTS)
         self._guidance: Guidance | None = None
+        self._across: Across | None = None
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
@@ -87,6 +78,7 @@ class Images:
             for m in INPUTS
         }
         self._refined = {m: Refined.of(epoch.arrays, m, device) for m in INPUTS}
+        self._across = Across.of(self.config, epoch, number, device)
         if self.name == "align" and self.config.image_to_text > 0:
             self._guidance = Guidance(
                 anchors={m: self._handed[f"anchors.{m}"].to(device) for m in INPUTS},
@@ -110,7 +102,7 @@ class Images:
         units = {m: functional.normalize(features[m].neck.detach()) for m in INPUTS}
         by_row = {m: x.unflatten(0, (-1, views[m])) for m, x in units.items()}
         self._seen = by_row, {m: batch[m].labels for m in INPUTS}
-        return image_terms(
+        terms = image_terms(
             self.config,
             features,
             labels,
@@ -119,6 +111,10 @@ class Images:
             guidance=self._guidance,
             refined=self._refined,
         )
+        if self._across is not None:
+            necks = {m: functional.normalize(features[m].neck) for m in INPUTS}
+            terms |= self._across.terms(self.config, necks, labels, self._memories, rows=rows)
+        return terms
 
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, then the swap."""
@@ -136,11 +132,15 @@ class Images:
             y.repeat_interleave(of_rows.shape[1])
             for of_rows, y in zip(views, everyone[len(x) :], strict=True)
         ]
+        units = {m: of_rows.flatten(0, 1) for m, of_rows in zip(INPUTS, views, strict=True)}
+        of_units = dict(zip(INPUTS, repeated, strict=True))
+        if self._across is not None:
+            self._across.update(self.config, self._memories, units, of_units, repeats=most)
         coupling.update(
             self.config,
             self._memories,
-            {m: of_rows.flatten(0, 1) for m, of_rows in zip(INPUTS, views, strict=True)},
-            dict(zip(INPUTS, repeated, strict=True)),
+            units,
+            of_units,
             pairs=self._pairs,
             repeats=most,
             epoch=self._number,
@@ -218,155 +218,3 @@ def image_terms(
             )
             found[f"{m}_to_text"] = Term(text, losses.count_valid(given), config.image_to_text)
     return found
-
-
-# Stage 1 -----------------------------------------------------------------------------------------
-
-
-class Prompting:
-    """Stage "prompts": words for every stage-0 cluster, against frozen image features.
-
-    Args:
-        config: the method's settings.
-        clip: source of the frozen text tower.
-        encoder: with CLIP's weights; frozen.
-        handed: stage 0's labels.
-        seed: of the tokens' first values and of the batches.
-    """
-
-    clusters = False
-    evaluate_every = None
-
-    def __init__(
-        self,
-        config: Config,
-        clip: Backbone,
-        encoder: ImageEncoder,
-        *,
-        handed: Mapping[str, Tensor],
-        seed: int,
-    ) -> None:
-        self.config, self.seed = config, seed
-        self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
-        self.encoder = encoder.eval()
-        self._labels = {m: handed[f"labels.{m}"] for m in INPUTS}
-        clip.text.requires_grad_(False)
-        classes = {m: int(y.max()) + 1 for m, y in self._labels.items()}
-        self.module = Prompts(clip, classes, seed=seed)
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """See `Stage`."""
-        return optimization.optimizer(self.config, "prompts", self.module)
-
-    def learning_rate(self, epoch: int) -> float:
-        """See `Stage`."""
-        return optimization.learning_rate(self.config, "prompts", epoch)
-
-    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """The frozen image features that texts are compared with."""
-        return self.encoder.project(inputs, modality)
-
-    def take(self, features: Mapping[Modality, Tensor]) -> None:
-        """Keep the features of rows that stage 0 put into a cluster."""
-        known = {m: labels != OUTLIER for m, labels in self._labels.items()}
-        self._labels = {m: labels[known[m]] for m, labels in self._labels.items()}
-        self._images = {m: x[known[m].to(x.device)] for m, x in features.items()}
-
-    def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[_Positions]:
-        """See `CachedStage`; every batch holds as many rows of each modality."""
-        plan = sampling.prompt_plan(
-            *(len(self._labels[m]) for m in INPUTS),
-            batch_size=self.batch_rows,
-            seed=self.seed,
-            epoch=epoch,
-        )
-        for positions in zip(*plan, strict=True):
-            rows = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
-            labels = {m: self._labels[m][rows[m]] for m in INPUTS}
-            mine = share(self.batch_rows)
-            chosen = {m: Chosen.of(y[mine].numpy()) for m, y in labels.items()}
-            yield _Positions(rows, labels, mine, chosen)
-
-    def begin_epoch(self, number: int, epoch: Epoch) -> None:
-        """Nothing is decided between the epochs of this stage."""
-
-    def prepare(self, batch: _Positions) -> _Positions:
-        """As it is."""
-        return batch
-
-    def terms(self, model: nn.Module, batch: _Positions, gather: Gather) -> Terms:
-        """L = sum over modalities of SC(image, text) + SC(text, image)."""
-        images = {m: self._images[m][batch.rows[m]] for m in INPUTS}
-        labels = batch.labels
-        texts = model(batch.chosen)
-        everyone = gather_together(gather, *(texts[m] for m in INPUTS))
-        all_texts = dict(zip(INPUTS, everyone, strict=True))
-        found: Terms = {}
-        for m in INPUTS:
-            found[f"{m}_to_text"], found[f"text_to_{m}"] = contrast(
-                Side(images[m][batch.mine], images[m], labels[m]),
-                Side(texts[m], all_texts[m], labels[m]),
-                labels[m][batch.mine],
-                temperature=self.config.prompts.temperature,
-            )
-        return found
-
-    def update(self, gather: Gather) -> None:
-        """No memory."""
-
-    def hand_on(self) -> dict[str, Tensor]:
-        """The text anchors of every cluster."""
-        return {f"anchors.{m}": x.cpu() for m, x in self.module.anchors().items()}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing beside the module."""
-        return {}
-
-
-@dataclass(frozen=True)
-class _Positions:
-    """A global batch.
-
-    Attributes:
-        rows, labels: per modality (B,).
-        mine: the slice of them that is this worker's.
-        chosen: per modality the classes of that slice.
-    """
-
-    rows: dict[Modality, Tensor]
-    labels: dict[Modality, Tensor]
-    mine: slice
-    chosen: dict[Modality, Chosen]
-
-
-class Prompts(nn.Module):
-    """One prompt learner per modality, one row of four tokens per stage-0 cluster.
-
-    Args:
-        clip: source of the frozen text tower.
-        num_classes: stage-0 clusters per modality.
-        seed: of the tokens' first values.
-    """
-
-    def __init__(self, clip: Backbone, num_classes: Mapping[Modality, int], *, seed: int) -> None:
-        super().__init__()
-        self.learners = nn.ModuleDict(
-            {
-                str(m): PromptLearner(
-                    clip.text,
-                    num_classes=num_classes[m],
-                    prefix=TEMPLATES[m],
-                    seed=seed_of(seed, "prompts", m),
-                )
-                for m in INPUTS
-            }
-        )
-
-    def forward(self, chosen: Mapping[Modality, Chosen]) -> dict[Modality, Tensor]:
-        """Text features (B, E) per modality of the chosen classes, not normalized."""
-        return {m: self.learners[str(m)](chosen[m]) for m in INPUTS}
-
-    @torch.no_grad()
-    def anchors(self) -> dict[Modality, Tensor]:
-        """Text features (C, E) of every class, the constants of stage 2."""
-        return {m: self.learners[str(m)](None) for m in INPUTS}

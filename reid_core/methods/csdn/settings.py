@@ -39,7 +39,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "arxiv": {"msel": 0.0, "flip_test": False},
     "head": {"msel": 1.0, "flip_test": True},
 }
-_PURPOSES = ("tokens.visible", "tokens.infrared", "pairs", "fusion", "dropout", "heads", "images")
+_PURPOSES = (
+    "tokens.visible", "tokens.infrared", "pairs", "fusion", "dropout", "heads", "images",
+    "fusion pairs",
+)  # fmt: skip
 
 
 class ImageStage(Section):
@@ -95,7 +98,7 @@ class Config(Section):
         stem_relu: rectifiers of the stems: "all" three of CLIP's, or the "last" alone.
         pairing: stage 1 contrasts each modality with its own prompts ("separate") or all images
             with all prompts ("joint"), which cannot tell the two prompt sets apart.
-        pool: stages 1 and 2 go through "all" images, or through one random "sample" of them,
+        pool: stages 1 and 2 go through "all" images, or through a random "sample" of them each,
             which misses about one RegDB identity in thirteen.
         anchor_dropout: whether the anchors are taken with dropout on.
         triplet: weights by a "stable" softmax, or with the "reference" code's epsilon, which

@@ -30,10 +30,20 @@ TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them
 
 
 def pairs(
-    config: Config, labels: Labels, *, batch_size: int, seed: int, epoch: int
+    config: Config,
+    labels: Labels,
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    stage: str = "prompts",
 ) -> tuple[np.ndarray, ...]:
-    """Batches (batches, batch_size) of visible and of infrared rows, one person in each place."""
-    sides, seed = [labels[m] for m in INPUTS], seed_of(seed, "pairs")
+    """Batches (batches, batch_size) of visible and of infrared rows, one person in each place.
+
+    Stage "fusion" draws a sample of its own, as the public code does: fewer people are in neither.
+    """
+    is_anew = stage == "fusion" and config.pool == "sample"
+    sides, seed = [labels[m] for m in INPUTS], seed_of(seed, "fusion pairs" if is_anew else "pairs")
     if config.pool == "all":
         return sampling.paired_plan(*sides, batch_size=batch_size, seed=seed, epoch=epoch)
     pool = sample(config, labels, seed=seed)
@@ -289,6 +299,7 @@ class Fusing:
             batch_size=self.config.fusion.batch_size,
             seed=self.seed,
             epoch=epoch,
+            stage="fusion",
         )
         pool = np.concatenate([visible, infrared + len(self._identities[INPUTS[0]])], axis=None)
         seed = seed_of(self.seed, "dropout")

@@ -79,6 +79,9 @@ def test_files_of_other_publishers_and_incomplete_ones_are_refused(tmp_path):
     torch.save({"image_encoder1.0.weight": torch.zeros(1)}, tmp_path / "csdn.pth")
     with pytest.raises(UserError, match="an incomplete checkpoint of CSDN's public code"):
         import_released(tmp_path / "csdn.pth", tmp_path / "run", "csdn")
+    torch.save({"bottleneck.weight": torch.ones(2048)}, tmp_path / "cclnet.pth")
+    with pytest.raises(UserError, match=r"lacks visible_module\.visible\., thermal_module"):
+        import_released(tmp_path / "cclnet.pth", tmp_path / "run", "cclnet")
     assert not (tmp_path / "run").exists()
 
 
