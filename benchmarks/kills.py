@@ -1,4 +1,4 @@
-"""Does a run that is killed end in the state of the undisturbed run? Twelve kills, on a real Ray.
+"""Does a run that is killed end in the state of the undisturbed run? Fourteen kills, on a real Ray.
 
 A small run of each method (all stages, two workers) is repeated with a kill -9 of one of its
 processes at a moment that the seed chooses. After a kill of the driver the same command is run
@@ -60,6 +60,7 @@ class Run:
     epochs: dict[str, int]
     streamed: tuple[str, ...]
     settings: str
+    encoder: str = "crossreid-small"
 
 
 RUNS = {
@@ -87,6 +88,16 @@ RUNS = {
         ("train",),
         "train.batch_size=16 clustering.min_samples=2",
     ),
+    "bmil": Run(
+        "bmil_demo.yaml",
+        "sysu",
+        {"intra": 1, "joint": 2},
+        ("intra", "joint"),
+        "clustering.k1=8 clustering.min_samples=2 clustering.joint_eps=0.5 "
+        f"intra.batches_per_epoch={STEPS} intra.clusters_per_batch=4 "
+        f"joint.batches_per_epoch={STEPS} joint.clusters_per_batch=4",
+        "crossreid-small-vit",
+    ),
 }
 # method, who dies, when
 SCENARIOS = {
@@ -102,6 +113,8 @@ SCENARIOS = {
     "worker mid-epoch, CSDN": ("csdn", "worker", "step"),
     "driver while clustering, CPCL": ("cpcl", "driver", "cluster"),
     "worker mid-epoch, CPCL": ("cpcl", "worker", "step"),
+    "driver mid-epoch, BMIL on a transformer": ("bmil", "driver", "step"),
+    "worker mid-epoch, BMIL on a transformer": ("bmil", "worker", "step"),
 }
 
 
@@ -143,6 +156,7 @@ def overrides(method: str, data: Path, address: str) -> list[str]:
         *(f"{method}.{stage}.epochs={epochs}" for stage, epochs in run.epochs.items()),
         *(f"{method}.{setting}" for setting in run.settings.split()),
         f"data.root={data / run.layout}",
+        f"model.name={run.encoder}",
         "model.height=32",
         "model.width=16",
         "evaluation.start=false",

@@ -35,6 +35,7 @@ KILLS = (
     "worker while a checkpoint is written",
     "memory actor while clustering",
     "worker mid-epoch, CPCL",
+    "worker mid-epoch, BMIL on a transformer",
 )
 
 
@@ -205,7 +206,7 @@ def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:
 def test_killed_processes_end_as_the_undisturbed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Seven of the kills, on a real Ray; the script asserts that they happened and equal hashes."""
+    """Eight of the kills, on a real Ray; the script asserts that they happened and equal hashes."""
     script = Path(__file__).parents[3] / "benchmarks" / "kills.py"
     table = tmp_path / "kills.json"
     command = [sys.executable, str(script), "--out", str(table)]
@@ -215,7 +216,7 @@ def test_killed_processes_end_as_the_undisturbed_run(
     with capsys.disabled():
         sys.stdout.write("\n" + found.stdout)
     assert found.returncode == 0, found.stdout + found.stderr
-    assert len(json.loads(table.read_text())) == len(KILLS) + 2  # and the undisturbed runs
+    assert len(json.loads(table.read_text())) == len(KILLS) + 3  # and the undisturbed runs
 
 
 # Checkpoints -------------------------------------------------------------------------------------

@@ -48,14 +48,31 @@ def test_a_stage_started_alone_ends_where_the_whole_run_ends(
     assert kept.hashes[-1] == whole.hashes[-1]
 
 
-def test_a_stage_of_another_model_is_refused(finished: tuple) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"width": 48},
+        {"name": "crossreid-small-vit"},
+        {"stem_blocks": 1},
+        {"patch_stride": 4},
+        {"pixels": "half"},
+    ],
+    ids=str,
+)
+def test_a_stage_of_another_model_or_stem_is_refused(
+    finished: tuple, changed: dict[str, Any]
+) -> None:
     run_dir, config, _ = finished
     start = run_dir / "stages" / "prompts"
     other = config.model_copy(
-        update={"start_from": start, "model": config.model.model_copy(update={"width": 48})}
+        update={"start_from": start, "model": config.model.model_copy(update=changed)}
     )
     with pytest.raises(UserError, match=r"start_from.*model"):
         checkpoint.finished_stage(other)
+
+
+def test_a_start_that_is_not_there_is_named(finished: tuple) -> None:
+    run_dir, config, _ = finished
     nothing = config.model_copy(update={"start_from": run_dir / "nowhere"})
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.finished_stage(nothing)
