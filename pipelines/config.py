@@ -71,7 +71,8 @@ class TrainerConfig(Section):
         activation_checkpointing: keep the inputs of CLIP's blocks alone and compute their
             activations again in the
             backward pass: a third more time, a fraction of the memory, the same results.
-        compile: let torch.compile fuse the model's operations, where it pays.
+        compile: let torch.compile fuse the model's operations, which takes minutes at the start of
+            a stage. A GPU whose worker is alone also replays them as CUDA graphs.
         gradient_accumulation: parts that a worker's slice of a batch is worked on in, one after the
             other; changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind

@@ -115,7 +115,7 @@ def _split(
         lines = slice(start, start + views[m] * (part.stop - part.start))
         firsts = slice(start, lines.stop, views[m])
         batches[m] = Batch(
-            images=torch.tensor(columns["image"][lines]),
+            images=_without_copy(columns["image"][lines]),
             rows=torch.tensor(columns["row"][firsts]),
             labels=torch.tensor(columns["label"][firsts]),
             planned=torch.tensor(columns["planned"][firsts]),
@@ -127,6 +127,11 @@ def _split(
             )
         start = lines.stop
     return batches
+
+
+def _without_copy(images: np.ndarray) -> torch.Tensor:
+    """Images in place, unless their memory is shared and must not be written."""
+    return torch.from_numpy(images) if images.flags.writeable else torch.tensor(images)
 
 
 def _paths(known: np.ndarray, table: pa.Table) -> dict[str, pa.Array]:

@@ -1,9 +1,13 @@
-"""Batches on the device one ahead: pinned memory, copied beside the step that computes."""
+"""Batches on the device before they are used: pinned and copied beside the step that computes."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import Full, Queue
 from typing import Any, TypeVar
 
 import torch
@@ -15,8 +19,9 @@ T = TypeVar("T")
 class Prefetch(Iterator[T]):
     """Batches of a host stream, on the device.
 
-    On CUDA the next batch is copied on a stream of its own while the current one is used, from
-    pinned memory, so that neither the host nor the kernels wait. On the CPU they pass through.
+    On CUDA a thread takes them from the stream, into pinned memory, and copies them on a stream of
+    the device's own while earlier ones are used, so that neither the host nor the kernels wait. On
+    the CPU they pass through.
 
     Args:
         batches: on the host; tensors in dicts, tuples and dataclasses.
@@ -25,21 +30,13 @@ class Prefetch(Iterator[T]):
 
     def __init__(self, batches: Iterator[T], device: torch.device) -> None:
         self._batches, self._device = batches, device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ahead: list[tuple[T, torch.Event]] = []
-        self._begun = False
+        self._copied = Ahead(_copies(batches, device)) if device.type == "cuda" else None
 
     def __next__(self) -> T:
         """The next batch; its copy is finished when a kernel that is started now reads it."""
-        if self._stream is None:
+        if self._copied is None:
             return next(self._batches)
-        if not self._begun:
-            self._begun = True
-            self._fetch(self._stream)
-        if not self._ahead:
-            raise StopIteration
-        batch, copied = self._ahead.pop()
-        self._fetch(self._stream)
+        batch, copied = next(self._copied)
         here = torch.cuda.current_stream(self._device)
         here.wait_event(copied)
 
@@ -51,14 +48,68 @@ class Prefetch(Iterator[T]):
         used: T = mapped(batch, used_here)
         return used
 
-    def _fetch(self, stream: torch.cuda.Stream) -> None:
-        """Start the copy of one more batch, if there is one."""
-        for batch in self._batches:
-            pinned = mapped(batch, Tensor.pin_memory)
-            with torch.cuda.stream(stream):
-                there = mapped(pinned, lambda x: x.to(self._device, non_blocking=True))
-            self._ahead.append((there, stream.record_event()))
-            return
+
+def _copies(batches: Iterator[T], device: torch.device) -> Iterator[tuple[T, torch.Event]]:
+    """Every batch with the event that says when its copy is there."""
+    stream = torch.cuda.Stream(device)
+    for batch in batches:
+        pinned = mapped(batch, Tensor.pin_memory)
+        with torch.cuda.stream(stream):
+            there = mapped(pinned, lambda x: x.to(device, non_blocking=True))
+        yield there, stream.record_event()
+
+
+class Ahead(Iterator[T]):
+    """Items that a thread draws before they are asked for.
+
+    What the source raises is raised here, in its turn. The thread ends with the source, or soon
+    after nobody holds this iterator any more.
+
+    Args:
+        source: drawn from in the thread alone.
+        depth: items that may wait.
+    """
+
+    def __init__(self, source: Iterator[T], *, depth: int = 2) -> None:
+        self._ready: Queue[T | _End] = Queue(depth)
+        dropped = threading.Event()
+        weakref.finalize(self, dropped.set)
+        arguments = (source, self._ready, dropped)
+        threading.Thread(target=_draw, args=arguments, name="ahead", daemon=True).start()
+
+    def __next__(self) -> T:
+        """The next item."""
+        item = self._ready.get()
+        if not isinstance(item, _End):
+            return item
+        self._ready.put(item)  # whoever asks again hears the same
+        raise StopIteration if item.reason is None else item.reason
+
+
+@dataclasses.dataclass(frozen=True)
+class _End:
+    reason: BaseException | None
+
+
+def _draw(source: Iterator[T], ready: Queue[T | _End], dropped: threading.Event) -> None:
+    """Put every item where it is taken from, then what ended them. Holds no `Ahead`."""
+
+    def put(item: T | _End) -> None:
+        while not dropped.is_set():
+            with suppress(Full):
+                ready.put(item, timeout=0.2)
+                return
+
+    try:
+        for item in source:
+            put(item)
+            del item
+            if dropped.is_set():
+                return
+    except BaseException as error:
+        put(_End(error))
+    else:
+        put(_End(None))
 
 
 def mapped(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:

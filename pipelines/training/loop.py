@@ -128,7 +128,7 @@ class TrainingLoop:
         if self.config.trainer.gradient_compression == "bf16":
             step.compress_gradients(model)
         if self.config.trainer.compile:
-            model.compile()
+            step.compile_model(model, self.config.trainer, self.device)
         if isinstance(stage, CachedStage) and first < stage.epochs:
             rows, modalities = self.corrupt_images, self.method.inputs
             stage.take({m: self._embed_all(stage.project, rows, m) for m in modalities})

@@ -46,6 +46,17 @@ def compress_gradients(model: nn.Module) -> None:
         model.register_comm_hook(None, bf16_compress_hook)
 
 
+def compile_model(model: nn.Module, settings: TrainerConfig, device: torch.device) -> None:
+    """Let the compiler fuse the operations of a stage's model.
+
+    A GPU whose worker is alone also replays them as CUDA graphs, or it would wait for the host to
+    launch them. Parts of a batch and several workers need what a replay would overwrite.
+    """
+    torch.compiler.reset()  # what an earlier stage left, graphs and their memory
+    alone = collectives.world_size() == 1 and settings.gradient_accumulation == 1
+    model.compile(mode="reduce-overhead" if device.type == "cuda" and alone else None)
+
+
 def take(
     stage: Stage,
     model: nn.Module,

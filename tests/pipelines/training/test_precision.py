@@ -55,7 +55,7 @@ def test_a_compiled_model_takes_the_same_steps(
     """Traced and differentiated by the compiler; the code that it would write is torch's affair."""
     compiled: list[torch.nn.Module] = []
 
-    def trace(module: torch.nn.Module) -> None:
+    def trace(module: torch.nn.Module, mode: str | None = None) -> None:
         compiled.append(module)
         module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
 
