@@ -35,12 +35,12 @@ EPOCHS = 240  # image stages of CCLNet together
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
-    """bf16 first: it is what one would run."""
+    """What one would run first."""
     root = settings.scratch / "sysu-sized"
     with settings.timed() as spent:
         write_tree(root, tiny=settings.tiny)
     print(f"tree: {spent():.1f} s", flush=True)
-    for mode in ("bf16",) if settings.tiny else ("bf16", "tf32"):
+    for mode in ("bf16",) if settings.tiny else ("bf16 compiled", "bf16", "tf32"):
         yield f"CCLNet, {mode}", partial(measure, settings, root, mode)
 
 
@@ -53,7 +53,8 @@ def measure(settings: Settings, root: Path, mode: str) -> Iterator[dict[str, Any
         "cclnet.image_to_text=0",
         "cclnet.align.epochs=2",
         "cclnet.swap.start_epoch=0",
-        f"trainer.precision={'bf16' if mode == 'bf16' else 'fp32'}",
+        f"trainer.precision={'fp32' if mode == 'tf32' else 'bf16'}",
+        f"trainer.compile={'true' if 'compiled' in mode else 'false'}",
         f"trainer.allow_tf32={'true' if mode == 'tf32' else 'false'}",
     ]
     if settings.tiny:
