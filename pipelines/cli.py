@@ -13,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipelines.commands import checkpoint, data, doctor, gallery, runs, search, vectors
-from pipelines.errors import Terminated, UserError, end_on_signals
+from pipelines.errors import RunFailedError, Terminated, UserError, end_on_signals
 from pipelines.runs.console import console, say
 
 app = typer.Typer(
@@ -54,6 +54,9 @@ def main() -> None:
     except (UserError, ValueError) as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}")
         raise SystemExit(2) from error
+    except RunFailedError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}")
+        raise SystemExit(1) from error
     except Terminated as error:
         say("ended by a signal: what is finished is kept; the same command goes on from there")
         raise SystemExit(128 + error.number) from error

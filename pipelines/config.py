@@ -35,6 +35,7 @@ _LARGEST = {
     "height": 4096,
     "width": 4096,
     "barrier_timeout_s": 30 * 86400,
+    "checkpoint_every": 30 * 86400,
     "num_workers": 100_000,
     "cpus_per_worker": 4096,
     "embed_batch": 1_000_000,
@@ -61,7 +62,12 @@ class TrainerConfig(Section):
         batches_per_block: global batches that Ray Data decodes in one task.
         barrier_timeout_s: longest wait for the other workers' features, in seconds.
         keep_checkpoints: newest checkpoints kept on disk.
-        max_failures: restarts of the worker group before the run gives up.
+        checkpoint_every: seconds of an epoch after which its state is kept too, so that a machine
+            that is taken away costs no more; 0 for none but when Ray knows of that before.
+        checkpoint_upload: "async" lets the next epoch begin while the last one's checkpoint is
+            copied into the run directory; "sync" waits for it.
+        max_failures: restarts of the worker group with no epoch finished between them before the
+            run gives up; -1 for any number. What is sure to come again is not tried again.
         precision: of the operations that bear it, in training and in embedding; with "bf16"
             weights, optimizer, banks, losses and embedded features stay float32.
         allow_tf32: let GPUs round the factors of float32 products and convolutions to TF32. Without
@@ -89,7 +95,9 @@ class TrainerConfig(Section):
     batches_per_block: int = Field(4, ge=1)
     barrier_timeout_s: float = Field(1800, gt=0)
     keep_checkpoints: int = Field(2, ge=1)
-    max_failures: int = Field(2, ge=0)
+    checkpoint_every: float = Field(600, ge=0)
+    checkpoint_upload: Literal["async", "sync"] = "async"
+    max_failures: int = Field(2, ge=-1)
     precision: Literal["fp32", "bf16"] = "fp32"
     allow_tf32: bool = False
     gradient_compression: Literal["none", "bf16"] = "none"

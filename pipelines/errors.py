@@ -11,6 +11,13 @@ class UserError(Exception):
     """Stops a command with exit code 2 and its message alone, without a traceback."""
 
 
+class RunFailedError(Exception):
+    """A run was ended by what its user cannot be blamed for: exit code 1 and the message.
+
+    The message says where the traceback is.
+    """
+
+
 class Terminated(BaseException):
     """A signal asked this process to end: what is open is closed on the way out.
 

@@ -8,6 +8,7 @@ Everything here is deterministic and free of gradients. `pairs` are matched one 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,10 @@ class HybridMemory:
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of both banks."""
         return {"mean": self.mean.clone(), "hard": self.hard.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse; both banks stay on this memory's device."""
+        self.mean, self.hard = (state[n].to(self.mean.device).clone() for n in ("mean", "hard"))
 
 
 def swap(

@@ -141,6 +141,9 @@ class Stage(Protocol):
     def state_dict(self) -> dict[str, Tensor]:
         """Banks, labels and pairs of the epoch, for the checkpoint; not the module."""
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what steps have changed, after `begin_epoch`; streamed stages only."""
+
 
 Terms = dict[str, Term]
 

@@ -71,6 +71,7 @@ def training_batches(
     rank: int,
     world: int,
     tokens: np.ndarray | None = None,
+    first: int = 0,
 ) -> Iterator[dict[Modality, Batch]]:
     """One worker's batches, checked to be the ones of the plan in its order.
 
@@ -78,6 +79,7 @@ def training_batches(
         blocks: columns of `shape.num_lines` lines each, in order.
         shape: of a global batch.
         rank, world: this worker.
+        first: number of the batch that the blocks begin with.
         tokens: (n captions, 77) token ids, where the plan names captions.
 
     Raises:
@@ -87,7 +89,7 @@ def training_batches(
     expected = np.concatenate(
         [np.arange(views[m] * part.start, views[m] * part.stop) for m, part in parts.items()]
     )
-    for number, columns in enumerate(blocks):
+    for number, columns in enumerate(blocks, start=first):
         found = (columns["batch"], columns["rank"], columns["position"])
         right = (
             len(found[0]) == len(expected)

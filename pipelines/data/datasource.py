@@ -23,13 +23,13 @@ from pipelines.data.plan import Plan
 _NODE_LABEL = "ray.io/node-id"  # Ray gives it to every node
 
 
-def block_spans(num_batches: int, longest: int) -> list[slice]:
-    """Consecutive batches of each block: 1, 2, 4, ... `longest`.
+def block_spans(num_batches: int, longest: int, first: int = 0) -> list[slice]:
+    """Consecutive batches of each block, from `first` on: 1, 2, 4, ... `longest`.
 
     An epoch starts as soon as its first block is decoded, so that one is short.
     """
     spans: list[slice] = []
-    start, size = 0, 1
+    start, size = first, 1
     while start < num_batches:
         spans.append(slice(start, min(start + size, num_batches)))
         start, size = start + size, min(2 * size, longest)
@@ -68,7 +68,7 @@ class PlanDatasource(Datasource):
         data_context: Any = None,
     ) -> list[ReadTask]:
         """One task per block, in the order of the batches."""
-        spans = block_spans(self._plan.num_batches, self._batches_per_block)
+        spans = block_spans(self._plan.num_batches, self._batches_per_block, self._plan.first)
         return [self._task(batches) for batches in spans]
 
     def _task(self, batches: slice) -> ReadTask:

@@ -240,9 +240,10 @@ def check_weights(config: RunConfig) -> int:
 def check_disk(config: RunConfig, run_dir: Path, model_bytes: int) -> None:
     """Refuse to start where the checkpoints will not fit.
 
-    A checkpoint holds weights and two moments; one more than is kept exists while it is written.
+    A checkpoint holds weights and two moments; one more than is kept exists while it is written,
+    and so it is with the one within an epoch.
     """
-    needed = 3 * model_bytes * (config.trainer.keep_checkpoints + 1) + 64 * 2**20
+    needed = 3 * model_bytes * (config.trainer.keep_checkpoints + 3) + 64 * 2**20
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise UserError(

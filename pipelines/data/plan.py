@@ -41,6 +41,7 @@ class Plan:
         captions: (batches, B) int64 caption of each visible row, or None.
         kinds: of each batch; empty where all are alike. Classes of different kinds have nothing to
             do with each other.
+        first: the batch to begin with; those before it were trained on by the run that is resumed.
     """
 
     rows: dict[Modality, np.ndarray]
@@ -48,6 +49,7 @@ class Plan:
     seeds: dict[Modality, np.ndarray]
     captions: np.ndarray | None = None
     kinds: tuple[str, ...] = ()
+    first: int = 0
 
     @property
     def num_batches(self) -> int:

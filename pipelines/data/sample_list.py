@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.runs import runlog
 from pipelines.storage.files import replace_file
 from reid_core.types import Split
 
@@ -40,7 +41,7 @@ def remember(run_dir: Path, split: Split) -> None:
 def recall(run_dir: Path) -> list[Row] | None:
     """What the run in this directory began with; None where it has no checkpoint to go on from."""
     path = run_dir / ROWS
-    if not path.exists() or not any(run_dir.glob("checkpoint_*")):
+    if not path.exists() or not runlog.has_checkpoint(run_dir):
         return None
     return [(modality, image) for modality, image in json.loads(gzip.decompress(path.read_bytes()))]
 

@@ -24,6 +24,7 @@ from pipelines.storage.files import replace_file, write_json
 
 STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
+WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.within_epoch`
 FORMAT = 1
 
 
@@ -63,10 +64,21 @@ def load(folder: Path) -> dict[str, Any]:
     path = folder / STATE
     if not path.is_file():
         raise UserError(f"{folder} holds no checkpoint: {STATE} is missing")
+    return load_file(path)
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The state in a file, see `load`."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path} is damaged or not a checkpoint: {error}") from error
+        # torch would advise to read it in a way that runs whatever code the file holds
+        raise UserError(
+            f"{path} is damaged, or no checkpoint of crossreid ({type(error).__name__}): take "
+            "another one, or start a new run; other programs' weights are model.pretrained=FILE"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no checkpoint of crossreid: it holds a {type(state).__name__}")
     if state.get("format") != FORMAT:
         raise UserError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
     if "config" in state:

@@ -23,6 +23,7 @@ import yaml
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.runs.checkpoint import WITHIN
 from pipelines.storage.files import append_line, finite, replace_file, to_json, write_json
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
             + "\n  ".join(changed)
             + "\nchoose another --out, or delete that folder"
         )
-    if any(run_dir.glob("checkpoint_*")) and not (run_dir / CONFIG).exists():
+    if has_checkpoint(run_dir) and not (run_dir / CONFIG).exists():
         raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -59,11 +60,16 @@ def differences(run_dir: Path, config: RunConfig) -> list[str]:
     """Settings in which the run of a directory differs; none before its first epoch is done."""
     known = run_dir / CONFIG
     logged = any(True for _ in read_metrics(run_dir))
-    done = logged or (run_dir / SUMMARY).exists() or any(run_dir.glob("checkpoint_*"))
+    done = logged or (run_dir / SUMMARY).exists() or has_checkpoint(run_dir)
     if not done or not known.exists():
         return []
     before = configuration.validate(yaml.safe_load(known.read_text()), source=str(known))
     return configuration.differences(before.identity(), config.identity())
+
+
+def has_checkpoint(run_dir: Path) -> bool:
+    """Whether there is something to go on from, of a finished epoch or from within one."""
+    return any(run_dir.glob("checkpoint_*")) or (run_dir / WITHIN).exists()
 
 
 @contextmanager

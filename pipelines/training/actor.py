@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.data.prepare import Prepared
+from pipelines.errors import UserError
 from pipelines.training.distributed_knn import nearest_by_searchers, nearest_on_all_nodes
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
@@ -29,7 +30,7 @@ def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> A
     config = job.config
     options = {
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
-        "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 2,
+        "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 4,
         # Workers wait while it clusters: all cores are its own. Ray would give it one.
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
         # It comes back empty; workers find that out by its token and reload one checkpoint.
@@ -53,10 +54,6 @@ def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> A
     )
 
 
-class BankRefusedError(Exception):
-    """The memory bank cannot make an epoch out of what it was given; same for every worker."""
-
-
 @dataclass
 class RemoteBank:
     """The actor between the epochs, called like the plain class."""
@@ -68,6 +65,10 @@ class RemoteBank:
         token: int = ray.get(self.handle.open.remote())
         return token
 
+    def is_to_stop(self) -> bool:
+        """Whether the driver was asked to end the run."""
+        return bool(ray.get(self.handle.is_to_stop.remote()))
+
     def add_features(
         self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
     ) -> None:
@@ -76,14 +77,18 @@ class RemoteBank:
         self.handle.add_features.remote(token, key, modality, shard, rank, world)
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
-        """See `MemoryBank.begin_epoch`."""
+        """See `MemoryBank.begin_epoch`.
+
+        Raises:
+            UserError: what the bank was given makes no epoch; the same for every worker.
+        """
         try:
             (start,) = ray.get(self.handle.begin_epoch.remote(token, key, world))
             opened: EpochStart = ray.get(start)
             return opened
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
-                raise BankRefusedError(str(error.cause)) from error
+                raise UserError(str(error.cause)) from error
             raise
 
 
@@ -101,6 +106,15 @@ class BankActor:
         self._bank: MemoryBank = kind(*args, **kwargs)
         self._stored: tuple[EpochStart | None, list[Any]] = None, []
         self._storing = threading.Lock()
+        self._stop = False
+
+    def ask_to_stop(self) -> None:
+        """Let the workers know, when they ask, that the run is to end."""
+        self._stop = True
+
+    def is_to_stop(self) -> bool:
+        """Whether it is."""
+        return self._stop
 
     def open(self) -> int:
         """See `MemoryBank.open`."""

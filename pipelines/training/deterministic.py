@@ -29,6 +29,7 @@ from pipelines.training.epoch import EpochStart
 from pipelines.training.job import EpochSource, Job
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.progress import Progress
+from pipelines.training.within_epoch import Notice, nothing
 from reid_core.types import Batch, Modality
 
 Result = TypeVar("Result")
@@ -44,12 +45,13 @@ def train(
     device: torch.device,
     state: Mapping[str, Any] | None = None,
     readers: int = 1,
+    notice: Notice = nothing,
 ) -> Progress:
     """What `TrainingLoop(...).run()` does, in `job.config.trainer.shards` shards.
 
     Args:
-        job, bank, batches, report, device, state, readers: of this process, see `TrainingLoop`.
-            `batches` and `report` are called in the calling thread.
+        job, bank, batches, report, device, state, readers, notice: of this process, see
+            `TrainingLoop`. `batches`, `report` and `notice` are called in the calling thread.
     """
     workers, shards = collectives.world_size(), job.config.trainer.shards
     first, num_local = collectives.rank() * (shards // workers), shards // workers
@@ -75,6 +77,7 @@ def train(
                 state=copy.deepcopy(state),
                 readers=max(1, readers // num_local),
                 distribute=shard.distribute,
+                notice=notice if index == 0 else nothing,
             )
             return loop.run()
 

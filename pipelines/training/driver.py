@@ -28,8 +28,8 @@ from pipelines.data import gate
 from pipelines.data.inputs import Inputs, find_unreadable
 from pipelines.data.prepare import Prepared, prepare
 from pipelines.data.sample_list import recall, remember
-from pipelines.errors import UserError
-from pipelines.runs import checkpoint, recovery, runlog
+from pipelines.errors import RunFailedError, Terminated
+from pipelines.runs import checkpoint, ending, recovery, runlog
 from pipelines.runs.epoch_lines import follow
 from pipelines.training.actor import start_bank
 from pipelines.training.distributed_knn import (
@@ -37,9 +37,10 @@ from pipelines.training.distributed_knn import (
     start_searchers,
 )
 from pipelines.training.job import Job
-from pipelines.training.progress import Progress
+from pipelines.training.progress import Progress, is_over
+from pipelines.training.retries import GaveUpError, Retries
 from pipelines.training.summary import finish
-from pipelines.training.worker import FAILURE, work
+from pipelines.training.worker import work
 from reid_core.types import Modality
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
 
     Raises:
         UserError: something the user can put right, found before or during training.
+        RunFailedError: workers failed for another reason.
+        Terminated: a signal asked for an end; the same call goes on from there.
     """
     began = time.perf_counter()
     run_dir = run_dir.resolve()
@@ -88,32 +91,35 @@ def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str,
 
 
 def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
-    (run_dir / FAILURE).unlink(missing_ok=True)
     start_from = checkpoint.finished_stage(config)
     job = Job.of(config, prepared, run_dir)
     searchers = start_searchers() if job.needs_memory and _uses_gpu(config) else []
     bank = start_bank(job, prepared, searchers)
+    trainer = _trainer(job, bank, recovery.tidy(run_dir) or start_from)
     try:
-        result = _trainer(job, bank, recovery.tidy(run_dir) or start_from).fit()
+        with ending.gently() as signals:
+            result = ending.beside(trainer.fit, lambda: signals.asked and bank.ask_to_stop.remote())
     except ray.train.TrainingFailedError as error:
-        raise UserError(_explain(error, run_dir)) from error
+        raise _for_users(error) from error
     finally:
         for actor in (bank, *searchers):
             ray.kill(actor)
-    if (run_dir / FAILURE).exists():
-        raise UserError((run_dir / FAILURE).read_text())
-    assert result.checkpoint is not None
-    state = checkpoint.load(Path(result.checkpoint.path))
-    return Progress.from_state(state["progress"])
+    progress = Progress()
+    if result.checkpoint is not None:
+        state = checkpoint.load(Path(result.checkpoint.path))
+        progress = Progress.from_state(state["progress"])
+    if signals.asked and not is_over(config, progress):
+        raise Terminated(signals.asked)
+    return progress
 
 
-def _explain(error: ray.train.TrainingFailedError, run_dir: Path) -> str:
-    """What a worker said to the user, or else everything that Ray says."""
-    mark = f"{UserError.__name__}: "
-    for failure in getattr(error, "worker_failures", {}).values():
-        if mark in str(failure):
-            return str(failure).rpartition(mark)[2].strip()
-    return f"training failed: {error}\nthe logs are in {run_dir}"
+def _for_users(error: ray.train.TrainingFailedError) -> Exception:
+    """What a command raises in its place; worker failures went through `Retries`."""
+    reason = getattr(error, "controller_failure", error)
+    if isinstance(reason, GaveUpError):
+        return reason.for_users()
+    said = next(iter(str(reason).splitlines()), "")
+    return RunFailedError(f"Ray Train ended the run with {type(reason).__name__}: {said}")
 
 
 def _uses_gpu(config: RunConfig) -> bool:
@@ -125,6 +131,7 @@ def _uses_gpu(config: RunConfig) -> bool:
 def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
     settings = job.config.trainer
     use_gpu = _uses_gpu(job.config)
+    retries: Any = Retries(job.run_dir, settings.max_failures)
     workers: Any = settings.num_workers
     if settings.min_workers is not None:
         workers = (settings.min_workers, settings.num_workers)
@@ -142,7 +149,8 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             name=job.run_dir.name,
             storage_path=str(job.run_dir.parent),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # `Retries` counts
+            callbacks=[retries],
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipelines.distributed import collectives
+from pipelines.errors import UserError
 from reid_core.types import Term
 
 
@@ -23,11 +25,22 @@ class Means:
         pairs = torch.stack([weighted_sums.detach(), counts]).double()
         self._sums[names] = self._sums[names] + pairs if names in self._sums else pairs
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Sums (2, T) of all workers, per group of terms; every worker must ask."""
+        return {
+            json.dumps(names): collectives.sum_over_workers(sums).cpu()
+            for names, sums in self._sums.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """What all workers had, for one of them; zeros in its place for the others."""
+        self._sums = {tuple(json.loads(names)): x.to(device) for names, x in state.items()}
+
     def read(self) -> dict[str, float]:
         """Mean of each term, and their weighted "total" under its own name.
 
         Raises:
-            RuntimeError: a loss that is not finite.
+            UserError: a loss that is not finite.
         """
         if not self._sums:
             return {}
@@ -40,7 +53,7 @@ class Means:
         means = {name: total / count if count else 0.0 for name, (total, count) in pairs.items()}
         broken = [name for name, mean in means.items() if not np.isfinite(mean)]
         if broken:
-            raise RuntimeError(
+            raise UserError(
                 f"the loss is not finite ({', '.join(broken)}): lower the learning rate"
             )
         return means

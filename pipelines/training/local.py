@@ -29,17 +29,18 @@ from pipelines.data.inputs import Inputs, find_unreadable
 from pipelines.data.prepare import Prepared, prepare
 from pipelines.data.sample_list import recall, remember
 from pipelines.distributed.collectives import shares
-from pipelines.errors import UserError
-from pipelines.runs import checkpoint, recovery, runlog
+from pipelines.errors import Terminated, UserError
+from pipelines.runs import checkpoint, ending, failures, recovery, runlog
 from pipelines.runs.epoch_lines import follow
-from pipelines.training import deterministic
+from pipelines.training import deterministic, within_epoch
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.loop import train as train_alone
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
-from pipelines.training.progress import Progress
+from pipelines.training.progress import Progress, is_over
 from pipelines.training.summary import finish
+from pipelines.training.within_epoch import Order
 from reid_core.knn.search import nearest, nearest_on
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
@@ -77,6 +78,7 @@ def train(
 
     Raises:
         UserError: something the user can put right, found before or during training.
+        Terminated: a signal asked for an end; the same call goes on from there.
     """
     began = time.perf_counter()
     run_dir = run_dir.resolve()
@@ -90,7 +92,8 @@ def train(
         if begun is None:
             remember(run_dir, prepared.train)
         started = time.perf_counter()
-        with follow(run_dir, config):
+        attempt = failures.next_attempt(run_dir)
+        with follow(run_dir, config), failures.reported(run_dir, rank=0, attempt=attempt):
             progress = fit(config, prepared, run_dir, device=device, readers=readers)
     seconds = {"start": started - began, "train": time.perf_counter() - started}
     return finish(run_dir, config, prepared, progress, seconds)
@@ -110,18 +113,22 @@ def fit(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     job = Job.of(config, prepared, run_dir)
-    with ThreadPoolExecutor(1, "bank") as pool:
+    with ThreadPoolExecutor(1, "bank") as pool, ending.gently() as signals:
         bank = BankOfThisProcess(open_bank(job, prepared, device), pool)
         run = deterministic.train if config.trainer.strict else train_alone
-        return run(
+        progress = run(
             job,
             bank,
             partial(batches, job, readers=readers),
             partial(_report, run_dir, config.trainer.keep_checkpoints),
             device=device,
-            state=_state(config, run_dir),
+            state=within_epoch.load(run_dir, _state(config, run_dir)),
             readers=readers,
+            notice=lambda: Order.STOP if signals.asked else Order.NOTHING,
         )
+    if signals.asked and not is_over(config, progress):
+        raise Terminated(signals.asked)
+    return progress
 
 
 def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> MemoryBank | Planner:
@@ -197,22 +204,23 @@ def batches(job: Job, start: EpochStart, *, readers: int = 1) -> Iterator[dict[M
 
     _ = plan.replacements  # computed once, before several threads ask for it
     return training_batches(
-        _ahead(lines, plan.num_batches, readers),
+        _ahead(lines, range(plan.first, plan.num_batches), readers),
         shape=plan.shape,
         rank=0,
         world=1,
         tokens=inputs.tokens,
+        first=plan.first,
     )
 
 
 def _ahead(
-    work: Callable[[int], dict[str, np.ndarray]], num: int, threads: int
+    work: Callable[[int], dict[str, np.ndarray]], numbers: range, threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """work(0), work(1), ... in order, with two more under way than there are threads."""
+    """work(number) of each in order, with two more under way than there are threads."""
     pool = ThreadPoolExecutor(threads, "reader")
     waiting: deque[Future[dict[str, np.ndarray]]] = deque()
     try:
-        for number in range(num):
+        for number in numbers:
             waiting.append(pool.submit(work, number))
             if len(waiting) > threads + 1:
                 yield waiting.popleft().result()

@@ -7,7 +7,6 @@ iterator of batches, in a single process. It knows no method and holds no formul
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,24 +20,21 @@ from torch import Tensor, nn
 
 from pipelines.data import extract_features
 from pipelines.data.corrupt_images import CorruptImages
-from pipelines.data.inputs import Measured
-from pipelines.distributed import batchnorm, collectives
+from pipelines.distributed import collectives
 from pipelines.distributed.precision import set_tf32
 from pipelines.distributed.prefetch import Prefetch
-from pipelines.evaluation.evaluate import evaluate
 from pipelines.runs import checkpoint, learned_prompts, runlog
-from pipelines.training import step
+from pipelines.training import measuring, step, within_epoch
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.global_loss import Means
 from pipelines.training.job import EpochSource, Job
-from pipelines.training.progress import Progress, kept
+from pipelines.training.progress import Place, Progress, kept, restore
 from pipelines.training.speed import Speed
 from reid_core import optim
 from reid_core.agreement import clustering_stability
 from reid_core.method import Labels, Opening
 from reid_core.methods import METHODS
 from reid_core.models import backbones
-from reid_core.models.activation_checkpointing import checkpoint_blocks
 from reid_core.models.folding import folded
 from reid_core.stage import CachedStage, Encoder, Stage
 from reid_core.types import Batch, Modality
@@ -70,6 +66,7 @@ class TrainingLoop:
         state: what `report` was given last, to go on from there.
         readers: threads that decode what is embedded.
         distribute: how workers take one step.
+        notice: asks whether to keep what an epoch has come to, or to stop.
     """
 
     def __init__(
@@ -83,6 +80,7 @@ class TrainingLoop:
         state: Mapping[str, Any] | None = None,
         readers: int = 1,
         distribute: step.Distribute = step.data_parallel,
+        notice: within_epoch.Notice = within_epoch.nothing,
     ) -> None:
         self.distribute, self.readers = distribute, readers
         self.job, self.bank, self.batches, self.report = job, bank, batches, report
@@ -97,10 +95,14 @@ class TrainingLoop:
         self.corrupt_images = CorruptImages(
             job.train, max_share=self.config.data.max_unreadable, identities=job.identities
         )
+        self.place = Place()
+        self.pauses = within_epoch.Pauses(notice, self.config.trainer.checkpoint_every)
+        # of the epoch that the state was kept in; None where it was kept between two
+        self.within: Mapping[str, Any] | None = (state or {}).get("within")
         self.checkpoint_s = 0.0  # seconds of the last one; logged with the epoch after it
 
     def run(self) -> Progress:
-        """Train all stages that are not done yet."""
+        """Train all stages that are not done yet; less where a notice says to stop."""
         self.token = collectives.broadcast_int(self.bank.open() if self.rank == 0 else 0)
         names = self.method.stages(self.settings)
         if self.rank == 0:
@@ -110,9 +112,18 @@ class TrainingLoop:
             start = self.method.load_encoder(self.settings, self.backbone, *size, None)
             assert isinstance(start, nn.Module)
             self._measure("start", start.to(self.device))
-        begin = names.index(self.progress.stage) if self.state else 0
-        for name in names[begin:]:
-            self._train(name)
+        current = self.within["stage"] if self.within else self.progress.stage
+        begin = names.index(current) if self.state else 0
+        try:
+            for name in names[begin:]:
+                self._train(name)
+            if self.rank == 0:
+                (self.job.run_dir / checkpoint.WITHIN).unlink(missing_ok=True)
+        except within_epoch.StoppedError:
+            pass
+        except Exception as error:
+            error.add_note(f"in {self.place}")
+            raise
         if self.job.train.decoded is not None:
             self.job.train.decoded.remove()
         return self.progress
@@ -136,7 +147,9 @@ class TrainingLoop:
             clock = runlog.Clock()
             lr = stage.learning_rate(epoch)
             optim.set_lr(optimizer, lr)
+            self.place = Place(name, epoch)
             self._seed(name, epoch)
+            self.pauses.begin()
             if isinstance(stage, CachedStage):
                 found = self._cached_epoch(stage, epoch, model, optimizer, clock)
             else:
@@ -164,35 +177,68 @@ class TrainingLoop:
         clock: runlog.Clock,
     ) -> dict[str, Any]:
         """Images stream in; what they are compared with was decided by all of them."""
-        start = self._begin_epoch((name, epoch), stage, clock)
-        stage.begin_epoch(epoch, start.epoch)
-        stability = self._stability(stage, start.epoch.labels)
-        means = Means()
+        underway = self._underway((name, epoch), stage, clock)
+        plan, means = underway.start.plan, underway.means
         model.train()
         with clock("input"):
-            batches = Prefetch(self._on_host(stage, start), self.device)
-        for _ in range(start.plan.num_batches):
+            batches = Prefetch(self._on_host(stage, underway.start), self.device)
+        for number in range(plan.first, plan.num_batches):
             with clock("input"):
                 batch = next(batches, None)
             if batch is None:
                 raise RuntimeError("the data stream ended before the plan")
             with clock("step"):
                 self._step(stage, model, optimizer, batch, means)
+            if order := self.pauses.after_step():
+                with clock("checkpoint"):
+                    self._keep_within(stage, optimizer, underway, number + 1)
+                within_epoch.stop_if(order)
         for _ in batches:
             raise RuntimeError("the data stream holds more batches than the plan")
         with clock("step"):  # the device is waited for here, once an epoch
             losses = means.read()
-        num_images = sum(seeds.size for seeds in start.plan.seeds.values())
+        num_images = sum(seeds[plan.first :].size for seeds in plan.seeds.values())
         speed = self.speed.of_epoch(num_images, clock.seconds)
-        return {"losses": losses, **start.metrics, **stability, "speed": speed}
+        return {"losses": losses, **underway.metrics, "speed": speed}
+
+    def _underway(self, key: Key, stage: Stage, clock: runlog.Clock) -> within_epoch.Underway:
+        """An epoch at its beginning, or where it was when its state was kept."""
+        if (within := self.within) is not None and self.state is not None:
+            self.within = None
+            underway = within_epoch.Underway.from_state(within, self.device)
+            stage.begin_epoch(key[1], underway.start.epoch)
+            stage.load_state_dict(self.state["epoch"])
+            self.labels = underway.start.epoch.labels
+            return underway
+        start = self._begin_epoch(key, stage, clock)
+        stage.begin_epoch(key[1], start.epoch)
+        metrics = start.metrics | self._stability(stage, start.epoch.labels)
+        return within_epoch.Underway(start, metrics)
+
+    def _keep_within(
+        self,
+        stage: Stage,
+        optimizer: torch.optim.Optimizer,
+        underway: within_epoch.Underway,
+        batch: int,
+    ) -> None:
+        where = {"stage": self.place.stage, "epoch": self.place.epoch}
+        within = where | underway.state_dict(batch)
+        if self.rank == 0:
+            state = self._state(stage, optimizer) | {"within": within}
+            within_epoch.save(self.job.run_dir, state)
 
     def _step(self, stage: Stage, *work: Any) -> None:
+        self.place = self.place._replace(step=self.place.step + 1)
+        self._seed(*self.place)
         settings = self.config.trainer
         self.speed.step(lambda: step.take(stage, *work, settings=settings))
 
     def _on_host(self, stage: Stage, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
         """The epoch's batches with their kind, after what is done before they go to the device."""
-        kinds = chain(start.plan.kinds, repeat(""))
+        if start.plan.first == start.plan.num_batches:
+            return
+        kinds = chain(start.plan.kinds[start.plan.first :], repeat(""))
         for batch, kind in zip(self.batches(start), kinds, strict=False):
             self.corrupt_images.note(batch)
             yield stage.prepare(
@@ -213,6 +259,7 @@ class TrainingLoop:
         with clock("step"):
             for batch in Prefetch(stage.batches(epoch, collectives.slice_of), self.device):
                 self._step(stage, model, optimizer, batch, means)
+                within_epoch.stop_if(self.pauses.after_step())  # nothing is kept: it is short
             losses = means.read()
         return {"losses": losses, "speed": self.speed.of_epoch(0, clock.seconds)}
 
@@ -255,20 +302,13 @@ class TrainingLoop:
                 identities=self.job.identities,
             )
             stage = self.method.open_stage(self.settings, name, opening)
-        if self.world > 1:
-            batchnorm.convert(stage.module)
-        if self.config.trainer.activation_checkpointing:
-            checkpoint_blocks(stage.module)
-        # Channels last is a third faster, on CPUs and on tensor cores.
-        for module in (stage.encoder, stage.module):
-            assert isinstance(module, nn.Module)
-            module.to(self.device).to(memory_format=torch.channels_last)
+        step.make_ready(stage, self.config.trainer, self.device)
         return stage
 
-    def _seed(self, name: str, epoch: int) -> None:
-        """Every epoch of every worker draws from its own stream: no random state is to be kept."""
+    def _seed(self, name: str, epoch: int, step: int = 0) -> None:
+        """Every step of every worker draws from its own stream: no random state is to be kept."""
         number = self.method.stages(self.settings).index(name)
-        stream = np.random.SeedSequence((self.config.seed, number, epoch, self.rank))
+        stream = np.random.SeedSequence((self.config.seed, number, epoch, self.rank, step))
         torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
     def _to_embed(self, encoder: Encoder) -> Encoder:
@@ -298,39 +338,7 @@ class TrainingLoop:
         return collectives.gather_shares(mine, inputs.num_rows(modality))
 
     def _measure(self, row: str, encoder: Encoder) -> dict[str, dict[str, float]]:
-        """Scores of the encoder under the data set's protocols; rank 0 keeps the details."""
-        assert isinstance(encoder, nn.Module)
-        encoder.eval()  # not folded: the checkpoint's scores are these
-        job, progress = self.job, self.progress
-        found = {
-            name: self._embed_split(encoder, measured)
-            for name, measured in (("scores", job.measured), ("selection", job.selection))
-            if measured is not None
-        }
-        if self.rank or job.measured is None:
-            return {}
-        result = evaluate(job.kind, job.measured.split, found["scores"])
-        result.save_details(job.run_dir / "evaluation" / f"{row}.npz")
-        progress.scores[row] = result.headline
-        progress.table, progress.chance = result.table, result.chance
-        if job.selection is None:
-            return {"scores": result.headline}
-        other = evaluate(job.kind, job.selection.split, found["selection"]).headline
-        if row != "start" and other["mAP"] > progress.selected:
-            progress.selected, progress.scores["selected"] = other["mAP"], result.headline
-        return {"scores": result.headline, "selection": other}
-
-    def _embed_split(self, encoder: Encoder, measured: Measured) -> np.ndarray:
-        """Features of a split's samples, on rank 0; none elsewhere."""
-        split = measured.split
-        num_rows = 0 if self.rank else len(split)
-        found = np.empty((num_rows, encoder.feature_dim), dtype=np.float32)
-        for m in self.method.inputs:
-            share = self._embed(encoder.embed, measured.inputs, m)
-            rows = collectives.gather_shares_on_first(share, measured.inputs.num_rows(m))
-            if rows is not None:
-                found[split.rows(m)] = rows.cpu().numpy()
-        return found
+        return measuring.measure(self.job, self.progress, row, encoder, embed=self._embed)
 
     def _finish_epoch(
         self,
@@ -352,6 +360,7 @@ class TrainingLoop:
             checkpoint.save_stage(self.job.run_dir, state)
         self.report(line, state)
         self.checkpoint_s = time.perf_counter() - began
+        within_epoch.stop_if(self.pauses.ask())
 
     def _state(self, stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return {
@@ -366,18 +375,10 @@ class TrainingLoop:
 
     def _resume(self, name: str, stage: Stage, optimizer: torch.optim.Optimizer) -> int:
         """Load the saved state if it belongs to this stage; returns the first epoch to run."""
-        if not self.state or self.state["progress"]["stage"] != name:
+        if not self.state or name != (self.within or self.state["progress"])["stage"]:
             return 0
-        saved, expected = self.state["module"], kept(stage)
-        if saved.keys() != expected.keys():
-            raise ValueError(
-                f"the checkpoint is of another model: missing {expected.keys() - saved.keys()}, "
-                f"unexpected {saved.keys() - expected.keys()}"
-            )
-        stage.module.load_state_dict(saved, strict=False)
-        # a copy, since torch keeps the tensors that it is given and steps change them
-        optimizer.load_state_dict(copy.deepcopy(self.state["optimiser"]))
+        restore(self.state, stage, optimizer)
         if stage.clusters:
             epoch = self.state["epoch"]
             self.labels = {m: epoch[f"labels.{m}"].numpy() for m in self.method.inputs}
-        return int(self.state["progress"]["epoch"]) + 1
+        return int(self.within["epoch"] if self.within else self.state["progress"]["epoch"] + 1)

@@ -93,4 +93,11 @@ def batches(
     blocks = stream.iter_batches(
         batch_size=shape.num_lines(rank, world), batch_format="numpy", prefetch_batches=2
     )
-    return training_batches(blocks, shape=shape, rank=rank, world=world, tokens=job.train.tokens)
+    return training_batches(
+        blocks,
+        shape=shape,
+        rank=rank,
+        world=world,
+        tokens=job.train.tokens,
+        first=start.plan.first,
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,50 +12,77 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint
+from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipelines.distributed import collectives
-from pipelines.errors import UserError
-from pipelines.runs import checkpoint, tensorboard
-from pipelines.storage.files import replace_file
-from pipelines.training import deterministic, stream
-from pipelines.training.actor import BankRefusedError, RemoteBank
+from pipelines.runs import checkpoint, failures, tensorboard
+from pipelines.training import deterministic, stream, within_epoch
+from pipelines.training.actor import RemoteBank
 from pipelines.training.job import Job
 from pipelines.training.loop import train as train_alone
-
-FAILURE = "failure.txt"
-"""In the run directory: what the memory bank refused, for the driver to say."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+from pipelines.training.within_epoch import Order
 
 
 def work(settings: dict[str, Any]) -> None:
     """The training function of one worker."""
     job: Job = settings["job"]
+    rank = collectives.rank()
+    attempt = collectives.broadcast_int(failures.next_attempt(job.run_dir) if rank == 0 else 0)
+    node = ray.get_runtime_context().get_node_id()
+    with failures.reported(job.run_dir, rank=rank, attempt=attempt, node=node):
+        _train(job, settings["bank"], settings["start_from"])
+
+
+def _train(job: Job, bank: Any, start_from: Path | None) -> None:
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
     run = deterministic.train if job.config.trainer.strict else train_alone
     share = stream.share_of_node(job.config)
-    try:
-        run(
-            job,
-            RemoteBank(settings["bank"]),
-            partial(stream.batches, job, share, collectives.rank(), collectives.world_size()),
-            partial(_report, job.run_dir),
-            device=ray.train.torch.get_device(),
-            state=_kept(settings["start_from"]),
-            readers=share.num_tasks,
+    state = within_epoch.load(job.run_dir, _kept(start_from))
+    _agree(state)
+    run(
+        job,
+        RemoteBank(bank),
+        partial(stream.batches, job, share, collectives.rank(), collectives.world_size()),
+        partial(_report, job.run_dir, job.config.trainer.checkpoint_upload),
+        device=ray.train.torch.get_device(),
+        state=state,
+        readers=share.num_tasks,
+        notice=_Notice(RemoteBank(bank)),
+    )
+
+
+class _Notice:
+    """What the cluster and the driver ask for, see `within_epoch.Notice`."""
+
+    def __init__(self, bank: RemoteBank) -> None:
+        self._bank = bank
+        self._known: Any = None
+
+    def __call__(self) -> Order:
+        """KEEP once for every machine that Ray knows will be taken away."""
+        notice = ray.train.get_preemption_info()  # all processes wait for each other here
+        if collectives.rank() == 0 and self._bank.is_to_stop():
+            return Order.STOP
+        if notice is None or notice == self._known:
+            return Order.NOTHING
+        self._known = notice
+        return Order.KEEP
+
+
+def _agree(state: Mapping[str, Any] | None) -> None:
+    """All processes go on from one state.
+
+    Raises:
+        RuntimeError: they read different ones.
+    """
+    place = state and (state["progress"]["stage"], state["progress"]["epoch"])
+    within = (state or {}).get("within")
+    places = collectives.of_every_process((place, within and within["batch"]))
+    if len(set(places)) > 1:
+        raise RuntimeError(
+            f"workers would go on from different states {sorted(set(places), key=str)}: the run "
+            "directory must be the same one on all machines"
         )
-    except BankRefusedError as error:
-        # Every worker was refused alike; trying again would not change it.
-        if collectives.rank() == 0:
-            replace_file(job.run_dir / FAILURE, str(error))
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise UserError(
-            f"cannot write an epoch's results ({error.strerror}): make room in {job.run_dir} and "
-            f"{tempfile.gettempdir()}, then run the same command again; it goes on from the last "
-            "checkpoint, which is untouched"
-        ) from error
 
 
 def _kept(start_from: Path | None) -> dict[str, Any] | None:
@@ -67,12 +94,17 @@ def _kept(start_from: Path | None) -> dict[str, Any] | None:
         return checkpoint.load(Path(folder))
 
 
-def _report(run_dir: Path, line: dict[str, Any], state: dict[str, Any] | None) -> None:
+def _report(run_dir: Path, upload: str, line: dict[str, Any], state: dict[str, Any] | None) -> None:
     if state is None:
         ray.train.report(line)
         return
     tensorboard.write(run_dir, line)
-    with tempfile.TemporaryDirectory() as folder:
-        info = {"stage": line["stage"], "epoch": line["epoch"], "written": time.time()}
-        checkpoint.save(Path(folder), state, info)
-        ray.train.report(line, checkpoint=Checkpoint.from_directory(folder))
+    info = {"stage": line["stage"], "epoch": line["epoch"], "written": time.time()}
+    folder = tempfile.mkdtemp(prefix="crossreid-checkpoint-")
+    checkpoint.save(Path(folder), state, info)
+    ray.train.report(
+        line,
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode(upload.upper()),
+        delete_local_checkpoint_after_upload=True,
+    )

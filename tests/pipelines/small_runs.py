@@ -161,6 +161,7 @@ class Small:
             rank=self.rank,
             world=self.world,
             tokens=self.job.train.tokens,
+            first=start.plan.first,
         )
 
 

@@ -105,10 +105,21 @@ class TestTrainingOnRay:
         self, local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path
     ) -> None:
         config = make_config(
-            "cclnet.clustering.min_samples=500", "cclnet.image_to_text=0", "evaluation.start=false"
+            "cclnet.clustering.min_samples=500",
+            "cclnet.image_to_text=0",
+            "evaluation.start=false",
+            "trainer.max_failures=2",
         )
-        with pytest.raises(UserError, match=r"no cluster in the visible modality.*min_samples"):
+        with pytest.raises(
+            UserError, match=r"no cluster in the visible modality.*min_samples"
+        ) as e:
             train(config, tmp_path / "run", [])
+        path = tmp_path / "run/failures/rank-0-attempt-1.txt"
+        assert str(e.value).splitlines()[-1].endswith(f"; all of it: {path}")
+        text = path.read_text()
+        assert "in prepare, epoch 1, step 0" in text
+        assert "Traceback" in text
+        assert not list(path.parent.glob("*-attempt-2.txt"))  # it would be the same again
 
 
 class TestBadInput:

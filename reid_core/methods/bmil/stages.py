@@ -169,6 +169,11 @@ class Images:
         }
         return state | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The banks; labels came with the epoch."""
+        for name, memory in self._memories.items():
+            memory.load_state_dict(_below(state, f"bank.{name}."))
+
 
 def encoder_of(handed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's state among what stage 1 has handed on; empty without it."""

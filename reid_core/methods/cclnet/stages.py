@@ -158,6 +158,11 @@ class Images:
         found |= {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
         return found | {"pairs": torch.tensor(self._epoch.pairs)}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The banks; labels and pairs came with the epoch."""
+        for m, memory in self._memories.items():
+            memory.bank = state[f"bank.{m}"].to(memory.bank.device).clone()
+
 
 def train_only(stage: str, encoder: ImageEncoder, config: Config) -> None:
     """Switch gradients on for what a stage trains: texts are for stage 2 alone."""

@@ -128,6 +128,11 @@ class Train:
         found = {f"bank.{m}": self._prototypes.memories[m].bank.cpu() for m in INPUTS}
         return found | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """The banks; labels came with the epoch."""
+        for m, memory in self._prototypes.memories.items():
+            memory.bank = state[f"bank.{m}"].to(memory.bank.device).clone()
+
     def _tokens(self, batch: Batch) -> Tensor:
         assert batch.tokens is not None
         assert batch.captions is not None

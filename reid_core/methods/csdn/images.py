@@ -183,6 +183,9 @@ class Imaging:
         """Nothing beside the module."""
         return {}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing beside the module."""
+
 
 def image_terms(
     config: Config,

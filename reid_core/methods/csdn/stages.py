@@ -225,6 +225,9 @@ class Prompting:
         """Nothing beside the module."""
         return {}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing beside the module."""
+
 
 @dataclass(frozen=True)
 class MixedBatch:
@@ -348,6 +351,9 @@ class Fusing:
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing beside the module."""
         return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing beside the module."""
 
     def _keep(self, num_rows: int, *, seed: int) -> Tensor:
         shape = num_rows, self._images.shape[1]

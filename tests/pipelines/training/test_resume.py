@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.runs import checkpoint, recovery, runlog
-from pipelines.training import loop
+from pipelines.training import loop, within_epoch
 from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.within_epoch import Order
 from reid_core.types import Modality
 from tests.pipelines import small_runs
 
@@ -83,16 +85,23 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def go_on(
-    run: small_runs.Small, state: dict[str, Any] | None, kept: small_runs.Kept, *, epochs: int
-) -> None:
-    """Train some epochs as a new process would, then stop between two."""
+def until(kept: small_runs.Kept, epochs: int) -> Callable[..., None]:
+    """What keeps some epochs, then ends the process."""
 
     def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
         kept(line, state)
         if len(kept.states) == epochs:
             raise InterruptionError
 
+    return report
+
+
+def go_on(
+    run: small_runs.Small, state: dict[str, Any] | None, kept: small_runs.Kept, *, epochs: int
+) -> None:
+    """Train some epochs as a new process would, then stop between two."""
+
+    report = until(kept, epochs)
     with pytest.raises(InterruptionError):
         loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU, state=state)
 
@@ -135,6 +144,30 @@ def test_an_epoch_cut_off_leaves_no_trace(
     assert not kept.states
     go_on(run, state, kept, epochs=1)
     assert kept.hashes == [undisturbed.hashes[number]]
+
+
+def test_a_run_that_is_asked_to_end_goes_on_within_the_epoch(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """Every epoch is stopped after each of its steps, by another process every time."""
+    states: list[dict[str, Any] | None] = [None, *undisturbed.states]
+    streamed = 0
+    for number, finished in enumerate(states[:-1]):
+        folder = tmp_path / str(number)
+        kept, taken = small_runs.Kept(tmp_path / "kept"), 0
+        while not kept.states and taken < 4:
+            run = small_runs.open_run(undisturbed.config, folder)
+            stop = Order.STOP if taken < 3 else Order.NOTHING
+            state = within_epoch.load(folder, finished)
+            train = {"device": small_runs.CPU, "state": state, "notice": lambda stop=stop: stop}
+            with contextlib.suppress(InterruptionError):
+                loop.train(run.job, run.bank, run.batches, until(kept, 1), **train)
+            taken += 1
+        if (folder / checkpoint.WITHIN).exists():
+            streamed += 1
+            assert kept.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
+            assert log_of(folder)[-1] == undisturbed.lines[number]
+    assert streamed >= 2
 
 
 def test_the_log_tells_every_epoch_once(undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -1,0 +1,118 @@
+"""Failures are written down, counted until something is finished, and not repeated in vain."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from pipelines.errors import RunFailedError, UserError
+from pipelines.runs import failures
+from pipelines.training.retries import GaveUpError, Retries
+
+GONE = WorkerHealthCheckFailedError("no answer", RayActorError())
+
+
+def at(error: Exception, step: int) -> Exception:
+    error.add_note(f"in align, epoch 3, step {step}")
+    return error
+
+
+def ends(retries: Retries, **errors: Exception) -> GaveUpError | None:
+    """What a failure of ranks r0, r1, ... leads to; None where the run goes on."""
+    try:
+        retries.after_exception(None, {int(name[1:]): error for name, error in errors.items()})
+    except GaveUpError as end:
+        return end
+    return None
+
+
+def test_a_failure_is_written_with_place_traceback_and_log(tmp_path: Path) -> None:
+    def fail() -> None:
+        logging.getLogger("pipelines").warning("the disk is slow")
+        raise at(KeyError("labels.visible"), 7)
+
+    with pytest.raises(KeyError), failures.reported(tmp_path, rank=1, attempt=1, node="abc"):
+        fail()
+    text = (tmp_path / "failures/rank-1-attempt-1.txt").read_text()
+    for part in ("worker 1, attempt 1, on ", " abc\n", "in align, epoch 3, step 7", "in fail\n"):
+        assert part in text
+    assert text.rstrip().endswith("WARNING pipelines: the disk is slow")
+    assert failures.next_attempt(tmp_path) == 2
+
+
+def test_a_full_disk_is_for_the_user(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(UserError, match=r"make room in .* the same command again"),
+        failures.reported(tmp_path, rank=0, attempt=1),
+    ):
+        raise full
+
+
+def test_failures_count_until_an_epoch_is_finished(tmp_path: Path) -> None:
+    retries = Retries(tmp_path, 2)
+    for _ in range(3):
+        assert ends(retries, r0=GONE) is None
+        assert ends(retries, r1=GONE) is None
+        retries.after_report(None, [{}], object())  # type: ignore[arg-type]
+    assert ends(retries, r0=GONE) is None
+    assert ends(retries, r0=GONE) is None
+    end = ends(retries, r0=GONE)
+    assert end is not None
+    assert "worker 0 ended without a word" in end.text
+    assert "3 failures with nothing finished between them; trainer.max_failures=2" in end.text
+    assert end.text.endswith(str(tmp_path / "failures/rank-0-attempt-9.txt"))
+    assert "no answer" in (tmp_path / "failures/rank-0-attempt-9.txt").read_text()
+    assert isinstance(end.for_users(), RunFailedError)
+
+
+def test_any_number_of_machines_may_go(tmp_path: Path) -> None:
+    retries = Retries(tmp_path, -1)
+    assert not any(ends(retries, r0=GONE, r1=RuntimeError("gloo: closed")) for _ in range(100))
+    assert len(list((tmp_path / "failures").iterdir())) == 100  # of the last fifty attempts
+
+
+@pytest.mark.parametrize("error", [UserError("the loss is not finite"), ValueError("pad < 0")])
+def test_what_settings_or_data_cause_is_not_tried_again(tmp_path: Path, error: Exception) -> None:
+    end = ends(Retries(tmp_path, -1), r0=RuntimeError("Connection closed by peer"), r1=error)
+    assert end is not None
+    assert str(error) in end.text.splitlines()[-1]
+    assert end.text.endswith(str(tmp_path / "failures/rank-1-attempt-1.txt"))
+    assert isinstance(end.for_users(), UserError)
+
+
+def test_the_same_error_at_the_same_step_is_not_tried_a_third_time(tmp_path: Path) -> None:
+    retries = Retries(tmp_path, -1)
+    assert ends(retries, r0=at(KeyError("a"), 4)) is None
+    assert ends(retries, r0=at(KeyError("a"), 5)) is None
+    assert ends(retries, r0=GONE) is None
+    assert ends(retries, r0=at(KeyError("a"), 5)) is None
+    end = ends(retries, r0=at(KeyError("a"), 5))
+    assert end is not None
+    assert "worker 0 met KeyError: 'a', a second time at the same step" in end.text
+
+
+def test_a_machine_that_is_taken_back_is_no_failure(tmp_path: Path) -> None:
+    taken = WorkerHealthCheckFailedError("drained", RayActorError(preempted=True))
+    retries = Retries(tmp_path, 0)
+    assert ends(retries, r0=taken, r1=RuntimeError("gloo: closed")) is None
+    assert not (tmp_path / "failures").exists()
+
+
+def test_attempts_of_later_commands_are_counted_on(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        ends(Retries(tmp_path, -1), r0=GONE)
+        assert failures.path(tmp_path, 0, attempt).exists()
+    # workers wrote their own files
+    retries = Retries(tmp_path, -1)
+    failures.write(tmp_path, KeyError("a"), rank=0, attempt=3)
+    ends(retries, r0=KeyError("a"), r1=GONE)
+    assert sorted(path.name for path in (tmp_path / "failures").glob("*-3.txt")) == [
+        "rank-0-attempt-3.txt",
+        "rank-1-attempt-3.txt",
+    ]
