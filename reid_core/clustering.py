@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from reid_core.compiled import compiled
 from reid_core.jaccard.distances import jaccard_distances
 from reid_core.jaccard.reciprocal import averaged, reciprocal_weights
 from reid_core.knn.neighbours import Neighbours, Search
@@ -255,7 +255,7 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
     return means if isinstance(features, Tensor) else means.numpy()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _dbscan(
     indptr: np.ndarray,
     indices: np.ndarray,

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from reid_core.compiled import compiled
 from reid_core.knn.threads import over_blocks
 from reid_core.types import OUTLIER
 
@@ -194,7 +194,7 @@ def _summary(
     )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _score_queries(
     similarity: np.ndarray,
     query_ids: np.ndarray,
@@ -232,7 +232,7 @@ def _score_queries(
             first_rank[q] = 1 + _identities_above(row, hits[:num_hits], gallery_ids, seen, q)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def average_precision(ranks: np.ndarray) -> float:
     """AP of one query: the mean, over its hits, of the share of hits down to that one.
 
@@ -245,7 +245,7 @@ def average_precision(ranks: np.ndarray) -> float:
     return precision / len(ranks)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _copy_without_ignored(similarity: np.ndarray, ignore: np.ndarray, row: np.ndarray) -> bool:
     """Copies a query's similarities; False where one is NaN.
 
@@ -260,7 +260,7 @@ def _copy_without_ignored(similarity: np.ndarray, ignore: np.ndarray, row: np.nd
     return sound
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _ranks(row: np.ndarray, hits: np.ndarray) -> np.ndarray:
     """Ranks of the hits, ascending. Counted, not sorted: a SIMD pass over the row for each."""
     ranks = np.empty(len(hits), dtype=np.int64)
@@ -279,7 +279,7 @@ def _ranks(row: np.ndarray, hits: np.ndarray) -> np.ndarray:
     return ranks
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _identities_above(
     row: np.ndarray, hits: np.ndarray, gallery_ids: np.ndarray, seen: np.ndarray, query: int
 ) -> int:

@@ -8,10 +8,10 @@ Zhong, Zheng, Cao, Li: "Re-ranking Identity Re-identification with k-reciprocal 
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from torch import Tensor
 
+from reid_core.compiled import compiled
 from reid_core.jaccard.reciprocal import SparseRows, averaged, offsets, reciprocal_weights
 from reid_core.knn.products import on_host, unit_rows
 from reid_core.knn.search import nearest
@@ -119,7 +119,7 @@ def _shared(weights: SparseRows, num_queries: int) -> np.ndarray:
     return shared
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _add_shared(
     indptr: np.ndarray,
     columns: np.ndarray,

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 from scipy.sparse import csr_array
 
+from reid_core.compiled import compiled
 from reid_core.jaccard.reciprocal import SparseRows, grown, offsets, rows_per_block
 from reid_core.knn.threads import over_blocks
 
@@ -77,7 +77,7 @@ def _symmetric(lower: SparseRows) -> csr_array:
     return csr_array((data, indices, indptr), shape=(len(lower), len(lower)))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _transpose(
     indptr: np.ndarray,
     columns: np.ndarray,
@@ -97,7 +97,7 @@ def _transpose(
             filled[column] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _choose_left_out(
     columns: np.ndarray,
     values: np.ndarray,
@@ -128,14 +128,14 @@ def _choose_left_out(
     return weight
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _class(column: int, value: float, index_indptr: np.ndarray) -> int:
     """Logarithm of the rows that a column makes one meet per weight, in 0 ... _CLASSES - 1."""
     met_per_weight = (index_indptr[column + 1] - index_indptr[column]) / value
     return min(int(math.log2(met_per_weight)), _CLASSES - 1)
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _walk(
     first: int,
     last: int,
@@ -168,7 +168,7 @@ def _walk(
     return num_met
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _distance(
     shared: np.float32,
     left_out: np.ndarray,
@@ -183,7 +183,7 @@ def _distance(
     return max(np.float32(1) - shared / (np.float32(2) - shared), np.float32(0))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _close_pairs(
     indptr: np.ndarray,
     columns: np.ndarray,
@@ -237,7 +237,7 @@ def _close_pairs(
     return counts, out_rows[:filled].copy(), out_values[:filled].copy()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _interleave(
     lower_indptr: np.ndarray,
     lower_columns: np.ndarray,

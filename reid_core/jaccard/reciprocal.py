@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from reid_core.compiled import compiled
 from reid_core.knn.fixed_point import products_of_pairs
 from reid_core.knn.neighbours import Neighbours
 from reid_core.knn.products import Features
@@ -54,7 +54,7 @@ def rows_per_block(num_rows: int) -> int:
     return min(max(128, num_rows // 32), 8192)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def grown(array: np.ndarray, needed: int) -> np.ndarray:
     """The array itself, or a copy of at least twice the length where it is too short."""
     if needed <= len(array):
@@ -141,7 +141,7 @@ def _expanded_sets(found: Neighbours, places: np.ndarray, half: int) -> SparseRo
     return SparseRows.joined(over_blocks(work, len(places), rows_per_block(len(places))))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _find_places(rows: np.ndarray, start: int, places: np.ndarray) -> None:
     for r in range(places.shape[0]):
         places[r, 0] = 0
@@ -157,7 +157,7 @@ def _find_places(rows: np.ndarray, start: int, places: np.ndarray) -> None:
             places[r, c] = place
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _expand(
     rows: np.ndarray,
     similarity: np.ndarray,
@@ -204,7 +204,7 @@ def _expand(
     return counts, members[:filled].copy(), values[:filled].copy()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _average(
     indptr: np.ndarray,
     columns: np.ndarray,

@@ -18,11 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Lock, local
 
-import numba
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
+from reid_core.compiled import compiled
 from reid_core.knn.products import Candidates
 
 _TILE = 512  # 1 MiB of products
@@ -139,7 +139,7 @@ def _controller() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _select(keys: np.ndarray, count: int) -> None:
     """Moves the `count` largest keys to the front, the smallest of them to place count - 1."""
     low, high = 0, len(keys) - 1
@@ -163,19 +163,19 @@ def _select(keys: np.ndarray, count: int) -> None:
             return
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _rising(bits: np.int32) -> np.int32:
     """Bits of a float32 as an integer that rises with it; the same step leads back."""
     return bits ^ np.int32(0x7FFFFFFF) if bits < 0 else bits
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _key(bits: np.int32, row: int) -> np.int64:
     """One integer that orders by larger product first, then by smaller row."""
     return (np.int64(_rising(bits)) << 32) | (0x7FFFFFFF - row)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan"}, inline="always")
+@compiled(fastmath={"nnan"}, inline="always")
 def _margin(row: np.ndarray, own: float, others: np.ndarray) -> np.float32:
     """Largest excess of a product over the lower of its two thresholds, made for SIMD."""
     margin = np.float32(-1)
@@ -184,7 +184,7 @@ def _margin(row: np.ndarray, own: float, others: np.ndarray) -> np.float32:
     return margin
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _cut(
     keys: np.ndarray, filled: np.ndarray, least_bits: np.ndarray, owner: int, count: int
 ) -> None:
@@ -194,7 +194,7 @@ def _cut(
     least_bits[owner] = _rising(np.int32(keys[owner, count - 1] >> 32))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _start_lists(
     bits: np.ndarray,
     top: int,
@@ -217,7 +217,7 @@ def _start_lists(
             least_bits[top + r] = _rising(np.int32(own[count - 1] >> 32))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _offer(
     tile: np.ndarray,
     bits: np.ndarray,
@@ -254,7 +254,7 @@ def _offer(
                         _cut(keys, filled, least_bits, j, count)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _selected_rows(
     keys: np.ndarray, filled: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 
+from reid_core.compiled import compiled
 from reid_core.knn.products import Features, on_device, on_host
 
 _HASH_NUMBERS = 1 << 24  # size of one block of products on a device, 128 MiB
@@ -97,7 +97,7 @@ def _same_bits(features: Features, first: np.ndarray, second: np.ndarray) -> np.
     return torch.cat(same).numpy()
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _hash(bits: np.ndarray, factors: np.ndarray, hashes: np.ndarray) -> None:
     for i in range(bits.shape[0]):
         total = np.int64(0)
@@ -106,7 +106,7 @@ def _hash(bits: np.ndarray, factors: np.ndarray, hashes: np.ndarray) -> None:
         hashes[i] = total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def merge_ascending(out: np.ndarray, begin: int, filled: int, twins: np.ndarray, own: int) -> int:
     """Merges ascending `twins` but `own` into the ascending out[begin:filled].
 
@@ -127,7 +127,7 @@ def merge_ascending(out: np.ndarray, begin: int, filled: int, twins: np.ndarray,
     return filled
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _spread(
     rows: np.ndarray,
     similarity: np.ndarray,

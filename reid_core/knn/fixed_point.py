@@ -9,11 +9,11 @@ the result. Against the real product of two unit rows it is off by at most D * 2
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from reid_core.compiled import compiled
 from reid_core.knn import products
 from reid_core.knn.products import Features
 from reid_core.knn.threads import over_blocks
@@ -101,7 +101,7 @@ def _wrapped(width: int) -> int:
     return (width * _SHIFT_BITS + 2**63) % 2**64 - 2**63
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _products(
     queries: np.ndarray,
     features: np.ndarray,
@@ -122,7 +122,7 @@ def _products(
             out[i, c] = (total - width * shift_bits) * 2.0**-50
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _pair_products(
     features: np.ndarray,
     first: np.ndarray,

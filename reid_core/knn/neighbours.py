@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numba
 import numpy as np
 
+from reid_core.compiled import compiled
 from reid_core.knn.products import Features
 
 
@@ -62,7 +62,7 @@ class BlockSearch(Protocol):
         """The neighbours of all rows, in this process."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def order_candidates(candidates: np.ndarray, exact: np.ndarray, own: np.ndarray) -> None:
     """Sorts each row's candidates in place: its own number, then (similarity falling, row).
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 
+from reid_core.compiled import compiled
 from reid_core.knn import products
 from reid_core.knn.all_pairs import across_candidates
 from reid_core.knn.certified import best_on_host
@@ -217,7 +217,7 @@ def _check(is_second: np.ndarray, num_rows: int, k: int) -> None:
         )
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _spread(
     rows: np.ndarray,
     similarity: np.ndarray,
