@@ -17,11 +17,11 @@ def add(a: int, b: int) -> int:
 def test_a_user_without_a_writable_folder_compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     njit, asked = numba.njit, []
 
-    def without_a_home(**options: Any) -> Any:
+    def without_a_home(*functions: Any, **options: Any) -> Any:
         asked.append(options)
         if options.get("cache"):
             raise RuntimeError("cannot cache function 'add': no locator available")
-        return njit(**options)
+        return njit(*functions, **options)
 
     monkeypatch.setattr(numba, "njit", without_a_home)
     assert compiled(fastmath=True)(add)(2, 3) == 5
