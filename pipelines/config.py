@@ -246,8 +246,8 @@ def overridden(
         for override in overrides:
             apply(tree, override)
     method = tree.get("method", "cclnet")
-    for name in METHODS.keys() - {method}:
-        if tree.get(name) and method in METHODS:
+    for name in METHODS if isinstance(method, str) and method in METHODS else ():
+        if name != method and tree.get(name):
             raise UserError(
                 f"{source} with method={method} holds settings of {name}, which nothing would "
                 f"read: start from a recipe of {method}, or leave the section {name} out"

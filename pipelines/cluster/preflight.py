@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster import machine
 from pipelines.errors import UserError
+from pipelines.storage.files import replace_file
 
 _PACKAGES = ("crossreid", "torch", "ray", "open_clip_torch", "numpy")
 _TIMEOUT_S = 60.0  # a first task on a node imports torch
@@ -65,7 +66,7 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
     probe = folder.resolve() / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         probe.mkdir(parents=True)
-        (probe / "driver").write_text(probe.name)
+        replace_file(probe / "driver", probe.name)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
     try:
@@ -134,7 +135,7 @@ def _describe(probe: Path, address: str) -> dict[str, Any]:
     token, reads = uuid.uuid4().hex, False
     try:
         reads = (probe / "driver").read_text() == probe.name
-        (probe / token).write_text("")
+        replace_file(probe / token, "")
     except OSError:
         token = ""
     gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

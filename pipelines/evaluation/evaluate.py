@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.evaluation.pairs import errors
+from pipelines.storage.files import own_folder, replace_file
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
@@ -66,8 +67,9 @@ class Evaluation:
 
     def save_details(self, path: Path) -> None:
         """Write the arrays as .npz."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, **self.details)  # type: ignore[arg-type]
+        target = own_folder(path.parent) / path.name
+        arrays: Any = self.details
+        replace_file(target, lambda file: np.savez_compressed(file, **arrays))
 
 
 def evaluate(

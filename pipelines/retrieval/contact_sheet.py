@@ -59,7 +59,8 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
     check(path)
     try:
         if path.suffix == ".png":
-            _picture(query, hits, note).save(path)
+            sheet = _picture(query, hits, note)
+            replace_file(path, lambda file: sheet.save(file, format="PNG"))
         else:
             replace_file(path, _page(query, hits, note))
     except OSError as error:

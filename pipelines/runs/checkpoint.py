@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines import config as configuration
 from pipelines.config import RunConfig, with_new_names
 from pipelines.errors import UserError
-from pipelines.storage.files import replace_file, write_json
+from pipelines.storage.files import own_folder, replace_file, write_json
 
 STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
@@ -34,7 +34,7 @@ def save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full, or another reason why the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder)
     replace_file(folder / STATE, lambda file: torch.save({"format": FORMAT, **state}, file))
     write_json(folder / INFO, {**info, "bytes": (folder / STATE).stat().st_size})
 
@@ -79,8 +79,9 @@ def load_file(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of crossreid: it holds a {type(state).__name__}")
-    if state.get("format") != FORMAT:
-        raise UserError(f"{path} has format {state.get('format')}, this version reads {FORMAT}")
+    written = state.get("format")
+    if not isinstance(written, int) or written != FORMAT:
+        raise UserError(f"{path} has format {written!r:.40}, this version reads {FORMAT}")
     if "config" in state:
         state["config"] = with_new_names(state["config"])
     return state

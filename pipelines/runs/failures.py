@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from pipelines.errors import BarrierTimeoutError, UserError
-from pipelines.storage.files import replace_file
+from pipelines.storage.files import own_folder, replace_file
 
 log = logging.getLogger(__name__)
 FOLDER = "failures"
@@ -101,7 +101,7 @@ def write(
         *lines,
     ]
     try:
-        (run_dir / FOLDER).mkdir(exist_ok=True)
+        own_folder(run_dir / FOLDER)
         replace_file(path(run_dir, rank, attempt), "\n".join(text) + "\n")
         for old in (run_dir / FOLDER).iterdir():
             number = _attempt(old)

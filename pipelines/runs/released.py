@@ -15,6 +15,7 @@ from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
+from pipelines.storage.files import replace_file
 from reid_core.methods import METHODS
 from reid_core.methods.cclnet import released as cclnet
 from reid_core.methods.csdn import released as csdn
@@ -80,7 +81,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
     }
     info = {"stage": source.stage, "epoch": 0, "written": time.time(), "released": publisher}
     checkpoint.save(out / "checkpoint_000000", kept, info)
-    (out / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
+    replace_file(out / "config.yaml", configuration.dump(config))
     return out
 
 

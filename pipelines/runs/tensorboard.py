@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from pipelines.storage.files import own_folder, replace_file
 
 FOLDER = "tensorboard"
 
@@ -17,10 +20,13 @@ def write(run_dir: Path, line: Mapping[str, Any]) -> None:
     Every epoch is a file of its own, closed at once: nothing is lost with the process.
     """
     suffix = f".{line['stage']}-{line['epoch']}"
-    with SummaryWriter(str(run_dir / FOLDER), filename_suffix=suffix) as writer:
-        for name, value in _numbers("", line):
-            if name != "epoch":
-                writer.add_scalar(f"{line['stage']}/{name}", value, line["epoch"])
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder, filename_suffix=suffix) as writer:
+            for name, value in _numbers("", line):
+                if name != "epoch":
+                    writer.add_scalar(f"{line['stage']}/{name}", value, line["epoch"])
+        for file in Path(folder).iterdir():
+            replace_file(own_folder(run_dir / FOLDER) / file.name, file.read_bytes())
 
 
 def _numbers(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -77,6 +77,18 @@ def replace_file(path: Path, content: str | bytes | Callable[[BinaryIO], object]
         raise
 
 
+def own_folder(folder: Path) -> Path:
+    """Make a folder, with those above it, into which files may be written; returns it.
+
+    Raises:
+        OSError: it cannot be made, or a link stands in its place that would lead elsewhere.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "A link stands where a folder of its own belongs", str(folder))
+    return folder
+
+
 def to_json(content: Any, *, indent: int | None = 1) -> str:
     """JSON that every reader takes, with a line's end.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.runs import runlog
+from pipelines.storage.files import replace_file
 from pipelines.training.progress import Progress
 from reid_core.datasets import LAYOUTS
 
@@ -26,7 +26,8 @@ def finish(
     # The report shows the last epoch's rank lists under the name of the summary's last row.
     evaluation = run_dir / "evaluation"
     if prepared.measured is not None:
-        shutil.copyfile(evaluation / f"{progress.stage}.npz", evaluation / "final.npz")
+        last = (evaluation / f"{progress.stage}.npz").read_bytes()
+        replace_file(evaluation / "final.npz", last)
     return summary
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 
@@ -64,26 +63,6 @@ def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
     if not images:
         raise ValueError(f"{path} is empty: it should list images, e.g. {example!r}")
     return images
-
-
-def check_disjoint(identities: Mapping[str, Iterable[int]]) -> None:
-    """Refuse identities who occur in two splits.
-
-    Args:
-        identities: ids of each split, keyed by what names them in the message.
-
-    Raises:
-        ValueError: two of them share ids.
-    """
-    seen = [(name, set(ids)) for name, ids in identities.items()]
-    for i, (first, ids) in enumerate(seen):
-        for second, others in seen[i + 1 :]:
-            shared = sorted(ids & others)
-            if shared:
-                raise ValueError(
-                    f"{first} and {second} share {len(shared)} ids "
-                    f"({', '.join(map(str, shared[:5]))}): identities of splits must differ"
-                )
 
 
 def _text(path: Path) -> str:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import check_disjoint, read_people
+from reid_core.datasets.lists import read_people
 from reid_core.protocols import both_ways
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -31,7 +31,7 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
         camera 1 is the visible and 2 the thermal one. There is no validation split.
 
     Raises:
-        ValueError: a folder or list is missing or not as above, or both halves share identities.
+        ValueError: a folder or list is missing or not as above.
 
     Reference: Nguyen et al., Person Recognition System Based on a Combination of Body Images
         from Visible Light and Thermal Cameras, Sensors 2017.
@@ -45,12 +45,6 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
                 f"{root / folder} is missing: a RegDB root holds Visible, Thermal and idx"
             )
     train, test = (_list_split(root, split, trial) for split in ("train", "test"))
-    check_disjoint(
-        {
-            f"{root / 'idx'}/train_*_{trial}.txt": train.pids.tolist(),
-            f"test_*_{trial}.txt": test.pids.tolist(),
-        }
-    )
     return Dataset("regdb", root, train, Split(()), test)
 
 

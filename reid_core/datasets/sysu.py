@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import check_disjoint, read_ids
+from reid_core.datasets.lists import read_ids
 from reid_core.protocols import sysu
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -36,7 +36,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
         Records of each split sorted by (camera, id, file name); ``pid`` is the folder's number.
 
     Raises:
-        ValueError: a folder or list is missing, empty or unreadable as ids, or splits share ids.
+        ValueError: a folder or list is missing, empty or unreadable as ids.
 
     Reference: Wu et al., RGB-Infrared Cross-Modality Identity Re-Identification, ICCV 2017.
     """
@@ -48,7 +48,6 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             )
     lists = {split: root / "exp" / f"{split}_id.txt" for split in _SPLITS}
     ids = {split: read_ids(path) for split, path in lists.items()}
-    check_disjoint({str(lists[split]): ids[split] for split in _SPLITS})
     files = ImageFiles(root)
     train, val, test = (_list_split(root, split, ids[split], files) for split in _SPLITS)
     return Dataset("sysu", root, train, val, test, files.notes())

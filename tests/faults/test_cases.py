@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate_checkpoint
 from pipelines.retrieval.sources import Source
-from reid_core.datasets import folder, manifest
+from reid_core.datasets import LAYOUTS, folder, manifest, synthetic
 from tests.pipelines.trained import save_run
 
 SMALL = {"name": "crossreid-small", "pretrained": "bundled", "height": 64, "width": 32}
@@ -79,6 +80,28 @@ def test_identities_of_train_and_test_are_refused_in_every_layout(
     config = configuration.validate(tree, source="test")
     with pytest.raises(UserError, match="train and test share 1 identities"):
         prepare(config, lambda inputs, modality: [])
+
+
+@pytest.mark.parametrize(("kind", "list_name"), [("sysu", "exp"), ("llcm", "idx")])
+def test_identities_of_published_lists_are_shared_only_where_that_is_said(
+    tmp_path: Path, kind: str, list_name: str
+) -> None:
+    root = tmp_path / kind
+    synthetic.write(root, num_identities=8, seed=1, height=32, layout=kind)
+    train = sorted(set(LAYOUTS[kind].reader(root).train.pids.tolist()))
+    test = root / list_name / "test_id.txt"
+    test.write_text(f"{test.read_text().strip()},{train[0]}")
+    if kind == "llcm":
+        for name in ("vis", "nir"):
+            cameras = [path for path in (root / f"test_{name}").iterdir() if path.is_dir()]
+            image = next(cameras[0].rglob("*.*"))
+            for camera in cameras:
+                draw(camera / f"{train[0]:04d}", image.name)
+    tree: dict[str, Any] = {"data": {"kind": kind, "root": str(root)}, "model": SMALL}
+    with pytest.raises(UserError, match="train and test share 1 identities"):
+        prepare(configuration.validate(tree, source="test"), lambda inputs, modality: [])
+    tree["data"]["allow_shared_identities"] = True
+    prepare(configuration.validate(tree, source="test"), lambda inputs, modality: [])
 
 
 def test_queries_without_a_match_are_no_score(tmp_path: Path) -> None:
