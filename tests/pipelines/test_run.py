@@ -117,7 +117,7 @@ class TestTrainingOnRay:
         path = tmp_path / "run/failures/rank-0-attempt-1.txt"
         assert str(e.value).splitlines()[-1].endswith(f"; all of it: {path}")
         text = path.read_text()
-        assert "in prepare, epoch 1, step 0" in text
+        assert "in align, epoch 1, step 0" in text
         assert "Traceback" in text
         assert not list(path.parent.glob("*-attempt-2.txt"))  # it would be the same again
 

@@ -123,6 +123,9 @@ class Prompting:
         """Nothing beside the module."""
         return {}
 
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing beside the module."""
+
 
 @dataclass(frozen=True)
 class _Positions:
