@@ -13,9 +13,10 @@ OURS = ("cross_demo.yaml",)
 BMIL = ("bmil_demo.yaml",)
 VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbours=12")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
+SCALED = "cclnet.matching.method=scaled"
 ALONE, MODALITY = ", a softmax for each modality", "bmil.memory.softmax=modality"
 TOGETHER = ("assigned", "overlap", "both", "either")
-MATCHERS = ("mutual", "transport", "joint", "both", "either", "consistent", "proposed")
+MATCHERS = ("mutual", "scaled", "transport", "joint", "both", "either", "consistent", "proposed")
 
 MAIN: dict[str, tuple[str, ...]] = {
     "no coupling": (*NO_TEXT, "cclnet.swap.when=never"),
@@ -37,6 +38,22 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours + decay": (*OURS, "cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0"),
     "ours, two views": (*OURS, "cclnet.views.visible=2", "cclnet.views.channels=keep"),
     **{f"ours, pairs: {m}": (*OURS, f"cclnet.matching.method={m}") for m in MATCHERS},
+    **{
+        f"ours, cameras {c}, {m}{words}": (
+            *OURS,
+            f"cclnet.clustering.camera_scaling={c}",
+            f"cclnet.matching.camera_scaling={m}",
+            *more,
+        )
+        for c, m in ((0, 0), (0.5, 0.5), (0.5, 1), (1, 1))
+        for words, more in (("", ()), (", pairs: scaled", (SCALED,)))
+    },
+    "ours, cameras 0.5, 1, 12 epochs": (
+        *OURS,
+        "cclnet.clustering.camera_scaling=0.5",
+        "cclnet.matching.camera_scaling=1",
+        "cclnet.align.epochs=12",
+    ),
     "ours, centred": (*OURS, "cclnet.matching.centred=true"),
     "ours, 12 epochs, decay": (
         *OURS,
@@ -71,6 +88,7 @@ PARTS: dict[str, tuple[str, ...]] = {
         for words, more in (("", ()), (ALONE, (MODALITY,)))
         for t in TOGETHER
     },
+    "BMIL, cameras 0.5": (*BMIL, "bmil.clustering.camera_scaling=0.5"),
     "BMIL + votes": (*BMIL, *(f"bmil.{v}" for v in VOTES)),
     "BMIL + teacher": (*BMIL, "bmil.teacher=0.95"),
     "true identities, BMIL's losses": (*BMIL, "bmil.labels=identities"),
@@ -83,12 +101,12 @@ ROWS = {**MAIN, **TRIED, **PARTS, **METHODS}
 CAPTIONS = "captions"
 GENERATED: dict[str, dict[str, Any]] = {
     **{name: {"difficulty": name} for name in ("default", "easy", "hard")},
-    **{f"mismatch-{share:g}": {"mismatch": share} for share in (0.25, 0.5, 0.75, 1.0)},
+    **{f"mismatch-{share:g}": {"mismatch": share} for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
     CAPTIONS: {"layout": "icfg", "num_identities": 300, "test_share": 0.3},
 }
 REAL = {"roadscene": "default", "roadscene-hard": "hard", "roadscene-easy": "easy"}
 OWN = "own"  # the tree of --root
-MISMATCHED = ("default", *(name for name in GENERATED if name.startswith("mismatch")))
+MISMATCHED = tuple(name for name in GENERATED if name.startswith("mismatch"))
 IN_MISMATCH = (
     "no coupling", "CCLNet", "shared prototypes", "ours", "ours + guard", "ours, pairs: mutual",
     "BMIL", "true identities",

@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coupling_rows import CAPTIONS, GENERATED, MAIN, OWN, REAL, ROWS, TABLES
+from benchmarks.coupling_rows import CAPTIONS, GENERATED, MAIN, MISMATCHED, OWN, REAL, ROWS, TABLES
 
 RESULTS, TABLE = "results.jsonl", "table.md"
 
@@ -95,6 +95,7 @@ def execute(job: Job, root: Path, run_dir: Path, out: Path, *, processes: int) -
     torch.set_num_threads(share)
     recipe, *overrides = ROWS[job.row]
     given = [f"data.root={root}", f"seed={job.seed}", f"model.name={job.encoder}", *overrides]
+    given += ["data.fit=train"] if job.world in MISMATCHED else []  # others are seen by everyone
     try:
         config = configuration.load(Path(recipe), [*given, *job.more])
         summary = local.train(config, run_dir, readers=share)

@@ -82,3 +82,13 @@ def test_mutual_share_is_of_the_smaller_bank() -> None:
     twice = torch.cat([axes[:1], tilted])  # both are nearest to the same row
     assert matching.mutual_share(axes[:2], twice) == 0.5
     assert matching.mutual_share(axes, axes[:0]) == 0
+
+
+def test_scaled_pairs_leave_out_the_partner_of_everyone() -> None:
+    """Row 0 of b is near to all of a; what is left are partners, as after the assignment."""
+    similarity = np.array([[0.9, 0.1, 0.1], [0.8, 0.75, 0.1], [0.8, 0.1, 0.75]])
+    a, b = from_similarity(similarity)
+    assert matching.mutual_nearest_pairs(a, b).tolist() == [[0, 0]]
+    assert matching.scaled_pairs(a, b, neighbours=2).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert matching.scaled_pairs(a, b, neighbours=2, min_similarity=0.8).tolist() == [[0, 0]]
+    assert matching.scaled_pairs(a, b[:0]).shape == (0, 2)

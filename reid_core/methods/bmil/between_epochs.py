@@ -36,6 +36,7 @@ from reid_core.methods.bmil.labels import (
 )
 from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
 from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
+from reid_core.methods.camera_rows import rows_to_compare
 from reid_core.methods.refinement import refined
 from reid_core.methods.teacher import encoder_state
 from reid_core.models.backbones import Backbone
@@ -66,6 +67,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     """
     stage, search = context.stage, context.nearest
     features = {m: context.rows(m) for m in INPUTS}
+    compared = {m: rows_to_compare(config.clustering.camera_scaling, context, m) for m in INPUTS}
     parts = _parts(config, context, len(features[Modality.VISIBLE]))
     given = config.labels == "identities"
     steps: dict[str, Labels] = {}
@@ -73,14 +75,14 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         alone = (
             dict(labels)
             if given
-            else separate_clusters(config.clustering, features, parts[0], search=search)
+            else separate_clusters(config.clustering, compared, parts[0], search=search)
         )
         steps["separate"] = {m: _numbered(y) for m, y in alone.items()}
     if stage == "joint":
         steps["joint"] = (
             dict(labels)
             if given
-            else joint_labels(config.clustering, features, parts[1], search=search)
+            else joint_labels(config.clustering, compared, parts[1], search=search)
         )
     for kind, of_kind in steps.items():
         _check_clusters(config, kind, of_kind)

@@ -37,6 +37,9 @@ class Clustering(Section):
         together: what joint labels are: one clustering of all "rows" (the paper). Ours are clusters
             of each modality, paired by the "assigned" prototypes, by their "overlap" with the joint
             clusters, by "both", or by "either" (the overlap first).
+        camera_scaling: Ours. Null compares features as they are; a number takes away their camera's
+            mean and divides by this power (0 to 1) of its deviation. Prototypes stay those of plain
+            features. Reads camera numbers; for cameras that see identities of one kind.
     """
 
     k1: int = Field(30, ge=2)
@@ -47,6 +50,7 @@ class Clustering(Section):
     balanced: bool = True
     order: Literal["similarity", "alternating"] = "similarity"
     subset: float = Field(0.5, gt=0, le=1)
+    camera_scaling: float | None = Field(None, ge=0, le=1)
     together: Literal["rows", "assigned", "overlap", "both", "either"] = "rows"
 
     @field_validator("subset")

@@ -96,6 +96,8 @@ def named_pairs(
     if settings.method == "mutual":
         least = settings.min_similarity
         return matching.mutual_nearest_pairs(*sides, min_similarity=least), _NONE
+    if settings.method == "scaled":
+        return matching.scaled_pairs(*sides, min_similarity=settings.min_similarity), _NONE
     pairs = matching.hungarian_pairs(*sides, min_similarity=settings.min_similarity)
     if settings.method == "hungarian":
         return pairs, _NONE

@@ -24,8 +24,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import clustering, sampling
+from reid_core.knn.products import Features
 from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
 from reid_core.methods import mutual_agreement
+from reid_core.methods.camera_rows import rows_to_compare
 from reid_core.methods.cclnet.across import cross_votes, of_contradictions
 from reid_core.methods.cclnet.association import guarded, pairs_of_epoch
 from reid_core.methods.cclnet.coupling import (
@@ -55,8 +57,11 @@ from reid_core.types import OUTLIER, Modality
 def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.ndarray:
     """Pseudo labels (n,) int64 of one modality's rows; -1 = outlier."""
     settings = config.clustering
+    features: Features = context.features[modality]
+    if settings.camera_scaling is not None:
+        features = rows_to_compare(settings.camera_scaling, context, modality)
     return clustering.cluster(
-        context.features[modality],
+        features,
         k1=settings.k1,
         k2=settings.k2,
         eps=settings.eps,
@@ -125,6 +130,12 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         counts=counts | numbers,
         warnings=warnings + _warnings(settings, prototypes),
     )
+
+
+def _prototypes(features: np.ndarray, labels: np.ndarray) -> Tensor:
+    """(C, D) unit means of clusters."""
+    means = torch.as_tensor(clustering.centroids(features, labels), dtype=torch.float32)
+    return functional.normalize(means)
 
 
 def _votes(

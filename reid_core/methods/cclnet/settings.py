@@ -28,12 +28,16 @@ class Clustering(Section):
         k2: neighbours that the weights are averaged over.
         eps: largest distance between neighbours.
         min_samples: neighbours, the row itself among them, that make a row a core of a cluster.
+        camera_scaling: Ours. Null compares features as they are; a number takes away their camera's
+            mean and divides by this power (0 to 1) of its deviation. Prototypes stay those of plain
+            features. Reads camera numbers; for cameras that see identities of one kind.
     """
 
     k1: int = Field(30, ge=1)
     k2: int = Field(6, ge=1)
     eps: float = Field(0.6, gt=0, lt=1)
     min_samples: int = Field(4, ge=1)
+    camera_scaling: float | None = Field(None, ge=0, le=1)
 
 
 class Memory(Section):
@@ -75,11 +79,13 @@ class Matching(Section):
         centred: Ours. Subtract each modality's mean prototype before matching.
         shared: Ours. Matched clusters share one prototype instead of swapping two.
         method: who names pairs, once between epochs: the "hungarian" assignment of prototypes (the
-            paper); ours are "mutual" nearest prototypes; largest shares of an optimal "transport"
-            with a uniform prior; clusters that meet in one "joint" clustering of both modalities;
-            pairs that "both" the assignment and the joint clustering name, or "either" (the joint
+            paper); ours are "mutual" nearest prototypes; "scaled" ones, the same after each
+            similarity is compared with the best of both sides; largest shares of an optimal
+            "transport" with a uniform prior; clusters that meet in one "joint" clustering of both
+            modalities; pairs that "both" the assignment and the joint clustering name, or "either" (the joint
             clustering first); pairs that the images of both modalities propose ("consistent"),
             or also those that one side alone proposes ("proposed").
+        camera_scaling: that of clustering.camera_scaling, for matching; null for the same.
         temperature: of the transport and of the proposals.
         balanced: whether half of a joint clustering's neighbors come from either modality.
         joint_eps: largest distance between neighbors in a joint clustering; null for
@@ -97,8 +103,17 @@ class Matching(Section):
     centred: bool = False
     shared: bool = False
     method: Literal[
-        "hungarian", "mutual", "transport", "joint", "both", "either", "consistent", "proposed"
+        "hungarian",
+        "mutual",
+        "scaled",
+        "transport",
+        "joint",
+        "both",
+        "either",
+        "consistent",
+        "proposed",
     ] = "hungarian"
+    camera_scaling: float | None = Field(None, ge=0, le=1)
     temperature: float = Field(0.05, gt=0)
     balanced: bool = True
     joint_eps: float | None = Field(None, gt=0, lt=1)

@@ -48,7 +48,17 @@ def world(num_clusters: int = 8, each: int = 8, gap: float = 0.6):
 
 @pytest.mark.parametrize(
     "method",
-    ["hungarian", "mutual", "transport", "joint", "both", "either", "consistent", "proposed"],
+    [
+        "hungarian",
+        "mutual",
+        "scaled",
+        "transport",
+        "joint",
+        "both",
+        "either",
+        "consistent",
+        "proposed",
+    ],
 )
 def test_every_matcher_finds_evident_partners(method: str) -> None:
     features, labels = world()
@@ -103,6 +113,26 @@ def test_a_weak_start_is_warned_of_once() -> None:
     assert "20% of the clusters" in warnings[0]
     assert mutual_agreement.agreement(narrow, other, epoch=1) == (counts, ())
     assert mutual_agreement.agreement(narrow, narrow, epoch=0) == ({"mutual_nearest": 1.0}, ())
+
+
+def test_cameras_are_taken_out_of_clusters_and_matches_not_of_prototypes() -> None:
+    features, labels = world(num_clusters=8, each=8)
+    cameras = {m: np.tile(np.arange(2), 32) for m in INPUTS}
+    shifts = np.random.default_rng(5).normal(size=(2, 32))
+    for m in INPUTS:
+        rows = features[m] + 0.5 * shifts[cameras[m]]
+        features[m] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    clusters = {"k1": 8, "k2": 3, "min_samples": 3}
+    plain = small_config(clustering=clusters)
+    config = small_config(clustering={"camera_scaling": 0.5} | clusters)
+    context = BetweenEpochs("align", 0, 0, features=features, cameras=cameras)
+    num = [cclnet.cluster(c, VISIBLE, context).max() + 1 for c in (plain, config)]
+    assert num[1] == 8 < num[0]
+    before, after = (cclnet.begin_epoch(c, context, labels) for c in (plain, config))
+    for m in INPUTS:
+        np.testing.assert_array_equal(before.prototypes[m], after.prototypes[m])
+    with pytest.raises(ValueError, match=r"camera_scaling=0\.5 needs a camera number"):
+        cclnet.cluster(config, VISIBLE, BetweenEpochs("align", 0, 0, features=features))
 
 
 def test_only_the_assignment_can_match_in_every_step() -> None:
