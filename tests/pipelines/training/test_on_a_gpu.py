@@ -56,7 +56,9 @@ def test_the_kernels_of_the_global_batchnorm_are_torchs_own(
         (out * weights).sum().backward()
         results.append((out, own.grad, module.weight.grad, module.bias.grad, *module.buffers()))
     for ours, theirs in zip(results[1], results[0], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        # of a sum that nearly cancels, rounding is measured by what was summed
+        within = 1e-4 * float(theirs.abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=within)
 
 
 def test_prefetched_batches_are_the_given_ones() -> None:
