@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -272,6 +273,7 @@ def main() -> None:
         root, run_dir = _root(given, job.world, job.seed), given.scratch / "runs" / job.folder
         execute(job, root, run_dir, given.out, processes=given.processes)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # running jobs end with this process
     rows, worlds, encoders = TABLES[given.table]
     chosen = itertools.product(
         given.seeds,

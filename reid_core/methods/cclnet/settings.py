@@ -82,9 +82,9 @@ class Matching(Section):
             paper); ours are "mutual" nearest prototypes; "scaled" ones, the same after each
             similarity is compared with the best of both sides; largest shares of an optimal
             "transport" with a uniform prior; clusters that meet in one "joint" clustering of both
-            modalities; pairs that "both" the assignment and the joint clustering name, or "either" (the joint
-            clustering first); pairs that the images of both modalities propose ("consistent"),
-            or also those that one side alone proposes ("proposed").
+            modalities; pairs that "both" the assignment and the joint clustering name, or "either"
+            (the joint clustering first); pairs that the images of both modalities propose
+            ("consistent"), or also those that one side alone proposes ("proposed").
         camera_scaling: that of clustering.camera_scaling, for matching; null for the same.
         temperature: of the transport and of the proposals.
         balanced: whether half of a joint clustering's neighbors come from either modality.
