@@ -19,6 +19,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,12 +67,13 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
     from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    work, make_bank = driver.work, driver.start_bank
+    work, make_bank = driver.work, driver.bank_on_ray
 
     def armed_work(given: dict[str, Any]) -> None:
         import torch
 
         from pipelines.data import datasource as stream
+        from pipelines.distributed import collectives
         from pipelines.training.loop import TrainingLoop
 
         stream.DecodeAndAugment = noting_decode(notes)  # type: ignore[misc]
@@ -86,23 +89,24 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
                     (notes / "wanted").write_text(str(WORKERS[epoch]))
                 time.sleep(_WATCH_S)
             with (notes / "places").open("a") as file:
-                place = {"epoch": epoch, "workers": world, "rank": self.rank, "node": node}
+                place = {"epoch": epoch, "workers": world, "rank": collectives.rank(), "node": node}
                 file.write(json.dumps(place) + "\n")
             seed(self, name, epoch)
 
         TrainingLoop._seed = armed_seed  # type: ignore[method-assign]
         work(given)
 
-    def placed_bank(*given: Any) -> Any:
-        bank = make_bank(*given)
-        where = bank.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
-        (notes / "bank").write_text(ray.get(where))
-        (notes / "driver").write_text(ray.get_runtime_context().get_node_id())
-        return bank
+    @contextmanager
+    def placed_bank(*given: Any, **options: Any) -> Iterator[Any]:
+        with make_bank(*given, **options) as bank:
+            where = bank.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
+            (notes / "bank").write_text(ray.get(where))
+            (notes / "driver").write_text(ray.get_runtime_context().get_node_id())
+            yield bank
 
     return {
         "work": armed_work,
-        "start_bank": placed_bank,
+        "bank_on_ray": placed_bank,
         "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
         "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
     }

@@ -232,10 +232,11 @@ def arm_worker(
 
     from pipelines.distributed import collectives
     from pipelines.runs import checkpoint
+    from pipelines.training.embedding import Embedding
     from pipelines.training.loop import TrainingLoop
 
     now: dict[str, Any] = {"stage": "", "epoch": -1, "step": 0, "embedded": 0}
-    seed, embed, save = TrainingLoop._seed, TrainingLoop._embed, checkpoint.save
+    seed, embed, save = TrainingLoop._seed, Embedding.share, checkpoint.save
 
     def is_due(place: str, rank: int) -> bool:
         return (
@@ -246,7 +247,7 @@ def arm_worker(
 
     def armed_seed(self: TrainingLoop, name: str, epoch: int) -> None:
         now.update(stage=name, epoch=epoch, step=0, embedded=0)
-        if self.rank == 0:
+        if collectives.rank() == 0:
             with (scratch / "epochs").open("a") as file:
                 file.write(f"{name} {epoch}\n")
         seed(self, name, epoch)
@@ -258,13 +259,13 @@ def arm_worker(
         if strike is not None and now["step"] == strike.step and is_due("step", collectives.rank()):
             hit()
 
-    def armed_embed(self: TrainingLoop, *args: Any) -> Any:
+    def armed_embed(self: Embedding, *args: Any) -> Any:
         now["embedded"] += 1
-        if now["embedded"] == 2 and is_due("embed", self.rank):
+        if now["embedded"] == 2 and is_due("embed", collectives.rank()):
             threading.Timer(0.01, hit).start()  # within the second modality
         return embed(self, *args)
 
-    def armed_save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
+    def armed_save(folder: Path, state: dict[str, Any], info: Any = None) -> None:
         if strike is not None and strike.victim == "worker" and is_due("write", 0):
             (folder / f"{checkpoint.STATE}.partial").write_bytes(b"half")
             hit()
@@ -274,7 +275,7 @@ def arm_worker(
 
     register_optimizer_step_pre_hook(before_step)
     TrainingLoop._seed = armed_seed  # type: ignore[method-assign]
-    TrainingLoop._embed = armed_embed  # type: ignore[method-assign]
+    Embedding.share = armed_embed  # type: ignore[method-assign]
     checkpoint.save = armed_save
 
 

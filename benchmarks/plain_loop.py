@@ -22,9 +22,9 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
 from pipelines.data.prepare import Prepared
 from pipelines.runs import runlog
+from pipelines.training.bank_in_thread import open_bank
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
-from pipelines.training.local import open_bank
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.progress import Progress
 from reid_core.methods import METHODS

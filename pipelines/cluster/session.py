@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import ray
 import ray.data
 
-from pipelines.cluster import join, machine
+from pipelines.cluster import capacity, join, machine, preflight
 from pipelines.config import RunConfig
 from pipelines.errors import UserError, end_on_signals
 
@@ -125,3 +126,17 @@ def _quiet() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+@contextmanager
+def session_of_run(config: RunConfig, run_dir: Path) -> Iterator[None]:
+    """Ray, on a cluster that can hold the run; all its nodes see the run directory.
+
+    Raises:
+        UserError: see `session`, `capacity.require`, `preflight.require_shared`.
+    """
+    with session(config):
+        capacity.require(config)
+        if len(ray.nodes()) > 1:
+            preflight.require_shared(run_dir)
+        yield

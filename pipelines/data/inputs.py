@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,16 +68,3 @@ class Measured:
 
     split: Split
     inputs: Inputs
-
-
-def find_unreadable(
-    inputs: Inputs, modality: Modality, rows: Sequence[int] | np.ndarray
-) -> list[tuple[int, str]]:
-    """Rows that cannot be decoded, with the reason that names the file."""
-    broken = []
-    for row in rows:
-        try:
-            inputs.read(modality, np.array([row]))
-        except ValueError as error:
-            broken.append((int(row), str(error)))
-    return broken

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,23 @@ WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.wi
 FORMAT = 1
 
 
-def save(folder: Path, state: dict[str, Any], info: dict[str, Any]) -> None:
+def save(folder: Path, state: dict[str, Any], info: Mapping[str, Any] | None = None) -> None:
     """Write both files; what was there before stays until the new state is whole.
+
+    Args:
+        folder: made if it does not exist.
+        state: tensors and plain values.
+        info: facts beside those of the state: its stage, its epoch and the time.
 
     Raises:
         OSError: the disk is full, or another reason why the folder cannot be written.
     """
     own_folder(folder)
     replace_file(folder / STATE, lambda file: torch.save({"format": FORMAT, **state}, file))
-    write_json(folder / INFO, {**info, "bytes": (folder / STATE).stat().st_size})
+    progress = state.get("progress", {})
+    facts = {key: progress[key] for key in ("stage", "epoch") if key in progress}
+    facts |= {"written": time.time(), **(info or {})}
+    write_json(folder / INFO, {**facts, "bytes": (folder / STATE).stat().st_size})
 
 
 def is_whole(folder: Path) -> bool:
@@ -50,9 +58,7 @@ def is_whole(folder: Path) -> bool:
 
 def save_stage(run_dir: Path, state: dict[str, Any]) -> None:
     """Keep the last checkpoint of a stage beside the newest ones, for `start_from`."""
-    progress = state["progress"]
-    info = {"stage": progress["stage"], "epoch": progress["epoch"], "written": time.time()}
-    save(run_dir / STAGES / progress["stage"], state, info)
+    save(run_dir / STAGES / state["progress"]["stage"], state)
 
 
 def load(folder: Path) -> dict[str, Any]:

@@ -27,7 +27,9 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
+from pipelines.config import RunConfig
 from pipelines.runs import checkpoint
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,46 @@ def tidy(run_dir: Path) -> Path | None:
     if (run_dir / RECORD).exists() or not whole:
         return None
     return checkpoint.find(run_dir)
+
+
+def folder_for_ray(config: RunConfig, run_dir: Path) -> Path | None:
+    """The checkpoint that Ray is to be told, where its own list names none; None for the rest.
+
+    Raises:
+        UserError: `start_from` of the configuration names no checkpoint that fits it.
+    """
+    finished = checkpoint.finished_stage(config)
+    return tidy(run_dir) or finished
+
+
+def start_from(config: RunConfig, run_dir: Path) -> dict[str, Any] | None:
+    """The state that a run in one process goes on from; None for the beginning.
+
+    Raises:
+        UserError: `start_from` of the configuration names no checkpoint that fits it.
+    """
+    folder = checkpoint.finished_stage(config)
+    tidy(run_dir)
+    (run_dir / RECORD).unlink(missing_ok=True)  # Ray's list would not hold those of one process
+    if any(run_dir.glob("checkpoint_*")):
+        folder = checkpoint.find(run_dir)
+    return None if folder is None else checkpoint.load(folder)
+
+
+def keep(run_dir: Path, state: dict[str, Any], *, newest: int) -> None:
+    """Keep the state of a run in one process; the oldest go when the new one is whole.
+
+    Args:
+        run_dir: run directory.
+        state: after an epoch.
+        newest: number of checkpoints that stay.
+    """
+    progress = state["progress"]
+    checkpoint.save(run_dir / f"checkpoint_{progress['stage']}_{progress['epoch']:04d}", state)
+    whole = [folder for folder in run_dir.glob("checkpoint_*") if checkpoint.is_whole(folder)]
+    whole.sort(key=lambda folder: (folder / checkpoint.STATE).stat().st_mtime_ns)
+    for folder in whole[:-newest]:
+        shutil.rmtree(folder)
 
 
 def _listed(run_dir: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         "epoch": {},
         "optimizer": {},
     }
-    info = {"stage": source.stage, "epoch": 0, "written": time.time(), "released": publisher}
-    checkpoint.save(out / "checkpoint_000000", kept, info)
+    checkpoint.save(out / "checkpoint_000000", kept, {"released": publisher})
     replace_file(out / "config.yaml", configuration.dump(config))
     return out
 

@@ -23,6 +23,7 @@ import yaml
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.runs import tensorboard
 from pipelines.runs.checkpoint import WITHIN
 from pipelines.storage.files import append_line, finite, replace_file, to_json, write_json
 
@@ -126,8 +127,9 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 
 
 def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
-    """Add one epoch to the log."""
+    """Add one epoch to the log, and to TensorBoard's files."""
     append_line(run_dir / METRICS, to_json(finite(line), indent=None))
+    tensorboard.write(run_dir, line)
 
 
 def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:

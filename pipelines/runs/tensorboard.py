@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from pipelines.storage.files import own_folder, replace_file
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:  # a machine for one benchmark or notebook may lack it
+    SummaryWriter = None
+    logging.getLogger(__name__).warning("no TensorBoard files: tensorboardX is not installed")
 
 FOLDER = "tensorboard"
 
@@ -19,6 +24,8 @@ def write(run_dir: Path, line: Mapping[str, Any]) -> None:
 
     Every epoch is a file of its own, closed at once: nothing is lost with the process.
     """
+    if SummaryWriter is None:
+        return
     suffix = f".{line['stage']}-{line['epoch']}"
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(folder, filename_suffix=suffix) as writer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +17,33 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError
-from pipelines.training.distributed_knn import nearest_by_searchers, nearest_on_all_nodes
+from pipelines.training.distributed_knn import (
+    nearest_by_searchers,
+    nearest_on_all_nodes,
+    start_searchers,
+)
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
-from reid_core.methods import METHODS
 from reid_core.types import Modality
+
+
+@contextmanager
+def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Any]:
+    """The actor between the epochs, which lives as long as the block.
+
+    Args:
+        job, prepared: the work, and its data set.
+        use_gpu: let searchers on the nodes' GPUs find the neighbors.
+    """
+    searchers = start_searchers() if job.needs_memory and use_gpu else []
+    bank = start_bank(job, prepared, searchers)
+    try:
+        yield bank
+    finally:
+        for actor in (bank, *searchers):
+            ray.kill(actor)
 
 
 def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> Any:
@@ -42,7 +63,7 @@ def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> A
     }
     if not job.needs_memory:
         return _BankActor.options(**options).remote(Planner, config, job.identities)
-    inputs = METHODS[config.method].inputs
+    inputs = job.method.inputs
     return _BankActor.options(**options).remote(
         MemoryBank,
         config,

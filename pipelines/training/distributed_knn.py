@@ -27,8 +27,7 @@ from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, nearest_on, open_search
 
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
-WORKER_SHARE = 0.9  # of a GPU, for a training worker: two do not fit, a few searchers do
-_SEARCHER_SHARE = 0.02
+_SEARCHER_SHARE = 0.02  # of a GPU; what a training worker leaves of it holds a few
 
 
 def nearest_on_all_nodes(

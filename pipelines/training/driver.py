@@ -8,109 +8,49 @@ same run directory is used again.
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines.cluster import capacity, preflight
-from pipelines.cluster.session import num_gpus, session
+from pipelines.cluster.session import num_gpus, session_of_run
 from pipelines.config import RunConfig
-from pipelines.data import gate
-from pipelines.data.inputs import Inputs, find_unreadable
-from pipelines.data.prepare import Prepared, prepare
-from pipelines.data.sample_list import recall, remember
-from pipelines.errors import RunFailedError, Terminated
-from pipelines.runs import checkpoint, ending, recovery, runlog
-from pipelines.runs.epoch_lines import follow
-from pipelines.training.actor import start_bank
-from pipelines.training.distributed_knn import (
-    WORKER_SHARE,
-    start_searchers,
-)
+from pipelines.data.prepare import Prepared
+from pipelines.data.unreadable import find_on_all_nodes
+from pipelines.errors import RunFailedError
+from pipelines.runs import ending, recovery
+from pipelines.training.actor import bank_on_ray
 from pipelines.training.job import Job
-from pipelines.training.progress import Progress, is_over
+from pipelines.training.progress import Progress
 from pipelines.training.retries import GaveUpError, Retries
-from pipelines.training.summary import finish
-from pipelines.training.worker import work
-from reid_core.types import Modality
-
-log = logging.getLogger(__name__)
-_CHECK_ROWS = 2000
+from pipelines.training.run import Backend, complete
+from pipelines.training.worker import GPU_SHARE, work
 
 
 def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Train, or go on training, in a run directory.
-
-    Args:
-        config: the run's configuration.
-        run_dir: where everything goes; a directory of the same configuration is continued.
-        command: the command line, for the record.
-
-    Returns:
-        The summary, as written to summary.json.
-
-    Raises:
-        UserError: something the user can put right, found before or during training.
-        RunFailedError: workers failed for another reason.
-        Terminated: a signal asked for an end; the same call goes on from there.
-    """
-    began = time.perf_counter()
-    run_dir = run_dir.resolve()
-    # 1. What is wrong with settings, data or weights costs no start of Ray and no run directory.
-    gate.check(config, run_dir)
-    # 2. One process at a time; then the directory is this configuration's, from now on.
-    with runlog.held(run_dir):
-        runlog.claim(run_dir, config, command)
-        # 3. Ray; before it reads an image, what it could never do is refused.
-        with session(config):
-            capacity.require(config)
-            if len(ray.nodes()) > 1:
-                preflight.require_shared(run_dir)
-            # 4. The rows: those that the run began with, or else all that can be read, which are
-            #    written down before training numbers them.
-            begun = recall(run_dir)
-            prepared = prepare(config, _find_broken_everywhere, begun=begun)
-            if begun is None:
-                remember(run_dir, prepared.train)
-            # 5. Training, from the newest whole checkpoint on (`runs.recovery`).
-            started = time.perf_counter()
-            with follow(run_dir, config):
-                progress = _fit(config, prepared, run_dir)
-    # 6. What the finished run says of itself.
-    seconds = {"start": started - began, "train": time.perf_counter() - started}
-    return finish(run_dir, config, prepared, progress, seconds)
+    """Train, or go on training, in a run directory; see `pipelines.training.run.complete`."""
+    return complete(config, run_dir, command, Backend(session_of_run, find_on_all_nodes, _fit))
 
 
-def _fit(config: RunConfig, prepared: Prepared, run_dir: Path) -> Progress:
-    start_from = checkpoint.finished_stage(config)
+def _fit(
+    config: RunConfig, prepared: Prepared, run_dir: Path, asked: Callable[[], bool]
+) -> Progress:
+    start_from = recovery.folder_for_ray(config, run_dir)
     job = Job.of(config, prepared, run_dir)
-    searchers = start_searchers() if job.needs_memory and _uses_gpu(config) else []
-    bank = start_bank(job, prepared, searchers)
-    trainer = _trainer(job, bank, recovery.tidy(run_dir) or start_from)
-    try:
-        with ending.gently() as signals:
-            result = ending.beside(trainer.fit, lambda: signals.asked and bank.ask_to_stop.remote())
-    except ray.train.TrainingFailedError as error:
-        raise _for_users(error) from error
-    finally:
-        for actor in (bank, *searchers):
-            ray.kill(actor)
-    progress = Progress()
-    if result.checkpoint is not None:
-        state = checkpoint.load(Path(result.checkpoint.path))
-        progress = Progress.from_state(state["progress"])
-    if signals.asked and not is_over(config, progress):
-        raise Terminated(signals.asked)
-    return progress
+    with bank_on_ray(job, prepared, use_gpu=_uses_gpu(config)) as bank:
+        trainer = _trainer(job, bank, start_from)
+        try:
+            result = ending.beside(trainer.fit, lambda: asked() and bank.ask_to_stop.remote())
+        except ray.train.TrainingFailedError as error:
+            raise _for_users(error) from error
+    if result.checkpoint is None:
+        return Progress()
+    return Progress.of_checkpoint(Path(result.checkpoint.path))
 
 
 def _for_users(error: ray.train.TrainingFailedError) -> Exception:
@@ -143,7 +83,7 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
             use_gpu=use_gpu,
             resources_per_worker={
                 "CPU": settings.cpus_per_worker,
-                **({"GPU": WORKER_SHARE} if use_gpu else {}),
+                **({"GPU": GPU_SHARE} if use_gpu else {}),
             },
         ),
         run_config=ray.train.RunConfig(
@@ -154,18 +94,3 @@ def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
             checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
         ),
     )
-
-
-# Checks that are spread over the cluster ---------------------------------------------------------
-
-
-def _find_broken_everywhere(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
-    """`find_unreadable` over all rows, as Ray tasks."""
-    rows = np.arange(inputs.num_rows(modality))
-    shared = ray.put(inputs)
-    chunks = [rows[i : i + _CHECK_ROWS] for i in range(0, len(rows), _CHECK_ROWS)]
-    found = ray.get([_find_unreadable.remote(shared, modality, chunk) for chunk in chunks])
-    return [item for part in found for item in part]
-
-
-_find_unreadable = ray.remote(find_unreadable)

@@ -133,3 +133,14 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str,
             name: None if np.isnan(share) else share for name, share in vars(drawn).items()
         }
     return {**found, "truth": truth}
+
+
+def stability(before: Labels, labels: Labels) -> dict[str, dict[str, float]]:
+    """How much of a stage's last clustering is in this one, for the log; nothing to the first."""
+    if not before:
+        return {}
+    return {
+        "stability": {
+            str(m): agreement.clustering_stability(before[m], y) for m, y in labels.items()
+        }
+    }

@@ -14,6 +14,7 @@ from pipelines.data.decoded import Decoded
 from pipelines.data.inputs import Inputs, Measured
 from pipelines.data.prepare import Prepared
 from pipelines.training.epoch import EpochStart, Key
+from reid_core.method import Method
 from reid_core.methods import METHODS
 from reid_core.types import Modality
 
@@ -72,9 +73,14 @@ class Job:
         )
 
     @property
+    def method(self) -> Method:
+        """The method that trains."""
+        return METHODS[self.config.method]
+
+    @property
     def needs_memory(self) -> bool:
         """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
-        return METHODS[self.config.method].reads_features
+        return self.method.reads_features
 
 
 def _keeping_decoded(config: RunConfig, prepared: Prepared) -> Prepared:

@@ -13,7 +13,6 @@ from pipelines.distributed import collectives
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress
-from reid_core.methods import METHODS
 from reid_core.stage import Encoder
 from reid_core.types import Modality
 
@@ -39,7 +38,7 @@ def measure(
     assert isinstance(encoder, nn.Module)
     encoder.eval()
     features = {
-        name: _embed_split(encoder, measured, METHODS[job.config.method].inputs, embed)
+        name: _embed_split(encoder, measured, job.method.inputs, embed)
         for name, measured in (("scores", job.measured), ("selection", job.selection))
         if measured is not None
     }

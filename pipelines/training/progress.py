@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from pipelines.config import RunConfig
+from pipelines.runs import checkpoint
 from reid_core.methods import METHODS
-from reid_core.stage import CachedStage, Stage
 
 
 class Place(NamedTuple):
@@ -55,36 +54,14 @@ class Progress:
         """The inverse of `state_dict`."""
         return cls(**{**state, "handed": dict(state["handed"]), "scores": dict(state["scores"])})
 
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> Progress:
+        """That of a checkpoint."""
+        return cls.from_state(checkpoint.load(folder)["progress"])
+
 
 def is_over(config: RunConfig, progress: Progress) -> bool:
     """Whether all epochs of all stages are finished."""
     last = METHODS[config.method].stages(config.settings)[-1]
     epochs = getattr(config.settings, last).epochs
     return (progress.stage, progress.epoch + 1) == (last, epochs)
-
-
-def restore(state: Mapping[str, Any], stage: Stage, optimizer: torch.optim.Optimizer) -> None:
-    """Give a stage and its optimizer back what a checkpoint holds of them.
-
-    Raises:
-        ValueError: it is of another model; names what differs.
-    """
-    saved, expected = state["module"], kept(stage)
-    if saved.keys() != expected.keys():
-        raise ValueError(
-            f"the checkpoint is of another model: missing {expected.keys() - saved.keys()}, "
-            f"unexpected {saved.keys() - expected.keys()}"
-        )
-    stage.module.load_state_dict(saved, strict=False)
-    # a copy, since torch keeps the tensors that it is given and steps change them
-    optimizer.load_state_dict(copy.deepcopy(state["optimiser"]))
-
-
-def kept(stage: Stage) -> dict[str, Tensor]:
-    """What a checkpoint holds of a stage's module: all of it, but no frozen tower."""
-    state = stage.module.state_dict()
-    if not isinstance(stage, CachedStage):
-        return state
-    named = stage.module.named_parameters(remove_duplicate=False)
-    frozen = {name for name, p in named if not p.requires_grad}
-    return {name: x for name, x in state.items() if name not in frozen}

@@ -195,6 +195,11 @@ def load(run_dir: Path, state: Mapping[str, Any] | None) -> Mapping[str, Any] | 
     return within if after == (known["stage"], known["epoch"]) else state
 
 
+def forget(run_dir: Path) -> None:
+    """The run is over: nothing within an epoch is gone on from."""
+    (run_dir / checkpoint.WITHIN).unlink(missing_ok=True)
+
+
 def mark(run_dir: Path) -> int:
     """A number that changes when something within an epoch is kept."""
     try:

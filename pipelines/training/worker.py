@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,14 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipelines.distributed import collectives
-from pipelines.runs import checkpoint, failures, tensorboard
+from pipelines.runs import checkpoint, failures
 from pipelines.training import deterministic, stream, within_epoch
 from pipelines.training.actor import RemoteBank
 from pipelines.training.job import Job
 from pipelines.training.loop import train as train_alone
 from pipelines.training.within_epoch import Order
+
+GPU_SHARE = 0.9  # of a worker: two do not fit on a GPU, a few searchers do
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def _train(job: Job, bank: Any, start_from: Path | None) -> None:
         job,
         RemoteBank(bank),
         partial(stream.batches, job, share, collectives.rank(), collectives.world_size()),
-        partial(_report, job.run_dir, job.config.trainer.checkpoint_upload),
+        partial(_report, job.config.trainer.checkpoint_upload),
         device=ray.train.torch.get_device(),
         state=state,
         readers=share.num_tasks,
@@ -94,14 +95,12 @@ def _kept(start_from: Path | None) -> dict[str, Any] | None:
         return checkpoint.load(Path(folder))
 
 
-def _report(run_dir: Path, upload: str, line: dict[str, Any], state: dict[str, Any] | None) -> None:
+def _report(upload: str, line: dict[str, Any], state: dict[str, Any] | None) -> None:
     if state is None:
         ray.train.report(line)
         return
-    tensorboard.write(run_dir, line)
-    info = {"stage": line["stage"], "epoch": line["epoch"], "written": time.time()}
     folder = tempfile.mkdtemp(prefix="crossreid-checkpoint-")
-    checkpoint.save(Path(folder), state, info)
+    checkpoint.save(Path(folder), state)
     ray.train.report(
         line,
         checkpoint=Checkpoint.from_directory(folder),

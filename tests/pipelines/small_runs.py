@@ -21,9 +21,9 @@ from pipelines.data.prepare import prepare
 from pipelines.distributed import collectives
 from pipelines.recipes.overrides import apply
 from pipelines.runs import checkpoint
+from pipelines.training.bank_in_thread import open_bank
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
-from pipelines.training.local import open_bank
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
 from reid_core.datasets import synthetic

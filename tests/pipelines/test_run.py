@@ -15,8 +15,9 @@ import pytest
 from benchmarks.plain_loop import train as train_plainly
 from pipelines.config import RunConfig
 from pipelines.data.gate import check_settings
-from pipelines.data.inputs import Inputs, find_unreadable
+from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare
+from pipelines.data.unreadable import find_unreadable
 from pipelines.errors import UserError
 from pipelines.evaluation.evaluate import evaluate_checkpoint
 from pipelines.report import page

@@ -12,9 +12,9 @@ import pytest
 from pipelines.config import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.datasource import block_spans
-from pipelines.data.inputs import find_unreadable
 from pipelines.data.plan import BatchShape, Plan
 from pipelines.data.prepare import inputs_of
+from pipelines.data.unreadable import find_unreadable
 from pipelines.distributed.collectives import shares
 from reid_core.datasets import sysu
 from reid_core.transforms import Augmentation, TrainTransform

@@ -1,0 +1,79 @@
+"""Commands that train: a demo, a run, a sweep; see `pipelines.cli`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.commands.options import Out, of_environment
+from pipelines.runs.console import console, say
+
+commands = typer.Typer()
+
+
+@commands.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
+    method: Annotated[str, typer.Option(help="By name; an unknown one lists them.")] = "cclnet",
+) -> None:
+    """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
+    from pipelines import demo as demonstration
+
+    summary = demonstration.run(out, method=method, seed=seed, fast=fast, command=sys.argv)
+    _show(summary, out)
+
+
+@commands.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, or the name of a recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as data.root=/data/SYSU-MM01 seed=1.")
+    ] = None,
+    out: Out = Path("runs/latest"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything that can be, and train nothing.")
+    ] = False,
+) -> None:
+    """Train a method; the same command again continues an interrupted run."""
+    import pipelines
+
+    loaded = pipelines.load_config(config, [*of_environment(), *(overrides or [])])
+    if dry_run:
+        from pipelines.data import gate
+
+        say("\n".join(gate.describe(loaded, out)))
+        return
+    _show(pipelines.train(loaded, out=out), out)
+
+
+@commands.command()
+def tune(
+    search: Annotated[Path, typer.Argument(help="A search file, or the name of one that ships.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="For the recipe, such as data.root=/data/SYSU-MM01.")
+    ] = None,
+    out: Out = Path("runs/sweep"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is left.")] = False,
+) -> None:
+    """Search for the settings that do best on validation identities."""
+    from pipelines.sweep import ledger, search_space
+    from pipelines.sweep.tuner import search_for_best
+
+    study = search_space.load(search, [*of_environment(), *(overrides or [])])
+    found, best = search_for_best(study, out, sys.argv, resume=resume)
+    console.print(ledger.table(found, study.search.objective))
+    say(f"best:   {best.name}, recipe {out / ledger.BEST}")
+    say(f"report: {out / 'report.html'}")
+
+
+def _show(summary: Mapping[str, Any], out: Path) -> None:
+    from pipelines.report.terminal import summary_table
+
+    console.print(summary_table(summary))
+    say(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")

@@ -1,0 +1,70 @@
+"""What decides between the epochs, in a thread of this process: `actor` without Ray."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+
+from pipelines.data.prepare import Prepared
+from pipelines.errors import UserError
+from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.job import Job
+from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.planner import Planner
+from reid_core.knn.search import nearest, nearest_on
+from reid_core.types import Modality
+
+_CPU = torch.device("cpu")
+
+
+def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> MemoryBank | Planner:
+    """What decides between the epochs, in this process; neighbours are searched on `device`."""
+    if not job.needs_memory:
+        assert job.identities is not None
+        return Planner(job.config, job.identities)
+    inputs = job.method.inputs
+    return MemoryBank(
+        job.config,
+        prepared.pids(inputs),
+        identities=job.identities,
+        owners=job.train.owners,
+        cameras=prepared.cameras(inputs),
+        search=nearest if device.type == "cpu" else partial(nearest_on, device),
+    )
+
+
+class BankInThread:
+    """A bank as the loop asks it: features are handed over at once and clustered by a thread.
+
+    Args:
+        bank: the plain class.
+        pool: one thread.
+    """
+
+    def __init__(self, bank: MemoryBank | Planner, pool: ThreadPoolExecutor) -> None:
+        self._bank, self._pool = bank, pool
+
+    def open(self) -> int:
+        """See `MemoryBank.open`."""
+        return self._bank.open()
+
+    def add_features(
+        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+    ) -> None:
+        """See `MemoryBank.add_features`; what goes wrong there is raised by `begin_epoch`."""
+        assert isinstance(self._bank, MemoryBank)  # a planner is given no features
+        self._pool.submit(self._bank.add_features, token, key, modality, features, rank, world)
+
+    def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
+        """See `MemoryBank.begin_epoch`.
+
+        Raises:
+            UserError: what the bank was given makes no epoch.
+        """
+        try:
+            return self._bank.begin_epoch(token, key, world)
+        except ValueError as error:
+            raise UserError(str(error)) from error

@@ -1,0 +1,86 @@
+"""What one worker has for its whole run, and where in the run it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pipelines.data.corrupt_images import CorruptImages
+from pipelines.distributed import collectives
+from pipelines.training.embedding import Embedding
+from pipelines.training.epoch import EpochStart
+from pipelines.training.job import EpochSource, Job
+from pipelines.training.progress import Place
+from pipelines.training.within_epoch import Notice, Pauses
+from reid_core.types import Batch, Modality
+
+OpenBatches = Callable[[EpochStart], Iterator[dict[Modality, Batch]]]
+"""Opens this worker's batches of the epoch that was just begun."""
+
+
+@dataclass
+class Equipment:
+    """What a worker has for the whole run.
+
+    Attributes:
+        job: the work.
+        bank: what decides between epochs.
+        batches: see `OpenBatches`.
+        embedding: its part in embedding.
+        corrupt_images: that it met.
+        pauses: when it keeps what an epoch has come to, or stops.
+        token: which incarnation of the bank it was told.
+        place: where it is.
+    """
+
+    job: Job
+    bank: EpochSource
+    batches: OpenBatches
+    embedding: Embedding
+    corrupt_images: CorruptImages
+    pauses: Pauses
+    token: int = 0
+    place: Place = field(default_factory=Place)
+
+    @classmethod
+    def of(
+        cls,
+        job: Job,
+        bank: EpochSource,
+        batches: OpenBatches,
+        notice: Notice,
+        embedding: Embedding,
+    ) -> Equipment:
+        """What a worker of the job needs beside what it is given; arguments as attributes."""
+        corrupt_images = CorruptImages(
+            job.train, max_share=job.config.data.max_unreadable, identities=job.identities
+        )
+        pauses = Pauses(notice, job.config.trainer.checkpoint_every)
+        return cls(job, bank, batches, embedding, corrupt_images, pauses)
+
+    def open_bank(self) -> None:
+        """All workers together: a new incarnation of the bank."""
+        first = collectives.rank() == 0
+        self.token = collectives.broadcast_int(self.bank.open() if first else 0)
+
+    def begin_epoch(self, stage: str, epoch: int) -> None:
+        """An epoch begins here."""
+        self._go_to(Place(stage, epoch))
+        self.pauses.begin()
+
+    def begin_step(self) -> None:
+        """The next step of the epoch begins here."""
+        self._go_to(self.place._replace(step=self.place.step + 1))
+
+    def _go_to(self, place: Place) -> None:
+        """Every step of every worker draws from its own stream: no random state is to be kept."""
+        self.place = place
+        config = self.job.config
+        number = self.job.method.stages(config.settings).index(place.stage)
+        stream = np.random.SeedSequence(
+            (config.seed, number, place.epoch, collectives.rank(), place.step)
+        )
+        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,91 @@
+"""A run from its configuration to summary.json, on Ray or in this process.
+
+What is wrong is found as early as it can be, and what is written down first is what a run that is
+interrupted goes on from: the order of the steps is what `runs.recovery` relies on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import RunConfig
+from pipelines.data import gate
+from pipelines.data.prepare import FindBroken, Prepared, prepare
+from pipelines.data.sample_list import recall, remember
+from pipelines.errors import Terminated
+from pipelines.runs import ending, runlog
+from pipelines.runs.epoch_lines import follow
+from pipelines.training.progress import Progress, is_over
+from pipelines.training.summary import finish
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a run happens on.
+
+    Attributes:
+        machines: holds what trains while the run lasts, and refuses what it could never do.
+        find_broken: looks at every image, with all machines.
+        fit: trains on the checked data set, from the newest checkpoint on, until all is done or
+            the last argument answers that the run is to end.
+    """
+
+    machines: Callable[[RunConfig, Path], AbstractContextManager[None]]
+    find_broken: FindBroken
+    fit: Callable[[RunConfig, Prepared, Path, Callable[[], bool]], Progress]
+
+
+def complete(
+    config: RunConfig, run_dir: Path, command: Sequence[str], backend: Backend
+) -> dict[str, Any]:
+    """Train, or go on training, in a run directory.
+
+    Args:
+        config: the run's configuration.
+        run_dir: where everything goes; a directory of the same configuration is continued.
+        command: the command line, for the record.
+        backend: what trains.
+
+    Returns:
+        The summary, as written to summary.json.
+
+    Raises:
+        UserError: something the user can put right, found before or during training.
+        RunFailedError: workers failed for another reason.
+        Terminated: a signal asked for an end; the same call goes on from there.
+    """
+    began = time.perf_counter()
+    run_dir = run_dir.resolve()
+    # 1. What is wrong with settings, data or weights costs no start of Ray and no run directory.
+    gate.check(config, run_dir)
+    # 2. One process at a time; then the directory is this configuration's, from now on.
+    with runlog.held(run_dir):
+        runlog.claim(run_dir, config, command)
+        # 3. The machines; before they read an image, what they could never do is refused.
+        with backend.machines(config, run_dir):
+            # 4. The rows: those that the run began with, or else all that can be read, which are
+            #    written down before training numbers them.
+            begun = recall(run_dir)
+            prepared = prepare(config, backend.find_broken, begun=begun)
+            if begun is None:
+                remember(run_dir, prepared.train)
+            # 5. Training, from the newest whole checkpoint on (`runs.recovery`).
+            started = time.perf_counter()
+            with follow(run_dir, config), ending.gently() as signals:
+                asked = partial(_asked, signals)
+                progress = backend.fit(config, prepared, run_dir, asked)
+            if signals.asked is not None and not is_over(config, progress):
+                raise Terminated(signals.asked)
+    # 6. What the finished run says of itself.
+    seconds = {"start": started - began, "train": time.perf_counter() - started}
+    return finish(run_dir, config, prepared, progress, seconds)
+
+
+def _asked(signals: ending.Signals) -> bool:
+    return signals.asked is not None

@@ -1,0 +1,178 @@
+"""One epoch of a stage on one worker: what was decided before it, batches, steps, losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.distributed import collectives
+from pipelines.distributed.prefetch import Prefetch
+from pipelines.runs.runlog import Clock
+from pipelines.training import step, within_epoch
+from pipelines.training.epoch import EpochStart, stability
+from pipelines.training.equipment import Equipment
+from pipelines.training.global_loss import Means
+from pipelines.training.speed import Speed
+from reid_core import optim
+from reid_core.method import Labels
+from reid_core.stage import CachedStage, Stage
+from reid_core.types import Batch, Modality
+
+
+class StageEpochs:
+    """Runs the epochs of one stage.
+
+    Args:
+        equipment: of the worker.
+        name, stage: of the method.
+        model: the stage's module, distributed.
+        optimizer: of the module.
+        labels: of the stage's last clustering, none before the first.
+        underway: the state to go on from where it was kept within an epoch, else None.
+        state: what is kept within an epoch, beside the epoch itself.
+    """
+
+    def __init__(
+        self,
+        equipment: Equipment,
+        name: str,
+        stage: Stage,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        labels: Labels,
+        underway: Mapping[str, Any] | None,
+        state: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._equipment, self._name, self._stage = equipment, name, stage
+        self._model, self._optimizer, self._labels = model, optimizer, labels
+        self._underway, self._state = underway, state
+        self._settings, self._device = equipment.job.config.trainer, equipment.embedding.device
+        self._speed = Speed(self._settings, self._device)
+
+    def cache(self) -> None:
+        """Embed all images, once, where the stage trains on features of a frozen encoder."""
+        stage, equipment = self._stage, self._equipment
+        if isinstance(stage, CachedStage):
+            rows, every_row = equipment.corrupt_images, equipment.embedding.every_row
+            stage.take({m: every_row(stage.project, rows, m) for m in equipment.job.method.inputs})
+
+    def run(self, epoch: int, clock: Clock) -> dict[str, Any]:
+        """Train for one epoch, or what is left of it; returns its log line."""
+        rate = self._stage.learning_rate(epoch)
+        optim.set_lr(self._optimizer, rate)
+        self._equipment.begin_epoch(self._name, epoch)
+        line: dict[str, Any] = {"stage": self._name, "epoch": epoch, "lr": rate}
+        if isinstance(self._stage, CachedStage):
+            line |= self._cached(self._stage, epoch, clock)
+        else:
+            line |= self._streamed(epoch, clock)
+        corrupt = self._equipment.corrupt_images.end_epoch(self._device)
+        return line | corrupt | {"warnings": [*line.get("warnings", ()), *corrupt["warnings"]]}
+
+    def _streamed(self, epoch: int, clock: Clock) -> dict[str, Any]:
+        """Images stream in; what they are compared with was decided by all of them."""
+        underway = self._open(epoch, clock)
+        plan, means = underway.start.plan, underway.means
+        self._model.train()
+        with clock("input"):
+            batches = Prefetch(self._on_host(underway.start), self._device)
+        for number in range(plan.first, plan.num_batches):
+            with clock("input"):
+                batch = next(batches, None)
+            if batch is None:
+                raise RuntimeError("the data stream ended before the plan")
+            with clock("step"):
+                self._step(batch, means)
+            if order := self._equipment.pauses.after_step():
+                with clock("checkpoint"):
+                    self._keep(underway, number + 1)
+                within_epoch.stop_if(order)
+        for _ in batches:
+            raise RuntimeError("the data stream holds more batches than the plan")
+        with clock("step"):  # the device is waited for here, once an epoch
+            losses = means.read()
+        num_images = sum(seeds[plan.first :].size for seeds in plan.seeds.values())
+        speed = self._speed.of_epoch(num_images, clock.seconds)
+        return {"losses": losses, **underway.metrics, "speed": speed}
+
+    def _cached(self, stage: CachedStage, epoch: int, clock: Clock) -> dict[str, Any]:
+        """Features of the frozen encoder, embedded once, stand for the images."""
+        means = Means()
+        self._model.train()
+        with clock("step"):
+            for batch in Prefetch(stage.batches(epoch, collectives.slice_of), self._device):
+                self._step(batch, means)
+                # nothing is kept: it is short
+                within_epoch.stop_if(self._equipment.pauses.after_step())
+            losses = means.read()
+        return {"losses": losses, "speed": self._speed.of_epoch(0, clock.seconds)}
+
+    def _open(self, epoch: int, clock: Clock) -> within_epoch.Underway:
+        """An epoch at its beginning, or where it was when its state was kept."""
+        state, self._underway = self._underway, None
+        if state is not None:
+            underway = within_epoch.Underway.from_state(state["within"], self._device)
+            self._stage.begin_epoch(epoch, underway.start.epoch)
+            self._stage.load_state_dict(state["epoch"])
+            self._labels = underway.start.epoch.labels
+            return underway
+        start = self._begin(epoch, clock)
+        self._stage.begin_epoch(epoch, start.epoch)
+        before, self._labels = self._labels, start.epoch.labels
+        clustered = self._stage.clusters and self._equipment.job.identities is None
+        settled = stability(before, self._labels) if clustered else {}
+        return within_epoch.Underway(start, start.metrics | settled)
+
+    def _begin(self, epoch: int, clock: Clock) -> EpochStart:
+        """Hand this worker's features to the bank; the first modality is clustered meanwhile."""
+        stage, equipment, key = self._stage, self._equipment, (self._name, epoch)
+        bank, token = equipment.bank, equipment.token
+        rank, world = collectives.rank(), collectives.world_size()
+        stage.module.eval()
+        with clock("embed"):
+            encoder = stage.encoder
+            if stage.clusters:
+                encoder = equipment.embedding.to_embed(encoder)
+        for m in equipment.job.method.inputs if stage.clusters else ():
+            with clock("embed"):
+                share = equipment.embedding.share(encoder.embed, equipment.corrupt_images, m)
+                features = share.cpu().numpy()
+            with clock("cluster"):  # a bank in this process clusters at once
+                bank.add_features(token, key, m, features, rank, world)
+        with clock("cluster"):
+            start = bank.begin_epoch(token, key, world)
+        for phase in ("match", "plan"):
+            clock.seconds[phase] += start.seconds[phase]
+            clock.seconds["cluster"] = max(0.0, clock.seconds["cluster"] - start.seconds[phase])
+        return start
+
+    def _on_host(self, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
+        """The epoch's batches with their kind, after what is done before they go to the device."""
+        plan, equipment = start.plan, self._equipment
+        if plan.first == plan.num_batches:
+            return
+        kinds = chain(plan.kinds[plan.first :], repeat(""))
+        for batch, kind in zip(equipment.batches(start), kinds, strict=False):
+            equipment.corrupt_images.note(batch)
+            yield self._stage.prepare(
+                {m: replace(part, planned=None, kind=kind) for m, part in batch.items()}
+            )
+
+    def _step(self, batch: Any, means: Means) -> None:
+        self._equipment.begin_step()
+        work = self._stage, self._model, self._optimizer, batch, means
+        self._speed.step(lambda: step.take(*work, settings=self._settings))
+
+    def _keep(self, underway: within_epoch.Underway, batch: int) -> None:
+        """Keep what the epoch has come to; `batch` is the next one."""
+        place = self._equipment.place
+        where = {"stage": place.stage, "epoch": place.epoch}
+        within = where | underway.state_dict(batch)  # all workers put their losses together
+        if collectives.rank() == 0:
+            within_epoch.save(self._equipment.job.run_dir, self._state() | {"within": within})
