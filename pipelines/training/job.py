@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class Job:
         )
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Method[Any]:
         """The method that trains."""
         return METHODS[self.config.method]
 
