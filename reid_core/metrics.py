@@ -85,8 +85,7 @@ def retrieval_metrics(
     query_pids = np.asarray(query_pids)
     known, gallery_ids = np.unique(_told_apart(gallery_pids, query_pids), return_inverse=True)
     query_ids = np.where(query_pids == OUTLIER, -1, _positions(known, query_pids))
-    members = np.argsort(gallery_ids, kind="stable")
-    starts = np.searchsorted(gallery_ids[members], np.arange(len(known) + 1))
+    members, starts = _members(gallery_ids, len(known))
     first_rank = np.zeros(num_queries, dtype=np.int64)
     ap, inp = np.full(num_queries, np.nan), np.full(num_queries, np.nan)
     nothing = np.zeros((1, 0), dtype=np.bool_)
@@ -158,6 +157,12 @@ def _told_apart(gallery_pids: np.ndarray, query_pids: np.ndarray) -> np.ndarray:
     lowest = min(pids.min(initial=OUTLIER), query_pids.min(initial=OUTLIER))
     pids[unknown] = lowest - 1 - np.arange(len(unknown))
     return pids
+
+
+def _members(gallery_ids: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gallery rows by identity, and where the rows of each of `num` identities start among them."""
+    members = np.argsort(gallery_ids, kind="stable")
+    return members, np.searchsorted(gallery_ids[members], np.arange(num + 1))
 
 
 def _positions(known: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -125,21 +125,9 @@ def prepare(
         log.warning("%s: %s", location(dataset.root), note)
     for difference in counts_differ(dataset):
         log.warning("%s", difference)
-    splits = {
-        "train": fit_rows(dataset, config),
-        "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
-        "selection": dataset.val if config.evaluation.select else Split(()),
-    }
+    splits = _measurable_splits(dataset, config)
     if begun is not None:
         splits["train"] = restore(splits["train"], begun)
-    if reason := why_unmeasured(dataset.kind, splits["measured"]):
-        log.warning(
-            "%s: training without evaluation, since of the %s split %s",
-            location(dataset.root),
-            config.evaluation.split,
-            reason,
-        )
-        splits["measured"] = Split(())
     cleaned: dict[str, Split] = {}
     unreadable: list[str] = []
     for name, split in splits.items():
@@ -150,14 +138,7 @@ def prepare(
             for message in messages:
                 log.warning("%s: %s", "another stands in" if goes_on else "left out", message)
             unreadable += messages
-    limit = config.data.max_unreadable * sum(map(len, splits.values()))
-    if len(unreadable) > limit:
-        shown = "\n  ".join(unreadable[:10])
-        raise UserError(
-            f"{len(unreadable)} images cannot be read, more than data.max_unreadable="
-            f"{config.data.max_unreadable:g} allows ({limit:.0f}):\n  {shown}\n"
-            "replace them, or raise the limit to train without them"
-        )
+    _refuse_too_many(unreadable, sum(map(len, splits.values())), config)
     if "train" not in cleaned:
         raise UserError(f"{location(dataset.root)} has no training rows")
     inputs = {name: inputs_of(split, dataset.root, config) for name, split in cleaned.items()}
@@ -171,6 +152,35 @@ def prepare(
         },
         unreadable=tuple(unreadable),
     )
+
+
+def _measurable_splits(dataset: Dataset, config: RunConfig) -> dict[str, Split]:
+    """What is trained on and measured; a split of which nothing can be measured is empty."""
+    splits = {
+        "train": fit_rows(dataset, config),
+        "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
+        "selection": dataset.val if config.evaluation.select else Split(()),
+    }
+    if reason := why_unmeasured(dataset.kind, splits["measured"]):
+        log.warning(
+            "%s: training without evaluation, since of the %s split %s",
+            location(dataset.root),
+            config.evaluation.split,
+            reason,
+        )
+        splits["measured"] = Split(())
+    return splits
+
+
+def _refuse_too_many(unreadable: list[str], num_rows: int, config: RunConfig) -> None:
+    limit = config.data.max_unreadable * num_rows
+    if len(unreadable) > limit:
+        shown = "\n  ".join(unreadable[:10])
+        raise UserError(
+            f"{len(unreadable)} images cannot be read, more than data.max_unreadable="
+            f"{config.data.max_unreadable:g} allows ({limit:.0f}):\n  {shown}\n"
+            "replace them, or raise the limit to train without them"
+        )
 
 
 def read(config: RunConfig) -> Dataset:

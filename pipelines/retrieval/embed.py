@@ -1,10 +1,10 @@
 """Embedding any number of images or sentences into Parquet, streamed through Ray Data.
 
-The source is cut into parts of some hundred records. One task lists it, a pool of actors holds the
+The source is cut into parts of some hundred samples. One task lists it, a pool of actors holds the
 encoder, embeds a part and writes its file whole or not at all. Only counts come back, so that the
 driver's memory does not grow with the number of images but by one key per part.
 
-Where a part ends depends on the records around its end alone. A second run therefore finds the
+Where a part ends depends on the samples around its end alone. A second run therefore finds the
 parts of all that did not change finished, also when images were added or taken away in between.
 """
 
@@ -96,14 +96,7 @@ def embed(
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
     loaded = open_encoder(checkpoint, space=space)
-    source = replace(source, path=source.path.resolve())
-    data = loaded.config.data
-    if source.trusted == ROOT_ALONE:
-        source = replace(source, trusted=Trusted(data.extra_roots, data.allow_http))
-    if source.kind and LAYOUTS[source.kind].has_trials and source.trial is None:
-        own = loaded.config.data.trial
-        assert own != "all"  # every trial is a run of its own
-        source = replace(source, trial=own)
+    source = _as_trained(source, loaded.config)
     info = VectorInfo(
         fingerprint=loaded.fingerprint,
         space=space,
@@ -113,10 +106,10 @@ def embed(
         source=str(source.path),
     )
     vectors.claim(out, info, checkpoint)
-    planned, num_records = _survey(source, loaded)
+    planned, num_samples = _survey(source, loaded)
     finished = {key: got for key in planned if (got := vectors.skipped(out, key)) is not None}
     skipped = [message for messages in finished.values() for message in messages]
-    limit = max_unreadable * num_records
+    limit = max_unreadable * num_samples
     missing = {key: rows for key, rows in planned.items() if key not in finished}
     num_new, seconds = 0, 0.0
     if missing:
@@ -124,14 +117,29 @@ def embed(
             work = _Work(checkpoint, space, source.root, out, dtype, batch_size)
             num_new, seconds = _embed_missing(work, source, missing, skipped, limit=limit)
     if len(skipped) > limit:
-        first = "\n  ".join(skipped[:10])
-        raise UserError(
-            f"{len(skipped)} images cannot be read, more than --max-unreadable "
-            f"{max_unreadable:g} of {num_records} allows:\n  {first}\n"
-            "replace them, or raise the limit to go on without them"
-        )
-    vectors.finish(out, planned, skipped, num_records - len(skipped))
-    return Embedded(num_records - len(skipped), num_new, tuple(skipped), seconds)
+        raise _too_many(skipped, max_unreadable, num_samples)
+    vectors.finish(out, planned, skipped, num_samples - len(skipped))
+    return Embedded(num_samples - len(skipped), num_new, tuple(skipped), seconds)
+
+
+def _as_trained(source: Source, config: RunConfig) -> Source:
+    """The source with what a run's configuration says of places and trials, where it says none."""
+    source = replace(source, path=source.path.resolve())
+    if source.trusted == ROOT_ALONE:
+        trusted = Trusted(config.data.extra_roots, config.data.allow_http)
+        source = replace(source, trusted=trusted)
+    if source.kind and LAYOUTS[source.kind].has_trials and source.trial is None:
+        assert config.data.trial != "all"  # every trial is a run of its own
+        source = replace(source, trial=config.data.trial)
+    return source
+
+
+def _too_many(skipped: list[str], max_unreadable: float, num_samples: int) -> UserError:
+    first = "\n  ".join(skipped[:10])
+    return UserError(
+        f"{len(skipped)} images cannot be read, more than --max-unreadable {max_unreadable:g} of "
+        f"{num_samples} allows:\n  {first}\nreplace them, or raise the limit to go on without them"
+    )
 
 
 def _embed_missing(
@@ -337,10 +345,10 @@ def _run(work: _Work, source: Source, missing: frozenset[str]) -> Iterator[dict[
 def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]:
     """Rows of each part, and of all; checks the modalities."""
     planned: dict[str, int] = {}
-    num_records = 0
+    num_samples = 0
     for part in parts(source.samples()):
         planned[part.key] = len(part.samples)
-        num_records += len(part.samples)
+        num_samples += len(part.samples)
         unknown = {sample.modality for sample in part.samples} - set(loaded.modalities)
         if unknown:
             raise UserError(
@@ -348,9 +356,9 @@ def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]
                 f"{', '.join(loaded.modalities)}"
                 + (": for sentences say --space joint" if unknown == {Modality.TEXT} else "")
             )
-    if not num_records:
+    if not num_samples:
         raise UserError(f"{source.path} holds no images: nothing to embed")
-    return planned, num_records
+    return planned, num_samples
 
 
 def _show(done: int, total: int, num_skipped: int, began: float) -> None:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
@@ -49,44 +50,80 @@ def watch(
     Raises:
         UserError: nobody is enrolled, no such folder, or no calibration.
     """
+    probabilities = _required(gallery, folder, calibrated)
+    arrivals = _Arrivals(folder)
+    while True:
+        for image in arrivals.new():
+            try:
+                query = query_by_image(
+                    loaded, folder / image.name, modality=modality or _of_folder(image.name)
+                )
+            except UserError as error:
+                if arrivals.failed_before(image):
+                    yield json.dumps({"image": image.name, "error": str(error)})
+                continue
+            arrivals.done(image)
+            hits = search(
+                gallery,
+                query,
+                top=top,
+                where=Filter(enrolled=True),
+                calibrated=probabilities,
+                min_probability=min_probability,
+            )
+            yield from (_line(image.name, hit) for hit in hits)
+        if rounds is not None and (rounds := rounds - 1) <= 0:
+            return
+        time.sleep(every_s)
+
+
+def _required(gallery: Gallery, folder: Path, calibrated: Calibrated | None) -> Calibrated:
+    """What a watch cannot do without."""
     if not gallery.names():
         raise UserError("nobody is on the watch list: `crossreid gallery enroll GALLERY NAME ...`")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: give one that images arrive in")
     if calibrated is None:
         raise UserError("a watch list needs a calibration: run `crossreid calibrate` on the run")
-    seen: set[tuple[str, float]] = set()
-    failed: set[tuple[str, float]] = set()
-    while True:
-        for image in list(ImageFiles(folder).below()):
-            path = folder / image
+    return calibrated
+
+
+class _Arrival(NamedTuple):
+    """An image as it was when it was seen; a later change of the file is another arrival."""
+
+    name: str
+    changed: float
+
+
+class _Arrivals:
+    """Images of a folder that were not looked at yet, or not successfully and only once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done: set[_Arrival] = set()
+        self._failed: set[_Arrival] = set()
+
+    def new(self) -> Iterator[_Arrival]:
+        """What is to be looked at now."""
+        for name in list(ImageFiles(self._folder).below()):
             try:
-                key = (image, path.stat().st_mtime)
+                arrival = _Arrival(name, (self._folder / name).stat().st_mtime)
             except FileNotFoundError:
                 continue
-            if key in seen:
-                continue
-            try:
-                query = query_by_image(loaded, path, modality=modality or _of_folder(image))
-            except UserError as error:
-                if key in failed:
-                    seen.add(key)
-                    yield json.dumps({"image": image, "error": str(error)})
-                failed.add(key)
-                continue
-            seen.add(key)
-            hits = search(
-                gallery,
-                query,
-                top=top,
-                where=Filter(enrolled=True),
-                calibrated=calibrated,
-                min_probability=min_probability,
-            )
-            yield from (_line(image, hit) for hit in hits)
-        if rounds is not None and (rounds := rounds - 1) <= 0:
-            return
-        time.sleep(every_s)
+            if arrival not in self._done:
+                yield arrival
+
+    def done(self, arrival: _Arrival) -> None:
+        """Never look at it again."""
+        self._done.add(arrival)
+
+    def failed_before(self, arrival: _Arrival) -> bool:
+        """Note that it cannot be read; True the second time, after which it is done."""
+        if arrival in self._failed:
+            self.done(arrival)
+            return True
+        self._failed.add(arrival)
+        return False
 
 
 def _of_folder(image: str) -> Modality:

@@ -39,6 +39,14 @@ def build(desk: Desk, embed: Embed, *, token: str, max_bytes: int) -> Guard:
         max_bytes: of a request.
     """
     app = FastAPI(title="CrossReID", docs_url="/docs", redoc_url=None)
+    registry = _measure_requests(app, desk)
+    _add_pages(app, desk, registry)
+    _add_questions(app, desk, embed)
+    return Guard(app, token=token, max_bytes=max_bytes)
+
+
+def _measure_requests(app: FastAPI, desk: Desk) -> CollectorRegistry:
+    """Count and time every request; explain those that are refused."""
     registry = CollectorRegistry()
     seconds = Histogram(
         "crossreid_request_seconds", "Time of a request.", ["route", "status"], registry=registry
@@ -61,6 +69,12 @@ def build(desk: Desk, embed: Embed, *, token: str, max_bytes: int) -> Guard:
         refused.inc()
         return JSONResponse({"detail": str(error)}, status_code=400)
 
+    return registry
+
+
+def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry) -> None:
+    """The page, and what is told of the service itself."""
+
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def page() -> HTMLResponse:
         text = files("pipelines.service").joinpath("page.html").read_text(encoding="utf-8")
@@ -78,6 +92,10 @@ def build(desk: Desk, embed: Embed, *, token: str, max_bytes: int) -> Guard:
     async def metrics() -> PlainTextResponse:
         text = await run_in_threadpool(generate_latest, registry)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
+    """Searching, and adding images."""
 
     @app.post("/search")
     async def search(
@@ -124,8 +142,6 @@ def build(desk: Desk, embed: Embed, *, token: str, max_bytes: int) -> Guard:
         vector = await embed(pixels, seen)
         when = _time(time, "time")
         return await run_in_threadpool(desk.add, data, vector, seen, camera=camera, time=when)
-
-    return Guard(app, token=token, max_bytes=max_bytes)
 
 
 def _filter(desk: Desk, modality: str, cameras: list[int] | None, since: str, until: str) -> Filter:

@@ -20,12 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from reid_core import clustering, sampling
 from reid_core.knn.neighbours import Search
-from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
+from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import mutual_agreement
 from reid_core.methods.bmil.joint_labels import joint_labels, separate_clusters
 from reid_core.methods.bmil.labels import (
@@ -35,13 +34,8 @@ from reid_core.methods.bmil.labels import (
     subset_parts,
 )
 from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
-from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
 from reid_core.methods.camera_rows import rows_to_compare
 from reid_core.methods.refinement import refined
-from reid_core.methods.teacher import encoder_state
-from reid_core.models.backbones import Backbone
-from reid_core.models.encoders import ImageEncoder
-from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
 _TOGETHER = "joint"
@@ -69,26 +63,12 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     features = {m: context.rows(m) for m in INPUTS}
     compared = {m: rows_to_compare(config.clustering.camera_scaling, context, m) for m in INPUTS}
     parts = _parts(config, context, len(features[Modality.VISIBLE]))
-    given = config.labels == "identities"
-    steps: dict[str, Labels] = {}
-    if stage == "intra" or config.joint.separate_steps:
-        alone = (
-            dict(labels)
-            if given
-            else separate_clusters(config.clustering, compared, parts[0], search=search)
-        )
-        steps["separate"] = {m: _numbered(y) for m, y in alone.items()}
-    if stage == "joint":
-        steps["joint"] = (
-            dict(labels)
-            if given
-            else joint_labels(config.clustering, compared, parts[1], search=search)
-        )
+    steps = _labels_of_steps(config, stage, compared, labels, parts, search)
     for kind, of_kind in steps.items():
         _check_clusters(config, kind, of_kind)
     arrays, counts = _memories(config, features, steps, search)
     weak: tuple[str, ...] = ()
-    if "separate" in steps and not given:
+    if "separate" in steps and config.labels != "identities":
         banks = [arrays[f"bank.{m}"] for m in INPUTS]
         share, weak = mutual_agreement.agreement(*banks, epoch=context.epoch)
         counts |= share
@@ -110,6 +90,27 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         counts=counts,
         warnings=_warnings(config, stage, steps) + weak,
     )
+
+
+def _labels_of_steps(
+    config: Config,
+    stage: str,
+    features: Mapping[Modality, np.ndarray],
+    labels: Labels,
+    parts: tuple[np.ndarray, np.ndarray],
+    search: Search,
+) -> dict[str, Labels]:
+    """The labels of every kind of step that the stage has: given ones, or clusters."""
+    given, how = config.labels == "identities", config.clustering
+    steps: dict[str, Labels] = {}
+    if stage == "intra" or config.joint.separate_steps:
+        alone = dict(labels) if given else separate_clusters(how, features, parts[0], search=search)
+        steps["separate"] = {m: _numbered(y) for m, y in alone.items()}
+    if stage == "joint":
+        steps["joint"] = (
+            dict(labels) if given else joint_labels(how, features, parts[1], search=search)
+        )
+    return steps
 
 
 def _parts(
@@ -247,25 +248,3 @@ def _plan(
 def _in_turn(plans: list[np.ndarray]) -> np.ndarray:
     """(S batches, B) of S plans (batches, B), one batch of each in turn."""
     return np.stack(plans, axis=1).reshape(-1, plans[0].shape[1])
-
-
-# What the machinery opens ------------------------------------------------------------------------
-
-
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
-    """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
-    encoder = ImageEncoder(opening.backbone, height=opening.height, width=opening.width)
-    weights = encoder_of(opening.handed)
-    if name == _TOGETHER and weights:
-        encoder.load_state_dict(weights)
-    return Images(config, name, encoder)
-
-
-def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> MirrorMean:
-    """The encoder that a stage has trained, or CLIP's own where `state` is None."""
-    encoder = ImageEncoder(clip, height=height, width=width)
-    if state is not None:
-        encoder.load_state_dict(encoder_state(state))
-    return MirrorMean(encoder, flip=config.flip).eval()

@@ -90,14 +90,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         labels, warnings = identities_of_both(labels)
     elif config.labels == "within":
         labels = {m: numbered_alone(labels[m]) for m in INPUTS}
-    for modality in INPUTS:
-        if labels[modality].max(initial=OUTLIER) == OUTLIER:
-            told = config.clustering
-            raise ValueError(
-                f"no cluster in the {modality} modality ({len(labels[modality])} images, "
-                f"eps={told.eps}, k1={told.k1}, min_samples={told.min_samples}): "
-                "raise eps or k1, or lower min_samples"
-            )
+    _check_clusters(config, labels)
     features = {m: context.rows(m) for m in INPUTS}
     prototypes = {
         m: functional.normalize(
@@ -155,6 +148,17 @@ def _votes(
         of_others, numbers = cross_votes(config, features, labels, pairs, search=context.nearest)
         arrays, counts = arrays | of_others, counts | numbers
     return arrays, counts
+
+
+def _check_clusters(config: Config, labels: Labels) -> None:
+    settings = config.clustering
+    for m in INPUTS:
+        if labels[m].max(initial=OUTLIER) == OUTLIER:
+            raise ValueError(
+                f"no cluster in the {m} modality ({len(labels[m])} images, eps={settings.eps}, "
+                f"k1={settings.k1}, min_samples={settings.min_samples}): "
+                "raise eps or k1, or lower min_samples"
+            )
 
 
 def _warnings(settings: ImageStage, prototypes: Mapping[Modality, Tensor]) -> tuple[str, ...]:

@@ -1,0 +1,34 @@
+"""What the machinery opens of BMIL: its stages, and the encoder that one has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from reid_core.method import Opening
+from reid_core.methods.bmil.settings import Config
+from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
+from reid_core.methods.teacher import encoder_state
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import ImageEncoder
+from reid_core.stage import Stage
+
+
+def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+    """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
+    encoder = ImageEncoder(opening.backbone, height=opening.height, width=opening.width)
+    weights = encoder_of(opening.handed)
+    if name == "joint" and weights:
+        encoder.load_state_dict(weights)
+    return Images(config, name, encoder)
+
+
+def load_encoder(
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+) -> MirrorMean:
+    """The encoder that a stage has trained, or CLIP's own where `state` is None."""
+    encoder = ImageEncoder(clip, height=height, width=width)
+    if state is not None:
+        encoder.load_state_dict(encoder_state(state))
+    return MirrorMean(encoder, flip=config.flip).eval()
