@@ -7,7 +7,8 @@ type checker compares every function with its place where the method is written 
 
 A method can be asked for everything but its work without torch, so that a recipe is read, checked
 and explained quickly. What needs torch (`cluster`, `begin_epoch`, `open_stage`, `load_encoder`) is
-imported by small functions beside the `Method` when they are called.
+imported by small functions beside the `Method` when they are called; they are written out, a method
+at a time, so that their types are checked.
 
 All functions are pure, of the settings and one context. A context has room for what some method
 needs; each reads what it needs, and none has parameters that are never anything but None.

@@ -11,6 +11,7 @@ from torch import Tensor
 from reid_core import optim
 from reid_core.method import BetweenEpochs, EpochPlan, Opening
 from reid_core.methods.cclnet import between_epochs as cclnet
+from reid_core.methods.cclnet import opening
 from reid_core.methods.cclnet.settings import Config
 from reid_core.models import backbones
 from reid_core.types import Batch, Modality
@@ -65,7 +66,7 @@ def handed(clip: backbones.Backbone) -> dict[str, Tensor]:
 
 
 def opened(config: Config, stage: str, clip: backbones.Backbone) -> Any:
-    return cclnet.open_stage(config, stage, Opening(clip, **SIZE, handed=handed(clip), seed=0))
+    return opening.open_stage(config, stage, Opening(clip, **SIZE, handed=handed(clip), seed=0))
 
 
 def step(stage: Any, batch: dict[Modality, Batch], lr: float = 3.5e-4) -> Tensor:

@@ -36,7 +36,7 @@ def _begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoc
 
 
 def _open_stage(config: Config, name: str, opening: Opening) -> Stage:
-    from reid_core.methods.cclnet.between_epochs import open_stage
+    from reid_core.methods.cclnet.opening import open_stage
 
     return open_stage(config, name, opening)
 
@@ -44,7 +44,7 @@ def _open_stage(config: Config, name: str, opening: Opening) -> Stage:
 def _load_encoder(
     config: Config, backbone: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> Encoder:
-    from reid_core.methods.cclnet.between_epochs import load_encoder
+    from reid_core.methods.cclnet.opening import load_encoder
 
     return load_encoder(config, backbone, height, width, state)
 

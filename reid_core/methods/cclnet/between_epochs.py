@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from reid_core import clustering, sampling
 from reid_core.knn.products import Features
-from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
+from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import mutual_agreement
 from reid_core.methods.camera_rows import rows_to_compare
 from reid_core.methods.cclnet.across import cross_votes, of_contradictions
@@ -36,19 +36,13 @@ from reid_core.methods.cclnet.coupling import (
     identities_of_both,
     numbered_alone,
 )
-from reid_core.methods.cclnet.prompting import Prompting
 from reid_core.methods.cclnet.settings import (
     INPUTS,
     Config,
     ImageStage,
     seed_of,
 )
-from reid_core.methods.cclnet.stages import Images
 from reid_core.methods.refinement import refined
-from reid_core.methods.teacher import encoder_state
-from reid_core.models.backbones import Backbone
-from reid_core.models.encoders import ImageEncoder
-from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
 # Stages 0 and 2, between epochs ------------------------------------------------------------------
@@ -190,25 +184,3 @@ def _plan(
         )
         for m in INPUTS
     }
-
-
-# What the machinery opens ------------------------------------------------------------------------
-
-
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
-    """One stage, ready to train from fresh CLIP weights."""
-    clip = opening.backbone
-    encoder = ImageEncoder(clip, height=opening.height, width=opening.width)
-    if name == "prompts":
-        return Prompting(config, clip, encoder, handed=opening.handed, seed=opening.seed)
-    return Images(config, name, encoder, handed=opening.handed)
-
-
-def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> ImageEncoder:
-    """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
-    encoder = ImageEncoder(clip, height=height, width=width)
-    if state is not None:
-        encoder.load_state_dict(encoder_state(state))
-    return encoder.eval()

@@ -22,15 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from torch import Tensor
 
 from reid_core import clustering, mining, sampling
-from reid_core.method import BetweenEpochs, EpochPlan, Labels, Opening
+from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods.cpcl.settings import INPUTS, Config, uses_prototypes
-from reid_core.methods.cpcl.stages import Train
-from reid_core.models.backbones import Backbone
-from reid_core.models.text_image import TextImageEncoder
-from reid_core.stage import Stage
 from reid_core.types import OUTLIER, Modality
 
 VISIBLE, TEXT = INPUTS
@@ -206,25 +201,3 @@ def _plan(
 
 def _outliers(labels: np.ndarray) -> float:
     return float((labels == OUTLIER).sum())
-
-
-# What the machinery calls ------------------------------------------------------------------------
-
-
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
-    """The stage, ready to train from CLIP's weights, all of which learn.
-
-    Given identities reach it as the labels of its epochs.
-    """
-    encoder = TextImageEncoder(opening.backbone, height=opening.height, width=opening.width)
-    return Train(config, encoder, seed=opening.seed)
-
-
-def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> TextImageEncoder:
-    """The trained encoder from the stage's module state, or CLIP's own where `state` is None."""
-    encoder = TextImageEncoder(clip, height=height, width=width)
-    if state is not None:
-        encoder.load_state_dict(dict(state))
-    return encoder.eval()

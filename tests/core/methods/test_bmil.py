@@ -14,7 +14,7 @@ from torch.nn import functional
 from reid_core import optim
 from reid_core.memory import HybridMemory
 from reid_core.method import BetweenEpochs, EpochPlan, Opening
-from reid_core.methods.bmil import METHOD, joint_labels, objectives, optimization
+from reid_core.methods.bmil import METHOD, joint_labels, objectives, opening, optimization
 from reid_core.methods.bmil import between_epochs as bmil
 from reid_core.methods.bmil.settings import Config
 from reid_core.models import backbones
@@ -343,7 +343,7 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
 ) -> None:
     config = config_of()
     epoch = epoch_of(config)
-    stage = bmil.open_stage(config, "joint", Opening(clip, **SIZE, handed={}, seed=0))
+    stage = opening.open_stage(config, "joint", Opening(clip, **SIZE, handed={}, seed=0))
     stage.begin_epoch(0, epoch.for_workers())
     optimizer = stage.optimizer()
 
@@ -368,19 +368,21 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
 
 def test_stage_two_starts_from_the_weights_of_stage_one(clip: backbones.Backbone) -> None:
     config = config_of()
-    first = bmil.open_stage(config, "intra", Opening(clip, **SIZE, handed={}, seed=0))
+    first = opening.open_stage(config, "intra", Opening(clip, **SIZE, handed={}, seed=0))
     epoch = epoch_of(config, "intra")
     first.begin_epoch(0, epoch.for_workers())
     take(first, first.optimizer(), batch_of(epoch, 0))
-    second = bmil.open_stage(config, "joint", Opening(clip, **SIZE, handed=first.hand_on(), seed=0))
+    second = opening.open_stage(
+        config, "joint", Opening(clip, **SIZE, handed=first.hand_on(), seed=0)
+    )
     for name, x in first.module.state_dict().items():
         assert torch.equal(x, second.module.state_dict()[name]), name
     assert second.hand_on() == {}
 
 
 def test_descriptors_are_means_of_both_mirrors(clip: backbones.Backbone) -> None:
-    plain = bmil.load_encoder(config_of(flip=False), clip, *SIZE.values(), None)
-    mirrored = bmil.load_encoder(config_of(), clip, *SIZE.values(), None)
+    plain = opening.load_encoder(config_of(flip=False), clip, *SIZE.values(), None)
+    mirrored = opening.load_encoder(config_of(), clip, *SIZE.values(), None)
     images = torch.randint(0, 256, (5, 3, 32, 16)).to(torch.uint8)
     both = [plain.embed(x, V) for x in (images, images.flip(-1))]
     expected = functional.normalize(both[0] + both[1], dim=1)

@@ -14,7 +14,7 @@ import torch
 from reid_core import optim, sampling
 from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.cclnet import between_epochs as cclnet
-from reid_core.methods.cclnet import optimization
+from reid_core.methods.cclnet import opening, optimization
 from reid_core.methods.cclnet.settings import Config
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
@@ -101,7 +101,7 @@ def test_lengths_and_settings_are_the_published_ones():
 def test_optimizer_entries_of_resnet50(stage, plain, biases):
     with torch.device("meta"):
         encoder = ImageEncoder(backbones.load("RN50"), height=288, width=144)
-        opened_stage = cclnet.open_stage(
+        opened_stage = opening.open_stage(
             Config(),
             stage,
             Opening(backbones.load("RN50"), height=288, width=144, handed={}, seed=0),
@@ -188,7 +188,7 @@ def test_nothing_is_swapped_before_the_start_epoch():
 
 def test_stage_0_hands_on_the_labels_of_its_last_epoch_outliers_included(clip):
     config = small_config()
-    stage = cclnet.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
+    stage = opening.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     for number in range(2):
         epoch = epoch_of(config, "prepare", number=number)
         stage.begin_epoch(number, epoch.for_workers())
@@ -196,13 +196,13 @@ def test_stage_0_hands_on_the_labels_of_its_last_epoch_outliers_included(clip):
     assert sorted(past) == ["labels.infrared", "labels.visible"]
     assert past["labels.visible"].tolist() == epoch.labels[VISIBLE].tolist()
     assert (past["labels.visible"] == -1).sum() == 3
-    prompts = cclnet.open_stage(config, "prompts", Opening(clip, **SIZE, handed=past, seed=0))
+    prompts = opening.open_stage(config, "prompts", Opening(clip, **SIZE, handed=past, seed=0))
     assert [len(x) for x in prompts.module.anchors().values()] == [3, 4]
 
 
 @pytest.mark.parametrize("name", ["prompts", "align"])
 def test_later_stages_start_from_fresh_clip_weights(clip, name):
-    first = cclnet.open_stage(small_config(), "prepare", Opening(clip, **SIZE, handed={}, seed=0))
+    first = opening.open_stage(small_config(), "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     stages = small_config()
     first.module.train()
     epoch = epoch_of(stages, "prepare")
@@ -227,7 +227,7 @@ def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
         known = given[f"labels.{m}"][batch[m].rows] != -1
         assert int(terms[f"{m}_to_text"].count) == int(known.sum()) < 12
     given["labels.visible"].fill_(-1)
-    alone = cclnet.open_stage(small_config(), "align", Opening(clip, **SIZE, handed=given, seed=0))
+    alone = opening.open_stage(small_config(), "align", Opening(clip, **SIZE, handed=given, seed=0))
     alone.begin_epoch(0, epoch.for_workers())
     terms = alone.terms(alone.module.train(), batch, lambda x: x)
     assert terms["visible_to_text"].mean.item() == 0
@@ -237,7 +237,7 @@ def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
 def test_what_a_stage_does_not_train_stays_bit_identical(clip):
     before = deepcopy(clip.model.state_dict())
     config = small_config(prompts={"batch_size": 8})
-    prepare = cclnet.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
+    prepare = opening.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     frozen = deepcopy(prepare.module.attnpool.state_dict())
     prepare.module.train()
     epoch = epoch_of(config, "prepare")
@@ -261,7 +261,7 @@ def test_what_a_stage_does_not_train_stays_bit_identical(clip):
     anchors = prompts.hand_on()
     past = anchors | {k: v for k, v in handed(clip).items() if k.startswith("labels")}
     kept = deepcopy(past)
-    align = cclnet.open_stage(config, "align", Opening(clip, **SIZE, handed=past, seed=0))
+    align = opening.open_stage(config, "align", Opening(clip, **SIZE, handed=past, seed=0))
     align.module.train()
     epoch = epoch_of(config, "align")
     align.begin_epoch(0, epoch.for_workers())

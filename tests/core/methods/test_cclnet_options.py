@@ -13,7 +13,7 @@ from reid_core.knn.search import nearest
 from reid_core.memory import ClusterMemory
 from reid_core.method import BetweenEpochs
 from reid_core.methods import mutual_agreement
-from reid_core.methods.cclnet import METHOD, coupling
+from reid_core.methods.cclnet import METHOD, coupling, opening
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
 from reid_core.methods.cclnet.stages import image_terms
@@ -238,7 +238,7 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: backbones.Backbone) -
     torch.testing.assert_close(stage.module.teacher.state_dict()[name], expected)
     images = batch_of(epoch)[VISIBLE].images
     stage.module.eval()
-    loaded = cclnet.load_encoder(config, clip, *SIZE.values(), stage.module.state_dict())
+    loaded = opening.load_encoder(config, clip, *SIZE.values(), stage.module.state_dict())
     torch.testing.assert_close(loaded.embed(images, VISIBLE), stage.encoder.embed(images, VISIBLE))
     assert (loaded.embed(images, VISIBLE) != stage.module.student.embed(images, VISIBLE)).any()
 

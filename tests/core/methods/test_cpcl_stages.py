@@ -17,7 +17,7 @@ from reid_core.datasets import LAYOUTS
 from reid_core.memory import ClusterMemory
 from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.cpcl import between_epochs as cpcl
-from reid_core.methods.cpcl import stages
+from reid_core.methods.cpcl import opening, stages
 from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
 from reid_core.methods.cpcl.stages import Pairs, Prototypes
 from reid_core.models import backbones
@@ -292,7 +292,9 @@ def train_one_epoch(
     chosen = config(
         clustering={"k1": 4, "k2": 1, "min_samples": 2}, train={**train, "text_mask": text_mask}
     )
-    stage = cpcl.open_stage(chosen, "train", Opening(clip, height=64, width=32, handed={}, seed=3))
+    stage = opening.open_stage(
+        chosen, "train", Opening(clip, height=64, width=32, handed={}, seed=3)
+    )
     stage.encoder.eval()
     with torch.no_grad():
         features = {
@@ -352,13 +354,13 @@ def test_masked_words_change_the_step(tmp_path: Path, small) -> None:
 
 
 def test_the_trained_encoder_comes_back_from_its_state(small) -> None:
-    stage = cpcl.open_stage(
+    stage = opening.open_stage(
         config(), "train", Opening(small, height=64, width=32, handed={}, seed=0)
     )
     with torch.no_grad():
         next(stage.module.parameters()).add_(1)
-    again = cpcl.load_encoder(config(), small, 64, 32, stage.module.state_dict())
-    fresh = cpcl.load_encoder(config(), small, 64, 32, None)
+    again = opening.load_encoder(config(), small, 64, 32, stage.module.state_dict())
+    fresh = opening.load_encoder(config(), small, 64, 32, None)
     images = torch.zeros(2, 3, 64, 32, dtype=torch.uint8) + 99
     stage.module.eval()
     with torch.no_grad():

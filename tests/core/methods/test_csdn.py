@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reid_core.method import BetweenEpochs, Opening
-from reid_core.methods.csdn import METHOD, optimization, stages
+from reid_core.methods.csdn import METHOD, opening, optimization, stages
 from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn.images import Descriptor, ImageModel, build_encoder
 from reid_core.methods.csdn.released import from_released
@@ -234,7 +234,7 @@ def test_published_optimizer_of_the_images(published: ImageModel) -> None:
 def test_published_optimizers_of_the_texts(small, stage: str, tensors: int) -> None:
     config, identities = Config(), cycled(40, 40, 10)
     handed = {f"texts.{m}": torch.zeros(10, 128) for m in INPUTS}
-    opened = csdn.open_stage(
+    opened = opening.open_stage(
         config, stage, Opening(small, **SIZE, identities=identities, handed=handed, seed=0)
     )
     optimizer = opened.optimizer()
@@ -327,7 +327,7 @@ def test_a_state_without_all_weights_names_what_is_missing(small) -> None:
     state = {f"encoder.{name}": x for name, x in own.items()}
     del state["encoder.trunk.layer2.0.conv1.weight"]
     with pytest.raises(ValueError, match=r"(?s)whole image encoder.*layer2\.0\.conv1"):
-        csdn.load_encoder(config, small, **SIZE, state=state)
+        opening.load_encoder(config, small, **SIZE, state=state)
 
 
 def as_released(name: str) -> str:
@@ -354,7 +354,7 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         encoder.gem.p.fill_(2.5)
     model = ImageModel(encoder, 7, seed=3).eval()
     saved = {f"module.{as_released(name)}": x for name, x in model.state_dict().items()}
-    loaded = csdn.load_encoder(
+    loaded = opening.load_encoder(
         config, small, *SIZE.values(), from_released(REFERENCE, saved)["images"]
     )
     own = Descriptor(encoder, flip=True).eval()
@@ -364,4 +364,4 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         for m in INPUTS:
             torch.testing.assert_close(loaded.embed(pictures, m), own.embed(pictures, m))
     with pytest.raises(ValueError, match="images"):
-        csdn.load_encoder(config, small, *SIZE.values(), {"query.weight": Tensor()})
+        opening.load_encoder(config, small, *SIZE.values(), {"query.weight": Tensor()})

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from reid_core import losses
 from reid_core.method import BetweenEpochs, Opening
-from reid_core.methods.csdn import METHOD
+from reid_core.methods.csdn import METHOD, opening
 from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn.images import Descriptor, Outputs, build_encoder, image_terms
 from reid_core.methods.csdn.settings import INPUTS, Config
@@ -45,7 +45,7 @@ def pictures(num: int, *, seed: int = 0) -> Tensor:
 def open_stage(config: Config, name: str, clip: backbones.Backbone) -> Stage:
     handed = {f"texts.{m}": rows(6, 128, seed=i) for i, m in enumerate(INPUTS)}
     handed["fused"] = rows(6, 128, seed=5)
-    return csdn.open_stage(
+    return opening.open_stage(
         config, name, Opening(clip, **SIZE, identities=PEOPLE, handed=handed, seed=3)
     )
 

@@ -1,0 +1,37 @@
+"""What the machinery opens of CCLNet: its stages, and the encoder that one has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from reid_core.method import Opening
+from reid_core.methods.cclnet.prompting import Prompting
+from reid_core.methods.cclnet.settings import (
+    Config,
+)
+from reid_core.methods.cclnet.stages import Images
+from reid_core.methods.teacher import encoder_state
+from reid_core.models.backbones import Backbone
+from reid_core.models.encoders import ImageEncoder
+from reid_core.stage import Stage
+
+
+def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+    """One stage, ready to train from fresh CLIP weights."""
+    clip = opening.backbone
+    encoder = ImageEncoder(clip, height=opening.height, width=opening.width)
+    if name == "prompts":
+        return Prompting(config, clip, encoder, handed=opening.handed, seed=opening.seed)
+    return Images(config, name, encoder, handed=opening.handed)
+
+
+def load_encoder(
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+) -> ImageEncoder:
+    """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
+    encoder = ImageEncoder(clip, height=height, width=width)
+    if state is not None:
+        encoder.load_state_dict(encoder_state(state))
+    return encoder.eval()

@@ -1,0 +1,33 @@
+"""What the machinery opens of CPCL: its stages, and the encoder that one has trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from reid_core.method import Opening
+from reid_core.methods.cpcl.settings import Config
+from reid_core.methods.cpcl.stages import Train
+from reid_core.models.backbones import Backbone
+from reid_core.models.text_image import TextImageEncoder
+from reid_core.stage import Stage
+
+
+def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+    """The stage, ready to train from CLIP's weights, all of which learn.
+
+    Given identities reach it as the labels of its epochs.
+    """
+    encoder = TextImageEncoder(opening.backbone, height=opening.height, width=opening.width)
+    return Train(config, encoder, seed=opening.seed)
+
+
+def load_encoder(
+    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+) -> TextImageEncoder:
+    """The trained encoder from the stage's module state, or CLIP's own where `state` is None."""
+    encoder = TextImageEncoder(clip, height=height, width=width)
+    if state is not None:
+        encoder.load_state_dict(dict(state))
+    return encoder.eval()
