@@ -100,7 +100,7 @@ def evaluate(
     Raises:
         UserError: no such checkpoint, data set or split.
     """
-    from pipelines.evaluation.evaluate import evaluate_checkpoint
+    from pipelines.evaluation.checkpoint import evaluate_checkpoint
 
     return evaluate_checkpoint(
         Path(checkpoint),

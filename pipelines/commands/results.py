@@ -34,7 +34,8 @@ def evaluate(
     ] = False,
 ) -> None:
     """Measure a checkpoint under every protocol of a data set; features are extracted once."""
-    from pipelines.evaluation.evaluate import calibration_lines, evaluate_checkpoint, score_table
+    from pipelines.evaluation.checkpoint import evaluate_checkpoint
+    from pipelines.evaluation.evaluate import calibration_lines, score_table
 
     check_target(json_file)
     result = evaluate_checkpoint(

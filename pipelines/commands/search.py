@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,6 @@ from pipelines.commands.gallery import Checkpoint, Gallery, SeenAs, Space
 from pipelines.commands.options import ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
-
-if TYPE_CHECKING:
-    from pipelines.evaluation import calibrated
-    from pipelines.retrieval import gallery
 
 commands = typer.Typer()
 
@@ -83,7 +79,7 @@ def search(
         top=top,
         where=where,
         reranked=rerank,
-        calibrated=_probabilities(opened, checkpoint, prior),
+        calibrated=searching.probabilities_of(opened, checkpoint, prior),
         min_probability=min_probability,
     )
     console.print(searching.table(asked, hits))
@@ -138,7 +134,7 @@ def watch(
         loaded,
         source,
         modality=modality_named(seen_as, "--as"),
-        calibrated=_probabilities(opened, checkpoint, prior),
+        calibrated=search.probabilities_of(opened, checkpoint, prior),
         min_probability=min_probability,
         every_s=every,
         rounds=2 if once else None,
@@ -186,14 +182,3 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         say(f"serving {gallery}: http://{shown}:{port}/ (Ctrl-C ends it)")
         deploy.wait()
-
-
-def _probabilities(
-    opened: gallery.Gallery, checkpoint: Path | None, prior: float | None
-) -> calibrated.Calibrated | None:
-    """How likely an answer of a gallery is right; None where its encoder is not calibrated."""
-    from pipelines.evaluation import calibrated
-
-    facts = opened.facts
-    known = calibrated.load(checkpoint or Path(facts.checkpoint), fingerprint=facts.fingerprint)
-    return known.at_prior(prior) if known else None

@@ -15,7 +15,7 @@ from torch.nn import functional
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.data.decode import read_image
-from pipelines.distributed.precision import set_tf32
+from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from reid_core.methods import METHODS
@@ -75,10 +75,15 @@ class LoadedEncoder:
             images = [
                 read_image(Path(path), height=size.height, width=size.width) for path in paths[rows]
             ]
-            with torch.inference_mode():
-                batch = torch.from_numpy(np.stack(images)).to(self.device)
-                vectors[rows] = self.encoder.embed(batch, kind).float().cpu().numpy()
+            vectors[rows] = self.vectors(torch.from_numpy(np.stack(images)), kind)
         return vectors
+
+    @torch.inference_mode()
+    def vectors(self, inputs: Tensor, modality: Modality) -> np.ndarray:
+        """Unit rows (B, D) float32 of decoded images or tokens, in the precision of the run."""
+        with autocast(self.device, self.config.trainer.precision):
+            rows = self.encoder.embed(inputs.to(self.device), modality)
+        return rows.float().cpu().numpy()
 
 
 @runtime_checkable

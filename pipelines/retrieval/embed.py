@@ -33,7 +33,6 @@ from torch import nn
 from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
 from pipelines.data.places import ROOT_ALONE, Trusted
-from pipelines.distributed.precision import autocast
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
@@ -206,7 +205,7 @@ class Embedder:
                 if kept:
                     rows += kept
                     contents += hashes
-                    found.append(self._forward(inputs, modality))
+                    found.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
         none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
         vectors.write_part(
             self._work.out,
@@ -257,13 +256,6 @@ class Embedder:
                 hashes.append(content)
         inputs = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
         return inputs, kept, hashes
-
-    @torch.inference_mode()
-    def _forward(self, inputs: torch.Tensor, modality: Modality) -> np.ndarray:
-        loaded = self._loaded
-        with autocast(loaded.device, loaded.config.trainer.precision):
-            features = loaded.encoder.embed(inputs.to(loaded.device), modality)
-        return features.float().cpu().numpy().astype(self._work.dtype)
 
 
 def content_hash(data: bytes) -> str:

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
+from pipelines.evaluation.calibrated import load as load_calibration
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter, Match
@@ -153,7 +153,6 @@ def query_by_image(
     return Query(vector, str(image), modality, image, pid)
 
 
-@torch.inference_mode()
 def query_by_text(loaded: LoadedEncoder, sentence: str) -> Query:
     """A sentence, embedded by the text tower of `encoder_of` the gallery.
 
@@ -167,8 +166,7 @@ def query_by_text(loaded: LoadedEncoder, sentence: str) -> Query:
         )
     if not sentence.strip():
         raise UserError("--text is empty: describe the person")
-    tokens = loaded.tokenize([sentence]).to(loaded.device)
-    vector = loaded.encoder.embed(tokens, Modality.TEXT)[0].float().cpu().numpy()
+    (vector,) = loaded.vectors(loaded.tokenize([sentence]), Modality.TEXT)
     return Query(vector, sentence, Modality.TEXT)
 
 
@@ -191,6 +189,21 @@ def encoder_of(gallery: Gallery, checkpoint: Path | None = None) -> LoadedEncode
             "or give the old checkpoint with --checkpoint"
         )
     return loaded
+
+
+def probabilities_of(
+    gallery: Gallery, checkpoint: Path | None, prior: float | None
+) -> Calibrated | None:
+    """How likely an answer of a gallery is right; None where its encoder is not calibrated.
+
+    Args:
+        gallery, checkpoint: as in `encoder_of`.
+        prior: share of rows that show the queried identity; None for that of the fit.
+    """
+    facts = gallery.facts
+    place = checkpoint or Path(facts.checkpoint)
+    fitted = load_calibration(place, fingerprint=facts.fingerprint)
+    return fitted.at_prior(prior) if fitted else None
 
 
 def search(

@@ -16,10 +16,9 @@ import torch
 
 from pipelines.cluster import session as cluster
 from pipelines.errors import UserError
-from pipelines.evaluation import calibrated
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.retrieval.gallery import Gallery
-from pipelines.retrieval.search import encoder_of
+from pipelines.retrieval.search import encoder_of, probabilities_of
 from pipelines.service.desk import MAX_BYTES, Desk
 from pipelines.service.guard import is_loopback
 from reid_core.types import Modality
@@ -90,7 +89,6 @@ class Encoding:
     def __init__(self, loaded: LoadedEncoder) -> None:
         self._loaded = loaded
 
-    @torch.inference_mode()
     def embed(self, inputs: list[np.ndarray | str], modalities: list[Modality]) -> list[np.ndarray]:
         """(D,) unit rows, in the order of the inputs."""
         rows: list[np.ndarray] = [np.empty(0)] * len(inputs)
@@ -102,8 +100,7 @@ class Encoding:
                 batch = self._loaded.tokenize([str(one) for one in own])
             else:
                 batch = torch.from_numpy(np.stack([np.asarray(one) for one in own]))
-            found = self._loaded.encoder.embed(batch.to(self._loaded.device), modality)
-            for place, row in zip(places, found.float().cpu().numpy(), strict=True):
+            for place, row in zip(places, self._loaded.vectors(batch, modality), strict=True):
                 rows[place] = row
         return rows
 
@@ -116,11 +113,9 @@ def desk_of(settings: Settings) -> tuple[Desk, LoadedEncoder]:
     """
     gallery = Gallery.open(settings.gallery, space=settings.space)
     loaded = encoder_of(gallery, settings.checkpoint)
-    place = settings.checkpoint or Path(gallery.facts.checkpoint)
-    known = calibrated.load(place, fingerprint=gallery.facts.fingerprint)
     desk = Desk(
         gallery,
-        calibrated=known.at_prior(settings.prior) if known else None,
+        calibrated=probabilities_of(gallery, settings.checkpoint, settings.prior),
         modalities=loaded.modalities,
         size=(loaded.config.model.height, loaded.config.model.width),
         uploads=settings.uploads,

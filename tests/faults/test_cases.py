@@ -14,7 +14,7 @@ from pipelines import config as configuration
 from pipelines.data.check import check
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import evaluate_checkpoint
+from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.retrieval.sources import Source
 from reid_core.datasets import LAYOUTS, folder, manifest, synthetic
 from tests.pipelines.trained import save_run

@@ -19,7 +19,7 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare
 from pipelines.data.unreadable import find_unreadable
 from pipelines.errors import UserError
-from pipelines.evaluation.evaluate import evaluate_checkpoint
+from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, runlog
 from pipelines.training.driver import train

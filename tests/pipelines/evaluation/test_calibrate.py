@@ -12,8 +12,8 @@ from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrate import PSEUDO, VALIDATION, calibrate
+from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.evaluation.encoder import open_encoder
-from pipelines.evaluation.evaluate import evaluate_checkpoint
 from pipelines.runs import checkpoint
 from reid_core.types import Modality
 from tests.pipelines.trained import save_run

@@ -18,7 +18,7 @@ from pipelines import cli
 from pipelines.config import RunConfig
 from pipelines.data.inputs import Inputs
 from pipelines.errors import UserError
-from pipelines.evaluation import evaluate as evaluating
+from pipelines.evaluation import checkpoint as measuring
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
 from reid_core import protocols
@@ -167,7 +167,7 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
         device=torch.device("cpu"),
         fingerprint="halves",
     )
-    monkeypatch.setattr(evaluating, "open_encoder", lambda path: found)
+    monkeypatch.setattr(measuring, "open_encoder", lambda path: found)
     reads: list[int] = []
     read = Inputs.read
 
@@ -211,14 +211,14 @@ def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_n
 ) -> None:
     synthetic.write(tmp_path, num_identities=4, seed=1, layout="regdb", height=32)
     config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
-    encoder = replace(evaluating.open_encoder(tmp_path), config=config)
-    monkeypatch.setattr(evaluating, "open_encoder", lambda path: encoder)
+    encoder = replace(measuring.open_encoder(tmp_path), config=config)
+    monkeypatch.setattr(measuring, "open_encoder", lambda path: encoder)
     for given, trial in ((None, 5), (9, 9)):
-        found = evaluating.evaluate_checkpoint(tmp_path, trial=given)
+        found = measuring.evaluate_checkpoint(tmp_path, trial=given)
         identities = regdb.read(tmp_path, trial=trial).test
         images = {
             sample.image for sample in identities.take(identities.rows(Modality.VISIBLE)).samples
         }
         assert images in (set(found.details[f"{side}_images"]) for side in ("query", "gallery"))
     with pytest.raises(UserError, match="--trial 9: folder has no divisions"):
-        evaluating.evaluate_checkpoint(tmp_path, kind="folder", trial=9)
+        measuring.evaluate_checkpoint(tmp_path, kind="folder", trial=9)

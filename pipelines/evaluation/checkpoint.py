@@ -1,0 +1,122 @@
+"""Scores of a saved encoder: its checkpoint, a data set, every protocol, in this process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines import config as configuration
+from pipelines.config import RunConfig
+from pipelines.data import extract_features
+from pipelines.data.measurable import why_unmeasured
+from pipelines.data.prepare import inputs_of, read
+from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
+from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.evaluation.evaluate import Evaluation, evaluate
+from pipelines.evaluation.pairs import errors
+from pipelines.storage.shards import location
+from reid_core.datasets import LAYOUTS
+from reid_core.types import Modality, Split
+
+
+def evaluate_checkpoint(
+    path: Path,
+    *,
+    kind: str | None = None,
+    root: Path | None = None,
+    trial: int | None = None,
+    split: str = "test",
+    flip: bool = False,
+    reranked: bool = False,
+) -> Evaluation:
+    """Measure a saved encoder in this process, on a GPU if there is one.
+
+    Args:
+        path: checkpoint folder or run directory.
+        kind, root, trial: of the data set, as in `pipelines.config.DataConfig`; None for those
+            that the run was trained with.
+        split: "test" or "val".
+        flip, reranked: also score with mirrored images, or re-ranked; see `evaluate`.
+
+    Raises:
+        UserError: no such checkpoint, data set, kind or split.
+    """
+    loaded = open_encoder(path)
+    tree = loaded.config.model_dump(mode="json")
+    given = {"kind": kind, "root": root, "trial": trial}
+    tree["data"] |= {key: value for key, value in given.items() if value is not None}
+    config = configuration.validate(tree, source=str(path))
+    if trial is not None and not LAYOUTS[config.data.kind].has_trials:
+        raise UserError(f"--trial {trial}: {config.data.kind} has no divisions, RegDB has")
+    if split not in ("test", "val"):
+        raise UserError(f"--split {split}: choose test or val")
+    dataset = read(config)
+    records: Split = getattr(dataset, split)
+    if reason := why_unmeasured(dataset.kind, records):
+        raise UserError(f"{location(dataset.root)}: of the {split} split {reason}")
+    found = features_of(loaded, records, dataset.root, config=config, flip=flip)
+    width = loaded.encoder.feature_dim
+    features = np.ascontiguousarray(found[:, :width])
+    result = evaluate(
+        dataset.kind,
+        records,
+        features,
+        mirrored=np.ascontiguousarray(found[:, width:]) if flip else None,
+        reranked=reranked,
+    )
+    known = calibrated.load(path, fingerprint=loaded.fingerprint)
+    return replace(result, calibration=errors(known, records, features)) if known else result
+
+
+def features_of(
+    loaded: LoadedEncoder,
+    split: Split,
+    root: Path,
+    *,
+    config: RunConfig | None = None,
+    flip: bool = False,
+) -> np.ndarray:
+    """Descriptors (N, D) float32 of the rows of a split.
+
+    Args:
+        loaded: the encoder.
+        split: rows of modalities that it embeds.
+        root: folder that their images are relative to.
+        config: of the data, None for that of the run.
+        flip: with those of the mirrored images behind, (N, 2 D).
+    """
+    config = config or loaded.config
+    inputs = inputs_of(split, root, config)
+    features = np.empty((len(split), loaded.encoder.feature_dim * (1 + flip)), dtype=np.float32)
+    for m in loaded.modalities:
+        if len(split.rows(m)):
+            features[split.rows(m)] = (
+                extract_features.embed(
+                    _with_mirrored(loaded.encoder.embed) if flip else loaded.encoder.embed,
+                    inputs,
+                    m,
+                    np.arange(inputs.num_rows(m)),
+                    batch_size=config.trainer.embed_batch,
+                    device=loaded.device,
+                    precision=config.trainer.precision,
+                )
+                .cpu()
+                .numpy()
+            )
+    return features
+
+
+def _with_mirrored(embed: extract_features.Head) -> extract_features.Head:
+    """A head that returns the descriptors of images and of their mirror images side by side."""
+
+    def both(inputs: Tensor, modality: Modality) -> Tensor:
+        plain = embed(inputs, modality)
+        other = plain if modality == Modality.TEXT else embed(inputs.flip(3), modality)
+        return torch.cat([plain, other], dim=1)
+
+    return both
