@@ -74,16 +74,16 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
 
         from pipelines.data import datasource as stream
         from pipelines.distributed import collectives
-        from pipelines.training.loop import TrainingLoop
+        from pipelines.training.equipment import Equipment
 
         stream.DecodeAndAugment = noting_decode(notes)  # type: ignore[misc]
         run_dir = given["job"].run_dir
         ray.train.torch.get_device = lambda: torch.device("cpu")
         world = ray.train.get_context().get_world_size()
         node = ray.get_runtime_context().get_node_id()
-        seed = TrainingLoop._seed
+        begin_epoch = Equipment.begin_epoch
 
-        def armed_seed(self: TrainingLoop, name: str, epoch: int) -> None:
+        def armed_begin(self: Equipment, name: str, epoch: int) -> None:
             while gated and world != WORKERS[epoch]:  # until the group is ended for another size
                 if newest_registered(run_dir) == epoch - 1:
                     (notes / "wanted").write_text(str(WORKERS[epoch]))
@@ -91,9 +91,9 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
             with (notes / "places").open("a") as file:
                 place = {"epoch": epoch, "workers": world, "rank": collectives.rank(), "node": node}
                 file.write(json.dumps(place) + "\n")
-            seed(self, name, epoch)
+            begin_epoch(self, name, epoch)
 
-        TrainingLoop._seed = armed_seed  # type: ignore[method-assign]
+        Equipment.begin_epoch = armed_begin  # type: ignore[method-assign]
         work(given)
 
     @contextmanager

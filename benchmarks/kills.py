@@ -233,10 +233,10 @@ def arm_worker(
     from pipelines.distributed import collectives
     from pipelines.runs import checkpoint
     from pipelines.training.embedding import Embedding
-    from pipelines.training.loop import TrainingLoop
+    from pipelines.training.equipment import Equipment
 
     now: dict[str, Any] = {"stage": "", "epoch": -1, "step": 0, "embedded": 0}
-    seed, embed, save = TrainingLoop._seed, Embedding.share, checkpoint.save
+    begin_epoch, embed, save = Equipment.begin_epoch, Embedding.share, checkpoint.save
 
     def is_due(place: str, rank: int) -> bool:
         return (
@@ -245,12 +245,12 @@ def arm_worker(
             and due(now["stage"], now["epoch"])
         )
 
-    def armed_seed(self: TrainingLoop, name: str, epoch: int) -> None:
+    def armed_begin(self: Equipment, name: str, epoch: int) -> None:
         now.update(stage=name, epoch=epoch, step=0, embedded=0)
         if collectives.rank() == 0:
             with (scratch / "epochs").open("a") as file:
                 file.write(f"{name} {epoch}\n")
-        seed(self, name, epoch)
+        begin_epoch(self, name, epoch)
 
     def before_step(*_: Any) -> None:
         now["step"] += 1
@@ -274,7 +274,7 @@ def arm_worker(
             hit()
 
     register_optimizer_step_pre_hook(before_step)
-    TrainingLoop._seed = armed_seed  # type: ignore[method-assign]
+    Equipment.begin_epoch = armed_begin  # type: ignore[method-assign]
     Embedding.share = armed_embed  # type: ignore[method-assign]
     checkpoint.save = armed_save
 
