@@ -58,7 +58,7 @@ def is_whole(folder: Path) -> bool:
 
 def save_stage(run_dir: Path, state: dict[str, Any]) -> None:
     """Keep the last checkpoint of a stage beside the newest ones, for `start_from`."""
-    save(run_dir / STAGES / state["progress"]["stage"], state)
+    save(own_folder(run_dir / STAGES) / state["progress"]["stage"], state)
 
 
 def load(folder: Path) -> dict[str, Any]:
