@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow test-faults check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-gpu docs docs-site pretrain clean
+.PHONY: setup demo test test-slow test-faults test-fuzz check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-gpu docs docs-site pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -26,8 +26,11 @@ test: setup  ## the fast suite, under 2 minutes
 test-slow: setup  ## everything that takes minutes
 	@$(BIN)/python -m pytest -m slow
 
-test-faults: setup  ## bad inputs, attacks, tables of both
-	@$(BIN)/python -m pytest -s -m "slow or not slow" tests/faults
+test-faults: setup  ## bad inputs, attacks, fuzzed readers, and the table of docs/reliability.md
+	@$(BIN)/python -m pytest -m "slow or not slow" tests/faults
+
+test-fuzz: setup  ## readers of recipes, manifests and checkpoints, 10,000 examples each; for the night
+	@CROSSREID_FUZZ=10000 $(BIN)/python -m pytest tests/faults/test_fuzz.py
 
 check: setup  ## style, types, import rules
 	@$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pipelines.config import RunConfig
 from pipelines.errors import UserError, end_on_signals
 
 _MIN_SHARED_MEMORY = 256 * 2**20
+_LONGEST_SOCKET = 107
+_A_SOCKET = "/ray/session_2026-11-27_04-34-31_123456_1234567/sockets/plasma_store"
 
 
 @contextmanager
@@ -30,6 +33,7 @@ def session(config: RunConfig) -> Iterator[None]:
     _quiet()
     if address == "local":
         _check_shared_memory()
+        _check_temporary_folder()
         _start(config)
     else:
         _join(address, config)
@@ -116,6 +120,22 @@ def _check_shared_memory() -> None:
             f"{machine.SHARED_MEMORY} has {free / 2**20:.0f} MiB free, Ray's object store "
             f"needs at least {_MIN_SHARED_MEMORY / 2**20:.0f} MiB: free it, or give the "
             "container more: `crossreid doctor` says how much"
+        )
+
+
+def _check_temporary_folder() -> None:
+    """Ray's sockets lie in it, and the system cuts the path of a socket.
+
+    Raises:
+        UserError: it is too long.
+    """
+    name = next((key for key in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(key)), "")
+    folder = os.environ.get(name) or tempfile.gettempdir()
+    longest = _LONGEST_SOCKET - len(_A_SOCKET)
+    if len(os.fsencode(folder)) > longest:
+        raise UserError(
+            f"{name or 'the temporary folder'}={folder} is too long for Ray's sockets, which lie "
+            f"in it: at most {longest} characters; export RAY_TMPDIR=/tmp"
         )
 
 
