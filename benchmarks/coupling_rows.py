@@ -32,7 +32,7 @@ MAIN: dict[str, tuple[str, ...]] = {
     "true identities": (*NO_TEXT, "cclnet.labels=identities"),
 }
 TRIED: dict[str, tuple[str, ...]] = {
-    "ours + guard": (*OURS, "cclnet.matching.guard=0.4"),
+    "ours + guard": (*OURS, "cclnet.matching.guard=0.5"),
     "ours + voted labels": (*OURS, *(f"cclnet.{v}" for v in VOTES)),
     "ours + teacher": (*OURS, "cclnet.teacher=0.95"),
     "ours + decay": (*OURS, "cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0"),
@@ -109,7 +109,7 @@ OWN = "own"  # the tree of --root
 MISMATCHED = tuple(name for name in GENERATED if name.startswith("mismatch"))
 IN_MISMATCH = (
     "no coupling", "CCLNet", "shared prototypes", "ours", "ours + guard", "ours, pairs: mutual",
-    "BMIL", "true identities",
+    "ours, pairs: scaled", "BMIL", "true identities",
 )  # fmt: skip
 FIVE = ("default", "easy", "hard", "roadscene", "roadscene-hard")
 

@@ -123,8 +123,8 @@ def groups(epochs: Sequence[Epoch]) -> list[Panel]:
         values = [100 * epoch["mutual_nearest"] for epoch in own]
         text = (
             "How many groups are the nearest of the group that is nearest to them on the other "
-            "side. It needs no labels: about 50 and more where pairs are mostly right, below 30 "
-            "where few are, since the weights do not fit or the cameras saw different people. "
+            "side. It needs no labels: about 60 where half of the pairs are right at the start, "
+            "below 30 where few are. "
             f"First {values[0]:.0f} %, at the end {values[-1]:.0f} %."
         )
         panels.append(_shares(own, {"mutual": values}, "Mutual nearest groups, %", text))
