@@ -49,7 +49,8 @@ def train(
     """Train all stages, measure, write the report; a used directory is continued.
 
     Args:
-        config: from `load_config`; with data.trial=all every trial is trained.
+        config: from `load_config`; with data.trial=all every trial is trained, as many at a time
+            as the cluster has room for.
         out: run directory.
         backend: "ray" on a cluster or on one that is started on this machine; "local" in this
             process, without Ray.
@@ -68,9 +69,14 @@ def train(
         page.write(run_dir)
         return summary
 
+    def train_these(runs: Mapping[Path, RunConfig]) -> Mapping[Path, dict[str, Any]]:
+        if backend == "ray":
+            return _side_by_side(runs, train_one)
+        return {run_dir: train_one(one, run_dir) for run_dir, one in runs.items()}
+
     if config.data.trial != "all":
         return train_one(config, Path(out))
-    summary = regdb_trials.train_all(config, Path(out), train_one)
+    summary = regdb_trials.train_all(config, Path(out).resolve(), train_these)
     trials_page.write(Path(out))
     return summary
 
@@ -162,6 +168,28 @@ def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], dict[st
     from pipelines.errors import UserError
 
     raise UserError(f"backend={backend!r}: choose ray or local")
+
+
+def _side_by_side(
+    runs: Mapping[Path, RunConfig], train_one: Callable[[RunConfig, Path], dict[str, Any]]
+) -> Mapping[Path, dict[str, Any]]:
+    """Runs of one kind on one cluster; in this process where they come one after the other."""
+    import ray
+
+    from pipelines.cluster.session import session
+    from pipelines.training import side_by_side
+
+    config = next(iter(runs.values()))
+    with session(config):
+        at_once = side_by_side.slots(
+            ray.cluster_resources(),
+            config,
+            use_gpu=side_by_side.uses_gpu(config),
+            requested=len(runs),
+        )
+        if at_once > 1:
+            return side_by_side.train_all(runs, _command(), at_once=at_once)
+        return {run_dir: train_one(one, run_dir) for run_dir, one in runs.items()}
 
 
 def _command() -> list[str]:

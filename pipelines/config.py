@@ -81,6 +81,9 @@ class TrainerConfig(Section):
             a stage. A GPU whose worker is alone also replays them as CUDA graphs.
         gradient_accumulation: parts that a worker's slice of a batch is worked on in, one after the
             other; changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
+        search: of nearest neighbours for clustering: "exact", or "approximate" by a graph on the
+            CPU, for a million rows without a GPU; the recall of a sample is printed with each
+            epoch. A run that goes on need not make the same clusters then.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
             of machine; slower.
         shards: parts of a global batch in strict training. Part of what decides the result, so
@@ -104,6 +107,7 @@ class TrainerConfig(Section):
     activation_checkpointing: bool = False
     compile: bool = False
     gradient_accumulation: int = Field(1, ge=1)
+    search: Literal["exact", "approximate"] = "exact"
     strict: bool = False
     shards: int = Field(4, ge=1)
 
@@ -114,6 +118,8 @@ class TrainerConfig(Section):
                 "allow_tf32 and gradient_compression round what strict keeps to the bit: "
                 "leave them or strict out"
             )
+        if self.strict and self.search == "approximate":
+            raise ValueError("an approximate search need not repeat itself: leave it or strict out")
         return self
 
 
@@ -204,6 +210,7 @@ class RunConfig(_WithMethods):
             "allow_tf32",
             "gradient_compression",
             "gradient_accumulation",
+            "search",
             "strict",
         }
         if self.trainer.strict:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_array
 from torch import Tensor
+from torch.nn import functional
 
 from reid_core.compiled import compiled
 from reid_core.jaccard.distances import jaccard_distances
@@ -21,6 +22,8 @@ from reid_core.knn.products import Features, unit_rows
 from reid_core.knn.search import nearest
 from reid_core.knn.two_pools import alternating, merged_by_similarity
 from reid_core.types import OUTLIER
+
+_GATHER_BYTES = 1 << 26  # rows of clusters that are averaged at a time
 
 
 def jaccard_graph(
@@ -222,12 +225,16 @@ def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
     return labels
 
 
-def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
+def centroids(
+    features: Features, labels: np.ndarray | Tensor, *, rows: np.ndarray | None = None
+) -> Features:
     """Mean feature of each cluster, not normalized.
 
     Args:
-        features: (N, D), array or tensor; the mean is taken where it is.
+        features: (N, D), array or tensor; the mean is taken where it is, a part of the clusters at
+            a time.
         labels: (N,) int64, contiguous from 0; -1 is left out.
+        rows: (M,) the row that each label is of, for (M,) labels; None for one label per row.
 
     Returns:
         (C, D) of the features' kind and device; (0, D) where all rows are outliers.
@@ -237,10 +244,11 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
 
     Reference: CCLNet, stages 0 and 2, prototypes.
     """
-    rows = torch.as_tensor(features)
-    names = torch.as_tensor(labels, device=rows.device)
-    if names.shape != (len(rows),):
-        raise ValueError(f"labels have shape {tuple(names.shape)} for {len(rows)} rows")
+    every = torch.as_tensor(features)
+    names = torch.as_tensor(labels, device=every.device)
+    num = len(every) if rows is None else len(rows)
+    if names.shape != (num,):
+        raise ValueError(f"labels have shape {tuple(names.shape)} for {num} rows")
     ordered, order = torch.sort(names, stable=True)
     if len(ordered) and ordered[0] < OUTLIER:
         raise ValueError(f"label {int(ordered[0])}: labels are 0 or above, or -1 for an outlier")
@@ -250,9 +258,34 @@ def centroids(features: Features, labels: np.ndarray | Tensor) -> Features:
         return features[:0]
     if (counts == 0).any():
         raise ValueError(f"label {int(torch.argmin(counts))} has no row: labels must be contiguous")
-    # sorted segments and not index_add, whose sums on CUDA differ from run to run
-    means = torch.segment_reduce(rows[order], "mean", lengths=counts, axis=0)
+    if rows is not None:
+        order = torch.as_tensor(rows, device=every.device)[order]
+    means = _segment_means(every, order, counts)
     return means if isinstance(features, Tensor) else means.numpy()
+
+
+def unit_centroids(features: Features, labels: np.ndarray | Tensor) -> Tensor:
+    """`centroids` as float32 unit rows (C, D) on the host, wherever the features are."""
+    means = torch.as_tensor(centroids(features, labels), dtype=torch.float32)
+    return functional.normalize(means.cpu(), dim=1)
+
+
+def _segment_means(features: Tensor, order: Tensor, counts: Tensor) -> Tensor:
+    """(C, D) means of consecutive `counts` rows of features[order].
+
+    Sorted segments and not index_add, whose sums on CUDA differ from run to run.
+    """
+    most = max(1, _GATHER_BYTES // (4 * features.shape[1]))
+    ends = counts.cumsum(0)
+    # a cluster belongs to the part that its last row lies in
+    sizes = torch.bincount((ends - 1) // most)
+    parts, first = [], 0
+    for of_part in counts.split(sizes[sizes > 0].tolist()):
+        stop = first + int(of_part.sum())
+        gathered = features[order[first:stop]]
+        parts.append(torch.segment_reduce(gathered, "mean", lengths=of_part, axis=0))
+        first = stop
+    return torch.cat(parts)
 
 
 @compiled()

@@ -22,6 +22,7 @@ def adam_per_tensor(
     weight_decay: float,
     bias_lr_factor: float = 2.0,
     bias_weight_decay: float | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> Adam:
     """Adam with coupled L2 decay in which biases learn faster.
@@ -36,6 +37,7 @@ def adam_per_tensor(
         weight_decay: of everything but biases.
         bias_lr_factor: times `lr` for names that contain "bias".
         bias_weight_decay: of those; None = as everything else.
+        betas: shares of the old moments in a step.
         eps: added to the root of the second moment; 1e-3 damps small gradients a lot.
 
     Raises:
@@ -52,13 +54,17 @@ def adam_per_tensor(
     }
     rest = {"params": [p for name, p in trained if "bias" not in name], "lr_factor": 1.0}
     groups = by_rate([rest, biases])
-    optimizer = Adam(groups, lr=lr, weight_decay=weight_decay, eps=eps, fused=True)
+    optimizer = Adam(groups, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=True)
     set_lr(optimizer, lr)
     return optimizer
 
 
 def adamw(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], *, lr: float, weight_decay: float
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> AdamW:
     """AdamW over all that needs a gradient; vectors (biases, norms) and scalars do not decay.
 
@@ -72,7 +78,7 @@ def adamw(
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return AdamW(by_rate(groups), lr=lr, fused=True)
+    return AdamW(by_rate(groups), lr=lr, betas=betas, fused=True)
 
 
 def sgd(

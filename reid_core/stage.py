@@ -148,6 +148,22 @@ class Stage(Protocol):
 Terms = dict[str, Term]
 
 
+class CachedRows(Protocol):
+    """Frozen features (n, E) that workers may share out: a tensor is one."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """The given rows (B, E); all workers ask for the same ones, in the same order of calls."""
+
+
 @runtime_checkable
 class CachedStage(Stage, Protocol):
     """A stage that trains on features of a frozen encoder, embedded once.
@@ -162,7 +178,7 @@ class CachedStage(Stage, Protocol):
     def project(self, inputs: Tensor, modality: Modality) -> Tensor:
         """The frozen features (B, E) to cache; inputs as in `Encoder.embed`."""
 
-    def take(self, features: Mapping[Modality, Tensor]) -> None:
+    def take(self, features: Mapping[Modality, CachedRows]) -> None:
         """All cached features (n, E), in row order, before the first epoch."""
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[Any]:

@@ -33,6 +33,7 @@ from pipelines.cluster import machine as limits
 from pipelines.cluster import preflight
 from pipelines.cluster.session import session
 from pipelines.errors import UserError
+from reid_core.knn.faiss_screen import faiss_for_gpus
 from reid_core.models import backbones
 
 _GIB = 2**30
@@ -41,6 +42,7 @@ _MIN_DISK = 20 * _GIB  # three checkpoints of RN50 with their moments are 2 GB, 
 _MIN_FILES = 4096  # Ray keeps sockets open per worker
 _HEAD_PORTS = {6379: "the cluster's own", 8265: "dashboard and jobs", 10001: "remote drivers"}
 _STEP_IMAGES, _STEPS, _SLOW_STEP_S = 64, 3, 2.0
+_FAISS = "faiss-cpu", "faiss-gpu"
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -171,16 +173,25 @@ def accelerator() -> Finding:
 
 
 def neighbour_search() -> Finding:
-    """What finds neighbours: torch on GPUs, faiss of either build on the CPU."""
-    on_gpus = "; torch on GPUs" if torch.cuda.is_available() else ""
-    for package in ("faiss-cpu", "faiss-gpu"):
-        try:
-            version = importlib.metadata.version(package)
-            return Finding("faiss", "ok", f"{package} {version} on the CPU{on_gpus}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    remedy = 'pip install -c constraints.txt -e ".[cpu]"'
-    return Finding("faiss", "warn", "none: torch searches, and large indexes are refused", remedy)
+    """What finds neighbours on the CPU and on GPUs."""
+    version = next((text for name in _FAISS if (text := _installed(name))), None)
+    if not torch.cuda.is_available():
+        on_gpus = ""
+    else:
+        works, reason = faiss_for_gpus()
+        on_gpus = "; faiss on GPUs" if works else f"; torch on GPUs ({reason})"
+    if version is None:
+        remedy = 'pip install -c constraints.txt -e ".[cpu]"'
+        found = f"none: torch searches, and large indexes are refused{on_gpus}"
+        return Finding("faiss", "warn", found, remedy)
+    return Finding("faiss", "ok", f"{version} on the CPU{on_gpus}")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def sweeps() -> Finding:

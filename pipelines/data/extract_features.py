@@ -14,6 +14,7 @@ from torch import Tensor
 from pipelines.distributed.collectives import shares
 from pipelines.distributed.precision import Precision, autocast
 from pipelines.distributed.prefetch import Prefetch
+from reid_core.text import trimmed
 from reid_core.types import Modality
 
 Head = Callable[[Tensor, Modality], Tensor]
@@ -55,13 +56,22 @@ def embed(
     Returns:
         (n, D) float32 on the device.
     """
-    host = map(torch.from_numpy, _read_ahead(inputs, modality, rows, batch_size, readers))
+    batches = _read_ahead(inputs, modality, rows, batch_size, readers)
+    if modality == Modality.TEXT:  # here and not by the model, which would ask the device
+        batches = map(trimmed, batches)
+    host = map(torch.from_numpy, map(np.ascontiguousarray, batches))
+    features, filled = torch.empty(0), 0
     with autocast(device, precision):
-        features = [head(batch, modality).float() for batch in Prefetch(host, device)]
-        if not features:
+        for batch in Prefetch(host, device):
+            part = head(batch, modality).float()
+            if not filled:  # one block, so that rows are not held twice at the end
+                features = part.new_empty(len(rows), part.shape[1])
+            features[filled : filled + len(part)] = part
+            filled += len(part)
+        if not filled:
             some = torch.from_numpy(inputs.read(modality, np.arange(1))).to(device)
             return head(some, modality).float()[:0]
-    return torch.cat(features)
+    return features
 
 
 def _read_ahead(

@@ -23,7 +23,7 @@ TRIALS = LAYOUTS["regdb"].trials
 _ONE, _ALL = "one of the 10 trials", "mean of the 10 trials"
 
 Summary = dict[str, Any]
-Train = Callable[[RunConfig, Path], Summary]
+TrainThese = Callable[[Mapping[Path, RunConfig]], Mapping[Path, Summary]]
 
 
 def is_folder(directory: Path) -> bool:
@@ -36,13 +36,14 @@ def folder(out: Path, trial: int) -> Path:
     return out / f"trial-{trial:02d}"
 
 
-def train_all(config: RunConfig, out: Path, train: Train) -> Summary:
-    """Train the trials one after the other; those that are finished are not trained again.
+def train_all(config: RunConfig, out: Path, train: TrainThese) -> Summary:
+    """Train the trials; those that are finished are not trained again.
 
     Args:
         config: of all trials; its data.trial is "all".
         out: folder of the run directories; a used one is continued.
-        train: trains, or goes on training, in a run directory, and returns its summary.
+        train: trains, or goes on training, in run directories, and returns their summaries; one
+            after the other, or several at a time (`pipelines.training.side_by_side`).
 
     Returns:
         The summary of all trials, as written to summary.json; see `summarize`.
@@ -55,8 +56,9 @@ def train_all(config: RunConfig, out: Path, train: Train) -> Summary:
         raise UserError(f"{out} holds a single run: choose another --out for data.trial=all")
     single = {n: _with_trial(config, n) for n in TRIALS}
     finished = {n: _finished(folder(out, n), one) for n, one in single.items()}
-    summaries = {n: finished[n] or train(single[n], folder(out, n)) for n in TRIALS}
-    summary = summarize(summaries)
+    left = {folder(out, n): single[n] for n in TRIALS if finished[n] is None}
+    trained = train(left) if left else {}
+    summary = summarize({n: finished[n] or trained[folder(out, n)] for n in TRIALS})
     runlog.write_summary(out, summary)
     return summary
 

@@ -20,7 +20,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from pipelines.cluster.session import num_gpus, session
+from pipelines.cluster.session import session
 from pipelines.config import RunConfig
 from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import read
@@ -32,6 +32,7 @@ from pipelines.sweep import page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
+from pipelines.training.side_by_side import room, slots, start, uses_gpu
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
@@ -48,11 +49,13 @@ class Runs:
         study: the sweep.
         root: its folder.
         command: the command line, for the record of each run.
+        seeds_at_once: of a trial.
     """
 
     study: Study
     root: Path
     command: tuple[str, ...]
+    seeds_at_once: int = 1
 
 
 def search_for_best(
@@ -78,56 +81,15 @@ def search_for_best(
         config = search_space.trial_config(study, {}, study.search.seeds[0])
         _check_people(study, config)
         with session(config):
-            count = slots(
-                ray.cluster_resources(),
-                config,
-                use_gpu=_uses_gpu(config),
-                requested=study.search.budget.concurrent,
-            )
-            _run(Runs(study, ledger.root, tuple(command)), ledger, count)
+            wanted = study.search.budget.concurrent
+            available, use_gpu = ray.cluster_resources(), uses_gpu(config)
+            count = slots(available, config, use_gpu=use_gpu, requested=wanted)
+            # what the trials leave free is for their seeds
+            seeds = max(1, room(available, config, use_gpu=use_gpu) // count)
+            _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
     best = write_best(ledger.root, study)
     page.write(ledger.root)
     return read_trials(ledger.root), best
-
-
-def slots(
-    available: Mapping[str, float], config: RunConfig, *, use_gpu: bool, requested: int
-) -> int:
-    """Trials that can train side by side without waiting for each other's resources.
-
-    Worker groups are placed whole or not at all and cannot block each other. Images are decoded by
-    tasks that reserve nothing, so a CPU trial counts one core beyond its workers for them.
-
-    Args:
-        available: resources of the cluster.
-        config: of a trial.
-        use_gpu: whether its workers take GPUs.
-        requested: upper limit.
-
-    Raises:
-        UserError: not even one trial fits.
-    """
-    settings = config.trainer
-    kind = "GPU" if use_gpu else "CPU"
-    needed = settings.num_workers * (1 if use_gpu else settings.cpus_per_worker) + (not use_gpu)
-    fitting = int(available.get(kind, 0) // needed)
-    if fitting == 0 and use_gpu and config.ray.address not in (None, "local"):
-        return requested  # Nodes may still be started; waiting worker groups ask for them.
-    if fitting == 0:
-        raise UserError(
-            f"a trial needs {needed} {kind}s, the cluster has {available.get(kind, 0):g}: lower "
-            "trainer.num_workers or trainer.cpus_per_worker in `overrides`, or add nodes"
-        )
-    if fitting < requested:
-        log.warning(
-            "%d trials at a time instead of %d: each needs %d %ss, the cluster has %g",
-            fitting,
-            requested,
-            needed,
-            kind,
-            available[kind],
-        )
-    return min(fitting, requested)
 
 
 def _check_people(study: Study, config: RunConfig) -> None:
@@ -150,10 +112,6 @@ def _left(study: Study, ledger: Ledger) -> int:
     if points is None:
         return max(0, (study.search.budget.trials or 0) - len(ledger.over))
     return len(ledger.left(points))
-
-
-def _uses_gpu(config: RunConfig) -> bool:
-    return num_gpus() > 0 if config.trainer.use_gpu is None else config.trainer.use_gpu
 
 
 def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
@@ -285,10 +243,13 @@ def _trial(point: dict[str, Any], *, runs: Runs) -> None:
     (folder / _ERROR).unlink(missing_ok=True)
     done: dict[str, dict[str, float]] = {}
     epochs = 0
-    for seed in runs.study.search.seeds:
-        config = search_space.trial_config(runs.study, values, seed)
-        run_dir = folder / f"seed-{seed}"
-        task = _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, runs.command)
+    seeds, tasks = runs.study.search.seeds, {}
+    for number, seed in enumerate(seeds):
+        for ahead in seeds[number : number + runs.seeds_at_once]:
+            if ahead not in tasks:
+                config = search_space.trial_config(runs.study, values, ahead)
+                tasks[ahead] = start(config, folder / f"seed-{ahead}", runs.command)
+        task, run_dir = tasks[seed], folder / f"seed-{seed}"
         last = epochs
         for count, scores in _measured(task, run_dir, objective):
             last = epochs + count
@@ -336,15 +297,3 @@ def _measured(task: Any, run_dir: Path, objective: str) -> Iterator[tuple[int, d
         seen = max(seen, len(lines))
         if over:
             return
-
-
-def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> dict[str, Any]:
-    from pipelines.report import page
-    from pipelines.training.driver import train
-
-    summary = train(config, run_dir, command)
-    page.write(run_dir)
-    return summary
-
-
-_train: Any = ray.remote(num_cpus=0, max_retries=0)(_train_run)

@@ -5,28 +5,27 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
+import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError
-from pipelines.training.distributed_knn import (
-    nearest_by_searchers,
-    nearest_on_all_nodes,
-    start_searchers,
-)
+from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
+from reid_core.knn.products import Features, on_host
 from reid_core.types import Modality
+
+_PIECES = 2  # of a share, that wait in the object store at a time
 
 
 @contextmanager
@@ -35,20 +34,22 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Any]
 
     Args:
         job, prepared: the work, and its data set.
-        use_gpu: let searchers on the nodes' GPUs find the neighbors.
+        use_gpu: let the nodes' GPUs find the neighbors.
     """
-    searchers = start_searchers() if job.needs_memory and use_gpu else []
-    bank = start_bank(job, prepared, searchers)
+    bank = start_bank(job, prepared, use_gpu=use_gpu)
     try:
         yield bank
     finally:
-        for actor in (bank, *searchers):
-            ray.kill(actor)
+        ray.kill(bank)  # and with it its searchers
 
 
-def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> Any:
-    """The actor between the epochs: a memory bank, or a planner for a method without one."""
+def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> Any:
+    """The actor between the epochs: a memory bank, or a planner for a method without one.
+
+    Where GPUs are used and its node has one, the bank holds its features there.
+    """
     config = job.config
+    node = ray.get_runtime_context().get_node_id()
     options = {
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 4,
@@ -57,13 +58,14 @@ def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> A
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
         # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        ),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
     }
     if not job.needs_memory:
         return _BankActor.options(**options).remote(Planner, config, job.identities)
     inputs = job.method.inputs
+    has_gpu = any(n["NodeID"] == node and n["Resources"].get("GPU", 0) >= 1 for n in ray.nodes())
+    if use_gpu and has_gpu:
+        options["num_gpus"] = SEARCHER_SHARE
     return _BankActor.options(**options).remote(
         MemoryBank,
         config,
@@ -71,7 +73,8 @@ def start_bank(job: Job, prepared: Prepared, searchers: Sequence[Any] = ()) -> A
         identities=job.identities,
         owners=prepared.train_inputs.owners,
         cameras=prepared.cameras(inputs),
-        search=partial(nearest_by_searchers, searchers) if searchers else nearest_on_all_nodes,
+        search=SearchOnNodes(use_gpu),
+        device=torch.device("cuda" if use_gpu and has_gpu else "cpu"),
     )
 
 
@@ -91,11 +94,21 @@ class RemoteBank:
         return bool(ray.get(self.handle.is_to_stop.remote()))
 
     def add_features(
-        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+        self, token: int, key: Key, modality: Modality, features: Features, rank: int, world: int
     ) -> None:
-        """Hand features over by reference; returns at once."""
-        shard = ray.put(features)
-        self.handle.add_features.remote(token, key, modality, shard, rank, world)
+        """Hand a share over in pieces; returns before the last of them is dealt with.
+
+        The bank copies a piece to its place and gives it back, so the object store holds few.
+        """
+        step = max(1, PIECE_BYTES // (4 * features.shape[1]))
+        waiting: deque[Any] = deque()
+        for start in range(0, max(1, len(features)), step):
+            if len(waiting) == _PIECES:
+                ray.get(waiting.popleft())
+            piece = ray.put(on_host(features[start : start + step]))
+            waiting.append(
+                self.handle.add_features.remote(token, key, modality, piece, rank, world, start)
+            )
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
         """See `MemoryBank.begin_epoch`.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
-import numpy as np
 import torch
 
 from pipelines.data.prepare import Prepared
@@ -14,14 +12,14 @@ from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
-from reid_core.knn.search import nearest, nearest_on
+from reid_core.knn.products import Features
 from reid_core.types import Modality
 
 _CPU = torch.device("cpu")
 
 
 def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> MemoryBank | Planner:
-    """What decides between the epochs, in this process; neighbours are searched on `device`."""
+    """What decides between the epochs, in this process; features are held on `device`."""
     if not job.needs_memory:
         assert job.identities is not None
         return Planner(job.config, job.identities)
@@ -32,7 +30,7 @@ def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> Memo
         identities=job.identities,
         owners=job.train.owners,
         cameras=prepared.cameras(inputs),
-        search=nearest if device.type == "cpu" else partial(nearest_on, device),
+        device=device,
     )
 
 
@@ -52,11 +50,12 @@ class BankInThread:
         return self._bank.open()
 
     def add_features(
-        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+        self, token: int, key: Key, modality: Modality, features: Features, rank: int, world: int
     ) -> None:
         """See `MemoryBank.add_features`; what goes wrong there is raised by `begin_epoch`."""
         assert isinstance(self._bank, MemoryBank)  # a planner is given no features
-        self._pool.submit(self._bank.add_features, token, key, modality, features, rank, world)
+        add, handed = self._bank.add_features, [features]  # taken out, so that nobody keeps them
+        self._pool.submit(lambda: add(token, key, modality, handed.pop(), rank, world))
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
         """See `MemoryBank.begin_epoch`.

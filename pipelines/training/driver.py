@@ -18,7 +18,7 @@ import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines.cluster.session import num_gpus, session_of_run
+from pipelines.cluster.session import session_of_run
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
@@ -29,6 +29,7 @@ from pipelines.training.job import Job
 from pipelines.training.progress import Progress
 from pipelines.training.retries import GaveUpError, Retries
 from pipelines.training.run import Backend, complete
+from pipelines.training.side_by_side import uses_gpu
 from pipelines.training.worker import GPU_SHARE, work
 
 
@@ -42,7 +43,7 @@ def _fit(
 ) -> Progress:
     start_from = recovery.folder_for_ray(config, run_dir)
     job = Job.of(config, prepared, run_dir)
-    with bank_on_ray(job, prepared, use_gpu=_uses_gpu(config)) as bank:
+    with bank_on_ray(job, prepared, use_gpu=uses_gpu(config)) as bank:
         trainer = _trainer(job, bank, start_from)
         try:
             result = ending.beside(trainer.fit, lambda: asked() and bank.ask_to_stop.remote())
@@ -62,15 +63,9 @@ def _for_users(error: ray.train.TrainingFailedError) -> Exception:
     return RunFailedError(f"Ray Train ended the run with {type(reason).__name__}: {said}")
 
 
-def _uses_gpu(config: RunConfig) -> bool:
-    """As the configuration says, or else whether the cluster has one."""
-    use_gpu = config.trainer.use_gpu
-    return num_gpus() > 0 if use_gpu is None else use_gpu
-
-
 def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
     settings = job.config.trainer
-    use_gpu = _uses_gpu(job.config)
+    use_gpu = uses_gpu(job.config)
     retries: Any = Retries(job.run_dir, settings.max_failures)
     workers: Any = settings.num_workers
     if settings.min_workers is not None:

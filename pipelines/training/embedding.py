@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipelines.config import RunConfig
 from pipelines.data import extract_features
 from pipelines.distributed import collectives
+from pipelines.distributed.sharded_rows import ShardedRows
 from reid_core.models.folding import folded
 from reid_core.stage import Encoder
 from reid_core.types import Modality
@@ -53,7 +54,6 @@ class Embedding:
 
     def every_row(
         self, head: extract_features.Head, inputs: extract_features.Rows, modality: Modality
-    ) -> Tensor:
-        """Features of all rows of a modality, on every worker."""
-        share = self.share(head, inputs, modality)
-        return collectives.gather_shares(share, inputs.num_rows(modality))
+    ) -> ShardedRows:
+        """Features of all rows of a modality, shared out over the workers."""
+        return ShardedRows(self.share(head, inputs, modality), inputs.num_rows(modality))

@@ -14,6 +14,7 @@ from pipelines.data.decoded import Decoded
 from pipelines.data.inputs import Inputs, Measured
 from pipelines.data.prepare import Prepared
 from pipelines.training.epoch import EpochStart, Key
+from reid_core.knn.products import Features
 from reid_core.method import Method
 from reid_core.methods import METHODS
 from reid_core.types import Modality
@@ -25,7 +26,7 @@ class EpochSource(Protocol):
     def open(self) -> int: ...
 
     def add_features(
-        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+        self, token: int, key: Key, modality: Modality, features: Features, rank: int, world: int
     ) -> None: ...
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart: ...

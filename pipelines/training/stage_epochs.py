@@ -142,9 +142,9 @@ class StageEpochs:
         for m in equipment.job.method.inputs if stage.clusters else ():
             with clock("embed"):
                 share = equipment.embedding.share(encoder.embed, equipment.corrupt_images, m)
-                features = share.cpu().numpy()
             with clock("cluster"):  # a bank in this process clusters at once
-                bank.add_features(token, key, m, features, rank, world)
+                bank.add_features(token, key, m, share, rank, world)
+                del share  # the bank has copied it
         with clock("cluster"):
             start = bank.begin_epoch(token, key, world)
         for phase in ("match", "plan"):

@@ -19,7 +19,7 @@ from reid_core.knn import products
 from reid_core.knn.fixed_point import exact_products, products_on_device
 from reid_core.knn.neighbours import Neighbours, order_candidates
 from reid_core.knn.products import Candidates, Features
-from reid_core.knn.screen import HalfScreen
+from reid_core.knn.screen import Screen
 
 _EXTRA_CANDIDATES = 8
 _NO_ROW = -1
@@ -67,8 +67,13 @@ def best_on_host(
     return Neighbours(rows, exact)
 
 
+def candidates_on_device(k: int, num_rows: int) -> int:
+    """How many rows a screen is asked for: enough that few rows are searched again."""
+    return min(-(-(2 * k + 4) // 32) * 32, num_rows)
+
+
 def best_on_device(
-    screen: HalfScreen, own: Tensor | None, queries: Tensor, features: Tensor, k: int
+    screen: Screen, own: Tensor | None, queries: Tensor, features: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of each query, found on the device and left there.
 
@@ -81,7 +86,7 @@ def best_on_device(
     Returns:
         int64 rows and float64 products (B, k).
     """
-    count = min(-(-(2 * k + 4) // 32) * 32, len(features))
+    count = candidates_on_device(k, len(features))
     screened = screen.largest(queries, count)
     rows, exact = _ordered(screened.rows, own, queries, features, k)
     bound = (screened.least + screened.error).double()

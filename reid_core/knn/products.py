@@ -5,6 +5,7 @@ Shapes: N rows, B query rows, D feature width, c candidates.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ except ImportError:  # without either faiss extra, torch searches
     faiss = None  # type: ignore[assignment]
 
 Features = np.ndarray | Tensor
+Propose = Callable[[Features, Features, int], "Candidates"]
+"""Candidates of queries among rows, so many of each: `largest_products`, or what stands for it."""
 
 _DEVICE_BYTES = 1 << 30  # size of one similarity block, on a device
 _MAX_NORM_ERROR = 1e-2  # bfloat16 rows normalized in bfloat16 are off by 4e-3
@@ -76,11 +79,31 @@ def on_host(features: Features) -> np.ndarray:
 
 
 def take(features: Features, rows: np.ndarray) -> Features:
-    """The given rows, of the same kind and on the same device."""
+    """The given rows, of the same kind and on the same device; consecutive ones are a view."""
+    if len(rows) and (np.diff(rows) == 1).all():
+        return features[int(rows[0]) : int(rows[-1]) + 1]
     if isinstance(features, Tensor):
         return features[torch.from_numpy(rows.astype(np.int64)).to(features.device)]
     taken: np.ndarray = features[rows]
     return taken
+
+
+def stacked(parts: Sequence[Features]) -> Features:
+    """Parts one after the other: a view of tensors that already lie so, a copy of others.
+
+    Args:
+        parts: (n, D) each, of one kind and device.
+    """
+    if not all(isinstance(part, Tensor) for part in parts):
+        return np.concatenate([on_host(part) for part in parts])
+    tensors = [torch.as_tensor(part) for part in parts]
+    first, end = tensors[0], tensors[0].storage_offset()
+    for part in tensors:
+        memory = part.untyped_storage().data_ptr(), part.storage_offset()
+        if not part.is_contiguous() or memory != (first.untyped_storage().data_ptr(), end):
+            return torch.cat(tensors)
+        end += part.numel()
+    return first.as_strided((sum(map(len, tensors)), first.shape[1]), first.stride())
 
 
 def largest_products(queries: Features, features: Features, count: int) -> Candidates:

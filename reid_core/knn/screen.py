@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +39,16 @@ class Screened:
     rows: Tensor
     least: Tensor
     error: Tensor
+
+
+class Screen(Protocol):
+    """Proposes candidates for the nearest of some rows, and bounds what it may have missed."""
+
+    def queries_at_a_time(self) -> int:
+        """B for `largest`."""
+
+    def largest(self, queries: Tensor, count: int) -> Screened:
+        """Candidates for the `count` largest products of float32 queries (B, D)."""
 
 
 class HalfScreen:

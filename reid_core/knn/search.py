@@ -18,11 +18,12 @@ from torch import Tensor
 
 from reid_core.knn import products
 from reid_core.knn.all_pairs import all_pairs_candidates
-from reid_core.knn.certified import best_on_device, best_on_host
+from reid_core.knn.certified import best_on_device, best_on_host, candidates_on_device
 from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
+from reid_core.knn.faiss_screen import open_screen
 from reid_core.knn.neighbours import BlockSearch, Neighbours
-from reid_core.knn.products import Features
-from reid_core.knn.screen import HalfScreen
+from reid_core.knn.products import Features, Propose
+from reid_core.knn.screen import Screen
 
 _QUERY_BLOCK = 1024  # rows of one search call
 _EXTRA_CANDIDATES = 8
@@ -31,20 +32,24 @@ _EXTRA_CANDIDATES = 8
 class NeighbourSearch:
     """A search for the k nearest rows of every row, cut into blocks that can run anywhere.
 
-    Each block searches all rows for its own: faiss's flat index on the CPU, float16 products and
-    topk on an accelerator. Every machine that builds a search over the same features can run any
-    of its blocks, and the neighbours are the same for any split.
+    Each block searches all rows for its own: faiss's flat index on the CPU; on an accelerator
+    float16 products and topk, or faiss's kernels (`faiss_screen`). Every machine that builds a
+    search over the same features can run any of its blocks, and the neighbours are the same for any
+    split.
 
     Attributes:
         num_blocks: block numbers are 0 ... num_blocks - 1.
     """
 
-    def __init__(self, features: Features, k: int) -> None:
+    def __init__(
+        self, features: Features, k: int, propose: Propose = products.largest_products
+    ) -> None:
         """Checks the rows and finds equal ones.
 
         Args:
             features: (N, D) unit rows, array or tensor, CPU or CUDA.
             k: neighbours per row, the row itself included; at most N are given.
+            propose: gives the candidates of a block on the CPU.
 
         Raises:
             ValueError: k below 1, or a row that is zero, not finite or not of unit length.
@@ -52,16 +57,17 @@ class NeighbourSearch:
         if k < 1:
             raise ValueError(f"k is {k}; a row has at least itself as a neighbour")
         features = products.unit_rows(features)
-        self._num_rows = len(features)
+        self._propose, self._num_rows = propose, len(features)
         self._k = min(k, self._num_rows)
         self._groups = find_equal_rows(features)
         first = self._groups.first
         self._distinct = features if len(first) == len(features) else products.take(features, first)
         self._num_found = min(self._k, len(first))
         self._num_candidates = min(self._k + _EXTRA_CANDIDATES, len(first))
-        self._screen = None
+        self._screen: Screen | None = None
         if products.on_device(features):
-            self._screen = HalfScreen(torch.as_tensor(self._distinct))
+            count = candidates_on_device(self._num_found, len(first))
+            self._screen = open_screen(torch.as_tensor(self._distinct), count)
         self.num_blocks = -(-len(first) // _QUERY_BLOCK)
 
     def run(self, block: int) -> Neighbours:
@@ -71,7 +77,7 @@ class NeighbourSearch:
         if self._screen is not None:
             return self._on_device(start, stop)
         own, queries = np.arange(start, stop), self._distinct[start:stop]
-        candidates = products.largest_products(queries, self._distinct, self._num_candidates)
+        candidates = self._propose(queries, self._distinct, self._num_candidates)
         return best_on_host(candidates, own, queries, self._distinct, self._num_found)
 
     def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
@@ -110,7 +116,7 @@ class NeighbourSearch:
 
 
 def screened(
-    screen: HalfScreen, queries: Tensor, features: Tensor, k: int, *, own: Tensor | None
+    screen: Screen, queries: Tensor, features: Tensor, k: int, *, own: Tensor | None
 ) -> Neighbours:
     """`best_on_device` of any number of queries, with the result on the host.
 
@@ -151,21 +157,16 @@ def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = Non
     return open_search(features, k, is_second=is_second).run_here()
 
 
-def nearest_on(
-    device: torch.device, features: Features, k: int, /, *, is_second: np.ndarray | None = None
-) -> Neighbours:
-    """`nearest`, searched on a device wherever the features lie.
-
-    What a step on the host reads of them afterwards (k-reciprocal pairs, centroids, votes) stays
-    where it is: rows travel once to the device, N x k neighbours come back.
-    """
-    return nearest(torch.as_tensor(features).to(device), k, is_second=is_second)
-
-
-def open_search(features: Features, k: int, *, is_second: np.ndarray | None = None) -> BlockSearch:
-    """The search that `nearest` runs, in blocks for whoever spreads them."""
+def open_search(
+    features: Features,
+    k: int,
+    *,
+    is_second: np.ndarray | None = None,
+    propose: Propose = products.largest_products,
+) -> BlockSearch:
+    """The search that `nearest` runs, in blocks for whoever spreads them or proposes for them."""
     if is_second is None:
-        return NeighbourSearch(features, k)
+        return NeighbourSearch(features, k, propose)
     from reid_core.knn.two_pools import BalancedSearch  # which is made of searches of this module
 
-    return BalancedSearch(features, is_second, k)
+    return BalancedSearch(features, is_second, k, propose)

@@ -18,11 +18,12 @@ import torch
 from reid_core.compiled import compiled
 from reid_core.knn import products
 from reid_core.knn.all_pairs import across_candidates
-from reid_core.knn.certified import best_on_host
+from reid_core.knn.certified import best_on_host, candidates_on_device
 from reid_core.knn.duplicates import EqualRows, find_equal_rows, merge_ascending
+from reid_core.knn.faiss_screen import open_screen
 from reid_core.knn.neighbours import Neighbours, order_candidates
-from reid_core.knn.products import Candidates, Features
-from reid_core.knn.screen import HalfScreen
+from reid_core.knn.products import Candidates, Features, Propose
+from reid_core.knn.screen import Screen
 from reid_core.knn.search import NeighbourSearch, screened
 
 _QUERY_BLOCK = 1024  # as in `reid_core.knn.search`
@@ -39,15 +40,23 @@ class PoolSearch:
         num_blocks: block numbers are 0 ... num_blocks - 1.
     """
 
-    def __init__(self, queries: DistinctRows, pool: DistinctRows, k: int) -> None:
-        """Takes k, at most the number of rows of the pool."""
+    def __init__(
+        self,
+        queries: DistinctRows,
+        pool: DistinctRows,
+        k: int,
+        propose: Propose = products.largest_products,
+    ) -> None:
+        """Takes k, at most the number of rows of the pool, and what gives candidates on the CPU."""
+        self._propose = propose
         self._asked, self._groups, self._k = queries.groups, pool.groups, k
         self.queries, self.pool = queries.features, pool.features
         self.num_candidates = min(k + _EXTRA_CANDIDATES, len(self.pool))
         self.num_blocks = -(-len(self.queries) // _QUERY_BLOCK)
-        self._screen = None
+        self._screen: Screen | None = None
         if products.on_device(self.pool):
-            self._screen = HalfScreen(torch.as_tensor(self.pool))
+            count = candidates_on_device(k, len(self.pool))
+            self._screen = open_screen(torch.as_tensor(self.pool), count)
 
     def run(self, block: int) -> Neighbours:
         """Distinct rows of the pool that are nearest to one block of distinct queries."""
@@ -55,7 +64,7 @@ class PoolSearch:
         if self._screen is not None:
             asked, pool = torch.as_tensor(queries), torch.as_tensor(self.pool)
             return screened(self._screen, asked, pool, min(self._k, len(pool)), own=None)
-        candidates = products.largest_products(queries, self.pool, self.num_candidates)
+        candidates = self._propose(queries, self.pool, self.num_candidates)
         return self.best(queries, candidates)
 
     def best(self, queries: Features, candidates: Candidates) -> Neighbours:
@@ -98,13 +107,20 @@ class BalancedSearch:
         num_blocks: block numbers are 0 ... num_blocks - 1.
     """
 
-    def __init__(self, features: Features, is_second: np.ndarray, k: int) -> None:
+    def __init__(
+        self,
+        features: Features,
+        is_second: np.ndarray,
+        k: int,
+        propose: Propose = products.largest_products,
+    ) -> None:
         """Checks the rows and parts them.
 
         Args:
             features: (N, D) unit rows of both modalities.
             is_second: (N,) bool or 0 and 1, which rows belong to the second modality.
             k: neighbours per row, the row itself included, even and 2 or above.
+            propose: gives the candidates of a block on the CPU.
 
         Raises:
             ValueError: k is odd, the mask has another length, or a modality has fewer than k / 2
@@ -116,8 +132,8 @@ class BalancedSearch:
         self._sides = np.flatnonzero(~is_second), np.flatnonzero(is_second)
         pools, half = [products.take(features, side) for side in self._sides], k // 2
         a, b = (DistinctRows.of(pool) for pool in pools)
-        self._within = [NeighbourSearch(pool, half) for pool in pools]
-        self._across = [PoolSearch(a, b, half), PoolSearch(b, a, half)]
+        self._within = [NeighbourSearch(pool, half, propose) for pool in pools]
+        self._across = [PoolSearch(a, b, half, propose), PoolSearch(b, a, half, propose)]
         self._parts: list[NeighbourSearch | PoolSearch] = [*self._within, *self._across]
         self._starts = np.cumsum([0, *(part.num_blocks for part in self._parts)])
         self.num_blocks = int(self._starts[-1])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from reid_core.camera_shift import without_cameras
+from reid_core.knn.products import Features
 from reid_core.method import BetweenEpochs
 from reid_core.types import Modality
 
 
-def rows_to_compare(
-    scaling: float | None, context: BetweenEpochs, modality: Modality
-) -> np.ndarray:
+def rows_to_compare(scaling: float | None, context: BetweenEpochs, modality: Modality) -> Features:
     """A modality's features (n, D) as clusters and matches see them.
 
     Args:
@@ -22,9 +19,8 @@ def rows_to_compare(
     Raises:
         ValueError: cameras are asked for and not known; names the setting.
     """
-    features = context.rows(modality)
     if scaling is None:
-        return features
+        return context.features[modality]
     if context.cameras is None:
         raise ValueError(f"camera_scaling={scaling:g} needs a camera number for every image")
-    return without_cameras(features, context.cameras[modality], scaling=scaling)
+    return without_cameras(context.rows(modality), context.cameras[modality], scaling=scaling)

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from reid_core import votes
 from reid_core.knn.neighbours import Search
+from reid_core.knn.products import Features
 from reid_core.methods.sections import Refinement
 from reid_core.types import OUTLIER, Modality
 
@@ -24,7 +25,7 @@ from reid_core.types import OUTLIER, Modality
 def refined(
     settings: Refinement,
     modality: Modality,
-    features: np.ndarray,
+    features: Features,
     labels: np.ndarray,
     *,
     search: Search,
@@ -61,7 +62,7 @@ def voted(
     cast = votes.neighbour_votes(neighbours, pool_labels)
     weights = votes.confidence(cast, labels, sharpness=settings.sharpness)
     targets = votes.voted_targets(cast, labels, hard_share=settings.hard_share)
-    columns, shares = _padded(targets)
+    columns, shares = padded(targets)
     arrays = {
         f"target_columns.{modality}": columns,
         f"target_shares.{modality}": shares,
@@ -114,8 +115,11 @@ class Refined:
         return zeros.scatter_add(1, self.columns[rows], self.shares[rows]) * known
 
 
-def _padded(matrix: csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """int64 and float32 (n, W): columns and values of each row, filled up with zeros."""
+def padded(matrix: csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """int64 and float32 (n, W): columns and values of each row, filled up with zeros.
+
+    Rows of it are read on a device without a wait, as those of a sparse matrix are not.
+    """
     counts = np.diff(matrix.indptr)
     width = max(1, int(counts.max(initial=0)))
     is_entry = np.arange(width)[None, :] < counts[:, None]

@@ -71,14 +71,20 @@ class TextImageEncoder(nn.Module):
         return F.normalize(self.visual(images).float(), dim=1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """Unit rows (B, E) of token ids (B, 77)."""
-        return F.normalize(self.text.encode_text(ids).float(), dim=1)
+        """Unit rows (B, E) of token ids (B, 77), or (B, L) that end with the longest sentence.
+
+        The device is asked for that length only where the host has not cut them (`text.trimmed`).
+        """
+        is_cut = ids.shape[1] < self.text.context_length
+        encode = self.text.encode_trimmed if is_cut else self.text.encode_text
+        return F.normalize(encode(ids).float(), dim=1)
 
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
         """Descriptors: unit rows (B, E).
 
         Args:
-            inputs: (B, 3, H, W) uint8 images, or (B, 77) int64 token ids where modality is TEXT.
+            inputs: (B, 3, H, W) uint8 images, or where modality is TEXT int64 token ids as
+                `encode_text` takes them.
             modality: of the inputs.
 
         Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines import config as configuration
 from pipelines.config import RunConfig
@@ -190,15 +191,13 @@ class EveryonesBank:
         return self._own
 
     def add_features(
-        self, token: int, key: Key, modality: Modality, features: np.ndarray, rank: int, world: int
+        self, token: int, key: Key, modality: Modality, features: Tensor, rank: int, world: int
     ) -> None:
         """Hand in the shares of all workers in the name of this one."""
         assert isinstance(self._bank, MemoryBank)
-        whole = collectives.gather_shares(
-            torch.from_numpy(features), self._inputs.num_rows(modality)
-        )
+        whole = collectives.gather_shares(features, self._inputs.num_rows(modality))
         for r, part in enumerate(collectives.shares(len(whole), world)):
-            self._bank.add_features(self._own, key, modality, whole[part].numpy(), r, world)
+            self._bank.add_features(self._own, key, modality, whole[part], r, world)
 
     def begin_epoch(self, token: int, key: Key, world: int) -> EpochStart:
         """See `MemoryBank.begin_epoch`."""

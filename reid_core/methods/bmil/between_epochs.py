@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from reid_core import clustering, sampling
 from reid_core.knn.neighbours import Search
+from reid_core.knn.products import Features, stacked
 from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import mutual_agreement
 from reid_core.methods.bmil.joint_labels import joint_labels, separate_clusters
@@ -60,7 +59,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         ValueError: no cluster; names what to change.
     """
     stage, search = context.stage, context.nearest
-    features = {m: context.rows(m) for m in INPUTS}
+    features = {m: context.features[m] for m in INPUTS}
     compared = {m: rows_to_compare(config.clustering.camera_scaling, context, m) for m in INPUTS}
     parts = _parts(config, context, len(features[Modality.VISIBLE]))
     steps = _labels_of_steps(config, stage, compared, labels, parts, search)
@@ -95,7 +94,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
 def _labels_of_steps(
     config: Config,
     stage: str,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Labels,
     parts: tuple[np.ndarray, np.ndarray],
     search: Search,
@@ -124,7 +123,7 @@ def _parts(
 
 def _memories(
     config: Config,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     steps: Mapping[str, Labels],
     search: Search,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -133,13 +132,14 @@ def _memories(
     counts: dict[str, float] = {}
     if "separate" in steps:
         for m, y in steps["separate"].items():
-            arrays[f"bank.{m}"] = _unit_centroids(features[m], y)
+            arrays[f"bank.{m}"] = clustering.unit_centroids(features[m], y).numpy()
             counts[f"separate_clusters_{m}"] = float(len(arrays[f"bank.{m}"]))
     if _TOGETHER in steps:
         proxies = split_proxies(steps[_TOGETHER]) if config.memory.split else _unsplit(steps)
         of_rows = [proxies.of_rows[m] for m in INPUTS]
-        together = np.concatenate([features[m] for m in INPUTS])
-        arrays["bank.joint"] = _unit_centroids(together, np.concatenate(of_rows))
+        together = stacked([features[m] for m in INPUTS])
+        bank = clustering.unit_centroids(together, np.concatenate(of_rows))
+        arrays["bank.joint"] = bank.numpy()
         arrays["proxy_labels"] = proxies.labels
         of_label = proxies.of_label(steps[_TOGETHER])
         arrays |= {f"proxies.{m}": of_label[m] for m in INPUTS}
@@ -169,11 +169,6 @@ def _joint_counts(labels: Labels, proxies: Proxies) -> dict[str, float]:
         "proxies": float(len(proxies.labels)),
         "joint_left_out": left_out / sum(map(len, labels.values())),
     }
-
-
-def _unit_centroids(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    means = torch.as_tensor(clustering.centroids(features, labels), dtype=torch.float32)
-    return functional.normalize(means, dim=1).numpy()
 
 
 def _of_both(labels: Labels) -> np.ndarray:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from reid_core import association, clustering, matching
 from reid_core.knn.neighbours import Search
+from reid_core.knn.products import Features, stacked, take
 from reid_core.methods.bmil.labels import spread_labels
 from reid_core.methods.bmil.settings import INPUTS, Clustering
 from reid_core.types import OUTLIER, Modality
@@ -23,7 +22,7 @@ Labels = dict[Modality, np.ndarray]  # of both modalities, made here
 
 def separate_clusters(
     settings: Clustering,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     visible: np.ndarray,
     *,
     search: Search,
@@ -36,7 +35,7 @@ def separate_clusters(
     return {
         m: spread_labels(
             clustering.cluster(
-                features[m][rows[m]],
+                take(features[m], rows[m]),
                 k1=settings.k1,
                 k2=settings.k2,
                 eps=settings.eps,
@@ -52,7 +51,7 @@ def separate_clusters(
 
 def joint_clusters(
     settings: Clustering,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     visible: np.ndarray,
     *,
     search: Search,
@@ -60,7 +59,7 @@ def joint_clusters(
     """Clusters of some visible and all infrared rows together."""
     v, r = (features[m] for m in INPUTS)
     labels = clustering.cluster_jointly(
-        np.concatenate([v[visible], r]),
+        stacked([take(v, visible), r]),
         np.repeat([False, True], [len(visible), len(r)]),
         k1=settings.k1,
         k2=settings.k2,
@@ -78,7 +77,7 @@ def joint_clusters(
 
 def joint_labels(
     settings: Clustering,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     visible: np.ndarray,
     *,
     search: Search,
@@ -122,7 +121,7 @@ def renamed(labels: np.ndarray, pairs: np.ndarray, num_first: int) -> np.ndarray
 
 def _pairs(
     settings: Clustering,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     visible: np.ndarray,
     alone: Labels,
     search: Search,
@@ -131,11 +130,8 @@ def _pairs(
         return np.empty((0, 2), dtype=np.int64)
     assigned = np.empty((0, 2), dtype=np.int64)
     if settings.together != "overlap":
-        means = [
-            torch.as_tensor(clustering.centroids(features[m], alone[m]), dtype=torch.float32)
-            for m in INPUTS
-        ]
-        assigned = matching.hungarian_pairs(*(functional.normalize(x, dim=1) for x in means))
+        means = [clustering.unit_centroids(features[m], alone[m]) for m in INPUTS]
+        assigned = matching.hungarian_pairs(*means)
     if settings.together == "assigned":
         return assigned
     joint = joint_clusters(settings, features, visible, search=search)

@@ -13,8 +13,7 @@ def optimizer(config: Config, name: str, module: nn.Module) -> torch.optim.Optim
     """The optimizer of a stage over the parameters that it trains; all learn alike."""
     stage: Stage = getattr(config, name)
     if stage.optimizer != "adam":
-        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
-        make = optimizers[stage.optimizer]
+        make = optim.adamw if stage.optimizer == "adamw" else optim.sgd
         return make(module.named_parameters(), lr=stage.lr, weight_decay=stage.weight_decay)
     return optim.adam_per_tensor(
         module.named_parameters(),

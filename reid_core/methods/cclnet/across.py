@@ -18,6 +18,7 @@ from torch import Tensor
 
 from reid_core import losses
 from reid_core.knn.neighbours import Search
+from reid_core.knn.products import Features, stacked
 from reid_core.memory import ClusterMemory
 from reid_core.method import Labels
 from reid_core.methods.cclnet.settings import INPUTS, Config
@@ -34,7 +35,7 @@ Rows = Mapping[Modality, Tensor]
 
 def cross_votes(
     config: Config,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Labels,
     pairs: np.ndarray,
     *,
@@ -56,7 +57,7 @@ def cross_votes(
     """
     sizes = [len(features[m]) for m in INPUTS]
     num = min(config.refine.neighbours, *sizes)
-    together = np.concatenate([features[m] for m in INPUTS])
+    together = stacked([features[m] for m in INPUTS])
     nearest = search(together, 2 * num, is_second=np.repeat([False, True], sizes)).rows
     of_other = {
         INPUTS[0]: nearest[: sizes[0], num:] - sizes[0],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reid_core import association, clustering, matching
 from reid_core.knn.neighbours import Search
+from reid_core.knn.products import Features, stacked
 from reid_core.method import BetweenEpochs, Labels
 from reid_core.methods.cclnet.coupling import is_coupled, match
 from reid_core.methods.cclnet.settings import INPUTS, Config
@@ -25,7 +26,7 @@ def pairs_of_epoch(
     config: Config,
     context: BetweenEpochs,
     prototypes: Mapping[Modality, Tensor],
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Labels,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Matched clusters (M, 2) of an epoch, for `named_pairs` or, in the paper, `match`; and
@@ -70,7 +71,7 @@ def guarded(
 def named_pairs(
     config: Config,
     banks: Mapping[Modality, Tensor],
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Mapping[Modality, np.ndarray],
     *,
     search: Search,
@@ -109,7 +110,7 @@ def named_pairs(
 
 def _joint(
     config: Config,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Mapping[Modality, np.ndarray],
     *,
     search: Search,
@@ -117,7 +118,7 @@ def _joint(
     """Clusters of each modality that meet in clusters of both."""
     settings, sizes = config.clustering, [len(features[m]) for m in INPUTS]
     joint = clustering.cluster_jointly(
-        np.concatenate([features[m] for m in INPUTS]),
+        stacked([features[m] for m in INPUTS]),
         np.repeat([False, True], sizes),
         k1=settings.k1 + settings.k1 % 2,
         k2=settings.k2,
@@ -135,7 +136,7 @@ def _joint(
 def _proposals(
     config: Config,
     banks: Mapping[Modality, Tensor],
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Mapping[Modality, np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs that images propose by their likeness to the other modality's prototypes, and those
@@ -145,8 +146,9 @@ def _proposals(
     """
     proposals = []
     for own, other in (INPUTS, INPUTS[::-1]):
-        scores = torch.as_tensor(features[own]) @ banks[other].T / config.matching.temperature
-        probabilities = torch.softmax(scores, dim=1).numpy()
+        rows = torch.as_tensor(features[own])
+        scores = rows @ banks[other].T.to(rows.device) / config.matching.temperature
+        probabilities = torch.softmax(scores, dim=1).cpu().numpy()
         proposals.append(association.proposed_pairs(probabilities, labels[own]))
     verdicts = association.verdicts(*proposals)
     if config.matching.method == "consistent":

@@ -19,9 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from reid_core import clustering, sampling
 from reid_core.knn.products import Features
@@ -51,11 +49,8 @@ from reid_core.types import OUTLIER, Modality
 def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.ndarray:
     """Pseudo labels (n,) int64 of one modality's rows; -1 = outlier."""
     settings = config.clustering
-    features: Features = context.features[modality]
-    if settings.camera_scaling is not None:
-        features = rows_to_compare(settings.camera_scaling, context, modality)
     return clustering.cluster(
-        features,
+        rows_to_compare(settings.camera_scaling, context, modality),
         k1=settings.k1,
         k2=settings.k2,
         eps=settings.eps,
@@ -85,13 +80,8 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     elif config.labels == "within":
         labels = {m: numbered_alone(labels[m]) for m in INPUTS}
     _check_clusters(config, labels)
-    features = {m: context.rows(m) for m in INPUTS}
-    prototypes = {
-        m: functional.normalize(
-            torch.as_tensor(clustering.centroids(features[m], labels[m]), dtype=torch.float32)
-        )
-        for m in INPUTS
-    }
+    features = {m: context.features[m] for m in INPUTS}
+    prototypes = {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
     pairs, contradictory = pairs_of_epoch(config, context, prototypes, features, labels)
     counts, weak = mutual_agreement.agreement(*(prototypes[m] for m in INPUTS), epoch=context.epoch)
     pairs, dropped = guarded(config, prototypes, pairs, share=counts[mutual_agreement.COUNT])
@@ -119,16 +109,10 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     )
 
 
-def _prototypes(features: np.ndarray, labels: np.ndarray) -> Tensor:
-    """(C, D) unit means of clusters."""
-    means = torch.as_tensor(clustering.centroids(features, labels), dtype=torch.float32)
-    return functional.normalize(means)
-
-
 def _votes(
     config: Config,
     context: BetweenEpochs,
-    features: Mapping[Modality, np.ndarray],
+    features: Mapping[Modality, Features],
     labels: Labels,
     pairs: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:

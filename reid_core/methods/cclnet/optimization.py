@@ -15,15 +15,13 @@ def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Opti
     if stage == "prompts":
         return text_stage.optimizer(config.prompts, module)
     image: ImageStage = getattr(config, stage)
-    if image.optimizer != "adam":
-        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
-        make = optimizers[image.optimizer]
-        return make(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
+    named, rates = module.named_parameters(), {"lr": image.lr, "weight_decay": image.weight_decay}
+    if image.optimizer == "sgd":
+        return optim.sgd(named, **rates)
+    if image.optimizer == "adamw":
+        return optim.adamw(named, **rates, betas=image.betas)
     return optim.adam_per_tensor(
-        module.named_parameters(),
-        lr=image.lr,
-        weight_decay=image.weight_decay,
-        bias_lr_factor=image.bias_lr_factor,
+        named, **rates, betas=image.betas, bias_lr_factor=image.bias_lr_factor
     )
 
 

@@ -15,7 +15,7 @@ from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.prompts import Chosen, PromptLearner
-from reid_core.stage import Epoch, Gather, Terms, gather_together
+from reid_core.stage import CachedRows, Epoch, Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Modality
 
 TEMPLATES = {
@@ -67,11 +67,12 @@ class Prompting:
         """The frozen image features that texts are compared with."""
         return self.encoder.project(inputs, modality)
 
-    def take(self, features: Mapping[Modality, Tensor]) -> None:
-        """Keep the features of rows that stage 0 put into a cluster."""
+    def take(self, features: Mapping[Modality, CachedRows]) -> None:
+        """Keep the features; those of rows that stage 0 put into a cluster will be read."""
         known = {m: labels != OUTLIER for m, labels in self._labels.items()}
+        self._rows = {m: torch.nonzero(is_known).flatten() for m, is_known in known.items()}
         self._labels = {m: labels[known[m]] for m, labels in self._labels.items()}
-        self._images = {m: x[known[m].to(x.device)] for m, x in features.items()}
+        self._images = features
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[_Positions]:
         """See `CachedStage`; every batch holds as many rows of each modality."""
@@ -82,8 +83,9 @@ class Prompting:
             epoch=epoch,
         )
         for positions in zip(*plan, strict=True):
-            rows = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
-            labels = {m: self._labels[m][rows[m]] for m in INPUTS}
+            places = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
+            labels = {m: self._labels[m][places[m]] for m in INPUTS}
+            rows = {m: self._rows[m][places[m]] for m in INPUTS}
             mine = share(self.batch_rows)
             chosen = {m: Chosen.of(y[mine].numpy()) for m, y in labels.items()}
             yield _Positions(rows, labels, mine, chosen)

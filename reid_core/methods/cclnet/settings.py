@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
@@ -148,6 +148,7 @@ class ImageStage(Section):
         batches_per_epoch: steps of an epoch; None for max(N) // (P K) + 1, N without outliers.
         optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
+        betas: shares of the old moments in a step; not with sgd.
         weight_decay: of all parameters.
         bias_lr_factor: times the rate for biases; adam only.
         schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0; ours is
@@ -164,6 +165,7 @@ class ImageStage(Section):
     batches_per_epoch: int | None = Field(None, ge=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(3.5e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(5e-4, ge=0)
     bias_lr_factor: float = Field(2.0, gt=0)
     schedule: Literal["steps", "cosine", "coupled"] = "steps"
@@ -171,6 +173,13 @@ class ImageStage(Section):
     milestones: tuple[int, ...] = (30, 50)
     coupled_share: float = Field(2 / 3, gt=0, le=1)
     evaluate_every: int = Field(5, ge=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _are_shares(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("shares of old moments lie in [0, 1)")
+        return betas
 
 
 class PromptStage(TextStage):

@@ -24,11 +24,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from reid_core import clustering, mining, sampling
+from reid_core.knn.products import on_host, take
 from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods.cpcl.settings import INPUTS, Config, uses_prototypes
 from reid_core.types import OUTLIER, Modality
 
 VISIBLE, TEXT = INPUTS
+_ROWS = 1 << 14  # that are compared with their clusters at a time
 
 
 # Between epochs ----------------------------------------------------------------------------------
@@ -57,7 +59,7 @@ def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.nd
         assert owners is not None
         rows = owners if settings.rows == "pairs" else np.unique(owners)
     of_rows = clustering.cluster(
-        features[rows],
+        take(features, rows),
         k1=settings.k1,
         k2=settings.k2,
         eps=settings.eps,
@@ -65,10 +67,11 @@ def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.nd
         search=context.nearest,
     )
     # equal rows may fall apart where the k1 nearest of many equal ones are cut off
-    means = _prototypes(features[rows], of_rows)
-    known = of_rows != OUTLIER
+    means = _prototypes(features, of_rows, rows)
     similarity = np.full(len(rows), -np.inf)
-    similarity[known] = (features[rows[known]] * means[of_rows[known]]).sum(axis=1)
+    known = np.flatnonzero(of_rows != OUTLIER)
+    for part in np.split(known, range(_ROWS, len(known), _ROWS)):
+        similarity[part] = (features[rows[part]] * means[of_rows[part]]).sum(axis=1)
     return mining.contiguous(mining.vote(of_rows, rows, similarity, num_owners=len(features)))
 
 
@@ -100,7 +103,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     if uses_prototypes(config, epoch):
         _require_clusters(config, after)
     prototypes = {
-        VISIBLE: _prototypes(features[VISIBLE][owners], of_pairs[VISIBLE]),
+        VISIBLE: _prototypes(features[VISIBLE], of_pairs[VISIBLE], owners),
         TEXT: _prototypes(features[TEXT], of_pairs[TEXT]),
     }
     both = (of_pairs[VISIBLE] != OUTLIER) & (of_pairs[TEXT] != OUTLIER)
@@ -162,11 +165,13 @@ def _require_clusters(config: Config, labels: Mapping[Modality, np.ndarray]) -> 
             )
 
 
-def _prototypes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(C, D) normalized mean of each cluster over its pairs."""
-    means = clustering.centroids(features, labels)
-    rows: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
-    return rows
+def _prototypes(
+    features: np.ndarray, labels: np.ndarray, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """(C, D) normalized mean of each cluster over its pairs, whose rows may repeat."""
+    means = on_host(clustering.centroids(features, labels, rows=rows))
+    units: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True).clip(min=1e-12)
+    return units
 
 
 def _plan(

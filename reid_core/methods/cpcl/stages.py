@@ -11,12 +11,14 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array, csr_array
 from torch import Tensor, nn
 
 from reid_core import losses, text
 from reid_core.memory import ClusterMemory
 from reid_core.methods.cpcl import optimization
 from reid_core.methods.cpcl.settings import INPUTS, Config, uses_prototypes
+from reid_core.methods.refinement import padded
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Batch, Modality, Term
@@ -56,12 +58,12 @@ class Prototypes:
 
     Attributes:
         memories: prototypes per modality.
-        together: per modality m a sparse (C_m, C_other) count of the training pairs in which a
-            cluster of m and one of the other modality occur together.
+        together: per modality m the clusters of the other one that each of its clusters occurs with
+            in training pairs, and how often: (C_m, W) both, a count of 0 fills up.
     """
 
     memories: dict[Modality, ClusterMemory]
-    together: dict[Modality, Tensor]
+    together: dict[Modality, tuple[Tensor, Tensor]]
 
 
 class Train:
@@ -159,10 +161,13 @@ def open_prototypes(config: Config, epoch: Epoch, device: torch.device) -> Proto
         for m in INPUTS
     }
     sizes = (len(epoch.prototypes[VISIBLE]), len(epoch.prototypes[TEXT]))
-    places = torch.tensor(epoch.pairs, device=device).T
-    ones = torch.ones(places.shape[1], device=device)
-    together = torch.sparse_coo_tensor(places, ones, sizes, check_invariants=False).coalesce()
-    return Prototypes(memories, {VISIBLE: together, TEXT: together.T.coalesce()})
+    counts = coo_array((np.ones(len(epoch.pairs)), tuple(epoch.pairs.T)), shape=sizes)
+    together = {VISIBLE: csr_array(counts), TEXT: csr_array(counts.T)}
+    on_device = {}
+    for m, of_m in together.items():
+        clusters, times = padded(of_m)
+        on_device[m] = torch.from_numpy(clusters).to(device), torch.from_numpy(times).to(device)
+    return Prototypes(memories, on_device)
 
 
 def pair_terms(
@@ -244,8 +249,9 @@ def cross_targets(
         clusters = torch.arange(len(prototypes.memories[other].bank), device=labels.device)
         return (labels[:, None] == clusters).long()
     labels = mine.labels[own]
-    rows = prototypes.together[own].index_select(0, labels.clamp(min=0)).to_dense()
-    return rows * (labels != OUTLIER)[:, None]
+    clusters, counts = (x[labels.clamp(min=0)] for x in prototypes.together[own])
+    zeros = counts.new_zeros(len(labels), len(prototypes.memories[other].bank))
+    return zeros.scatter_add(1, clusters, counts) * (labels != OUTLIER)[:, None]
 
 
 def cross_loss(config: Config, x: Tensor, targets: Tensor, bank: Tensor) -> Tensor:

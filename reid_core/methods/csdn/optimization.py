@@ -25,8 +25,7 @@ def optimizer(config: Config, stage: str, module: nn.Module) -> torch.optim.Opti
         return text_stage.optimizer(text, module)
     image = config.images
     if image.optimizer != "adam":
-        optimizers = {"adamw": optim.adamw, "sgd": optim.sgd}
-        make = optimizers[image.optimizer]
+        make = optim.adamw if image.optimizer == "adamw" else optim.sgd
         return make(module.named_parameters(), lr=image.lr, weight_decay=image.weight_decay)
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [

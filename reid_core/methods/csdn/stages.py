@@ -23,7 +23,7 @@ from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import Chosen, PromptLearner
-from reid_core.stage import Epoch, Gather, Terms, gather_together
+from reid_core.stage import CachedRows, Epoch, Gather, Terms, gather_together
 from reid_core.types import Modality
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
@@ -157,7 +157,7 @@ class Prompting:
         """The frozen image features that texts are compared with."""
         return self.encoder.project(inputs, modality)
 
-    def take(self, features: Mapping[Modality, Tensor]) -> None:
+    def take(self, features: Mapping[Modality, CachedRows]) -> None:
         """Keep the features of all images."""
         self._images = features
 
@@ -286,13 +286,14 @@ class Fusing:
         """The frozen image features that texts are compared with."""
         return self.encoder.project(inputs, modality)
 
-    def take(self, features: Mapping[Modality, Tensor]) -> None:
-        """Keep the features of all images, visible ones first, and bring the texts to them."""
-        self._images = torch.cat([features[m] for m in INPUTS])
+    def take(self, features: Mapping[Modality, CachedRows]) -> None:
+        """Keep the features of all images, and bring the texts to them."""
+        self._images = features
+        device = features[INPUTS[0]].device
         identities = np.concatenate([self._identities[m] for m in INPUTS])
-        self._people = torch.as_tensor(identities, device=self._images.device)
+        self._people = torch.as_tensor(identities, device=device)
         own, other = self._texts
-        self._texts = own.to(self._images.device), other.to(self._images.device)
+        self._texts = own.to(device), other.to(device)
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[MixedBatch]:
         """See `CachedStage`; batches mix the modalities, evenly over the epoch."""
@@ -324,7 +325,7 @@ class Fusing:
 
     def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
         """The contrast of images and the fused texts of their identities."""
-        images, identities = self._images[batch.rows], self._people[batch.rows]
+        images, identities = self._features(batch.rows), self._people[batch.rows]
         mine = identities[batch.mine]
         own, other = self._texts
         fused = model(own[mine], other[mine], batch.keep)
@@ -355,9 +356,17 @@ class Fusing:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Nothing beside the module."""
 
+    def _features(self, rows: Tensor) -> Tensor:
+        """Features of rows that are counted through both modalities, visible ones first."""
+        visible, infrared = (self._images[m] for m in INPUTS)
+        num = visible.shape[0]
+        first, second = visible[rows.clamp(max=num - 1)], infrared[(rows - num).clamp(min=0)]
+        return torch.where((rows < num)[:, None], first, second)
+
     def _keep(self, num_rows: int, *, seed: int) -> Tensor:
-        shape = num_rows, self._images.shape[1]
-        return dropout_factors(shape, rate=self.config.dropout, seed=seed).to(self._images.dtype)
+        visible = self._images[INPUTS[0]]
+        shape = num_rows, visible.shape[1]
+        return dropout_factors(shape, rate=self.config.dropout, seed=seed).to(visible.dtype)
 
 
 def anchors(config: Config, handed: Mapping[str, Tensor]) -> dict[Modality, Tensor]:

@@ -85,7 +85,8 @@ class TestCloud:
         types = read(ROOT / "cluster.yaml")["available_node_types"]
         spot = {name: "InstanceMarketOptions" in t["node_config"] for name, t in types.items()}
         assert spot == {"head": False, "gpu_worker": True}
-        assert types["gpu_worker"]["resources"]["GPU"] == 1
+        recipe = read(ROOT / "tune_configs" / "cclnet_sysu_8gpu.yaml")
+        assert types["gpu_worker"]["resources"]["GPU"] == recipe["trainer"]["num_workers"]
         assert types["gpu_worker"]["min_workers"] == 0
         assert types["gpu_worker"]["max_workers"] == read(ROOT / "cluster.yaml")["max_workers"]
 

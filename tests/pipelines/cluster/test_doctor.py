@@ -106,9 +106,16 @@ class TestMachine:
         monkeypatch.setattr(doctor.Path, "exists", lambda path: False)
         assert doctor.accelerator().verdict == "warn"
 
-    @pytest.mark.parametrize("installed", ["faiss-cpu", "faiss-gpu"])
+    @pytest.mark.parametrize(
+        ("installed", "works", "searches"),
+        [
+            ("faiss-cpu", (None, "for CPUs"), "torch on GPUs (for CPUs)"),
+            ("faiss-gpu", (doctor, ""), "faiss on GPUs"),
+            ("faiss-gpu", (None, "no kernel"), "torch on GPUs (no kernel)"),
+        ],
+    )
     def test_either_faiss_will_do_also_beside_a_gpu(
-        self, monkeypatch: pytest.MonkeyPatch, installed: str
+        self, monkeypatch: pytest.MonkeyPatch, installed: str, works: object, searches: str
     ) -> None:
         def version(name: str) -> str:
             if name != installed:
@@ -117,7 +124,8 @@ class TestMachine:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
-        expected = f"{installed} 1.14 on the CPU; torch on GPUs"
+        monkeypatch.setattr(doctor, "faiss_for_gpus", lambda: works)
+        expected = f"{installed} 1.14 on the CPU; {searches}"
         assert doctor.neighbour_search() == Finding("faiss", "ok", expected)
 
     def test_without_faiss_the_remedy_is_a_line_to_copy(

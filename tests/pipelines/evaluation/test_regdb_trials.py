@@ -1,9 +1,10 @@
-"""RegDB's ten trials: trained one after the other, continued, averaged, told."""
+"""RegDB's ten trials: trained, side by side or in turn, continued, averaged, told."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import pipelines
 from pipelines import cli
 from pipelines import config as configuration
 from pipelines.config import RunConfig
@@ -19,7 +21,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
 from pipelines.report import trials_page
 from pipelines.runs import runlog
-from reid_core.datasets import LAYOUTS
+from reid_core.datasets import LAYOUTS, synthetic
 from tests.pipelines.fake_run import Page
 
 NAME, PROTOCOL = LAYOUTS["regdb"].headline, LAYOUTS["regdb"].headline_words
@@ -50,7 +52,10 @@ class FakeTrainer:
         self.asked: list[int] = []
         self.fails_at = fails_at
 
-    def __call__(self, config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    def __call__(self, runs: Mapping[Path, RunConfig]) -> dict[Path, dict[str, Any]]:
+        return {run_dir: self.train(config, run_dir) for run_dir, config in runs.items()}
+
+    def train(self, config: RunConfig, run_dir: Path) -> dict[str, Any]:
         trial = config.data.trial
         assert isinstance(trial, int)
         self.asked.append(trial)
@@ -130,6 +135,66 @@ def test_the_page_tells_mean_deviation_and_every_trial(config: RunConfig, tmp_pa
     assert [NAME, "65.50 ± 2.87", "80.00 ± 0.00"] in [row[:3] for row in page.rows]
     assert ["07", "67.00", "80.00"] in [row[:3] for row in page.rows]
     assert page.says("mean of the 10 trials")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+class TestSideBySide:
+    """Runs as tasks of one Ray; two at a time on four CPUs."""
+
+    def test_trials_are_those_of_one_after_the_other(
+        self,
+        local_ray: None,
+        make_config: Callable[..., RunConfig],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        root = tmp_path / "regdb"
+        synthetic.write(root, num_identities=12, seed=5, layout="regdb", height=64)
+        one = ("data.kind=regdb", "trainer.num_workers=1", "cclnet.image_to_text=0")
+        short = (
+            "cclnet.align.epochs=1",
+            "cclnet.align.batches_per_epoch=1",
+            "evaluation.start=false",
+        )
+        monkeypatch.setattr(regdb_trials, "TRIALS", (1, 2))
+        config = make_config(*one, *short, "data.trial=all", root=root)
+        together = pipelines.train(config, out=tmp_path / "together")
+        lines = [
+            list(runlog.read_metrics(regdb_trials.folder(tmp_path / "together", n))) for n in (1, 2)
+        ]
+        assert all(lines)
+        for trial in (1, 2):
+            alone = pipelines.train(
+                make_config(*one, *short, f"data.trial={trial}", root=root),
+                out=tmp_path / f"alone-{trial}",
+            )
+            assert together["trials"][f"{trial:02d}"] == alone["rows"]
+
+    def test_one_that_fails_is_named_and_the_others_are_finished(
+        self, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import ray
+
+        from pipelines.training import side_by_side
+
+        def train(config: Any, run_dir: Path, command: Any) -> dict[str, Any]:
+            if run_dir.name == "b":
+                raise UserError("the disk is full")
+            time.sleep(1)
+            return {"of": run_dir.name}
+
+        monkeypatch.setattr(side_by_side, "_train", ray.remote(num_cpus=0)(train))
+        done: list[str] = []
+        monkeypatch.setattr(side_by_side.console, "print", done.append)
+        runs: Any = {tmp_path / name: None for name in "abcd"}
+        with pytest.raises(UserError, match="b: the disk is full"):
+            side_by_side.train_all(runs, [], at_once=2)
+        assert "a is trained" in done
+        assert "d begins" not in done
+        del runs[tmp_path / "b"]
+        summaries = side_by_side.train_all(runs, [], at_once=2)
+        assert {path.name: s["of"] for path, s in summaries.items()} == {n: n for n in "acd"}
 
 
 class TestConfiguration:

@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -80,7 +79,7 @@ def double_precision() -> Iterator[None]:
     single, hand_in = Tensor.float, small_runs.EveryonesBank.add_features
 
     def hand_in_single(bank: Any, token: int, key: Any, m: Any, x: Any, *rest: int) -> None:
-        hand_in(bank, token, key, m, x.astype(np.float32), *rest)
+        hand_in(bank, token, key, m, x.to(torch.float32), *rest)
 
     Tensor.float = Tensor.double  # type: ignore[method-assign]
     small_runs.EveryonesBank.add_features = hand_in_single  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pipelines.data.gate import check_settings
 from pipelines.distributed import collectives
 from pipelines.distributed.batchnorm import GlobalBatchNorm
+from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.errors import UserError
 from pipelines.training import deterministic
 from reid_core.types import Batch, Modality
@@ -70,6 +71,18 @@ def test_rows_sums_shares_and_numbers_arrive_in_order() -> None:
         assert torch.equal(summed, total)
         assert shares.tolist() == list(range(7))
         assert number == 41
+
+
+@pytest.mark.parametrize("num_rows", [11, 3])
+def test_rows_that_are_shared_out_are_read_as_if_all_were_here(num_rows: int) -> None:
+    whole = torch.randn(num_rows, 6, generator=torch.Generator().manual_seed(0))
+    asked = torch.tensor([2, 0, 1, 1, num_rows - 1])
+
+    def work(shard: deterministic.Shard) -> Tensor:
+        return ShardedRows(whole[collectives.slice_of(num_rows)], num_rows)[asked]
+
+    for rows in [*together(work), ShardedRows(whole, num_rows)[asked]]:
+        assert torch.equal(rows, whole[asked])
 
 
 def test_a_gathered_row_hears_of_every_loss() -> None:

@@ -13,31 +13,8 @@ import pytest
 from pipelines.config import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.training import distributed_knn
-from pipelines.training.distributed_knn import nearest_in_tasks
 from pipelines.training.job import Job
 from reid_core.knn.search import nearest
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.parametrize("tasks", [1, 3])
-def test_number_of_tasks_changes_nothing(local_ray: None, tasks: int) -> None:
-    import ray
-
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((3000, 16))
-    rows[1500:1600] = rows[:100]  # equal rows are searched once, wherever they stand
-    features = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    here = nearest(features, 12)
-    spread = nearest_in_tasks(features, 12, [ray.nodes()[0]["NodeID"]] * tasks)
-    np.testing.assert_array_equal(spread.rows, here.rows)
-    np.testing.assert_array_equal(spread.similarity, here.similarity)
-    is_second = np.arange(3000) % 3 == 0
-    here = nearest(features, 12, is_second=is_second)
-    nodes = [ray.nodes()[0]["NodeID"]] * tasks
-    spread = nearest_in_tasks(features, 12, nodes, is_second=is_second)
-    np.testing.assert_array_equal(spread.rows, here.rows)
-    np.testing.assert_array_equal(spread.similarity, here.similarity)
 
 
 @pytest.mark.slow
@@ -46,21 +23,44 @@ def test_number_of_tasks_changes_nothing(local_ray: None, tasks: int) -> None:
 def test_number_of_searchers_changes_nothing(
     local_ray: None, monkeypatch: pytest.MonkeyPatch, halves: bool
 ) -> None:
-    monkeypatch.setattr(distributed_knn, "_WORTH_SPREADING", 100)
+    monkeypatch.setattr(distributed_knn, "PIECE_BYTES", 4 * 16 * 700)  # eight pieces
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((5000, 16))
-    rows[1500:1600] = rows[:100]
+    rows[1500:1600] = rows[:100]  # equal rows are searched once, wherever they stand
     features = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     is_second = rng.random(5000) < 0.4 if halves else None
     here = nearest(features, 12, is_second=is_second)
-    options = {"num_cpus": 0}
-    actors = [distributed_knn._SearcherActor.options(**options).remote() for _ in range(4)]
-    for number in (1, 2, 4):
-        spread = distributed_knn.nearest_by_searchers(
-            actors[:number], features, 12, is_second=is_second
+    actors = [distributed_knn.SearcherActor.options(num_cpus=0).remote() for _ in range(4)]
+    for number, takes_part in ((1, False), (1, True), (2, False), (4, True)):
+        spread = distributed_knn.nearest_by(
+            actors[:number], features, 12, is_second=is_second, takes_part=takes_part
         )
         np.testing.assert_array_equal(spread.rows, here.rows)
         np.testing.assert_array_equal(spread.similarity, here.similarity)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_searcher_that_dies_is_asked_again(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((3000, 16))
+    features = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    actors = [distributed_knn.SearcherActor.options(num_cpus=0).remote() for _ in range(2)]
+    send, deaths = distributed_knn._send, []
+
+    def send_and_kill(*call: Any) -> None:
+        send(*call)
+        if not deaths:
+            deaths.append(actors[1])
+            ray.kill(actors[1], no_restart=False)
+
+    import ray
+
+    monkeypatch.setattr(distributed_knn, "_send", send_and_kill)
+    spread = distributed_knn.nearest_by(actors, features, 12)
+    assert len(deaths) == 1
+    np.testing.assert_array_equal(spread.rows, nearest(features, 12).rows)
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_the_memory_actor_has_all_cores(
 
     config = make_config()
     prepared = prepare(config, lambda inputs, modality: [])
-    bank = actor.start_bank(Job.of(config, prepared, tmp_path), prepared)
+    bank = actor.start_bank(Job.of(config, prepared, tmp_path), prepared, use_gpu=False)
     found = ray.get(bank.__ray_call__.remote(threads))
     ray.kill(bank)
     assert found == os.cpu_count()

@@ -86,8 +86,9 @@ def test_missing_worker_is_named_after_the_timeout(make_config: Callable[..., Ru
     bank = bank_of(make_config("trainer.barrier_timeout_s=0.05"))
     token = bank.open()
     for m, x in features().items():
-        bank.add_features(token, KEY, m, x[::2], 0, 3)
-    bank.add_features(token, KEY, VISIBLE, x[::2], 2, 3)
+        bank.add_features(token, KEY, m, x[:16], 0, 3)
+        bank.add_features(token, KEY, m, x[16:20], 1, 3)  # the rest of this share never comes
+    bank.add_features(token, KEY, VISIBLE, x[32:], 2, 3)
     with pytest.raises(BarrierTimeoutError, match=r"workers \[1, 2\].*barrier_timeout_s=0\.05"):
         bank.begin_epoch(token, KEY, 3)
 
@@ -115,8 +116,30 @@ def test_features_are_given_back_when_the_epoch_is_made(
 ) -> None:
     bank = bank_of(make_config())
     begin(bank, world=2)
-    assert not bank._pending.features
-    assert not any(bank._pending.shards.values())
+    assert bank._pending.incoming._block is None
+
+
+def test_pieces_in_any_order_are_the_share(make_config: Callable[..., RunConfig]) -> None:
+    bank, whole = bank_of(make_config()), begin(bank_of(make_config()))
+    token = bank.open()
+    for m, x in features().items():
+        for rank, first in ((1, 0), (0, 20), (0, 0), (1, 3)):
+            stop = {0: 20, 20: 24, 3: 24}[first] if (rank, first) != (1, 0) else 3
+            piece = x[24 * rank + first : 24 * rank + stop]
+            bank.add_features(token, KEY, m, piece, rank, 2, first)
+    start = bank.begin_epoch(token, KEY, 2)
+    for m in (VISIBLE, INFRARED):
+        np.testing.assert_array_equal(start.epoch.labels[m], whole.epoch.labels[m])
+        np.testing.assert_array_equal(start.epoch.prototypes[m], whole.epoch.prototypes[m])
+
+
+def test_an_approximate_search_says_its_recall(make_config: Callable[..., RunConfig]) -> None:
+    exact, graph = (
+        begin(bank_of(make_config(f"trainer.search={how}"))) for how in ("exact", "approximate")
+    )
+    assert graph.metrics["search_recall"] == 1  # so few rows are searched exactly
+    assert "search_recall" not in exact.metrics
+    assert graph.metrics["labels"] == exact.metrics["labels"]
 
 
 def test_calls_of_an_earlier_incarnation_are_refused(make_config: Callable[..., RunConfig]) -> None:

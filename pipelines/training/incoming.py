@@ -1,0 +1,88 @@
+"""Features on their way to the memory bank: each row is held once, from its arrival on.
+
+Shapes: n rows of a modality, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipelines.distributed.collectives import shares
+from reid_core.knn.products import Features
+from reid_core.types import Modality
+
+
+class Incoming:
+    """One epoch's features in one block of memory, modality after modality.
+
+    Workers hand in their shares whole or in pieces, and every piece is copied to its place, so no
+    share is kept beside the block. Both modalities together are the block itself
+    (`reid_core.knn.products.stacked`).
+
+    Args:
+        sizes: n per modality, in the order of the method.
+        device: where the block is to be.
+    """
+
+    def __init__(self, sizes: Mapping[Modality, int], device: torch.device) -> None:
+        self._sizes, self._device = dict(sizes), device
+        self._block: Tensor | None = None
+        self._arrived: dict[Modality, dict[int, int]] = {m: {} for m in sizes}
+
+    def make_room(self, features: Features) -> None:
+        """The block, for rows as wide as these; not by two threads at once."""
+        if self._block is None:
+            rows = torch.as_tensor(features[:0])
+            shape = sum(self._sizes.values()), features.shape[1]
+            self._block = torch.empty(shape, dtype=rows.dtype, device=self._device)
+
+    def place(
+        self, modality: Modality, features: Features, rank: int, world: int, start: int
+    ) -> None:
+        """Copy a piece to its place.
+
+        Args:
+            modality: of the rows.
+            features: (any, D) consecutive rows of a share.
+            rank, world: whose share of how many.
+            start: place of the first of these rows within the share.
+        """
+        first = shares(self._sizes[modality], world)[rank].start + start
+        target = self.rows(modality)[first : first + len(features)]
+        if isinstance(features, Tensor):
+            target.copy_(features)
+        elif target.device.type == "cpu":
+            target.numpy()[:] = features
+        else:
+            target.copy_(torch.tensor(features))  # Ray's arrays are read-only, torch warns of them
+
+    def count(self, modality: Modality, num_rows: int, rank: int, world: int) -> bool:
+        """Note that rows are in their place; whether they were the last of the modality."""
+        arrived = self._arrived[modality]
+        arrived[rank] = arrived.get(rank, 0) + num_rows
+        return len(arrived) == world and sum(arrived.values()) == self._sizes[modality]
+
+    def everywhere(self, world: int) -> set[int]:
+        """Ranks that handed in their whole share of every modality."""
+        whole = set(range(world))
+        for m, arrived in self._arrived.items():
+            parts = shares(self._sizes[m], world)
+            whole &= {r for r, rows in arrived.items() if rows == parts[r].stop - parts[r].start}
+        return whole
+
+    def rows(self, modality: Modality) -> Tensor:
+        """A modality's rows (n, D), a view of the block."""
+        assert self._block is not None
+        first = 0
+        for m, size in self._sizes.items():
+            if m == modality:
+                return self._block[first : first + size]
+            first += size
+        raise KeyError(modality)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._block = None

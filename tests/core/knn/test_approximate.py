@@ -1,0 +1,57 @@
+"""The search by a graph: what it finds is ordered as by the exact one, and its recall is true."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reid_core.knn import approximate
+from reid_core.knn.approximate import GraphSearch, recall_of
+from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.search import nearest
+from tests.core.knn.test_search import same, unit
+
+
+def rows() -> np.ndarray:
+    x = np.repeat(unit(100, 32), 10, axis=0) + 0.1 * np.random.default_rng(1).normal(
+        size=(1000, 32)
+    )
+    x[900:] = x[:100]
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_where_nothing_is_missed_it_is_the_exact_search(
+    monkeypatch: pytest.MonkeyPatch, halves: bool
+) -> None:
+    monkeypatch.setattr(approximate, "_FEW_ROWS", 10)
+    is_second = np.arange(1000) % 3 == 0 if halves else None
+    search = GraphSearch()
+    found = search(rows(), 12, is_second=is_second)
+    exact = nearest(rows(), 12, is_second=is_second)
+    assert search.recalls == [1.0]
+    same(found, exact)
+
+
+def test_the_recall_is_the_share_of_neighbours_that_were_found() -> None:
+    x = unit(300, 32)
+    exact = nearest(x, 10)
+    similarity = exact.similarity.copy()
+    similarity[:, 7:] = -1  # three of ten are others
+    assert recall_of(exact, x) == 1
+    assert recall_of(Neighbours(exact.rows, similarity), x) == pytest.approx(0.7)
+    is_second = np.arange(300) < 100
+    both = nearest(x, 10, is_second=is_second)
+    similarity = both.similarity.copy()
+    similarity[:, 9] = -1
+    assert recall_of(Neighbours(both.rows, similarity), x, is_second=is_second) == 0.9
+
+
+def test_few_rows_are_searched_exactly() -> None:
+    same(GraphSearch()(rows(), 12), nearest(rows(), 12))
+
+
+def test_without_faiss_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "faiss", None)
+    with pytest.raises(ValueError, match=r'approximate needs faiss: pip install -e ".\[cpu\]"'):
+        GraphSearch()(rows(), 12)
