@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,9 +36,11 @@ class Incoming:
     def make_room(self, features: Features) -> None:
         """The block, for rows as wide as these; not by two threads at once."""
         if self._block is None:
-            rows = torch.as_tensor(features[:0])
+            dtype = features.dtype
+            if not isinstance(dtype, torch.dtype):
+                dtype = torch.from_numpy(np.empty(0, dtype)).dtype
             shape = sum(self._sizes.values()), features.shape[1]
-            self._block = torch.empty(shape, dtype=rows.dtype, device=self._device)
+            self._block = torch.empty(shape, dtype=dtype, device=self._device)
 
     def place(
         self, modality: Modality, features: Features, rank: int, world: int, start: int

@@ -6,12 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.config import RunConfig
+from pipelines.distributed.collectives import shares
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart
 from pipelines.training.memory_bank import MemoryBank
@@ -128,6 +131,33 @@ def test_pieces_in_any_order_are_the_share(make_config: Callable[..., RunConfig]
             piece = x[24 * rank + first : 24 * rank + stop]
             bank.add_features(token, KEY, m, piece, rank, 2, first)
     start = bank.begin_epoch(token, KEY, 2)
+    for m in (VISIBLE, INFRARED):
+        np.testing.assert_array_equal(start.epoch.labels[m], whole.epoch.labels[m])
+        np.testing.assert_array_equal(start.epoch.prototypes[m], whole.epoch.prototypes[m])
+
+
+@pytest.mark.parametrize("world", [1, 3, 50])
+def test_shares_that_go_to_the_actor_in_pieces_arrive(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    """As through Ray, whose arrays are read-only; with 50 workers some shares are empty."""
+    from pipelines.training import actor
+
+    def put(piece: np.ndarray) -> np.ndarray:
+        piece.flags.writeable = False
+        return piece
+
+    monkeypatch.setattr(actor, "PIECE_BYTES", 4 * WIDTH * 5)
+    monkeypatch.setattr(actor.ray, "put", put)
+    monkeypatch.setattr(actor.ray, "get", lambda call: call)
+    bank, whole = bank_of(make_config()), begin(bank_of(make_config()))
+    handle = SimpleNamespace(add_features=SimpleNamespace(remote=bank.add_features))
+    remote, token = actor.RemoteBank(handle), bank.open()
+    for m, x in features().items():
+        for rank, part in enumerate(shares(len(x), world)):
+            share = torch.from_numpy(x[part])
+            remote.add_features(token, KEY, m, share, rank, world)
+    start = bank.begin_epoch(token, KEY, world)
     for m in (VISIBLE, INFRARED):
         np.testing.assert_array_equal(start.epoch.labels[m], whole.epoch.labels[m])
         np.testing.assert_array_equal(start.epoch.prototypes[m], whole.epoch.prototypes[m])
