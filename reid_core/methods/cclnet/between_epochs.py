@@ -80,11 +80,11 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     elif config.labels == "within":
         labels = {m: numbered_alone(labels[m]) for m in INPUTS}
     _check_clusters(config, labels)
-    features = {m: context.features[m] for m in INPUTS}
-    prototypes = {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
-    pairs, contradictory = pairs_of_epoch(config, context, prototypes, features, labels)
-    counts, weak = mutual_agreement.agreement(*(prototypes[m] for m in INPUTS), epoch=context.epoch)
-    pairs, dropped = guarded(config, prototypes, pairs, share=counts[mutual_agreement.COUNT])
+    prototypes = {m: clustering.unit_centroids(context.features[m], labels[m]) for m in INPUTS}
+    features, matched = _to_match(config, context, labels, prototypes)
+    pairs, contradictory = pairs_of_epoch(config, context, matched, features, labels)
+    counts, weak = mutual_agreement.agreement(*(matched[m] for m in INPUTS), epoch=context.epoch)
+    pairs, dropped = guarded(config, matched, pairs, share=counts[mutual_agreement.COUNT])
     if config.labels != "identities":
         warnings = warnings + weak + dropped
     arrays, numbers = _votes(config, context, features, labels, pairs)
@@ -107,6 +107,18 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         counts=counts | numbers,
         warnings=warnings + _warnings(settings, prototypes),
     )
+
+
+def _to_match(
+    config: Config, context: BetweenEpochs, labels: Labels, prototypes: Mapping[Modality, Tensor]
+) -> tuple[dict[Modality, Features], Mapping[Modality, Tensor]]:
+    """The features and prototypes that matches are made of: without what cameras add, if asked."""
+    scaling = config.matching.camera_scaling
+    scaling = config.clustering.camera_scaling if scaling is None else scaling
+    features = {m: rows_to_compare(scaling, context, m) for m in INPUTS}
+    if scaling is None:
+        return features, prototypes
+    return features, {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
 
 
 def _votes(

@@ -135,6 +135,27 @@ def test_cameras_are_taken_out_of_clusters_and_matches_not_of_prototypes() -> No
         cclnet.cluster(config, VISIBLE, BetweenEpochs("align", 0, 0, features=features))
 
 
+def test_matches_are_of_features_without_their_cameras() -> None:
+    """Three cameras of either modality with casts of their own: plain prototypes match wrongly."""
+    rng = np.random.default_rng(2)
+    centers, truth = rng.normal(size=(12, 24)), np.repeat(np.arange(12), 12)
+    features, labels, cameras = {}, {}, {}
+    for m in INPUTS:
+        seen_by = rng.integers(0, 3, size=12)  # mostly one camera saw an identity
+        cameras[m] = np.where(rng.random(144) < 0.8, seen_by[truth], rng.integers(0, 3, 144))
+        rows = centers[truth] + 4 * rng.normal(size=(3, 24))[cameras[m]]
+        features[m] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+        labels[m] = truth
+    context = BetweenEpochs("align", 0, 0, features=features, cameras=cameras)
+
+    def right(**matched: float) -> int:
+        config = small_config(matching=matched, swap={"start_epoch": 0})
+        return int((np.diff(cclnet.begin_epoch(config, context, labels).pairs) == 0).sum())
+
+    assert right(camera_scaling=0) > right()
+    assert right(camera_scaling=1) > right()
+
+
 def test_only_the_assignment_can_match_in_every_step() -> None:
     with pytest.raises(ValidationError, match=r"swap\.when=step goes with hungarian alone"):
         Config.model_validate({"matching": {"method": "joint"}, "swap": {"when": "step"}})
