@@ -312,7 +312,8 @@ def named_inputs(loss: Callable[..., Tensor]) -> dict[str, Any]:
     labels, targets = torch.arange(6) // 3, torch.eye(6)
     given: dict[str, Any] = dict.fromkeys(("labels", "labels_a", "labels_b"), labels)
     given |= {"groups": torch.arange(6) % 2, "positives": targets.bool(), "targets": targets}
-    given |= {"logits": rows(6, 6).half(), "temperature": 0.1}
+    given |= {"logits": rows(6, 6).half(), "scores": rows(6, 6).half(), "temperature": 0.1}
+    given |= {"proposed": targets.bool() | targets.roll(1, 0).bool()}
     features = ("x", "a", "b", "g", "img", "txt", "bank", "anchors", "candidates")
     given |= {name: unit(6, seed=i).half() for i, name in enumerate(features)}
     return {name: given[name] for name in inspect.signature(loss).parameters if name in given}
