@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -89,6 +90,10 @@ def check(
     ] = False,
     extra_root: ExtraRoot = None,
     allow_http: AllowHttp = False,
+    near_duplicates: Annotated[
+        Path | None, typer.Option(help="A run whose vectors find images that are nearly the same.")
+    ] = None,
+    above: Annotated[float, typer.Option(help="Cosine of near-duplicates.")] = 0.98,
 ) -> None:
     """Compare a data set with its published numbers, read every image; exit code 1 on a fault."""
     from pipelines.data import check
@@ -98,6 +103,11 @@ def check(
     if write_expected:
         say(f"{check.write_expected(kind, root, trusted=trusted)}: later checks compare with it")
     result = check.check(kind, root, trusted=trusted)
+    if near_duplicates is not None and result.counts:
+        from pipelines.evaluation.alike import near_duplicates as find
+
+        sets, note = find(near_duplicates, kind, root, above=above, trusted=trusted)
+        result = replace(result, notes=[*result.notes, note], near_duplicates=sets)
     console.print(check.render(result))
     if json_file is not None:
         write_text(json_file, to_json(result.to_json()))

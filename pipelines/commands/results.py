@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,6 +32,9 @@ def evaluate(
     rerank: Annotated[
         bool, typer.Option("--rerank", help="Also re-ranked, on lines of their own.")
     ] = False,
+    pool: Annotated[
+        Literal["image", "tracklet"], typer.Option(help="Rank images, or tracklets.")
+    ] = "image",
 ) -> None:
     """Measure a checkpoint under every protocol of a data set; features are extracted once."""
     from pipelines.evaluation.checkpoint import evaluate_checkpoint
@@ -39,7 +42,14 @@ def evaluate(
 
     check_target(json_file)
     result = evaluate_checkpoint(
-        checkpoint, kind=kind, root=root, trial=trial, split=split, flip=flip, reranked=rerank
+        checkpoint,
+        kind=kind,
+        root=root,
+        trial=trial,
+        split=split,
+        flip=flip,
+        reranked=rerank,
+        tracklets=pool == "tracklet",
     )
     console.print(score_table(result))
     for line in calibration_lines(result):

@@ -96,8 +96,8 @@ def calibrate(
     ] = "auto",
 ) -> None:
     """Fit how likely two images of some cosine show one identity; kept beside the checkpoint."""
-    from pipelines.evaluation.calibrate import PSEUDO
     from pipelines.evaluation.calibrate import calibrate as fit
+    from pipelines.evaluation.calibrated import PSEUDO
 
     fitted = fit(run, labels=labels)
     for name, one in fitted.maps.items():
@@ -107,6 +107,7 @@ def calibrate(
         )
     if fitted.source == PSEUDO:
         say("pseudo-labels come from these vectors themselves: the probabilities are optimistic")
+    say("`crossreid report` draws it, `crossreid eval` measures it on other identities")
 
 
 @commands.command()

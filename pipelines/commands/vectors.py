@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipelines.commands.options import Space, Trial, ray_address
+from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 
 commands = typer.Typer()
@@ -34,24 +35,38 @@ def embed(
     max_unreadable: Annotated[
         float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
     ] = 0.01,
+    pool: Annotated[
+        Literal["image", "tracklet"], typer.Option(help="A vector per image, or per tracklet.")
+    ] = "image",
+    dedup: Annotated[
+        float | None, typer.Option(help="Of images with such a cosine keep one, 0.98.")
+    ] = None,
 ) -> None:
     """Turn images into vectors on all GPUs or CPUs; again: only what is missing.
 
     On a cluster: as a Ray job, or with RAY_ADDRESS=auto in the environment.
     """
     from pipelines.retrieval import embed as embedding
+    from pipelines.retrieval import pooling
     from pipelines.retrieval.sources import Source, modality_named
 
-    done = embedding.embed(
-        checkpoint,
-        Source(source, kind, split, modality_named(modality, "--modality"), trial),
-        out,
-        space=space,
-        dtype=dtype,
-        batch_size=batch_size,
-        max_unreadable=max_unreadable,
-        ray_address=ray_address(),
-    )
+    if pool == "tracklet" and dedup is not None:
+        raise UserError("--pool tracklet and --dedup: a tracklet is one vector already")
+    given = checkpoint, Source(source, kind, split, modality_named(modality, "--modality"), trial)
+    options: dict[str, Any] = {
+        "space": space,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "max_unreadable": max_unreadable,
+        "ray_address": ray_address(),
+    }
+    if pool == "tracklet":
+        done = pooling.embed_tracklets(*given, out, **options)
+    elif dedup is not None:
+        done, num_near = pooling.embed_distinct(*given, out, above=dedup, **options)
+        say(f"{num_near:,} near-duplicates left out: {out / pooling.DUPLICATES}")
+    else:
+        done = embedding.embed(*given, out, **options)
     for message in done.unreadable[:10]:
         console.print(f"left out: {message}", style="yellow", markup=False)
     say(
@@ -66,9 +81,27 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder for one model per modality.")],
     file_format: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
     space: Space = "descriptor",
+    inputs: Annotated[
+        Literal["bytes", "float"],
+        typer.Option("--input", help="bytes, or float: normalized numbers, as trackers feed them."),
+    ] = "bytes",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], typer.Option(help="fp32, fp16, or int8.")
+    ] = "fp32",
+    target: Annotated[
+        str | None, typer.Option("--for", help="deepstream: with nvinfer's configuration.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder to check and calibrate on; default: the run's data.")
+    ] = None,
 ) -> None:
     """Write the encoder for use without this package, checked against torch."""
     from pipelines.retrieval.export import export as write_models
+    from pipelines.retrieval.model_file import Form
 
-    for model in write_models(checkpoint, out, file_format=file_format, space=space):
-        say(f"{model.path}: {model.modality}, largest difference to torch {model.difference:.1e}")
+    form = Form(inputs, precision, target)
+    models = write_models(
+        checkpoint, out, file_format=file_format, space=space, form=form, images=images
+    )
+    for model in models:
+        say(f"{model.path}: {model.modality}, {model.described()}")

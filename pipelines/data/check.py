@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.markup import escape
 from rich.progress import track
@@ -31,6 +32,7 @@ from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS, Count, count, counts_of
 from reid_core.images import decode, size_of
+from reid_core.tracklets import lengths
 from reid_core.types import Dataset, Modality
 
 _SHOWN = 10  # examples of one problem on the terminal; JSON holds all
@@ -61,6 +63,7 @@ class Check:
         sizes: per modality, smallest and largest [height, width] of an image.
         notes: what was passed over; no fault.
         problems: empty if all is well.
+        near_duplicates: sets of images that are nearly the same, where they were looked for.
     """
 
     kind: str
@@ -70,6 +73,7 @@ class Check:
     sizes: dict[str, list[list[int]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    near_duplicates: list[list[str]] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -117,7 +121,7 @@ def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
         expected_from=expected_from,
         counts=count(first, expected),
         sizes=sizes,
-        notes=list(first.notes),
+        notes=[*first.notes, *_tracklets(first)],
         problems=problems + found,
     )
 
@@ -172,6 +176,9 @@ def render(result: Check) -> Group:
         table.add_row(line.split, str(line.modality), *cells, size, style=style)
     lines: list[Any] = [table] if result.counts else []
     lines += [escape(note) for note in result.notes]
+    for one in result.near_duplicates[:_SHOWN]:
+        shown = " = ".join(one[:_SHOWN]) + (" ..." if len(one) > _SHOWN else "")
+        lines.append(f"  {escape(shown)}")
     for problem in result.problems:
         lines.append(f"[bold red]wrong:[/] {escape(problem.what)}")
         lines += [f"  {escape(example)}" for example in problem.examples[:_SHOWN]]
@@ -224,6 +231,22 @@ def _listed_twice(dataset: Dataset) -> list[Problem]:
     return (
         [Problem(f"listed more than once: {_images_in_words(len(twice))}", twice)] if twice else []
     )
+
+
+def _tracklets(dataset: Dataset) -> Iterator[str]:
+    """A sentence per split and modality that has tracklets: how many, and how long."""
+    for name in SPLITS:
+        split = getattr(dataset, name)
+        for modality in Modality:
+            own = split.take(split.rows(modality))
+            counts = np.sort(lengths(own))
+            if len(counts):
+                loose = len(own) - int(counts.sum())
+                yield (
+                    f"{name} {modality}: {len(counts):,} tracklets of {counts[0]} to {counts[-1]} "
+                    f"images, half of them of {counts[len(counts) // 2]} or more"
+                    + (f"; {_images_in_words(loose)} without one" if loose else "")
+                )
 
 
 def _images(datasets: Iterable[Dataset]) -> dict[str, Modality]:

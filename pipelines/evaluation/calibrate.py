@@ -8,15 +8,13 @@ import numpy as np
 
 from pipelines.data.prepare import read
 from pipelines.errors import UserError
-from pipelines.evaluation.calibrated import Calibrated, save
+from pipelines.evaluation.calibrated import PSEUDO, VALIDATION, Calibrated, save
 from pipelines.evaluation.checkpoint import features_of
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.evaluation.pairs import Known, classes_of, pairs_of, sampled
 from pipelines.runs import checkpoint
 from reid_core.calibration import Calibration, expected_error, fit, reliability
 from reid_core.types import OUTLIER, Dataset, Modality, Split
-
-VALIDATION, PSEUDO = "validation identities", "pseudo-labels"
 
 
 def calibrate(path: Path, *, labels: str = "auto", seed: int = 0) -> Calibrated:

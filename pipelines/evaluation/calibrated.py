@@ -14,6 +14,7 @@ from reid_core.calibration import Calibration
 
 FILE = "calibration.json"
 FORMAT = 1
+VALIDATION, PSEUDO = "validation identities", "pseudo-labels"
 
 
 @dataclass(frozen=True)

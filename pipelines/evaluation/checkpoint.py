@@ -21,6 +21,7 @@ from pipelines.evaluation.evaluate import Evaluation, evaluate
 from pipelines.evaluation.pairs import errors
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
+from reid_core.tracklets import pooled
 from reid_core.types import Modality, Split
 
 
@@ -33,6 +34,7 @@ def evaluate_checkpoint(
     split: str = "test",
     flip: bool = False,
     reranked: bool = False,
+    tracklets: bool = False,
 ) -> Evaluation:
     """Measure a saved encoder in this process, on a GPU if there is one.
 
@@ -42,9 +44,10 @@ def evaluate_checkpoint(
             that the run was trained with.
         split: "test" or "val".
         flip, reranked: also score with mirrored images, or re-ranked; see `evaluate`.
+        tracklets: rank tracklets, each by the mean of its images' vectors, instead of images.
 
     Raises:
-        UserError: no such checkpoint, data set, kind or split.
+        UserError: no such checkpoint, data set, kind or split, or no tracklet in it.
     """
     loaded = open_encoder(path)
     tree = loaded.config.model_dump(mode="json")
@@ -62,13 +65,10 @@ def evaluate_checkpoint(
     found = features_of(loaded, records, dataset.root, config=config, flip=flip)
     width = loaded.encoder.feature_dim
     features = np.ascontiguousarray(found[:, :width])
-    result = evaluate(
-        dataset.kind,
-        records,
-        features,
-        mirrored=np.ascontiguousarray(found[:, width:]) if flip else None,
-        reranked=reranked,
-    )
+    mirrored = np.ascontiguousarray(found[:, width:]) if flip else None
+    if tracklets:
+        records, features, mirrored = _per_tracklet(records, features, mirrored)
+    result = evaluate(dataset.kind, records, features, mirrored=mirrored, reranked=reranked)
     known = calibrated.load(path, fingerprint=loaded.fingerprint)
     return replace(result, calibration=errors(known, records, features)) if known else result
 
@@ -109,6 +109,21 @@ def features_of(
                 .numpy()
             )
     return features
+
+
+def _per_tracklet(
+    split: Split, features: np.ndarray, mirrored: np.ndarray | None
+) -> tuple[Split, np.ndarray, np.ndarray | None]:
+    if not (split.tracklets >= 0).any():
+        raise UserError(
+            "no image of this split has a tracklet: a manifest's column tracklet says which track "
+            "an image was cut from"
+        )
+    try:
+        tracks, rows = pooled(split, features)
+        return tracks, rows, None if mirrored is None else pooled(split, mirrored)[1]
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _with_mirrored(embed: extract_features.Head) -> extract_features.Head:

@@ -37,7 +37,7 @@ PHASE_COLOURS = {
     "checkpoint": "#7a8494",
     "evaluate": "#a9cbe0",
 }
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "crossreid",
     "text.parse_math": False,
@@ -144,8 +144,8 @@ def epochs_chart(
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panel()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
         marker = "o" if len(stages) <= _MAX_MARKED else None
         for one in series:
             for number, span in enumerate(_spans(stages)):
@@ -163,8 +163,8 @@ def epochs_chart(
         if least:
             _cover(axes, series, least)
         _epoch_axis(axes, stages)
-        _legend(axes)
-        return _svg(figure, alt)
+        legend(axes)
+        return svg(figure, alt)
 
 
 def phase_chart(
@@ -180,8 +180,8 @@ def phase_chart(
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panel()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
         middles = np.arange(len(stages))
         edges = np.ravel([middles - 0.41, middles + 0.41], order="F")
         below = np.zeros(len(edges) - 1)  # Every second interval is the gap after a bar: 0 high.
@@ -191,7 +191,7 @@ def phase_chart(
             axes.stairs(above, edges, baseline=below, fill=True, color=colour)
             below = above
         _epoch_axis(axes, stages)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def cmc_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
@@ -204,15 +204,15 @@ def cmc_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panel()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
         for curve in curves:
             ranks = np.arange(1, len(curve.cmc) + 1)
             axes.plot(ranks, 100 * curve.cmc, curve.dash, color=curve.colour, label=curve.label)
         axes.set(ylim=(0, 102), xlabel="k, answers looked at")
         axes.set_xticks([1, 5, 10, 15, 20])
-        _legend(axes)
-        return _svg(figure, alt)
+        legend(axes)
+        return svg(figure, alt)
 
 
 def bar_chart(bars: Sequence[Bar], *, alt: str, line: float | None = None) -> Markup:
@@ -226,8 +226,8 @@ def bar_chart(bars: Sequence[Bar], *, alt: str, line: float | None = None) -> Ma
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panel()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
         places = np.arange(len(bars))
         axes.bar(places, [bar.mean for bar in bars], width=0.55, color=SPARE[0] + "55")
         for place, bar in zip(places, bars, strict=True):
@@ -236,7 +236,7 @@ def bar_chart(bars: Sequence[Bar], *, alt: str, line: float | None = None) -> Ma
             axes.axhline(line, color=MUTED, linewidth=1.0, linestyle=":")
         axes.set_xticks(places, [bar.label for bar in bars])
         axes.set_xlim(-0.6, max(len(bars), 3) - 0.4)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def scatter_chart(points: Scatter, *, alt: str, best: int) -> Markup:
@@ -250,8 +250,8 @@ def scatter_chart(points: Scatter, *, alt: str, best: int) -> Markup:
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panel()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
         axes.plot(points.xs, points.ys, "o", color=SPARE[0] + "99", markeredgewidth=0)
         axes.plot(*zip(*points.line, strict=True) if points.line else ((), ()), color=SPARE[0])
         axes.plot([points.xs[best]], [points.ys[best]], "o", color=WRONG, fillstyle="none",
@@ -262,7 +262,7 @@ def scatter_chart(points: Scatter, *, alt: str, best: int) -> Markup:
             axes.xaxis.set_minor_formatter(lambda x, _: "")
         axes.set_xlabel(points.label)
         axes.margins(x=0.1)
-        return _svg(figure, alt)
+        return svg(figure, alt)
 
 
 def similarity_chart(
@@ -287,8 +287,8 @@ def similarity_chart(
     Returns:
         An `<svg>` element.
     """
-    with matplotlib.rc_context(_STYLE):
-        figure, axes = _panel()
+    with matplotlib.rc_context(STYLE):
+        figure, axes = panel()
         for counts, colour, face, hatch, label in (
             (wrong, WRONG, "none", "////", "two different people"),
             (right, RIGHT, RIGHT + "40", None, "the same person"),
@@ -298,8 +298,8 @@ def similarity_chart(
                 linewidth=1.4, label=label,
             )  # fmt: skip
         axes.set(xlim=limits, ylim=(0, top), xlabel="similarity")
-        _legend(axes)
-        return _svg(figure, alt)
+        legend(axes)
+        return svg(figure, alt)
 
 
 def share(counts: np.ndarray) -> np.ndarray:
@@ -316,7 +316,7 @@ def phase_colours(phases: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
     return {name: PHASE_COLOURS[name] for name in known} | spare
 
 
-def _panel() -> tuple[Figure, Axes]:
+def panel() -> tuple[Figure, Axes]:
     """An empty panel; the same margins everywhere, so that panels side by side line up."""
     figure = Figure(figsize=_SIZE_INCHES)
     figure.subplots_adjust(left=0.12, right=0.97, bottom=0.19, top=0.88)
@@ -360,7 +360,7 @@ def _epoch_axis(axes: Axes, stages: Sequence[tuple[str, int]]) -> None:
         )  # fmt: skip
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     """Names above the axes, where there is more than one thing to name, in as few lines as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) < 2:
@@ -371,7 +371,7 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.14, 0.98), ncols=columns)
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
+def svg(figure: Figure, alt: str) -> Markup:
     """The figure as an element that can stand in a page beside others.
 
     Name spaces and metadata are dropped: HTML needs none, and a page without them holds no foreign

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.report import panels, ranklists, scores, words
+from pipelines.report import panels, ranklists, reliability, scores, words
 from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
@@ -179,6 +179,14 @@ def _sections(run: Run) -> list[Section]:
             "across modalities and within each, in percent of such pairs. The less the two hills "
             "overlap, the better people can be told apart.",
             (panels.similarities(run.rankings), f"similarities, {no_arrays}"),
+        ),
+        _section(
+            "certainty",
+            "How sure is an answer?",
+            "A similarity becomes the probability that both pictures show one person. Each dot "
+            "holds the pairs that were given about the same probability, larger dots more of them; "
+            "where it was right, the dots lie on the dotted line.",
+            reliability.panels(run.directory),
         ),
     ]
 

@@ -39,6 +39,8 @@ class VectorInfo:
         dim: their width D.
         root: folder that ids are relative to.
         source: what was embedded.
+        pool: what a vector is of: "image", "tracklet", or "dedup <cosine>" for images that are
+            not nearly the same.
     """
 
     fingerprint: str
@@ -47,6 +49,7 @@ class VectorInfo:
     dim: int
     root: str
     source: str
+    pool: str = "image"
 
 
 def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
@@ -61,7 +64,7 @@ def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
         changed = [
             f"{key}: {before.get(key)} -> {value}"
             for key, value in asdict(info).items()
-            if before.get(key) != value
+            if before.get(key, "image" if key == "pool" else None) != value
         ]
         if changed:
             raise UserError(
@@ -71,10 +74,19 @@ def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty and holds no {INFO}: choose another folder")
+    describe(out, info, checkpoint)
+
+
+def describe(out: Path, info: VectorInfo, checkpoint: Path) -> None:
+    """Write embedding.json of a folder that is not complete.
+
+    Raises:
+        UserError: not writable.
+    """
     content = asdict(info) | {"format": FORMAT, "checkpoint": str(checkpoint.resolve())}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(known, content | {"complete": False})
+        write_json(out / INFO, content | {"complete": False})
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
 
@@ -110,7 +122,6 @@ def write_part(
     skipped: Sequence[str],
     *,
     contents: Sequence[str] = (),
-    images: Sequence[int] = (),
 ) -> None:
     """Write one part, whole or not at all.
 
@@ -121,12 +132,39 @@ def write_part(
         vectors: (n, D) of the rows.
         skipped: messages about what could not be read.
         contents: hashes of the image files, none where unknown.
+    """
+    write_table(out, key, table(rows, vectors, contents=contents), skipped)
+
+
+def write_table(out: Path, key: str, rows: pa.Table, skipped: Sequence[str] = ()) -> None:
+    """`write_part` of rows that are a table."""
+    rows = rows.replace_schema_metadata({_SKIPPED: json.dumps(list(skipped)).encode()})
+    replace_file(_file(out, key), lambda file: pq.write_table(rows, file))
+
+
+def table(
+    rows: Sequence[Sample],
+    vectors: np.ndarray,
+    *,
+    contents: Sequence[str] = (),
+    images: Sequence[int] = (),
+    ids: Sequence[str] = (),
+) -> pa.Table:
+    """Rows as they are stored.
+
+    Args:
+        rows: what was embedded.
+        vectors: (n, D) of the rows.
+        contents: hashes of the image files, none where unknown.
         images: how many images each vector is the mean of, none for one each.
+        ids: names of the rows, none for `record_id`; their images then have a column of their own.
     """
     flat = pa.array(np.ascontiguousarray(vectors).ravel())
-    table = pa.table(
+    columns = {"image": pa.array([row.image for row in rows], pa.string())} if ids else {}
+    return pa.table(
         {
-            "id": pa.array([record_id(row) for row in rows], pa.string()),
+            "id": pa.array(ids or [record_id(row) for row in rows], pa.string()),
+            **columns,
             "modality": pa.array([str(row.modality) for row in rows], pa.string()),
             "camera": pa.array([row.camera for row in rows], pa.int32()),
             "pid": pa.array([row.pid for row in rows], pa.int64()),
@@ -135,9 +173,7 @@ def write_part(
             "content": pa.array(contents or [""] * len(rows), pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
-    ).replace_schema_metadata({_SKIPPED: json.dumps(list(skipped)).encode()})
-    target = _file(out, key)
-    replace_file(target, lambda file: pq.write_table(table, file))
+    )
 
 
 def skipped(out: Path, key: str) -> list[str] | None:

@@ -126,6 +126,7 @@ def desk_of(settings: Settings) -> tuple[Desk, LoadedEncoder]:
 def application(settings: Settings, *, num_gpus: int) -> Any:
     """The deployments, bound to each other."""
     from ray import serve
+    from ray.exceptions import ActorDiedError
 
     autoscaling = {
         "min_replicas": settings.min_replicas,
@@ -157,7 +158,11 @@ def application(settings: Settings, *, num_gpus: int) -> Any:
         encoder = serve.get_deployment_handle("encoder", _NAME)
 
         async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
-            vectors: np.ndarray = await encoder.embed.remote(content, str(modality))
+            vectors: np.ndarray
+            try:
+                vectors = await encoder.embed.remote(content, str(modality))
+            except ActorDiedError:  # embedding changes nothing: another replica does it
+                vectors = await encoder.embed.remote(content, str(modality))
             return vectors
 
         desk, _ = desk_of(settings)

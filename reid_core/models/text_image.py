@@ -83,8 +83,8 @@ class TextImageEncoder(nn.Module):
         """Descriptors: unit rows (B, E).
 
         Args:
-            inputs: (B, 3, H, W) uint8 images, or where modality is TEXT int64 token ids as
-                `encode_text` takes them.
+            inputs: (B, 3, H, W) uint8 or normalized float images, or where modality is TEXT
+                int64 token ids as `encode_text` takes them.
             modality: of the inputs.
 
         Raises:
@@ -94,7 +94,7 @@ class TextImageEncoder(nn.Module):
             return self.encode_text(inputs)
         if modality != Modality.VISIBLE:
             raise ValueError(f"no tower for {modality!r}: only for visible images and text")
-        return self.encode_image(self.normalize(inputs))
+        return self.encode_image(self.normalize(inputs) if inputs.dtype == torch.uint8 else inputs)
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Unit rows (B, E) of normalized images and of trimmed token ids (B, L), for training."""

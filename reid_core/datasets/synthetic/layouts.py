@@ -33,7 +33,7 @@ _PEOPLE, _IDS, _DYES, _SHOTS = range(4)
 _SIGHT = 6  # after those of `trees`
 _JPEG_QUALITY = 92
 _MISMATCHED = ("sysu", "llcm")
-_EXPECTED, _RECIPE = "expected.json", "synthetic.json"
+_EXPECTED, _RECIPE, _MANIFEST = "expected.json", "synthetic.json", "manifest.csv"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def write(
     workers: int = 1,
 ) -> None:
     """Writes generated identities as a data set, with its counts in ``expected.json``.
+
+    Images without captions are also listed in ``manifest.csv``, with the track of each.
 
     The same arguments (whatever ``workers``) give the same bytes. A root that already holds
     exactly this tree is left as it is; one whose writing was interrupted is completed.
@@ -96,6 +98,8 @@ def write(
         _write_pictures(root, recipe, workers)
         splits = _splits(recipe)
         LAYOUTS[layout].write_lists(root, _world(recipe))
+        if not LAYOUTS[layout].captions:
+            _write_manifest(root, recipe)
         # Last, so that its presence says that all the rest is there.
         counts = json.dumps(_expected(recipe, splits), indent=1) + "\n"
         (root / _EXPECTED).write_text(counts)
@@ -248,6 +252,19 @@ def _paths(recipe: Recipe) -> dict[tuple[int, Camera, int], str]:
         for camera in seen_by[pid]
         for frame in layout.frames(camera)
     }
+
+
+def _write_manifest(root: Path, recipe: Recipe) -> None:
+    """The same images as rows, with what a tracker knows: which frames are of one track."""
+    layout = LAYOUTS[recipe.layout]
+    split_of = {pid: split for split, ids in _splits(recipe).items() for pid in ids}
+    tracks: dict[tuple[int, int, int], int] = {}
+    lines = ["image,modality,pid,camera,tracklet,split"]
+    for (pid, camera, frame), path in _paths(recipe).items():
+        _, num_frames = layout.tracks[camera.modality]
+        track = tracks.setdefault((pid, camera.number, (frame - 1) // num_frames), len(tracks))
+        lines.append(f"{path},{camera.modality},{pid},{camera.number},{track},{split_of[pid]}")
+    (root / _MANIFEST).write_text("\n".join(lines) + "\n")
 
 
 def _write_people(root: Path, recipe: Recipe, identities: Iterable[int]) -> None:

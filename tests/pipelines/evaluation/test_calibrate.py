@@ -11,9 +11,11 @@ import torch
 from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
-from pipelines.evaluation.calibrate import PSEUDO, VALIDATION, calibrate
+from pipelines.evaluation.calibrate import calibrate
+from pipelines.evaluation.calibrated import PSEUDO, VALIDATION
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.evaluation.encoder import open_encoder
+from pipelines.report import reliability
 from pipelines.runs import checkpoint
 from reid_core.types import Modality
 from tests.pipelines.trained import save_run
@@ -40,6 +42,11 @@ def test_on_validation_identities_and_off_by_little_on_test_identities(run: Path
     assert unlikely is not None
     assert likely > unlikely
     assert made.probability(0.5, "text", "visible") is None
+    shown, missing = reliability.panels(run)
+    assert [panel.title for panel in shown] == [
+        " with ".join(name.split()).capitalize() for name in made.maps
+    ]
+    assert not missing
     found = evaluate_checkpoint(run).calibration
     assert set(found) == set(made.maps)
     assert all(0 <= value <= 1 for row in found.values() for value in row.values())
@@ -70,9 +77,11 @@ class TestBadInput:
             calibrate(run, labels="maybe")
 
     def test_a_damaged_file(self, run: Path) -> None:
+        assert "not calibrated" in reliability.panels(run)[1]
         (checkpoint.find(run) / calibrated.FILE).write_text("{")
         with pytest.raises(UserError, match="is damaged"):
             calibrated.load(run)
+        assert "is damaged" in reliability.panels(run)[1], "a report is written all the same"
         (checkpoint.find(run) / calibrated.FILE).write_text(json.dumps({"format": 9, "maps": {}}))
         with pytest.raises(UserError, match="another format"):
             calibrated.load(run)

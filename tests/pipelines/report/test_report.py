@@ -77,7 +77,7 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("align.swap.when epoch")
     assert page.says("38.2 ± 1.3")
     assert page.says("4 March 2026, 09:05")
-    assert page.classes()["left-out"] == 1
+    assert page.classes()["left-out"] == 2, "heat maps and calibration"
     assert page.says("heat maps need the trained encoder, and there is no checkpoint in this run")
 
 
@@ -130,7 +130,7 @@ def test_without_metrics_the_error_names_the_file_and_the_remedy(tmp_path: Path)
 
 def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
     page = Page(html_of(small_run(tmp_path, {"stage": "prepare", "epoch": 0})))
-    assert page.classes()["left-out"] == 12
+    assert page.classes()["left-out"] == 13
     for sentence in (
         "summary.json is missing or holds no scores, so this run has not finished",
         "metrics.jsonl holds no losses",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
+from pipelines.retrieval import deepstream, smaller
 from pipelines.retrieval.export import MAX_DIFFERENCE, _OneModality, compare, example, export
+from pipelines.retrieval.model_file import Form, prepared
+from reid_core.images import DECODING, decode
 from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, save_run
 
@@ -85,6 +89,92 @@ def test_example_runs_without_this_package(models: dict[str, Path], tmp_path: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", [Form("float"), Form(target="deepstream"), Form("float", "fp16")])
+def test_numbers_instead_of_bytes_give_the_same_vectors(
+    checkpoint: Path, tmp_path: Path, form: Form
+) -> None:
+    written = export(checkpoint, tmp_path, form=form)
+    loaded = open_encoder(checkpoint)
+    for model in written:
+        session = onnxruntime.InferenceSession(model.path)
+        (given,), (answer,) = session.get_inputs(), session.get_outputs()
+        assert (given.name, given.type, answer.name) == ("images", "tensor(float)", "features")
+        images = example(loaded, model.modality, 3)
+        fed = images.float() if form.target else prepared(images, loaded, form)
+        expected = loaded.encoder.embed(images, model.modality).numpy()
+        found = session.run(None, {"images": fed.numpy()})[0]
+        assert (found * expected).sum(axis=1).min() > 0.999
+        if form.precision == "fp32":
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        else:
+            assert model.cosine > 0.999
+            assert model.checked_on == "256 images of noise", "the run's data are not there"
+
+
+def test_deepstream_gets_its_configuration_and_six_lines_to_read(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    deepstream.write(tmp_path, open_encoder(checkpoint), list(Modality)[:2], "fp16")
+    config = (tmp_path / "nvinfer_infrared.txt").read_text()
+    for line in (
+        "onnx-file=infrared.onnx",
+        "net-scale-factor=1.0",
+        "offsets=0;0;0",
+        "model-color-format=0",
+        "infer-dims=3;64;32",
+        "network-mode=2",
+        "output-tensor-meta=1",
+        "output-blob-names=features",
+    ):
+        assert line in config.splitlines()
+    readme = (tmp_path / "README.md").read_text()
+    assert len(readme.splitlines()) == 6
+    assert "trtexec --onnx=visible.onnx" in readme
+    assert "--optShapes=images:16x3x64x32" in readme
+
+
+@pytest.mark.slow
+def test_eight_bits_say_what_they_cost(tmp_path: Path, tree: Path) -> None:
+    run = save_run(tmp_path / "run")
+    (run / "data").symlink_to(tree)
+    written = export(run, tmp_path / "models", form=Form(precision="int8"))
+    for model in written:
+        assert model.rank1 is not None
+        assert abs(model.rank1[0] - model.rank1[1]) < 15, "a few of the tree's few queries"
+        assert 0.9 < model.cosine < 1
+        assert "Rank-1" in model.described()
+        facts = onnxruntime.InferenceSession(model.path).get_modelmeta().custom_metadata_map
+        assert facts["precision"] == "int8"
+    assert not list((tmp_path / "models").glob("*.fp32.onnx"))
+
+
+@pytest.mark.parametrize("name", ["16 bit", "alpha", "palette", "cmyk", "exif", "grey", "plain"])
+def test_the_example_decodes_bit_for_bit_as_the_product(tmp_path: Path, name: str) -> None:
+    path = tmp_path / ("image.jpg" if name in ("cmyk", "exif") else "image.png")
+    rng = np.random.default_rng(7)
+    color = Image.fromarray(rng.integers(0, 256, (50, 30, 3), dtype=np.uint8))
+    if name == "16 bit":
+        Image.fromarray(rng.integers(0, 2**16, (50, 30), dtype=np.uint16)).save(path)
+    elif name == "alpha":
+        color.putalpha(Image.fromarray(rng.integers(0, 256, (50, 30), dtype=np.uint8)))
+        color.save(path)
+    elif name == "palette":
+        color.quantize(16).save(path, transparency=3)
+    elif name == "cmyk":
+        color.convert("CMYK").save(path, quality=95)
+    elif name == "exif":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        color.save(path, quality=95, exif=exif)
+    else:
+        (color.convert("L") if name == "grey" else color).save(path)
+    shown = runpy.run_path(str(EXAMPLE))["pixels"]
+    facts = DECODING | {"height": "64", "width": "32"}
+    expected = decode(path.read_bytes(), height=64, width=32)
+    np.testing.assert_array_equal(shown(str(path), facts), expected)
+
+
+@pytest.mark.slow
 def test_sentences_are_exported_with_the_joint_space(checkpoint: Path, tmp_path: Path) -> None:
     written = export(checkpoint, tmp_path, space="joint")
     assert [str(model.modality) for model in written] == ["visible", "infrared", "text"]
@@ -104,6 +194,18 @@ def test_a_file_that_differs_is_noticed(checkpoint: Path, models: dict[str, Path
 
 
 class TestBadInput:
+    def test_another_target(self) -> None:
+        with pytest.raises(UserError, match="--for triton"):
+            Form(target="triton")
+
+    def test_no_images_to_calibrate_on(self, checkpoint: Path, tmp_path: Path) -> None:
+        loaded = open_encoder(checkpoint)
+        with pytest.raises(UserError, match="does not exist"):
+            smaller.shrink(loaded, [], Form(precision="int8"), tmp_path / "nothing")
+        only = draw_folder(tmp_path / "i", visible=2, infrared=0)
+        with pytest.raises(UserError, match="no infrared image"):
+            smaller.shrink(loaded, [], Form(precision="int8"), only)
+
     def test_another_format(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="only onnx"):
             export(checkpoint, tmp_path, file_format="tflite")

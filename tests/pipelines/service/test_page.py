@@ -77,14 +77,19 @@ def address(request: pytest.FixtureRequest, place: Path) -> Iterator[tuple[str, 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
+    driver = opened(tmp_path)
+    yield driver
+    driver.quit()
+
+
+def opened(tmp_path: Path) -> Any:
+    """A browser with a profile of its own."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in (*_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,1000"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
+    return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
 
 
 def until(true: Callable[[], Any], seconds: float = 20.0) -> Any:

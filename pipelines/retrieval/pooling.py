@@ -1,0 +1,217 @@
+"""Vectors of tracklets, and vectors without near-duplicates, made of those of all images.
+
+All vectors stay in the folder `images` below, where `embed` goes on; what is pooled or thinned is
+made of them anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.errors import UserError
+from pipelines.retrieval import vectors
+from pipelines.retrieval.embed import Embedded, embed
+from pipelines.retrieval.sources import Source
+from pipelines.retrieval.vectors import VectorInfo
+from pipelines.storage.files import replace_file
+from reid_core.near_duplicates import near_duplicates
+from reid_core.types import Modality, Sample
+
+IMAGES, DUPLICATES = "images", "duplicates.jsonl"
+_ROWS = 16_384  # of a file
+
+
+def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any) -> Embedded:
+    """Embed images, and write a vector per tracklet: the mean of its unit rows.
+
+    An image without a tracklet keeps its own. Memory holds one vector per tracklet.
+
+    Args:
+        checkpoint, source, out: see `pipelines.retrieval.embed.embed`.
+        options: of `embed`.
+
+    Raises:
+        UserError: as `embed`; no image has a tracklet, or one shows two identities.
+    """
+    done = embed(checkpoint, source, _images_of(out, "tracklet"), **options)
+    info = vectors.read_info(out / IMAGES)
+    means = _Means(info["dim"])
+    for path in vectors.part_files(out / IMAGES):
+        means.add(pq.read_table(path))
+    if not means.num_tracklets:
+        raise UserError(
+            f"no image of {source.path} has a tracklet: a manifest's column tracklet says which "
+            "track an image was cut from"
+        )
+    count = _write(out, info, "tracklet", means.batches())
+    return replace(done, num_vectors=count)
+
+
+def embed_distinct(
+    checkpoint: Path, source: Source, out: Path, *, above: float, **options: Any
+) -> tuple[Embedded, int]:
+    """Embed images, and keep one of those that are nearly the same.
+
+    Memory holds all vectors. Only images of one modality are compared.
+
+    Args:
+        checkpoint, source, out: see `pipelines.retrieval.embed.embed`.
+        above: cosine from which two images are nearly the same.
+        options: of `embed`.
+
+    Returns:
+        What was done, and how many images were left out; `duplicates.jsonl` names them.
+
+    Raises:
+        UserError: as `embed`; `above` is no such cosine.
+    """
+    if not 0 < above <= 1:
+        raise UserError(f"--dedup {above:g}: a cosine above 0 and up to 1, such as 0.98")
+    done = embed(checkpoint, source, _images_of(out, f"dedup {above:g}"), **options)
+    info = vectors.read_info(out / IMAGES)
+    rows = pa.concat_tables([pq.read_table(path) for path in vectors.part_files(out / IMAGES)])
+    flat, ids = _unit(rows, info["dim"]), rows["id"].to_pylist()
+    kept, lines = np.ones(len(rows), dtype=bool), []
+    for modality in sorted(set(rows["modality"].to_pylist())):
+        own = np.flatnonzero(pc.equal(rows["modality"], modality).to_numpy())
+        for one in near_duplicates(flat[own], above=above):
+            first, *others = own[one].tolist()
+            kept[others] = False
+            lines.append({"kept": ids[first], "left_out": [ids[place] for place in others]})
+    replace_file(out / DUPLICATES, "".join(json.dumps(line) + "\n" for line in lines))
+    chosen = rows.filter(pa.array(kept))
+    parts = (chosen.slice(start, _ROWS) for start in range(0, len(chosen), _ROWS))
+    count = _write(out, info, f"dedup {above:g}", parts)
+    return replace(done, num_vectors=count), int((~kept).sum())
+
+
+@dataclass
+class _Track:
+    """What is known of a tracklet: its first image, and what its images are hashed to."""
+
+    first: Sample
+    digest: Any
+    count: int = 0
+
+
+class _Means:
+    """Sums of the unit rows of each tracklet, in order of appearance."""
+
+    def __init__(self, dim: int) -> None:
+        self._sums = np.zeros((1024, dim), dtype=np.float32)
+        self._places: dict[tuple[str, int, int] | str, int] = {}
+        self._tracks: list[_Track] = []
+        self.num_tracklets = 0
+
+    def add(self, part: pa.Table) -> None:
+        """Add the rows of a file.
+
+        Raises:
+            UserError: a tracklet that shows two identities.
+        """
+        flat = _unit(part, self._sums.shape[1])
+        for row, vector in zip(part.drop_columns(["vector"]).to_pylist(), flat, strict=True):
+            place = self._place(row)
+            track = self._tracks[place]
+            if track.first.pid != row["pid"]:
+                raise UserError(
+                    f"tracklet {row['tracklet']} of camera {row['camera']} shows identity "
+                    f"{track.first.pid} on {track.first.image} and {row['pid']} on {row['id']}: "
+                    "a track is of one identity"
+                )
+            track.count += 1
+            track.digest.update(row["content"].encode())
+            self._sums[place] += vector
+
+    def _place(self, row: dict[str, Any]) -> int:
+        tracked = row["tracklet"] >= 0
+        key = (row["modality"], row["camera"], row["tracklet"]) if tracked else row["id"]
+        if key not in self._places:
+            self._places[key] = len(self._tracks)
+            self.num_tracklets += tracked
+            first = Sample(
+                row["id"],
+                Modality(row["modality"]),
+                row["pid"],
+                row["camera"],
+                tracklet=row["tracklet"],
+            )
+            self._tracks.append(_Track(first, hashlib.blake2b(digest_size=12)))
+            if len(self._tracks) > len(self._sums):
+                self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
+        return self._places[key]
+
+    def batches(self) -> Iterator[pa.Table]:
+        """Rows as `vectors.table` makes them."""
+        for start in range(0, len(self._tracks), _ROWS):
+            tracks = self._tracks[start : start + _ROWS]
+            sums = self._sums[start : start + len(tracks)]
+            yield vectors.table(
+                [track.first for track in tracks],
+                sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12),
+                contents=[track.digest.hexdigest() for track in tracks],
+                images=[track.count for track in tracks],
+                ids=[_name(track.first) for track in tracks],
+            )
+
+
+def _name(first: Sample) -> str:
+    """Of a tracklet's vector; an image without a tracklet keeps its own."""
+    if first.tracklet < 0:
+        return first.image
+    camera = first.camera if first.camera >= 0 else "unknown"
+    return f"tracklet/{first.modality}/{camera}/{first.tracklet}"
+
+
+def _images_of(out: Path, pool: str) -> Path:
+    """The folder of all vectors below one of pooled ones.
+
+    Raises:
+        UserError: `out` is used for something else.
+    """
+    if (out / vectors.INFO).is_file():
+        before = vectors.read_info(out).get("pool", "image")
+        if before != pool:
+            raise UserError(
+                f"{out} holds vectors of {before}, not of {pool}: choose another folder"
+            )
+    elif out.exists() and any(entry.name != IMAGES for entry in out.iterdir()):
+        raise UserError(f"{out} is not empty and holds no {vectors.INFO}: choose another folder")
+    return out / IMAGES
+
+
+def _unit(part: pa.Table, dim: int) -> np.ndarray:
+    flat: np.ndarray = part["vector"].combine_chunks().flatten().to_numpy().astype(np.float32)
+    rows = flat.reshape(-1, dim)
+    lengths: np.ndarray = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)
+
+
+def _write(out: Path, info: dict[str, Any], pool: str, parts: Iterator[pa.Table]) -> int:
+    """Replace the files of a folder; returns the number of vectors."""
+    kept = {name: info[name] for name in VectorInfo.__dataclass_fields__ if name in info}
+    vectors.describe(out, VectorInfo(**kept | {"pool": pool}), Path(info["checkpoint"]))
+    planned: dict[str, int] = {}
+    for number, part in enumerate(parts):
+        key = f"{number:06d}"
+        kind = pa.list_(pa.float16() if info["dtype"] == "float16" else pa.float32(), info["dim"])
+        place = part.schema.get_field_index("vector")
+        vectors.write_table(out, key, part.set_column(place, "vector", part["vector"].cast(kind)))
+        planned[key] = len(part)
+    messages = _messages(out / IMAGES / vectors.UNREADABLE)
+    vectors.finish(out, planned, messages, sum(planned.values()))
+    return sum(planned.values())
+
+
+def _messages(path: Path) -> Sequence[str]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
