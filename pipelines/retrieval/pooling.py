@@ -194,7 +194,8 @@ def _unit(part: pa.Table, dim: int) -> np.ndarray:
     flat: np.ndarray = part["vector"].combine_chunks().flatten().to_numpy().astype(np.float32)
     rows = flat.reshape(-1, dim)
     lengths: np.ndarray = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.maximum(lengths, 1e-12)
+    unit: np.ndarray = rows / np.maximum(lengths, 1e-12)
+    return unit
 
 
 def _write(out: Path, info: dict[str, Any], pool: str, parts: Iterator[pa.Table]) -> int:

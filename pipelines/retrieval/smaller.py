@@ -298,4 +298,5 @@ def _features(
                 images = _decoded(loaded, [split.samples[i] for i in places], root)
                 features[places] = _run(session, _fed(loaded, form, images))
     lengths: np.ndarray = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / lengths
+    unit: np.ndarray = features / lengths
+    return unit

@@ -20,7 +20,7 @@ from pipelines import cli
 from pipelines.cluster import doctor
 from pipelines.cluster.doctor import Finding
 from pipelines.errors import UserError
-from pipelines.evaluation import evaluate as evaluating
+from pipelines.evaluation import checkpoint as evaluating
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import export as exporting
