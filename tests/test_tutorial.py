@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ SMALLER = {
             for key in ("epochs=1", "batches_per_epoch=2", "clusters_per_batch=4")
         )
     ),
+    "--port 8000": "--port 18437",
+    "127.0.0.1:8000": "127.0.0.1:18437",
     'pip install -c constraints.txt -e ".[export]"': "python -c 'import onnxruntime'",
 }
 _LIMIT_S = 1800.0
@@ -56,6 +59,8 @@ def test_every_line_works_in_the_order_given(tmp_path: Path) -> None:
         "in all: people.gallery",
         "contact sheet: found.html",
         "contact sheet: words.html",
+        "Ada: 1 images on the watch list",
+        '"image": "3-0001.jpg", "name": "Ada"',
         "largest difference to torch",
     ):
         assert said in done.stdout
@@ -63,3 +68,6 @@ def test_every_line_works_in_the_order_given(tmp_path: Path) -> None:
     assert found.count("data:image/jpeg") == 11, "the query and ten answers"
     assert (clone / "runs" / "crops" / "report.html").is_file()
     assert (clone / "found.png").is_file()
+    assert "<!DOCTYPE html>" in (clone / "page.html").read_text()
+    for answers in ("answers.json", "words.json"):
+        assert len(json.loads((clone / answers).read_text())["answers"]) == 5

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 pytest.importorskip("lancedb")
 pytest.importorskip("fastapi")
@@ -160,6 +161,22 @@ class TestRefused:
     def test_a_bomb_of_pixels(self, client: TestClient) -> None:
         buffer = io.BytesIO()
         Image.new("1", (20_000, 20_000)).save(buffer, format="PNG")
+        sent = {"files": {"image": buffer.getvalue()}, "data": {"seen_as": "visible"}}
+        answer = client.post("/search", **sent)
+        assert answer.status_code == 400
+        assert "cannot be used" in answer.json()["detail"]
+
+    @pytest.mark.parametrize("kind", ["archive", "text of an image"])
+    def test_what_grows_when_it_is_unpacked(self, client: TestClient, kind: str) -> None:
+        buffer = io.BytesIO()
+        if kind == "archive":
+            with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("image.png", bytes(2**27))
+        else:
+            text = PngImagePlugin.PngInfo()
+            text.add_text("comment", "0" * 2**27, zip=True)
+            Image.new("RGB", (32, 64)).save(buffer, format="PNG", pnginfo=text)
+        assert len(buffer.getvalue()) < 2**20
         sent = {"files": {"image": buffer.getvalue()}, "data": {"seen_as": "visible"}}
         answer = client.post("/search", **sent)
         assert answer.status_code == 400
