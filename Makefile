@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow test-faults test-fuzz check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-gpu docs docs-site pretrain clean
+.PHONY: setup demo test test-slow test-faults test-fuzz check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-spot bench-gpu docs docs-site pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -62,6 +62,9 @@ bench-kills: setup  ## kill -9 at seeded moments, then the same command again
 
 bench-elastic: setup  ## a node goes and another comes while a run trains
 	@$(BIN)/python benchmarks/elastic.py
+
+bench-spot: setup  ## a worker that is killed again and again, a command that is asked to end
+	@$(BIN)/python -m benchmarks.spot
 
 bench-gpu: setup  ## what a GPU does with all this, in eight minutes; without network and Ray
 	@$(BIN)/python -m benchmarks.gpu --out runs/bench-gpu --minutes 8

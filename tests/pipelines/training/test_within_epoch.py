@@ -11,7 +11,7 @@ import torch
 
 from pipelines.data.plan import Plan
 from pipelines.runs import checkpoint
-from pipelines.training import within_epoch
+from pipelines.training import within_epoch, worker
 from pipelines.training.epoch import EpochStart
 from pipelines.training.within_epoch import Order, Pauses, Underway
 from reid_core.stage import Epoch
@@ -129,3 +129,26 @@ def test_the_first_epoch_has_no_checkpoint_before_it(tmp_path: Path) -> None:
     assert state is not None
     assert state["within"]["batch"] == 1
     assert within_epoch.mark(tmp_path) > 0
+
+
+def test_a_machine_that_will_be_taken_away_is_a_notice_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known: list[Any] = [None]
+    asked = [False]
+
+    class Bank:
+        def is_to_stop(self) -> bool:
+            return asked[0]
+
+    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: known[0])
+    notice = worker._Notice(Bank())  # type: ignore[arg-type]
+    found = [notice()]
+    known[0] = "node a, rank 1"
+    found += [notice(), notice()]
+    known[0] = "nodes a and b, ranks 1 and 2"
+    found += [notice(), notice()]
+    asked[0] = True
+    found += [notice(), notice()]
+    names = ["NOTHING", "KEEP", "NOTHING", "KEEP", "NOTHING", "STOP", "STOP"]
+    assert found == [Order[name] for name in names]
