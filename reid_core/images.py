@@ -10,7 +10,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
 MAX_MEGAPIXELS = 50.0
@@ -151,4 +151,6 @@ def _upright(image: Image.Image) -> Image.Image:
 def _unreadable(data: bytes, error: Exception) -> ValueError:
     if isinstance(error, Image.DecompressionBombError) or "megapixels" in str(error):
         return ValueError(f"too many pixels: {error}")
-    return ValueError(f"not a complete image ({len(data):,} bytes): {error}")
+    unknown = isinstance(error, UnidentifiedImageError)
+    said = "its format is none that is known" if unknown else str(error)
+    return ValueError(f"not a complete image ({len(data):,} bytes): {said}")

@@ -86,6 +86,10 @@ def remove(
     opened = Gallery.open(gallery, space=space)
     where = Filter(until=time_of(until, "--until")) if until else None
     removed = opened.remove(ids=ids or (), where=where)
+    if ids and not removed:
+        raise UserError(
+            f"{gallery} holds no row {', '.join(ids[:3])}: `crossreid gallery info` shows some ids"
+        )
     say(f"{removed:,} removed, {len(opened):,} left: {gallery}")
 
 

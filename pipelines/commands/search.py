@@ -23,7 +23,11 @@ Since = Annotated[str | None, typer.Option(help="Answers from this time on, 2026
 Until = Annotated[str | None, typer.Option(help="Answers up to this time.")]
 Prior = Annotated[
     float | None,
-    typer.Option(help="Share of rows that show the queried identity; default: that of the fit."),
+    typer.Option(
+        help="Share of rows that show the queried identity; default: that of the fit.",
+        min=0,
+        max=1,
+    ),
 ]
 
 

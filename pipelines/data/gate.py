@@ -7,6 +7,7 @@ is wrong is refused here with the remedy, not after hours; what is missing is sa
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
         UserError: names what is wrong and what to do.
     """
     check_settings(config)
+    _check_out(run_dir)
     dataset = read(config)
     train = fit_rows(dataset, config)
     _check_rows(dataset, train, config)
@@ -128,6 +130,15 @@ def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]
     for name, queries in measurable(dataset.kind, measured).items():
         lines.append(f"{name}: {queries.matched:,} of {queries.total:,} queries have a match")
     return lines
+
+
+def _check_out(run_dir: Path) -> None:
+    """Refuse a run directory that could not be made or written to."""
+    existing = _existing(run_dir)
+    if not existing.is_dir():
+        raise UserError(f"cannot write to {run_dir}: {existing} is no folder; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {run_dir}: {existing} is not yours; choose another --out")
 
 
 def _existing(folder: Path) -> Path:

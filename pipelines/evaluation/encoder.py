@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.data.decode import read_image
 from pipelines.distributed.precision import autocast, set_tf32
@@ -129,7 +128,7 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
         raise UserError(f"--space {space}: choose {' or '.join(get_args(Space))}")
     folder = checkpoint.find(path)
     state = checkpoint.load(folder)
-    config = configuration.validate(state["config"], source=str(folder))
+    config = checkpoint.config_of(state, folder)
     size, method = config.model, METHODS[config.method]
     try:
         start = backbones.load(

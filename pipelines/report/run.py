@@ -86,7 +86,7 @@ def read(directory: Path) -> Run:
         config=_mapping(directory / "config.yaml", notes),
         environment=_mapping(directory / "environment.json", notes),
         epochs=_epochs(metrics, notes),
-        summary=_mapping(directory / "summary.json", notes),
+        summary=_summary(directory / "summary.json", notes),
         rankings=_rankings(directory / "evaluation", notes),
         notes=tuple(notes),
     )
@@ -107,6 +107,18 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
+def _summary(path: Path, notes: list[str]) -> dict[str, Any]:
+    """summary.json, or {} where its parts are not what they are called."""
+    content = _mapping(path, notes)
+    parts = [content.get(name) or {} for name in ("rows", "chance", "seconds", "evaluation")]
+    tables = [part for part in parts if isinstance(part, dict)]
+    rows = [*tables[0].values()] if len(tables) == len(parts) else [None]
+    if all(isinstance(row, dict) for row in rows):
+        return content
+    notes.append(f"{path.name} is damaged and was left out.")
+    return {}
+
+
 def _epochs(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
     """Finished epochs. A killed run leaves half a line, a resumed run writes an epoch again."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -117,7 +129,7 @@ def _epochs(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
         try:
             epoch = json.loads(line)
             key = (str(epoch["stage"]), int(epoch["epoch"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             where = "The last line" if number == len(lines) else f"Line {number}"
             notes.append(
                 f"{where} of {path.name} is damaged and was skipped, as happens when a run is "

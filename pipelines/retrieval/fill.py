@@ -88,6 +88,8 @@ def add_images(
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
     missing = _missing(source, gallery.contents())
     if not missing:
+        if not any(True for _ in source.samples()):
+            raise UserError(f"{source.root} holds no images: nothing to add")
         return Added(0, 0, len(gallery))
     chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, ids=missing)
     name = hashlib.blake2b("\n".join(sorted(missing)).encode(), digest_size=6).hexdigest()

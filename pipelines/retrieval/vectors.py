@@ -104,6 +104,8 @@ def read_info(folder: Path) -> dict[str, Any]:
         info: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; embed again into a new folder") from error
+    if not isinstance(info, dict):
+        raise UserError(f"{path} is damaged: it holds no object; embed again into a new folder")
     if info.get("format") != FORMAT:
         raise UserError(f"{path} has format {info.get('format')}, this version reads {FORMAT}")
     return info

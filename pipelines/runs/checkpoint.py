@@ -93,6 +93,20 @@ def load_file(path: Path) -> dict[str, Any]:
     return state
 
 
+def config_of(state: Mapping[str, Any], source: Path) -> RunConfig:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        UserError: it holds none, or one that this version cannot read.
+    """
+    if not isinstance(state.get("config"), dict):
+        raise UserError(
+            f"{source} says nothing of its method and model: it is no checkpoint of a run; "
+            "`crossreid checkpoint import` makes one of released weights"
+        )
+    return configuration.validate(state["config"], source=str(source))
+
+
 def find(path: Path) -> Path:
     """The checkpoint folder that a path means: itself, or the newest whole one of a run.
 
@@ -123,7 +137,7 @@ def finished_stage(config: RunConfig) -> Path | None:
     if config.start_from is None:
         return None
     folder = find(config.start_from)
-    given = configuration.validate(load(folder)["config"], source=str(folder))
+    given = config_of(load(folder), folder)
     for key in ("method", "model"):
         before, now = (one.model_dump(mode="json")[key] for one in (given, config))
         if before != now:
