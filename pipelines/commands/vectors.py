@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,7 +53,10 @@ def embed(
 
     if pool == "tracklet" and dedup is not None:
         raise UserError("--pool tracklet and --dedup: a tracklet is one vector already")
-    given = checkpoint, Source(source, kind, split, modality_named(modality, "--modality"), trial)
+    images = Source(source, kind, split, modality_named(modality, "--modality"), trial)
+    if pool == "tracklet":
+        images = replace(images, by_folder=True)
+    given = checkpoint, images
     options: dict[str, Any] = {
         "space": space,
         "dtype": dtype,

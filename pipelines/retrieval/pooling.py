@@ -50,8 +50,8 @@ def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any)
         means.add(pq.read_table(path))
     if not means.num_tracklets:
         raise UserError(
-            f"no image of {source.path} has a tracklet: a manifest's column tracklet says which "
-            "track an image was cut from"
+            f"no image of {source.path} has a tracklet: a manifest's column tracklet, or a folder "
+            "for each track, says which track an image was cut from"
         )
     count = _write(out, info, "tracklet", means.batches())
     return replace(done, num_vectors=count)

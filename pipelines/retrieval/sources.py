@@ -49,6 +49,8 @@ class Source:
         modality: of every image of a folder; None where a folder named visible or infrared says it.
         trial: which of RegDB's divisions; None takes that of the run, see `embed`.
         trusted: where images may lie beside the root; that of the run where nothing is said.
+        by_folder: whether the images of one folder are one tracklet, where the source is a folder
+            of images; those directly in a folder of a modality have none.
 
     Raises:
         UserError: nothing there, an unknown kind, split or file type.
@@ -60,6 +62,7 @@ class Source:
     modality: Modality | None = None
     trial: int | None = None
     trusted: Trusted = ROOT_ALONE
+    by_folder: bool = False
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -102,11 +105,17 @@ class Source:
         files = ImageFiles(self.root)
         try:
             for image in files.below():
-                yield Sample(image, self.modality or self._named_by_folder(PurePosixPath(image)))
+                path = PurePosixPath(image)
+                modality = self.modality or self._named_by_folder(path)
+                yield Sample(image, modality, tracklet=self._folder_tracklet(path))
         except ValueError as error:
             raise UserError(str(error)) from error
         for note in files.notes():
             log.warning("%s: %s", self.path, note)
+
+    def _folder_tracklet(self, image: PurePosixPath) -> int:
+        names_track = self.by_folder and image.parent.name not in ("", *map(str, Modality))
+        return _tracklet(f"{image.parent}/") if names_track else -1
 
     def _named_by_folder(self, image: PurePosixPath) -> Modality:
         names = [str(m) for m in Modality if m != Modality.TEXT]

@@ -71,6 +71,24 @@ def test_a_gallery_of_tracklets_answers_tracklets(place: Path, tmp_path: Path) -
     assert add_vectors(tmp_path / "g", out).new == 0
 
 
+def test_the_pages_script_cuts_crops_that_become_tracklets(place: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "watch_list.md").read_text()
+    script = page[page.index("```python") + 9 :].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(script, names)
+    rng = np.random.default_rng(0)
+    for number in range(11):
+        frame = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+        boxes = [(-3, 2, 20, 50, 17), (30, 5.0, 99, 58, 4.0)]
+        names["save_crops"](frame, boxes, number, out=tmp_path / "in" / "visible")
+    source = Source(tmp_path / "in", by_folder=True)
+    samples = list(source.samples())
+    assert len(samples) == 6, "every fifth of eleven frames, of two tracks"
+    assert len({sample.tracklet for sample in samples}) == 2
+    done = pooling.embed_tracklets(place / "run", source, tmp_path / "v")
+    assert done.num_vectors == 2
+
+
 def test_one_of_near_duplicates_stays_and_the_others_are_named(place: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     shutil.copytree(place / "images" / "visible", images / "visible")
