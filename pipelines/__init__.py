@@ -15,18 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
     from pipelines.evaluation.encoder import LoadedEncoder
-    from pipelines.retrieval.embed import Embedded
+    from pipelines.retrieval.embed import Embedded, EmbedOptions
+    from pipelines.runs.records import ScoreTable, Summary
+    from pipelines.storage.files import Json
 
 __all__ = ["embed", "evaluate", "load_config", "open_encoder", "train"]
 
 
 def load_config(
-    recipe: str | Path, overrides: Mapping[str, object] | Sequence[str] = ()
+    recipe: str | Path, overrides: Mapping[str, Json | Path] | Sequence[str] = ()
 ) -> RunConfig:
     """A run's settings: a recipe, and what differs from it.
 
@@ -45,7 +47,7 @@ def load_config(
 
 def train(
     config: RunConfig, *, out: str | Path, backend: Literal["ray", "local"] = "ray"
-) -> dict[str, Any]:
+) -> Summary:
     """Train all stages, measure, write the report; a used directory is continued.
 
     Args:
@@ -64,12 +66,12 @@ def train(
     from pipelines.evaluation import regdb_trials
     from pipelines.report import page, trials_page
 
-    def train_one(one: RunConfig, run_dir: Path) -> dict[str, Any]:
+    def train_one(one: RunConfig, run_dir: Path) -> Summary:
         summary = _trainer(backend)(one, run_dir, _command())
         page.write(run_dir)
         return summary
 
-    def train_these(runs: Mapping[Path, RunConfig]) -> Mapping[Path, dict[str, Any]]:
+    def train_these(runs: Mapping[Path, RunConfig]) -> Mapping[Path, Summary]:
         if backend == "ray":
             return _side_by_side(runs, train_one)
         return {run_dir: train_one(one, run_dir) for run_dir, one in runs.items()}
@@ -90,7 +92,7 @@ def evaluate(
     split: str = "test",
     flip: bool = False,
     reranked: bool = False,
-) -> dict[str, Any]:
+) -> ScoreTable:
     """Scores of a checkpoint under every protocol of a data set, in percent.
 
     Args:
@@ -137,13 +139,23 @@ def open_encoder(
     return encoder.open_encoder(Path(checkpoint), space=space)
 
 
-def embed(checkpoint: str | Path, source: str | Path, out: str | Path, **options: Any) -> Embedded:
+def embed(
+    checkpoint: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    space: Literal["descriptor", "joint"] = "descriptor",
+    dtype: Literal["float16", "float32"] = "float16",
+    **options: Unpack[EmbedOptions],
+) -> Embedded:
     """Vectors of every image below a folder, as Parquet files; what is there stays.
 
     Args:
         checkpoint: a run directory or checkpoint folder.
         source: folder of images, or a manifest.
         out: folder of the vectors.
+        space: see `open_encoder`.
+        dtype: of the vectors.
         options: see `pipelines.retrieval.embed.embed`.
 
     Raises:
@@ -152,10 +164,12 @@ def embed(checkpoint: str | Path, source: str | Path, out: str | Path, **options
     from pipelines.retrieval import embed as retrieval
     from pipelines.retrieval.sources import Source
 
-    return retrieval.embed(Path(checkpoint), Source(Path(source)), Path(out), **options)
+    return retrieval.embed(
+        Path(checkpoint), Source(Path(source)), Path(out), space=space, dtype=dtype, **options
+    )
 
 
-def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], dict[str, Any]]:
+def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], Summary]:
     """What trains one run: (config, run_dir, command) -> summary."""
     if backend == "ray":
         from pipelines.training import driver
@@ -171,8 +185,8 @@ def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], dict[st
 
 
 def _side_by_side(
-    runs: Mapping[Path, RunConfig], train_one: Callable[[RunConfig, Path], dict[str, Any]]
-) -> Mapping[Path, dict[str, Any]]:
+    runs: Mapping[Path, RunConfig], train_one: Callable[[RunConfig, Path], Summary]
+) -> Mapping[Path, Summary]:
     """Runs of one kind on one cluster; in this process where they come one after the other."""
     import ray
 

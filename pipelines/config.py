@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import (
@@ -20,11 +20,14 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from pipelines.errors import UserError
 from pipelines.recipes import files
+from pipelines.recipes.files import Tree
 from pipelines.recipes.overrides import AS_TEXT, apply, put
 from pipelines.recipes.sections import AugmentationConfig, DataConfig, ModelConfig, Section
+from pipelines.storage.files import Json
 from reid_core.methods import METHODS
 
 _LARGEST = {
@@ -202,7 +205,7 @@ class RunConfig(_WithMethods):
         settings: BaseModel = getattr(self, self.method)
         return settings
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Tree:
         """Everything that decides the result of a run; a resumed run must agree in it."""
         found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
         decisive = {
@@ -215,16 +218,16 @@ class RunConfig(_WithMethods):
         }
         if self.trainer.strict:
             decisive.add("shards")
-        found["data"] = {key: x for key, x in found["data"].items() if key != "cache_bytes"}
+        found["data"] = self.data.model_dump(mode="json", exclude={"cache_bytes"})
         found["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
         return found
 
-    def used(self) -> dict[str, Any]:
+    def used(self) -> Tree:
         """Plain values of every section but those of other methods."""
         return self.model_dump(mode="json", exclude=METHODS.keys() - {self.method})
 
 
-def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> RunConfig:
+def load(path: Path, overrides: Mapping[str, Json | Path] | Sequence[str] = ()) -> RunConfig:
     """Read a configuration file and apply overrides, later ones winning.
 
     Args:
@@ -243,7 +246,7 @@ def load(path: Path, overrides: Mapping[str, object] | Sequence[str] = ()) -> Ru
 
 
 def overridden(
-    tree: dict[str, Any], overrides: Mapping[str, object] | Sequence[str], *, source: str
+    tree: Tree, overrides: Mapping[str, Json | Path] | Sequence[str], *, source: str
 ) -> RunConfig:
     """A nested mapping, which overrides change in place, -> RunConfig; see `load`."""
     if isinstance(overrides, Mapping):
@@ -262,7 +265,7 @@ def overridden(
     return validate(tree, source=source)
 
 
-def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
+def validate(tree: Tree, *, source: str) -> RunConfig:
     """A nested mapping -> RunConfig, or a UserError that lists every mistake."""
     tree = with_new_names(tree)
     try:
@@ -276,7 +279,7 @@ def validate(tree: dict[str, Any], *, source: str) -> RunConfig:
     return config
 
 
-def _truths(given: Any, read: Any, key: str) -> Iterator[str]:
+def _truths(given: Json, read: Json, key: str) -> Iterator[str]:
     """Lines about numbers that were given as true or false, which Python takes for 1 or 0."""
     if isinstance(given, dict) and isinstance(read, dict):
         for name in given.keys() & read.keys():
@@ -285,7 +288,7 @@ def _truths(given: Any, read: Any, key: str) -> Iterator[str]:
         yield f"{key}: must be a number, got {str(given).lower()}"
 
 
-def _out_of_range(value: Any, key: str) -> Iterator[str]:
+def _out_of_range(value: Json, key: str) -> Iterator[str]:
     """Lines about numbers that no run can mean, whichever section they stand in."""
     if isinstance(value, dict):
         for name, child in value.items():
@@ -299,11 +302,12 @@ def _out_of_range(value: Any, key: str) -> Iterator[str]:
             yield f"{key}: must be finite and at most {largest:,}, got {value}"
 
 
-def with_new_names(tree: Any) -> Any:
+def with_new_names(tree: Tree) -> Tree:
     """The same settings where keys that had another name once have their present one."""
-    if not isinstance(tree, dict):
-        return tree
-    return {_RENAMED.get(key, key): with_new_names(value) for key, value in tree.items()}
+    return {
+        _RENAMED.get(key, key): with_new_names(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+    }
 
 
 def dump(config: RunConfig) -> str:
@@ -311,19 +315,19 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.used(), sort_keys=False)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, Json], new: Mapping[str, Json], prefix: str = "") -> list[str]:
     """Lines "key: old -> new" for every leaf in which two nested mappings differ."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{key}.")
         elif before != after:
             lines.append(f"{prefix}{key}: {before} -> {after}")
     return lines
 
 
-def _explain(item: Any) -> str:
+def _explain(item: ErrorDetails) -> str:
     location = [str(part) for part in item["loc"]]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
@@ -337,7 +341,10 @@ def _explain(item: Any) -> str:
 
 
 def _fields_at(location: list[str]) -> list[str]:
-    model: Any = RunConfig
+    section: type[BaseModel] = RunConfig
     for name in location:
-        model = model.model_fields[name].annotation
-    return sorted(model.model_fields)
+        inner = section.model_fields[name].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        section = inner
+    return sorted(section.model_fields)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines import config as configuration
 from pipelines.errors import UserError
 from pipelines.report import page
 from pipelines.runs import runlog
 from pipelines.runs.console import console
+from pipelines.runs.records import Summary
 from pipelines.training.driver import train
 from reid_core.datasets import synthetic
 from reid_core.methods import METHODS
@@ -19,7 +19,7 @@ from reid_core.methods import METHODS
 FAST_IDENTITIES = 80
 
 
-def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]) -> dict[str, Any]:
+def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]) -> Summary:
     """Run the demo; the same path with fewer identities and steps where `fast`.
 
     Args:

@@ -16,10 +16,10 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import open_clip
 import ray
@@ -307,10 +307,12 @@ def step() -> Finding:
 
 def cluster(folder: Path, address: str | None) -> Iterator[Finding]:
     """Start or join Ray as a run would, then ask every node."""
-    tree: dict[str, Any] = {"data": {"root": str(folder)}, "ray": {"address": address}}
     began = time.perf_counter()
     try:
-        with session(configuration.validate(tree, source="doctor")):
+        config = configuration.validate(
+            {"data": {"root": str(folder)}, "ray": {"address": address}}, source="doctor"
+        )
+        with session(config):
             seconds = time.perf_counter() - began
             yield resources(ray.cluster_resources(), seconds)
             yield from nodes(folder, *preflight.survey(folder))
@@ -360,7 +362,7 @@ def _listens(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _cached(source: dict[str, Any]) -> Iterator[Path]:
+def _cached(source: Mapping[str, str]) -> Iterator[Path]:
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"):

@@ -10,9 +10,8 @@ import importlib.metadata
 import platform
 import shutil
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
@@ -81,9 +80,11 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
         found, silent = [], [asked[task] for task in late]
         for task in done:
             try:
-                found.append(_confirm(ray.get(task), probe))
+                node, token = ray.get(task)
             except ray.exceptions.RayError:
                 silent.append(asked[task])
+                continue
+            found.append(replace(node, writes=bool(token) and (probe / token).exists()))
         return sorted(found, key=lambda node: node.address), sorted(silent)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
@@ -125,13 +126,8 @@ def disagreements(nodes: list[Node]) -> list[str]:
     return lines
 
 
-def _confirm(node: dict[str, Any], probe: Path) -> Node:
-    token: str = node.pop("token")
-    return Node(**node, writes=bool(token) and (probe / token).exists())
-
-
-def _describe(probe: Path, address: str) -> dict[str, Any]:
-    """Runs on a node."""
+def _describe(probe: Path, address: str) -> tuple[Node, str]:
+    """Runs on a node; also returns the name of what it wrote, for the driver to look."""
     token, reads = uuid.uuid4().hex, False
     try:
         reads = (probe / "driver").read_text() == probe.name
@@ -139,16 +135,17 @@ def _describe(probe: Path, address: str) -> dict[str, Any]:
     except OSError:
         token = ""
     gpus = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return {
-        "address": address,
-        "reads": reads,
-        "token": token,
-        "versions": versions(),
-        "gpus": gpus,
-        "shared_memory_bytes": machine.shared_memory_bytes(),
-        "memory_bytes": machine.memory_bytes(),
-        "free_bytes": shutil.disk_usage(probe).free if reads else 0,
-    }
+    node = Node(
+        address=address,
+        reads=reads,
+        writes=False,
+        versions=versions(),
+        gpus=gpus,
+        shared_memory_bytes=machine.shared_memory_bytes(),
+        memory_bytes=machine.memory_bytes(),
+        free_bytes=shutil.disk_usage(probe).free if reads else 0,
+    )
+    return node, token
 
 
-_look_around: Any = ray.remote(num_cpus=0, max_retries=0)(_describe)
+_look_around = ray.remote(num_cpus=0, max_retries=0)(_describe)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipelines.commands.options import Out, of_environment
 from pipelines.runs.console import console, say
+
+if TYPE_CHECKING:
+    from pipelines.runs.records import Summary
 
 commands = typer.Typer()
 
@@ -72,7 +74,7 @@ def tune(
     say(f"report: {out / 'report.html'}")
 
 
-def _show(summary: Mapping[str, Any], out: Path) -> None:
+def _show(summary: Summary, out: Path) -> None:
     from pipelines.report.terminal import summary_table
 
     console.print(summary_table(summary))

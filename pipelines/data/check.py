@@ -15,10 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -27,10 +26,11 @@ from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
-from pipelines.storage.files import replace_file
+from pipelines.storage.files import Json, replace_file
 from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS, Count, count, counts_of
+from reid_core.datasets.layouts import Number
 from reid_core.images import decode, size_of
 from reid_core.tracklets import lengths
 from reid_core.types import Dataset, Modality
@@ -80,7 +80,7 @@ class Check:
         """Whether nothing is off."""
         return not self.problems
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         """The same as plain lists and dicts."""
         return {"ok": self.ok, **asdict(self)}
 
@@ -174,7 +174,7 @@ def render(result: Check) -> Group:
         size = _size(result.sizes.get(line.modality))
         style = "red" if line.wrong else None
         table.add_row(line.split, str(line.modality), *cells, size, style=style)
-    lines: list[Any] = [table] if result.counts else []
+    lines: list[RenderableType] = [table] if result.counts else []
     lines += [escape(note) for note in result.notes]
     for one in result.near_duplicates[:_SHOWN]:
         shown = " = ".join(one[:_SHOWN]) + (" ..." if len(one) > _SHOWN else "")
@@ -338,7 +338,7 @@ def _cell(line: Count, name: str) -> str:
     return f"{text} ({_range(line.expected[name])})" if name in line.expected else text
 
 
-def _range(number: Any) -> str:
+def _range(number: Number) -> str:
     if isinstance(number, (tuple, list)):
         return " to ".join(f"{end:,}" for end in number)
     return f"{number:,}"

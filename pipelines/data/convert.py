@@ -40,6 +40,7 @@ from reid_core.types import Dataset
 MANIFEST = "manifest.parquet"
 PLAN = "images/plan.json"
 _IMAGES_PER_SHARD = 1024
+_Plan = dict[str, str | int | None]
 # A training batch reads single rows, and a row is read with its whole group.
 _BYTES_PER_GROUP = 2**16
 
@@ -97,8 +98,10 @@ def convert(
     parts = [images[i : i + images_per_shard] for i in range(0, len(images), images_per_shard)]
     missing = target.missing(len(parts))
     if missing:
-        settings = {"data": {"root": str(root)}, "ray": {"address": ray_address}}
-        with cluster.session(configuration.validate(settings, source="data convert")):
+        config = configuration.validate(
+            {"data": {"root": str(root)}, "ray": {"address": ray_address}}, source="data convert"
+        )
+        with cluster.session(config):
             _write_shards({part: parts[part] for part in missing}, dataset.root, target, shape)
     if missing or not target.has(MANIFEST):
         _write_lists(target, dataset, parts)
@@ -111,7 +114,7 @@ class _Target:
     def __init__(self, location: str) -> None:
         self.location = location
 
-    def claim(self, plan: dict[str, Any]) -> None:
+    def claim(self, plan: _Plan) -> None:
         """Keep the plan, or find that it is the one that is kept there already."""
         try:
             opened, path = filesystem(self.location)
@@ -150,7 +153,7 @@ class _Target:
             stream.write(content)
         opened.move(temporary, f"{path}/{name}")
 
-    def write_table(self, name: str, table: pa.Table, **options: Any) -> None:
+    def write_table(self, name: str, table: pa.Table, **options: str | int | bool) -> None:
         """A Parquet file, whole or not at all."""
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, **options)
@@ -159,7 +162,7 @@ class _Target:
 
 def _plan(
     kind: str, trial: int, size: str | None, images_per_shard: int, images: Sequence[str]
-) -> dict[str, Any]:
+) -> _Plan:
     """What decides the content of every shard."""
     digest = hashlib.blake2b("\n".join(images).encode(), digest_size=8).hexdigest()
     return {

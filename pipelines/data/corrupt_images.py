@@ -8,7 +8,6 @@ a warning names the file once, and beyond `data.max_unreadable` the run stops.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ import torch
 from pipelines.data.inputs import Inputs
 from pipelines.distributed import collectives
 from pipelines.errors import UserError
+from pipelines.runs.records import EpochLine
 from pipelines.storage.shards import location
 from reid_core.types import OUTLIER, Batch, Modality
 
@@ -78,7 +78,7 @@ class CorruptImages:
             alone = batch.planned[gone & (batch.planned == batch.rows)]
             if len(alone):
                 raise UserError(
-                    f"{self._path(m, alone[0])} cannot be read, and no other image of its "
+                    f"{self._path(m, int(alone[0]))} cannot be read, and no other image of its "
                     "cluster either that the epoch could take instead: restore the files, or "
                     "start a new run, which leaves them out"
                 )
@@ -86,7 +86,7 @@ class CorruptImages:
             self._broken[m][batch.planned[gone].numpy()] = True
         self._check()
 
-    def end_epoch(self, device: torch.device) -> dict[str, Any]:
+    def end_epoch(self, device: torch.device) -> EpochLine:
         """Put together what all workers met; every worker must call it.
 
         Args:
@@ -110,7 +110,7 @@ class CorruptImages:
         self._broken = {m: n.numpy() > 0 for m, n in zip(self._broken, rows, strict=True)}
         self._check()
         new = [
-            self._path(m, row)
+            self._path(m, int(row))
             for m, broken in self._broken.items()
             for row in np.flatnonzero(broken & ~self._told[m])
         ]
@@ -121,14 +121,14 @@ class CorruptImages:
         num = sum(int(broken.sum()) for broken in self._broken.values())
         if num > self._limit:
             names = [
-                self._path(m, row) for m, b in self._broken.items() for row in np.nonzero(b)[0]
+                self._path(m, int(row)) for m, b in self._broken.items() for row in np.nonzero(b)[0]
             ]
             raise UserError(
                 f"{num} training images cannot be read any more, more than data.max_unreadable "
                 f"allows ({self._limit:.0f}):\n  {_listed(names)}\nrestore them, or raise the limit"
             )
 
-    def _path(self, modality: Modality, row: Any) -> str:
+    def _path(self, modality: Modality, row: int) -> str:
         return location(self._inputs.root / self._inputs.paths[modality][row])
 
     def _read_one(self, modality: Modality, row: int) -> np.ndarray:

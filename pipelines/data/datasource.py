@@ -65,7 +65,7 @@ class PlanDatasource(Datasource):
         self,
         parallelism: int,
         per_task_row_limit: int | None = None,
-        data_context: Any = None,
+        data_context: ray.data.DataContext | None = None,
     ) -> list[ReadTask]:
         """One task per block, in the order of the batches."""
         spans = block_spans(self._plan.num_batches, self._batches_per_block, self._plan.first)

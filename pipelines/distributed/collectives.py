@@ -9,11 +9,14 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+T = TypeVar("T")
 
 
 class Group(Protocol):
@@ -102,11 +105,11 @@ class _GatherRows(torch.autograd.Function):
     """`gather_rows` whose backward pass sums every worker's gradient of the rows of one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         return gather_rows(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
         return sum_over_workers(grad).chunk(world_size())[rank()]
 
 
@@ -167,11 +170,11 @@ def broadcast_int(value: int) -> int:
     return box[0]
 
 
-def of_every_process(value: Any) -> list[Any]:
+def of_every_process(value: T) -> list[T]:
     """Values of all worker processes, in the order of their ranks."""
     if not dist.is_initialized():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
+    found = [value] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from pipelines.runs.records import ProtocolScores, Scores, ScoreTable
 from pipelines.storage.files import own_folder, replace_file
 from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
@@ -47,8 +48,8 @@ class Evaluation:
             the run is not calibrated.
     """
 
-    table: dict[str, dict[str, Any]]
-    headline: dict[str, float]
+    table: ScoreTable
+    headline: Scores
     chance: float
     details: dict[str, np.ndarray]
     calibration: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -56,7 +57,7 @@ class Evaluation:
     def save_details(self, path: Path) -> None:
         """Write the arrays as .npz."""
         target = own_folder(path.parent) / path.name
-        arrays: Any = self.details
+        arrays: Any = self.details  # numpy's own keywords have other types
         replace_file(target, lambda file: np.savez_compressed(file, **arrays))
 
 
@@ -134,7 +135,7 @@ def _score_reranked(rows: np.ndarray, pids: np.ndarray, trial: Trial) -> Retriev
 
 def _table(
     kind: str, split: Split, rows: np.ndarray, scored: Score, *, suffix: str = ""
-) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Trial, RetrievalScores]]]:
+) -> tuple[ScoreTable, dict[str, tuple[Trial, RetrievalScores]]]:
     """Scores by name, and the first trial of each name."""
     scores: dict[str, list[RetrievalScores]] = defaultdict(list)
     first: dict[str, tuple[Trial, RetrievalScores]] = {}
@@ -147,7 +148,7 @@ def _table(
     return {f"{name}{suffix}": _average(found) for name, found in scores.items()}, first
 
 
-def _average(found: list[RetrievalScores]) -> dict[str, Any]:
+def _average(found: list[RetrievalScores]) -> ProtocolScores:
     rows = 100 * np.array([[s.cmc[0], s.cmc[4], s.cmc[9], s.mAP, s.mINP] for s in found])
     return {
         "mean": dict(zip(SCORES, rows.mean(axis=0).round(4).tolist(), strict=True)),

@@ -8,21 +8,20 @@ OUT/report.html              the same as a page
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import runlog
+from pipelines.runs.records import ProtocolScores, Summary
 from reid_core.datasets import LAYOUTS
 
 TRIALS = LAYOUTS["regdb"].trials
 _ONE, _ALL = "one of the 10 trials", "mean of the 10 trials"
 
-Summary = dict[str, Any]
 TrainThese = Callable[[Mapping[Path, RunConfig]], Mapping[Path, Summary]]
 
 
@@ -94,12 +93,13 @@ def summarize(summaries: Mapping[int, Summary]) -> Summary:
     """
     every = list(summaries.values())
     rows = {row: [one["rows"][row] for one in every] for row in every[0]["rows"]}
+    chances = [chance for one in every if (chance := one["chance"]["rank1"]) is not None]
     tables = {name: [one["evaluation"][name] for one in every] for name in every[0]["evaluation"]}
     return {
         "rows": {row: _over(np.mean, scores) for row, scores in rows.items()},
         "std": {row: _over(np.std, scores) for row, scores in rows.items()},
         "protocol": every[0]["protocol"].replace(_ONE, _ALL),
-        "chance": _over(np.mean, [one["chance"] for one in every]),
+        "chance": {"rank1": round(float(np.mean(chances)), 4) if chances else None},
         "seconds": _over(np.sum, [one["seconds"] for one in every]),
         "seed": every[0]["seed"],
         "evaluation": {name: _entry(found) for name, found in tables.items()},
@@ -107,18 +107,20 @@ def summarize(summaries: Mapping[int, Summary]) -> Summary:
     }
 
 
-def _entry(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(found: list[ProtocolScores]) -> ProtocolScores:
     """One protocol over trials; a trial is one of its galleries, its own deviation is dropped."""
     means = [one["mean"] for one in found]
-    counts = ("num_valid_queries", "num_invalid_queries")
     return {
         "mean": _over(np.mean, means),
         "std": _over(np.std, means),
-        **{name: int(np.mean([one[name] for one in found])) for name in counts},
+        "num_valid_queries": int(np.mean([one["num_valid_queries"] for one in found])),
+        "num_invalid_queries": int(np.mean([one["num_invalid_queries"] for one in found])),
     }
 
 
-def _over(how: Callable[[list[float]], Any], found: list[dict[str, float]]) -> dict[str, float]:
+def _over(
+    how: Callable[[list[float]], np.floating], found: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
     keys = [key for key in found[0] if all(key in one for one in found)]
     return {key: round(float(how([one[key] for one in found])), 4) for key in keys}
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 
 from pipelines.errors import UserError
+from pipelines.storage.files import Json
 
+Tree: TypeAlias = dict[str, Json]
+"""Settings by key, sections within sections."""
 _MAX_BYTES = 2**20
 _SHIPPED = Path(__file__).resolve().parents[2] / "tune_configs"
 _SEARCH = "search_"
 _TEXT = "tag:yaml.org,2002:str"
 
 
-def read(path: Path, *, as_text: Collection[str] = ()) -> dict[str, Any]:
+def read(path: Path, *, as_text: Collection[str] = ()) -> Tree:
     """The mapping that a YAML file holds.
 
     Args:
@@ -91,7 +94,7 @@ def _stems() -> list[str]:
     return sorted(file.stem for file in _SHIPPED.glob("*.yaml"))
 
 
-def value(text: str, *, said: str) -> Any:
+def value(text: str, *, said: str) -> Json:
     """The value that a piece of YAML stands for.
 
     Raises:
@@ -104,13 +107,14 @@ def value(text: str, *, said: str) -> Any:
         raise UserError(f"{said}: the value is not valid YAML: {reason}") from error
 
 
-def _load(text: str, as_text: Collection[str]) -> Any:
+def _load(text: str, as_text: Collection[str]) -> Json:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
         for key in as_text:
             _keep_text(root, key.split("."))
-        return None if root is None else loader.construct_document(root)
+        content: Json = None if root is None else loader.construct_document(root)
+        return content
     finally:
         loader.dispose()
 
@@ -118,13 +122,13 @@ def _load(text: str, as_text: Collection[str]) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML without aliases and without keys that stand there twice."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read", problem_mark=mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Json]:
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -138,7 +142,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _keep_text(node: Any, keys: list[str]) -> None:
+def _keep_text(node: yaml.Node | None, keys: list[str]) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     for name, child in node.value:

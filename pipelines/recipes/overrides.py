@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.recipes import files
+from pipelines.recipes.files import Tree
+from pipelines.storage.files import Json
 
 # Values that are paths or names of files stay as they are written: a folder may be called "no".
 AS_TEXT = ("data.root",)
@@ -13,7 +15,7 @@ _PATHS = ("start_from", "model.pretrained", "model.name", "ray.address", "ray.na
 _LISTS = ("data.extra_roots",)
 
 
-def split_override(override: str) -> tuple[str, Any]:
+def split_override(override: str) -> tuple[str, Json]:
     """Key and value of `key=value`; the value is YAML, but for those of paths, which stay as typed.
 
     Raises:
@@ -28,7 +30,7 @@ def split_override(override: str) -> tuple[str, Any]:
     return key, [value] if key in _LISTS and isinstance(value, str) else value
 
 
-def apply(tree: dict[str, Any], override: str) -> None:
+def apply(tree: Tree, override: str) -> None:
     """Set what `key=value` says.
 
     Raises:
@@ -38,7 +40,7 @@ def apply(tree: dict[str, Any], override: str) -> None:
     put(tree, key, value, said=f"override {override!r}")
 
 
-def put(tree: dict[str, Any], key: str, value: object, *, said: str) -> None:
+def put(tree: Tree, key: str, value: Json | Path, *, said: str) -> None:
     """Set a dotted key; `said` is how the user said it.
 
     Raises:
@@ -51,4 +53,4 @@ def put(tree: dict[str, Any], key: str, value: object, *, said: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"{said}: {parent} is a value, not a section")
         node = child
-    node[leaf] = value
+    node[leaf] = str(value) if isinstance(value, Path) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
@@ -71,7 +71,7 @@ class DataConfig(Section):
 
     @field_validator("root", mode="before")
     @classmethod
-    def _is_named(cls, root: Any) -> Any:
+    def _is_named(cls, root: object) -> object:
         if not str(root).strip():
             raise ValueError("names no folder")
         return root
@@ -97,7 +97,7 @@ class DataConfig(Section):
 
     @field_validator("trial", mode="before")
     @classmethod
-    def _is_a_trial(cls, trial: Any) -> Any:
+    def _is_a_trial(cls, trial: object) -> object:
         if trial not in ("all", *range(1, 11)):
             raise ValueError('choose a number from 1 to 10, or "all"')
         return trial

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -23,7 +22,7 @@ from pipelines.report.run import Run
 from pipelines.report.run import read as read_run
 from pipelines.report.scores import signed
 from pipelines.report.templates import render
-from pipelines.storage.files import replace_file
+from pipelines.storage.files import Json, replace_file
 from reid_core.methods import METHODS
 
 # What may differ between runs of one group: seeds, places, and how the work was shared.
@@ -157,7 +156,7 @@ def write(groups: Sequence[Group], path: Path) -> Path:
 
 def _grouped(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
-    trees: dict[str, dict[str, Any]] = {}
+    trees: dict[str, dict[str, Json]] = {}
     for run in runs:
         tree = _compared(run)
         key = repr(sorted(_flat(tree).items()))
@@ -177,18 +176,18 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _compared(run: Run) -> dict[str, Any]:
+def _compared(run: Run) -> dict[str, Json]:
     """The configuration without what may differ between the runs of a group."""
     kept = {key: value for key, value in run.config.items() if key not in _NOT_COMPARED}
-    if isinstance(kept.get("data"), Mapping):
-        kept["data"] = {key: value for key, value in kept["data"].items() if key != "root"}
+    if run.data:
+        kept["data"] = {key: value for key, value in run.data.items() if key != "root"}
     method = run.method
     # Settings of methods that did not run say nothing.
     return {key: value for key, value in kept.items() if key not in METHODS or key == method}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
+    flat: dict[str, Json] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ class Scatter:
     xs: Sequence[float] | Sequence[str]
     ys: Sequence[float]
     logarithmic: bool
-    line: Sequence[tuple[Any, float]] = ()
+    line: Sequence[tuple[str | float, float]] = ()
 
 
 def epochs_chart(
@@ -308,7 +308,7 @@ def share(counts: np.ndarray) -> np.ndarray:
     return percentages
 
 
-def phase_colours(phases: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
+def phase_colours(phases: Collection[str]) -> dict[str, str]:
     """A colour for each phase, in the order in which phases follow each other in an epoch."""
     known = [name for name in words.PHASES if name in phases]
     others = [name for name in phases if name not in words.PHASES]

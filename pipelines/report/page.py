@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipelines.errors import UserError
 from pipelines.report import panels, ranklists, reliability, scores, words
@@ -14,8 +14,12 @@ from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
 from pipelines.runs import learned_prompts
-from pipelines.storage.files import replace_file
+from pipelines.runs.records import Summary
+from pipelines.storage.files import Json, replace_file
 from reid_core.datasets import LAYOUTS
+
+if TYPE_CHECKING:
+    from pipelines.report import heatmaps
 
 FILE_NAME = "report.html"
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
@@ -92,7 +96,8 @@ def _render(run: Run) -> str:
 
 
 def _labels(run: Run) -> str:
-    return str((run.config.get(run.method) or {}).get("labels", ""))
+    settings = run.config.get(run.method)
+    return str(settings.get("labels", "")) if isinstance(settings, Mapping) else ""
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -134,7 +139,7 @@ def _told(run: Run) -> str:
     return " ".join(parts)
 
 
-def _stages(run: Run) -> list[dict[str, Any]]:
+def _stages(run: Run) -> list[dict[str, object]]:
     """Name, description, number of epochs and time of each stage."""
     found = []
     for name in run.stages:
@@ -220,7 +225,7 @@ def _section(anchor: str, title: str, text: str, *parts: tuple[list[Panel], str]
 def _rank_groups(run: Run) -> list[ranklists.Group]:
     if _rank_missing(run):
         return []
-    root = Path(run.data["root"])
+    root = Path(run.root)
     return ranklists.groups(run.rankings["final"], run.rankings.get("start"), root=root)
 
 
@@ -228,13 +233,13 @@ def _rank_missing(run: Run) -> str:
     """Why there are no rank lists, "" where there are."""
     if not set(ranklists.NEEDED) <= set(run.rankings.get("final", {})):
         return "evaluation/final.npz is missing or holds no rank lists."
-    root = run.data.get("root")
-    if not root or not ("://" in root or Path(root).is_dir()):
-        return f"The pictures are not at {root or 'a known place (data.root in config.yaml)'}."
+    if not run.root or not ("://" in run.root or Path(run.root).is_dir()):
+        place = run.root or "a known place (data.root in config.yaml)"
+        return f"The pictures are not at {place}."
     return ""
 
 
-def _heat_maps(run: Run) -> tuple[list[Any], str]:
+def _heat_maps(run: Run) -> tuple[list[heatmaps.Pair], str]:
     """Pairs with heat maps, and why there are none, "" where there are."""
     if _rank_missing(run):
         return [], "heat maps are made of the first rank lists, and there are none."
@@ -248,7 +253,7 @@ def _heat_maps(run: Run) -> tuple[list[Any], str]:
         return [], f"heat maps could not be made: {error}"
 
 
-def _whole_run(summary: Mapping[str, Any]) -> dict[str, float]:
+def _whole_run(summary: Summary) -> dict[str, float]:
     """Seconds of the run's big steps under plain names, the total last."""
     seconds = summary.get("seconds") or {}
     order = [name for name in words.WHOLE_RUN if name in seconds]
@@ -256,7 +261,7 @@ def _whole_run(summary: Mapping[str, Any]) -> dict[str, float]:
     return {words.WHOLE_RUN.get(name, name): seconds[name] for name in order}
 
 
-def _listing(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def _listing(config: Mapping[str, Json]) -> dict[str, dict[str, str]]:
     """The configuration in groups: section -> dotted key -> value."""
     groups: dict[str, dict[str, str]] = {}
     for key, value in config.items():
@@ -267,7 +272,7 @@ def _listing(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {name: group for name, group in groups.items() if group}
 
 
-def _flat(section: Mapping[str, Any]) -> dict[str, str]:
+def _flat(section: Mapping[str, Json]) -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in section.items():
         if isinstance(value, Mapping):
@@ -284,7 +289,7 @@ def _plain(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _versions(environment: Mapping[str, Any]) -> dict[str, str]:
+def _versions(environment: Mapping[str, Json]) -> dict[str, str]:
     """Every plain entry that is neither the command nor the time."""
     return {
         name: str(value)

@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from pipelines.report import figures, words
 from pipelines.report.figures import Curve, Series
-
-Epoch = Mapping[str, Any]
+from pipelines.runs.records import EpochLine as Epoch
+from pipelines.runs.records import Summary
 
 
 @dataclass(frozen=True)
@@ -151,24 +151,24 @@ def truth(epochs: Sequence[Epoch]) -> list[Panel]:
     ):
 
         def score(epoch: Epoch, key: str = key) -> dict[str, float]:
-            found = epoch["truth"]
-            return {name: found[name][key] for name in found if _holds(found[name], key)}
+            values = {name: _of_truth(epoch, name, key) for name in epoch["truth"]}
+            return {name: value for name, value in values.items() if value is not None}
 
         if shown := [epoch for epoch in own if score(epoch)]:
             last = _spoken(score(shown[-1]), "{:.2f}")
             text = f"{text} At the end: {last}."
             panels.append(_modalities(shown, score, title, text, least=(0, 1)))
-    matched = [epoch for epoch in own if epoch["truth"].get("matching_accuracy") is not None]
+    matched = [epoch for epoch in own if _of_truth(epoch, "matching_accuracy") is not None]
     if matched:
-        values = [100 * epoch["truth"]["matching_accuracy"] for epoch in matched]
+        values = [100 * (_of_truth(epoch, "matching_accuracy") or 0.0) for epoch in matched]
         text = (
             "Share of the paired groups whose most frequent person is the same on both sides. "
             f"First {values[0]:.0f} %, at the end {values[-1]:.0f} %."
         )
         panels.append(_shares(matched, {"right pairs": values}, "Matching accuracy, %", text))
-    if drawn := [epoch for epoch in own if (epoch["truth"].get("association") or {}).get("recall")]:
+    if drawn := [epoch for epoch in own if _of_truth(epoch, "association", "recall")]:
         shares = {
-            name: [100 * epoch["truth"]["association"][name] for epoch in drawn]
+            name: [100 * (_of_truth(epoch, "association", name) or 0.0) for epoch in drawn]
             for name in ("precision", "recall")
         }
         text = (
@@ -182,7 +182,7 @@ def truth(epochs: Sequence[Epoch]) -> list[Panel]:
     return panels
 
 
-def scores(epochs: Sequence[Epoch], summary: Mapping[str, Any]) -> list[Panel]:
+def scores(epochs: Sequence[Epoch], summary: Summary) -> list[Panel]:
     """Rank-1 and mAP of the epochs that were evaluated."""
     own = _with(epochs, "scores")
     if not own:
@@ -263,8 +263,9 @@ def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
         f"Where the time of each epoch went. Half of the epochs took less than "
         f"{np.median(per_epoch):.1f} s."
     )
-    if memory := [epoch["memory_mb"] for epoch in own if epoch.get("memory_mb")]:
-        text += f" Peak memory: {max(memory) / 1024:.1f} GB."
+    speeds = [epoch["speed"] for epoch in own if epoch.get("speed")]
+    if memory := [num for speed in speeds if (num := speed.get("device_memory_bytes"))]:
+        text += f" Peak memory of a GPU: {max(memory) / 2**30:.1f} GB."
     chart = figures.phase_chart(_points(own), seconds, alt="Seconds per phase and epoch")
     phases = [
         Phase(name, words.PHASES.get(name, ""), colour, sum(seconds[name]),
@@ -346,8 +347,9 @@ def _outlier_share(epoch: Epoch) -> dict[str, float]:
 
 def _mined_share(epoch: Epoch) -> dict[str, float]:
     """Outliers before and after mining as a percentage of all rows, per modality."""
+    counts: Mapping[str, Any] = epoch  # the method's own are under names of its own
     return {
-        f"{name} {when}": 100 * epoch[f"{name}_outliers_{when}_mining"] / count
+        f"{name} {when}": 100 * counts[f"{name}_outliers_{when}_mining"] / count
         for name, count in epoch["rows"].items()
         for when in ("before", "after")
     }
@@ -358,8 +360,12 @@ def _with(epochs: Sequence[Epoch], key: str) -> list[Epoch]:
     return [epoch for epoch in epochs if epoch.get(key) not in (None, {})]
 
 
-def _holds(found: object, key: str) -> bool:
-    return isinstance(found, Mapping) and found.get(key) is not None
+def _of_truth(epoch: Epoch, name: str, key: str = "") -> float | None:
+    """A number of an epoch's "truth", of one modality or group where there is a key."""
+    found = epoch["truth"].get(name)
+    if isinstance(found, Mapping):
+        return found.get(key)
+    return None if key else found
 
 
 def _points(epochs: Sequence[Epoch]) -> list[tuple[str, int]]:

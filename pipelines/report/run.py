@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 from zipfile import BadZipFile
 
 import numpy as np
 import yaml
+
+from pipelines.runs.records import EpochLine, Summary
+from pipelines.storage.files import Json
 
 # evaluation/<row>.npz, in the order in which they are shown.
 RANKING_ROWS = ("start", "prepare", "final")
@@ -31,10 +34,10 @@ class Run:
     """
 
     directory: Path
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    epochs: tuple[Mapping[str, Any], ...]
-    summary: Mapping[str, Any]
+    config: Mapping[str, Json]
+    environment: Mapping[str, Json]
+    epochs: tuple[EpochLine, ...]
+    summary: Summary
     rankings: Mapping[str, Mapping[str, np.ndarray]]
     notes: tuple[str, ...]
 
@@ -44,10 +47,15 @@ class Run:
         return str(self.config.get("method", "")).lower()
 
     @property
-    def data(self) -> Mapping[str, Any]:
+    def data(self) -> Mapping[str, Json]:
         """The configuration's data section, {} where missing."""
         section = self.config.get("data")
         return section if isinstance(section, Mapping) else {}
+
+    @property
+    def root(self) -> str:
+        """Folder or URI of the data, "" where unknown."""
+        return str(self.data.get("root") or "")
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -58,8 +66,9 @@ class Run:
     def generated(self) -> bool:
         """Whether the people were drawn by the product's own generator."""
         seconds = self.summary.get("seconds") or {}
-        root = self.data.get("root")
-        return "generate" in seconds or bool(root and (Path(root) / "synthetic.json").is_file())
+        return "generate" in seconds or bool(
+            self.root and (Path(self.root) / "synthetic.json").is_file()
+        )
 
 
 def read(directory: Path) -> Run:
@@ -92,7 +101,7 @@ def read(directory: Path) -> Run:
     )
 
 
-def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
+def _mapping(path: Path, notes: list[str]) -> dict[str, Json]:
     """A JSON or YAML mapping; {} and perhaps a note where there is none."""
     if not path.is_file():
         return {}
@@ -107,27 +116,27 @@ def _mapping(path: Path, notes: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _summary(path: Path, notes: list[str]) -> dict[str, Any]:
+def _summary(path: Path, notes: list[str]) -> Summary:
     """summary.json, or {} where its parts are not what they are called."""
     content = _mapping(path, notes)
     parts = [content.get(name) or {} for name in ("rows", "chance", "seconds", "evaluation")]
     tables = [part for part in parts if isinstance(part, dict)]
     rows = [*tables[0].values()] if len(tables) == len(parts) else [None]
     if all(isinstance(row, dict) for row in rows):
-        return content
+        return cast(Summary, content)
     notes.append(f"{path.name} is damaged and was left out.")
     return {}
 
 
-def _epochs(path: Path, notes: list[str]) -> tuple[dict[str, Any], ...]:
+def _epochs(path: Path, notes: list[str]) -> tuple[EpochLine, ...]:
     """Finished epochs. A killed run leaves half a line, a resumed run writes an epoch again."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    found: dict[tuple[str, int], EpochLine] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            epoch = json.loads(line)
+            epoch: EpochLine = json.loads(line)
             key = (str(epoch["stage"]), int(epoch["epoch"]))
         except (ValueError, TypeError, KeyError, OverflowError):
             where = "The last line" if number == len(lines) else f"Line {number}"

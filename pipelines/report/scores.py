@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from pipelines.report import words
+from pipelines.runs.records import Summary
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -37,7 +37,7 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-def rows(summary: Mapping[str, Any]) -> list[Row]:
+def rows(summary: Summary) -> list[Row]:
     """Lines of the main table: chance, start, stages, full method.
 
     Args:
@@ -61,7 +61,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     return table
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """The result in one or two sentences, "" where the start or the full method was not scored."""
     found = summary.get("rows") or {}
     try:
@@ -91,11 +91,11 @@ def _title(key: str) -> tuple[str, str]:
     return f"After {stage.label.lower()}", f"{stage.name} alone"
 
 
-def _cells(scores: Mapping[str, float], start: Mapping[str, float]) -> tuple[Cell, ...]:
+def _cells(scores: Mapping[str, float | None], start: Mapping[str, float]) -> tuple[Cell, ...]:
     def cell(name: str) -> Cell:
-        if scores.get(name) is None:
+        if (score := scores.get(name)) is None:
             return Cell(NONE, "")
-        gain = "" if start.get(name) is None else signed(scores[name] - start[name])
-        return Cell(f"{scores[name]:.1f}", gain)
+        gain = "" if start.get(name) is None else signed(score - start[name])
+        return Cell(f"{score:.1f}", gain)
 
     return tuple(cell(name) for name in words.SCORES)

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,14 @@ class Embedded:
     num_new: int
     unreadable: tuple[str, ...]
     seconds: float
+
+
+class EmbedOptions(TypedDict, total=False):
+    """Keywords of `embed` that others hand on."""
+
+    batch_size: int
+    max_unreadable: float
+    ray_address: str | None
 
 
 def embed(
@@ -303,7 +311,10 @@ class _PartsSource(Datasource):
         return None
 
     def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+        self,
+        parallelism: int,
+        per_task_row_limit: int | None = None,
+        data_context: ray.data.DataContext | None = None,
     ) -> list[ReadTask]:
         """One lazy task."""
         source, missing = self._source, self._missing

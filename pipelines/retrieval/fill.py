@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,11 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.embed import content_hash, embed
+from pipelines.retrieval.embed import EmbedOptions, content_hash, embed
 from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import schema
 from pipelines.retrieval.sources import Source, record_id
+from pipelines.retrieval.vectors import WrittenInfo
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
@@ -66,7 +68,7 @@ def add_images(
     space: Space = "descriptor",
     new_encoder: bool = False,
     recall: float = 0.95,
-    **options: Any,
+    **options: Unpack[EmbedOptions],
 ) -> Added:
     """Embed and add the images that a gallery does not hold, or holds with another content.
 
@@ -136,7 +138,7 @@ def rows_of(
     root: str,
     contents: Sequence[str] = (),
     name: str = "",
-    time: Any = None,
+    time: datetime | None = None,
 ) -> pa.Table:
     """Rows of a gallery from samples and their vectors (n, D)."""
     count = len(samples)
@@ -159,7 +161,7 @@ def rows_of(
     return table.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, rows.shape[1]))
 
 
-def _batches(folder: Path, info: dict[str, Any]) -> Iterator[pa.Table]:
+def _batches(folder: Path, info: WrittenInfo) -> Iterator[pa.Table]:
     """The parts of a folder, some at a time, as rows of a gallery."""
     waiting: list[pa.Table] = []
     for path in vectors.part_files(folder):
@@ -171,7 +173,7 @@ def _batches(folder: Path, info: dict[str, Any]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _as_rows(part: pa.Table, info: dict[str, Any]) -> pa.Table:
+def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:
     """Columns that an older `embed` did not write are unknown."""
     kinds, count = schema(info["dim"]), len(part)
     rows = (
@@ -182,7 +184,7 @@ def _as_rows(part: pa.Table, info: dict[str, Any]) -> pa.Table:
     rows = rows.astype(np.float32)
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     unknown = {"content": "", "tracklet": -1, "images": 1, "time": None, "name": ""}
-    columns: dict[str, Any] = {
+    columns: dict[str, pa.Array] = {
         key: part[key].combine_chunks().cast(kinds.field(key).type)
         if key in part.column_names
         else pa.array([unknown[key]] * count, kinds.field(key).type)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,10 @@ from pipelines.errors import UserError
 from pipelines.retrieval import neighbours
 from pipelines.retrieval.gallery_rows import COLUMNS, Filter, Match, matches, schema
 from pipelines.retrieval.neighbours import EXACT_UP_TO, Tuning
+
+if TYPE_CHECKING:
+    from lancedb.db import LanceDBConnection
+    from lancedb.table import LanceTable
 
 FORMAT = 1
 _INSTALL = 'pip install -c constraints.txt -e ".[gallery]"'
@@ -77,7 +81,7 @@ class Gallery:
         facts: what its vectors are.
     """
 
-    def __init__(self, table: Any, facts: Facts, *, historic: bool = False) -> None:
+    def __init__(self, table: LanceTable, facts: Facts, *, historic: bool = False) -> None:
         self._table, self.facts = table, facts
         self._historic = historic
 
@@ -179,14 +183,14 @@ class Gallery:
 
     def remove(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> int:
         """Take rows away, by id or by what a filter leaves; returns how many."""
+        parts = [tuple(ids[i : i + _IDS_AT_ONCE]) for i in range(0, len(ids), _IDS_AT_ONCE)]
+        conditions = [] if where is None else [where.sql() or "true"]
         removed = 0
         with _lance("not everything was removed"):
-            if where is not None:
-                removed += self._table.delete(where.sql() or "true").num_deleted_rows
-            for start in range(0, len(ids), _IDS_AT_ONCE):
-                chosen = Filter(ids=tuple(ids[start : start + _IDS_AT_ONCE]))
-                removed += self._table.delete(chosen.sql()).num_deleted_rows
-        return int(removed)
+            for condition in (*conditions, *(Filter(ids=part).sql() for part in parts)):
+                done = self._table.delete(condition)
+                removed += done.num_deleted_rows  # type: ignore[attr-defined]
+        return removed
 
     def optimize(self, *, kept: timedelta = _KEPT) -> None:
         """Join small files, bring all rows into the index, drop versions older than `kept`."""
@@ -277,12 +281,12 @@ def tables(uri: str | Path) -> list[Facts]:
     return _tables(_connect(uri))
 
 
-def _tables(database: Any) -> list[Facts]:
+def _tables(database: LanceDBConnection) -> list[Facts]:
     names: Iterable[str] = database.list_tables().tables
     return sorted((_facts(database, name) for name in names), key=lambda one: one.created)
 
 
-def _facts(database: Any, name: str) -> Facts:
+def _facts(database: LanceDBConnection, name: str) -> Facts:
     with _lance(f"cannot open table {name}"):
         content = (database.open_table(name).schema.metadata or {}).get(_FACTS)
     if content is None:
@@ -296,13 +300,15 @@ def _facts(database: Any, name: str) -> Facts:
     return Facts(**{key: known[key] for key in Facts.__dataclass_fields__})
 
 
-def _connect(uri: str | Path) -> Any:
+def _connect(uri: str | Path) -> LanceDBConnection:
     try:
         import lancedb
     except ImportError as error:
         raise UserError(f"a gallery needs LanceDB: {_INSTALL}") from error
     with _lance(f"cannot open {uri}"):
-        return lancedb.connect(str(uri))
+        database = lancedb.connect(str(uri))
+    assert isinstance(database, lancedb.db.LanceDBConnection)
+    return database
 
 
 def _checked(rows: pa.Table, dim: int) -> pa.Table:

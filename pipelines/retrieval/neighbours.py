@@ -12,9 +12,13 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lancedb.query import LanceQueryBuilder
+    from lancedb.table import LanceTable
 
 EXACT_UP_TO = 20_000  # rows that are multiplied exactly: some 20 ms at 512 numbers
 _UNINDEXED = 0.2  # share of rows outside the index, searched exactly, before they are taken in
@@ -41,7 +45,7 @@ class Tuning:
     recall: float = 1.0
 
 
-def tuning(table: Any) -> Tuning:
+def tuning(table: LanceTable) -> Tuning:
     """What `keep_indexed` has found for a table."""
     known = table.schema.field("vector").metadata or {}
     if b"num_probes" not in known:
@@ -53,7 +57,9 @@ def tuning(table: Any) -> Tuning:
     )
 
 
-def query(table: Any, vector: np.ndarray, *, exact: bool = False, how: Tuning | None = None) -> Any:
+def query(
+    table: LanceTable, vector: np.ndarray, *, exact: bool = False, how: Tuning | None = None
+) -> LanceQueryBuilder:
     """A search by inner product, as LanceDB's query builder.
 
     Args:
@@ -71,7 +77,7 @@ def query(table: Any, vector: np.ndarray, *, exact: bool = False, how: Tuning | 
     return built.nprobes(how.num_probes).refine_factor(how.refined)
 
 
-def keep_indexed(table: Any, *, recall: float) -> None:
+def keep_indexed(table: LanceTable, *, recall: float) -> None:
     """Make the indexes that a table of this size needs, or take in what has grown outside them."""
     from lancedb.index import Bitmap, BTree
 
@@ -85,24 +91,26 @@ def keep_indexed(table: Any, *, recall: float) -> None:
         return
     if "vector_idx" not in names:
         build(table, recall=recall)
-    elif table.index_stats("vector_idx").num_unindexed_rows > _UNINDEXED * num_rows:
+        return
+    stats = table.index_stats("vector_idx")
+    if stats is not None and stats.num_unindexed_rows > _UNINDEXED * num_rows:
         table.optimize()
         _tune(table, recall=recall)
 
 
-def build(table: Any, *, recall: float) -> Tuning:
+def build(table: LanceTable, *, recall: float) -> Tuning:
     """An index over all rows, tuned until the recall is reached."""
     from lancedb.index import IvfFlat, IvfRq
 
     num_lists = 2 ** round(math.log2(math.sqrt(table.count_rows())))
     dim = table.schema.field("vector").type.list_size
-    kind: Any = IvfRq if dim >= _MIN_BITS else IvfFlat
+    kind = IvfRq if dim >= _MIN_BITS else IvfFlat
     config = kind(distance_type="dot", num_partitions=num_lists, max_iterations=10, sample_rate=64)
     table.create_index("vector", config=config, replace=True)
     return _tune(table, recall=recall)
 
 
-def _tune(table: Any, *, recall: float) -> Tuning:
+def _tune(table: LanceTable, *, recall: float) -> Tuning:
     """The fewest candidates and lists that reach a recall on sampled rows, kept in the table."""
     queries, names = _sampled(table)
     truth = [
@@ -126,7 +134,7 @@ def _tune(table: Any, *, recall: float) -> Tuning:
     return _keep(table, next((how for how in fewer if how.recall >= target), best))
 
 
-def _keep(table: Any, how: Tuning) -> Tuning:
+def _keep(table: LanceTable, how: Tuning) -> Tuning:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table.replace_field_metadata(
@@ -135,7 +143,7 @@ def _keep(table: Any, how: Tuning) -> Tuning:
     return how
 
 
-def _sampled(table: Any) -> tuple[np.ndarray, list[str]]:
+def _sampled(table: LanceTable) -> tuple[np.ndarray, list[str]]:
     """Vectors (q, D) of evenly spread rows and their ids."""
     places = np.linspace(0, table.count_rows() - 1, _SAMPLE_QUERIES).astype(np.int64)
     rows = table.take_offsets(np.unique(places).tolist()).select(["id", "vector"]).to_arrow()
@@ -144,7 +152,7 @@ def _sampled(table: Any) -> tuple[np.ndarray, list[str]]:
     return flat.reshape(-1, dim), rows["id"].to_pylist()
 
 
-def _names(built: Any, own: str) -> set[str]:
+def _names(built: LanceQueryBuilder, own: str) -> set[str]:
     """The first ten answers, the row itself left out."""
     found = built.limit(_AT + 1).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
     return set([name for name in found if name != own][:_AT])

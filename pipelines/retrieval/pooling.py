@@ -22,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import Embedded, embed
 from pipelines.retrieval.sources import Source
-from pipelines.retrieval.vectors import VectorInfo
+from pipelines.retrieval.vectors import VectorInfo, WrittenInfo
 from pipelines.storage.files import replace_file
 from reid_core.near_duplicates import near_duplicates
 from reid_core.types import Modality, Sample
@@ -198,10 +198,11 @@ def _unit(part: pa.Table, dim: int) -> np.ndarray:
     return unit
 
 
-def _write(out: Path, info: dict[str, Any], pool: str, parts: Iterator[pa.Table]) -> int:
+def _write(out: Path, info: WrittenInfo, pool: str, parts: Iterator[pa.Table]) -> int:
     """Replace the files of a folder; returns the number of vectors."""
-    kept = {name: info[name] for name in VectorInfo.__dataclass_fields__ if name in info}
-    vectors.describe(out, VectorInfo(**kept | {"pool": pool}), Path(info["checkpoint"]))
+    kept: dict[str, Any] = dict(info)
+    known = {name: kept[name] for name in VectorInfo.__dataclass_fields__ if name in kept}
+    vectors.describe(out, VectorInfo(**known | {"pool": pool}), Path(info["checkpoint"]))
     planned: dict[str, int] = {}
     for number, part in enumerate(parts):
         key = f"{number:06d}"

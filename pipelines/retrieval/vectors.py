@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +50,21 @@ class VectorInfo:
     root: str
     source: str
     pool: str = "image"
+
+
+class WrittenInfo(TypedDict):
+    """embedding.json: a `VectorInfo`, the checkpoint's folder, and whether all parts are there."""
+
+    format: int
+    checkpoint: str
+    complete: bool
+    fingerprint: str
+    space: str
+    dtype: str
+    dim: int
+    root: str
+    source: str
+    pool: NotRequired[str]
 
 
 def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
@@ -91,7 +106,7 @@ def describe(out: Path, info: VectorInfo, checkpoint: Path) -> None:
         raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def read_info(folder: Path) -> dict[str, Any]:
+def read_info(folder: Path) -> WrittenInfo:
     """embedding.json of a folder that `embed` wrote.
 
     Raises:
@@ -101,7 +116,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: give a folder that `crossreid embed` wrote")
     try:
-        info: dict[str, Any] = json.loads(path.read_text())
+        info: WrittenInfo = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; embed again into a new folder") from error
     if not isinstance(info, dict):

@@ -11,7 +11,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from pipelines import config as configuration
 from pipelines.config import RunConfig, with_new_names
 from pipelines.errors import UserError
+from pipelines.runs.records import State
 from pipelines.storage.files import own_folder, replace_file, write_json
 
 STATE, INFO = "state.pt", "info.json"
@@ -28,7 +28,7 @@ WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.wi
 FORMAT = 1
 
 
-def save(folder: Path, state: dict[str, Any], info: Mapping[str, Any] | None = None) -> None:
+def save(folder: Path, state: State, info: Mapping[str, object] | None = None) -> None:
     """Write both files; what was there before stays until the new state is whole.
 
     Args:
@@ -41,7 +41,7 @@ def save(folder: Path, state: dict[str, Any], info: Mapping[str, Any] | None = N
     """
     own_folder(folder)
     replace_file(folder / STATE, lambda file: torch.save({"format": FORMAT, **state}, file))
-    progress = state.get("progress", {})
+    progress: Mapping[str, object] = state.get("progress", {})
     facts = {key: progress[key] for key in ("stage", "epoch") if key in progress}
     facts |= {"written": time.time(), **(info or {})}
     write_json(folder / INFO, {**facts, "bytes": (folder / STATE).stat().st_size})
@@ -56,12 +56,12 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def save_stage(run_dir: Path, state: dict[str, Any]) -> None:
+def save_stage(run_dir: Path, state: State) -> None:
     """Keep the last checkpoint of a stage beside the newest ones, for `start_from`."""
     save(own_folder(run_dir / STAGES) / state["progress"]["stage"], state)
 
 
-def load(folder: Path) -> dict[str, Any]:
+def load(folder: Path) -> State:
     """The state of a checkpoint folder, on the CPU.
 
     Raises:
@@ -73,10 +73,10 @@ def load(folder: Path) -> dict[str, Any]:
     return load_file(path)
 
 
-def load_file(path: Path) -> dict[str, Any]:
+def load_file(path: Path) -> State:
     """The state in a file, see `load`."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch would advise to read it in a way that runs whatever code the file holds
         raise UserError(
@@ -93,7 +93,7 @@ def load_file(path: Path) -> dict[str, Any]:
     return state
 
 
-def config_of(state: Mapping[str, Any], source: Path) -> RunConfig:
+def config_of(state: State, source: Path) -> RunConfig:
     """The configuration that a checkpoint was trained with.
 
     Raises:
@@ -154,7 +154,7 @@ def finished_stage(config: RunConfig) -> Path | None:
     return folder
 
 
-def content_hash(state: Any) -> str:
+def content_hash(state: object) -> str:
     """SHA-256 over sorted (key, dtype, shape, bytes): equal for equal content.
 
     The configuration of a run is left out: it tells where data lie and how many workers train.
@@ -176,7 +176,7 @@ def content_hash(state: Any) -> str:
     return digest.hexdigest()
 
 
-def _leaves(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(prefix: str, tree: object) -> Iterator[tuple[str, object]]:
     if isinstance(tree, dict):
         for key in sorted(tree, key=str):
             yield from _leaves(f"{prefix}/{key}", tree[key])

@@ -7,11 +7,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.runs import runlog
 from pipelines.runs.console import console
+from pipelines.runs.records import EpochLine
 from reid_core.methods import METHODS
 
 _POLL_S = 0.5
@@ -30,7 +30,7 @@ def follow(run_dir: Path, config: RunConfig) -> Iterator[None]:
         printer.join()
 
 
-def describe(line: dict[str, Any], epochs: int) -> str:
+def describe(line: EpochLine, epochs: int) -> str:
     """An epoch as one line of text."""
     parts = [f"{line['stage']:>8} {line['epoch'] + 1:>3}/{epochs}"]
     parts.append(f"loss {line['losses']['total']:.3f}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.storage.files import write_json
+from pipelines.storage.files import Json, write_json
 
 if TYPE_CHECKING:  # reading a record needs no torch
     from torch import nn
@@ -76,7 +76,7 @@ def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(64, 1, vocabulary.shape[1], generator=generator)
     chance = [near[0][0].similarity for near in near_words(random, vocabulary, words, count=1)]
-    content = {
+    content: Json = {
         "chance": sum(chance) / len(chance),
         "words": {
             name: [

@@ -27,10 +27,10 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.runs import checkpoint
+from pipelines.runs.records import State
 
 log = logging.getLogger(__name__)
 RECORD = "checkpoint_manager_snapshot.json"
@@ -69,7 +69,7 @@ def folder_for_ray(config: RunConfig, run_dir: Path) -> Path | None:
     return tidy(run_dir) or finished
 
 
-def start_from(config: RunConfig, run_dir: Path) -> dict[str, Any] | None:
+def start_from(config: RunConfig, run_dir: Path) -> State | None:
     """The state that a run in one process goes on from; None for the beginning.
 
     Raises:
@@ -83,7 +83,7 @@ def start_from(config: RunConfig, run_dir: Path) -> dict[str, Any] | None:
     return None if folder is None else checkpoint.load(folder)
 
 
-def keep(run_dir: Path, state: dict[str, Any], *, newest: int) -> None:
+def keep(run_dir: Path, state: State, *, newest: int) -> None:
     """Keep the state of a run in one process; the oldest go when the new one is whole.
 
     Args:

@@ -14,6 +14,7 @@ from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
+from pipelines.runs.records import State
 from pipelines.storage.files import replace_file
 from reid_core.methods import METHODS
 from reid_core.methods.cclnet import released as cclnet
@@ -69,14 +70,22 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         _check(config, state, quick_gelu=source.quick_gelu)
     except (ValueError, KeyError) as error:
         raise UserError(f"{file}, --from {publisher}: {error}") from error
-    kept = {
+    kept: State = {
         "config": config.used(),
-        "progress": {"stage": source.stage, "epoch": 0, "handed": {}, "scores": {}},
+        "progress": {
+            "stage": source.stage,
+            "epoch": 0,
+            "handed": {},
+            "scores": {},
+            "table": {},
+            "chance": None,
+            "selected": -1.0,
+        },
         "trains_encoder": True,
         "quick_gelu": source.quick_gelu,
         "module": state,
         "epoch": {},
-        "optimizer": {},
+        "optimiser": {},
     }
     checkpoint.save(out / "checkpoint_000000", kept, {"released": publisher})
     replace_file(out / "config.yaml", configuration.dump(config))

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -25,7 +24,8 @@ from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import tensorboard
 from pipelines.runs.checkpoint import WITHIN
-from pipelines.storage.files import append_line, finite, replace_file, to_json, write_json
+from pipelines.runs.records import EpochLine, Summary
+from pipelines.storage.files import Json, append_line, finite, replace_file, to_json, write_json
 
 log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -102,7 +102,7 @@ def _unwritable(run_dir: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to {run_dir}: {error.strerror or error}")
 
 
-def environment(command: Sequence[str]) -> dict[str, Any]:
+def environment(command: Sequence[str]) -> dict[str, Json]:
     """Versions and machine, for repeating a run."""
     versions = {}
     for name in _PACKAGES:
@@ -126,13 +126,13 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def append_metrics(run_dir: Path, line: dict[str, Any]) -> None:
+def append_metrics(run_dir: Path, line: EpochLine) -> None:
     """Add one epoch to the log, and to TensorBoard's files."""
     append_line(run_dir / METRICS, to_json(finite(line), indent=None))
     tensorboard.write(run_dir, line)
 
 
-def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(run_dir: Path) -> Iterator[EpochLine]:
     """The epochs logged so far; a line that a killed run left unfinished is passed over."""
     path = run_dir / METRICS
     if not path.exists():
@@ -166,7 +166,7 @@ def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None
     replace_file(run_dir / METRICS, "".join(to_json(finite(line), indent=None) for line in kept))
 
 
-def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+def write_summary(run_dir: Path, summary: Summary) -> None:
     """Write summary.json."""
     write_json(run_dir / SUMMARY, finite(summary))
 

@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pipelines.storage.files import own_folder, replace_file
 
@@ -16,10 +15,12 @@ except ImportError:  # a machine for one benchmark or notebook may lack it
     SummaryWriter = None
     logging.getLogger(__name__).warning("no TensorBoard files: tensorboardX is not installed")
 
+from pipelines.runs.records import EpochLine
+
 FOLDER = "tensorboard"
 
 
-def write(run_dir: Path, line: Mapping[str, Any]) -> None:
+def write(run_dir: Path, line: EpochLine) -> None:
     """Add one epoch: every number of a log line as "<stage>/<name>" over the stage's epochs.
 
     Every epoch is a file of its own, closed at once: nothing is lost with the process.
@@ -36,7 +37,7 @@ def write(run_dir: Path, line: Mapping[str, Any]) -> None:
             replace_file(own_folder(run_dir / FOLDER) / file.name, file.read_bytes())
 
 
-def _numbers(prefix: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _numbers(prefix: str, tree: Mapping[str, object]) -> Iterator[tuple[str, float]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _numbers(f"{prefix}{key}/", value)

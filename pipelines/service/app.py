@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from datetime import datetime
 from importlib.resources import files
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.base import RequestResponseEndpoint
 
 from pipelines.errors import UserError
 from pipelines.retrieval.gallery_rows import Filter, time_of
 from pipelines.retrieval.search import Query
-from pipelines.service.desk import Desk, RefusedError
+from pipelines.service.desk import Answer, Desk, Facts, RefusedError, Stored
 from pipelines.service.guard import Guard
 from reid_core.types import Modality
 
@@ -57,7 +58,7 @@ def _measure_requests(app: FastAPI, desk: Desk) -> CollectorRegistry:
     )
 
     @app.middleware("http")
-    async def measured(request: Request, call_next: Any) -> Any:
+    async def measured(request: Request, call_next: RequestResponseEndpoint) -> Response:
         began = clock.perf_counter()
         response = await call_next(request)
         route = getattr(request.scope.get("route"), "path", "other")
@@ -85,8 +86,8 @@ def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry) -> None:
         return {"status": "ok"}
 
     @app.get("/facts")
-    async def facts() -> dict[str, Any]:
-        return asdict(await run_in_threadpool(desk.facts))
+    async def facts() -> Facts:
+        return await run_in_threadpool(desk.facts)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
@@ -109,7 +110,7 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
         until: Annotated[str, Form()] = "",
         top: Annotated[int, Form()] = 20,
         min_probability: Annotated[float, Form(ge=0, le=1)] = 0.0,
-    ) -> dict[str, Any]:
+    ) -> dict[str, list[Answer]]:
         """One of image, text and id; filters say what answers may be."""
         if (image is not None) + bool(text.strip()) + bool(id) != 1:
             raise RefusedError("send an image, a sentence or an id, and one of them")
@@ -134,7 +135,7 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
         seen_as: Annotated[str, Form()] = "",
         camera: Annotated[int, Form(ge=-1)] = -1,
         time: Annotated[str, Form()] = "",
-    ) -> dict[str, Any]:
+    ) -> Stored:
         """Add an image; the same one again changes nothing."""
         seen = desk.modality(seen_as)
         data = await image.read()
@@ -153,7 +154,7 @@ def _filter(desk: Desk, modality: str, cameras: list[int] | None, since: str, un
     )
 
 
-def _time(text: str, name: str) -> Any:
+def _time(text: str, name: str) -> datetime | None:
     try:
         return time_of(text, name)
     except UserError as error:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.search import encoder_of, probabilities_of
 from pipelines.service.desk import MAX_BYTES, Desk
-from pipelines.service.guard import is_loopback
+from pipelines.service.guard import Guard, is_loopback
 from reid_core.types import Modality
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 _INSTALL = 'pip install -c constraints.txt -e ".[serve]"'
 _NAME = "crossreid"
@@ -123,7 +126,7 @@ def desk_of(settings: Settings) -> tuple[Desk, LoadedEncoder]:
     return desk, loaded
 
 
-def application(settings: Settings, *, num_gpus: int) -> Any:
+def application(settings: Settings, *, num_gpus: int) -> Application:
     """The deployments, bound to each other."""
     from ray import serve
     from ray.exceptions import ActorDiedError
@@ -134,25 +137,19 @@ def application(settings: Settings, *, num_gpus: int) -> Any:
         "target_ongoing_requests": settings.max_batch,
     }
 
-    @serve.deployment(
-        name="encoder",
-        autoscaling_config=autoscaling,
-        max_ongoing_requests=4 * settings.max_batch,
-        ray_actor_options={"num_gpus": 1 if num_gpus else 0, "num_cpus": 1},
-    )
     class Encoder:
         def __init__(self) -> None:
             self._encoding = Encoding(desk_of(settings)[1])
 
         @serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)
-        async def batched(self, asked: list[tuple[Any, str]]) -> list[np.ndarray]:
+        async def batched(self, asked: list[tuple[np.ndarray | str, str]]) -> list[np.ndarray]:
             inputs, names = zip(*asked, strict=True)
             return self._encoding.embed(list(inputs), [Modality(name) for name in names])
 
-        async def embed(self, content: Any, modality: str) -> np.ndarray:
+        async def embed(self, content: np.ndarray | str, modality: str) -> np.ndarray:
             return await self.batched((content, modality))
 
-    def routes() -> Any:
+    def routes() -> Guard:
         from pipelines.service.app import build
 
         encoder = serve.get_deployment_handle("encoder", _NAME)
@@ -168,14 +165,20 @@ def application(settings: Settings, *, num_gpus: int) -> Any:
         desk, _ = desk_of(settings)
         return build(desk, embed, token=settings.token, max_bytes=MAX_BYTES + _FORM)
 
-    @serve.deployment(name="routes", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
     @serve.ingress(routes)
     class Routes:
-        def __init__(self, encoder: Any) -> None:
+        def __init__(self, encoder: object) -> None:
             self._encoder = encoder
 
-    encoders: Any = Encoder
-    front: Any = Routes
+    encoders = serve.deployment(
+        name="encoder",
+        autoscaling_config=autoscaling,
+        max_ongoing_requests=4 * settings.max_batch,
+        ray_actor_options={"num_gpus": 1 if num_gpus else 0, "num_cpus": 1},
+    )(Encoder)
+    front = serve.deployment(
+        name="routes", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
+    )(Routes)
     return front.bind(encoders.bind())
 
 

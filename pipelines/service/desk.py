@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import Any
 
 import numpy as np
 
@@ -51,6 +50,39 @@ class Facts:
     sentences: bool
     cameras: list[int]
     calibrated: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A row of the gallery, as a client sees it; None is not known.
+
+    Attributes:
+        id: of the row, without a place of the server.
+        similarity: cosine.
+        probability: that both show one identity; None where nothing was calibrated.
+        modality, camera, time, tracklet, images, name: as in `pipelines.retrieval.search.Hit`.
+        thumbnail: the image, small, as a data URI.
+    """
+
+    id: str
+    similarity: float
+    probability: float | None
+    modality: str
+    camera: int | None
+    time: str | None
+    tracklet: int | None
+    images: int
+    name: str | None
+    thumbnail: str | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image that was added: its id, whether it is new, and rows of the gallery now."""
+
+    id: str
+    new: bool
+    rows: int
 
 
 class Desk:
@@ -130,8 +162,8 @@ class Desk:
 
     def search(
         self, query: Query, *, top: int, where: Filter, min_probability: float = 0.0
-    ) -> list[dict[str, Any]]:
-        """The best answers, as plain values.
+    ) -> list[Answer]:
+        """The best answers.
 
         Raises:
             RefusedError: no row is left, or a number out of range.
@@ -159,7 +191,7 @@ class Desk:
         *,
         camera: int = -1,
         time: datetime | None = None,
-    ) -> dict[str, Any]:
+    ) -> Stored:
         """Store an image and its vector.
 
         Raises:
@@ -177,22 +209,22 @@ class Desk:
             )
         except (OSError, UserError) as error:
             raise RefusedError("the image could not be stored; nothing was changed") from error
-        return {"id": sample.image, "new": bool(added.new), "rows": added.total}
+        return Stored(id=sample.image, new=bool(added.new), rows=added.total)
 
-    def _shown(self, hit: Hit) -> dict[str, Any]:
+    def _shown(self, hit: Hit) -> Answer:
         probability = hit.probability
-        return {
-            "id": self._public(hit.id),
-            "similarity": round(hit.similarity, 4),
-            "probability": None if probability is None else round(probability, 4),
-            "modality": hit.modality,
-            "camera": hit.camera if hit.camera >= 0 else None,
-            "time": hit.time.isoformat() if hit.time else None,
-            "tracklet": hit.tracklet if hit.tracklet >= 0 else None,
-            "images": hit.images,
-            "name": hit.name or None,
-            "thumbnail": thumbnail(hit.picture.parent, hit.picture.name),
-        }
+        return Answer(
+            id=self._public(hit.id),
+            similarity=round(hit.similarity, 4),
+            probability=None if probability is None else round(probability, 4),
+            modality=hit.modality,
+            camera=hit.camera if hit.camera >= 0 else None,
+            time=hit.time.isoformat() if hit.time else None,
+            tracklet=hit.tracklet if hit.tracklet >= 0 else None,
+            images=hit.images,
+            name=hit.name or None,
+            thumbnail=thumbnail(hit.picture.parent, hit.picture.name),
+        )
 
     def _public(self, name: str) -> str:
         """An id without a place of the server: absolute ones are named by a hash."""

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OPEN = ("/", "/health")  # the page holds nothing, and asks for the token itself
 
@@ -30,7 +27,7 @@ class Guard:
         max_bytes: of a request.
     """
 
-    def __init__(self, app: App, *, token: str = "", max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, token: str = "", max_bytes: int) -> None:
         self._app, self._token, self._max_bytes = app, token, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +41,7 @@ class Guard:
             return
         num_bytes, started = 0, False
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def counted() -> Message:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
@@ -52,7 +49,7 @@ class Guard:
                 raise _TooLargeError
             return message
 
-        async def noted(message: MutableMapping[str, Any]) -> None:
+        async def noted(message: Message) -> None:
             nonlocal started
             if num_bytes <= self._max_bytes or started:  # else the answer is ours
                 started = True

@@ -8,11 +8,13 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeAlias
 
 MAX_IMAGE_BYTES = 512 * 2**20
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What JSON and YAML can say."""
 
 
 class UnfitFileError(OSError):
@@ -89,7 +91,7 @@ def own_folder(folder: Path) -> Path:
     return folder
 
 
-def to_json(content: Any, *, indent: int | None = 1) -> str:
+def to_json(content: object, *, indent: int | None = 1) -> str:
     """JSON that every reader takes, with a line's end.
 
     Raises:
@@ -102,24 +104,24 @@ def to_json(content: Any, *, indent: int | None = 1) -> str:
         raise ValueError(f"{place or 'a value'} is no number that JSON has: {error}") from error
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+def write_json(path: Path, content: object, *, indent: int | None = 1) -> None:
     """Write JSON by `replace_file`; see `to_json`."""
     replace_file(path, to_json(content, indent=indent))
 
 
-def finite(content: Any) -> Any:
+def finite(content: object) -> object:
     """The same without what JSON cannot say: entries that are no finite number are left out.
 
     A value that could not be computed is absent; in a list, whose places mean something, null.
     """
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items() if not _is_nan(value)}
     if isinstance(content, (list, tuple)):
         return [None if _is_nan(value) else finite(value) for value in content]
     return content
 
 
-def _is_nan(value: Any) -> bool:
+def _is_nan(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
@@ -134,10 +136,10 @@ def append_line(path: Path, line: str) -> None:
         file.write(line.rstrip("\n") + "\n")
 
 
-def _not_finite(content: Any, place: str) -> str:
+def _not_finite(content: object, place: str) -> str:
     if _is_nan(content):
         return place
-    if isinstance(content, dict):
+    if isinstance(content, Mapping):
         inner = ((f"{place}.{key}".lstrip("."), value) for key, value in content.items())
     elif isinstance(content, (list, tuple)):
         inner = ((f"{place}[{number}]", value) for number, value in enumerate(content))

@@ -13,7 +13,6 @@ import ipaddress
 import socket
 import urllib.error
 import urllib.request
-from typing import Any
 
 from pipelines.storage.files import UnfitFileError
 
@@ -63,7 +62,11 @@ def read(url: str, *, max_bytes: int) -> bytes:
     return data
 
 
-def _connect(address: tuple[str, int], timeout: Any = None, source: Any = None) -> socket.socket:
+def _connect(
+    address: tuple[str, int],
+    timeout: float | None = None,
+    source: tuple[str, int] | None = None,
+) -> socket.socket:
     """Like `socket.create_connection`, but for special addresses."""
     host, port = address
     fit = []
@@ -91,15 +94,15 @@ def _is_special(address: str) -> bool:
 
 
 class _HttpConnection(http.client.HTTPConnection):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def connect(self) -> None:
         self._create_connection = _connect
+        super().connect()
 
 
 class _HttpsConnection(http.client.HTTPSConnection):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def connect(self) -> None:
         self._create_connection = _connect
+        super().connect()
 
 
 class _Http(urllib.request.HTTPHandler):

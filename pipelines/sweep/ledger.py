@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from rich.markup import escape
@@ -23,7 +23,9 @@ from rich.table import Table
 
 from pipelines import config as configuration
 from pipelines.errors import UserError
-from pipelines.storage.files import replace_file, to_json, write_json
+from pipelines.recipes.files import Tree
+from pipelines.runs.records import EpochLine
+from pipelines.storage.files import Json, replace_file, to_json, write_json
 from pipelines.sweep import search_space
 from pipelines.sweep.search_space import STABILITY, Study, Values
 
@@ -156,13 +158,13 @@ def write_best(root: Path, study: Study) -> SweepTrial:
     return best
 
 
-def scores_of(line: Mapping[str, Any]) -> dict[str, float]:
+def scores_of(line: EpochLine) -> dict[str, float]:
     """What can judge an epoch, in percent, from its line of the log.
 
     Scores on validation identities where it was measured, and where it clustered and was not the
     first of its stage how stable the clusters are.
     """
-    stability = line.get(STABILITY, {})
+    stability = line.get("stability", {})
     found = {STABILITY: 100 * fmean(stability.values())} if stability else {}
     return {**line.get("scores", {}), **found}
 
@@ -205,7 +207,7 @@ def table(trials: Sequence[SweepTrial], objective: str) -> Table:
 
 def sensitivity(
     trials: Sequence[SweepTrial], objective: str, *, method: str
-) -> dict[str, list[tuple[Any, float]]]:
+) -> dict[str, list[tuple[str | float, float]]]:
     """Per key (value, score) in the order of the values, as papers draw it.
 
     The score is the best one that a finished trial with this value reached: the others at their
@@ -218,9 +220,9 @@ def sensitivity(
     keys = list(finished[0].config)
     shown = [{key: _comparable(trial.config[key]) for key in keys} for trial in finished]
     usual = {key: Counter(one[key] for one in shown).most_common(1)[0][0] for key in keys}
-    curves: dict[str, list[tuple[Any, float]]] = {}
+    curves: dict[str, list[tuple[str | float, float]]] = {}
     for key in keys:
-        best: dict[Any, float] = {}
+        best: dict[str | float, float] = {}
         for trial, one in zip(finished, shown, strict=True):
             if method != "axes" or all(one[k] == usual[k] for k in keys if k != key):
                 best[one[key]] = max(trial.scores[objective], best.get(one[key], float("-inf")))
@@ -229,16 +231,17 @@ def sensitivity(
     return curves
 
 
-def _comparable(value: Any) -> str | float:
+def _comparable(value: Json) -> str | float:
     return value if isinstance(value, str | int | float) else str(value)
 
 
-def _in_order(item: tuple[Any, float]) -> tuple[bool, Any]:
+def _in_order(item: tuple[str | float, float]) -> tuple[float, str]:
     """Numbers by size, whether whole or not; words after them."""
-    return isinstance(item[0], str), item[0]
+    value = item[0]
+    return (float("inf"), value) if isinstance(value, str) else (value, "")
 
 
-def _short(value: Any) -> str:
+def _short(value: Json) -> str:
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
@@ -258,8 +261,10 @@ def _claim(path: Path, study: Study, *, resume: bool) -> None:
     replace_file(path, yaml.safe_dump(content, sort_keys=False))
 
 
-def _identity(content: dict[str, Any], source: str) -> dict[str, Any]:
+def _identity(content: Mapping[str, Json], source: str) -> Tree:
     """What decides the scores: neither the budget, which may grow, nor where the files lay."""
-    recipe = configuration.validate(content["recipe"], source=source).identity()
+    written = content["recipe"]
+    assert isinstance(written, dict)
+    recipe = configuration.validate(written, source=source).identity()
     kept = content.keys() - {"budget", "base", "overrides", "recipe"}
     return {key: content[key] for key in kept} | {"recipe": recipe}

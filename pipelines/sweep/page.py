@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import yaml
@@ -13,7 +13,7 @@ from pipelines.report import figures, words
 from pipelines.report.figures import Scatter
 from pipelines.report.panels import Panel
 from pipelines.report.templates import render
-from pipelines.storage.files import replace_file
+from pipelines.storage.files import Json, replace_file
 from pipelines.sweep import ledger
 from pipelines.sweep.ledger import SweepTrial
 from pipelines.sweep.search_space import STABILITY
@@ -111,12 +111,12 @@ def sensitivity(found: Sequence[SweepTrial], objective: str, *, method: str) -> 
     return [panel for _, panel in sorted(panels.values(), key=lambda item: -item[0])]
 
 
-def shortened(value: Any) -> str:
+def shortened(value: Json) -> str:
     """A value as one reads it: four digits of a number."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _groups(values: Sequence[Any]) -> np.ndarray:
+def _groups(values: Sequence[Json]) -> np.ndarray:
     """(n,) group of each trial: its value, or its quarter where numbers differ everywhere."""
     _, groups = np.unique([shortened(value) for value in values], return_inverse=True)
     if groups.max() >= _MAX_GROUPS and _are_numbers(values):
@@ -125,7 +125,10 @@ def _groups(values: Sequence[Any]) -> np.ndarray:
 
 
 def _points(
-    key: str, values: Sequence[Any], scores: np.ndarray, line: Sequence[tuple[Any, float]]
+    key: str,
+    values: Sequence[Json],
+    scores: np.ndarray,
+    line: Sequence[tuple[str | float, float]],
 ) -> Scatter:
     if not _are_numbers(values):
         line = [(str(value), score) for value, score in line]
@@ -134,7 +137,7 @@ def _points(
     return Scatter(key, [float(value) for value in values], scores.tolist(), spread, line)
 
 
-def _are_numbers(values: Sequence[Any]) -> bool:
+def _are_numbers(values: Sequence[Json]) -> TypeGuard[Sequence[float]]:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 

@@ -11,24 +11,27 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.recipes import files
-from pipelines.recipes.overrides import split_override
+from pipelines.recipes.files import Tree
+from pipelines.recipes.overrides import put, split_override
 from pipelines.recipes.sections import Section
+from pipelines.storage.files import Json
 from reid_core.methods import METHODS
 
-Values = dict[str, Any]
+Values = dict[str, Json]
 """Dotted configuration key -> value: what distinguishes a trial."""
 
 STABILITY = "stability"
-_ON_VALIDATION = {"data.fit": "train", "evaluation.split": "val", "evaluation.start": False}
+_ON_VALIDATION: Values = {"data.fit": "train", "evaluation.split": "val", "evaluation.start": False}
 
 
 class Domain(Section):
@@ -41,7 +44,7 @@ class Domain(Section):
         integers: a whole number between two ends, both included.
     """
 
-    values: tuple[Any, ...] | None = Field(None, min_length=1)
+    values: tuple[JsonValue, ...] | None = Field(None, min_length=1)
     uniform: tuple[float, float] | None = None
     loguniform: tuple[float, float] | None = None
     integers: tuple[int, int] | None = None
@@ -58,11 +61,11 @@ class Domain(Section):
             raise ValueError("loguniform needs ends above 0")
         return self
 
-    def examples(self) -> tuple[Any, ...]:
+    def examples(self) -> Sequence[Json]:
         """Values that show whether the whole domain is valid: all of a list, else both ends."""
         return self.values or self.uniform or self.loguniform or self.integers or ()
 
-    def draw(self, rng: np.random.Generator) -> Any:
+    def draw(self, rng: np.random.Generator) -> Json:
         """A random value."""
         if self.values:
             return self.values[int(rng.integers(len(self.values)))]
@@ -121,7 +124,7 @@ class Search(Section):
     """
 
     base: str
-    overrides: Values = Field(default_factory=dict)
+    overrides: dict[str, JsonValue] = Field(default_factory=dict)
     method: Literal["grid", "axes", "random", "optuna"] = "random"
     space: dict[str, Domain] = Field(min_length=1)
     objective: Literal["rank1", "rank5", "rank10", "mAP", "mINP", "stability"] = "mAP"
@@ -161,7 +164,7 @@ class Study:
     """
 
     search: Search
-    recipe: dict[str, Any]
+    recipe: Tree
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Study:
@@ -177,8 +180,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Study:
     path = files.find_search(path)
     tree = files.read(path)
     given = dict(split_override(override) for override in overrides)
-    written = tree.get("overrides") or {}
-    if not isinstance(written, dict):
+    written: Json = tree.get("overrides") or {}
+    if not isinstance(written, Mapping):
         raise UserError(f"{path}: overrides must be a mapping of keys to values")
     tree["overrides"] = {**written, **given}
     try:
@@ -239,11 +242,7 @@ def _draw(search: Search, number: int) -> Values:
 def _configured(study: Study, values: Values) -> RunConfig:
     tree = copy.deepcopy(study.recipe)
     for key, value in values.items():
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
+        put(tree, key, value, said=f"{study.search.base} with {key}={value}")
     return configuration.validate(tree, source=study.search.base)
 
 
@@ -281,20 +280,22 @@ def _check_objective(search: Search, config: RunConfig) -> None:
         )
 
 
-def _evaluates(tree: Mapping[str, Any]) -> bool:
+def _evaluates(tree: Mapping[str, Json]) -> bool:
     return any(
-        _evaluates(value) if isinstance(value, dict) else key == "evaluate_every" and bool(value)
+        _evaluates(value) if isinstance(value, Mapping) else key == "evaluate_every" and bool(value)
         for key, value in tree.items()
     )
 
 
-def _look_up(tree: Any, key: str) -> Any:
+def _look_up(tree: Tree, key: str) -> Json:
+    value: Json = tree
     for part in key.split("."):
-        tree = tree[part]
-    return tree
+        assert isinstance(value, Mapping)  # the space was checked
+        value = value[part]
+    return value
 
 
-def _explain(item: Any) -> str:
+def _explain(item: ErrorDetails) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
         return f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import Searcher, sample
 
 from pipelines.cluster.session import session
 from pipelines.config import RunConfig
@@ -27,7 +29,8 @@ from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.runs import runlog
 from pipelines.runs.console import console
-from pipelines.storage.files import replace_file
+from pipelines.runs.records import Summary
+from pipelines.storage.files import Json, replace_file
 from pipelines.sweep import page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
@@ -151,7 +154,7 @@ def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
     tuner.fit()
 
 
-def _optuna(study: Study, ledger: Ledger) -> Any:
+def _optuna(study: Study, ledger: Ledger) -> Searcher:
     """Optuna's search, told what the sweep found before; interrupted trials come first."""
     try:
         import optuna
@@ -180,16 +183,19 @@ def _flat(values: Values) -> Values:
     return {f"values/{key}": value for key, value in values.items()}
 
 
-def _tune_domain(domain: Domain) -> Any:
+def _tune_domain(domain: Domain) -> sample.Domain:
+    drawn: sample.Domain
     if domain.values:
-        return tune.choice(list(domain.values))
-    if domain.uniform:
-        return tune.uniform(*domain.uniform)
-    if domain.loguniform:
-        return tune.loguniform(*domain.loguniform)
-    assert domain.integers
-    low, high = domain.integers
-    return tune.randint(low, high + 1)
+        drawn = tune.choice(list(domain.values))
+    elif domain.uniform:
+        drawn = tune.uniform(*domain.uniform)
+    elif domain.loguniform:
+        drawn = tune.loguniform(*domain.loguniform)
+    else:
+        assert domain.integers
+        low, high = domain.integers
+        drawn = tune.randint(low, high + 1)
+    return drawn
 
 
 class _Record(tune.Callback):
@@ -200,7 +206,9 @@ class _Record(tune.Callback):
         minutes = study.search.budget.minutes
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: object
+    ) -> None:
         """Finished, ended by successive halving, or out of time; the latter is not over."""
         result = trial.last_result
         finished = bool(result.get("finished"))
@@ -209,11 +217,13 @@ class _Record(tune.Callback):
             return
         self._end(trial, "finished" if finished else "stopped")
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: object
+    ) -> None:
         """Its run raised an error, or its process died."""
         self._end(trial, "failed")
 
-    def _end(self, trial: Any, status: Any) -> None:
+    def _end(self, trial: Trial, status: Literal["finished", "stopped", "failed"]) -> None:
         result, error = trial.last_result or {}, ""
         if status == "failed":
             path = self.ledger.folder(str(trial)) / _ERROR
@@ -236,7 +246,7 @@ class _Record(tune.Callback):
 # In the trials -----------------------------------------------------------------------------------
 
 
-def _trial(point: dict[str, Any], *, runs: Runs) -> None:
+def _trial(point: Mapping[str, Values], *, runs: Runs) -> None:
     """One trial: a run per seed, measured epochs reported as they come."""
     objective, values = runs.study.search.objective, point["values"]
     folder = runs.root / FOLDER / tune.get_context().get_trial_name()
@@ -272,7 +282,7 @@ def _result(
     current: dict[str, float],
     *,
     epochs: int,
-) -> dict[str, Any]:
+) -> dict[str, Json]:
     """What Tune is told: the mean over the seeds that are done, or the current scores."""
     scores = mean_scores(done) if done else current
     return {
@@ -284,7 +294,9 @@ def _result(
     }
 
 
-def _measured(task: Any, run_dir: Path, objective: str) -> Iterator[tuple[int, dict[str, float]]]:
+def _measured(
+    task: ray.ObjectRef[Summary], run_dir: Path, objective: str
+) -> Iterator[tuple[int, dict[str, float]]]:
     """(epochs so far, scores) of every epoch that can be judged, until the run is over."""
     seen = 0
     while True:

@@ -6,13 +6,15 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import cast
 
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.data.prepare import Prepared
@@ -29,7 +31,7 @@ _PIECES = 2  # of a share, that wait in the object store at a time
 
 
 @contextmanager
-def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Any]:
+def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[ActorHandle[BankActor]]:
     """The actor between the epochs, which lives as long as the block.
 
     Args:
@@ -43,7 +45,7 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Any]
         ray.kill(bank)  # and with it its searchers
 
 
-def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> Any:
+def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> ActorHandle[BankActor]:
     """The actor between the epochs: a memory bank, or a planner for a method without one.
 
     Where GPUs are used and its node has one, the bank holds its features there.
@@ -61,12 +63,13 @@ def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> Any:
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
     }
     if not job.needs_memory:
-        return _BankActor.options(**options).remote(Planner, config, job.identities)
+        assert job.identities is not None
+        return _started(options, partial(Planner, config, job.identities))
     inputs = job.method.inputs
     has_gpu = any(n["NodeID"] == node and n["Resources"].get("GPU", 0) >= 1 for n in ray.nodes())
     if use_gpu and has_gpu:
         options["num_gpus"] = SEARCHER_SHARE
-    return _BankActor.options(**options).remote(
+    bank = partial(
         MemoryBank,
         config,
         prepared.pids(inputs),
@@ -76,18 +79,26 @@ def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> Any:
         search=SearchOnNodes(use_gpu),
         device=torch.device("cuda" if use_gpu and has_gpu else "cpu"),
     )
+    return _started(options, bank)
+
+
+def _started(
+    options: Mapping[str, object], bank: Callable[[], MemoryBank | Planner]
+) -> ActorHandle[BankActor]:
+    # Ray's annotation also allows for the class itself
+    return cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(bank))
 
 
 @dataclass
 class RemoteBank:
     """The actor between the epochs, called like the plain class."""
 
-    handle: Any
+    handle: ActorHandle[BankActor]
 
     def open(self) -> int:
         """See `MemoryBank.open`."""
-        token: int = ray.get(self.handle.open.remote())
-        return token
+        token: ray.ObjectRef[int] = self.handle.open.remote()
+        return ray.get(token)
 
     def is_to_stop(self) -> bool:
         """Whether the driver was asked to end the run."""
@@ -101,7 +112,7 @@ class RemoteBank:
         The bank copies a piece to its place and gives it back, so the object store holds few.
         """
         step = max(1, PIECE_BYTES // (4 * features.shape[1]))
-        waiting: deque[Any] = deque()
+        waiting: deque[ray.ObjectRef[None]] = deque()
         for start in range(0, max(1, len(features)), step):
             if len(waiting) == _PIECES:
                 ray.get(waiting.popleft())
@@ -117,9 +128,9 @@ class RemoteBank:
             UserError: what the bank was given makes no epoch; the same for every worker.
         """
         try:
-            (start,) = ray.get(self.handle.begin_epoch.remote(token, key, world))
-            opened: EpochStart = ray.get(start)
-            return opened
+            stored: ray.ObjectRef[list[ray.ObjectRef[EpochStart]]]
+            stored = self.handle.begin_epoch.remote(token, key, world)
+            return ray.get(ray.get(stored)[0])
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ValueError):
                 raise UserError(str(error.cause)) from error
@@ -132,13 +143,12 @@ class BankActor:
     What begins an epoch is stored once for all workers, not once for each.
 
     Args:
-        kind: `MemoryBank` or `Planner`.
-        args, kwargs: as it takes them.
+        bank: makes a `MemoryBank` or a `Planner`.
     """
 
-    def __init__(self, kind: type, *args: Any, **kwargs: Any) -> None:
-        self._bank: MemoryBank = kind(*args, **kwargs)
-        self._stored: tuple[EpochStart | None, list[Any]] = None, []
+    def __init__(self, bank: Callable[[], MemoryBank | Planner]) -> None:
+        self._bank = bank()
+        self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()
         self._stop = False
 
@@ -154,11 +164,21 @@ class BankActor:
         """See `MemoryBank.open`."""
         return self._bank.open()
 
-    def add_features(self, *share: Any) -> None:
+    def add_features(
+        self,
+        token: int,
+        key: Key,
+        modality: Modality,
+        piece: Features,
+        rank: int,
+        world: int,
+        start: int,
+    ) -> None:
         """See `MemoryBank.add_features`."""
-        self._bank.add_features(*share)
+        assert isinstance(self._bank, MemoryBank)  # a planner is given no features
+        self._bank.add_features(token, key, modality, piece, rank, world, start)
 
-    def begin_epoch(self, token: int, key: Key, world: int) -> list[Any]:
+    def begin_epoch(self, token: int, key: Key, world: int) -> list[ray.ObjectRef[EpochStart]]:
         """A list that holds the reference of what `MemoryBank.begin_epoch` returns."""
         start = self._bank.begin_epoch(token, key, world)
         with self._storing:
@@ -167,4 +187,4 @@ class BankActor:
             return self._stored[1]
 
 
-_BankActor: Any = ray.remote(num_cpus=0)(BankActor)
+_BankActor = ray.remote(num_cpus=0)(BankActor)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -25,9 +25,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.distributed import collectives
+from pipelines.runs.records import EpochLine, State
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import EpochSource, Job
-from pipelines.training.loop import TrainingLoop
+from pipelines.training.loop import Report, TrainingLoop
 from pipelines.training.progress import Progress
 from pipelines.training.within_epoch import Notice, nothing
 from reid_core.types import Batch, Modality
@@ -40,19 +41,23 @@ def train(
     job: Job,
     bank: EpochSource,
     batches: Callable[[EpochStart], Iterator[Batches]],
-    report: Callable[[dict[str, Any], dict[str, Any] | None], None],
+    report: Report,
     *,
     device: torch.device,
-    state: Mapping[str, Any] | None = None,
+    state: State | None = None,
     readers: int = 1,
     notice: Notice = nothing,
 ) -> Progress:
-    """What `TrainingLoop(...).run()` does, in `job.config.trainer.shards` shards.
+    """What `TrainingLoop(...).run()` does; with `trainer.strict` in `trainer.shards` shards.
 
     Args:
         job, bank, batches, report, device, state, readers, notice: of this process, see
             `TrainingLoop`. `batches`, `report` and `notice` are called in the calling thread.
     """
+    if not job.config.trainer.strict:
+        return TrainingLoop(
+            job, bank, batches, report, device=device, state=state, readers=readers, notice=notice
+        ).run()
     workers, shards = collectives.world_size(), job.config.trainer.shards
     first, num_local = collectives.rank() * (shards // workers), shards // workers
     meeting = Meeting(num_local)
@@ -190,7 +195,7 @@ class Shard:
     def distribute(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
         """Before each step, every replica's gradients become their mean in shard order."""
 
-        def average(*_: Any) -> None:
+        def average(*_: object) -> None:
             grads = [p.grad for p in module.parameters() if p.grad is not None]
             mean = _in_order(self.all(torch.cat([g.flatten() for g in grads]))) / self.size
             pieces = mean.split([g.numel() for g in grads])
@@ -231,5 +236,5 @@ def _part(whole: Batch, index: int, parts: int) -> Batch:
     return Batch(**columns)
 
 
-def _say_nothing(line: dict[str, Any], state: dict[str, Any] | None) -> None:
+def _say_nothing(line: EpochLine, state: State | None) -> None:
     """The first shard of a process speaks for all."""

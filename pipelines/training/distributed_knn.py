@@ -21,11 +21,12 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
@@ -55,7 +56,9 @@ class SearchOnNodes:
 
     def __init__(self, use_gpu: bool) -> None:
         self._use_gpu = use_gpu
-        self._searchers: dict[str, Any] = {}  # by node; they end with this process
+        self._searchers: dict[
+            str, ActorHandle[Searcher]
+        ] = {}  # by node; they end with this process
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
@@ -73,18 +76,19 @@ class SearchOnNodes:
         searchers = [self._on(node) for node in others]
         return nearest_by(searchers, features, k, is_second=is_second, takes_part=takes_part)
 
-    def _on(self, node: dict[str, Any]) -> Any:
+    def _on(self, node: dict[str, Any]) -> ActorHandle[Searcher]:
         with _starting:
             if node["NodeID"] not in self._searchers:
                 # The train workers hold the CPUs and wait; what asked for one would wait for them.
                 # An actor without would get one thread.
                 cores = max(1, int(node["Resources"].get("CPU", 1)))
-                self._searchers[node["NodeID"]] = SearcherActor.options(
+                handle = SearcherActor.options(
                     num_cpus=0,
                     num_gpus=SEARCHER_SHARE if self._use_gpu else 0,
                     runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores)}},
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
                 ).remote()
+                self._searchers[node["NodeID"]] = cast("ActorHandle[Searcher]", handle)
             return self._searchers[node["NodeID"]]
 
 
@@ -124,11 +128,11 @@ class Searcher:
         return self._rows[name]
 
 
-SearcherActor: Any = ray.remote(max_restarts=-1, max_task_retries=3)(Searcher)
+SearcherActor = ray.remote(max_restarts=-1, max_task_retries=3)(Searcher)
 
 
 def nearest_by(
-    searchers: Sequence[Any],
+    searchers: Sequence[ActorHandle[Searcher]],
     features: Features,
     k: int,
     /,
@@ -156,7 +160,7 @@ def nearest_by(
 
 
 def _shared(
-    searchers: Sequence[Any],
+    searchers: Sequence[ActorHandle[Searcher]],
     features: Features,
     k: int,
     is_second: np.ndarray | None,
@@ -167,7 +171,7 @@ def _shared(
     shares = np.array_split(np.arange(search.num_blocks), len(searchers) + takes_part)
     _send(searchers, features, name)
     try:
-        asked = [
+        asked: list[ray.ObjectRef[dict[int, Neighbours]]] = [
             searcher.blocks.remote(name, k, is_second, share.tolist())
             for searcher, share in zip(searchers, shares, strict=False)
             if len(share)
@@ -181,7 +185,7 @@ def _shared(
     return search.join([of_blocks[block] for block in range(search.num_blocks)])
 
 
-def _send(searchers: Sequence[Any], features: Features, name: str) -> None:
+def _send(searchers: Sequence[ActorHandle[Searcher]], features: Features, name: str) -> None:
     """Bring the rows to every searcher; the object store holds few of them at a time."""
     num_rows, width = features.shape
     step = max(1, PIECE_BYTES // (4 * width))

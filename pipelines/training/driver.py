@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -24,7 +25,8 @@ from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.errors import RunFailedError
 from pipelines.runs import ending, recovery
-from pipelines.training.actor import bank_on_ray
+from pipelines.runs.records import Summary
+from pipelines.training.actor import BankActor, bank_on_ray
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress
 from pipelines.training.retries import GaveUpError, Retries
@@ -33,7 +35,7 @@ from pipelines.training.side_by_side import uses_gpu
 from pipelines.training.worker import GPU_SHARE, work
 
 
-def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> dict[str, Any]:
+def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> Summary:
     """Train, or go on training, in a run directory; see `pipelines.training.run.complete`."""
     return complete(config, run_dir, command, Backend(session_of_run, find_on_all_nodes, _fit))
 
@@ -63,9 +65,10 @@ def _for_users(error: ray.train.TrainingFailedError) -> Exception:
     return RunFailedError(f"Ray Train ended the run with {type(reason).__name__}: {said}")
 
 
-def _trainer(job: Job, bank: Any, start_from: Path | None) -> TorchTrainer:
+def _trainer(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> TorchTrainer:
     settings = job.config.trainer
     use_gpu = uses_gpu(job.config)
+    # Ray's annotations are those of an older Ray Train here
     retries: Any = Retries(job.run_dir, settings.max_failures)
     workers: Any = settings.num_workers
     if settings.min_workers is not None:

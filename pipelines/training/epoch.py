@@ -10,11 +10,13 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
 from pipelines.config import RunConfig
 from pipelines.data.plan import Plan
+from pipelines.runs.records import EpochLine
 from reid_core import agreement, sampling
 from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import METHODS
@@ -38,7 +40,7 @@ class EpochStart:
 
     epoch: Epoch
     plan: Plan
-    metrics: dict[str, object]
+    metrics: EpochLine
     seconds: dict[str, float]
 
 
@@ -94,18 +96,18 @@ def make_epoch(
     )
 
 
-def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str, object]:
+def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> EpochLine:
     """Counts of an epoch, and where person ids are known, how right its clusters are."""
     labels = epoch.labels
-    found: dict[str, object] = {
+    found: EpochLine = {
         "rows": {str(m): len(y) for m, y in labels.items()},
         "clusters": {str(m): int(y.max(initial=OUTLIER)) + 1 for m, y in labels.items()},
         "outliers": {str(m): int((y == OUTLIER).sum()) for m, y in labels.items()},
         "pairs": len(epoch.pairs),
         # tells whether two runs gave every image the same label, without keeping the labels
         "labels": {str(m): hashlib.sha256(y.tobytes()).hexdigest()[:12] for m, y in labels.items()},
-        **epoch.counts,
     }
+    found |= cast(EpochLine, epoch.counts)  # of the method's own, under names of its own
     if len(epoch.pairs) == len(np.unique(epoch.pairs[:, 0])) > 0:  # one to one
         num_all = sum(len(np.setdiff1d(y, [OUTLIER])) for y in labels.values())
         found["clusters_of_both"] = len(epoch.pairs) / (num_all - len(epoch.pairs))
@@ -117,7 +119,7 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str,
     if any((pids[m] == OUTLIER).all() for m in labels):
         return found
     agreements = {m: agreement.clustering_agreement(labels[m], pids[m]) for m in labels}
-    truth: dict[str, object] = {
+    truth: dict[str, Mapping[str, float | None] | float | None] = {
         str(m): {"ari": a.ari, "purity": a.purity} for m, a in agreements.items()
     }
     if len(epoch.pairs):
@@ -135,7 +137,7 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> dict[str,
     return {**found, "truth": truth}
 
 
-def stability(before: Labels, labels: Labels) -> dict[str, dict[str, float]]:
+def stability(before: Labels, labels: Labels) -> EpochLine:
     """How much of a stage's last clustering is in this one, for the log; nothing to the first."""
     if not before:
         return {}

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,10 +21,10 @@ from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError
 from pipelines.runs import failures, recovery
+from pipelines.runs.records import EpochLine, State, Summary
 from pipelines.training import deterministic, within_epoch
 from pipelines.training.bank_in_thread import BankInThread, open_bank
 from pipelines.training.job import Job
-from pipelines.training.loop import train as train_alone
 from pipelines.training.progress import Progress
 from pipelines.training.run import Backend, complete
 from pipelines.training.thread_stream import batches
@@ -40,7 +39,7 @@ def train(
     *,
     device: torch.device | None = None,
     readers: int | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Train, or go on training, in a run directory; `trainer.num_workers` is not read.
 
     Args:
@@ -102,8 +101,7 @@ def fit(
     job = Job.of(config, prepared, run_dir)
     with ThreadPoolExecutor(1, "bank") as pool:
         bank = BankInThread(open_bank(job, prepared, device), pool)
-        run = deterministic.train if config.trainer.strict else train_alone
-        return run(
+        return deterministic.train(
             job,
             bank,
             partial(batches, job, readers=readers),
@@ -115,7 +113,7 @@ def fit(
         )
 
 
-def _report(run_dir: Path, newest: int, line: dict[str, Any], state: dict[str, Any] | None) -> None:
+def _report(run_dir: Path, newest: int, line: EpochLine, state: State | None) -> None:
     """Keep an epoch's state."""
     assert state is not None  # there is one worker, the first
     recovery.keep(run_dir, state, newest=newest)

@@ -12,14 +12,14 @@ kept and gone on from).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from pipelines.distributed import collectives
 from pipelines.runs import runlog
+from pipelines.runs.records import EpochLine, State
 from pipelines.training import state as states
 from pipelines.training import step, within_epoch
 from pipelines.training.embedding import Embedding
@@ -31,15 +31,8 @@ from pipelines.training.progress import Progress
 from pipelines.training.stage_epochs import StageEpochs
 from reid_core.stage import Encoder, Stage
 
-Report = Callable[[dict[str, Any], dict[str, Any] | None], None]
+Report = Callable[[EpochLine, State | None], None]
 """Takes an epoch's log line and, on rank 0, the state to keep; a barrier of several workers."""
-
-
-def train(
-    job: Job, bank: EpochSource, batches: OpenBatches, report: Report, **options: Any
-) -> Progress:
-    """Run one worker through all stages; arguments as `TrainingLoop` takes them."""
-    return TrainingLoop(job, bank, batches, report, **options).run()
 
 
 class TrainingLoop:
@@ -65,7 +58,7 @@ class TrainingLoop:
         report: Report,
         *,
         device: torch.device,
-        state: Mapping[str, Any] | None = None,
+        state: State | None = None,
         readers: int = 1,
         distribute: step.Distribute = step.data_parallel,
         notice: within_epoch.Notice = within_epoch.nothing,
@@ -135,13 +128,13 @@ class TrainingLoop:
                 self._progress.handed |= stage.hand_on()
             self._finish_epoch(line, clock, stage, optimizer, last=last)
 
-    def _measure(self, row: str, encoder: Encoder) -> dict[str, dict[str, float]]:
+    def _measure(self, row: str, encoder: Encoder) -> EpochLine:
         embed = self._equipment.embedding.share
         return measure(self._job, self._progress, row, encoder, embed=embed)
 
     def _finish_epoch(
         self,
-        line: dict[str, Any],
+        line: EpochLine,
         clock: runlog.Clock,
         stage: Stage,
         optimizer: torch.optim.Optimizer,
@@ -151,9 +144,10 @@ class TrainingLoop:
         """Log the epoch, then keep it: a line too many is taken back, a lost one is not."""
         self._progress = replace(self._progress, stage=line["stage"], epoch=line["epoch"])
         clock.seconds["checkpoint"] = self._checkpoint_s
-        state, first = None, collectives.rank() == 0
+        state: State | None = None
+        first = collectives.rank() == 0
         if first:
-            log_line = {**line, "seconds": dict(clock.seconds)}
+            log_line: EpochLine = {**line, "seconds": dict(clock.seconds)}
             runlog.append_metrics(self._job.run_dir, log_line)
         began = time.perf_counter()
         if first:
@@ -164,6 +158,6 @@ class TrainingLoop:
         self._checkpoint_s = time.perf_counter() - began
         within_epoch.stop_if(self._equipment.pauses.ask())
 
-    def _state_of(self, stage: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    def _state_of(self, stage: Stage, optimizer: torch.optim.Optimizer) -> State:
         config, backbone = self._job.config, self._opener.backbone
         return states.collect(config, self._progress, stage, optimizer, backbone)

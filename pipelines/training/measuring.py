@@ -11,6 +11,7 @@ from pipelines.data.extract_features import Head, Rows
 from pipelines.data.inputs import Measured
 from pipelines.distributed import collectives
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.runs.records import EpochLine
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress
 from reid_core.stage import Encoder
@@ -20,9 +21,7 @@ Embed = Callable[[Head, Rows, Modality], Tensor]
 """(head, rows, modality) -> this worker's share of their features."""
 
 
-def measure(
-    job: Job, progress: Progress, row: str, encoder: Encoder, *, embed: Embed
-) -> dict[str, dict[str, float]]:
+def measure(job: Job, progress: Progress, row: str, encoder: Encoder, *, embed: Embed) -> EpochLine:
     """Scores of the encoder under the data set's protocols; rank 0 keeps the details.
 
     Args:

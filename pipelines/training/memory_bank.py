@@ -222,7 +222,7 @@ class MemoryBank:
         )
         metrics = start.metrics
         if self._graphs is not None and self._graphs.recalls:
-            metrics = metrics | {"search_recall": min(self._graphs.recalls)}
+            metrics = {**metrics, "search_recall": min(self._graphs.recalls)}
             self._graphs.recalls.clear()
         seconds = {**pending.seconds, **start.seconds}
         return replace(start, metrics=metrics, seconds=seconds)

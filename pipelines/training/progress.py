@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from pipelines.config import RunConfig
 from pipelines.runs import checkpoint
+from pipelines.runs.records import ProgressState, Scores, ScoreTable
 from reid_core.methods import METHODS
 
 
@@ -40,19 +40,28 @@ class Progress:
     stage: str = ""
     epoch: int = -1
     handed: dict[str, Tensor] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    table: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    table: ScoreTable = field(default_factory=dict)
     chance: float | None = None
     selected: float = -1.0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> ProgressState:
         """Plain values and tensors."""
-        return dict(vars(self))
+        return {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "handed": self.handed,
+            "scores": self.scores,
+            "table": self.table,
+            "chance": self.chance,
+            "selected": self.selected,
+        }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Progress:
+    def from_state(cls, state: ProgressState) -> Progress:
         """The inverse of `state_dict`."""
-        return cls(**{**state, "handed": dict(state["handed"]), "scores": dict(state["scores"])})
+        progress = cls(**state)
+        return replace(progress, handed=dict(state["handed"]), scores=dict(state["scores"]))
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Progress:

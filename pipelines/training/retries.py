@@ -51,14 +51,14 @@ class Retries(UserCallback):
         self._mark = within_epoch.mark(run_dir)
 
     def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """An epoch is finished and kept: what failed before it counts no longer."""
         if checkpoint is not None:
             self._failed, self._before = 0, None
 
     def after_exception(
-        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
+        self, run_context: object, worker_exceptions: Mapping[int, BaseException]
     ) -> None:
         """Write down who could not do so, and end the run where trying again is of no use.
 

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.data import gate
@@ -21,6 +20,7 @@ from pipelines.data.sample_list import recall, remember
 from pipelines.errors import Terminated
 from pipelines.runs import ending, runlog
 from pipelines.runs.epoch_lines import follow
+from pipelines.runs.records import Summary
 from pipelines.training.progress import Progress, is_over
 from pipelines.training.summary import finish
 
@@ -41,9 +41,7 @@ class Backend:
     fit: Callable[[RunConfig, Prepared, Path, Callable[[], bool]], Progress]
 
 
-def complete(
-    config: RunConfig, run_dir: Path, command: Sequence[str], backend: Backend
-) -> dict[str, Any]:
+def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: Backend) -> Summary:
     """Train, or go on training, in a run directory.
 
     Args:

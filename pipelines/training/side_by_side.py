@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -17,6 +16,7 @@ from pipelines.cluster.session import num_gpus
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs.console import console
+from pipelines.runs.records import Summary
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +78,14 @@ def uses_gpu(config: RunConfig) -> bool:
     return num_gpus() > 0 if use_gpu is None else use_gpu
 
 
-def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> Any:
+def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> ray.ObjectRef[Summary]:
     """Begin, or go on with, a run as a task; the reference of its summary."""
     return _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, tuple(command))
 
 
 def train_all(
     runs: Mapping[Path, RunConfig], command: Sequence[str], *, at_once: int
-) -> dict[Path, dict[str, Any]]:
+) -> dict[Path, Summary]:
     """Train runs on the connected cluster, some of them at a time.
 
     Args:
@@ -101,8 +101,8 @@ def train_all(
             and no other begins.
     """
     left, errors = list(runs), list[str]()
-    summaries: dict[Path, dict[str, Any]] = {}
-    under_way: dict[Any, Path] = {}
+    summaries: dict[Path, Summary] = {}
+    under_way: dict[ray.ObjectRef[Summary], Path] = {}
     while under_way or (left and not errors):
         while left and not errors and len(under_way) < at_once:
             run_dir = left.pop(0)
@@ -122,7 +122,7 @@ def train_all(
     return summaries
 
 
-def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> dict[str, Any]:
+def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> Summary:
     from pipelines.report import page
     from pipelines.training.driver import train
 
@@ -131,4 +131,4 @@ def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> di
     return summary
 
 
-_train: Any = ray.remote(num_cpus=0, max_retries=0)(_train_run)
+_train = ray.remote(num_cpus=0, max_retries=0)(_train_run)

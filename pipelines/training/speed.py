@@ -5,14 +5,15 @@ What is printed is counted, not assumed; what cannot be known is None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pipelines.config import TrainerConfig
+from pipelines.runs.records import SpeedRecord
 
 _TERA = 1e12
 # Dense products per second as NVIDIA's data sheets state them: bfloat16, TF32, float32.
@@ -50,7 +51,7 @@ class Speed:
             take()
         self._flops = counter.flops
 
-    def of_epoch(self, num_images: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    def of_epoch(self, num_images: int, seconds: Mapping[str, float]) -> SpeedRecord:
         """Entries of the epoch's log line; starts anew for the next epoch.
 
         Args:
@@ -97,8 +98,12 @@ class _Counter(TorchDispatchMode):
         self.flops = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: OpOverload,
+        types: Collection[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         named = kwargs or {}
         out = func(*args, **named)
         formula = flop_registry.get(func._overloadpacket)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, repeat
-from typing import Any
 
 import torch
 from torch import nn
 
 from pipelines.distributed import collectives
 from pipelines.distributed.prefetch import Prefetch
+from pipelines.runs.records import EpochLine, State
 from pipelines.runs.runlog import Clock
 from pipelines.training import step, within_epoch
 from pipelines.training.epoch import EpochStart, stability
@@ -46,8 +46,8 @@ class StageEpochs:
         optimizer: torch.optim.Optimizer,
         *,
         labels: Labels,
-        underway: Mapping[str, Any] | None,
-        state: Callable[[], dict[str, Any]],
+        underway: State | None,
+        state: Callable[[], State],
     ) -> None:
         self._equipment, self._name, self._stage = equipment, name, stage
         self._model, self._optimizer, self._labels = model, optimizer, labels
@@ -62,20 +62,21 @@ class StageEpochs:
             rows, every_row = equipment.corrupt_images, equipment.embedding.every_row
             stage.take({m: every_row(stage.project, rows, m) for m in equipment.job.method.inputs})
 
-    def run(self, epoch: int, clock: Clock) -> dict[str, Any]:
+    def run(self, epoch: int, clock: Clock) -> EpochLine:
         """Train for one epoch, or what is left of it; returns its log line."""
         rate = self._stage.learning_rate(epoch)
         optim.set_lr(self._optimizer, rate)
         self._equipment.begin_epoch(self._name, epoch)
-        line: dict[str, Any] = {"stage": self._name, "epoch": epoch, "lr": rate}
+        line: EpochLine = {"stage": self._name, "epoch": epoch, "lr": rate}
         if isinstance(self._stage, CachedStage):
             line |= self._cached(self._stage, epoch, clock)
         else:
             line |= self._streamed(epoch, clock)
         corrupt = self._equipment.corrupt_images.end_epoch(self._device)
-        return line | corrupt | {"warnings": [*line.get("warnings", ()), *corrupt["warnings"]]}
+        line |= {**corrupt, "warnings": [*line.get("warnings", ()), *corrupt["warnings"]]}
+        return line
 
-    def _streamed(self, epoch: int, clock: Clock) -> dict[str, Any]:
+    def _streamed(self, epoch: int, clock: Clock) -> EpochLine:
         """Images stream in; what they are compared with was decided by all of them."""
         underway = self._open(epoch, clock)
         plan, means = underway.start.plan, underway.means
@@ -101,7 +102,7 @@ class StageEpochs:
         speed = self._speed.of_epoch(num_images, clock.seconds)
         return {"losses": losses, **underway.metrics, "speed": speed}
 
-    def _cached(self, stage: CachedStage, epoch: int, clock: Clock) -> dict[str, Any]:
+    def _cached(self, stage: CachedStage, epoch: int, clock: Clock) -> EpochLine:
         """Features of the frozen encoder, embedded once, stand for the images."""
         means = Means()
         self._model.train()
@@ -126,7 +127,7 @@ class StageEpochs:
         self._stage.begin_epoch(epoch, start.epoch)
         before, self._labels = self._labels, start.epoch.labels
         clustered = self._stage.clusters and self._equipment.job.identities is None
-        settled = stability(before, self._labels) if clustered else {}
+        settled = stability(before if clustered else {}, self._labels)
         return within_epoch.Underway(start, start.metrics | settled)
 
     def _begin(self, epoch: int, clock: Clock) -> EpochStart:
@@ -164,7 +165,7 @@ class StageEpochs:
                 {m: replace(part, planned=None, kind=kind) for m, part in batch.items()}
             )
 
-    def _step(self, batch: Any, means: Means) -> None:
+    def _step(self, batch: object, means: Means) -> None:
         self._equipment.begin_step()
         work = self._stage, self._model, self._optimizer, batch, means
         self._speed.step(lambda: step.take(*work, settings=self._settings))
@@ -172,7 +173,7 @@ class StageEpochs:
     def _keep(self, underway: within_epoch.Underway, batch: int) -> None:
         """Keep what the epoch has come to; `batch` is the next one."""
         place = self._equipment.place
-        where = {"stage": place.stage, "epoch": place.epoch}
-        within = where | underway.state_dict(batch)  # all workers put their losses together
+        # all workers put their losses together
+        within = underway.state_dict(place.stage, place.epoch, batch)
         if collectives.rank() == 0:
-            within_epoch.save(self._equipment.job.run_dir, self._state() | {"within": within})
+            within_epoch.save(self._equipment.job.run_dir, {**self._state(), "within": within})

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.config import RunConfig
 from pipelines.runs import checkpoint, learned_prompts
+from pipelines.runs.records import State
 from pipelines.training.progress import Progress
 from reid_core.method import Labels
 from reid_core.methods import METHODS
@@ -25,7 +24,7 @@ def collect(
     stage: Stage,
     optimizer: torch.optim.Optimizer,
     backbone: Backbone,
-) -> dict[str, Any]:
+) -> State:
     """Everything that the run needs to go on after an epoch of the stage."""
     return {
         "config": config.used(),
@@ -39,7 +38,7 @@ def collect(
 
 
 def restore(
-    state: Mapping[str, Any] | None, name: str, stage: Stage, optimizer: torch.optim.Optimizer
+    state: State | None, name: str, stage: Stage, optimizer: torch.optim.Optimizer
 ) -> tuple[int, Labels]:
     """Load the state if it is that of this stage, or of an epoch of it.
 
@@ -67,23 +66,24 @@ def restore(
     optimizer.load_state_dict(copy.deepcopy(state["optimiser"]))
     labels: Labels = {}
     if stage.clusters:
-        inputs = METHODS[state["config"]["method"]].inputs
+        inputs = METHODS[str(state["config"]["method"])].inputs
         labels = {m: state["epoch"][f"labels.{m}"].numpy() for m in inputs}
     within = state.get("within")
     return int(within["epoch"] if within else state["progress"]["epoch"] + 1), labels
 
 
-def stage_of(state: Mapping[str, Any]) -> str:
+def stage_of(state: State) -> str:
     """The stage that a state is of: of its last finished epoch, or of the one underway."""
-    return str((state.get("within") or state["progress"])["stage"])
+    within = state.get("within")
+    return within["stage"] if within else state["progress"]["stage"]
 
 
-def underway(state: Mapping[str, Any] | None, name: str) -> Mapping[str, Any] | None:
+def underway(state: State | None, name: str) -> State | None:
     """The state where it was kept within an epoch of this stage; else None."""
     return state if state and state.get("within") and stage_of(state) == name else None
 
 
-def leave(run_dir: Path, state: dict[str, Any], stage: Stage, backbone: Backbone) -> None:
+def leave(run_dir: Path, state: State, stage: Stage, backbone: Backbone) -> None:
     """What a finished stage leaves beside the newest checkpoints: its last one, learned texts."""
     learned_prompts.record(run_dir, stage.module, backbone.text_tower)
     checkpoint.save_stage(run_dir, state)

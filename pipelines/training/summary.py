@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.runs import runlog
+from pipelines.runs.records import Summary
 from pipelines.storage.files import replace_file
 from pipelines.training.progress import Progress
 from reid_core.datasets import LAYOUTS
@@ -19,7 +19,7 @@ def finish(
     prepared: Prepared,
     progress: Progress,
     seconds: dict[str, float],
-) -> dict[str, Any]:
+) -> Summary:
     """Write summary.json of a run that has trained; returns its content."""
     summary = summarize(config, prepared.kind, progress, seconds)
     runlog.write_summary(run_dir, summary)
@@ -33,7 +33,7 @@ def finish(
 
 def summarize(
     config: RunConfig, kind: str, progress: Progress, seconds: dict[str, float]
-) -> dict[str, Any]:
+) -> Summary:
     """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
     rows = dict(progress.scores)
     if progress.stage in rows:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from pipelines.data.plan import Plan
 from pipelines.distributed import collectives
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
+from pipelines.runs.records import EpochLine, State, Within
 from pipelines.storage.files import replace_file
 from pipelines.training.epoch import EpochStart
 from pipelines.training.global_loss import Means
@@ -115,13 +115,15 @@ class Underway:
     """
 
     start: EpochStart
-    metrics: dict[str, Any]
+    metrics: EpochLine
     means: Means = field(default_factory=Means)
 
-    def state_dict(self, batch: int) -> dict[str, Any]:
+    def state_dict(self, stage: str, epoch: int, batch: int) -> Within:
         """Tensors and plain values; every worker must ask, since losses are put together."""
-        plan, epoch = self.start.plan, self.start.epoch
+        plan, decided = self.start.plan, self.start.epoch
         return {
+            "stage": stage,
+            "epoch": epoch,
             "batch": batch,
             "means": self.means.state_dict(),
             "metrics": json.dumps(self.metrics),
@@ -133,16 +135,16 @@ class Underway:
                 "kinds": list(plan.kinds),
             },
             "decided": {
-                "labels": _tensors(epoch.labels),
-                "prototypes": _tensors(epoch.prototypes),
-                "pairs": torch.from_numpy(epoch.pairs),
-                "arrays": _tensors(epoch.arrays),
-                "repeats": {str(m): int(n) for m, n in epoch.repeats.items()},
+                "labels": _tensors(decided.labels),
+                "prototypes": _tensors(decided.prototypes),
+                "pairs": torch.from_numpy(decided.pairs),
+                "arrays": _tensors(decided.arrays),
+                "repeats": {str(m): int(n) for m, n in decided.repeats.items()},
             },
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Underway:
+    def from_state(cls, state: Within, device: torch.device) -> Underway:
         """The inverse; the losses so far are rank 0's."""
         plan, epoch = state["plan"], state["decided"]
         seeds = {m: x.view(np.uint64) for m, x in _by_modality(plan["seeds"]).items()}
@@ -171,13 +173,13 @@ class Underway:
         return cls(start, json.loads(state["metrics"]), means)
 
 
-def save(run_dir: Path, state: dict[str, Any]) -> None:
+def save(run_dir: Path, state: State) -> None:
     """Keep a run's state within an epoch; the one before stays until it is whole."""
     content = {"format": checkpoint.FORMAT, **state}
     replace_file(run_dir / checkpoint.WITHIN, lambda file: torch.save(content, file))
 
 
-def load(run_dir: Path, state: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def load(run_dir: Path, state: State | None) -> State | None:
     """What to go on from: the state within an epoch, where it follows the checkpoint's.
 
     Args:
@@ -191,8 +193,10 @@ def load(run_dir: Path, state: Mapping[str, Any] | None) -> Mapping[str, Any] | 
     except UserError:  # cut off by a machine that went down: the epoch is repeated
         return state
     after = within["progress"]["stage"], within["progress"]["epoch"]
-    known = {"stage": "", "epoch": -1} if state is None else state["progress"]
-    return within if after == (known["stage"], known["epoch"]) else state
+    known = ("", -1)
+    if state is not None:
+        known = state["progress"]["stage"], state["progress"]["epoch"]
+    return within if after == known else state
 
 
 def forget(run_dir: Path) -> None:
@@ -208,7 +212,7 @@ def mark(run_dir: Path) -> int:
         return 0
 
 
-def _tensors(arrays: Mapping[Any, np.ndarray]) -> dict[str, Tensor]:
+def _tensors(arrays: Mapping[Modality, np.ndarray] | Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {str(name): torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipelines.distributed import collectives
 from pipelines.runs import checkpoint, failures
+from pipelines.runs.records import EpochLine, State
 from pipelines.training import deterministic, stream, within_epoch
-from pipelines.training.actor import RemoteBank
+from pipelines.training.actor import BankActor, RemoteBank
 from pipelines.training.job import Job
-from pipelines.training.loop import train as train_alone
 from pipelines.training.within_epoch import Order
 
 GPU_SHARE = 0.9  # of a worker: two do not fit on a GPU, a few searchers do
@@ -34,13 +34,12 @@ def work(settings: dict[str, Any]) -> None:
         _train(job, settings["bank"], settings["start_from"])
 
 
-def _train(job: Job, bank: Any, start_from: Path | None) -> None:
+def _train(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> None:
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
-    run = deterministic.train if job.config.trainer.strict else train_alone
     share = stream.share_of_node(job.config)
     state = within_epoch.load(job.run_dir, _kept(start_from))
     _agree(state)
-    run(
+    deterministic.train(
         job,
         RemoteBank(bank),
         partial(stream.batches, job, share, collectives.rank(), collectives.world_size()),
@@ -57,7 +56,7 @@ class _Notice:
 
     def __init__(self, bank: RemoteBank) -> None:
         self._bank = bank
-        self._known: Any = None
+        self._known: object = None
 
     def __call__(self) -> Order:
         """KEEP once for every machine that Ray knows will be taken away."""
@@ -70,14 +69,14 @@ class _Notice:
         return Order.KEEP
 
 
-def _agree(state: Mapping[str, Any] | None) -> None:
+def _agree(state: State | None) -> None:
     """All processes go on from one state.
 
     Raises:
         RuntimeError: they read different ones.
     """
     place = state and (state["progress"]["stage"], state["progress"]["epoch"])
-    within = (state or {}).get("within")
+    within = state and state.get("within")
     places = collectives.of_every_process((place, within and within["batch"]))
     if len(set(places)) > 1:
         raise RuntimeError(
@@ -86,7 +85,7 @@ def _agree(state: Mapping[str, Any] | None) -> None:
         )
 
 
-def _kept(start_from: Path | None) -> dict[str, Any] | None:
+def _kept(start_from: Path | None) -> State | None:
     """The state to go on from; `start_from` is used where Ray has none."""
     kept = ray.train.get_checkpoint()
     if kept is None:
@@ -95,7 +94,7 @@ def _kept(start_from: Path | None) -> dict[str, Any] | None:
         return checkpoint.load(Path(folder))
 
 
-def _report(upload: str, line: dict[str, Any], state: dict[str, Any] | None) -> None:
+def _report(upload: str, line: EpochLine, state: State | None) -> None:
     if state is None:
         ray.train.report(line)
         return

@@ -186,7 +186,8 @@ def test_the_culprit_is_named_not_those_that_waited(monkeypatch: pytest.MonkeyPa
             collectives.sum_over_workers(torch.ones(1))
 
     monkeypatch.setattr(deterministic, "TrainingLoop", Stumbling)
-    job: Any = SimpleNamespace(config=SimpleNamespace(trainer=SimpleNamespace(shards=SHARDS)))
+    trainer = SimpleNamespace(shards=SHARDS, strict=True)
+    job: Any = SimpleNamespace(config=SimpleNamespace(trainer=trainer))
     bank: Any = None
     with pytest.raises(ValueError, match="row 3 is zero"):
         deterministic.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)

@@ -98,7 +98,7 @@ def underway() -> Underway:
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     before = underway()
     progress = {"stage": "align", "epoch": 3}
-    within_epoch.save(tmp_path, {"progress": progress, "within": before.state_dict(2)})
+    within_epoch.save(tmp_path, {"progress": progress, "within": before.state_dict("align", 0, 2)})
     state = within_epoch.load(tmp_path, {"progress": progress})
     assert state is not None
     after = Underway.from_state(state["within"], torch.device("cpu"))
