@@ -46,6 +46,8 @@ _RENAMED = {
     "optimiser": "optimizer",
     "recompute": "activation_checkpointing",
     "accumulate": "gradient_accumulation",
+    "neighbours": "neighbors",
+    "centred": "centered",
 }
 
 
@@ -81,7 +83,7 @@ class TrainerConfig(Section):
             a stage. A GPU whose worker is alone also replays them as CUDA graphs.
         gradient_accumulation: parts that a worker's slice of a batch is worked on in, one after the
             other; changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
-        search: of nearest neighbours for clustering: "exact", or "approximate" by a graph on the
+        search: of nearest neighbors for clustering: "exact", or "approximate" by a graph on the
             CPU, for a million rows without a GPU; the recall of a sample is printed with each
             epoch. A run that goes on need not make the same clusters then.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
@@ -204,7 +206,7 @@ class RunConfig(_WithMethods):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the result of a run; a resumed run must agree in it."""
-        found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
+        result = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
         decisive = {
             "precision",
             "allow_tf32",
@@ -215,9 +217,9 @@ class RunConfig(_WithMethods):
         }
         if self.trainer.strict:
             decisive.add("shards")
-        found["data"] = {key: x for key, x in found["data"].items() if key != "cache_bytes"}
-        found["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
-        return found
+        result["data"] = {key: x for key, x in result["data"].items() if key != "cache_bytes"}
+        result["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
+        return result
 
     def used(self) -> dict[str, Any]:
         """Plain values of every section but those of other methods."""

@@ -78,13 +78,13 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
             if node["Alive"]
         }
         done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
-        found, silent = [], [asked[task] for task in late]
+        result, silent = [], [asked[task] for task in late]
         for task in done:
             try:
-                found.append(_confirm(ray.get(task), probe))
+                result.append(_confirm(ray.get(task), probe))
             except ray.exceptions.RayError:
                 silent.append(asked[task])
-        return sorted(found, key=lambda node: node.address), sorted(silent)
+        return sorted(result, key=lambda node: node.address), sorted(silent)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 
@@ -106,13 +106,13 @@ def require_shared(folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that must agree between nodes."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            result[name] = "missing"
+    return result
 
 
 def disagreements(nodes: list[Node]) -> list[str]:

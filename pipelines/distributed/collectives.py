@@ -171,9 +171,9 @@ def of_every_process(value: Any) -> list[Any]:
     """Values of all worker processes, in the order of their ranks."""
     if not dist.is_initialized():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+    result: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(result, value)
+    return result
 
 
 def slice_of(num_rows: int) -> slice:

@@ -102,25 +102,25 @@ def summarize(summaries: Mapping[int, Summary]) -> Summary:
         "chance": _over(np.mean, [one["chance"] for one in every]),
         "seconds": _over(np.sum, [one["seconds"] for one in every]),
         "seed": every[0]["seed"],
-        "evaluation": {name: _entry(found) for name, found in tables.items()},
+        "evaluation": {name: _entry(result) for name, result in tables.items()},
         "trials": {f"{number:02d}": one["rows"] for number, one in summaries.items()},
     }
 
 
-def _entry(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _entry(result: list[dict[str, Any]]) -> dict[str, Any]:
     """One protocol over trials; a trial is one of its galleries, its own deviation is dropped."""
-    means = [one["mean"] for one in found]
+    means = [one["mean"] for one in result]
     counts = ("num_valid_queries", "num_invalid_queries")
     return {
         "mean": _over(np.mean, means),
         "std": _over(np.std, means),
-        **{name: int(np.mean([one[name] for one in found])) for name in counts},
+        **{name: int(np.mean([one[name] for one in result])) for name in counts},
     }
 
 
-def _over(how: Callable[[list[float]], Any], found: list[dict[str, float]]) -> dict[str, float]:
-    keys = [key for key in found[0] if all(key in one for one in found)]
-    return {key: round(float(how([one[key] for one in found])), 4) for key in keys}
+def _over(how: Callable[[list[float]], Any], result: list[dict[str, float]]) -> dict[str, float]:
+    keys = [key for key in result[0] if all(key in one for one in result)]
+    return {key: round(float(how([one[key] for one in result])), 4) for key in keys}
 
 
 def _with_trial(config: RunConfig, trial: int) -> RunConfig:

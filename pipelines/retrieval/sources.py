@@ -96,8 +96,8 @@ class Source:
 
     def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
-        found = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
-        splits: dict[str, Split] = {name: getattr(found, name) for name in SPLITS[:3]}
+        result = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
+        splits: dict[str, Split] = {name: getattr(result, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
         return tuple(sample for split in chosen for sample in split.samples)
 
@@ -145,11 +145,11 @@ def record_id(sample: Sample) -> str:
     return f"{sample.image}#{hashlib.blake2b(sample.caption.encode(), digest_size=5).hexdigest()}"
 
 
-def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
+def parts(samples: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
     """Cut a stream where the hash of a record says so.
 
     Args:
-        records: in a fixed order.
+        samples: in a fixed order.
         mean_rows: of a part, roughly; none has more than four times as many.
 
     Yields:
@@ -157,7 +157,7 @@ def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
     """
     rows: list[Sample] = []
     digest = hashlib.blake2b(digest_size=8)
-    for sample in records:
+    for sample in samples:
         own = hashlib.blake2b(
             f"{record_id(sample)}\0{sample.modality}\0{sample.pid}\0{sample.camera}"
             f"\0{sample.tracklet}".encode(),

@@ -77,11 +77,11 @@ def location(path: str | Path) -> str:
     also behind a root that it was joined to.
     """
     matches = _URI.finditer(str(path))
-    found = [match for match in matches if match.start() == 0 or match[1] in _schemes()]
-    if not found:
+    result = [match for match in matches if match.start() == 0 or match[1] in _schemes()]
+    if not result:
         return str(path)
-    slashes = ":///" if found[-1][1] == "file" else "://"
-    return f"{found[-1][1]}{slashes}{str(path)[found[-1].end() :]}"
+    slashes = ":///" if result[-1][1] == "file" else "://"
+    return f"{result[-1][1]}{slashes}{str(path)[result[-1].end() :]}"
 
 
 @lru_cache(maxsize=1)
@@ -194,14 +194,14 @@ class Shards:
         Raises:
             FileNotFoundError: an image is in no shard; names it.
         """
-        found = []
+        result = []
         for image in images:
             place = int(np.searchsorted(self._names, image.encode()))
             if place == len(self._names) or self._names[place] != image.encode():
                 raise FileNotFoundError(2, f"No such image in the shards of {self._root}", image)
             part = f"{self._root}/{PART.format(self._parts[place])}"
-            found.append(_column(part).read(int(self._rows[place])))
-        return found
+            result.append(_column(part).read(int(self._rows[place])))
+        return result
 
 
 class _Column:

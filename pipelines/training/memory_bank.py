@@ -25,7 +25,7 @@ from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
 from pipelines.training.incoming import Incoming
 from reid_core.knn.approximate import GraphSearch
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features
 from reid_core.knn.search import nearest
 from reid_core.method import BetweenEpochs, Labels
@@ -59,12 +59,12 @@ class MemoryBank:
 
     Args:
         config: the run's configuration.
-        pids: per modality (n,) person ids, -1 where unknown. Read for diagnostics only, and never
+        pids: per modality (n,) pids, -1 where unknown. Read for diagnostics only, and never
             handed to workers.
         identities: per modality (n,) given classes, which replace the clustering; None without.
         owners: (n captions,) visible row of each caption, or None.
         cameras: per modality (n,) camera numbers; None where one is not known.
-        search: finds nearest neighbours, in this process or on many machines; not asked where
+        search: finds nearest neighbors, in this process or on many machines; not asked where
             `trainer.search` is "approximate".
         device: where features are held, and read by what the method computes of them.
     """

@@ -69,7 +69,7 @@ def all_pairs_candidates(features: np.ndarray, count: int) -> Candidates:
     single = _controller().limit(limits=1, user_api="blas")
     with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
         # the diagonal first: after it every row has a threshold, and few products reach it. Then
-        # its neighbours, each along its length: tiles in work at a time share no lists
+        # its neighbors, each along its length: tiles in work at a time share no lists
         for shift in range(len(starts)):
             list(pool.map(work, zip(starts, starts[shift:], strict=False)))
     return _selected(keys, filled, count, all_are_in=count == num_rows)

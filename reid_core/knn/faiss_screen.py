@@ -95,7 +95,7 @@ def _tried(faiss: Any, device: torch.device) -> tuple[Any, str]:
     if off > single_error(256):
         return None, f"its products are off by {float(off):.1e}"
     if (exact.flip(1) < best - 2 * single_error(256)).any():
-        return None, "it misses neighbours"
+        return None, "it misses neighbors"
     return faiss, ""
 
 

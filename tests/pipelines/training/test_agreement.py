@@ -59,12 +59,12 @@ def worker(rank: int, world: int, port: int, root: Path) -> None:
         )
     for method in ONE_STEP:
         folder = root / f"{method}-{world}-{rank}"
-        found = {"strict": run_strictly(method, root, folder / "strict")}
+        result = {"strict": run_strictly(method, root, folder / "strict")}
         with double_precision():
-            found["step"] = take_one_step(method, root, folder / "step")
+            result["step"] = take_one_step(method, root, folder / "step")
         if method == "cclnet":
             run_plainly(root, folder / "plain")
-        torch.save(found, folder / "found.pt")
+        torch.save(result, folder / "found.pt")
     if world > 1:
         dist.destroy_process_group()
 
@@ -104,20 +104,20 @@ def take_one_step(method: str, root: Path, folder: Path) -> dict[str, Any]:
     state = None if before is None else doubled(checkpoint.load(root / f"{method}-{before}"))
     run = small_runs.open_run(config, folder)
     grads: list[Tensor] = []
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
 
     def keep_grads(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         grads.extend(p.grad.clone() for group in optimizer.param_groups for p in group["params"])
 
     def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
-        found.update(losses=line["losses"])
+        result.update(losses=line["losses"])
         if state is not None:
             buffers = {k: x for k, x in state["module"].items() if "running_" in k}
-            found.update(buffers=buffers, banks=state["epoch"])
+            result.update(buffers=buffers, banks=state["epoch"])
         raise EnoughError
 
     def batches(start: EpochStart) -> Iterator[dict[Modality, Batch]]:
-        found.update(plan=checkpoint.content_hash(vars(start.plan)))
+        result.update(plan=checkpoint.content_hash(vars(start.plan)))
         return run.batches(start)
 
     hook = register_optimizer_step_post_hook(keep_grads)
@@ -129,15 +129,15 @@ def take_one_step(method: str, root: Path, folder: Path) -> dict[str, Any]:
     with suppress(EnoughError):
         loop.TrainingLoop(*work, device=small_runs.CPU, state=state, distribute=distribute).run()
     hook.remove()
-    return {**found, "grads": grads}
+    return {**result, "grads": grads}
 
 
 def run_strictly(method: str, root: Path, folder: Path) -> list[str]:
     """Hashes of every epoch's state, labels among it; on rank 0."""
     config = small_runs.make_config(method, root, "trainer.strict=true", THREE_EPOCHS[method])
-    run, kept = small_runs.open_run(config, folder), small_runs.Kept(folder / "kept")
-    deterministic.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
-    return kept.hashes
+    run, remaining = small_runs.open_run(config, folder), small_runs.Kept(folder / "kept")
+    deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    return remaining.hashes
 
 
 def run_plainly(root: Path, folder: Path) -> None:
@@ -187,12 +187,12 @@ def found_by(root: Path, method: str, world: int, rank: int = 0) -> dict[str, An
     return torch.load(root / f"{method}-{world}-{rank}" / "found.pt")
 
 
-def distances(found: list[Tensor], expected: list[Tensor]) -> list[float]:
+def distances(result: list[Tensor], expected: list[Tensor]) -> list[float]:
     """Of gradients; the bias of attention's keys moves no softmax, so its gradient is rounding."""
     norms = [float(gradient.norm()) for gradient in expected]
     return [
         distance(a, b)
-        for a, b, norm in zip(found, expected, norms, strict=True)
+        for a, b, norm in zip(result, expected, norms, strict=True)
         if norm > 1e-6 * max(norms)
     ]
 

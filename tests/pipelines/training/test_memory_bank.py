@@ -26,14 +26,14 @@ PEOPLE, SHOTS, WIDTH = 6, 8, 16
 
 
 def features(seed: int = 0) -> dict[Modality, np.ndarray]:
-    """Tight groups of unit rows; person i is group i in both modalities."""
+    """Tight groups of unit rows; identity i is group i in both modalities."""
     rng = np.random.default_rng(seed)
-    centres = np.repeat(np.eye(PEOPLE, WIDTH), SHOTS, axis=0)
-    found = {}
+    centers = np.repeat(np.eye(PEOPLE, WIDTH), SHOTS, axis=0)
+    result = {}
     for m in (VISIBLE, INFRARED):
-        x = centres + 0.05 * rng.standard_normal(centres.shape)
-        found[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    return found
+        x = centers + 0.05 * rng.standard_normal(centers.shape)
+        result[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def bank_of(config: RunConfig, pids: np.ndarray | None = None) -> MemoryBank:
