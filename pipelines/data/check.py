@@ -86,7 +86,7 @@ class Check:
 
 
 def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
-    """Look at every record and every image of a data set.
+    """Look at every sample and every image of a data set.
 
     Args:
         kind: a key of `reid_core.datasets.LAYOUTS`.

@@ -1,4 +1,4 @@
-"""A data set packed into Parquet shards: fewer files, any storage, the same records.
+"""A data set packed into Parquet shards: fewer files, any storage, the same samples.
 
 Ray Data writes the shards, each whole or not at all; a second run writes only what is missing. The
 manifest comes last, so that its presence says that all the rest is there.

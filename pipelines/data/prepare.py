@@ -37,7 +37,7 @@ class Prepared:
 
     Attributes:
         kind: whose protocols apply; that of the original where the data set was converted.
-        train, train_inputs: records that are trained on, and where their rows lie.
+        train, train_inputs: samples that are trained on, and where their rows lie.
         measured: what scores are reported of; None where the data set has no such identities.
         selection: identities that select an epoch, where the configuration asks for it.
         unreadable: messages about images that are broken: left out, or, of a run that goes on,

@@ -2,11 +2,11 @@
 
 A converted data set is a folder (or any location that pyarrow or fsspec can open) with
 
-    manifest.parquet            the records of all splits, in order
+    manifest.parquet            the samples of all splits, in order
     images/part-00000.parquet   columns image and bytes, one row per image
     images/index.parquet        which row of which part holds an image
 
-Images keep the names that they had, so a record means the same before and after conversion.
+Images keep the names that they had, so a sample means the same before and after conversion.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def read_bytes(path: Path) -> bytes:
     """Content of one image.
 
     Args:
-        path: a data set's root / a record's image. It may lead to a file; to a row of a Parquet
+        path: a data set's root / a sample's image. It may lead to a file; to a row of a Parquet
             file ("set.parquet#3"); into a converted data set; the root or the image may be a URI.
 
     Raises:
@@ -189,7 +189,7 @@ class Shards:
         """Encoded images, in the order of the names.
 
         Args:
-            images: names as in the records.
+            images: names as in the samples.
 
         Raises:
             FileNotFoundError: an image is in no shard; names it.
