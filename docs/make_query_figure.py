@@ -65,4 +65,5 @@ def paste(sheet: Image.Image, file: Path, at: tuple[int, int], color: str) -> No
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1])).save(TARGET, optimize=True)
+    # 128 colors: a third of the bytes
+    draw(Path(sys.argv[1])).quantize(128).save(TARGET, optimize=True)
