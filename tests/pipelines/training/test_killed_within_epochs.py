@@ -98,3 +98,11 @@ def test_a_signal_finishes_the_step(
     assert checkpoint.load_file(run_dir / checkpoint.WITHIN)["within"]["batch"] > 0
     assert end(run_dir, data) == 0
     assert facts(run_dir) == undisturbed
+
+
+def test_workers_on_ray_are_killed_and_asked_to_end(tmp_path: Path) -> None:
+    """The script asserts equal hashes and logs, six kills and the exit code."""
+    script = [sys.executable, "-m", "benchmarks.spot", "--out", str(tmp_path / "spot.json")]
+    root = Path(spot.__file__).parents[1]
+    done = subprocess.run(script, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
