@@ -118,7 +118,7 @@ class MemoryBank:
         world: int,
         start: int = 0,
     ) -> None:
-        """Take some rows of a modality; cluster it when they are its last.
+        """Take some rows of a modality, once; cluster it when they are its last.
 
         Args:
             token: from `open`.
@@ -132,10 +132,12 @@ class MemoryBank:
             self._check(token)
             self._turn_to(key)
             pending = self._pending
+            if pending.incoming.has(modality, rank, start):
+                return  # sent again
             pending.incoming.make_room(features)
         pending.incoming.place(modality, features, rank, world, start)
         with self._changed:
-            is_last = pending.incoming.count(modality, len(features), rank, world)
+            is_last = pending.incoming.count(modality, len(features), rank, world, start)
             self._changed.notify_all()
         del features  # clustering reads the copy
         if not is_last:

@@ -122,6 +122,21 @@ def test_features_are_given_back_when_the_epoch_is_made(
     assert bank._pending.incoming._block is None
 
 
+def test_what_is_sent_again_counts_once(make_config: Callable[..., RunConfig]) -> None:
+    """Shards of one process, or a call that was repeated: nobody waits for ever."""
+    bank, whole = bank_of(make_config()), begin(bank_of(make_config()))
+    token = bank.open()
+    for m, x in features().items():
+        for _ in range(3):
+            bank.add_features(token, KEY, m, x[:24], 0, 2)
+        bank.add_features(token, KEY, m, x[24:], 1, 2)
+    start = bank.begin_epoch(token, KEY, 2)
+    bank.add_features(token, KEY, VISIBLE, features()[VISIBLE][24:], 1, 2)
+    assert bank._pending.incoming._block is None
+    for m in (VISIBLE, INFRARED):
+        np.testing.assert_array_equal(start.epoch.labels[m], whole.epoch.labels[m])
+
+
 def test_pieces_in_any_order_are_the_share(make_config: Callable[..., RunConfig]) -> None:
     bank, whole = bank_of(make_config()), begin(bank_of(make_config()))
     token = bank.open()
