@@ -15,11 +15,27 @@ from typing import Any
 
 import pytest
 
-from benchmarks import spot
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
 
 pytestmark = pytest.mark.slow
+LIVES = (9, 4) * 3  # steps of a process before it is killed; an epoch has six
+SMALL = [
+    "cclnet.prepare.epochs=3",
+    "cclnet.prompts.epochs=1",
+    "cclnet.align.epochs=5",
+    "cclnet.prompts.batch_size=32",
+    "cclnet.clustering.k1=8",
+    "cclnet.clustering.min_samples=2",
+    "cclnet.prepare.batches_per_epoch=6",
+    "cclnet.prepare.clusters_per_batch=4",
+    "cclnet.align.batches_per_epoch=6",
+    "cclnet.align.clusters_per_batch=4",
+    "model.height=32",
+    "model.width=16",
+    "evaluation.start=false",
+    "trainer.checkpoint_every=0.001",
+]
 # Trains in this process; its life ends with the given step, 0 for none.
 SCRIPT = """
 import functools, os, signal, sys
@@ -49,8 +65,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(run_dir: Path, data: Path, life: int) -> list[str]:
-    """`crossreid train` of the run of `spot`, on this machine alone."""
-    train = ["train", "demo.yaml", "--out", str(run_dir), *spot.overrides(data, "local")]
+    """`crossreid train` of a small run whose state is kept after every step."""
+    train = ["train", "demo.yaml", "--out", str(run_dir), f"data.root={data / 'sysu'}", *SMALL]
     return [sys.executable, "-c", SCRIPT, str(life), *train]
 
 
@@ -61,8 +77,10 @@ def end(run_dir: Path, data: Path, life: int = 0) -> int:
 
 
 def facts(run_dir: Path) -> dict[str, Any]:
-    found = spot.row("", run_dir, time.time())
-    return {key: found[key] for key in ("hash", "log")}
+    newest = checkpoint.load(checkpoint.find(run_dir))
+    names = ("stage", "epoch", "losses", "labels")
+    log = [{k: line.get(k) for k in names} for line in runlog.read_metrics(run_dir)]
+    return {"hash": checkpoint.content_hash(newest), "log": log}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +92,7 @@ def undisturbed(data: Path) -> dict[str, Any]:
 def test_six_kills_within_epochs(data: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """After one and a half epochs and after two thirds of one, which no process lives through."""
     run_dir = tmp_path / "run"
-    for life in spot.LIVES:
+    for life in LIVES:
         assert end(run_dir, data, life) == -signal.SIGKILL
         assert (run_dir / checkpoint.WITHIN).exists()
     assert end(run_dir, data) == 0
