@@ -121,6 +121,6 @@ def test_a_signal_finishes_the_step(
 def test_workers_on_ray_are_killed_and_asked_to_end(tmp_path: Path) -> None:
     """The script asserts equal hashes and logs, six kills and the exit code."""
     script = [sys.executable, "-m", "benchmarks.spot", "--out", str(tmp_path / "spot.json")]
-    root = Path(spot.__file__).parents[1]
+    root = Path(__file__).parents[3]
     done = subprocess.run(script, capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
