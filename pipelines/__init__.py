@@ -177,9 +177,11 @@ def _side_by_side(
     import ray
 
     from pipelines.cluster.session import session
+    from pipelines.data import gate
     from pipelines.training import side_by_side
 
-    config = next(iter(runs.values()))
+    run_dir, config = next(iter(runs.items()))
+    gate.check(config, run_dir)  # what is wrong with all of them costs no start of Ray
     with session(config):
         at_once = side_by_side.slots(
             ray.cluster_resources(),
