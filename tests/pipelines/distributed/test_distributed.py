@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.distributed import batchnorm, collectives
+from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.training.global_loss import Means, total_loss
 from pipelines.training.step import compress_gradients, data_parallel
 from reid_core import losses
@@ -134,6 +135,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     result["shares of first"] = collectives.gather_shares_on_first(
         torch.arange(7)[collectives.slice_of(7)], 7
     )
+    frozen = batch()[0].flatten(1)
+    result["cached rows"] = ShardedRows(frozen[part], ROWS)[torch.tensor([7, 0, 7, 11])]
     result["token"] = collectives.broadcast_int(41 + rank)
     torch.save(result, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -225,6 +228,11 @@ def test_only_rank_0_receives_what_is_measured(workers: list) -> None:
 def test_unequal_shares_come_back_in_order(workers: list) -> None:
     for result in workers:
         assert result["shares"].tolist() == list(range(7))
+
+
+def test_rows_that_are_shared_out_are_read_to_the_bit(workers: list) -> None:
+    for result in workers:
+        assert torch.equal(result["cached rows"], batch()[0].flatten(1)[[7, 0, 7, 11]])
 
 
 def test_everybody_hears_rank_zero(workers: list) -> None:
