@@ -263,8 +263,9 @@ def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
         f"Where the time of each epoch went. Half of the epochs took less than "
         f"{np.median(per_epoch):.1f} s."
     )
-    if memory := [epoch["memory_mb"] for epoch in own if epoch.get("memory_mb")]:
-        text += f" Peak memory: {max(memory) / 1024:.1f} GB."
+    speeds = [epoch.get("speed") or {} for epoch in own]
+    if memory := [speed.get("device_memory_bytes") or 0 for speed in speeds if speed]:
+        text += f" Peak memory: {max(memory) / 2**30:.1f} GiB." if max(memory) else ""
     chart = figures.phase_chart(_points(own), seconds, alt="Seconds per phase and epoch")
     phases = [
         Phase(name, words.PHASES.get(name, ""), color, sum(seconds[name]),

@@ -76,7 +76,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         "quick_gelu": source.quick_gelu,
         "module": state,
         "epoch": {},
-        "optimizer": {},
+        "optimiser": {},  # so spelt in format 1
     }
     checkpoint.save(out / "checkpoint_000000", remaining, {"released": publisher})
     replace_file(out / "config.yaml", configuration.dump(config))

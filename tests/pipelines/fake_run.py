@@ -44,7 +44,7 @@ def epoch_line(stage: str, epoch: int, progress: float, rng: np.random.Generator
         "lr": 1e-3,
         "losses": {"visible": 2.4 * (1 - 0.6 * progress) + noise[0], "infrared": 2.6 - progress},
         "seconds": {"input": 0.9, "step": 8.5 + 20 * noise[1], "checkpoint": 0.3},
-        "memory_mb": 5120.0,
+        "speed": {"device_memory_bytes": 5 << 30, "images_per_s": 900.0, "mfu": None},
     }
     if stage == "prompts":
         line["losses"]["total"] = line["losses"]["visible"] + line["losses"]["infrared"]

@@ -241,6 +241,7 @@ def test_an_error_of_ours_is_a_line_and_a_file(
     assert "Traceback" in report.read_text()
 
 
+@pytest.mark.slow
 def test_signals_end_with_their_own_exit_codes() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         script = (
