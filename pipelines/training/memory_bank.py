@@ -132,21 +132,25 @@ class MemoryBank:
             self._check(token)
             self._turn_to(key)
             pending = self._pending
-            if pending.incoming.has(modality, rank, start):
-                return  # sent again
-            pending.incoming.make_room(features)
-        pending.incoming.place(modality, features, rank, world, start)
-        with self._changed:
-            is_last = pending.incoming.count(modality, len(features), rank, world, start)
-            self._changed.notify_all()
-        del features  # clustering reads the copy
-        if not is_last:
-            return
-        began = time.perf_counter()
         try:
+            with self._changed:
+                if pending.incoming.has(modality, rank, start):
+                    return  # sent again
+                pending.incoming.make_room(features)
+            pending.incoming.place(modality, features, rank, world, start)
+            with self._changed:
+                is_last = pending.incoming.count(modality, len(features), rank, world, start)
+                self._changed.notify_all()
+            del features  # clustering reads the copy
+            if not is_last:
+                return
+            began = time.perf_counter()
             self._label(key, modality, pending)
         except Exception as error:  # nobody waits for this call: begin_epoch raises it
-            pending.failure = error
+            with self._changed:
+                pending.failure = error
+                self._changed.notify_all()
+            return
         with self._changed:
             pending.seconds[f"cluster_{modality}"] = time.perf_counter() - began
             pending.ready.add(modality)
@@ -158,6 +162,7 @@ class MemoryBank:
         Raises:
             BarrierTimeoutError: a worker's features did not arrive.
             ValueError: a modality without clusters.
+            Exception: whatever went wrong while features were taken or clustered.
         """
         with self._changed:
             self._check(token)
@@ -166,10 +171,16 @@ class MemoryBank:
             timeout_s = self._config.trainer.barrier_timeout_s
             everyone = set(range(world))
             self._changed.wait_for(
-                lambda: self._token != token or pending.incoming.everywhere(world) == everyone,
+                lambda: (
+                    self._token != token
+                    or pending.failure is not None
+                    or pending.incoming.everywhere(world) == everyone
+                ),
                 timeout=timeout_s,
             )
             self._check(token)
+            if pending.failure is not None:
+                raise pending.failure
             if missing := sorted(everyone - pending.incoming.everywhere(world)):
                 raise BarrierTimeoutError(missing, timeout_s)
             # Clustering takes as long as it takes.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.gate import check_settings
-from pipelines.distributed import collectives
+from pipelines.distributed import collectives, prefetch
 from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.errors import UserError
@@ -50,6 +50,19 @@ def test_a_shard_is_a_worker_in_its_own_thread_only() -> None:
     result = together(lambda shard: (collectives.rank(), collectives.world_size()))
     assert result == [(rank, SHARDS) for rank in range(SHARDS)]
     assert (collectives.rank(), collectives.world_size()) == (0, 1)
+
+
+def test_batches_are_drawn_in_the_thread_of_their_shard() -> None:
+    """As on a GPU, where they are drawn ahead: whom they are dealt to is known by its thread."""
+
+    def work(shard: deterministic.Shard) -> list[slice]:
+        return list(prefetch.ahead(collectives.slice_of(8 + n) for n in range(3)))
+
+    results = together(work)
+    assert results == [
+        [collectives.shares(8 + n, SHARDS)[rank] for n in range(3)] for rank in range(SHARDS)
+    ]
+    assert isinstance(prefetch.ahead(iter(())), prefetch.Ahead)
 
 
 def test_rows_sums_shares_and_numbers_arrive_in_order() -> None:

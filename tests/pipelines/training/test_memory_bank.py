@@ -17,6 +17,7 @@ from pipelines.config import RunConfig
 from pipelines.distributed.collectives import shares
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart
+from pipelines.training.incoming import Incoming
 from pipelines.training.memory_bank import MemoryBank
 from reid_core.types import Modality
 
@@ -49,6 +50,22 @@ def begin(bank: MemoryBank, *, world: int = 1) -> EpochStart:
         for rank, part in enumerate(np.array_split(x, world)):
             bank.add_features(token, KEY, m, part, rank, world)
     return bank.begin_epoch(token, KEY, world)
+
+
+@pytest.mark.parametrize("part", ["make_room", "place", "count"])
+def test_what_goes_wrong_while_features_arrive_is_raised_at_once(
+    part: str, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the call that takes them: on a GPU their block may find no room."""
+
+    def no_room(*_: Any) -> None:
+        raise MemoryError("no room for the features")
+
+    monkeypatch.setattr(Incoming, part, no_room)
+    began = time.monotonic()
+    with pytest.raises(MemoryError, match="no room for the features"):
+        begin(bank_of(make_config("trainer.barrier_timeout_s=60")))
+    assert time.monotonic() - began < 30
 
 
 def test_finds_the_groups_and_matches_them(make_config: Callable[..., RunConfig]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -22,7 +23,9 @@ from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.runs import checkpoint, recovery, runlog
 from pipelines.training import loop, within_epoch
+from pipelines.training.equipment import Equipment
 from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.progress import Place
 from pipelines.training.within_epoch import Order
 from reid_core.types import Modality
 from tests.pipelines import small_runs
@@ -147,13 +150,22 @@ def test_an_epoch_cut_off_leaves_no_trace(
 
 
 def test_a_run_that_is_asked_to_end_goes_on_within_the_epoch(
-    undisturbed: Undisturbed, tmp_path: Path
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every epoch is stopped after each of its steps, by another process every time."""
+    drawn: list[tuple[Place, int]] = []
+    begin_step = Equipment.begin_step
+
+    def watched(equipment: Equipment) -> None:
+        begin_step(equipment)
+        drawn.append((equipment.place, torch.initial_seed()))
+
+    monkeypatch.setattr(Equipment, "begin_step", watched)
     states: list[dict[str, Any] | None] = [None, *undisturbed.states]
     streamed = 0
     for number, finished in enumerate(states[:-1]):
         folder = tmp_path / str(number)
+        drawn.clear()
         remaining, taken = small_runs.Kept(tmp_path / "kept"), 0
         while not remaining.states and taken < 4:
             run = small_runs.open_run(undisturbed.config, folder)
@@ -164,6 +176,9 @@ def test_a_run_that_is_asked_to_end_goes_on_within_the_epoch(
                 loop.train(run.job, run.bank, run.batches, until(remaining, 1), **train)
             taken += 1
         if (folder / checkpoint.WITHIN).exists():
+            steps = [place.step for place, _ in drawn]
+            assert steps == list(range(1, len(steps) + 1))
+            assert len({seed for _, seed in drawn}) == len(steps)
             streamed += 1
             assert remaining.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
             assert log_of(folder)[-1] == undisturbed.lines[number]
@@ -257,11 +272,15 @@ def test_killed_processes_end_as_the_undisturbed_run(
 # Checkpoints -------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, {"w": torch.zeros(3)}, {})
-    (tmp_path / f"{checkpoint.STATE}.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, {"w": torch.ones(3)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # bytes of a file
+    try:
+        with pytest.raises((OSError, RuntimeError)):  # torch's writer has its own words
+            checkpoint.save(tmp_path, {"w": torch.ones(1 << 16)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.equal(checkpoint.load(tmp_path)["w"], torch.zeros(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["info.json", "state.pt"]
 
