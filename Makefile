@@ -17,7 +17,7 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY)
 
-demo: setup  ## draw people, train CCLNet on a local Ray cluster, evaluate, write the report
+demo: setup  ## draw identities, train CCLNet on a local Ray cluster, evaluate, write the report
 	@$(BIN)/crossreid demo --out runs/demo
 
 test: setup  ## the fast suite, under 2 minutes
@@ -70,8 +70,8 @@ bench-gpu: setup  ## what a GPU does with all this, in eight minutes; without ne
 	@$(BIN)/python -m benchmarks.gpu --out runs/bench-gpu --minutes 8
 
 bench-sweep: setup  ## a sweep over the demo's loss weights
-	@$(BIN)/crossreid data synth runs/sweep-people --identities 150
-	@$(BIN)/crossreid tune search_demo.yaml --out runs/sweep data.root=runs/sweep-people
+	@$(BIN)/crossreid data synth runs/sweep-identities --identities 150
+	@$(BIN)/crossreid tune search_demo.yaml --out runs/sweep data.root=runs/sweep-identities
 
 docs-site: setup  ## the documentation as a site, in build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -2,7 +2,7 @@
 
 A run is a recipe, its overrides and a world. Finished runs are read from the results file, so an
 interrupted table goes on where it stopped, and tables with the same folder share their runs. Each
-run is the plain loop of `benchmarks.plain_loop` (same code as a Ray worker) on one thread.
+run is one process without Ray, on one thread; `--rows` runs some rows alone.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def execute(run: Run, out: Path) -> dict[str, Any]:
     """Train; see `Results`."""
     import torch
 
-    from benchmarks.plain_loop import train
     from pipelines import config as configuration
-    from pipelines.data.prepare import prepare
+    from pipelines.runs import runlog
+    from pipelines.training import local
 
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -69,13 +69,13 @@ def execute(run: Run, out: Path) -> dict[str, Any]:
     config = configuration.load(Path(run.recipe), given)
     folder = out / "runs" / hashlib.sha256(run.key.encode()).hexdigest()[:12]
     shutil.rmtree(folder, ignore_errors=True)
-    progress, epochs = train(config, prepare(config, lambda files, modality: []), folder)
+    summary = local.train(config, folder, readers=1)
     return {
         "run": asdict(run),
-        "start": progress.scores["start"],
-        "last": progress.scores[progress.stage],
-        "chance": progress.chance,
-        "epochs": epochs,
+        "start": summary["rows"]["start"],
+        "last": summary["rows"]["final"],
+        "chance": summary["chance"]["rank1"],
+        "epochs": list(runlog.read_metrics(folder)),
         "seconds": time.perf_counter() - began,
     }
 
@@ -140,8 +140,8 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def arguments(doc: str, *, seeds: Sequence[int]) -> argparse.ArgumentParser:
-    """The command line that every table has."""
+def arguments(doc: str, *, seeds: Sequence[int], rows: Iterable[str]) -> argparse.ArgumentParser:
+    """The command line that every table has; `rows` are those that can be chosen."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument(
         "--out",
@@ -151,4 +151,7 @@ def arguments(doc: str, *, seeds: Sequence[int]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seeds", type=int, nargs="*", default=list(seeds))
+    parser.add_argument(
+        "--rows", nargs="*", choices=list(rows), default=list(rows), help="these alone"
+    )
     return parser

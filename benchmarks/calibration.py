@@ -54,10 +54,10 @@ def trained(seed: int, out: Path) -> Path:
 def measured(run: Path, labels: str) -> dict[str, tuple[float, float, float]]:
     """Per pair of modalities: share of equal pairs in the fit, and both errors of `eval`."""
     fitted = calibrate(run, labels=labels)
-    found = evaluate_checkpoint(run).calibration
+    result = evaluate_checkpoint(run).calibration
     return {
         name: (fitted.maps[name].prior, row["ece"], row["ece_balanced"])
-        for name, row in found.items()
+        for name, row in result.items()
     }
 
 

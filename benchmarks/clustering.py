@@ -37,13 +37,13 @@ SHARE_OF_FIRST = 0.65  # SYSU-MM01's visible images
 def world(kind: str, num_rows: int, width: int) -> np.ndarray:
     """Unit rows.
 
-    easy: identities far apart. hard: four looks per person, from clear to drowned in noise. random:
-    no identities. copies: hard, each row repeated up to 8 times and some 60 times more.
+    easy: identities far apart. hard: four looks per identity, from clear to drowned in noise.
+    random: no identities. copies: hard, each row repeated up to 8 times and some 60 times more.
     """
     rng = np.random.default_rng(0)
     if kind == "easy":
-        centres = rng.normal(size=(num_rows // 30, width)).astype(np.float32)
-        x = centres[rng.integers(0, len(centres), num_rows)]
+        centers = rng.normal(size=(num_rows // 30, width)).astype(np.float32)
+        x = centers[rng.integers(0, len(centers), num_rows)]
         x = x + 0.7 * rng.normal(size=x.shape).astype(np.float32)
     elif kind == "random":
         x = rng.normal(size=(num_rows, width)).astype(np.float32)
@@ -91,9 +91,9 @@ def job(who: str, kind: str, num_rows: int, width: int, labels_file: str) -> Non
         timed = dense_clustering.cluster(np.asarray(features))
         labels, search, seconds = timed.labels, timed.search_seconds, timed.seconds
     else:
-        found = search.nearest(features, 30)
+        result = search.nearest(features, 30)
         search = time.perf_counter() - start
-        graph = clustering.jaccard_graph_of_neighbours(found, features, max_distance=0.6)
+        graph = clustering.jaccard_graph_of_neighbors(result, features, max_distance=0.6)
         labels = clustering.dbscan(graph, eps=0.6, min_samples=4)
         seconds = time.perf_counter() - start
     figures = {
@@ -183,7 +183,7 @@ def growth(sizes: list[int], width: int) -> None:
 
 
 def on_a_gpu(sizes: list[tuple[int, int]]) -> None:
-    """Features on CUDA, neighbours found there, graph and labels on the host."""
+    """Features on CUDA, neighbors found there, graph and labels on the host."""
     print("\nOn a GPU\n")
     if not torch.cuda.is_available():
         print("not measured: this machine has no GPU")
@@ -201,8 +201,8 @@ def on_a_gpu(sizes: list[tuple[int, int]]) -> None:
 
 
 def half_of_the_products(sizes: list[tuple[int, int]]) -> None:
-    """The search's tiles against faiss's, from rows to ordered neighbours, in this process."""
-    print("\nHalf of the products: `all_pairs` against `faiss.knn`, 30 neighbours\n")
+    """The search's tiles against faiss's, from rows to ordered neighbors, in this process."""
+    print("\nHalf of the products: `all_pairs` against `faiss.knn`, 30 neighbors\n")
     if products.faiss is None:
         print("not measured: faiss is not installed")
         return
@@ -227,7 +227,7 @@ def half_of_the_products(sizes: list[tuple[int, int]]) -> None:
 
 
 def search_by_faiss(features: np.ndarray) -> None:
-    """The same neighbours from faiss's candidates, certified in the same way."""
+    """The same neighbors from faiss's candidates, certified in the same way."""
     own = np.arange(len(features))
     candidates = products.largest_products(features, features, 38)
     best_on_host(candidates, own, features, features, 30)

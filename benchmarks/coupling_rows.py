@@ -11,7 +11,7 @@ NO_TEXT = ("demo.yaml", "cclnet.image_to_text=0")
 SHARED = (*NO_TEXT, "cclnet.matching.shared=true")
 OURS = ("cross_demo.yaml",)
 BMIL = ("bmil_demo.yaml",)
-VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbours=12")
+VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbors=12")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
 SCALED = "cclnet.matching.method=scaled"
 ALONE, MODALITY = ", a softmax for each modality", "bmil.memory.softmax=modality"
@@ -54,7 +54,7 @@ TRIED: dict[str, tuple[str, ...]] = {
         "cclnet.matching.camera_scaling=1",
         "cclnet.align.epochs=12",
     ),
-    "ours, centred": (*OURS, "cclnet.matching.centred=true"),
+    "ours, centered": (*OURS, "cclnet.matching.centered=true"),
     "ours, 12 epochs, decay": (
         *OURS,
         "cclnet.align.epochs=12",

@@ -4,6 +4,7 @@ Every row runs on the same freshly drawn worlds, one per seed, last epoch; they 
 `benchmarks.demo_table`, and the rows of CCLNet are its runs.
 
     python -m benchmarks.csdn_ablation --out runs/learning
+    python -m benchmarks.csdn_ablation --rows "CSDN: fusion" --seeds 11
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ def runs_of(row: str, seeds: list[int]) -> list[Run]:
 
 def main() -> None:
     """Run and print."""
-    given = arguments(__doc__, seeds=(11, 12, 13)).parse_args()
-    runs = {row: runs_of(row, given.seeds) for row in (*ROWS, *RIVALS)}
+    given = arguments(__doc__, seeds=(11, 12, 13), rows=(*ROWS, *RIVALS)).parse_args()
+    runs = {row: runs_of(row, given.seeds) for row in given.rows}
     everything = [run for own in runs.values() for run in own]
     results = run_all(everything, given.out, processes=given.processes)
     lines = []
     for row, own in runs.items():
-        found = [results[run.key] for run in own]
-        starts = [statistics.mean(x["start"][name] for x in found) for name in ("rank1", "mAP")]
-        seconds = statistics.mean(x["seconds"] for x in found)
+        finished = [results[run.key] for run in own]
+        starts = [statistics.mean(x["start"][name] for x in finished) for name in ("rank1", "mAP")]
+        seconds = statistics.mean(x["seconds"] for x in finished)
         start = f"{starts[0]:.1f} / {starts[1]:.1f}"
-        lines.append([row, start, *score_cells([x["last"] for x in found]), f"{seconds:.0f}"])
+        lines.append([row, start, *score_cells([x["last"] for x in finished]), f"{seconds:.0f}"])
     text = markdown(["row", "start Rank-1 / mAP", *SCORE_HEADS, "s per run"], lines)
     (given.out / "csdn_ablation.md").write_text(text)
     print(text)

@@ -5,6 +5,7 @@ search   every row gets the same small search over learning rate, eps and moment
 confirm  the chosen setting of every row runs on freshly drawn worlds, one per seed; last epoch.
 
     python -m benchmarks.demo_table --out runs/learning --difficulty default easy hard
+    python -m benchmarks.demo_table --rows "ours: shared prototype" --no-search --seeds 11
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ def best_setting(row: str, results: Results) -> dict[str, float]:
     return max(SETTINGS, key=goal)
 
 
-def search_table(results: Results) -> str:
+def search_table(rows: Sequence[str], results: Results) -> str:
     """Rank-1 / mAP of every row with every setting."""
     lines = []
-    for row in ROWS:
+    for row in rows:
         lasts = [results[run_of(row, World(SEARCH_SEED), s).key]["last"] for s in SETTINGS]
         lines.append([row, *(f"{x['rank1']:.1f} / {x['mAP']:.1f}" for x in lasts)])
     return markdown(["lr, eps, momentum", *map(_short, SETTINGS)], lines)
@@ -74,10 +75,10 @@ def search_table(results: Results) -> str:
 def table(
     difficulty: str, seeds: Sequence[int], chosen: dict[str, dict[str, float]], results: Results
 ) -> str:
-    """Every row of one difficulty."""
+    """Every chosen row of one difficulty."""
     worlds = [World(seed, difficulty=difficulty) for seed in seeds]
     lines = []
-    for row in ROWS:
+    for row in chosen:
         own = [results[run_of(row, world, chosen[row]).key] for world in worlds]
         if not lines:
             lines.append(["start", *score_cells([x["start"] for x in own]), "", "", ""])
@@ -103,17 +104,21 @@ def _short(setting: dict[str, float]) -> str:
 
 def main() -> None:
     """Search, confirm, print."""
-    parser = arguments(__doc__, seeds=(11, 12, 13))
+    parser = arguments(__doc__, seeds=(11, 12, 13), rows=ROWS)
     parser.add_argument("--difficulty", nargs="*", default=["default"])
+    parser.add_argument("--no-search", action="store_true", help="every row with the first setting")
     given = parser.parse_args()
-    search = [run_of(row, World(SEARCH_SEED), setting) for row in ROWS for setting in SETTINGS]
-    results = run_all(search, given.out, processes=given.processes)
-    text = [search_table(results)]
-    print(text[-1], flush=True)
-    chosen = {row: best_setting(row, results) for row in ROWS}
+    text, chosen = [], dict.fromkeys(given.rows, BASE)
+    if not given.no_search:
+        world = World(SEARCH_SEED)
+        search = [run_of(row, world, setting) for row in given.rows for setting in SETTINGS]
+        results = run_all(search, given.out, processes=given.processes)
+        chosen = {row: best_setting(row, results) for row in given.rows}
+        text.append(search_table(given.rows, results))
+        print(text[-1], flush=True)
     for difficulty in given.difficulty:
         worlds = [World(seed, difficulty=difficulty) for seed in given.seeds]
-        runs = [run_of(row, world, chosen[row]) for world in worlds for row in ROWS]
+        runs = [run_of(row, world, chosen[row]) for world in worlds for row in chosen]
         results = run_all(runs, given.out, processes=given.processes)
         text.append(table(difficulty, given.seeds, chosen, results))
         print(text[-1], flush=True)

@@ -1,7 +1,7 @@
 """The rival of benchmarks/clustering.py: k-reciprocal clustering as public re-ID code does it.
 
 Dense float32 N x N matrices, one Python loop over the rows per step, NumPy inside a row. Written
-from the algorithm's description; it gets the same neighbours as ours, so the labels can be equal.
+from the algorithm's description; it gets the same neighbors as ours, so the labels can be equal.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from reid_core.knn.search import nearest
 
 @dataclass(frozen=True)
 class Timed:
-    """Labels, and seconds of the neighbour search and of everything."""
+    """Labels, and seconds of the neighbor search and of everything."""
 
     labels: np.ndarray
     search_seconds: float

@@ -182,13 +182,13 @@ def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -
 def _epochs(notes: Path) -> list[dict[str, int]]:
     """Per epoch, the workers that began it last and the number of their nodes."""
     places = [json.loads(line) for line in (notes / "places").read_text().splitlines()]
-    found = []
+    result = []
     for epoch in range(len(WORKERS)):
-        mine = [place for place in places if place["epoch"] == epoch]
-        workers = mine[-1]["workers"]
-        nodes = {place["node"] for place in mine if place["workers"] == workers}
-        found.append({"epoch": epoch, "workers": workers, "nodes": len(nodes)})
-    return found
+        own = [place for place in places if place["epoch"] == epoch]
+        workers = own[-1]["workers"]
+        nodes = {place["node"] for place in own if place["workers"] == workers}
+        result.append({"epoch": epoch, "workers": workers, "nodes": len(nodes)})
+    return result
 
 
 def _beside(notes: Path) -> float:
@@ -227,20 +227,20 @@ def main() -> None:
         )
         try:
             nodes, data = [gpu_node(cluster), gpu_node(cluster)], Path(name) / "identities"
-            found = {"undisturbed": run(cluster, nodes, Path(name) / "0", data)}
+            result = {"undisturbed": run(cluster, nodes, Path(name) / "0", data)}
             elastic = Path(name) / "1", data, "trainer.min_workers=1"
-            found["nodes go and come"] = run(cluster, nodes, *elastic)
+            result["nodes go and come"] = run(cluster, nodes, *elastic)
         finally:
             cluster.shutdown()
     if chosen.out:
-        chosen.out.write_text(json.dumps(found, indent=1))
-    for title, one in found.items():
+        chosen.out.write_text(json.dumps(result, indent=1))
+    for title, one in result.items():
         workers = ", ".join(f"{e['workers']} on {e['nodes']}" for e in one["epochs"])
         print(f"{title}: workers on nodes per epoch {workers}; {one['seconds']:.0f} s")
-    equal = len({one["hash"] for one in found.values()}) == 1
-    placed = all(one["bank with the driver"] for one in found.values())
-    went = [e["workers"] for e in found["nodes go and come"]["epochs"]] == list(WORKERS)
-    beside = all(one["decoded beside their worker"] == 1 for one in found.values())
+    equal = len({one["hash"] for one in result.values()}) == 1
+    placed = all(one["bank with the driver"] for one in result.values())
+    went = [e["workers"] for e in result["nodes go and come"]["epochs"]] == list(WORKERS)
+    beside = all(one["decoded beside their worker"] == 1 for one in result.values())
     print(f"equal hashes: {equal}; the memory actor with the driver: {placed}; resized: {went}")
     print(f"every block decoded on the node of its worker: {beside}")
     sys.exit(not (equal and placed and went and beside))

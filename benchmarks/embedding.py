@@ -1,6 +1,6 @@
 """Vectors of ever more images: memory and rate of `crossreid embed`, against a plain loop.
 
-The source is a folder of small pictures, each of them linked many times, so that only the number of
+The source is a folder of small images, each of them linked many times, so that only the number of
 files grows. The rival is what scripts do: a torch DataLoader with two processes, one forward pass
 per batch on all cores, and every vector kept in memory until the end. Both decode and embed by the
 same code, each in a process tree of its own; the rate is that of the whole command, start included.
@@ -36,8 +36,8 @@ def draw(root: Path, num_images: int) -> Path:
     folder = root / str(num_images) / "visible"
     folder.mkdir(parents=True)
     for number in range(num_images):
-        picture = identities / seen[number % len(seen)]
-        os.link(picture, folder / f"{number:06d}{picture.suffix}")
+        image = identities / seen[number % len(seen)]
+        os.link(image, folder / f"{number:06d}{image.suffix}")
     return folder.parent
 
 
@@ -58,14 +58,14 @@ def plain(checkpoint: Path, source: Path, out: Path) -> None:
     def read(path: Path) -> torch.Tensor:
         return torch.from_numpy(read_image(path, height=size.height, width=size.width))
 
-    found = []
+    result = []
     images = _Read(sorted(source.rglob("*.*")), read)
     with torch.inference_mode():
         for batch in DataLoader(images, batch_size=BATCH, num_workers=2):
             on_device = batch.to(loaded.device)
             features = loaded.encoder.embed(on_device, Modality.VISIBLE)
-            found.append(features.cpu().numpy().astype("float16"))
-    np.save(out, np.concatenate(found))
+            result.append(features.cpu().numpy().astype("float16"))
+    np.save(out, np.concatenate(result))
 
 
 class _Read:

@@ -102,13 +102,13 @@ def measure(variant: str, root: Path, epochs: int, folder: Path) -> dict[str, An
     return {"seconds": seconds, "total": sum(seconds.values()), "peak": peak}
 
 
-def table(found: dict[str, dict[str, Any]], images: int) -> str:
+def table(results: dict[str, dict[str, Any]], images: int) -> str:
     """Markdown: a line per variant, the ratio against the plain loop at the end."""
-    rival = found.get(VARIANTS[0], {}).get("total")
+    rival = results.get(VARIANTS[0], {}).get("total")
     head = ["seconds per epoch", *PHASES, "total", "idle", "images/s in step + input", "peak MiB"]
     head.append("ratio")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for variant, result in found.items():
+    for variant, result in results.items():
         seconds = result["seconds"]
         rate = images / (seconds["step"] + seconds["input"])
         cells = [variant, *(f"{seconds[phase]:.2f}" for phase in PHASES), f"{result['total']:.2f}"]
@@ -141,9 +141,9 @@ def main() -> None:
             root, num_identities=arguments.identities, seed=0, test_share=0.5, workers=2
         )
         chosen = OVERLAPS if arguments.overlap else arguments.only or VARIANTS
-        found = {v: measure(v, root, arguments.epochs, Path(folder)) for v in chosen}
+        result = {v: measure(v, root, arguments.epochs, Path(folder)) for v in chosen}
     images = 2 * 16 * 4 * 30
-    print(table(found, images))
+    print(table(result, images))
 
 
 if __name__ == "__main__":

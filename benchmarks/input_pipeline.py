@@ -50,10 +50,10 @@ def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
     split = sysu.read(root).train
     paths, rows, labels, seeds = {}, {}, {}, {}
     for number, m in enumerate(views):
-        mine = split.rows(m)
-        paths[m] = np.array([split.samples[i].image for i in mine])
+        own = split.rows(m)
+        paths[m] = np.array([split.samples[i].image for i in own])
         # No file twice within a few batches, as in data of real size: neither side decodes less.
-        order = np.random.default_rng(number).permutation(len(mine))
+        order = np.random.default_rng(number).permutation(len(own))
         rows[m] = np.resize(order, (batches, PEOPLE * INSTANCES))
         labels[m] = np.tile(np.repeat(np.arange(PEOPLE), INSTANCES), (batches, 1))
         seeds[m] = sampling.augmentation_seeds(rows[m].shape, seed=number, epoch=0)
@@ -127,14 +127,14 @@ def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dic
     options = {"processes": arguments.processes, "per_block": arguments.batches_per_block}
     epochs = opener(plan, inputs, transforms, **options)
     images = shape.num_lines(0, 1)
-    found = []
+    result = []
     for _ in range(arguments.epochs):
         began, used = time.perf_counter(), _cpu_seconds()
         arrived = []
         for _ in training_batches(epochs(), shape=shape, rank=0, world=1):
             arrived.append(time.perf_counter())
         steady = images * (arguments.batches - SKIP)
-        found.append(
+        result.append(
             {
                 "rate": steady / (arrived[-1] - arrived[SKIP - 1]),
                 "first": arrived[0] - began,
@@ -142,7 +142,7 @@ def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dic
                 "cpu": (_cpu_seconds() - used) / (images * arguments.batches),
             }
         )
-    return found[1:]
+    return result[1:]
 
 
 def _cpu_seconds() -> float:
@@ -158,11 +158,11 @@ def _cpu_seconds() -> float:
     return total
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> str:
+def table(result: dict[str, list[dict[str, float]]]) -> str:
     """Markdown: a line per side and, at the end, whether the goals are met."""
     medians = {
         name: {key: statistics.median(one[key] for one in epochs) for key in epochs[0]}
-        for name, epochs in found.items()
+        for name, epochs in result.items()
     }
     lines = [
         "| | images/s | ratio | CPU ms per image | first batch of a warm epoch, s |",
@@ -214,7 +214,7 @@ def main() -> None:
             )
         options = [f"--{name.replace('_', '-')}={value}" for name, value in vars(arguments).items()]
         options = [option for option in options if not option.startswith("--variant")]
-        found = {}
+        result = {}
         for variant in (RIVAL, PRODUCT):
             child = subprocess.run(
                 [sys.executable, __file__, *options, f"--variant={variant}"],
@@ -226,8 +226,8 @@ def main() -> None:
                 stdout=subprocess.PIPE,
                 check=True,
             )
-            found[variant] = json.loads(child.stdout.decode().splitlines()[-1])
-    sys.stdout.write(table(found) + "\n")
+            result[variant] = json.loads(child.stdout.decode().splitlines()[-1])
+    sys.stdout.write(table(result) + "\n")
 
 
 if __name__ == "__main__":

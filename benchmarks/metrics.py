@@ -31,24 +31,24 @@ def rival(
     matches = gallery_pids[order] == query_pids[:, None]
     curves, precisions, penalties = [], [], []
     for q in range(len(query_pids)):
-        found = matches[q]
+        result = matches[q]
         if ignore is not None:
-            kept = ~ignore[q][order[q]]
-            ranked, found = gallery_pids[order[q]][kept], found[kept]
+            remaining = ~ignore[q][order[q]]
+            ranked, result = gallery_pids[order[q]][remaining], result[remaining]
             _, first = np.unique(ranked, return_index=True)
             listed = ranked[np.sort(first)] == query_pids[q]
         else:
-            listed = found
-        if not found.any():
+            listed = result
+        if not result.any():
             continue
         curve = np.zeros(MAX_RANK)
         reached = np.minimum(listed.cumsum(), 1)[:MAX_RANK]
         curve[: len(reached)] = reached
         curve[len(reached) :] = 1
         curves.append(curve)
-        hits = found.cumsum()
-        precisions.append((hits / np.arange(1, len(found) + 1))[found].mean())
-        penalties.append(hits[-1] / (np.flatnonzero(found)[-1] + 1))
+        hits = result.cumsum()
+        precisions.append((hits / np.arange(1, len(result) + 1))[result].mean())
+        penalties.append(hits[-1] / (np.flatnonzero(result)[-1] + 1))
     return np.mean(curves, axis=0), float(np.mean(precisions)), float(np.mean(penalties))
 
 

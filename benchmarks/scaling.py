@@ -7,8 +7,8 @@ DIR/scaling.jsonl: wall and CPU seconds, the highest resident size, and of that 
 
     exact     the exact search of as many blocks of 1,024 rows as fit a minute, and what all would
               take (each pair twice; `nearest` multiplies each once)
-    graph     the approximate search of all rows, with its recall; leaves the neighbours in DIR
-    turn      Jaccard graph, DBSCAN and centroids of those neighbours
+    graph     the approximate search of all rows, with its recall; leaves the neighbors in DIR
+    turn      Jaccard graph, DBSCAN and centroids of those neighbors
     arrive    what the memory bank does while features arrive: pieces of 64 MiB from eight workers
 """
 
@@ -31,7 +31,7 @@ import torch
 from pipelines.training.incoming import Incoming
 from reid_core import clustering
 from reid_core.knn.approximate import GraphSearch
-from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import open_search
 from reid_core.types import Modality
 
@@ -70,19 +70,19 @@ def exact(features: np.ndarray, folder: Path) -> dict[str, Any]:
 
 
 def graph(features: np.ndarray, folder: Path) -> dict[str, Any]:
-    """All neighbours by a graph."""
+    """All neighbors by a graph."""
     search = GraphSearch()
-    found = search(features, K1)
-    np.savez(folder / "neighbours.npz", rows=found.rows, similarity=found.similarity)
+    result = search(features, K1)
+    np.savez(folder / "neighbors.npz", rows=result.rows, similarity=result.similarity)
     return {"recall": search.recalls[0]}
 
 
 def turn(features: np.ndarray, folder: Path) -> dict[str, Any]:
     """What follows the search."""
-    with np.load(folder / "neighbours.npz") as kept:
-        found = Neighbours(kept["rows"], kept["similarity"])
+    with np.load(folder / "neighbors.npz") as file:
+        result = Neighbors(file["rows"], file["similarity"])
     began = time.perf_counter()
-    distances = clustering.jaccard_graph_of_neighbours(found, features, k1=K1, max_distance=EPS)
+    distances = clustering.jaccard_graph_of_neighbors(result, features, k1=K1, max_distance=EPS)
     jaccard = time.perf_counter() - began
     labels = clustering.dbscan(distances, eps=EPS, min_samples=4)
     dbscan = time.perf_counter() - began - jaccard
@@ -125,7 +125,7 @@ def run(phase: str, num_rows: int, width: int, folder: Path) -> None:
     features = world(num_rows, width)
     before = psutil.Process().memory_info().rss
     began, started = time.perf_counter(), time.process_time()
-    found = PHASES[phase](features, folder)
+    result = PHASES[phase](features, folder)
     line = {
         "phase": phase,
         "rows": num_rows,
@@ -136,7 +136,7 @@ def run(phase: str, num_rows: int, width: int, folder: Path) -> None:
         "features MiB": features.nbytes / 2**20,
         "resident before MiB": before / 2**20,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        **found,
+        **result,
     }
     with (folder / "scaling.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

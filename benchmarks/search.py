@@ -1,6 +1,6 @@
 """One query against a million vectors: the gallery against faiss, and exact search.
 
-Clustered vectors, as identities are: a centre per person and noise per image. Queries are rows of
+Clustered vectors, as identities are: a center per identity and noise per image. Queries are rows of
 their own that the index does not hold. The rival in the same run is faiss's exact search over
 float32 rows in memory, which every answer is compared with.
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--identities", type=int, help="default: a person per 20 vectors")
-    parser.add_argument("--noise", type=float, default=1.0, help="length, against a centre of 1")
+    parser.add_argument("--noise", type=float, default=1.0, help="length, against a center of 1")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep the files here")
@@ -85,26 +85,26 @@ def in_a_process(
 
 
 class World:
-    """Identities as centres on the sphere, images as noisy copies of them."""
+    """Identities as centers on the sphere, images as noisy copies of them."""
 
     def __init__(self, *, identities: int, dim: int, noise: float, seed: int) -> None:
-        self._people, self._dim, self._noise, self._seed = identities, dim, noise, seed
+        self._identities, self._dim, self._noise, self._seed = identities, dim, noise, seed
 
     def rows(self, count: int, *, part: int) -> np.ndarray:
         """(count, D) unit rows; equal parts are equal."""
         rng = np.random.default_rng((self._seed, part + 1))
-        pids = rng.integers(0, self._people, count)
+        pids = rng.integers(0, self._identities, count)
         noise = rng.normal(size=(count, self._dim)) * (self._noise / self._dim**0.5)
-        rows = self._centres(pids) + noise
+        rows = self._centers(pids) + noise
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
-    def _centres(self, pids: np.ndarray) -> np.ndarray:
-        """A person's centre is drawn from its number, so that no table of centres is kept."""
+    def _centers(self, pids: np.ndarray) -> np.ndarray:
+        """An identity's center is drawn from its number, so that no table of centers is kept."""
         distinct, places = np.unique(pids, return_inverse=True)
-        centres = np.stack(
+        centers = np.stack(
             [np.random.default_rng((self._seed, 0, pid)).normal(size=self._dim) for pid in distinct]
         )
-        return (centres / np.linalg.norm(centres, axis=1, keepdims=True))[places]
+        return (centers / np.linalg.norm(centers, axis=1, keepdims=True))[places]
 
 
 def write(out: Path, world: World, count: int) -> None:
@@ -117,8 +117,8 @@ def write(out: Path, world: World, count: int) -> None:
         size = min(_PART, count - start)
         modality = (Modality.VISIBLE, Modality.INFRARED)
         rows = [Sample(f"{start + i}.jpg", modality[i % 2], -1, i % 6) for i in range(size)]
-        found = world.rows(size, part=part).astype(np.float16)
-        vectors.write_part(out, f"{part:06d}", rows, found, [])
+        result = world.rows(size, part=part).astype(np.float16)
+        vectors.write_part(out, f"{part:06d}", rows, result, [])
         planned[f"{part:06d}"] = size
     vectors.finish(out, planned, [], count)
 
@@ -240,11 +240,11 @@ def changes(gallery: Gallery, world: World) -> str:
     removed = [f"{number}.jpg" for number in range(0, len(gallery) - len(rows), 100)]
     began = time.perf_counter()
     count = gallery.remove(ids=removed)
-    gone = time.perf_counter() - began
+    missing = time.perf_counter() - began
     return (
         f"10,000 rows appended in {appended:.2f} s, one of them "
         f"{'found' if first == 'new-17.jpg' else 'NOT found'} {1000 * asked:.0f} ms later, "
-        f"{count:,} removed in {gone:.2f} s"
+        f"{count:,} removed in {missing:.2f} s"
     )
 
 

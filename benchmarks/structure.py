@@ -2,8 +2,12 @@
 
     python -m benchmarks.structure [--detail]
 
-A room is a file or folder directly below a package, an arrow is one room importing another, and
-the floors are the longest chain of arrows. Imports below `TYPE_CHECKING` or inside functions count.
+A room is a file or folder directly below a package (the package's own `__init__` is none), an arrow
+is one room importing another, once however many of its modules do, and the floors are the longest
+chain of arrows. Imports below `TYPE_CHECKING` and inside functions count. "Project imports of a
+module" are the different modules of both packages that it names, its own package's `__init__`
+included where something is taken from it. A function's lines run from `def` to its last line,
+docstring included. Code lines are neither empty nor comments.
 """
 
 from __future__ import annotations
@@ -49,16 +53,16 @@ def room(name: str) -> str:
 
 def arrows(package: str, all_imports: dict[str, set[str]]) -> dict[str, set[str]]:
     """Room -> rooms of the same package that it imports."""
-    found: dict[str, set[str]] = defaultdict(set)
+    result: dict[str, set[str]] = defaultdict(set)
     for name, targets in all_imports.items():
         if name.split(".")[0] != package or name == package:
             continue
-        found[room(name)] |= {
+        result[room(name)] |= {
             room(target)
             for target in targets
             if target.startswith(f"{package}.") and room(target) != room(name)
         }
-    return dict(found)
+    return dict(result)
 
 
 def floors(graph: dict[str, set[str]]) -> int:
@@ -101,19 +105,19 @@ def main() -> None:
     all_imports = {n: imports(p, known) for package in files.values() for n, p in package.items()}
     print("| | " + " | ".join(PACKAGES) + " |\n|---|" + "---|" * len(PACKAGES))
     rows: dict[str, list[object]] = defaultdict(list)
-    for package, found in files.items():
+    for package, result in files.items():
         graph = arrows(package, all_imports)
-        lines = sum(map(code_lines, found.values()))
-        most = max(found, key=lambda name: len(all_imports[name]))
-        longest = max(found.values(), key=lambda path: len(path.read_text().splitlines()))
-        long = [(f, n) for path in found.values() for f, n in functions(path) if n > LONG]
+        lines = sum(map(code_lines, result.values()))
+        most = max(result, key=lambda name: len(all_imports[name]))
+        longest = max(result.values(), key=lambda path: len(path.read_text().splitlines()))
+        long = [(f, n) for path in result.values() for f, n in functions(path) if n > LONG]
         rows["rooms"].append(len(graph))
         rows["arrows between rooms"].append(sum(map(len, graph.values())))
         rows["floors"].append(floors(graph))
-        rows["modules"].append(len(found))
+        rows["modules"].append(len(result))
         rows["most project imports of a module"].append(f"{len(all_imports[most])} ({most})")
         rows["code lines"].append(lines)
-        anys = sum(map(count_any, found.values()))
+        anys = sum(map(count_any, result.values()))
         rows["`Any` per 1,000 code lines"].append(f"{1000 * anys / lines:.1f}")
         rows[f"functions over {LONG} lines"].append(len(long))
         size = len(longest.read_text().splitlines())
@@ -121,10 +125,10 @@ def main() -> None:
         if detail:
             for node in sorted(graph):
                 print(f"{node} -> {', '.join(sorted(graph[node]))}")
-            for name in sorted(found, key=lambda name: -len(all_imports[name]))[:8]:
+            for name in sorted(result, key=lambda name: -len(all_imports[name]))[:8]:
                 print(f"{len(all_imports[name]):4} imports: {name}")
-            for name in sorted(found, key=lambda name: -count_any(found[name]))[:12]:
-                print(f"{count_any(found[name]):4} Any: {name}")
+            for name in sorted(result, key=lambda name: -count_any(result[name]))[:12]:
+                print(f"{count_any(result[name]):4} Any: {name}")
             print(long)
     for name, cells in rows.items():
         print(f"| {name} | " + " | ".join(map(str, cells)) + " |")

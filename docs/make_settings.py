@@ -33,7 +33,7 @@ search file are in [cluster.md](cluster.md), section 5.
 
 def render() -> str:
     """Every section with its keys, defaults and meanings, as Markdown."""
-    alike: dict[tuple[type[BaseModel], str], list[str]] = {}  # some stages are optimised alike
+    alike: dict[tuple[type[BaseModel], str], list[str]] = {}  # some stages are optimized alike
     for name, model, values in walk("", RunConfig, {}):
         alike.setdefault((model, json.dumps(values, default=str)), []).append(name)
     tables = (table(names, model, json.loads(values)) for (model, values), names in alike.items())
@@ -80,12 +80,12 @@ def meaning(remark: str, field: FieldInfo) -> str:
 
 def attributes(model: type) -> dict[str, str]:
     """Key -> its line under "Attributes" in the docstring; those of the parents count too."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for kind in reversed(model.__mro__):
         listed = inspect.cleandoc(kind.__doc__ or "").partition("\nAttributes:\n")[2]
         entries = re.findall(r"^    ([\w, ]+): (.*(?:\n {8}.*)*)", listed, re.MULTILINE)
-        found |= {key: one_line(text) for keys, text in entries for key in keys.split(", ")}
-    return found
+        result |= {key: one_line(text) for keys, text in entries for key in keys.split(", ")}
+    return result
 
 
 def one_line(text: str) -> str:

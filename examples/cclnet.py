@@ -24,7 +24,7 @@ from reid_core.datasets import synthetic, sysu
 from reid_core.memory import ClusterMemory, swap_rows
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
-from reid_core.models.prompts import PromptLearner
+from reid_core.models.prompts import Chosen, PromptLearner
 from reid_core.transforms import Augmentation, TrainTransform, decode
 from reid_core.types import Modality, Split
 
@@ -92,8 +92,8 @@ def image_stage(start: backbones.Backbone, images, *, epochs: int, guidance=None
             if guidance is not None:
                 first_labels, anchors = guidance
                 for x, m in zip(output.projected.split(P * K), MODALITIES, strict=True):
-                    told = torch.from_numpy(first_labels[m][rows[m]])
-                    loss = loss + losses.image_to_text(x, told, anchors[m], smoothing=0.1)
+                    known = torch.from_numpy(first_labels[m][rows[m]])
+                    loss = loss + losses.image_to_text(x, known, anchors[m], smoothing=0.1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -111,7 +111,7 @@ def prompt_stage(
 ) -> dict[Modality, torch.Tensor]:
     """Stage 1: four words for every cluster of stage 0, against CLIP's frozen image features."""
     features = embedded(ImageEncoder(start, **SIZE).eval().project, images)
-    kept = {m: np.flatnonzero(labels[m] >= 0) for m in MODALITIES}
+    clustered = {m: np.flatnonzero(labels[m] >= 0) for m in MODALITIES}
     start.text.requires_grad_(False)
     prefixes = {V: "A visible photo of a", R: "An infrared photo of a"}
     classes = {m: int(labels[m].max()) + 1 for m in MODALITIES}
@@ -125,15 +125,15 @@ def prompt_stage(
     optimizer = optim.adam_per_tensor(words, lr=3.5e-4, weight_decay=1e-4, bias_lr_factor=1)
     rate = {"lr": 3.5e-4, "min_lr": 1e-6, "warmup_lr": 1e-5, "warmup_epochs": 5}
     for epoch in range(epochs):
-        sizes = [len(kept[m]) for m in MODALITIES]
+        sizes = [len(clustered[m]) for m in MODALITIES]
         plan = sampling.prompt_plan(*sizes, batch_size=128, seed=SEED, epoch=epoch)
         optim.set_lr(optimizer, optim.warmup_cosine(epoch + 1, epochs=epochs, **rate))
         for positions in zip(*plan, strict=True):
             loss = torch.zeros(())
-            for m, chosen in zip(MODALITIES, positions, strict=True):
-                rows = kept[m][chosen]
+            for m, places in zip(MODALITIES, positions, strict=True):
+                rows = clustered[m][places]
                 image, y = features[m][rows], torch.from_numpy(labels[m][rows])
-                text = learners[str(m)](y)
+                text = learners[str(m)](Chosen.of(labels[m][rows]))
                 loss = loss + losses.supervised_contrast(image, text, y, y)
                 loss = loss + losses.supervised_contrast(text, image, y, y)
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 def pixels(path: str, facts: dict[str, str]) -> np.ndarray:
     """One image file as the model takes it: (3, height, width) bytes."""
     image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I;16"):  # grey of 16 bits: the upper eight
+    if image.mode.startswith("I;16"):  # gray of 16 bits: the upper eight
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         background = Image.new("RGBA", image.size, (*map(int, facts["background"].split(",")), 255))

@@ -73,7 +73,9 @@ def train(
 
     def train_these(runs: Mapping[Path, RunConfig]) -> Mapping[Path, Summary]:
         if backend == "ray":
-            return _side_by_side(runs, train_one)
+            from pipelines.training import side_by_side
+
+            return side_by_side.train_on_one_cluster(runs, _command())
         return {run_dir: train_one(one, run_dir) for run_dir, one in runs.items()}
 
     if config.data.trial != "all":
@@ -182,28 +184,6 @@ def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], Summary
     from pipelines.errors import UserError
 
     raise UserError(f"backend={backend!r}: choose ray or local")
-
-
-def _side_by_side(
-    runs: Mapping[Path, RunConfig], train_one: Callable[[RunConfig, Path], Summary]
-) -> Mapping[Path, Summary]:
-    """Runs of one kind on one cluster; in this process where they come one after the other."""
-    import ray
-
-    from pipelines.cluster.session import session
-    from pipelines.training import side_by_side
-
-    config = next(iter(runs.values()))
-    with session(config):
-        at_once = side_by_side.slots(
-            ray.cluster_resources(),
-            config,
-            use_gpu=side_by_side.uses_gpu(config),
-            requested=len(runs),
-        )
-        if at_once > 1:
-            return side_by_side.train_all(runs, _command(), at_once=at_once)
-        return {run_dir: train_one(one, run_dir) for run_dir, one in runs.items()}
 
 
 def _command() -> list[str]:

@@ -49,6 +49,8 @@ _RENAMED = {
     "optimiser": "optimizer",
     "recompute": "activation_checkpointing",
     "accumulate": "gradient_accumulation",
+    "neighbours": "neighbors",
+    "centred": "centered",
 }
 
 
@@ -84,7 +86,7 @@ class TrainerConfig(Section):
             a stage. A GPU whose worker is alone also replays them as CUDA graphs.
         gradient_accumulation: parts that a worker's slice of a batch is worked on in, one after the
             other; changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
-        search: of nearest neighbours for clustering: "exact", or "approximate" by a graph on the
+        search: of nearest neighbors for clustering: "exact", or "approximate" by a graph on the
             CPU, for a million rows without a GPU; the recall of a sample is printed with each
             epoch. A run that goes on need not make the same clusters then.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
@@ -207,7 +209,7 @@ class RunConfig(_WithMethods):
 
     def identity(self) -> Tree:
         """Everything that decides the result of a run; a resumed run must agree in it."""
-        found = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
+        result = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
         decisive = {
             "precision",
             "allow_tf32",
@@ -218,9 +220,9 @@ class RunConfig(_WithMethods):
         }
         if self.trainer.strict:
             decisive.add("shards")
-        found["data"] = self.data.model_dump(mode="json", exclude={"cache_bytes"})
-        found["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
-        return found
+        result["data"] = self.data.model_dump(mode="json", exclude={"cache_bytes"})
+        result["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
+        return result
 
     def used(self) -> Tree:
         """Plain values of every section but those of other methods."""

@@ -37,13 +37,13 @@ def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgr
     Returns:
         ARI and purity over the remaining rows, NaN where none remains.
     """
-    kept = (labels != OUTLIER) & (truth != OUTLIER)
-    if not kept.any():
+    remaining = (labels != OUTLIER) & (truth != OUTLIER)
+    if not remaining.any():
         return ClusteringAgreement(ari=float("nan"), purity=float("nan"))
-    counts = _contingency(labels[kept], truth[kept])
+    counts = _contingency(labels[remaining], truth[remaining])
     return ClusteringAgreement(
-        ari=float(adjusted_rand_score(truth[kept], labels[kept])),
-        purity=float(counts[:, 2][_majority(counts)].sum() / kept.sum()),
+        ari=float(adjusted_rand_score(truth[remaining], labels[remaining])),
+        purity=float(counts[:, 2][_majority(counts)].sum() / remaining.sum()),
     )
 
 
@@ -63,10 +63,10 @@ def clustering_stability(before: np.ndarray, after: np.ndarray) -> float:
 
     Reference: ours.
     """
-    kept = (before != OUTLIER) & (after != OUTLIER)
-    if min(len(np.unique(before[kept])), len(np.unique(after[kept]))) < 2:
+    remaining = (before != OUTLIER) & (after != OUTLIER)
+    if min(len(np.unique(before[remaining])), len(np.unique(after[remaining]))) < 2:
         return 0.0
-    return float(adjusted_rand_score(before[kept], after[kept]) * kept.mean())
+    return float(adjusted_rand_score(before[remaining], after[remaining]) * remaining.mean())
 
 
 def matching_accuracy(
@@ -147,9 +147,9 @@ def association_agreement(
 
 def _counts(labels: np.ndarray, truth: np.ndarray, shape: tuple[int, int]) -> csr_array:
     """(C, identities) rows of each cluster and identity, those of -1 left out."""
-    kept = (labels != OUTLIER) & (truth != OUTLIER)
-    ones = np.ones(int(kept.sum()))
-    return csr_array(coo_array((ones, (labels[kept], truth[kept])), shape=shape))
+    remaining = (labels != OUTLIER) & (truth != OUTLIER)
+    ones = np.ones(int(remaining.sum()))
+    return csr_array(coo_array((ones, (labels[remaining], truth[remaining])), shape=shape))
 
 
 def _contingency(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -167,8 +167,8 @@ def _majority(counts: np.ndarray) -> np.ndarray:
 def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(C,) most frequent known identity of each cluster, -1 where none is known."""
     majority = np.full(labels.max(initial=OUTLIER) + 1, OUTLIER, dtype=np.int64)
-    kept = (labels != OUTLIER) & (truth != OUTLIER)
-    counts = _contingency(labels[kept], truth[kept])
+    remaining = (labels != OUTLIER) & (truth != OUTLIER)
+    counts = _contingency(labels[remaining], truth[remaining])
     best = counts[_majority(counts)]
     majority[best[:, 0]] = best[:, 1]
     return majority

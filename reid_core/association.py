@@ -47,15 +47,15 @@ def joint_overlap(
 def pairs_of_overlap(overlap: np.ndarray, *, least: float = 0.0) -> np.ndarray:
     """One-to-one pairs of the largest total overlap; only those above `least`."""
     rows, columns = linear_sum_assignment(overlap, maximize=True)
-    kept = overlap[rows, columns] > least
-    return np.stack([rows[kept], columns[kept]], axis=1).astype(np.int64)
+    remaining = overlap[rows, columns] > least
+    return np.stack([rows[remaining], columns[remaining]], axis=1).astype(np.int64)
 
 
 def pairs_of_both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The pairs that two matchers both name."""
     named = set(map(tuple, second.tolist()))
-    kept = [pair for pair in first.tolist() if tuple(pair) in named]
-    return np.array(kept, dtype=np.int64).reshape(-1, 2)
+    remaining = [pair for pair in first.tolist() if tuple(pair) in named]
+    return np.array(remaining, dtype=np.int64).reshape(-1, 2)
 
 
 def pairs_of_either(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -79,8 +79,8 @@ def _layer_cam(encoder: nn.Module, images: Tensor, modality: Modality, targets: 
     hook = layer.register_forward_hook(catch)
     try:
         with torch.enable_grad():
-            found = encoder.embed(images, modality)  # type: ignore[operator]
-            (found * targets.to(found)).sum().backward()
+            result = encoder.embed(images, modality)  # type: ignore[operator]
+            (result * targets.to(result)).sum().backward()
     finally:
         hook.remove()
         encoder.zero_grad(set_to_none=True)
@@ -111,12 +111,12 @@ def near_words(
     flat = functional.normalize(tokens.detach().flatten(0, 1).float(), dim=1)
     similarity = flat @ functional.normalize(vocabulary.detach().float(), dim=1).T
     best, places = similarity.topk(min(count, len(words)), dim=1)
-    found = [
+    result = [
         [NearWord(words[place], value) for place, value in zip(row, values, strict=True)]
         for row, values in zip(places.tolist(), best.tolist(), strict=True)
     ]
     num_tokens = tokens.shape[1]
-    return [found[i : i + num_tokens] for i in range(0, len(found), num_tokens)]
+    return [result[i : i + num_tokens] for i in range(0, len(result), num_tokens)]
 
 
 def _finest_late_layer(encoder: nn.Module, images: Tensor, modality: Modality) -> nn.Module:

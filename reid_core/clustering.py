@@ -1,7 +1,7 @@
-"""Clusters of unlabelled features: k-reciprocal Jaccard graph, DBSCAN, centroids.
+"""Clusters of unlabeled features: k-reciprocal Jaccard graph, DBSCAN, centroids.
 
 Shapes: N rows, D feature width, C clusters. Everything is sparse: memory grows with the number of
-neighbours kept, never with N x N. The same features give the same labels on any number of threads.
+neighbors kept, never with N x N. The same features give the same labels on any number of threads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 from reid_core.compiled import compiled
 from reid_core.jaccard.distances import jaccard_distances
 from reid_core.jaccard.reciprocal import averaged, reciprocal_weights
-from reid_core.knn.neighbours import Neighbours, Search
+from reid_core.knn.neighbors import Neighbors, Search
 from reid_core.knn.products import Features, unit_rows
 from reid_core.knn.search import nearest
 from reid_core.knn.two_pools import alternating, merged_by_similarity
@@ -34,8 +34,8 @@ def jaccard_graph(
     Args:
         features: (N, D) unit rows, array or tensor, CPU or CUDA, with a gradient or without;
             other precisions are taken as float32.
-        k1: neighbours that reciprocity is asked for, the row itself included; N where N is less.
-        k2: neighbours that the weights are averaged over, the row itself included; k1 where k1 is
+        k1: neighbors that reciprocity is asked for, the row itself included; N where N is less.
+        k2: neighbors that the weights are averaged over, the row itself included; k1 where k1 is
             less.
         max_distance: in [0, 1]; entries above are absent. At 1 all pairs that share anything stay,
             which may be N^2 of them.
@@ -49,13 +49,13 @@ def jaccard_graph(
 
     Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
-    return jaccard_graph_of_neighbours(
+    return jaccard_graph_of_neighbors(
         nearest(features, k1), features, k1=k1, k2=k2, max_distance=max_distance
     )
 
 
-def jaccard_graph_of_neighbours(
-    found: Neighbours,
+def jaccard_graph_of_neighbors(
+    result: Neighbors,
     features: Features,
     *,
     k1: int = 30,
@@ -63,32 +63,32 @@ def jaccard_graph_of_neighbours(
     max_distance: float = 1.0,
     averaged_over: np.ndarray | None = None,
 ) -> csr_array:
-    """`jaccard_graph` for neighbours that were found elsewhere: in parallel, approximately, ...
+    """`jaccard_graph` for neighbors that were found elsewhere: in parallel, approximately, ...
 
     Args:
-        found: (N, min(k1, N)) neighbours of each row, the row itself first.
+        result: (N, min(k1, N)) neighbors of each row, the row itself first.
         features: (N, D) unit rows, for the few similarities that the lists do not hold.
         k1, k2, max_distance: as in `jaccard_graph`.
         averaged_over: (N, any) int32 rows to average each row's weights over, in place of the
-            first k2 neighbours.
+            first k2 neighbors.
 
     Returns:
         As `jaccard_graph`.
 
     Raises:
-        ValueError: as `jaccard_graph`; also neighbours of another k1 or of other features.
+        ValueError: as `jaccard_graph`; also neighbors of another k1 or of other features.
     """
     if k2 < 1:
         raise ValueError(f"k2 is {k2}; the weights are averaged over the row itself at least")
-    if found.rows.shape != (len(features), min(k1, len(features))):
+    if result.rows.shape != (len(features), min(k1, len(features))):
         raise ValueError(
-            f"neighbours of shape {found.rows.shape} do not fit {len(features)} rows and k1={k1}"
+            f"neighbors of shape {result.rows.shape} do not fit {len(features)} rows and k1={k1}"
         )
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
-    weights = reciprocal_weights(found, unit_rows(features), k1)
+    weights = reciprocal_weights(result, unit_rows(features), k1)
     if averaged_over is None:
-        averaged_over = found.rows[:, :k2]
+        averaged_over = result.rows[:, :k2]
     weights = averaged(weights, np.ascontiguousarray(averaged_over))
     return jaccard_distances(weights, max_distance=max_distance)
 
@@ -106,8 +106,8 @@ def cluster(
 
     Args:
         features, k1, k2: as in `jaccard_graph`.
-        eps: largest distance between neighbours, in [0, 1].
-        min_samples: neighbours, itself included, that make a row a core of a cluster.
+        eps: largest distance between neighbors, in [0, 1].
+        min_samples: neighbors, itself included, that make a row a core of a cluster.
         search: finds the k nearest rows of each row; one that uses several machines, say.
 
     Returns:
@@ -119,8 +119,8 @@ def cluster(
     Reference: CCLNet, stages 0 and 2, pseudo labels (k1=30, k2=6, eps=0.6, min_samples=4).
     """
     features = unit_rows(features)
-    found = search(features, k1)
-    graph = jaccard_graph_of_neighbours(found, features, k1=k1, k2=k2, max_distance=eps)
+    result = search(features, k1)
+    graph = jaccard_graph_of_neighbors(result, features, k1=k1, k2=k2, max_distance=eps)
     return dbscan(graph, eps=eps, min_samples=min_samples)
 
 
@@ -136,20 +136,20 @@ def cluster_jointly(
     order: Literal["similarity", "alternating"] = "similarity",
     search: Search = nearest,
 ) -> np.ndarray:
-    """One clustering over two modalities, half of each row's neighbours from either.
+    """One clustering over two modalities, half of each row's neighbors from either.
 
-    Without the balance a row's nearest neighbours are all of its own modality, and no cluster
+    Without the balance a row's nearest neighbors are all of its own modality, and no cluster
     reaches across.
 
     Args:
         features: (N, D) unit rows of both modalities, as in `jaccard_graph`.
         is_second: (N,) bool, which rows belong to the second modality.
-        k1: even; k1 / 2 neighbours come from each modality.
+        k1: even; k1 / 2 neighbors come from each modality.
         k2: the weights are averaged over the k2 nearest rows of each modality, k1 / 2 where that
             is less; at 1 they stay as they are.
         eps, min_samples: as in `cluster`.
         balanced: False is `cluster` on all rows, and `is_second` has no effect.
-        order: of the k1 neighbours, of which the first half decides what joins a set: by
+        order: of the k1 neighbors, of which the first half decides what joins a set: by
             "similarity", or own and other modality "alternating" (ours).
         search: as in `cluster`.
 
@@ -170,7 +170,7 @@ def cluster_jointly(
 
 
 def balanced_graph(
-    halves: Neighbours,
+    halves: Neighbors,
     features: Features,
     is_second: np.ndarray,
     *,
@@ -179,7 +179,7 @@ def balanced_graph(
     max_distance: float = 1.0,
     order: Literal["similarity", "alternating"] = "similarity",
 ) -> csr_array:
-    """`jaccard_graph` of neighbours that come half from each modality.
+    """`jaccard_graph` of neighbors that come half from each modality.
 
     Args:
         halves: (N, k1) nearest rows of the first modality, then of the second, as a `Search` finds
@@ -193,29 +193,29 @@ def balanced_graph(
     Reference: BMIL, stage 2, the balanced k-reciprocal Jaccard distance.
     """
     if order == "similarity":
-        neighbours = merged_by_similarity(halves)
+        neighbors = merged_by_similarity(halves)
     else:
-        neighbours = alternating(halves, is_second)
+        neighbors = alternating(halves, is_second)
     if k2 > 1:
         of_each = np.arange(min(k2, k1 // 2))
         expansion = halves.rows[:, np.concatenate([of_each, k1 // 2 + of_each])]
     else:
-        expansion = neighbours.rows[:, :1]
-    return jaccard_graph_of_neighbours(
-        neighbours, features, k1=k1, k2=k2, max_distance=max_distance, averaged_over=expansion
+        expansion = neighbors.rows[:, :1]
+    return jaccard_graph_of_neighbors(
+        neighbors, features, k1=k1, k2=k2, max_distance=max_distance, averaged_over=expansion
     )
 
 
 def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
-    """DBSCAN on stored distances; an absent entry is no neighbour.
+    """DBSCAN on stored distances; an absent entry is no neighbor.
 
     Labels equal scikit-learn's on the same graph, their order included: clusters are numbered by
     their first core row, and a row at the border of several belongs to the first of them.
 
     Args:
         graph: (N, N) symmetric distances with a stored diagonal, as `jaccard_graph` gives.
-        eps: largest distance between neighbours.
-        min_samples: neighbours, itself included, that make a row a core.
+        eps: largest distance between neighbors.
+        min_samples: neighbors, itself included, that make a row a core.
 
     Returns:
         int64 (N,), contiguous from 0; -1 = outlier.

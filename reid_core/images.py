@@ -105,8 +105,8 @@ def size_of(data: bytes) -> tuple[int, int]:
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode in three channels of 8 bits.
 
-    What an alpha channel or a transparent colour hides becomes white, as pages show it. 16-bit
-    grey, usual for thermal cameras, loses its lower 8 bits: black to white of the file's type
+    What an alpha channel or a transparent color hides becomes white, as pages show it. 16-bit
+    gray, usual for thermal cameras, loses its lower 8 bits: black to white of the file's type
     becomes 0 to 255, alike in all images. A camera that uses a part of that range comes out dark
     and flat; stretch such files beforehand. CMYK is converted as Pillow does, without a profile.
 
@@ -116,7 +116,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(
             f"pixels of mode {image.mode} (32 bits), whose range is unknown: save the image as "
-            "8-bit grey with its black at 0 and its white at 255"
+            "8-bit gray with its black at 0 and its white at 255"
         )
     if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 off
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

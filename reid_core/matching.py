@@ -38,8 +38,8 @@ def hungarian_pairs(
     """
     similarity = _product(torch.as_tensor(bank_a), torch.as_tensor(bank_b))
     rows, columns = linear_sum_assignment(similarity, maximize=True)
-    kept = similarity[rows, columns] >= min_similarity
-    return _pairs(rows[kept], columns[kept])
+    remaining = similarity[rows, columns] >= min_similarity
+    return _pairs(rows[remaining], columns[remaining])
 
 
 def mutual_nearest_pairs(
@@ -67,7 +67,7 @@ def mutual_nearest_pairs(
 
 
 def scaled_pairs(
-    bank_a: Prototypes, bank_b: Prototypes, *, neighbours: int = 5, min_similarity: float = 0.0
+    bank_a: Prototypes, bank_b: Prototypes, *, neighbors: int = 5, min_similarity: float = 0.0
 ) -> np.ndarray:
     """Mutual nearest pairs of 2 s(a, b) - r(a) - r(b), r the mean of a cluster's best similarities.
 
@@ -76,7 +76,7 @@ def scaled_pairs(
 
     Args:
         bank_a, bank_b: (C_a, D) and (C_b, D) unit rows.
-        neighbours: best similarities that r is the mean of.
+        neighbors: best similarities that r is the mean of.
         min_similarity: pairs with a cosine below are left out.
 
     Returns:
@@ -87,8 +87,8 @@ def scaled_pairs(
     similarity = _product(torch.as_tensor(bank_a), torch.as_tensor(bank_b))
     if not similarity.size:
         return _pairs(np.empty(0), np.empty(0))
-    best_of_a = -np.sort(-similarity, axis=1)[:, :neighbours].mean(axis=1)
-    best_of_b = -np.sort(-similarity, axis=0)[:neighbours].mean(axis=0)
+    best_of_a = -np.sort(-similarity, axis=1)[:, :neighbors].mean(axis=1)
+    best_of_b = -np.sort(-similarity, axis=0)[:neighbors].mean(axis=0)
     scaled = 2 * similarity - best_of_a[:, None] - best_of_b[None, :]
     best_b, best_a = scaled.argmax(axis=1), scaled.argmax(axis=0)
     rows = np.flatnonzero(best_a[best_b] == np.arange(len(similarity)))
@@ -111,7 +111,7 @@ def mutual_share(bank_a: Prototypes, bank_b: Prototypes) -> float:
     return len(mutual_nearest_pairs(bank_a, bank_b)) / smaller if smaller else 0.0
 
 
-def centred(bank: Tensor) -> Tensor:
+def centered(bank: Tensor) -> Tensor:
     """The bank minus its mean row, with unit rows again.
 
     Two modalities differ by a common shift; without it the cosines of their clusters compare

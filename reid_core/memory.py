@@ -296,5 +296,5 @@ def _columns(pairs: Pairs, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def _among(rows: Tensor, labels: Tensor, bank: Tensor) -> Tensor:
     """(M,) bool: whether each row of the bank is one of the labels."""
-    labelled = torch.zeros(len(bank) + 1, dtype=torch.bool, device=bank.device)
-    return labelled.index_fill_(0, torch.where(labels == OUTLIER, len(bank), labels), True)[rows]
+    labeled = torch.zeros(len(bank) + 1, dtype=torch.bool, device=bank.device)
+    return labeled.index_fill_(0, torch.where(labels == OUTLIER, len(bank), labels), True)[rows]

@@ -28,7 +28,7 @@ from reid_core.types import Modality
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from reid_core.knn.neighbours import Search
+    from reid_core.knn.neighbors import Search
     from reid_core.knn.products import Features
     from reid_core.models.backbones import Backbone
     from reid_core.stage import Encoder, Epoch, Stage
@@ -159,7 +159,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class StageWords:
-    """How a stage is shown to people.
+    """How a stage is shown to identities.
 
     Attributes:
         label: short name, as the paper counts.
@@ -175,7 +175,7 @@ class StageWords:
 
 @dataclass(frozen=True)
 class Words:
-    """How a method is shown to people.
+    """How a method is shown to identities.
 
     Attributes:
         title: headline of a report.

@@ -66,7 +66,7 @@ def retrieval_metrics(
     Args:
         similarity: (Q, G), larger = more similar; ranked in its own precision.
         query_pids: (Q,) int identities; a query of -1 (unknown) has no match.
-        gallery_pids: (G,) int identities; each row of -1 is a person of its own, nobody's match.
+        gallery_pids: (G,) int identities; each row of -1 is an identity of its own, nobody's match.
         ignore: (Q, G) bool, gallery rows that do not exist for a query; None = none.
         cmc: "image" ranks gallery rows; "identity" counts each gallery identity once, at its best
             row, as SYSU-MM01's public evaluation does. mAP and mINP rank rows in both.

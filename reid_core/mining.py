@@ -98,7 +98,7 @@ def vote(
         num_owners: R.
 
     Returns:
-        int64 (R,); -1 for an owner without a labelled row.
+        int64 (R,); -1 for an owner without a labeled row.
 
     Reconstruction: one label per image where its rows disagree, for CPCL.
     """
@@ -143,7 +143,7 @@ def _mine(
     candidates: _Candidates,
     min_similarity: float | None,
 ) -> Mined:
-    found = np.full(len(labels), OUTLIER, dtype=np.int64)
+    result = np.full(len(labels), OUTLIER, dtype=np.int64)
     similarity = np.where(labels == OUTLIER, -np.inf, 1.0)
     for query, near in _shortlists(labels, partners, features, candidates):
         cosine = _exact_cosines(features, query, candidates.features, near)
@@ -152,12 +152,12 @@ def _mine(
         names = candidates.labels[near]
         is_best = cosine == np.repeat(best, np.diff(heads, append=len(query)))
         winners = np.where(is_best, names, names.max() + 1)
-        found[query[heads]] = np.minimum.reduceat(winners, heads)
+        result[query[heads]] = np.minimum.reduceat(winners, heads)
         similarity[query[heads]] = best
     if min_similarity is not None:
-        found[similarity < min_similarity] = OUTLIER
+        result[similarity < min_similarity] = OUTLIER
         similarity[similarity < min_similarity] = -np.inf
-    return Mined(np.where(labels == OUTLIER, found, labels), similarity)
+    return Mined(np.where(labels == OUTLIER, result, labels), similarity)
 
 
 def _shortlists(

@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 from reid_core.knn.search import nearest
 
-_NEIGHBOURS = 20  # that a row is compared with; longer bursts hang together as chains
+_NEIGHBORS = 20  # that a row is compared with; longer bursts hang together as chains
 
 
 def near_duplicates(features: np.ndarray, *, above: float) -> list[np.ndarray]:
@@ -28,7 +28,7 @@ def near_duplicates(features: np.ndarray, *, above: float) -> list[np.ndarray]:
         raise ValueError(f"near-duplicates above {above:g}: a cosine above 0 and up to 1")
     if len(features) < 2:
         return []
-    result = nearest(features, min(_NEIGHBOURS, len(features)))
+    result = nearest(features, min(_NEIGHBORS, len(features)))
     rows, places = np.nonzero(result.similarity >= above)
     graph = coo_matrix(
         (np.ones(len(rows)), (rows, result.rows[rows, places])), (len(features),) * 2

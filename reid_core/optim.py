@@ -108,16 +108,16 @@ def by_rate(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     Raises:
         ValueError: no parameter at all.
     """
-    found: list[dict[str, Any]] = []
+    result: list[dict[str, Any]] = []
     for group in groups:
         factors: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
             factors.setdefault(getattr(parameter, "lr_factor", 1.0), []).append(parameter)
         base = group.get("lr_factor", 1.0)
-        found += [group | {"params": x, "lr_factor": base * own} for own, x in factors.items()]
-    if not found:
+        result += [group | {"params": x, "lr_factor": base * own} for own, x in factors.items()]
+    if not result:
         raise ValueError("no parameter needs a gradient: there is nothing to train")
-    return found
+    return result
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

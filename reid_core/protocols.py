@@ -66,7 +66,7 @@ def sysu(split: Split) -> Iterator[Trial]:
         raise ValueError("SYSU evaluation needs infrared test images, the split has none")
     for mode, cameras in SYSU_GALLERY_CAMERAS.items():
         rows = split.rows(Modality.VISIBLE)
-        groups = _per_person_and_camera(split, rows[np.isin(split.cameras[rows], cameras)])
+        groups = _per_identity_and_camera(split, rows[np.isin(split.cameras[rows], cameras)])
         if not groups:
             raise ValueError(f"SYSU {mode}-search needs visible images of cameras {cameras}")
         for shot, count in SYSU_SHOTS.items():
@@ -96,11 +96,11 @@ def both_ways(split: Split, *, name: str) -> Iterator[Trial]:
 
 
 def llcm(split: Split) -> Iterator[Trial]:
-    """LLCM: all images of one modality against one image per person and camera of the other.
+    """LLCM: all images of one modality against one image per identity and camera of the other.
 
     Both directions, 10 galleries each, drawn with `random.seed(trial)` over identities in ascending
     order, cameras in order and files in sorted order. A query does not see images of its own
-    person by its own camera.
+    identity by its own camera.
 
     Args:
         split: test rows of both modalities, sorted by (camera, pid, file).
@@ -110,7 +110,7 @@ def llcm(split: Split) -> Iterator[Trial]:
     """
     for asked, shown in _directions(split):
         query = split.rows(asked)
-        groups = _per_person_and_camera(split, split.rows(shown))
+        groups = _per_identity_and_camera(split, split.rows(shown))
         for number in range(LLCM_TRIALS):
             gallery = _draw_gallery(groups, 1, number)
             ignore = np.equal.outer(split.pids[query], split.pids[gallery])
@@ -144,9 +144,9 @@ def manifest(split: Split) -> Iterator[Trial]:
             orders them.
 
     Raises:
-        ValueError: the rows are not of two modalities, or no query has a known person.
+        ValueError: the rows are not of two modalities, or no query has a known identity.
     """
-    kinds = list(dict.fromkeys(record.modality for record in split.samples))
+    kinds = list(dict.fromkeys(sample.modality for sample in split.samples))
     if len(kinds) != 2:
         raise ValueError(
             "a manifest is evaluated with queries of one modality and a gallery of another one; "
@@ -167,14 +167,14 @@ def _directions(split: Split) -> tuple[tuple[Modality, Modality], tuple[Modality
 
 
 def _known(split: Split, rows: np.ndarray) -> np.ndarray:
-    """Those of the rows whose person is known."""
+    """Those of the rows whose identity is known."""
     rows = rows[split.pids[rows] >= 0]
     if not len(rows):
-        raise ValueError("evaluation needs person ids of the queries, none of them has one")
+        raise ValueError("evaluation needs pids of the queries, none of them has one")
     return rows
 
 
-def _per_person_and_camera(split: Split, rows: np.ndarray) -> list[np.ndarray]:
+def _per_identity_and_camera(split: Split, rows: np.ndarray) -> list[np.ndarray]:
     order = np.lexsort((rows, split.cameras[rows], split.pids[rows]))
     rows = rows[order]
     keys = np.stack([split.pids[rows], split.cameras[rows]], axis=1)
@@ -196,7 +196,7 @@ def score(features: np.ndarray, pids: np.ndarray, trial: Trial) -> RetrievalScor
 
     Args:
         features: (N, D) unit rows of the whole split.
-        pids: (N,) person ids of the whole split.
+        pids: (N,) pids of the whole split.
         trial: which rows meet.
     """
     gallery = features[trial.gallery].T
@@ -210,7 +210,7 @@ def score_similarity(
 
     Args:
         similarity: slice of queries -> (their number, G), larger = more similar.
-        pids: (N,) person ids of the whole split.
+        pids: (N,) pids of the whole split.
         trial: which rows meet.
     """
     from reid_core.metrics import joined, retrieval_metrics

@@ -1,9 +1,9 @@
-"""k-reciprocal re-ranking: a gallery row moves up where it shares neighbours with the query.
+"""k-reciprocal re-ranking: a gallery row moves up where it shares neighbors with the query.
 
-Shapes: Q queries, G gallery rows, N = Q + G, D feature width, k1 and k2 neighbours.
+Shapes: Q queries, G gallery rows, N = Q + G, D feature width, k1 and k2 neighbors.
 
 Zhong, Zheng, Cao, Li: "Re-ranking Identity Re-identification with k-reciprocal Encoding", CVPR
-2017. Neighbour sets and their weights are sparse; nothing here is N x N.
+2017. Neighbor sets and their weights are sparse; nothing here is N x N.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def rerank(
     Args:
         queries: (Q, D) unit rows.
         gallery: (G, D) unit rows.
-        k1: neighbours that reciprocity is asked for, beside the row itself; lowered to N - 1.
+        k1: neighbors that reciprocity is asked for, beside the row itself; lowered to N - 1.
         k2: rows to average the weights over, the row itself included; 1 averages nothing.
         original: weight of the original distance, in [0, 1].
 
@@ -57,11 +57,11 @@ def rerank(
     sides = [np.asarray(on_host(unit_rows(side))) for side in (queries, gallery)]
     features = np.concatenate(sides)
     num_queries, num_rows = len(sides[0]), len(features)
-    found = nearest(features, min(k1 + 1, num_rows))
+    result = nearest(features, min(k1 + 1, num_rows))
     farthest = _farthest(features)
-    weights = _rescaled(reciprocal_weights(found, features, min(k1, num_rows - 1)), farthest)
+    weights = _rescaled(reciprocal_weights(result, features, min(k1, num_rows - 1)), farthest)
     if k2 > 1:
-        weights = averaged(weights, np.ascontiguousarray(found.rows[:, :k2]))
+        weights = averaged(weights, np.ascontiguousarray(result.rows[:, :k2]))
     mixed = _shared(weights, num_queries)
 
     def mix(start: int, stop: int) -> None:

@@ -52,7 +52,7 @@ def pk_plan(
     if not len(order):
         raise ValueError(
             f"no cluster among {len(labels)} rows: all are outliers. Raise eps, lower min_samples,"
-            " or lower k1 so that neighbourhoods fit the number of images per person"
+            " or lower k1 so that neighborhoods fit the number of images per identity"
         )
     _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
     rng = generator(seed, epoch, _PK_STREAM)

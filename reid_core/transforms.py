@@ -22,8 +22,8 @@ from reid_core.images import decode as decode
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_TRIES = 100
-# What all three channels of an image may become: one of them, or grey (the papers' weights).
-_KEEP, _GREY = -1, 3
+# What all three channels of an image may become: one of them, or gray (the papers' weights).
+_KEEP, _GRAY = -1, 3
 _MIXTURES = np.vstack([np.eye(3), (0.2989, 0.5870, 0.1140)]).astype(np.float32)
 _ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 _ORDERS = tuple(permutations(range(4)))  # of those three and the hue
@@ -35,19 +35,19 @@ class Augmentation:
     """What training does to an image, in this order; the defaults are CSDN's at 288 x 144.
 
     Attributes:
-        grayscale: probability of losing the colours (visible images only: 0.5 in CCLNet).
+        grayscale: probability of losing the colors (visible images only: 0.5 in CCLNet).
         flip: probability of a horizontal flip.
         pad: black pixels added on each side before a random crop back to H x W.
         erase: probability of painting one rectangle over.
         erase_area: smallest and largest share of the image that it covers.
         erase_aspect: smallest and largest height / width of it.
-        erase_fill: its colour in bytes; CSDN fills with (.4914, .4822, .4465) after normalization,
+        erase_fill: its color in bytes; CSDN fills with (.4914, .4822, .4465) after normalization,
             which are these pixels, CCLNet with 0, which is (124, 116, 104).
         channels: last of all, on normalized values. "exchange" writes one channel, drawn evenly,
-            into all three; "adapt" does so with probability 3/4, and with 1/8 writes a grey
+            into all three; "adapt" does so with probability 3/4, and with 1/8 writes a gray
             mixture. Bytes then differ between the channels, because each has a mean and
             deviation of its own; values beyond black or white are clipped.
-        jitter: strength of the colour jitter before the erasing: brightness, contrast and
+        jitter: strength of the color jitter before the erasing: brightness, contrast and
             saturation are multiplied by up to 1 +- jitter, the hue turns by up to +- jitter of the
             circle, in random order; 0 for none, 0.5 in the papers.
 
@@ -74,7 +74,7 @@ class Augmentation:
         if self.pad < 0:
             raise ValueError(f"pad is a number of pixels, not {self.pad}")
         if not 0 <= self.jitter <= 0.5:
-            raise ValueError(f"jitter is at most 0.5, half of the colour circle: {self.jitter}")
+            raise ValueError(f"jitter is at most 0.5, half of the color circle: {self.jitter}")
         if not 0 < self.erase_area[0] <= self.erase_area[1] <= 1:
             raise ValueError(f"erase_area are rising shares of the image, not {self.erase_area}")
         if not 0 < self.erase_aspect[0] <= self.erase_aspect[1]:
@@ -92,7 +92,7 @@ class Draws:
         top, left: (B,) int64, corner of the crop in the padded image, 0..2*pad.
         box: (B, 4) int64, rows [0], [1] and columns [2], [3] of the erased rectangle; empty
             (zeros) where nothing is erased.
-        mixture: (B,) int64, what all channels become: 0, 1, 2 one of them, 3 grey, -1 nothing.
+        mixture: (B,) int64, what all channels become: 0, 1, 2 one of them, 3 gray, -1 nothing.
     """
 
     gray: np.ndarray
@@ -213,8 +213,8 @@ class TrainTransform:
             fits = (tall < height) & (wide < width)
             top = (at_y * (height - tall + 1)).astype(np.int64)
             left = (at_x * (width - wide + 1)).astype(np.int64)
-            found = np.stack([top, top + tall, left, left + wide], axis=1)
-            boxes[open_rows[fits]] = found[fits]
+            result = np.stack([top, top + tall, left, left + wide], axis=1)
+            boxes[open_rows[fits]] = result[fits]
             open_rows = open_rows[~fits]
         return boxes
 
@@ -283,7 +283,7 @@ def _uniform(states: np.ndarray, index: int) -> np.ndarray:
 
 
 def _mix(states: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser: a bijection of uint64 that scatters neighbours.
+    """The splitmix64 finaliser: a bijection of uint64 that scatters neighbors.
 
     Reference: Steele, Lea, Flood, "Fast Splittable Pseudorandom Number Generators", 2014.
     """

@@ -33,13 +33,13 @@ class Modality(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image of one person, or one sentence about an image.
+    """One image of one identity, or one sentence about an image.
 
     Attributes:
         image: path relative to the root of the data set, with forward slashes; of a TEXT record
             the image that the sentence describes.
         modality: VISIBLE, INFRARED or TEXT.
-        pid: person id, -1 where unknown. Read by evaluation and diagnostics only.
+        pid: pid, -1 where unknown. Read by evaluation and diagnostics only.
         camera: camera id as the data set numbers it, -1 where unknown.
         caption: the sentence of a TEXT sample, else empty.
         tracklet: number of the track that the image was cut from, -1 where unknown. Images of one
@@ -111,7 +111,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's share of one global training batch of one modality. It has no person id.
+    """One worker's share of one global training batch of one modality. It has no pid.
 
     Attributes:
         images: (B V, 3, H, W) uint8; the V views of a row stand together.

@@ -180,7 +180,7 @@ def weighted_triplet(x: Tensor, labels: list[int], *, stable: bool) -> float:
 
 
 def votes(
-    neighbours: np.ndarray,
+    neighbors: np.ndarray,
     pool_labels: np.ndarray,
     labels: np.ndarray,
     *,
@@ -189,9 +189,9 @@ def votes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """N-ULC row by row: votes (N, C), targets (N, C), weights (N,)."""
     num_clusters = int(pool_labels.max()) + 1
-    cast = np.zeros((len(neighbours), num_clusters))
-    targets, weights = cast.copy(), np.zeros(len(neighbours))
-    for i, row in enumerate(neighbours):
+    cast = np.zeros((len(neighbors), num_clusters))
+    targets, weights = cast.copy(), np.zeros(len(neighbors))
+    for i, row in enumerate(neighbors):
         for c in range(num_clusters):
             near = int((pool_labels[row] == c).sum())
             cast[i, c] = near / (len(row) - near + int((pool_labels == c).sum())) if near else 0

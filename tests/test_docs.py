@@ -63,6 +63,13 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
+def test_files_that_documents_name_are_there() -> None:
+    pattern = r"`((?:pipelines|reid_core|tests|benchmarks|docs|examples)/[\w/]+\.py)`"
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(pattern, page.read_text()):
+            assert (ROOT / name).is_file(), f"{page.name} names {name}"
+
+
 def test_no_product_file_is_longer_than_the_rule() -> None:
     for package in ("reid_core", "pipelines"):
         for path in (ROOT / package).rglob("*.py"):

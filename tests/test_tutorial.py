@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
-    "--identities 430": "--identities 40",  # person 0001 is tested in both
+    "--identities 430": "--identities 40",  # identity 0001 is tested in both
     "data.root=crops": (
         "data.root=crops trainer.num_workers=1 cclnet.clustering.min_samples=2 "
         "cclnet.prompts.epochs=1 "
@@ -64,8 +64,8 @@ def test_every_line_works_in_the_order_given(tmp_path: Path) -> None:
         "largest difference to torch",
     ):
         assert said in done.stdout
-    found = (clone / "found.html").read_text()
-    assert found.count("data:image/jpeg") == 11, "the query and ten answers"
+    result = (clone / "found.html").read_text()
+    assert result.count("data:image/jpeg") == 11, "the query and ten answers"
     assert (clone / "runs" / "crops" / "report.html").is_file()
     assert (clone / "found.png").is_file()
     assert "<!DOCTYPE html>" in (clone / "page.html").read_text()

@@ -8,8 +8,8 @@ its slice, one that crashes its own lines. Results are appended to DIR/results.j
 and DIR/table.md is written anew after every step. Models have random weights: speed alone counts,
 but for `agreement`, which starts from the small CLIP that ships with the package.
 
-agreement   losses, memory updates, neighbours, labels and scores: GPU against CPU
-search      34 k x 2048, 100 k x 512, 1 M x 256: neighbours, Jaccard, DBSCAN; rivals
+agreement   losses, memory updates, neighbors, labels and scores: GPU against CPU
+search      34 k x 2048, 100 k x 512, 1 M x 256: neighbors, Jaccard, DBSCAN; rivals
 embed       images per second of RN50 at 288x144 and ViT-B/16 at 384x128
 steps       a training step of every method: images per second, memory, kernels, waits
 epoch       two epochs of the size of SYSU-MM01 from JPEGs in memory, phase by phase

@@ -31,13 +31,13 @@ LOSSES, SCORES = 1e-3, 1.0
 
 def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
     """Parts first, then whole runs."""
-    yield "neighbours and labels", partial(neighbours, settings)
+    yield "neighbors and labels", partial(neighbors, settings)
     yield "memory", partial(memories, settings)
     for method in runs.RECIPES:
         yield method, partial(whole_run, settings, method)
 
 
-def neighbours(settings: Settings) -> Iterator[dict[str, Any]]:
+def neighbors(settings: Settings) -> Iterator[dict[str, Any]]:
     """Search and clustering of the same rows."""
     set_tf32(False)
     num = 1000 if settings.tiny else 10_000
@@ -47,7 +47,7 @@ def neighbours(settings: Settings) -> Iterator[dict[str, Any]]:
     labels = clustering.cluster(here), clustering.cluster(there)
     yield {
         "rows": num,
-        "same neighbours": float((one.rows == other.rows).mean()),
+        "same neighbors": float((one.rows == other.rows).mean()),
         "largest difference of cosines": float(np.abs(one.similarity - other.similarity).max()),
         "same labels": float((labels[0] == labels[1]).mean()),
         "agrees": bool((one.rows == other.rows).all() and (labels[0] == labels[1]).all()),

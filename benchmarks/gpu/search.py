@@ -1,7 +1,7 @@
-"""Neighbours, Jaccard distances and DBSCAN of features on the device, against two rivals.
+"""Neighbors, Jaccard distances and DBSCAN of features on the device, against two rivals.
 
 The rivals: faiss on the CPU cores of the same machine (on a part of the queries, times the rest),
-and what a script would write, torch's matmul and topk in blocks (its recall counts the neighbours
+and what a script would write, torch's matmul and topk in blocks (its recall counts the neighbors
 that are also ours).
 """
 
@@ -57,7 +57,7 @@ def measure(settings: Settings, num_rows: int, width: int) -> Iterator[dict[str,
     with settings.timed() as searched:
         result = search.nearest(features, K1)
     memory = settings.memory_mib()
-    yield {"what": "neighbours, exact", "s": searched(), "device MiB": memory, "recall": 1.0}
+    yield {"what": "neighbors, exact", "s": searched(), "device MiB": memory, "recall": 1.0}
     ours = torch.as_tensor(result.rows, dtype=torch.int64, device=settings.device)
     for name in ("fp32", "tf32", "bf16"):
         set_tf32(name == "tf32")
@@ -76,7 +76,7 @@ def measure(settings: Settings, num_rows: int, width: int) -> Iterator[dict[str,
         del rows, plain
     set_tf32(False)
     with settings.timed() as spent:
-        graph = clustering.jaccard_graph_of_neighbours(result, features, k1=K1, max_distance=0.6)
+        graph = clustering.jaccard_graph_of_neighbors(result, features, k1=K1, max_distance=0.6)
     jaccard = spent()
     with settings.timed() as spent:
         labels = clustering.dbscan(graph, eps=0.6, min_samples=4)
@@ -100,7 +100,7 @@ def matmul_topk(features: Tensor) -> Tensor:
 
 
 def recall_of(rows: Tensor, ours: Tensor) -> float:
-    """Share of our neighbours that are among the given ones, on at most 20,000 rows."""
+    """Share of our neighbors that are among the given ones, on at most 20,000 rows."""
     step = -(-len(rows) // 20_000)
     rows, ours = rows[::step], ours[::step]
     return float((ours[:, :, None] == rows[:, None, :]).any(dim=2).float().mean())

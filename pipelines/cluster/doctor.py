@@ -82,7 +82,7 @@ def examine(folder: Path, address: str | None) -> Iterator[Finding]:
         python,
         packages,
         accelerator,
-        neighbour_search,
+        neighbor_search,
         sweeps,
         weights,
         lambda: machine(limits.cores(), limits.memory_bytes()),
@@ -126,10 +126,10 @@ def to_json(findings: Sequence[Finding]) -> str:
 
 def python() -> Finding:
     """The interpreter."""
-    found = ".".join(map(str, sys.version_info[:3]))
+    result = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info[:2] in ((3, 11), (3, 12)):
-        return Finding("Python", "ok", found)
-    return Finding("Python", "fail", found, "install Python 3.11 or 3.12 and make a new .venv")
+        return Finding("Python", "ok", result)
+    return Finding("Python", "fail", result, "install Python 3.11 or 3.12 and make a new .venv")
 
 
 def packages() -> Finding:
@@ -159,8 +159,8 @@ def accelerator() -> Finding:
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         nccl = ".".join(map(str, torch.cuda.nccl.version()))
-        found = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
-        return Finding("GPU", "ok", f"{found}, CUDA {torch.version.cuda}, NCCL {nccl}")
+        result = f"{torch.cuda.device_count()} x {', '.join(sorted(names))}"
+        return Finding("GPU", "ok", f"{result}, CUDA {torch.version.cuda}, NCCL {nccl}")
     if Path("/proc/driver/nvidia/version").exists():
         return Finding(
             "GPU",
@@ -172,8 +172,8 @@ def accelerator() -> Finding:
     return Finding("GPU", "warn", "none: runs use CPUs", "fine for the demo; days for real data")
 
 
-def neighbour_search() -> Finding:
-    """What finds neighbours on the CPU and on GPUs."""
+def neighbor_search() -> Finding:
+    """What finds neighbors on the CPU and on GPUs."""
     version = next((text for name in _FAISS if (text := _installed(name))), None)
     if not torch.cuda.is_available():
         on_gpus = ""
@@ -182,8 +182,8 @@ def neighbour_search() -> Finding:
         on_gpus = "; faiss on GPUs" if works else f"; torch on GPUs ({reason})"
     if version is None:
         remedy = 'pip install -c constraints.txt -e ".[cpu]"'
-        found = f"none: torch searches, and large indexes are refused{on_gpus}"
-        return Finding("faiss", "warn", found, remedy)
+        result = f"none: torch searches, and large indexes are refused{on_gpus}"
+        return Finding("faiss", "warn", result, remedy)
     return Finding("faiss", "ok", f"{version} on the CPU{on_gpus}")
 
 
@@ -213,29 +213,29 @@ def weights() -> Finding:
 
 def machine(cores: int, memory: int) -> Finding:
     """What this process may use; memory in bytes."""
-    found = f"{cores} cores, {memory / _GIB:.1f} GiB of memory"
+    result = f"{cores} cores, {memory / _GIB:.1f} GiB of memory"
     if cores < 2:
         return Finding(
-            "machine", "warn", found, "a worker and the tasks that decode share it: slow"
+            "machine", "warn", result, "a worker and the tasks that decode share it: slow"
         )
     if memory < _MIN_MEMORY:
         remedy = "fewer trainer.num_workers; raise the container's limit"
-        return Finding("machine", "warn", f"{found}: processes may be killed", remedy)
-    return Finding("machine", "ok", found)
+        return Finding("machine", "warn", f"{result}: processes may be killed", remedy)
+    return Finding("machine", "ok", result)
 
 
 def shared_memory(size: int, memory: int) -> Finding:
     """Ray's object store lives in /dev/shm; both sizes in bytes."""
     wanted = limits.wanted_store_bytes(memory)
-    found = f"{size / _GIB:.1f} GiB, Ray's object store takes {wanted / _GIB:.1f}"
+    result = f"{size / _GIB:.1f} GiB, Ray's object store takes {wanted / _GIB:.1f}"
     if size >= wanted:
-        return Finding("/dev/shm", "ok", found)
+        return Finding("/dev/shm", "ok", result)
     ample = math.ceil(wanted / _GIB) + 1
     remedy = (
         f"give the container more: docker run --shm-size={ample}g, in Kubernetes an emptyDir of "
         f"{ample}Gi; or ray start --object-store-memory={int(0.9 * size)}"
     )
-    return Finding("/dev/shm", "warn", f"{found}: a cluster's node goes through the disk", remedy)
+    return Finding("/dev/shm", "warn", f"{result}: a cluster's node goes through the disk", remedy)
 
 
 def authentication() -> Finding:
@@ -265,10 +265,10 @@ def open_files() -> Finding:
 def disk(folder: Path) -> Finding:
     """Free space where runs are written."""
     free = shutil.disk_usage(folder).free
-    found = f"{free / _GIB:.0f} GiB free in {folder.resolve()}"
+    result = f"{free / _GIB:.0f} GiB free in {folder.resolve()}"
     if free >= _MIN_DISK:
-        return Finding("disk", "ok", found)
-    return Finding("disk", "warn", found, "free space, or write runs elsewhere with --out")
+        return Finding("disk", "ok", result)
+    return Finding("disk", "warn", result, "free space, or write runs elsewhere with --out")
 
 
 def ports() -> Finding:
@@ -296,10 +296,10 @@ def step() -> Finding:
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    found = f"{1000 * min(seconds):.0f} ms for {_STEP_IMAGES} images on {device.type}"
+    result = f"{1000 * min(seconds):.0f} ms for {_STEP_IMAGES} images on {device.type}"
     if min(seconds) < _SLOW_STEP_S:
-        return Finding("one step", "ok", found)
-    return Finding("one step", "warn", found, "other programs may hold the cores: see `top`")
+        return Finding("one step", "ok", result)
+    return Finding("one step", "warn", result, "other programs may hold the cores: see `top`")
 
 
 # The cluster -------------------------------------------------------------------------------------
@@ -323,19 +323,19 @@ def cluster(folder: Path, address: str | None) -> Iterator[Finding]:
 def resources(available: dict[str, float], seconds: float) -> Finding:
     """What the cluster offers."""
     cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
-    found = f"answers after {seconds:.1f} s: {cpus:g} CPUs, {gpus:g} GPUs"
+    result = f"answers after {seconds:.1f} s: {cpus:g} CPUs, {gpus:g} GPUs"
     if cpus >= 2:
-        return Finding("Ray", "ok", found)
+        return Finding("Ray", "ok", result)
     remedy = "a worker and the tasks that decode images need a core each"
-    return Finding("Ray", "fail", found, remedy)
+    return Finding("Ray", "fail", result, remedy)
 
 
-def nodes(folder: Path, found: list[preflight.Node], silent: list[str]) -> Iterator[Finding]:
+def nodes(folder: Path, result: list[preflight.Node], silent: list[str]) -> Iterator[Finding]:
     """Whether the nodes agree with this one and see the folder."""
     if silent:
         remedy = "see the node's logs in /tmp/ray/session_latest/logs; is the package installed?"
         yield Finding("nodes", "fail", f"no answer from {', '.join(silent)}", remedy)
-    blind = [node.address for node in found if not (node.reads and node.writes)]
+    blind = [node.address for node in result if not (node.reads and node.writes)]
     path = folder.resolve()
     if blind:
         yield Finding(
@@ -345,14 +345,14 @@ def nodes(folder: Path, found: list[preflight.Node], silent: list[str]) -> Itera
             "mount a shared file system under the same path on all nodes",
         )
     else:
-        yield Finding("shared folder", "ok", f"{path} is the same on {len(found)} node(s)")
-    wrong = preflight.disagreements(found)
+        yield Finding("shared folder", "ok", f"{path} is the same on {len(result)} node(s)")
+    wrong = preflight.disagreements(result)
     if wrong:
         remedy = "install the same constraints.txt on every node"
         yield Finding("versions", "fail", "; ".join(wrong), remedy)
     else:
-        yield Finding("versions", "ok", f"the same on {len(found)} node(s)")
-    for node in found[1:]:
+        yield Finding("versions", "ok", f"the same on {len(result)} node(s)")
+    for node in result[1:]:
         yield shared_memory(node.shared_memory_bytes, node.memory_bytes)
 
 

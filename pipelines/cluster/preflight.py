@@ -77,15 +77,15 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
             if node["Alive"]
         }
         done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
-        found, silent = [], [asked[task] for task in late]
+        result, silent = [], [asked[task] for task in late]
         for task in done:
             try:
                 node, token = ray.get(task)
             except ray.exceptions.RayError:
                 silent.append(asked[task])
                 continue
-            found.append(replace(node, writes=bool(token) and (probe / token).exists()))
-        return sorted(found, key=lambda node: node.address), sorted(silent)
+            result.append(replace(node, writes=bool(token) and (probe / token).exists()))
+        return sorted(result, key=lambda node: node.address), sorted(silent)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 
@@ -107,13 +107,13 @@ def require_shared(folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that must agree between nodes."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "missing"
-    return found
+            result[name] = "missing"
+    return result
 
 
 def disagreements(nodes: list[Node]) -> list[str]:

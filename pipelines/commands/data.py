@@ -38,7 +38,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
     layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
-    height: Annotated[int, typer.Option(help="Pixels; pictures are half as wide.")] = 96,
+    height: Annotated[int, typer.Option(help="Pixels; images are half as wide.")] = 96,
     test_share: Annotated[
         float, typer.Option(help="Share of the identities that is tested.")
     ] = 0.2,
@@ -70,7 +70,7 @@ def roadscene(
     seed: Annotated[int, typer.Option(help="Same seed, same files.")] = 0,
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
 ) -> None:
-    """Places of real visible and thermal pictures as a data set in SYSU-MM01's layout."""
+    """Places of real visible and thermal images as a data set in SYSU-MM01's layout."""
     from reid_core.datasets import roadscene as places
 
     counts = places.write(source, root, seed=seed, difficulty=difficulty)
@@ -133,7 +133,7 @@ def convert(
     """
     from pipelines.data import convert as conversion
 
-    found = conversion.convert(
+    result = conversion.convert(
         kind,
         root,
         out,
@@ -143,6 +143,6 @@ def convert(
         ray_address=ray_address(),
     )
     say(
-        f"{found.num_images} images in {found.num_shards} shards, {found.num_written} of them "
+        f"{result.num_images} images in {result.num_shards} shards, {result.num_written} of them "
         f"written now: {out}\ntrain on them with data.kind=manifest data.root={out}"
     )

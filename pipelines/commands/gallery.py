@@ -145,5 +145,5 @@ def tidy(
 
     from pipelines.retrieval.gallery import Gallery
 
-    Gallery.open(gallery, space=space).optimize(kept=timedelta(days=keep_days))
+    Gallery.open(gallery, space=space).optimize(keep_for=timedelta(days=keep_days))
     say(f"tidied: {gallery}")

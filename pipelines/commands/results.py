@@ -94,8 +94,8 @@ def compare(
 def _labels_apart(one: Path, other: Path) -> str:
     from pipelines.runs import runlog
 
-    found = runlog.first_difference(one, other)
-    if found is None:
-        return "no image is labelled differently in any epoch of both"
-    stage, epoch = found
-    return f"the first epoch in which an image is labelled differently: {stage} {epoch + 1}"
+    result = runlog.first_difference(one, other)
+    if result is None:
+        return "no image is labeled differently in any epoch of both"
+    stage, epoch = result
+    return f"the first epoch in which an image is labeled differently: {stage} {epoch + 1}"

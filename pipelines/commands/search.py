@@ -47,7 +47,7 @@ def search(
         float, typer.Option(help="Leave out what is less likely one identity.", min=0, max=1)
     ] = 0.0,
     prior: Prior = None,
-    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by shared neighbours.")] = False,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by shared neighbors.")] = False,
     version: Annotated[int | None, typer.Option(help="Search an older state.")] = None,
     space: Space = None,
     checkpoint: Checkpoint = None,
@@ -165,7 +165,7 @@ def serve(
     ] = 1,
     max_batch: Annotated[int, typer.Option(help="Queries per forward pass.", min=1)] = 32,
 ) -> None:
-    """Serve a gallery over HTTP, with a page for people; Ctrl-C ends it."""
+    """Serve a gallery over HTTP, with a page for identities; Ctrl-C ends it."""
     from pipelines.service import deploy
 
     if "://" in gallery and not read_only:

@@ -68,8 +68,8 @@ def tune(
     from pipelines.sweep.tuner import search_for_best
 
     study = search_space.load(search, [*of_environment(), *(overrides or [])])
-    found, best = search_for_best(study, out, sys.argv, resume=resume)
-    console.print(ledger.table(found, study.search.objective))
+    result, best = search_for_best(study, out, sys.argv, resume=resume)
+    console.print(ledger.table(result, study.search.objective))
     say(f"best:   {best.name}, recipe {out / ledger.BEST}")
     say(f"report: {out / 'report.html'}")
 

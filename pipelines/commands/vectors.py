@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pipelines.commands.options import Space, Trial, ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
+
+if TYPE_CHECKING:
+    from pipelines.retrieval.embed import Embedded
 
 commands = typer.Typer()
 
@@ -71,6 +74,10 @@ def embed(
         say(f"{num_near:,} near-duplicates left out: {out / pooling.DUPLICATES}")
     else:
         done = embedding.embed(*given, out, **options)
+    _say_done(done, out)
+
+
+def _say_done(done: Embedded, out: Path) -> None:
     for message in done.unreadable[:10]:
         console.print(f"left out: {message}", style="yellow", markup=False)
     say(

@@ -90,17 +90,17 @@ def training_batches(
         [np.arange(views[m] * part.start, views[m] * part.stop) for m, part in parts.items()]
     )
     for number, columns in enumerate(blocks, start=first):
-        found = (columns["batch"], columns["rank"], columns["position"])
+        result = (columns["batch"], columns["rank"], columns["position"])
         right = (
-            len(found[0]) == len(expected)
-            and np.all(found[0] == number)
-            and np.all(found[1] == rank)
-            and np.array_equal(found[2], expected)
+            len(result[0]) == len(expected)
+            and np.all(result[0] == number)
+            and np.all(result[1] == rank)
+            and np.array_equal(result[2], expected)
         )
         if not right:
             raise RuntimeError(
                 f"worker {rank} expected batch {number} of the plan and received batches "
-                f"{np.unique(found[0])} of ranks {np.unique(found[1])}, {len(found[0])} lines "
+                f"{np.unique(result[0])} of ranks {np.unique(result[1])}, {len(result[0])} lines "
                 f"instead of {len(expected)}: the data stream was reordered"
             )
         yield _split(columns, parts, views, tokens)
@@ -138,9 +138,9 @@ def _without_copy(images: np.ndarray) -> torch.Tensor:
 
 def _paths(known: np.ndarray, table: pa.Table) -> dict[str, pa.Array]:
     """Columns path, path1, ... of the rows and of their replacements; empty where there is none."""
-    found = {}
+    result = {}
     for number in ("", *range(1, 1 + NUM_REPLACEMENTS)):
         rows = table[f"row{number}"].to_numpy()
         # Arrow holds a quarter of NumPy's bytes, and a read task is stored until the epoch ends.
-        found[f"path{number}"] = pa.array(np.where(rows < 0, "", known[rows]))
-    return found
+        result[f"path{number}"] = pa.array(np.where(rows < 0, "", known[rows]))
+    return result

@@ -86,7 +86,7 @@ class Check:
 
 
 def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
-    """Look at every record and every image of a data set.
+    """Look at every sample and every image of a data set.
 
     Args:
         kind: a key of `reid_core.datasets.LAYOUTS`.
@@ -111,10 +111,10 @@ def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
     problems: list[Problem] = []
     for trial, dataset in trials.items():
         problems += _wrong_counts(trial, count(dataset, expected))
-        problems += _shared_people(trial, dataset)
+        problems += _shared_identities(trial, dataset)
     problems += _listed_twice(first)
     images = _images(trials.values())
-    sizes, found = _look_at(first.root, images)
+    sizes, result = _look_at(first.root, images)
     return Check(
         kind=first.kind,
         root=location(root),
@@ -122,7 +122,7 @@ def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
         counts=count(first, expected),
         sizes=sizes,
         notes=[*first.notes, *_tracklets(first)],
-        problems=problems + found,
+        problems=problems + result,
     )
 
 
@@ -210,7 +210,7 @@ def _wrong_counts(trial: str, counts: Iterable[Count]) -> list[Problem]:
     ]
 
 
-def _shared_people(trial: str, dataset: Dataset) -> list[Problem]:
+def _shared_identities(trial: str, dataset: Dataset) -> list[Problem]:
     identities = {name: set(getattr(dataset, name).pids.tolist()) - {-1} for name in SPLITS}
     return [
         Problem(
@@ -225,8 +225,8 @@ def _shared_people(trial: str, dataset: Dataset) -> list[Problem]:
 def _listed_twice(dataset: Dataset) -> list[Problem]:
     times: dict[str, int] = defaultdict(int)
     for name in SPLITS:
-        for record in getattr(dataset, name).samples:
-            times[record.image] += record.modality != Modality.TEXT
+        for sample in getattr(dataset, name).samples:
+            times[sample.image] += sample.modality != Modality.TEXT
     twice = tuple(image for image, number in times.items() if number > 1)
     return (
         [Problem(f"listed more than once: {_images_in_words(len(twice))}", twice)] if twice else []
@@ -252,11 +252,11 @@ def _tracklets(dataset: Dataset) -> Iterator[str]:
 def _images(datasets: Iterable[Dataset]) -> dict[str, Modality]:
     """Every image once; sentences are about images that are listed themselves."""
     return {
-        record.image: record.modality
+        sample.image: sample.modality
         for dataset in datasets
         for name in SPLITS
-        for record in getattr(dataset, name).samples
-        if record.modality != Modality.TEXT
+        for sample in getattr(dataset, name).samples
+        if sample.modality != Modality.TEXT
     }
 
 
@@ -283,12 +283,12 @@ def _look_at(
         console=console,
         transient=True,
     )
-    for image, found in seen:
-        if found.error:
-            unreadable.append(f"{image}: {found.error}")
+    for image, result in seen:
+        if result.error:
+            unreadable.append(f"{image}: {result.error}")
             continue
-        by_digest[found.digest].append(image)
-        sizes[images[image]].append(found.size)
+        by_digest[result.digest].append(image)
+        sizes[images[image]].append(result.size)
     problems = []
     if unreadable:
         problems.append(
@@ -299,8 +299,8 @@ def _look_at(
         what = f"under several names: {_images_in_words(len(same))} with the very same content"
         problems.append(Problem(what, tuple(same)))
     extremes = {
-        str(modality): [list(map(extreme, zip(*found, strict=True))) for extreme in (min, max)]
-        for modality, found in sizes.items()
+        str(modality): [list(map(extreme, zip(*result, strict=True))) for extreme in (min, max)]
+        for modality, result in sizes.items()
     }
     return extremes, problems
 

@@ -1,4 +1,4 @@
-"""A data set packed into Parquet shards: fewer files, any storage, the same records.
+"""A data set packed into Parquet shards: fewer files, any storage, the same samples.
 
 Ray Data writes the shards, each whole or not at all; a second run writes only what is missing. The
 manifest comes last, so that its presence says that all the rest is there.
@@ -123,11 +123,11 @@ class _Target:
                 self.write(PLAN, (json.dumps(plan, indent=1) + "\n").encode())
                 return
             with opened.open_input_stream(f"{path}/{PLAN}") as stream:
-                kept = json.loads(stream.read())
+                remaining = json.loads(stream.read())
         except (OSError, ValueError) as error:
             raise UserError(f"cannot write to {self.location}: {error}") from error
-        if kept != plan:
-            changed = "; ".join(configuration.differences(kept, plan))
+        if remaining != plan:
+            changed = "; ".join(configuration.differences(remaining, plan))
             raise UserError(
                 f"{self.location} holds another conversion ({changed}): choose another folder, or "
                 "remove that one"
@@ -178,10 +178,10 @@ def _plan(
 def _parse_size(size: str | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    found = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not found or "0" in found.groups():
+    result = re.fullmatch(r"(\d+)x(\d+)", size)
+    if not result or "0" in result.groups():
         raise UserError(f"--size {size}: expected height x width in pixels, e.g. 288x144")
-    height, width = int(found[1][:9]), int(found[2][:9])
+    height, width = int(result[1][:9]), int(result[2][:9])
     if height * width > MAX_MEGAPIXELS * 1e6:
         raise UserError(f"--size {size}: more than {MAX_MEGAPIXELS:g} megapixels an image")
     return height, width
@@ -262,16 +262,16 @@ def _write_lists(target: _Target, dataset: Dataset, parts: Sequence[Sequence[str
         target.write(expected.name, expected.read_bytes())
     rows = [
         {
-            "image": record.image,
-            "modality": str(record.modality),
-            "pid": record.pid,
-            "camera": record.camera,
-            "tracklet": record.tracklet,
-            "caption": record.caption,
+            "image": sample.image,
+            "modality": str(sample.modality),
+            "pid": sample.pid,
+            "camera": sample.camera,
+            "tracklet": sample.tracklet,
+            "caption": sample.caption,
             "split": split,
         }
         for split in SPLITS
-        for record in getattr(dataset, split).samples
+        for sample in getattr(dataset, split).samples
     ]
     table = pa.Table.from_pylist(rows).replace_schema_metadata({KIND_KEY: dataset.kind})
     target.write_table(MANIFEST, table)

@@ -74,16 +74,16 @@ class CorruptImages:
         for m, batch in batches.items():
             if batch.planned is None:
                 continue
-            gone = batch.planned != OUTLIER
-            alone = batch.planned[gone & (batch.planned == batch.rows)]
+            missing = batch.planned != OUTLIER
+            alone = batch.planned[missing & (batch.planned == batch.rows)]
             if len(alone):
                 raise UserError(
                     f"{self._path(m, int(alone[0]))} cannot be read, and no other image of its "
                     "cluster either that the epoch could take instead: restore the files, or "
                     "start a new run, which leaves them out"
                 )
-            self._replaced += int(gone.sum())
-            self._broken[m][batch.planned[gone].numpy()] = True
+            self._replaced += int(missing.sum())
+            self._broken[m][batch.planned[missing].numpy()] = True
         self._check()
 
     def end_epoch(self, device: torch.device) -> EpochLine:

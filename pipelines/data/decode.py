@@ -77,9 +77,9 @@ class DecodeAndAugment:
         images = np.empty((len(paths), 3, *self._size), dtype=np.uint8)
         for name, views in self._transforms.items():
             for view, transform in enumerate(views):
-                (mine,) = np.nonzero((block["modality"] == str(name)) & (block["view"] == view))
-                decoded = [files[paths[i]] for i in mine]
-                transform.into([images[i] for i in mine], decoded, block["seed"][mine])
+                (own,) = np.nonzero((block["modality"] == str(name)) & (block["view"] == view))
+                decoded = [files[paths[i]] for i in own]
+                transform.into([images[i] for i in own], decoded, block["seed"][own])
         return {name: block[name] for name in _KEPT if name in block} | {"image": images}
 
     def _replace(

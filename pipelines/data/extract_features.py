@@ -94,5 +94,5 @@ def _read_ahead(
 
 
 def _joined(parts: list[Future[np.ndarray]]) -> np.ndarray:
-    found = [part.result() for part in parts]
-    return found[0] if len(found) == 1 else np.concatenate(found)
+    result = [part.result() for part in parts]
+    return result[0] if len(result) == 1 else np.concatenate(result)

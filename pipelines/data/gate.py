@@ -100,15 +100,15 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
                 f"{where} has no {m} rows to train on: {config.method} trains on "
                 f"{' and '.join(method.inputs)}"
             )
-    told = method.supervision(config.settings)
+    known = method.supervision(config.settings)
     for m in method.inputs:
         rows = train.rows(m)
-        tracked = told == "within" and bool((train.tracklets[rows] != OUTLIER).all())
-        if told in ("none", "pairs") or tracked:
+        tracked = known == "within" and bool((train.tracklets[rows] != OUTLIER).all())
+        if known in ("none", "pairs") or tracked:
             continue
         if (unknown := rows[train.pids[rows] == OUTLIER]).size:
             raise UserError(
-                f"{where}: {len(unknown):,} {m} rows have no person id, as "
+                f"{where}: {len(unknown):,} {m} rows have no pid, as "
                 f"{train.samples[unknown[0]].image}; {config.method} with these settings trains on "
                 "ids: give them, or choose settings that need none"
             )

@@ -64,7 +64,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Measured:
-    """A split with person ids, and where its rows lie."""
+    """A split with pids, and where its rows lie."""
 
     split: Split
     inputs: Inputs

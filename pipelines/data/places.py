@@ -37,7 +37,7 @@ class Trusted:
 
         Args:
             root: folder or URI of the data set.
-            images: as records name them.
+            images: as samples name them.
             follow_links: whether folders below the root may be links to elsewhere: those of a tree
                 that was listed may, those that rows name may not.
 

@@ -37,7 +37,7 @@ class Prepared:
 
     Attributes:
         kind: whose protocols apply; that of the original where the data set was converted.
-        train, train_inputs: records that are trained on, and where their rows lie.
+        train, train_inputs: samples that are trained on, and where their rows lie.
         measured: what scores are reported of; None where the data set has no such identities.
         selection: identities that select an epoch, where the configuration asks for it.
         unreadable: messages about images that are broken: left out, or, of a run that goes on,
@@ -52,7 +52,7 @@ class Prepared:
     unreadable: tuple[str, ...]
 
     def pids(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray]:
-        """Per modality (n,) person ids of the training rows."""
+        """Per modality (n,) pids of the training rows."""
         return {m: self.train.pids[self.train.rows(m)] for m in modalities}
 
     def cameras(self, modalities: Sequence[Modality]) -> dict[Modality, np.ndarray] | None:
@@ -88,7 +88,7 @@ class Prepared:
                     break
             else:
                 raise UserError(
-                    f"this configuration needs a person id, or a tracklet, of every {m} image: "
+                    f"this configuration needs a pid, or a tracklet, of every {m} image: "
                     "a manifest's columns pid and tracklet give them"
                 )
         return classes
@@ -97,12 +97,12 @@ class Prepared:
         """Per modality (n,) int64 classes 0..C-1 of the training identities.
 
         Raises:
-            UserError: a training image without a person id.
+            UserError: a training image without a pid.
         """
         pids = self.pids(modalities)
         known = np.unique(np.concatenate(list(pids.values())))
         if known[0] == OUTLIER:
-            raise UserError("this configuration needs a person id for every training image")
+            raise UserError("this configuration needs a pid for every training image")
         return {m: np.searchsorted(known, ids).astype(np.int64) for m, ids in pids.items()}
 
 
@@ -232,11 +232,11 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     Raises:
         UserError: a caption of an image that the split does not hold.
     """
-    images = np.array([record.image for record in split.samples])
+    images = np.array([sample.image for sample in split.samples])
     modalities = METHODS[config.method].inputs
     seen: dict[Modality, np.ndarray]
     seen = {m: images[split.rows(m)] for m in modalities if m != Modality.TEXT}
-    found = Inputs(
+    result = Inputs(
         root,
         seen,
         height=config.model.height,
@@ -244,27 +244,27 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
         max_megapixels=config.data.max_megapixels,
     )
     if Modality.TEXT not in modalities:
-        return found
+        return result
     row_of = {image: row for row, image in enumerate(seen[Modality.VISIBLE])}
     sentences = [split.samples[i] for i in split.rows(Modality.TEXT)]
-    homeless = [record.image for record in sentences if record.image not in row_of]
+    homeless = [sample.image for sample in sentences if sample.image not in row_of]
     if homeless:
         raise UserError(
             f"{location(root)} has captions of images that it does not list, as {homeless[0]}"
         )
-    tokens = text.tokenize([record.caption for record in sentences])
+    tokens = text.tokenize([sample.caption for sample in sentences])
     if tokens.truncated.any():
         log.warning("%d captions were cut to 77 tokens", tokens.truncated.sum())
-    owners = np.array([row_of[record.image] for record in sentences], dtype=np.int64)
-    return replace(found, tokens=tokens.ids, owners=owners)
+    owners = np.array([row_of[sample.image] for sample in sentences], dtype=np.int64)
+    return replace(result, tokens=tokens.ids, owners=owners)
 
 
 def fit_rows(dataset: Dataset, config: RunConfig) -> Split:
     """What is trained on."""
-    records = dataset.train.samples
+    samples = dataset.train.samples
     if config.data.fit == "train+val":
-        records += dataset.val.samples
-    return Split(records)
+        samples += dataset.val.samples
+    return Split(samples)
 
 
 def _without_broken(
@@ -281,11 +281,11 @@ def _without_broken(
                 f"is measured with {' and '.join(METHODS[config.method].inputs)}"
             )
         if m != Modality.TEXT:
-            found = find_broken(inputs, m)
-            broken |= {str(inputs.paths[m][row]) for row, _ in found}
-            messages += [message for _, message in found]
+            result = find_broken(inputs, m)
+            broken |= {str(inputs.paths[m][row]) for row, _ in result}
+            messages += [message for _, message in result]
     if not broken:
         return split, messages
     # captions go with their image
-    kept = [i for i, record in enumerate(split.samples) if record.image not in broken]
-    return split.take(kept), messages
+    remaining = [i for i, sample in enumerate(split.samples) if sample.image not in broken]
+    return split.take(remaining), messages

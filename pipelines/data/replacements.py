@@ -32,9 +32,9 @@ def replacements(rows: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> np.
     sizes = np.searchsorted(classes, classes, side="right")[own] - starts
     others = np.maximum(sizes - 1, 1)
     step = seeds.ravel() % others.astype(np.uint64)
-    found = []
+    result = []
     for number in range(NUM_REPLACEMENTS):
         away = 1 + (step.astype(np.int64) + number) % others
         chosen = places[starts + (own - starts + away) % sizes]
-        found.append(np.where(sizes > 1 + number, chosen, -1))
-    return np.stack(found, axis=1).reshape(*rows.shape, NUM_REPLACEMENTS)
+        result.append(np.where(sizes > 1 + number, chosen, -1))
+    return np.stack(result, axis=1).reshape(*rows.shape, NUM_REPLACEMENTS)

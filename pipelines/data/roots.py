@@ -40,11 +40,11 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
         )
     with _lists(where) as folder:
         try:
-            found = LAYOUTS[kind].read(folder, trial=trial)
+            result = LAYOUTS[kind].read(folder, trial=trial)
         except ValueError as error:
             said = str(error).replace(str(folder), where)
             raise UserError(f"{where} is no readable {kind} data set: {said}") from error
-    dataset = replace(found, root=root) if "://" in where else found
+    dataset = replace(result, root=root) if "://" in where else result
     if dataset.kind not in LAYOUTS:
         raise UserError(f"{where} says that it was of kind {dataset.kind[:60]}, which is unknown")
     images = (s.image for split in SPLITS for s in getattr(dataset, split).samples)

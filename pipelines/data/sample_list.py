@@ -30,7 +30,7 @@ Row = tuple[str, str]
 
 def rows_of(split: Split) -> list[Row]:
     """The rows of a split, in order."""
-    return [(str(record.modality), record.image) for record in split.samples]
+    return [(str(sample.modality), sample.image) for sample in split.samples]
 
 
 def remember(run_dir: Path, split: Split) -> None:
@@ -54,16 +54,16 @@ def restore(split: Split, begun: Sequence[Row]) -> Split:
     """
     now = rows_of(split)
     known = set(begun)
-    kept = [i for i, row in enumerate(now) if row in known]
-    if [now[i] for i in kept] != list(begun):
-        gone = sorted((Counter(begun) - Counter(now)).elements())
-        more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
-        names = ", ".join(image for _, image in gone[:_SHOWN]) + more
+    remaining = [i for i, row in enumerate(now) if row in known]
+    if [now[i] for i in remaining] != list(begun):
+        missing = sorted((Counter(begun) - Counter(now)).elements())
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        names = ", ".join(image for _, image in missing[:_SHOWN]) + more
         raise UserError(
             f"this run began with {len(begun)} training rows, which its checkpoint counts; "
-            + (f"{len(gone)} are gone: {names}" if gone else "now they come in another order")
+            + (f"{len(missing)} are gone: {names}" if missing else "now they come in another order")
             + "; restore them, or choose another --out"
         )
-    if len(kept) < len(now):
-        log.warning("left out: %d rows that the run did not begin with", len(now) - len(kept))
-    return split.take(kept)
+    if len(remaining) < len(now):
+        log.warning("left out: %d rows that the run did not begin with", len(now) - len(remaining))
+    return split.take(remaining)

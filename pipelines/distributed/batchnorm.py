@@ -151,7 +151,7 @@ def _dense(x: Tensor) -> Tensor:
 def _global_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), biased variance (C,) and rows per channel () over all workers, with gradient.
 
-    Every worker centres its rows on its own mean, and the parts are combined exactly: sums of
+    Every worker centers its rows on its own mean, and the parts are combined exactly: sums of
     squares around any fixed value would cancel where channels lie far from it.
     """
     dims = [d for d in range(x.dim()) if d != 1]

@@ -174,9 +174,9 @@ def of_every_process(value: T) -> list[T]:
     """Values of all worker processes, in the order of their ranks."""
     if not dist.is_initialized():
         return [value]
-    found = [value] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+    result = [value] * dist.get_world_size()
+    dist.all_gather_object(result, value)
+    return result
 
 
 def slice_of(num_rows: int) -> slice:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from pipelines.distributed import collectives
+
 T = TypeVar("T")
 
 
@@ -30,7 +32,7 @@ class Prefetch(Iterator[T]):
 
     def __init__(self, batches: Iterator[T], device: torch.device) -> None:
         self._batches, self._device = batches, device
-        self._copied = Ahead(_copies(batches, device)) if device.type == "cuda" else None
+        self._copied = ahead(_copies(batches, device)) if device.type == "cuda" else None
 
     def __next__(self) -> T:
         """The next batch; its copy is finished when a kernel that is started now reads it."""
@@ -57,6 +59,14 @@ def _copies(batches: Iterator[T], device: torch.device) -> Iterator[tuple[T, tor
         with torch.cuda.stream(stream):
             there = mapped(pinned, lambda x: x.to(device, non_blocking=True))
         yield there, stream.record_event()
+
+
+def ahead(source: Iterator[T]) -> Iterator[T]:
+    """Items drawn by a thread of their own; as they come where workers are threads themselves.
+
+    Those meet while they draw, each in its own name, and a thread has no name but its worker's.
+    """
+    return source if collectives.are_threads() else Ahead(source)
 
 
 class Ahead(Iterator[T]):

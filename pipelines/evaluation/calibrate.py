@@ -80,8 +80,8 @@ def _pseudo(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> dict[Modalit
         if labels is None or len(labels) != len(rows):
             continue
         classes = labels.numpy().astype(np.int64)
-        kept = classes != OUTLIER
-        known[m] = Known(rows[kept], classes[kept] + offset)
+        remaining = classes != OUTLIER
+        known[m] = Known(rows[remaining], classes[remaining] + offset)
         offsets.append(offset)
         offset += int(classes.max(initial=-1)) + 1
     if not known:
@@ -109,5 +109,5 @@ def _features(
     loaded: LoadedEncoder, split: Split, root: Path, known: dict[Modality, Known]
 ) -> dict[Modality, np.ndarray]:
     rows = np.sort(np.concatenate([one.rows for one in known.values()]))
-    found = features_of(loaded, split.take(rows), root)
-    return {m: found[np.searchsorted(rows, one.rows)] for m, one in known.items()}
+    result = features_of(loaded, split.take(rows), root)
+    return {m: result[np.searchsorted(rows, one.rows)] for m, one in known.items()}

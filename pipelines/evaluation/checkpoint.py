@@ -59,18 +59,18 @@ def evaluate_checkpoint(
     if split not in ("test", "val"):
         raise UserError(f"--split {split}: choose test or val")
     dataset = read(config)
-    records: Split = getattr(dataset, split)
-    if reason := why_unmeasured(dataset.kind, records):
+    samples: Split = getattr(dataset, split)
+    if reason := why_unmeasured(dataset.kind, samples):
         raise UserError(f"{location(dataset.root)}: of the {split} split {reason}")
-    found = features_of(loaded, records, dataset.root, config=config, flip=flip)
+    results = features_of(loaded, samples, dataset.root, config=config, flip=flip)
     width = loaded.encoder.feature_dim
-    features = np.ascontiguousarray(found[:, :width])
-    mirrored = np.ascontiguousarray(found[:, width:]) if flip else None
+    features = np.ascontiguousarray(results[:, :width])
+    mirrored = np.ascontiguousarray(results[:, width:]) if flip else None
     if tracklets:
-        records, features, mirrored = _per_tracklet(records, features, mirrored)
-    result = evaluate(dataset.kind, records, features, mirrored=mirrored, reranked=reranked)
+        samples, features, mirrored = _per_tracklet(samples, features, mirrored)
+    result = evaluate(dataset.kind, samples, features, mirrored=mirrored, reranked=reranked)
     known = calibrated.load(path, fingerprint=loaded.fingerprint)
-    return replace(result, calibration=errors(known, records, features)) if known else result
+    return replace(result, calibration=errors(known, samples, features)) if known else result
 
 
 def features_of(

@@ -97,7 +97,7 @@ class JointSpace(torch.nn.Module):
     """Images and sentences in CLIP's joint space: unit rows of g and of the text tower.
 
     Descriptors of the image methods (f) lie in a space of their own; this is the one in which a
-    sentence can be compared with a picture.
+    sentence can be compared with an image.
     """
 
     def __init__(self, images: Projecting, text: TextTower) -> None:
@@ -118,7 +118,7 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     Args:
         path: checkpoint folder or run directory.
         space: "descriptor", what the method was trained to rank by, or "joint", where sentences
-            can be compared with pictures.
+            can be compared with images.
 
     Raises:
         UserError: no such checkpoint, one without a trained encoder, or no such space, of a model

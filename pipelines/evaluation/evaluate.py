@@ -73,11 +73,11 @@ def evaluate(
 
     Args:
         kind: data set kind, a key of `reid_core.datasets.LAYOUTS`.
-        split: rows with person ids.
+        split: rows with pids.
         features: (N, D) unit rows.
         mirrored: (N, D) unit rows of the mirrored images; also score the directions between, as
             "<name>+flip".
-        reranked: also score rankings by shared neighbours, as "<name>+rerank".
+        reranked: also score rankings by shared neighbors, as "<name>+rerank".
     """
     name = LAYOUTS[kind].headline
     table, shown = _table(kind, split, features, score)
@@ -87,12 +87,12 @@ def evaluate(
         table |= _table(kind, split, more["+flip"], score, suffix="+flip")[0]
     for suffix, rows in more.items() if reranked else ():
         table |= _table(kind, split, rows, _score_reranked, suffix=f"{suffix}+rerank")[0]
-    trial, found = shown[name]
+    trial, result = shown[name]
     return Evaluation(
         table=table,
         headline=table[name]["mean"],
         chance=100 * chance_rank1(split.pids, trial),
-        details=_details(split, features, trial, found),
+        details=_details(split, features, trial, result),
     )
 
 
@@ -142,19 +142,19 @@ def _table(
     for trial in LAYOUTS[kind].protocol(split):
         if not num_matched(split.pids, trial):
             continue  # no score rather than one over nothing
-        found = scored(rows, split.pids, trial)
-        scores[trial.name].append(found)
-        first.setdefault(trial.name, (trial, found))
-    return {f"{name}{suffix}": _average(found) for name, found in scores.items()}, first
+        result = scored(rows, split.pids, trial)
+        scores[trial.name].append(result)
+        first.setdefault(trial.name, (trial, result))
+    return {f"{name}{suffix}": _average(result) for name, result in scores.items()}, first
 
 
-def _average(found: list[RetrievalScores]) -> ProtocolScores:
-    rows = 100 * np.array([[s.cmc[0], s.cmc[4], s.cmc[9], s.mAP, s.mINP] for s in found])
+def _average(result: list[RetrievalScores]) -> ProtocolScores:
+    rows = 100 * np.array([[s.cmc[0], s.cmc[4], s.cmc[9], s.mAP, s.mINP] for s in result])
     return {
         "mean": dict(zip(SCORES, rows.mean(axis=0).round(4).tolist(), strict=True)),
         "std": dict(zip(SCORES, rows.std(axis=0).round(4).tolist(), strict=True)),
-        "num_valid_queries": found[0].num_valid_queries,
-        "num_invalid_queries": found[0].num_invalid_queries,
+        "num_valid_queries": result[0].num_valid_queries,
+        "num_invalid_queries": result[0].num_invalid_queries,
     }
 
 
@@ -162,9 +162,9 @@ def _details(
     split: Split, features: np.ndarray, trial: Trial, scores: RetrievalScores
 ) -> dict[str, np.ndarray]:
     """What the report shows of a trial, by blocks of queries."""
-    images = np.array([record.image for record in split.samples])
-    captions = np.array([record.caption for record in split.samples])
-    found: dict[str, list[np.ndarray]] = defaultdict(list)
+    images = np.array([sample.image for sample in split.samples])
+    captions = np.array([sample.caption for sample in split.samples])
+    result: dict[str, list[np.ndarray]] = defaultdict(list)
     for start in range(0, len(trial.query), _BLOCK):
         block = slice(start, start + _BLOCK)
         query = trial.query[block]
@@ -173,13 +173,13 @@ def _details(
         exists = np.full(same.shape, True) if trial.ignore is None else ~trial.ignore[block]
         shown = np.where(exists, similarity, -np.inf)
         top = np.argsort(-shown, axis=1, kind="stable")[:, :_TOP]
-        found["top"].append(top)
-        found["top_similarity"].append(np.take_along_axis(similarity, top, axis=1))
-        found["top_correct"].append(np.take_along_axis(same, top, axis=1))
-        found["hist"].append(_histograms(similarity, same, exists))
+        result["top"].append(top)
+        result["top_similarity"].append(np.take_along_axis(similarity, top, axis=1))
+        result["top_correct"].append(np.take_along_axis(same, top, axis=1))
+        result["hist"].append(_histograms(similarity, same, exists))
     sides = [trial.query, trial.gallery]
     asked, shown = (split.samples[rows[0]].modality for rows in sides)
-    counts = [np.sum(found["hist"], axis=0), *(_within(split, features, rows) for rows in sides)]
+    counts = [np.sum(result["hist"], axis=0), *(_within(split, features, rows) for rows in sides)]
     same_hist, different_hist = np.stack(counts, axis=1)
     return {
         "cmc": scores.cmc,
@@ -187,7 +187,7 @@ def _details(
         "query_images": images[trial.query],
         "query_captions": captions[trial.query],
         "gallery_images": images[trial.gallery],
-        **{name: np.concatenate(found[name]) for name in ("top", "top_similarity", "top_correct")},
+        **{name: np.concatenate(result[name]) for name in ("top", "top_similarity", "top_correct")},
         "pairs": np.array([f"{asked} {shown}", f"{asked} {asked}", f"{shown} {shown}"]),
         "same_hist": same_hist,
         "different_hist": different_hist,
@@ -196,7 +196,7 @@ def _details(
 
 
 def _within(split: Split, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(2, bins) pairs of one person and of two among rows of one modality, evenly chosen."""
+    """(2, bins) pairs of one identity and of two among rows of one modality, evenly chosen."""
     rows = rows[split.pids[rows] >= 0]
     rows = rows[:: max(1, -(-len(rows) // _WITHIN))]
     same = np.equal.outer(split.pids[rows], split.pids[rows])
@@ -205,6 +205,6 @@ def _within(split: Split, features: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _histograms(similarity: np.ndarray, same: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """(2, bins) counted pairs of one person and of two, by similarity."""
+    """(2, bins) counted pairs of one identity and of two, by similarity."""
     similarity = similarity.clip(_BINS[0], _BINS[-1])  # rounding may go beyond 1
     return np.stack([np.histogram(similarity[m & counted], _BINS)[0] for m in (same, ~same)])

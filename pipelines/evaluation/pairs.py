@@ -65,8 +65,8 @@ def sampled(known: Known, seed: int) -> Known:
     order = np.random.default_rng(seed).permutation(np.unique(known.classes))
     counts = np.array([(known.classes == one).sum() for one in order])
     chosen = order[: max(int(np.searchsorted(np.cumsum(counts), _MAX_ROWS)), 1)]
-    kept = np.isin(known.classes, chosen)
-    return Known(known.rows[kept], known.classes[kept])
+    remaining = np.isin(known.classes, chosen)
+    return Known(known.rows[remaining], known.classes[remaining])
 
 
 def pairs_of(

@@ -102,27 +102,27 @@ def summarize(summaries: Mapping[int, Summary]) -> Summary:
         "chance": {"rank1": round(float(np.mean(chances)), 4) if chances else None},
         "seconds": _over(np.sum, [one["seconds"] for one in every]),
         "seed": every[0]["seed"],
-        "evaluation": {name: _entry(found) for name, found in tables.items()},
+        "evaluation": {name: _entry(result) for name, result in tables.items()},
         "trials": {f"{number:02d}": one["rows"] for number, one in summaries.items()},
     }
 
 
-def _entry(found: list[ProtocolScores]) -> ProtocolScores:
+def _entry(result: list[ProtocolScores]) -> ProtocolScores:
     """One protocol over trials; a trial is one of its galleries, its own deviation is dropped."""
-    means = [one["mean"] for one in found]
+    means = [one["mean"] for one in result]
     return {
         "mean": _over(np.mean, means),
         "std": _over(np.std, means),
-        "num_valid_queries": int(np.mean([one["num_valid_queries"] for one in found])),
-        "num_invalid_queries": int(np.mean([one["num_invalid_queries"] for one in found])),
+        "num_valid_queries": int(np.mean([one["num_valid_queries"] for one in result])),
+        "num_invalid_queries": int(np.mean([one["num_invalid_queries"] for one in result])),
     }
 
 
 def _over(
-    how: Callable[[list[float]], np.floating], found: Sequence[Mapping[str, float]]
+    how: Callable[[list[float]], np.floating], result: Sequence[Mapping[str, float]]
 ) -> dict[str, float]:
-    keys = [key for key in found[0] if all(key in one for one in found)]
-    return {key: round(float(how([one[key] for one in found])), 4) for key in keys}
+    keys = [key for key in result[0] if all(key in one for one in result)]
+    return {key: round(float(how([one[key] for one in result])), 4) for key in keys}
 
 
 def _with_trial(config: RunConfig, trial: int) -> RunConfig:

@@ -162,7 +162,7 @@ class AugmentationConfig(Section):
         pad: black border in pixels before the random crop.
         erase: probability of erasing a rectangle.
         erase_area, erase_aspect: range of its share of the image and of its height over width.
-        erase_fill: its colour, RGB; the default is ImageNet's mean, 0 after normalization.
+        erase_fill: its color, RGB; the default is ImageNet's mean, 0 after normalization.
     """
 
     grayscale: float = Field(0.5, ge=0, le=1)

@@ -5,7 +5,7 @@ words.py      every name and sentence that depends on a method, a stage, a phase
 scores.py     the main table as data: rows, differences to the start, the headline sentence
 terminal.py   the main table for a terminal
 figures.py    charts as inline SVG
-ranklists.py  queries with their best answers as pictures
+ranklists.py  queries with their best answers as images
 heatmaps.py   where the trained encoder looks
 learned_words.py   what learned prompts are nearest to in CLIP's vocabulary
 contact.py    the contact sheet of a search

@@ -113,10 +113,10 @@ def table(groups: Sequence[Group]) -> Table:
     first = groups[0].rows
     for row in _SHOWN_ROWS:
         for group in groups:
-            found = group.rows.get(row)
-            if found is None:
+            result = group.rows.get(row)
+            if result is None:
                 continue
-            cells = [_cell(found.get(key), first.get(row, {}).get(key)) for key in words.SCORES]
+            cells = [_cell(result.get(key), first.get(row, {}).get(key)) for key in words.SCORES]
             title = f"{words.ROWS[row][0]}: {group.name}"
             shown.add_row(escape(title), ", ".join(group.seeds), *cells)
     return shown
@@ -167,23 +167,23 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
         line.partition(": ")[0] for tree in trees.values() for line in differences(base, tree)
     }
     groups = []
-    for key, found in members.items():
+    for key, result in members.items():
         flat = _flat(trees[key])
         settings = {name: str(flat[name]) for name in sorted(differing) if name in flat}
         changed = [line.replace(": ", " ", 1) for line in differences(base, trees[key])]
-        name = "; ".join(changed) or words.method(found[0].method).name or "first"
-        groups.append(Group(name, tuple(found), _spreads(found), settings))
+        name = "; ".join(changed) or words.method(result[0].method).name or "first"
+        groups.append(Group(name, tuple(result), _spreads(result), settings))
     return groups
 
 
 def _compared(run: Run) -> dict[str, Json]:
     """The configuration without what may differ between the runs of a group."""
-    kept = {key: value for key, value in run.config.items() if key not in _NOT_COMPARED}
+    remaining = {key: value for key, value in run.config.items() if key not in _NOT_COMPARED}
     if run.data:
-        kept["data"] = {key: value for key, value in run.data.items() if key != "root"}
+        remaining["data"] = {key: value for key, value in run.data.items() if key != "root"}
     method = run.method
     # Settings of methods that did not run say nothing.
-    return {key: value for key, value in kept.items() if key not in METHODS or key == method}
+    return {key: value for key, value in remaining.items() if key not in METHODS or key == method}
 
 
 def _flat(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
@@ -198,9 +198,9 @@ def _flat(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:
 
 def _spreads(runs: Sequence[Run]) -> dict[str, dict[str, Spread]]:
     rows = dict.fromkeys(row for run in runs for row in run.summary["rows"])
-    found: dict[str, dict[str, Spread]] = {}
+    result: dict[str, dict[str, Spread]] = {}
     for row in rows:
-        found[row] = {}
+        result[row] = {}
         for score in words.SCORES:
             values = tuple(
                 float(run.summary["rows"][row][score])
@@ -209,8 +209,8 @@ def _spreads(runs: Sequence[Run]) -> dict[str, dict[str, Spread]]:
             )
             if values:
                 std = stdev(values) if len(values) > 1 else None
-                found[row][score] = Spread(fmean(values), std, values)
-    return found
+                result[row][score] = Spread(fmean(values), std, values)
+    return result
 
 
 def _cell(spread: Spread | None, first: Spread | None) -> str:

@@ -1,8 +1,8 @@
 """Charts as inline SVG, small enough to be read on a phone.
 
 Every chart is one narrow panel; the page lays panels side by side where there is room. Text stays
-text, so that the page's font applies and the numbers can be searched and copied. The colours of
-the two modalities and of right and wrong are told apart by colour-blind readers; line style or
+text, so that the page's font applies and the numbers can be searched and copied. The colors of
+the two modalities and of right and wrong are told apart by color-blind readers; line style or
 hatching says the same once more.
 """
 
@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 
 from pipelines.report import words
 
-COLOURS = {"visible": "#b87a00", "infrared": "#5a4fa3"}
+COLORS = {"visible": "#b87a00", "infrared": "#5a4fa3"}
 INK, MUTED, LINE = "#1d2433", "#5d6678", "#e3e6ec"
 RIGHT, WRONG = "#008a64", "#d55e00"
 SPARE = ("#0f7b8a", "#a8447e", "#6b7d3a", "#8a6d5b")
-PHASE_COLOURS = {
+PHASE_COLORS = {
     "embed": "#3b6ea5",
     "cluster": "#8263a6",
     "match": "#c26a9e",
@@ -75,14 +75,14 @@ class Series:
 
     Attributes:
         label: its name in the legend.
-        colour: of the line.
+        color: of the line.
         values: one per epoch; None where nothing was measured (the line goes on), NaN breaks it.
         dash: matplotlib line style.
         start: height of a thin line for the value before training, None for no such line.
     """
 
     label: str
-    colour: str
+    color: str
     values: Sequence[float | None]
     dash: str = "-"
     start: float | None = None
@@ -94,7 +94,7 @@ class Curve:
 
     label: str
     cmc: np.ndarray
-    colour: str
+    color: str
     dash: str
 
 
@@ -153,13 +153,13 @@ def epochs_chart(
                 axes.plot(
                     list(points),
                     list(points.values()),
-                    color=one.colour,
+                    color=one.color,
                     linestyle=one.dash,
                     marker=marker,
                     label=one.label if number == 0 else None,
                 )
             if one.start is not None:
-                axes.axhline(one.start, color=one.colour, linewidth=1.0, linestyle=":")
+                axes.axhline(one.start, color=one.color, linewidth=1.0, linestyle=":")
         if least:
             _cover(axes, series, least)
         _epoch_axis(axes, stages)
@@ -185,10 +185,10 @@ def phase_chart(
         middles = np.arange(len(stages))
         edges = np.ravel([middles - 0.41, middles + 0.41], order="F")
         below = np.zeros(len(edges) - 1)  # Every second interval is the gap after a bar: 0 high.
-        for name, colour in phase_colours(phases).items():
+        for name, color in phase_colors(phases).items():
             above = below.copy()
             above[::2] += phases[name]
-            axes.stairs(above, edges, baseline=below, fill=True, color=colour)
+            axes.stairs(above, edges, baseline=below, fill=True, color=color)
             below = above
         _epoch_axis(axes, stages)
         return svg(figure, alt)
@@ -208,7 +208,7 @@ def cmc_chart(curves: Sequence[Curve], *, alt: str) -> Markup:
         figure, axes = panel()
         for curve in curves:
             ranks = np.arange(1, len(curve.cmc) + 1)
-            axes.plot(ranks, 100 * curve.cmc, curve.dash, color=curve.colour, label=curve.label)
+            axes.plot(ranks, 100 * curve.cmc, curve.dash, color=curve.color, label=curve.label)
         axes.set(ylim=(0, 102), xlabel="k, answers looked at")
         axes.set_xticks([1, 5, 10, 15, 20])
         legend(axes)
@@ -289,12 +289,12 @@ def similarity_chart(
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = panel()
-        for counts, colour, face, hatch, label in (
+        for counts, color, face, hatch, label in (
             (wrong, WRONG, "none", "////", "two different people"),
             (right, RIGHT, RIGHT + "40", None, "the same person"),
         ):
             axes.stairs(
-                share(counts), edges, fill=True, facecolor=face, edgecolor=colour, hatch=hatch,
+                share(counts), edges, fill=True, facecolor=face, edgecolor=color, hatch=hatch,
                 linewidth=1.4, label=label,
             )  # fmt: skip
         axes.set(xlim=limits, ylim=(0, top), xlabel="similarity")
@@ -308,12 +308,12 @@ def share(counts: np.ndarray) -> np.ndarray:
     return percentages
 
 
-def phase_colours(phases: Collection[str]) -> dict[str, str]:
-    """A colour for each phase, in the order in which phases follow each other in an epoch."""
+def phase_colors(phases: Collection[str]) -> dict[str, str]:
+    """A color for each phase, in the order in which phases follow each other in an epoch."""
     known = [name for name in words.PHASES if name in phases]
     others = [name for name in phases if name not in words.PHASES]
     spare = {name: SPARE[i % len(SPARE)] for i, name in enumerate(others)}
-    return {name: PHASE_COLOURS[name] for name in known} | spare
+    return {name: PHASE_COLORS[name] for name in known} | spare
 
 
 def panel() -> tuple[Figure, Axes]:

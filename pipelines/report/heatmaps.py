@@ -30,12 +30,12 @@ from reid_core.types import Modality
 
 NUM_PAIRS_PER_GROUP = 2
 _HEIGHT_PX = 160
-_OPACITY = 0.65  # of the hottest place; the person below must stay recognisable
+_OPACITY = 0.65  # of the hottest place; the identity below must stay recognizable
 
 
 @dataclass(frozen=True)
 class Side:
-    """A picture, plain and with the heat maps of before and after training, as data URIs."""
+    """An image, plain and with the heat maps of before and after training, as data URIs."""
 
     plain: str
     before: str
@@ -51,7 +51,7 @@ class Pair:
         caption: that sentence, or "".
         answer: the first answer.
         before, after: similarity of the two, before and after training.
-        right: whether they show one person.
+        right: whether they show one identity.
     """
 
     query: Side | None
@@ -72,7 +72,7 @@ def pairs(run_dir: Path, data: Mapping[str, object], final: Mapping[str, np.ndar
 
     Raises:
         UserError: no trained encoder in the checkpoint.
-        OSError, ValueError: a picture or the weights of the start cannot be read, or the encoder
+        OSError, ValueError: an image or the weights of the start cannot be read, or the encoder
             has no places to look at.
     """
     loaded, root = open_encoder(run_dir), Path(str(data["root"]))
@@ -82,20 +82,20 @@ def pairs(run_dir: Path, data: Mapping[str, object], final: Mapping[str, np.ndar
     return [_pair(loaded, encoders, final, q, root, asked, searched) for q in best + worst]
 
 
-def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
-    """A picture with a heat map on it: the hotter, the more of the map's colour.
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """An image with a heat map on it: the hotter, the more of the map's color.
 
     Args:
-        picture: RGB; shown in grey, so that no colour of the clothes is taken for heat.
-        heat: (H, W) in [0, 1], stretched over the picture.
+        image: RGB; shown in gray, so that no color of the clothes is taken for heat.
+        heat: (H, W) in [0, 1], stretched over the image.
     """
-    size = (picture.width, picture.height)
+    size = (image.width, image.height)
     stretched = Image.fromarray(np.float32(heat)).resize(size, Image.Resampling.BILINEAR)
     values = np.clip(np.asarray(stretched), 0, 1)
-    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
-    colours = 255 * matplotlib.colormaps["inferno"](values)[..., :3]
+    gray = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32)
+    colors = 255 * matplotlib.colormaps["inferno"](values)[..., :3]
     opacity = (_OPACITY * values)[..., None]
-    return Image.fromarray(np.uint8((1 - opacity) * grey + opacity * colours))
+    return Image.fromarray(np.uint8((1 - opacity) * gray + opacity * colors))
 
 
 def _modalities(kind: str, root: Path) -> tuple[Modality, Modality]:
@@ -115,7 +115,7 @@ def _pair(
     asked: Modality,
     searched: Modality,
 ) -> Pair:
-    picture = below(root, str(final["query_images"][query]))
+    image = below(root, str(final["query_images"][query]))
     answer = below(root, str(final["gallery_images"][final["top"][query][0]]))
     caption, shown = "", _input(loaded, answer)
     if asked == Modality.TEXT:
@@ -123,11 +123,11 @@ def _pair(
         caption = str(final["query_captions"][query])
         inputs = loaded.tokenize([caption]).to(loaded.device)
     else:
-        inputs = _input(loaded, picture)
+        inputs = _input(loaded, image)
     vectors = [(one.embed(inputs, asked), one.embed(shown, searched)) for one in encoders]
     before, after = (float((q * a).sum()) for q, a in vectors)
     return Pair(
-        query=None if caption else _side(picture, encoders, inputs, asked, [a for _, a in vectors]),
+        query=None if caption else _side(image, encoders, inputs, asked, [a for _, a in vectors]),
         caption=caption,
         answer=_side(answer, encoders, shown, searched, [q for q, _ in vectors]),
         before=before,
@@ -155,13 +155,13 @@ def _side(
 
 
 def _input(loaded: LoadedEncoder, image: Path) -> Tensor:
-    """One picture as the encoder takes it: (1, 3, H, W) uint8."""
+    """One image as the encoder takes it: (1, 3, H, W) uint8."""
     size = loaded.config.model
     pixels = read_image(image, height=size.height, width=size.width)
     return torch.from_numpy(pixels[None]).to(loaded.device)
 
 
-def _uri(picture: Image.Image) -> str:
+def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=85)
+    image.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -72,7 +72,7 @@ def _render(run: Run) -> str:
         run=run,
         method=words.method(run.method, labels=_labels(run)),
         facts=_facts(run),
-        told=_told(run),
+        known=_told(run),
         stages=_stages(run),
         headline=scores.headline(run.summary),
         rows=scores.rows(run.summary),
@@ -141,21 +141,21 @@ def _told(run: Run) -> str:
 
 def _stages(run: Run) -> list[dict[str, object]]:
     """Name, description, number of epochs and time of each stage."""
-    found = []
+    result = []
     for name in run.stages:
         own = [epoch for epoch in run.epochs if epoch["stage"] == name]
         seconds = sum(sum(filter(None, (epoch.get("seconds") or {}).values())) for epoch in own)
         stage, paired = words.stage(name), sum(bool(epoch.get("pairs")) for epoch in own)
-        told = [stage.description, stage.coupled.format(paired) if paired else ""]
-        found.append(
+        known = [stage.description, stage.coupled.format(paired) if paired else ""]
+        result.append(
             {
                 "stage": stage,
-                "told": " ".join(filter(None, told)),
+                "told": " ".join(filter(None, known)),
                 "num_epochs": len(own),
                 "seconds": seconds,
             }
         )
-    return found
+    return result
 
 
 def _sections(run: Run) -> list[Section]:
@@ -218,8 +218,8 @@ def _of_groups(run: Run) -> list[Section]:
 
 def _section(anchor: str, title: str, text: str, *parts: tuple[list[Panel], str]) -> Section:
     """A section of some parts: their panels, and why a part without panels is missing."""
-    shown = [panel for found, _ in parts for panel in found]
-    return Section(anchor, title, text, shown, [why for found, why in parts if not found])
+    shown = [panel for result, _ in parts for panel in result]
+    return Section(anchor, title, text, shown, [why for result, why in parts if not result])
 
 
 def _rank_groups(run: Run) -> list[ranklists.Group]:

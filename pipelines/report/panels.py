@@ -31,14 +31,14 @@ class Phase:
     Attributes:
         name: as recorded.
         words: what happens in it.
-        colour: of its bars.
+        color: of its bars.
         seconds: over all epochs.
         share: of all phases, %.
     """
 
     name: str
     words: str
-    colour: str
+    color: str
     seconds: float
     share: float
 
@@ -189,8 +189,8 @@ def scores(epochs: Sequence[Epoch], summary: Summary) -> list[Panel]:
         return []
     start = (summary.get("rows") or {}).get("start") or {}
     series = [
-        Series(label, colour, [epoch["scores"].get(key) for epoch in own], dash, start.get(key))
-        for key, label, colour, dash in (
+        Series(label, color, [epoch["scores"].get(key) for epoch in own], dash, start.get(key))
+        for key, label, color, dash in (
             ("rank1", "Rank-1", figures.INK, "-"),
             ("mAP", "mAP", figures.SPARE[0], "--"),
         )
@@ -210,8 +210,8 @@ def retrieval(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
         "final": ("full method", figures.INK, "-"),
     }
     curves = [
-        Curve(label, rankings[row]["cmc"], colour, dash)
-        for row, (label, colour, dash) in styles.items()
+        Curve(label, rankings[row]["cmc"], color, dash)
+        for row, (label, color, dash) in styles.items()
         if "cmc" in rankings.get(row, {})
     ]
     text = (
@@ -268,9 +268,9 @@ def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
         text += f" Peak memory of a GPU: {max(memory) / 2**30:.1f} GB."
     chart = figures.phase_chart(_points(own), seconds, alt="Seconds per phase and epoch")
     phases = [
-        Phase(name, words.PHASES.get(name, ""), colour, sum(seconds[name]),
+        Phase(name, words.PHASES.get(name, ""), color, sum(seconds[name]),
               100 * sum(seconds[name]) / max(total, 1e-9))
-        for name, colour in figures.phase_colours(seconds).items()
+        for name, color in figures.phase_colors(seconds).items()
     ]  # fmt: skip
     return [Panel("Seconds per epoch", text, chart)], phases
 
@@ -303,8 +303,8 @@ def _shares(
 ) -> Panel:
     """Percentages by epoch, from 0 to 100."""
     series = [
-        Series(name, colour, of_name, dash)
-        for (name, of_name), colour, dash in zip(
+        Series(name, color, of_name, dash)
+        for (name, of_name), color, dash in zip(
             values.items(), (figures.INK, figures.SPARE[0]), ("-", "--"), strict=False
         )
     ]
@@ -317,12 +317,12 @@ def _shares(
 def _by_key(
     epochs: Sequence[Epoch], values: Callable[[Epoch], Mapping[str, float]]
 ) -> list[Series]:
-    """A line per key; modalities in their colour, a total in ink, others in spare colours."""
+    """A line per key; modalities in their color, a total in ink, others in spare colors."""
     names = list(dict.fromkeys(name for epoch in epochs for name in values(epoch)))
-    fixed = {"total": figures.INK, **figures.COLOURS}
+    fixed = {"total": figures.INK, **figures.COLORS}
     others = [name for name in names if name not in fixed]
     dashes = {"infrared": "--", "total": "-", "visible": "-"}
-    # where the spare colours come round again, the dashes differ
+    # where the spare colors come round again, the dashes differ
     spare = ("-.", ":", "--")
     return [
         Series(
@@ -362,10 +362,10 @@ def _with(epochs: Sequence[Epoch], key: str) -> list[Epoch]:
 
 def _of_truth(epoch: Epoch, name: str, key: str = "") -> float | None:
     """A number of an epoch's "truth", of one modality or group where there is a key."""
-    found = epoch["truth"].get(name)
-    if isinstance(found, Mapping):
-        return found.get(key)
-    return None if key else found
+    result = epoch["truth"].get(name)
+    if isinstance(result, Mapping):
+        return result.get(key)
+    return None if key else result
 
 
 def _points(epochs: Sequence[Epoch]) -> list[tuple[str, int]]:
@@ -375,8 +375,8 @@ def _points(epochs: Sequence[Epoch]) -> list[tuple[str, int]]:
 def _first_and_last(
     epochs: Sequence[Epoch], value: Callable[[Epoch], float | None]
 ) -> tuple[float, float] | None:
-    found = [one for epoch in epochs if (one := value(epoch)) is not None]
-    return (found[0], found[-1]) if found else None
+    result = [one for epoch in epochs if (one := value(epoch)) is not None]
+    return (result[0], result[-1]) if result else None
 
 
 def _spoken(values: Mapping[str, float], form: str) -> str:

@@ -1,4 +1,4 @@
-"""Queries with their best answers as pictures: some that went best, middling and worst."""
+"""Queries with their best answers as images: some that went best, middling and worst."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from reid_core.images import open_rgb
 
 NUM_ANSWERS = 8
 NUM_QUERIES_PER_GROUP = 3
-_HEIGHT_PX = 160  # A surveillance crop of 64 pixels is recognisable from here on.
+_HEIGHT_PX = 160  # A surveillance crop of 64 pixels is recognizable from here on.
 NEEDED = ("ap", "query_images", "gallery_images", "top", "top_similarity", "top_correct")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One gallery picture in a rank list.
+    """One gallery image in a rank list.
 
     Attributes:
-        picture: data URI, None where the picture cannot be read.
+        image: data URI, None where the image cannot be read.
         path: where it lies below the data set's root.
         similarity: to the query.
-        right: whether it shows the query's person.
+        right: whether it shows the query's identity.
     """
 
-    picture: str | None
+    image: str | None
     path: str
     similarity: float
     right: bool
@@ -42,15 +42,15 @@ class RankList:
     """One query and its best answers.
 
     Attributes:
-        picture: data URI of the query, None where the picture cannot be read.
-        path: where it lies below the data set's root; of a caption the picture that it describes.
-        caption: the sentence that is searched with, "" where the query is a picture.
+        image: data URI of the query, None where the image cannot be read.
+        path: where it lies below the data set's root; of a caption the image that it describes.
+        caption: the sentence that is searched with, "" where the query is an image.
         ap: average precision of the query, %.
         ap_before: the same for the start, None where unknown.
         answers: best first.
     """
 
-    picture: str | None
+    image: str | None
     path: str
     caption: str
     ap: float
@@ -75,7 +75,7 @@ def groups(
     Args:
         final: arrays of evaluation/final.npz, with every key of `NEEDED`.
         start: arrays of evaluation/start.npz, None where there is none.
-        root: folder that the picture paths are relative to.
+        root: folder that the image paths are relative to.
 
     Returns:
         Up to three groups of up to `NUM_QUERIES_PER_GROUP` queries; no query is shown twice.
@@ -88,22 +88,22 @@ def groups(
     def lists(queries: list[int]) -> tuple[RankList, ...]:
         return tuple(_rank_list(final, before, query, root) for query in queries)
 
-    found = [
+    result = [
         Group("Went best", "Queries with the highest average precision.", lists(best)),
         Group("In the middle", "Half of all queries did better, half did worse.", lists(middle)),
         Group("Went worst", "Queries with the lowest average precision.", lists(worst)),
     ]
-    return [group for group in found if group.lists]
+    return [group for group in result if group.lists]
 
 
 def choose(
     ap: np.ndarray, images: np.ndarray, *, num: int
 ) -> tuple[list[int], list[int], list[int]]:
-    """Best, middling and worst queries, of different people where folders tell people apart.
+    """Best, middling and worst queries, of different identities where folders tell them apart.
 
     Args:
         ap: (Q,) average precision; NaN marks a query that has no right answer.
-        images: (Q,) paths; pictures of one person share the name of their folder in most layouts.
+        images: (Q,) paths; images of one identity share the name of their folder in most layouts.
         num: queries per group; fewer where there are not enough.
 
     Returns:
@@ -117,7 +117,7 @@ def choose(
     chosen = []
     for candidates in (order, order[::-1], order[np.argsort(distance, kind="stable")]):
         free = [int(query) for query in candidates if int(query) not in taken]
-        picked = _different_people(free, images)[:num]
+        picked = _different_identities(free, images)[:num]
         taken.update(picked)
         chosen.append(picked)
     best, worst, middle = chosen
@@ -137,14 +137,14 @@ def below(root: Path, path: str) -> Path:
 
 
 def thumbnail(root: Path, path: str) -> str | None:
-    """A picture as a data URI.
+    """An image as a data URI.
 
     Args:
         root: folder of the data set.
         path: below it; one that is absolute or climbs out with ".." is refused.
 
     Returns:
-        JPEG of a fixed height, None where there is no readable picture.
+        JPEG of a fixed height, None where there is no readable image.
     """
     try:
         image = open_rgb(read_bytes(below(root, path)))
@@ -157,15 +157,15 @@ def thumbnail(root: Path, path: str) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _different_people(queries: list[int], images: np.ndarray) -> list[int]:
+def _different_identities(queries: list[int], images: np.ndarray) -> list[int]:
     """The same queries; each folder's first comes before any folder's second."""
     seen: set[str] = set()
     first: list[int] = []
     later: list[int] = []
     for query in queries:
-        person = PurePosixPath(str(images[query])).parent.name
-        (later if person in seen else first).append(query)
-        seen.add(person)
+        identity = PurePosixPath(str(images[query])).parent.name
+        (later if identity in seen else first).append(query)
+        seen.add(identity)
     return first + later
 
 
@@ -177,7 +177,7 @@ def _rank_list(
         path = str(final["gallery_images"][row])
         answers.append(
             Answer(
-                picture=thumbnail(root, path),
+                image=thumbnail(root, path),
                 path=path,
                 similarity=float(final["top_similarity"][query, rank]),
                 right=bool(final["top_correct"][query, rank]),
@@ -186,7 +186,7 @@ def _rank_list(
     path = str(final["query_images"][query])
     captions = final.get("query_captions")
     return RankList(
-        picture=thumbnail(root, path),
+        image=thumbnail(root, path),
         path=path,
         caption="" if captions is None else str(captions[query]),
         ap=100 * float(final["ap"][query]),

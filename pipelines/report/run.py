@@ -64,7 +64,7 @@ class Run:
 
     @property
     def generated(self) -> bool:
-        """Whether the people were drawn by the product's own generator."""
+        """Whether the identities were drawn by the product's own generator."""
         seconds = self.summary.get("seconds") or {}
         return "generate" in seconds or bool(
             self.root and (Path(self.root) / "synthetic.json").is_file()
@@ -130,7 +130,7 @@ def _summary(path: Path, notes: list[str]) -> Summary:
 
 def _epochs(path: Path, notes: list[str]) -> tuple[EpochLine, ...]:
     """Finished epochs. A killed run leaves half a line, a resumed run writes an epoch again."""
-    found: dict[tuple[str, int], EpochLine] = {}
+    result: dict[tuple[str, int], EpochLine] = {}
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -145,8 +145,8 @@ def _epochs(path: Path, notes: list[str]) -> tuple[EpochLine, ...]:
                 "stopped while it writes."
             )
             continue
-        found[key] = {**epoch, "stage": key[0], "epoch": key[1]}
-    return tuple(found.values())
+        result[key] = {**epoch, "stage": key[0], "epoch": key[1]}
+    return tuple(result.values())
 
 
 def _rankings(folder: Path, notes: list[str]) -> dict[str, dict[str, np.ndarray]]:

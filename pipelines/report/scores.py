@@ -47,25 +47,25 @@ def rows(summary: Summary) -> list[Row]:
         A line per row present. A stage that scored exactly what the full method scored is the
         full method's last stage, evaluated once, and is not shown twice.
     """
-    found: Mapping[str, Mapping[str, float]] = summary.get("rows") or {}
-    start, final = found.get("start", {}), found.get("final")
-    stages = [key for key in found if key not in words.ROWS and found[key] != final]
-    order = ["start"] * ("start" in found) + stages + ["final"] * ("final" in found)
+    result: Mapping[str, Mapping[str, float]] = summary.get("rows") or {}
+    start, final = result.get("start", {}), result.get("final")
+    stages = [key for key in result if key not in words.ROWS and result[key] != final]
+    order = ["start"] * ("start" in result) + stages + ["final"] * ("final" in result)
     table = []
     if summary.get("chance"):
         table.append(Row("chance", "Chance", "guessing", _cells(summary["chance"], {})))
     for key in order:
         title, note = _title(key)
         reference = {} if key == "start" else start
-        table.append(Row(key, title, note, _cells(found[key], reference)))
+        table.append(Row(key, title, note, _cells(result[key], reference)))
     return table
 
 
 def headline(summary: Summary) -> str:
     """The result in one or two sentences, "" where the start or the full method was not scored."""
-    found = summary.get("rows") or {}
+    result = summary.get("rows") or {}
     try:
-        before, after = found["start"]["rank1"], found["final"]["rank1"]
+        before, after = result["start"]["rank1"], result["final"]["rank1"]
     except KeyError:
         return ""
     text = (

@@ -1,4 +1,4 @@
-"""A contact sheet: the query and its answers as one picture, or as one page that needs nothing."""
+"""A contact sheet: the query and its answers as one image, or as one page that needs nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.storage.files import replace_file
 from pipelines.storage.shards import read_bytes
 from reid_core.images import open_rgb
 
-_TILE = (112, 224)  # width and height of a picture; identities are upright
+_TILE = (112, 224)  # width and height of an image; identities are upright
 _MARGIN, _TEXT, _FRAME = 12, 40, 4
 _COLUMNS = 11
 _PALE = "#e3e6ec"
@@ -25,9 +25,9 @@ _PALE = "#e3e6ec"
 
 @dataclass(frozen=True)
 class _Tile:
-    """One picture of the page, as a data URI, None where it cannot be read."""
+    """One image of the page, as a data URI, None where it cannot be read."""
 
-    picture: str | None
+    image: str | None
     path: str
     hit: Hit
 
@@ -59,7 +59,7 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
     check(path)
     try:
         if path.suffix == ".png":
-            sheet = _picture(query, hits, note)
+            sheet = _sheet(query, hits, note)
             replace_file(path, lambda file: sheet.save(file, format="PNG"))
         else:
             replace_file(path, _page(query, hits, note))
@@ -69,23 +69,23 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
 
 
 def _page(query: Query, hits: Sequence[Hit], note: str) -> str:
-    tiles = [_Tile(_data(hit.picture), hit.id, hit) for hit in hits]
+    tiles = [_Tile(_data(hit.image), hit.id, hit) for hit in hits]
     return render(
         "contact_sheet.html",
         query=query,
-        picture=_data(query.picture) if query.picture else None,
+        image=_data(query.image) if query.image else None,
         tiles=tiles,
         note=note,
     )
 
 
-def _data(picture: Path) -> str | None:
-    return thumbnail(picture.parent, picture.name)
+def _data(image: Path) -> str | None:
+    return thumbnail(image.parent, image.name)
 
 
-def _picture(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
+def _sheet(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
     """The query in front unless it is a sentence, answers in rows, similarity below each."""
-    tiles = [(query.picture, INK, "query", "")] if query.picture else []
+    tiles = [(query.image, INK, "query", "")] if query.image else []
     tiles += [_described(hit) for hit in hits]
     columns = max(min(_COLUMNS, len(tiles)), 1)
     lines = -(-len(tiles) // columns)
@@ -93,29 +93,29 @@ def _picture(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
     sheet = Image.new("RGB", (max(columns * wide + _MARGIN, 640), lines * high + 56), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     pen.text((_MARGIN, _MARGIN), f"{query.name}   {note}", fill=INK, font=font)
-    for number, (picture, colour, first, second) in enumerate(tiles):
+    for number, (image, color, first, second) in enumerate(tiles):
         x = _MARGIN + number % columns * wide
         y = 44 + number // columns * high
-        pen.rectangle((x, y, x + _TILE[0], y + _TILE[1]), fill=colour)
+        pen.rectangle((x, y, x + _TILE[0], y + _TILE[1]), fill=color)
         inner = (_TILE[0] - 2 * _FRAME + 1, _TILE[1] - 2 * _FRAME + 1)
-        sheet.paste(_opened(picture, inner), (x + _FRAME, y + _FRAME))
+        sheet.paste(_opened(image, inner), (x + _FRAME, y + _FRAME))
         pen.text((x, y + _TILE[1] + 3), first, fill=INK, font=font)
         pen.text((x, y + _TILE[1] + 20), second, fill=MUTED, font=font)
     return sheet
 
 
 def _described(hit: Hit) -> tuple[Path, str, str, str]:
-    colour = {True: RIGHT, False: WRONG, None: _PALE}[hit.right]
+    color = {True: RIGHT, False: WRONG, None: _PALE}[hit.right]
     mark = {True: " right", False: " wrong", None: ""}[hit.right]
     camera = f"camera {hit.camera}" if hit.camera >= 0 else hit.modality
-    return hit.picture, colour, f"{hit.similarity:.2f}{mark}", camera
+    return hit.image, color, f"{hit.similarity:.2f}{mark}", camera
 
 
-def _opened(picture: Path | None, size: tuple[int, int]) -> Image.Image:
-    """The picture at a size, an empty one where there is none."""
-    if picture is None:
+def _opened(image: Path | None, size: tuple[int, int]) -> Image.Image:
+    """The image at a size, an empty one where there is none."""
+    if image is None:
         return Image.new("RGB", size, "white")
     try:
-        return open_rgb(read_bytes(picture)).resize(size, Image.Resampling.LANCZOS)
+        return open_rgb(read_bytes(image)).resize(size, Image.Resampling.LANCZOS)
     except (OSError, ValueError):
         return Image.new("RGB", size, _PALE)

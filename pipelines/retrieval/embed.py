@@ -198,7 +198,7 @@ class Embedder:
         """Number of vectors written, and messages about images that were left out."""
         rows: list[Sample] = []
         contents: list[str] = []
-        found: list[np.ndarray] = []
+        result: list[np.ndarray] = []
         skipped: list[str] = []
         for modality in dict.fromkeys(sample.modality for sample in part.samples):
             own = [sample for sample in part.samples if sample.modality == modality]
@@ -206,20 +206,20 @@ class Embedder:
             batches = [own[i : i + step] for i in range(0, len(own), step)]
             ahead = [self._read(batch) for batch in batches[:2]]
             for number, batch in enumerate(batches):
-                inputs, kept, hashes = self._collect(batch, ahead[number], skipped)
+                inputs, remaining, hashes = self._collect(batch, ahead[number], skipped)
                 ahead[number] = []  # frees the images
                 if number + 2 < len(batches):
                     ahead.append(self._read(batches[number + 2]))
-                if kept:
-                    rows += kept
+                if remaining:
+                    rows += remaining
                     contents += hashes
-                    found.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
+                    result.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
         none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
         vectors.write_part(
             self._work.out,
             part.key,
             rows,
-            np.concatenate([none, *found]),
+            np.concatenate([none, *result]),
             skipped,
             contents=contents,
         )
@@ -252,7 +252,7 @@ class Embedder:
                 batch,
                 [content_hash(s.encode()) for s in sentences],
             )
-        pixels, kept, hashes = [], [], []
+        pixels, remaining, hashes = [], [], []
         for sample, image in zip(batch, images, strict=True):
             try:
                 decoded, content = image.result()
@@ -260,10 +260,10 @@ class Embedder:
                 skipped.append(str(error))
             else:
                 pixels.append(decoded)
-                kept.append(sample)
+                remaining.append(sample)
                 hashes.append(content)
         inputs = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-        return inputs, kept, hashes
+        return inputs, remaining, hashes
 
 
 def content_hash(data: bytes) -> str:

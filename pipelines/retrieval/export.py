@@ -1,7 +1,7 @@
 """The encoder as ONNX, one file per modality, for use without this package.
 
 Bytes in, unit vectors out: normalization is part of the graph, so that only the size and the
-colour order of the pixels are left to get wrong. Both stand in the file's metadata. Trackers that
+color order of the pixels are left to get wrong. Both stand in the file's metadata. Trackers that
 feed normalized numbers, or plain ones as DeepStream does, get a graph that takes those instead.
 """
 
@@ -209,7 +209,7 @@ def _write(model: nn.Module, path: Path, inputs: Tensor, names: tuple[str, str])
             opset_version=OPSET,
             dynamo=True,
             # The optimizer takes the 1e-12 under GeM's root for zero and drops it, which moves
-            # channels that are silent by a thousandth. onnxruntime optimises while loading.
+            # channels that are silent by a thousandth. onnxruntime optimizes while loading.
             optimize=False,
             verbose=False,
         )

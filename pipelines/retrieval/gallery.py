@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from pipelines.retrieval import neighbours
+from pipelines.retrieval import neighbors
 from pipelines.retrieval.gallery_rows import COLUMNS, Filter, Match, matches, schema
-from pipelines.retrieval.neighbours import EXACT_UP_TO, Tuning
+from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -178,7 +178,7 @@ class Gallery:
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
-            neighbours.keep_indexed(self._table, recall=recall)
+            neighbors.keep_indexed(self._table, recall=recall)
         return Added(done.num_inserted_rows, done.num_updated_rows, len(self))
 
     def remove(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> int:
@@ -192,21 +192,21 @@ class Gallery:
                 removed += done.num_deleted_rows  # type: ignore[attr-defined]
         return removed
 
-    def optimize(self, *, kept: timedelta = _KEPT) -> None:
-        """Join small files, bring all rows into the index, drop versions older than `kept`."""
+    def optimize(self, *, keep_for: timedelta = _KEPT) -> None:
+        """Join small files, bring all rows into the index, drop versions older than `keep_for`."""
         with _lance("the gallery was not tidied"):
-            self._table.optimize(cleanup_older_than=kept)
+            self._table.optimize(cleanup_older_than=keep_for)
 
     def get(self, name: str) -> Match | None:
         """The row of an id with its vector, None where there is none."""
-        found = self._table.search().where(Filter(ids=(name,)).sql()).select(COLUMNS).limit(1)
-        rows = matches(found.to_arrow())
+        result = self._table.search().where(Filter(ids=(name,)).sql()).select(COLUMNS).limit(1)
+        rows = matches(result.to_arrow())
         return rows[0] if rows else None
 
     def contents(self) -> dict[str, str]:
         """The content hash of every id."""
-        found = self._table.search().select(["id", "content"]).to_arrow()
-        return dict(zip(found["id"].to_pylist(), found["content"].to_pylist(), strict=True))
+        result = self._table.search().select(["id", "content"]).to_arrow()
+        return dict(zip(result["id"].to_pylist(), result["content"].to_pylist(), strict=True))
 
     def search(
         self, vector: np.ndarray, top: int, *, where: Filter | None = None, vectors: bool = False
@@ -229,25 +229,25 @@ class Gallery:
         if not allowed:
             raise UserError(f"no row is {where}; this gallery has {self.described()}")
         columns = [name for name in COLUMNS if vectors or name != "vector"]
-        query = neighbours.query(self._table, vector, exact=allowed <= EXACT_UP_TO)
+        query = neighbors.query(self._table, vector, exact=allowed <= EXACT_UP_TO)
         query = query.limit(min(top, allowed)).select([*columns, "_distance"])
         if condition:
             query = query.where(condition, prefilter=True)
-        found = query.to_arrow()
-        return matches(found, 1 - found["_distance"].to_numpy())
+        result = query.to_arrow()
+        return matches(result, 1 - result["_distance"].to_numpy())
 
     def described(self) -> str:
         """Modalities and cameras that there are, in words."""
-        found = self._table.search().select(["modality"]).to_arrow()
-        names = sorted(set(found["modality"].to_pylist()))
+        result = self._table.search().select(["modality"]).to_arrow()
+        names = sorted(set(result["modality"].to_pylist()))
         cameras = self.cameras()
         where = f" of cameras {', '.join(map(str, cameras))}" if cameras else ""
         return (" and ".join(names) or "no rows") + where
 
     def cameras(self) -> list[int]:
         """Numbers of the cameras that are known, rising."""
-        found = self._table.search().select(["camera"]).to_arrow()["camera"].unique()
-        return sorted(set(found.to_pylist()) - {-1})
+        result = self._table.search().select(["camera"]).to_arrow()["camera"].unique()
+        return sorted(set(result.to_pylist()) - {-1})
 
     def some_ids(self, count: int = 3) -> list[str]:
         """The first few ids."""
@@ -257,8 +257,8 @@ class Gallery:
 
     def names(self) -> dict[str, int]:
         """Who is on the watch list, and with how many images."""
-        found = self._table.search().where("name != ''").select(["name"]).to_arrow()
-        return {row["values"]: row["counts"] for row in found["name"].value_counts().to_pylist()}
+        result = self._table.search().where("name != ''").select(["name"]).to_arrow()
+        return {row["values"]: row["counts"] for row in result["name"].value_counts().to_pylist()}
 
     def versions(self) -> list[tuple[int, datetime]]:
         """Number and time of the states that can be searched, oldest first."""
@@ -267,7 +267,7 @@ class Gallery:
     @property
     def tuning(self) -> Tuning:
         """How an approximate search is done, and its recall."""
-        return neighbours.tuning(self._table)
+        return neighbors.tuning(self._table)
 
 
 def tables(uri: str | Path) -> list[Facts]:

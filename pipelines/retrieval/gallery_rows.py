@@ -137,9 +137,9 @@ class Match:
 
 def matches(rows: pa.Table, similarity: Sequence[float] | np.ndarray | None = None) -> list[Match]:
     """Rows of a table as `Match`, in their order."""
-    kept = [name for name in COLUMNS if name in rows.column_names and name != "content"]
-    columns = {name: rows[name].to_pylist() for name in kept if name != "vector"}
-    if "vector" in kept:
+    remaining = [name for name in COLUMNS if name in rows.column_names and name != "content"]
+    columns = {name: rows[name].to_pylist() for name in remaining if name != "vector"}
+    if "vector" in remaining:
         dim = rows.schema.field("vector").type.list_size
         flat = rows["vector"].combine_chunks().flatten().to_numpy()
         columns["vector"] = list(flat.reshape(-1, dim))
@@ -151,7 +151,7 @@ def matches(rows: pa.Table, similarity: Sequence[float] | np.ndarray | None = No
 
 
 def time_of(text: str | None, option: str) -> datetime | None:
-    """A time as people write it, UTC where it says no zone; None for none.
+    """A time as identities write it, UTC where it says no zone; None for none.
 
     Raises:
         UserError: it is no ISO time.

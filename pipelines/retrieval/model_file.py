@@ -105,7 +105,7 @@ def facts(loaded: LoadedEncoder, modality: Modality, form: Form = BYTES) -> dict
         **DECODING,
         "mean": json.dumps(pixels_of(loaded.encoder).mean),
         "std": json.dumps(pixels_of(loaded.encoder).std),
-        "normalised_inside": str(form.inputs != "float").lower(),
+        "normalized_inside": str(form.inputs != "float").lower(),
         "precision": form.precision,
     }
 

@@ -81,18 +81,18 @@ def embed_distinct(
     info = vectors.read_info(out / IMAGES)
     rows = pa.concat_tables([pq.read_table(path) for path in vectors.part_files(out / IMAGES)])
     flat, ids = _unit(rows, info["dim"]), rows["id"].to_pylist()
-    kept, lines = np.ones(len(rows), dtype=bool), []
+    remaining, lines = np.ones(len(rows), dtype=bool), []
     for modality in sorted(set(rows["modality"].to_pylist())):
         own = np.flatnonzero(pc.equal(rows["modality"], modality).to_numpy())
         for one in near_duplicates(flat[own], above=above):
             first, *others = own[one].tolist()
-            kept[others] = False
+            remaining[others] = False
             lines.append({"kept": ids[first], "left_out": [ids[place] for place in others]})
     replace_file(out / DUPLICATES, "".join(json.dumps(line) + "\n" for line in lines))
-    chosen = rows.filter(pa.array(kept))
+    chosen = rows.filter(pa.array(remaining))
     parts = (chosen.slice(start, _ROWS) for start in range(0, len(chosen), _ROWS))
     count = _write(out, info, f"dedup {above:g}", parts)
-    return replace(done, num_vectors=count), int((~kept).sum())
+    return replace(done, num_vectors=count), int((~remaining).sum())
 
 
 @dataclass
@@ -200,8 +200,8 @@ def _unit(part: pa.Table, dim: int) -> np.ndarray:
 
 def _write(out: Path, info: WrittenInfo, pool: str, parts: Iterator[pa.Table]) -> int:
     """Replace the files of a folder; returns the number of vectors."""
-    kept: dict[str, Any] = dict(info)
-    known = {name: kept[name] for name in VectorInfo.__dataclass_fields__ if name in kept}
+    remaining: dict[str, Any] = dict(info)
+    known = {name: remaining[name] for name in VectorInfo.__dataclass_fields__ if name in remaining}
     vectors.describe(out, VectorInfo(**known | {"pool": pool}), Path(info["checkpoint"]))
     planned: dict[str, int] = {}
     for number, part in enumerate(parts):

@@ -32,7 +32,7 @@ class Query:
         vector: (D,) unit row.
         name: file, sentence or id.
         modality: of the query.
-        picture: image file, None for a sentence.
+        image: image file, None for a sentence.
         pid: identity, -1 where unknown.
         id: of its row in the gallery, "" where it has none.
     """
@@ -40,7 +40,7 @@ class Query:
     vector: np.ndarray
     name: str
     modality: Modality
-    picture: Path | None = None
+    image: Path | None = None
     pid: int = -1
     id: str = ""
 
@@ -51,7 +51,7 @@ class Hit:
 
     Attributes:
         id: as embedded: the image below the root, of a sentence with its hash.
-        picture: image file.
+        image: image file.
         similarity: cosine.
         probability: that both are of one identity, None where nothing was calibrated.
         modality, camera, pid, tracklet: -1 where unknown.
@@ -62,7 +62,7 @@ class Hit:
     """
 
     id: str
-    picture: Path
+    image: Path
     similarity: float
     probability: float | None
     modality: str
@@ -132,7 +132,7 @@ def query_by_id(gallery: Gallery, name: str) -> Query | None:
         vector=row.vector,
         name=name,
         modality=Modality(row.modality),
-        picture=row.file,
+        image=row.file,
         pid=row.pid,
         id=name,
     )
@@ -165,7 +165,7 @@ def query_by_text(loaded: LoadedEncoder, sentence: str) -> Query:
             "with --space joint"
         )
     if not sentence.strip():
-        raise UserError("--text is empty: describe the person")
+        raise UserError("--text is empty: describe who is searched for")
     (vector,) = loaded.vectors(loaded.tokenize([sentence]), Modality.TEXT)
     return Query(vector, sentence, Modality.TEXT)
 
@@ -283,7 +283,7 @@ def described(gallery: Gallery, *, where: Filter | None, reranked: bool) -> str:
     text = f"{len(gallery):,} vectors"
     if where is not None and str(where):
         text += f", only {where}"
-    return text + (", re-ranked by shared neighbours" if reranked else "")
+    return text + (", re-ranked by shared neighbors" if reranked else "")
 
 
 def _reranked(query: Query, rows: Sequence[Match]) -> np.ndarray:
@@ -304,7 +304,7 @@ def _hit(query: Query, row: Match, calibrated: Calibrated | None) -> Hit:
         probability = calibrated.probability(row.similarity, query.modality, row.modality)
     return Hit(
         id=row.id,
-        picture=row.file,
+        image=row.file,
         similarity=row.similarity,
         probability=probability,
         modality=row.modality,

@@ -89,9 +89,9 @@ def halve(source: Path, target: Path) -> None:
 
     model = onnx.load(source)
     _fold_transposes(model)
-    kept = _tail(model) + _turned_products(model)
+    remaining = _tail(model) + _turned_products(model)
     logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
-    small = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
+    small = convert_float_to_float16(model, keep_io_types=True, node_block_list=remaining)
     written: set[str] = set()
     for node in list(small.graph.node):  # the converter casts once per reader, by one name
         if node.output[0] in written:
@@ -207,15 +207,15 @@ def _images(
         else:
             dataset = read(loaded.config)
             samples, root = dataset.train.samples, dataset.root
-        found = {m: _decoded(loaded, _spread(samples, m), root) for m in kinds}
+        result = {m: _decoded(loaded, _spread(samples, m), root) for m in kinds}
     except UserError:
         if needed or folder is not None:
             raise
         return _noise(loaded, kinds), f"{CHECKED} images of noise"
-    if missing := [m for m in kinds if not len(found[m])]:
+    if missing := [m for m in kinds if not len(result[m])]:
         raise UserError(f"no {' and no '.join(missing)} image in {folder or root}: --images FOLDER")
-    least = min(len(found[m]) for m in kinds)
-    return found, f"{least} images of {folder or 'the training data'}"
+    least = min(len(result[m]) for m in kinds)
+    return result, f"{least} images of {folder or 'the training data'}"
 
 
 def _spread(samples: Sequence[Sample], modality: Modality) -> list[Sample]:

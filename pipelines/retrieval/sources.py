@@ -1,4 +1,4 @@
-"""What can be embedded: a folder, a manifest or a data set, as one stream of records, in parts.
+"""What can be embedded: a folder, a manifest or a data set, as one stream of samples, in parts.
 
 Nothing here keeps more than one part, but that the names of one folder are sorted and the reader
 of a data set lists it whole.
@@ -26,11 +26,11 @@ _PART_ROWS = 1024  # on average; a part is embedded again as a whole
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive records of a source that share one file.
+    """Consecutive samples of a source that share one file.
 
     Attributes:
-        key: hash of the records, the name of the file.
-        records: not empty.
+        key: hash of the samples, the name of the file.
+        samples: not empty.
     """
 
     key: str
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """Where records come from.
+    """Where samples come from.
 
     Attributes:
         path: a folder, a manifest (.csv, .jsonl or .parquet with the columns image and modality,
@@ -81,11 +81,11 @@ class Source:
 
     @property
     def root(self) -> Path:
-        """Folder that the records' images are relative to."""
+        """Folder that the samples' images are relative to."""
         return (self.path.parent if self.path.is_file() else self.path).resolve()
 
     def samples(self) -> Iterator[Sample]:
-        """All records, always in the same order.
+        """All samples, always in the same order.
 
         Raises:
             UserError: names the line or folder that cannot be understood.
@@ -96,8 +96,8 @@ class Source:
 
     def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
-        found = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
-        splits: dict[str, Split] = {name: getattr(found, name) for name in SPLITS[:3]}
+        result = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
+        splits: dict[str, Split] = {name: getattr(result, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
         return tuple(sample for split in chosen for sample in split.samples)
 
@@ -145,19 +145,19 @@ def record_id(sample: Sample) -> str:
     return f"{sample.image}#{hashlib.blake2b(sample.caption.encode(), digest_size=5).hexdigest()}"
 
 
-def parts(records: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
-    """Cut a stream where the hash of a record says so.
+def parts(samples: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
+    """Cut a stream where the hash of a sample says so.
 
     Args:
-        records: in a fixed order.
+        samples: in a fixed order.
         mean_rows: of a part, roughly; none has more than four times as many.
 
     Yields:
-        Parts in order. A record that is added or taken away changes the parts next to it alone.
+        Parts in order. A sample that is added or taken away changes the parts next to it alone.
     """
     rows: list[Sample] = []
     digest = hashlib.blake2b(digest_size=8)
-    for sample in records:
+    for sample in samples:
         own = hashlib.blake2b(
             f"{record_id(sample)}\0{sample.modality}\0{sample.pid}\0{sample.camera}"
             f"\0{sample.tracklet}".encode(),

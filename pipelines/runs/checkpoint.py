@@ -115,17 +115,17 @@ def find(path: Path) -> Path:
     """
     if (path / STATE).is_file():
         return path
-    found = sorted(
+    result = sorted(
         (entry.parent for entry in path.glob(f"*/{STATE}") if is_whole(entry.parent)),
         key=lambda folder: (folder / STATE).stat().st_mtime,
     )
-    if not found:
+    if not result:
         runs = sorted({state.parent.parent.name for state in path.glob(f"*/*/{STATE}")})
         raise UserError(
             f"no checkpoint in {path}: expected {STATE} there or one folder below"
             + (f"; it holds {', '.join(runs)}: name one of them" if runs else "")
         )
-    return found[-1]
+    return result[-1]
 
 
 def finished_stage(config: RunConfig) -> Path | None:

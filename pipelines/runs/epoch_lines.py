@@ -40,7 +40,7 @@ def describe(line: EpochLine, epochs: int) -> str:
         pairs = f", {line['pairs']} pairs" if line["pairs"] else ""
         parts.append(f"clusters {counts}, {outliers:.0%} outliers{pairs}")
     if "search_recall" in line:
-        parts.append(f"recall of neighbours {line['search_recall']:.3f}")
+        parts.append(f"recall of neighbors {line['search_recall']:.3f}")
     if "scores" in line:
         parts.append(f"Rank-1 {line['scores']['rank1']:.1f} mAP {line['scores']['mAP']:.1f}")
     speed = line.get("speed", {})

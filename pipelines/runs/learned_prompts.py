@@ -25,7 +25,7 @@ class Phrase:
     """The learned tokens of one group in words.
 
     Attributes:
-        modality: of its pictures.
+        modality: of its images.
         group: number of the group.
         words: per token the nearest word and its similarity.
     """
@@ -81,9 +81,9 @@ def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
         "words": {
             name: [
                 [[near[0].word, near[0].similarity] for near in group]
-                for group in near_words(found[:_NUM_RECORDED].cpu(), vocabulary, words, count=1)
+                for group in near_words(result[:_NUM_RECORDED].cpu(), vocabulary, words, count=1)
             ]
-            for name, found in tokens.items()
+            for name, result in tokens.items()
         },
     }
     write_json(run_dir / FILE_NAME, content, indent=None)
@@ -111,14 +111,14 @@ def _whole_words() -> tuple[list[str], list[int]]:
     """Entries of CLIP's vocabulary that are words of letters alone, with their ids."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    found = [
+    result = [
         (entry.removesuffix("</w>"), number)
         for entry, number in SimpleTokenizer().encoder.items()
         if entry.endswith("</w>")
     ]
-    kept = [
+    remaining = [
         (word, number)
-        for word, number in found
+        for word, number in result
         if word.isascii() and word.isalpha() and len(word) >= _MIN_LETTERS
     ]
-    return [word for word, _ in kept], [number for _, number in kept]
+    return [word for word, _ in remaining], [number for _, number in remaining]

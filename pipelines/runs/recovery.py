@@ -44,14 +44,14 @@ def tidy(run_dir: Path) -> Path | None:
         find one; None where it can, or where there is none.
     """
     listed = _listed(run_dir)
-    found = [folder for folder in run_dir.glob("checkpoint_*") if folder.is_dir()]
-    whole = [folder for folder in found if checkpoint.is_whole(folder)]
+    result = [folder for folder in run_dir.glob("checkpoint_*") if folder.is_dir()]
+    whole = [folder for folder in result if checkpoint.is_whole(folder)]
     if listed and set(listed) <= {folder.name for folder in whole}:
         whole = [folder for folder in whole if folder.name in listed]
     elif (run_dir / RECORD).exists():
         log.warning("Ray's list of checkpoints in %s is broken; it is made anew", run_dir)
         (run_dir / RECORD).unlink()
-    for folder in set(found) - set(whole):
+    for folder in set(result) - set(whole):
         log.warning("removed %s, which an interruption left unfinished", folder)
         shutil.rmtree(folder)
     if (run_dir / RECORD).exists() or not whole:

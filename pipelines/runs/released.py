@@ -70,7 +70,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         _check(config, state, quick_gelu=source.quick_gelu)
     except (ValueError, KeyError) as error:
         raise UserError(f"{file}, --from {publisher}: {error}") from error
-    kept: State = {
+    remaining: State = {
         "config": config.used(),
         "progress": {
             "stage": source.stage,
@@ -87,7 +87,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         "epoch": {},
         "optimiser": {},
     }
-    checkpoint.save(out / "checkpoint_000000", kept, {"released": publisher})
+    checkpoint.save(out / "checkpoint_000000", remaining, {"released": publisher})
     replace_file(out / "config.yaml", configuration.dump(config))
     return out
 
@@ -99,9 +99,9 @@ def _config(tree: Tree, overrides: Sequence[str], publisher: str) -> RunConfig:
     before = configuration.validate(whole, source=source).used()
     given = configuration.overridden(copy.deepcopy(whole), overrides, source=source)
     after = given.used()
-    kept = ("method", "model", tree["method"])
+    remaining = ("method", "model", tree["method"])
     changed = configuration.differences(
-        {key: before[key] for key in kept}, {key: after.get(key) for key in kept}
+        {key: before[key] for key in remaining}, {key: after.get(key) for key in remaining}
     )
     if changed:
         raise UserError(

@@ -145,7 +145,7 @@ def read_metrics(run_dir: Path) -> Iterator[EpochLine]:
 
 
 def first_difference(one: Path, other: Path) -> tuple[str, int] | None:
-    """First epoch (stage, number) in which two runs labelled an image differently; None if none."""
+    """First epoch (stage, number) in which two runs labeled an image differently; None if none."""
     for a, b in zip(read_metrics(one), read_metrics(other), strict=False):
         if a.get("labels") != b.get("labels"):
             return a["stage"], a["epoch"]
@@ -162,8 +162,10 @@ def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None
     """
     last = (stages.index(stage), epoch) if stage else (-1, -1)
     lines = read_metrics(run_dir)
-    kept = [line for line in lines if (stages.index(line["stage"]), line["epoch"]) <= last]
-    replace_file(run_dir / METRICS, "".join(to_json(finite(line), indent=None) for line in kept))
+    remaining = [line for line in lines if (stages.index(line["stage"]), line["epoch"]) <= last]
+    replace_file(
+        run_dir / METRICS, "".join(to_json(finite(line), indent=None) for line in remaining)
+    )
 
 
 def write_summary(run_dir: Path, summary: Summary) -> None:

@@ -129,7 +129,7 @@ def desk_of(settings: Settings) -> tuple[Desk, LoadedEncoder]:
 def application(settings: Settings, *, num_gpus: int) -> Application:
     """The deployments, bound to each other."""
     from ray import serve
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import RayActorError
 
     autoscaling = {
         "min_replicas": settings.min_replicas,
@@ -158,7 +158,7 @@ def application(settings: Settings, *, num_gpus: int) -> Application:
             vectors: np.ndarray
             try:
                 vectors = await encoder.embed.remote(content, str(modality))
-            except ActorDiedError:  # embedding changes nothing: another replica does it
+            except RayActorError:  # embedding changes nothing: another replica does it
                 vectors = await encoder.embed.remote(content, str(modality))
             return vectors
 

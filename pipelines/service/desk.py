@@ -223,7 +223,7 @@ class Desk:
             tracklet=hit.tracklet if hit.tracklet >= 0 else None,
             images=hit.images,
             name=hit.name or None,
-            thumbnail=thumbnail(hit.picture.parent, hit.picture.name),
+            thumbnail=thumbnail(hit.image.parent, hit.image.name),
         )
 
     def _public(self, name: str) -> str:

@@ -20,7 +20,7 @@ _TIMEOUT_S = 30.0
 
 
 class RefusedAddressError(UnfitFileError):
-    """A name leads into this machine or its neighbourhood."""
+    """A name leads into this machine or its neighborhood."""
 
 
 def is_http(name: str) -> bool:

@@ -2,11 +2,11 @@
 
 A converted data set is a folder (or any location that pyarrow or fsspec can open) with
 
-    manifest.parquet            the records of all splits, in order
+    manifest.parquet            the samples of all splits, in order
     images/part-00000.parquet   columns image and bytes, one row per image
     images/index.parquet        which row of which part holds an image
 
-Images keep the names that they had, so a record means the same before and after conversion.
+Images keep the names that they had, so a sample means the same before and after conversion.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def location(path: str | Path) -> str:
     also behind a root that it was joined to.
     """
     matches = _URI.finditer(str(path))
-    found = [match for match in matches if match.start() == 0 or match[1] in _schemes()]
-    if not found:
+    result = [match for match in matches if match.start() == 0 or match[1] in _schemes()]
+    if not result:
         return str(path)
-    slashes = ":///" if found[-1][1] == "file" else "://"
-    return f"{found[-1][1]}{slashes}{str(path)[found[-1].end() :]}"
+    slashes = ":///" if result[-1][1] == "file" else "://"
+    return f"{result[-1][1]}{slashes}{str(path)[result[-1].end() :]}"
 
 
 @lru_cache(maxsize=1)
@@ -95,7 +95,7 @@ def read_bytes(path: Path) -> bytes:
     """Content of one image.
 
     Args:
-        path: a data set's root / a record's image. It may lead to a file; to a row of a Parquet
+        path: a data set's root / a sample's image. It may lead to a file; to a row of a Parquet
             file ("set.parquet#3"); into a converted data set; the root or the image may be a URI.
 
     Raises:
@@ -189,19 +189,19 @@ class Shards:
         """Encoded images, in the order of the names.
 
         Args:
-            images: names as in the records.
+            images: names as in the samples.
 
         Raises:
             FileNotFoundError: an image is in no shard; names it.
         """
-        found = []
+        result = []
         for image in images:
             place = int(np.searchsorted(self._names, image.encode()))
             if place == len(self._names) or self._names[place] != image.encode():
                 raise FileNotFoundError(2, f"No such image in the shards of {self._root}", image)
             part = f"{self._root}/{PART.format(self._parts[place])}"
-            found.append(_column(part).read(int(self._rows[place])))
-        return found
+            result.append(_column(part).read(int(self._rows[place])))
+        return result
 
 
 class _Column:

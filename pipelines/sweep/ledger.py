@@ -87,11 +87,11 @@ class Ledger:
 
     def pending(self) -> dict[str, Values]:
         """Trials that were begun and are not over, in the order in which they were begun."""
-        found = {}
+        result = {}
         for path in sorted((self.root / FOLDER).glob(f"*/{_VALUES}")):
             if path.parent.name not in {trial.name for trial in self.over}:
-                found[path.parent.name] = json.loads(path.read_text())
-        return found
+                result[path.parent.name] = json.loads(path.read_text())
+        return result
 
     def left(self, points: Sequence[Values]) -> list[Values]:
         """The points that are not over yet."""
@@ -165,8 +165,8 @@ def scores_of(line: EpochLine) -> dict[str, float]:
     first of its stage how stable the clusters are.
     """
     stability = line.get("stability", {})
-    found = {STABILITY: 100 * fmean(stability.values())} if stability else {}
-    return {**line.get("scores", {}), **found}
+    result = {STABILITY: 100 * fmean(stability.values())} if stability else {}
+    return {**line.get("scores", {}), **result}
 
 
 def judged(objective: str) -> str:
@@ -266,5 +266,5 @@ def _identity(content: Mapping[str, Json], source: str) -> Tree:
     written = content["recipe"]
     assert isinstance(written, dict)
     recipe = configuration.validate(written, source=source).identity()
-    kept = content.keys() - {"budget", "base", "overrides", "recipe"}
-    return {key: content[key] for key in kept} | {"recipe": recipe}
+    remaining = content.keys() - {"budget", "base", "overrides", "recipe"}
+    return {key: content[key] for key in remaining} | {"recipe": recipe}

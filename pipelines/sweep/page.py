@@ -46,12 +46,12 @@ def write(sweep_dir: Path) -> Path:
         ValueError: no trial has finished, or trials.jsonl is damaged.
     """
     try:
-        found = ledger.read(sweep_dir)
+        result = ledger.read(sweep_dir)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{sweep_dir / ledger.TRIALS} is damaged: {error}") from error
     search = _search(sweep_dir)
     objective = search["objective"]
-    ranked = ledger.ranked(found, objective)
+    ranked = ledger.ranked(result, objective)
     if not ranked or ranked[0].status != "finished":
         raise ValueError(f"no trial of {sweep_dir} has finished: there is nothing to report yet")
     page = render(
@@ -63,30 +63,30 @@ def write(sweep_dir: Path) -> Path:
         score_names={
             name: shown
             for name, shown in _SCORES.items()
-            if any(name in trial.scores for trial in found)
+            if any(name in trial.scores for trial in result)
         },
         trials=ranked,
         settings=list(ranked[0].config),
-        num_failed=sum(trial.status == "failed" for trial in found),
-        num_stopped=sum(trial.status == "stopped" for trial in found),
-        seconds=sum(trial.seconds for trial in found),
-        panels=sensitivity(found, objective, method=search["method"]),
+        num_failed=sum(trial.status == "failed" for trial in result),
+        num_stopped=sum(trial.status == "stopped" for trial in result),
+        seconds=sum(trial.seconds for trial in result),
+        panels=sensitivity(result, objective, method=search["method"]),
     )
     target = sweep_dir / FILE_NAME
     replace_file(target, page)
     return target
 
 
-def sensitivity(found: Sequence[SweepTrial], objective: str, *, method: str) -> list[Panel]:
+def sensitivity(result: Sequence[SweepTrial], objective: str, *, method: str) -> list[Panel]:
     """A chart per setting of which several values were tried, the one that matters most first.
 
     Args:
-        found: trials of one sweep.
+        result: trials of one sweep.
         objective: score that trials are judged by.
         method: of the sweep; by "axes" the line joins what only this setting tells apart.
     """
-    finished = [trial for trial in found if trial.status == "finished"]
-    curves = ledger.sensitivity(found, objective, method=method)
+    finished = [trial for trial in result if trial.status == "finished"]
+    curves = ledger.sensitivity(result, objective, method=method)
     line = _LINES.get(method, _LINES[""])
     scores = np.array([trial.scores[objective] for trial in finished])
     panels = {}
@@ -143,10 +143,10 @@ def _are_numbers(values: Sequence[Json]) -> TypeGuard[Sequence[float]]:
 
 def _search(sweep_dir: Path) -> dict[str, str]:
     """Objective and method that the search names; mAP and no method where it names none."""
-    found = {"objective": "mAP", "method": ""}
+    result = {"objective": "mAP", "method": ""}
     try:
         content = yaml.safe_load((sweep_dir / ledger.SEARCH).read_text(encoding="utf-8"))
-        found |= {key: str(content[key]) for key in found if key in content}
+        result |= {key: str(content[key]) for key in result if key in content}
     except (OSError, yaml.YAMLError, TypeError):
         pass
-    return found if found["objective"] in _SCORES else found | {"objective": "mAP"}
+    return result if result["objective"] in _SCORES else result | {"objective": "mAP"}

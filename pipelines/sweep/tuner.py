@@ -82,7 +82,7 @@ def search_for_best(
     ledger = Ledger(root, study, resume=resume)
     if _left(study, ledger):
         config = search_space.trial_config(study, {}, study.search.seeds[0])
-        _check_people(study, config)
+        _check_identities(study, config)
         with session(config):
             wanted = study.search.budget.concurrent
             available, use_gpu = ray.cluster_resources(), uses_gpu(config)
@@ -95,7 +95,7 @@ def search_for_best(
     return read_trials(ledger.root), best
 
 
-def _check_people(study: Study, config: RunConfig) -> None:
+def _check_identities(study: Study, config: RunConfig) -> None:
     """A score needs identities that it can be measured on."""
     if study.search.objective == search_space.STABILITY:
         return

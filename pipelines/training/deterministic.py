@@ -147,9 +147,9 @@ class Meeting:
         if not dist.is_initialized() or dist.get_world_size() == 1:
             self._all = list(self._brought)
             return
-        mine = torch.stack(self._brought)
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, mine)
+        own = torch.stack(self._brought)
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
         self._all = [x for part in parts for x in part]
 
 

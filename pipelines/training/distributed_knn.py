@@ -1,7 +1,7 @@
-"""The neighbour search of the clustering, spread over the nodes of a cluster.
+"""The neighbor search of the clustering, spread over the nodes of a cluster.
 
 It is the one part between the epochs that grows with the square of the rows. Its blocks give the
-same neighbours wherever they run, so the number of nodes changes nothing but the time.
+same neighbors wherever they run, so the number of nodes changes nothing but the time.
 
 Where nodes have GPUs, a searcher on each of them holds a small share of one and serves blocks. The
 other design, in which the workers gather all rows and search their own blocks inside the training
@@ -30,7 +30,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, open_search
 
@@ -62,7 +62,7 @@ class SearchOnNodes:
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
-    ) -> Neighbours:
+    ) -> Neighbors:
         """See `reid_core.knn.search.nearest`."""
         here = ray.get_runtime_context().get_node_id()
         resource = "GPU" if self._use_gpu else "CPU"
@@ -113,7 +113,7 @@ class Searcher:
 
     def blocks(
         self, name: str, k: int, is_second: np.ndarray | None, blocks: Sequence[int]
-    ) -> dict[int, Neighbours]:
+    ) -> dict[int, Neighbors]:
         """Some blocks of the search over all rows."""
         search = open_search(self._of(name), k, is_second=is_second)
         return {block: search.run(block) for block in blocks}
@@ -139,7 +139,7 @@ def nearest_by(
     *,
     is_second: np.ndarray | None = None,
     takes_part: bool = False,
-) -> Neighbours:
+) -> Neighbors:
     """`reid_core.knn.search.nearest`, its blocks shared by searchers.
 
     Args:
@@ -165,13 +165,13 @@ def _shared(
     k: int,
     is_second: np.ndarray | None,
     takes_part: bool,
-) -> Neighbours:
+) -> Neighbors:
     search = open_search(features, k, is_second=is_second)  # what is wrong with rows is said here
     name = uuid.uuid4().hex
     shares = np.array_split(np.arange(search.num_blocks), len(searchers) + takes_part)
     _send(searchers, features, name)
     try:
-        asked: list[ray.ObjectRef[dict[int, Neighbours]]] = [
+        asked: list[ray.ObjectRef[dict[int, Neighbors]]] = [
             searcher.blocks.remote(name, k, is_second, share.tolist())
             for searcher, share in zip(searchers, shares, strict=False)
             if len(share)

@@ -57,7 +57,7 @@ def make_epoch(
         config: the run's configuration.
         context: what is known.
         labels: per modality (n,) from clustering, or given; empty where the method makes its own.
-        pids: per modality (n,) person ids, -1 where unknown, for diagnostics alone; None where
+        pids: per modality (n,) pids, -1 where unknown, for diagnostics alone; None where
             the labels are given and there is nothing to diagnose.
 
     Raises:
@@ -97,9 +97,9 @@ def make_epoch(
 
 
 def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> EpochLine:
-    """Counts of an epoch, and where person ids are known, how right its clusters are."""
+    """Counts of an epoch, and where pids are known, how right its clusters are."""
     labels = epoch.labels
-    found: EpochLine = {
+    result: EpochLine = {
         "rows": {str(m): len(y) for m, y in labels.items()},
         "clusters": {str(m): int(y.max(initial=OUTLIER)) + 1 for m, y in labels.items()},
         "outliers": {str(m): int((y == OUTLIER).sum()) for m, y in labels.items()},
@@ -107,17 +107,17 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> EpochLine
         # tells whether two runs gave every image the same label, without keeping the labels
         "labels": {str(m): hashlib.sha256(y.tobytes()).hexdigest()[:12] for m, y in labels.items()},
     }
-    found |= cast(EpochLine, epoch.counts)  # of the method's own, under names of its own
+    result |= cast(EpochLine, epoch.counts)  # of the method's own, under names of its own
     if len(epoch.pairs) == len(np.unique(epoch.pairs[:, 0])) > 0:  # one to one
         num_all = sum(len(np.setdiff1d(y, [OUTLIER])) for y in labels.values())
-        found["clusters_of_both"] = len(epoch.pairs) / (num_all - len(epoch.pairs))
+        result["clusters_of_both"] = len(epoch.pairs) / (num_all - len(epoch.pairs))
     if len(epoch.pairs):
-        found["pair_similarity"] = {
+        result["pair_similarity"] = {
             "mean": float(epoch.similarity.mean()),
             "min": float(epoch.similarity.min()),
         }
     if any((pids[m] == OUTLIER).all() for m in labels):
-        return found
+        return result
     agreements = {m: agreement.clustering_agreement(labels[m], pids[m]) for m in labels}
     truth: dict[str, Mapping[str, float | None] | float | None] = {
         str(m): {"ari": a.ari, "purity": a.purity} for m, a in agreements.items()
@@ -134,7 +134,7 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> EpochLine
         truth["association"] = {
             name: None if np.isnan(share) else share for name, share in vars(drawn).items()
         }
-    return {**found, "truth": truth}
+    return {**result, "truth": truth}
 
 
 def stability(before: Labels, labels: Labels) -> EpochLine:

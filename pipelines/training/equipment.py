@@ -71,6 +71,10 @@ class Equipment:
         self._go_to(Place(stage, epoch))
         self.pauses.begin()
 
+    def skip(self, steps: int) -> None:
+        """The epoch's first steps were taken before."""
+        self.place = self.place._replace(step=steps)
+
     def begin_step(self) -> None:
         """The next step of the epoch begins here."""
         self._go_to(self.place._replace(step=self.place.step + 1))

@@ -31,7 +31,8 @@ class Incoming:
     def __init__(self, sizes: Mapping[Modality, int], device: torch.device) -> None:
         self._sizes, self._device = dict(sizes), device
         self._block: Tensor | None = None
-        self._arrived: dict[Modality, dict[int, int]] = {m: {} for m in sizes}
+        # per modality and rank, the rows of each piece by its place
+        self._arrived: dict[Modality, dict[int, dict[int, int]]] = {m: {} for m in sizes}
 
     def make_room(self, features: Features) -> None:
         """The block, for rows as wide as these; not by two threads at once."""
@@ -62,18 +63,26 @@ class Incoming:
         else:
             target.copy_(torch.tensor(features))  # Ray's arrays are read-only, torch warns of them
 
-    def count(self, modality: Modality, num_rows: int, rank: int, world: int) -> bool:
-        """Note that rows are in their place; whether they were the last of the modality."""
+    def has(self, modality: Modality, rank: int, start: int) -> bool:
+        """Whether a piece is there already: one that is sent again changes nothing."""
+        return start in self._arrived[modality].get(rank, {})
+
+    def count(self, modality: Modality, num_rows: int, rank: int, world: int, start: int) -> bool:
+        """Note that a piece is in its place; whether it was the last one of the modality."""
+        if self.has(modality, rank, start):
+            return False
         arrived = self._arrived[modality]
-        arrived[rank] = arrived.get(rank, 0) + num_rows
-        return len(arrived) == world and sum(arrived.values()) == self._sizes[modality]
+        arrived.setdefault(rank, {})[start] = num_rows
+        num_arrived = sum(sum(pieces.values()) for pieces in arrived.values())
+        return len(arrived) == world and num_arrived == self._sizes[modality]
 
     def everywhere(self, world: int) -> set[int]:
         """Ranks that handed in their whole share of every modality."""
         whole = set(range(world))
         for m, arrived in self._arrived.items():
             parts = shares(self._sizes[m], world)
-            whole &= {r for r, rows in arrived.items() if rows == parts[r].stop - parts[r].start}
+            sizes = [part.stop - part.start for part in parts]
+            whole &= {r for r, pieces in arrived.items() if sum(pieces.values()) == sizes[r]}
         return whole
 
     def rows(self, modality: Modality) -> Tensor:

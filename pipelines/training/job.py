@@ -59,7 +59,7 @@ class Job:
         """The work of a run on a checked data set; its classes where the method is told them.
 
         Raises:
-            UserError: the method needs a person id, or a tracklet, that a training image lacks.
+            UserError: the method needs a pid, or a tracklet, that a training image lacks.
         """
         method = METHODS[config.method]
         prepared = _keeping_decoded(config, prepared)

@@ -25,7 +25,7 @@ from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
 from pipelines.training.incoming import Incoming
 from reid_core.knn.approximate import GraphSearch
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features
 from reid_core.knn.search import nearest
 from reid_core.method import BetweenEpochs, Labels
@@ -59,12 +59,12 @@ class MemoryBank:
 
     Args:
         config: the run's configuration.
-        pids: per modality (n,) person ids, -1 where unknown. Read for diagnostics only, and never
+        pids: per modality (n,) pids, -1 where unknown. Read for diagnostics only, and never
             handed to workers.
         identities: per modality (n,) given classes, which replace the clustering; None without.
         owners: (n captions,) visible row of each caption, or None.
         cameras: per modality (n,) camera numbers; None where one is not known.
-        search: finds nearest neighbours, in this process or on many machines; not asked where
+        search: finds nearest neighbors, in this process or on many machines; not asked where
             `trainer.search` is "approximate".
         device: where features are held, and read by what the method computes of them.
     """
@@ -118,7 +118,7 @@ class MemoryBank:
         world: int,
         start: int = 0,
     ) -> None:
-        """Take some rows of a modality; cluster it when they are its last.
+        """Take some rows of a modality, once; cluster it when they are its last.
 
         Args:
             token: from `open`.
@@ -132,19 +132,25 @@ class MemoryBank:
             self._check(token)
             self._turn_to(key)
             pending = self._pending
-            pending.incoming.make_room(features)
-        pending.incoming.place(modality, features, rank, world, start)
-        with self._changed:
-            is_last = pending.incoming.count(modality, len(features), rank, world)
-            self._changed.notify_all()
-        del features  # clustering reads the copy
-        if not is_last:
-            return
-        began = time.perf_counter()
         try:
+            with self._changed:
+                if pending.incoming.has(modality, rank, start):
+                    return  # sent again
+                pending.incoming.make_room(features)
+            pending.incoming.place(modality, features, rank, world, start)
+            with self._changed:
+                is_last = pending.incoming.count(modality, len(features), rank, world, start)
+                self._changed.notify_all()
+            del features  # clustering reads the copy
+            if not is_last:
+                return
+            began = time.perf_counter()
             self._label(key, modality, pending)
         except Exception as error:  # nobody waits for this call: begin_epoch raises it
-            pending.failure = error
+            with self._changed:
+                pending.failure = error
+                self._changed.notify_all()
+            return
         with self._changed:
             pending.seconds[f"cluster_{modality}"] = time.perf_counter() - began
             pending.ready.add(modality)
@@ -156,6 +162,7 @@ class MemoryBank:
         Raises:
             BarrierTimeoutError: a worker's features did not arrive.
             ValueError: a modality without clusters.
+            Exception: whatever went wrong while features were taken or clustered.
         """
         with self._changed:
             self._check(token)
@@ -164,10 +171,16 @@ class MemoryBank:
             timeout_s = self._config.trainer.barrier_timeout_s
             everyone = set(range(world))
             self._changed.wait_for(
-                lambda: self._token != token or pending.incoming.everywhere(world) == everyone,
+                lambda: (
+                    self._token != token
+                    or pending.failure is not None
+                    or pending.incoming.everywhere(world) == everyone
+                ),
                 timeout=timeout_s,
             )
             self._check(token)
+            if pending.failure is not None:
+                raise pending.failure
             if missing := sorted(everyone - pending.incoming.everywhere(world)):
                 raise BarrierTimeoutError(missing, timeout_s)
             # Clustering takes as long as it takes.

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import ray
 
-from pipelines.cluster.session import num_gpus
+from pipelines.cluster.session import num_gpus, session
 from pipelines.config import RunConfig
+from pipelines.data import gate
 from pipelines.errors import UserError
 from pipelines.runs.console import console
 from pipelines.runs.records import Summary
@@ -81,6 +82,32 @@ def uses_gpu(config: RunConfig) -> bool:
 def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> ray.ObjectRef[Summary]:
     """Begin, or go on with, a run as a task; the reference of its summary."""
     return _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, tuple(command))
+
+
+def train_on_one_cluster(
+    runs: Mapping[Path, RunConfig], command: Sequence[str]
+) -> Mapping[Path, Summary]:
+    """Train runs that differ in their data, as many at a time as there is room for.
+
+    Args:
+        runs: configuration of each run directory.
+        command: the command line, for the record.
+
+    Returns:
+        The summary of each.
+
+    Raises:
+        UserError: found by the gate before Ray starts, or see `train_all`.
+    """
+    run_dir, config = next(iter(runs.items()))
+    gate.check(config, run_dir)  # what is wrong with all of them costs no start of Ray
+    with session(config):
+        at_once = slots(
+            ray.cluster_resources(), config, use_gpu=uses_gpu(config), requested=len(runs)
+        )
+        if at_once > 1:
+            return train_all(runs, command, at_once=at_once)
+        return {path: _train_run(one, path, tuple(command)) for path, one in runs.items()}
 
 
 def train_all(

@@ -80,6 +80,7 @@ class StageEpochs:
         """Images stream in; what they are compared with was decided by all of them."""
         underway = self._open(epoch, clock)
         plan, means = underway.start.plan, underway.means
+        self._equipment.skip(plan.first)
         self._model.train()
         with clock("input"):
             batches = Prefetch(self._on_host(underway.start), self._device)

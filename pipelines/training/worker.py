@@ -87,10 +87,10 @@ def _agree(state: State | None) -> None:
 
 def _kept(start_from: Path | None) -> State | None:
     """The state to go on from; `start_from` is used where Ray has none."""
-    kept = ray.train.get_checkpoint()
-    if kept is None:
+    remaining = ray.train.get_checkpoint()
+    if remaining is None:
         return None if start_from is None else checkpoint.load(start_from)
-    with kept.as_directory() as folder:
+    with remaining.as_directory() as folder:
         return checkpoint.load(Path(folder))
 
 

@@ -93,7 +93,7 @@ def count(dataset: Dataset, expected: Expected) -> list[Count]:
 
 def _split(dataset: Dataset, name: str) -> Split:
     parts = [getattr(dataset, part) for part in name.split("+")]
-    return Split(tuple(record for part in parts for record in part.samples))
+    return Split(tuple(sample for part in parts for sample in part.samples))
 
 
 def _found(split: Split, modality: Modality) -> dict[str, int]:

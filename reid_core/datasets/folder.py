@@ -17,16 +17,16 @@ _UNKNOWN = -1
 
 
 def read(root: str | os.PathLike[str]) -> Dataset:
-    """Lists a plain tree; pictures are not opened.
+    """Lists a plain tree; images are not opened.
 
     Expected, everything in brackets being optional::
 
-        <root>/[train|val|test]/visible/[<person>/...]/*.jpg
-        <root>/[train|val|test]/infrared/[<person>/...]/*.jpg
+        <root>/[train|val|test]/visible/[<identity>/...]/*.jpg
+        <root>/[train|val|test]/infrared/[<identity>/...]/*.jpg
 
     Without the folders ``train``, ``val`` and ``test`` all images train. An image right below
-    ``visible`` or ``infrared`` shows an unknown person; otherwise the first folder names the
-    person, in both modalities and all splits.
+    ``visible`` or ``infrared`` shows an unknown identity; otherwise the first folder names the
+    identity, in both modalities and all splits.
 
     Args:
         root: folder that holds the above.
@@ -41,19 +41,19 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     root = Path(root)
     tops = {split: f"{split}/" for split in _SPLITS if (root / split).is_dir()} or {"train": ""}
     files = ImageFiles(root)
-    found = {
+    result = {
         (split, modality): _images(files, f"{top}{modality}")
         for split, top in tops.items()
         for modality in _MODALITIES
     }
-    names = sorted({name for images in found.values() for _, name in images if name})
+    names = sorted({name for images in result.values() for _, name in images if name})
     pids = {name: number for number, name in enumerate(names)} | {"": _UNKNOWN}
     splits = [
         Split(
             tuple(
                 Sample(image, modality, pids[name])
                 for modality in _MODALITIES
-                for image, name in found.get((split, modality), [])
+                for image, name in result.get((split, modality), [])
             )
         )
         for split in _SPLITS

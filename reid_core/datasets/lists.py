@@ -23,10 +23,10 @@ def read_ids(path: Path) -> list[int]:
     return ids
 
 
-def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
+def read_identities(path: Path, *, example: str) -> list[tuple[str, int]]:
     """Images of one list and whom they show.
 
-    A line is "relative/path label". Labels start again in every list, so a person's id is the
+    A line is "relative/path label". Labels start again in every list, so an identity's id is the
     number of the folder that the image lies in; the labels must tell the same identities apart.
 
     Args:
@@ -57,7 +57,7 @@ def read_people(path: Path, *, example: str) -> list[tuple[str, int]]:
         if label_of.setdefault(pid, label) != label or pid_of.setdefault(label, pid) != pid:
             raise ValueError(
                 f"{path}, line {number}: label {label} and folder {pid} do not stand for the same "
-                "person as in the lines before: one label belongs to one folder"
+                "identity as in the lines before: one label belongs to one folder"
             )
         images.append((image, pid))
     if not images:

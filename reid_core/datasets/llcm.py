@@ -1,4 +1,4 @@
-"""LLCM: nine low-light cameras that film in colour and, but for camera 3, in near infrared."""
+"""LLCM: nine low-light cameras that film in color and, but for camera 3, in near infrared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import read_ids, read_people
+from reid_core.datasets.lists import read_identities, read_ids
 from reid_core.protocols import llcm
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -21,7 +21,7 @@ _CAMERA_IN_NAME = re.compile(r"_c(\d+)_")
 
 
 def read(root: str | os.PathLike[str]) -> Dataset:
-    """Lists an LLCM tree; pictures are not opened.
+    """Lists an LLCM tree; images are not opened.
 
     Expected: ``idx/train_{vis,nir}.txt`` with lines "relative/path label" such as
     ``vis/0001/0001_c01_s185535_f7010_vis.jpg 0``, ``idx/test_id.txt`` with comma-separated ids,
@@ -55,35 +55,35 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
 
 def _train(root: Path) -> Split:
-    records: list[Sample] = []
+    samples: list[Sample] = []
     for modality, name in _NAMES.items():
         example = f"{name}/0001/0001_c01_s185535_f7010_{name}.jpg 0"
-        images = read_people(root / "idx" / f"train_{name}.txt", example=example)
-        records += [Sample(image, modality, pid, _camera(image)) for image, pid in images]
-    return Split(tuple(records))
+        images = read_identities(root / "idx" / f"train_{name}.txt", example=example)
+        samples += [Sample(image, modality, pid, _camera(image)) for image, pid in images]
+    return Split(tuple(samples))
 
 
 def _camera(image: str) -> int:
-    found = _CAMERA_IN_NAME.search(Path(image).name)
-    return int(found[1]) if found else -1
+    result = _CAMERA_IN_NAME.search(Path(image).name)
+    return int(result[1]) if result else -1
 
 
 def _test(root: Path, ids: list[int], files: ImageFiles) -> Split:
-    records: list[Sample] = []
+    samples: list[Sample] = []
     for modality, name in _NAMES.items():
-        found = [
+        result = [
             Sample(image, modality, pid, camera)
             for camera in CAMERAS[modality]
             for pid in ids
             for image in files.directly_in(f"test_{name}/cam{camera}/{pid:04d}")
         ]
-        if not found:
+        if not result:
             raise ValueError(
                 f"no {modality} picture of any of the {len(ids)} identities of idx/test_id.txt: "
                 f"expected e.g. {root / f'test_{name}/cam1/{ids[0]:04d}'}/*.jpg"
             )
-        records += found
-    return Split(tuple(records))
+        samples += result
+    return Split(tuple(samples))
 
 
 LAYOUT = Layout(
@@ -92,7 +92,7 @@ LAYOUT = Layout(
     read,
     llcm,
     headline="llcm/all/infrared_to_visible",
-    headline_words="LLCM, infrared query against one visible image per person and camera, "
+    headline_words="LLCM, infrared query against one visible image per identity and camera, "
     "mean of 10 galleries",
     published={
         "train": {

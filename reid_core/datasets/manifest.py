@@ -19,7 +19,7 @@ KIND_KEY = b"crossreid.kind"
 
 
 def read(root: str | os.PathLike[str]) -> Dataset:
-    """Lists what a manifest names; pictures are not opened.
+    """Lists what a manifest names; images are not opened.
 
     Columns, the first two being required:
 
@@ -64,11 +64,11 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 def _find(root: Path) -> Path:
     if root.is_file():
         return root
-    found = [root / name for name in NAMES if (root / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{root} holds {' and '.join(p.name for p in found)}: name one of them")
+    result = [root / name for name in NAMES if (root / name).is_file()]
+    if len(result) == 1:
+        return result[0]
+    if result:
+        raise ValueError(f"{root} holds {' and '.join(p.name for p in result)}: name one of them")
     raise ValueError(f"{root / NAMES[0]} is missing: expected one of {', '.join(NAMES)}")
 
 

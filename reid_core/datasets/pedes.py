@@ -44,7 +44,7 @@ _RSTP = _Source("rstp", "RSTPReid", ("data_captions.json",), "img_path", cameras
 
 
 def read_cuhk(root: str | os.PathLike[str]) -> Dataset:
-    """Lists CUHK-PEDES; pictures are not opened.
+    """Lists CUHK-PEDES; images are not opened.
 
     Expected: ``CUHK-PEDES/reid_raw.json``, objects with ``split``, ``captions``, ``file_path``
     and ``id``, and the images at ``CUHK-PEDES/imgs/<file_path>``.
@@ -81,7 +81,7 @@ def read_rstp(root: str | os.PathLike[str]) -> Dataset:
 
     As `read_cuhk`, with the image's path in ``img_path`` and the camera in its name.
 
-    Reference: Zhu et al., DSSL: Deep Surroundings-person Separation Learning for Text-based
+    Reference: Zhu et al., DSSL: Deep Surroundings-identity Separation Learning for Text-based
         Person Retrieval, ACM MM 2021.
     """
     return _read(Path(root), _RSTP)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import read_people
+from reid_core.datasets.lists import read_identities
 from reid_core.protocols import both_ways
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -16,7 +16,7 @@ _LISTS = {Modality.VISIBLE: ("visible", 1), Modality.INFRARED: ("thermal", 2)}  
 
 
 def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
-    """Lists one trial of a RegDB tree; pictures are not opened.
+    """Lists one trial of a RegDB tree; images are not opened.
 
     Expected: ``Visible/<id>/*.bmp``, ``Thermal/<id>/*.bmp`` and
     ``idx/{train,test}_{visible,thermal}_{1..10}.txt`` with lines "relative/path label". Published
@@ -49,12 +49,12 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
 
 
 def _list_split(root: Path, split: str, trial: int) -> Split:
-    records: list[Sample] = []
+    samples: list[Sample] = []
     for modality, (name, camera) in _LISTS.items():
         path = root / "idx" / f"{split}_{name}_{trial}.txt"
-        images = read_people(path, example=f"{name.capitalize()}/12/name_12.bmp 0")
-        records += [Sample(image, modality, pid, camera) for image, pid in images]
-    return Split(tuple(records))
+        images = read_identities(path, example=f"{name.capitalize()}/12/name_12.bmp 0")
+        samples += [Sample(image, modality, pid, camera) for image, pid in images]
+    return Split(tuple(samples))
 
 
 LAYOUT = Layout(

@@ -1,9 +1,9 @@
-"""RoadScene's aligned visible and thermal pictures as a retrieval benchmark of real pixels.
+"""RoadScene's aligned visible and thermal images as a retrieval benchmark of real pixels.
 
 An identity is a *place*: a tall patch of one scene with texture in both spectra. Cameras 1, 2, 4
 and 5 see its visible pixels, 3 and 6 its thermal ones, in short tracks of frames that share
-crop and light; the tree has SYSU-MM01's layout. Places, not persons: what can be learned is
-how two spectra show one thing. No scene lies in two splits, nor do neighbours of a drive.
+crop and light; the tree has SYSU-MM01's layout. Places, not identities: what can be learned is
+how two spectra show one thing. No scene lies in two splits, nor do neighbors of a drive.
 
 Data: hanna-xu/RoadScene, 221 pairs, folders crop_HR_visible and cropinfrared.
 """
@@ -24,16 +24,16 @@ VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
 JITTER = {"easy": 0.35, "default": 0.7, "hard": 1.0}
 """Shift, scale and rotation of a track; 1 is +-12 %, 0.9 to 1.15, +-6 degrees."""
 DEGRADE = {"easy": 0.6, "default": 1.0, "hard": 1.3}
-"""Strength of colour cast, exposure, blur and noise."""
+"""Strength of color cast, exposure, blur and noise."""
 
 _FOLDERS = {"visible": "crop_HR_visible", "infrared": "cropinfrared"}
 _WIDTH, _HEIGHT = 64, 128  # of a patch in thermal pixels, and of the images that are written
 _MARGIN, _STEP = 8, 16
 _TRACKS = {**dict.fromkeys(VISIBLE, (2, 2)), **dict.fromkeys(INFRARED, (2, 3))}
-_NEIGHBOURS = 8  # scenes in a row that share a split
+_NEIGHBORS = 8  # scenes in a row that share a split
 _MIN_FRAMES_APART = 10
 _TEST_SHARE = 0.34
-_MIN_TEXTURE = 4.0  # grey levels per pixel
+_MIN_TEXTURE = 4.0  # gray levels per pixel
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def write(
         Number of identities in train, val and test.
 
     Raises:
-        ValueError: an unknown difficulty, no such folders, a picture without its partner.
+        ValueError: an unknown difficulty, no such folders, an image without its partner.
     """
     if difficulty not in JITTER:
         raise ValueError(f"difficulty {difficulty!r}: choose one of {', '.join(JITTER)}")
@@ -72,19 +72,19 @@ def write(
     split_of = _split(scenes, rng)
     pids: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for scene in scenes:
-        pictures = {name: Image.open(source / f / scene) for name, f in _FOLDERS.items()}
-        thermal, seen = pictures["infrared"].convert("L"), pictures["visible"].convert("RGB")
+        images = {name: Image.open(source / f / scene) for name, f in _FOLDERS.items()}
+        thermal, seen = images["infrared"].convert("L"), images["visible"].convert("RGB")
         for corner in _places(seen, thermal, per_scene, rng):
             pid = 1 + sum(map(len, pids.values()))
             pids[split_of[scene]].append(pid)
             for number, camera in cameras.items():
                 folder = out / f"cam{number}" / f"{pid:04d}"
                 folder.mkdir(parents=True, exist_ok=True)
-                picture = seen if number in VISIBLE else thermal
-                factor = (picture.width / thermal.width, picture.height / thermal.height)
+                shown = seen if number in VISIBLE else thermal
+                factor = (shown.width / thermal.width, shown.height / thermal.height)
                 frames = _frames(_TRACKS[number], jitter, strength, rng)
                 for place, (view, gain) in enumerate(frames, 1):
-                    pixels = _cut(picture, factor, corner, view)
+                    pixels = _cut(shown, factor, corner, view)
                     image = _shoot(pixels, camera, gain, rng)
                     image.save(folder / f"{place:04d}.jpg", quality=camera.quality)
     (out / "exp").mkdir(exist_ok=True)
@@ -113,17 +113,21 @@ def _scenes(source: Path) -> list[str]:
         if not (source / folder).is_dir():
             raise ValueError(f"{source / folder} is missing: give a checkout of RoadScene")
     names = sorted((path.name for path in (source / _FOLDERS["infrared"]).glob("*.jpg")), key=_time)
-    kept: list[str] = []
+    remaining: list[str] = []
     for name in names:
         if not (source / _FOLDERS["visible"] / name).is_file():
             raise ValueError(f"{name} is missing in {source / _FOLDERS['visible']}")
         drive, frame = _time(name)
-        if kept and _time(kept[-1])[0] == drive and frame - _time(kept[-1])[1] < _MIN_FRAMES_APART:
+        if (
+            remaining
+            and _time(remaining[-1])[0] == drive
+            and frame - _time(remaining[-1])[1] < _MIN_FRAMES_APART
+        ):
             continue
-        kept.append(name)
-    if not kept:
+        remaining.append(name)
+    if not remaining:
         raise ValueError(f"{source / _FOLDERS['infrared']} holds no pictures FLIR_*.jpg")
-    return kept
+    return remaining
 
 
 def _time(name: str) -> tuple[str, int]:
@@ -135,8 +139,8 @@ def _time(name: str) -> tuple[str, int]:
 
 
 def _split(scenes: list[str], rng: np.random.Generator) -> Mapping[str, str]:
-    """Split of every scene; runs of neighbours stay together."""
-    runs = [scenes[i : i + _NEIGHBOURS] for i in range(0, len(scenes), _NEIGHBOURS)]
+    """Split of every scene; runs of neighbors stay together."""
+    runs = [scenes[i : i + _NEIGHBORS] for i in range(0, len(scenes), _NEIGHBORS)]
     num_test = round(_TEST_SHARE * len(runs))
     split_of: dict[str, str] = {}
     for place, run in enumerate(rng.permutation(len(runs))):
@@ -153,7 +157,7 @@ def _places(
     What counts is the poorer half in the poorer spectrum: sky above or road below is no place.
     """
     small = visible.convert("L").resize(thermal.size, Image.Resampling.LANCZOS)
-    textures = [_texture(np.asarray(grey, np.float32)) for grey in (small, thermal)]
+    textures = [_texture(np.asarray(gray, np.float32)) for gray in (small, thermal)]
     height, width = textures[0].shape
     half = _HEIGHT // 2
     worthy = []
@@ -172,8 +176,8 @@ def _places(
     return chosen
 
 
-def _texture(grey: np.ndarray) -> np.ndarray:
-    steepness: np.ndarray = np.hypot(*reversed(np.gradient(grey)))
+def _texture(gray: np.ndarray) -> np.ndarray:
+    steepness: np.ndarray = np.hypot(*reversed(np.gradient(gray)))
     return steepness
 
 
@@ -212,9 +216,9 @@ def _frames(
 
 
 def _cut(
-    picture: Image.Image, factor: tuple[float, float], corner: tuple[int, int], view: np.ndarray
+    image: Image.Image, factor: tuple[float, float], corner: tuple[int, int], view: np.ndarray
 ) -> np.ndarray:
-    """The patch as a view sees it, resampled from the picture itself, float32 in 0 to 1."""
+    """The patch as a view sees it, resampled from the image itself, float32 in 0 to 1."""
     right, down, scale, angle = view
     center = np.array(
         [corner[0] + _WIDTH / 2 + right * _WIDTH, corner[1] + _HEIGHT / 2 + down * _HEIGHT]
@@ -223,7 +227,7 @@ def _cut(
     turn = np.array([[cosine, -sine], [sine, cosine]])
     start = center - turn @ np.array([_WIDTH / 2, _HEIGHT / 2])
     matrix = np.column_stack([turn, start]) * np.array(factor)[:, None]
-    cut = picture.transform(
+    cut = image.transform(
         (_WIDTH, _HEIGHT),
         Image.Transform.AFFINE,
         matrix.ravel().tolist(),
@@ -235,7 +239,7 @@ def _cut(
 def _shoot(
     pixels: np.ndarray, camera: _Camera, gain: float, rng: np.random.Generator
 ) -> Image.Image:
-    """What a camera makes of the patch: colour cast, exposure, blur, noise."""
+    """What a camera makes of the patch: color cast, exposure, blur, noise."""
     channels = 3 if pixels.ndim == 3 else 1
     noise = rng.normal(0, camera.noise, (_HEIGHT, _WIDTH, channels))
     if channels == 1:

@@ -1,4 +1,4 @@
-"""SYSU-MM01: six cameras, four in colour and two in infrared."""
+"""SYSU-MM01: six cameras, four in color and two in infrared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SPLITS = ("train", "val", "test")
 
 
 def read(root: str | os.PathLike[str]) -> Dataset:
-    """Lists a SYSU-MM01 tree; pictures are not opened.
+    """Lists a SYSU-MM01 tree; images are not opened.
 
     Expected: ``cam1`` to ``cam6``, each with ``<4-digit id>/<frame>.jpg``, and
     ``exp/{train,val,test}_id.txt`` with comma-separated ids. Published results train on
@@ -54,19 +54,19 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
 
 def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Split:
-    """All pictures of some identities. Not everyone was seen by every camera."""
-    records = [
+    """All images of some identities. Not everyone was seen by every camera."""
+    samples = [
         Sample(image, modality, pid, camera)
         for camera, modality in CAMERAS.items()
         for pid in ids
         for image in files.directly_in(f"cam{camera}/{pid:04d}")
     ]
-    if not records:
+    if not samples:
         raise ValueError(
             f"no picture of any of the {len(ids)} identities of exp/{split}_id.txt: expected e.g. "
             f"{root / f'cam1/{ids[0]:04d}/0001.jpg'}"
         )
-    return Split(tuple(records))
+    return Split(tuple(samples))
 
 
 LAYOUT = Layout(

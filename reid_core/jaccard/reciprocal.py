@@ -1,6 +1,6 @@
-"""Sparse weights over k-reciprocal neighbours: which rows vouch for which.
+"""Sparse weights over k-reciprocal neighbors: which rows vouch for which.
 
-Shapes: N rows, D feature width, k1 and k2 neighbours. Kernels run outside the interpreter lock, one
+Shapes: N rows, D feature width, k1 and k2 neighbors. Kernels run outside the interpreter lock, one
 block of rows per call, for `reid_core.knn.threads.over_blocks`; nothing here is ever N x N.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from reid_core.compiled import compiled
 from reid_core.knn.fixed_point import products_of_pairs
-from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.products import Features
 from reid_core.knn.threads import over_blocks
 
@@ -65,17 +65,17 @@ def grown(array: np.ndarray, needed: int) -> np.ndarray:
     return longer
 
 
-def reciprocal_weights(found: Neighbours, features: Features, k1: int) -> SparseRows:
+def reciprocal_weights(result: Neighbors, features: Features, k1: int) -> SparseRows:
     """Softmax weights of each row over its expanded k-reciprocal set.
 
-    R(i) holds the neighbours of i that have i among their own first k1. A half set R_h(q), the same
+    R(i) holds the neighbors of i that have i among their own first k1. A half set R_h(q), the same
     with int(round(k1 / 2)) + 1 columns, of a q in R(i) joins it when more than two thirds of R_h(q)
     lie in R(i), always the set before anything joined. Weights are softmax(-(2 - 2 cos)).
 
     Args:
-        found: (N, min(k1, N)) neighbours of each row, itself first.
+        result: (N, min(k1, N)) neighbors of each row, itself first.
         features: (N, D) unit rows, for the similarities that the lists do not hold.
-        k1: neighbours that reciprocity is asked for.
+        k1: neighbors that reciprocity is asked for.
 
     Returns:
         N sparse rows that each sum to 1.
@@ -83,8 +83,8 @@ def reciprocal_weights(found: Neighbours, features: Features, k1: int) -> Sparse
     Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
     # NumPy rounds halves to even, as the public code does
-    half = min(int(np.around(k1 / 2)) + 1, found.rows.shape[1])
-    sets = _expanded_sets(found, _places(found.rows), half)
+    half = min(int(np.around(k1 / 2)) + 1, result.rows.shape[1])
+    sets = _expanded_sets(result, _places(result.rows), half)
     unknown = np.flatnonzero(np.isnan(sets.values))
     owners = np.searchsorted(sets.indptr, unknown, side="right") - 1
     sets.values[unknown] = products_of_pairs(features, owners, sets.columns[unknown])
@@ -96,7 +96,7 @@ def reciprocal_weights(found: Neighbours, features: Features, k1: int) -> Sparse
 
 
 def averaged(weights: SparseRows, rows: np.ndarray) -> SparseRows:
-    """Mean of the weight rows of each row's nearest neighbours.
+    """Mean of the weight rows of each row's nearest neighbors.
 
     Args:
         weights: N sparse rows.
@@ -115,7 +115,7 @@ def averaged(weights: SparseRows, rows: np.ndarray) -> SparseRows:
 
 
 def _places(rows: np.ndarray) -> np.ndarray:
-    """int16 (N, k): place of the row in the list of each of its neighbours, -1 where absent.
+    """int16 (N, k): place of the row in the list of each of its neighbors, -1 where absent.
 
     Only the first of a row's own entries has a place: further ones fill up a list that is short.
     """
@@ -128,15 +128,17 @@ def _places(rows: np.ndarray) -> np.ndarray:
     return places
 
 
-def _expanded_sets(found: Neighbours, places: np.ndarray, half: int) -> SparseRows:
+def _expanded_sets(result: Neighbors, places: np.ndarray, half: int) -> SparseRows:
     """Members of each row's set with their similarity, NaN where no list holds it."""
     # (place in the own list, place in the other's list) both below `half`
     in_half = (places[:, :half] >= 0) & (places[:, :half] < half)
     half_indptr = offsets(in_half.sum(axis=1))
-    half_columns = found.rows[:, :half][in_half]
+    half_columns = result.rows[:, :half][in_half]
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return _expand(found.rows, found.similarity, places, half_indptr, half_columns, start, stop)
+        return _expand(
+            result.rows, result.similarity, places, half_indptr, half_columns, start, stop
+        )
 
     return SparseRows.joined(over_blocks(work, len(places), rows_per_block(len(places))))
 

@@ -1,10 +1,10 @@
-"""Nearest neighbours by a navigable graph: most of them, and a measured share of how many.
+"""Nearest neighbors by a navigable graph: most of them, and a measured share of how many.
 
 The exact search multiplies all pairs. Above a million rows without a GPU that takes hours, and a
 graph (HNSW, Malkov and Yashunin, TPAMI 2020, as faiss has it) looks at a few hundred rows for each.
 Products, order and equal rows are treated as by the exact search; only candidates may be missed.
 
-Shapes: N rows, D feature width, k neighbours. A graph takes 4 D + 270 bytes a row.
+Shapes: N rows, D feature width, k neighbors. A graph takes 4 D + 270 bytes a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from reid_core.knn import products
 from reid_core.knn.certified import single_error
-from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.products import Candidates, Features, on_host
 from reid_core.knn.search import open_search
 
@@ -26,16 +26,16 @@ except ImportError:
 
 _LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 100, 200
 _FEW_ROWS = 4096  # searched exactly
-_ASKED = 500  # rows whose exact neighbours tell the recall
+_ASKED = 500  # rows whose exact neighbors tell the recall
 
 
 class GraphSearch:
-    """A `neighbours.Search` that may miss neighbours, on the CPU wherever the features are.
+    """A `neighbors.Search` that may miss neighbors, on the CPU wherever the features are.
 
     Threads build the graph together, so two runs need not find the same.
 
     Attributes:
-        recalls: of each search so far, the share of a sample's neighbours that were found.
+        recalls: of each search so far, the share of a sample's neighbors that were found.
     """
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ class GraphSearch:
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
-    ) -> Neighbours:
-        """See `neighbours.Search`.
+    ) -> Neighbors:
+        """See `neighbors.Search`.
 
         Raises:
             ValueError: as `search.nearest`; without faiss.
@@ -59,9 +59,9 @@ class GraphSearch:
 
 
 def recall_of(
-    result: Neighbours, features: np.ndarray, *, is_second: np.ndarray | None = None
+    result: Neighbors, features: np.ndarray, *, is_second: np.ndarray | None = None
 ) -> float:
-    """Share of the exact neighbours of some rows that a result holds; of equal ones any will do."""
+    """Share of the exact neighbors of some rows that a result holds; of equal ones any will do."""
     num_rows, k = result.rows.shape
     asked = np.arange(0, num_rows, max(1, num_rows // _ASKED))
     pools = [(np.arange(num_rows), slice(0, k))]

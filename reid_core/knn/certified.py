@@ -1,6 +1,6 @@
 """The nearest rows, proven: candidates are accepted where no absent row can belong to the best.
 
-Shapes: U rows, B query rows, D feature width, k neighbours, c candidates.
+Shapes: U rows, B query rows, D feature width, k neighbors, c candidates.
 
 A screen gives candidates and a bound: no absent row's product exceeds `least` by more than `error`.
 Where the k-th exact product of the candidates is larger than that, they hold the k nearest. Where
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reid_core.knn import products
 from reid_core.knn.fixed_point import exact_products, products_on_device
-from reid_core.knn.neighbours import Neighbours, order_candidates
+from reid_core.knn.neighbors import Neighbors, order_candidates
 from reid_core.knn.products import Candidates, Features
 from reid_core.knn.screen import Screen
 
@@ -34,14 +34,14 @@ def single_error(width: int) -> float:
 
 def best_on_host(
     candidates: Candidates, own: np.ndarray | None, queries: Features, features: Features, k: int
-) -> Neighbours:
+) -> Neighbors:
     """The k nearest rows of each query from candidates of float32 products.
 
     Args:
         candidates: of each query; not kept.
         own: (B,) number of each query among the rows; None where it is none of them.
         queries, features: (B, D), (U, D).
-        k: neighbours, at most U.
+        k: neighbors, at most U.
 
     Returns:
         Rows (B, k), the own one first, and their exact products as float64.
@@ -64,7 +64,7 @@ def best_on_host(
         numbers = None if own is None else torch.from_numpy(own[again].astype(np.int64))
         sure_rows, sure = in_double(asked, torch.as_tensor(features), k, numbers)
         rows[again], exact[again] = sure_rows.numpy(), sure.numpy()
-    return Neighbours(rows, exact)
+    return Neighbors(rows, exact)
 
 
 def candidates_on_device(k: int, num_rows: int) -> int:
@@ -81,7 +81,7 @@ def best_on_device(
         screen: of the features.
         own: int64 (B,), as in `best_on_host`.
         queries, features: (B, D), (U, D), float32.
-        k: neighbours, at most U.
+        k: neighbors, at most U.
 
     Returns:
         int64 rows and float64 products (B, k).

@@ -1,6 +1,6 @@
 """Rows that are equal to the last bit: found once, searched once, put back afterwards.
 
-Shapes: N rows, U distinct rows, D feature width, k neighbours. Pseudo-label data has many of them:
+Shapes: N rows, U distinct rows, D feature width, k neighbors. Pseudo-label data has many of them:
 an image that stands beside each of its captions, a caption that was written twice.
 """
 
@@ -55,13 +55,13 @@ def find_equal_rows(features: Features) -> EqualRows:
 def spread_to_equal_rows(
     groups: EqualRows, rows: np.ndarray, similarity: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of all rows from the neighbours of the distinct ones.
+    """Neighbors of all rows from the neighbors of the distinct ones.
 
     Args:
         groups: of the N rows.
-        rows, similarity: (U, min(k, U)) neighbours among the distinct rows, the row itself first,
+        rows, similarity: (U, min(k, U)) neighbors among the distinct rows, the row itself first,
             then by (similarity, row); float64 similarities.
-        k: neighbours per row, at most N.
+        k: neighbors per row, at most N.
 
     Returns:
         (N, k) rows and similarities: self first, then by (similarity, row) among all N rows.

@@ -10,6 +10,7 @@ Shapes: U rows, B query rows, D feature width, c candidates.
 from __future__ import annotations
 
 import importlib
+import threading
 from functools import cache
 from typing import Any
 
@@ -22,6 +23,8 @@ from reid_core.knn.screen import HalfScreen, Screen, Screened
 
 _MOST_CANDIDATES = 2048  # of faiss's kernels
 _QUERIES = 1 << 14  # faiss cuts them itself; this bounds what they return
+# faiss's resources serve one thread at a time; on the device all use the default stream, in turn.
+_ALONE = threading.Lock()
 _SCRATCH_BYTES = 1 << 28  # faiss takes 1.5 GiB unless told otherwise, beside a training worker
 
 
@@ -39,14 +42,15 @@ class FaissScreen:
 
     def largest(self, queries: Tensor, count: int) -> Screened:
         """Candidates for the `count` largest products of float32 queries (B, D)."""
-        value, row = self._faiss.knn_gpu(
-            self._resources,
-            queries.contiguous(),
-            self._rows,
-            count,
-            metric=self._faiss.METRIC_INNER_PRODUCT,
-            device=self._rows.device.index or 0,
-        )
+        with _ALONE:
+            value, row = self._faiss.knn_gpu(
+                self._resources,
+                queries.contiguous(),
+                self._rows,
+                count,
+                metric=self._faiss.METRIC_INNER_PRODUCT,
+                device=self._rows.device.index or 0,
+            )
         error = torch.full_like(value[:, 0], single_error(self._rows.shape[1]))
         is_whole = count == len(self._rows)
         least = torch.full_like(error, -torch.inf) if is_whole else value.amin(dim=1)
@@ -95,7 +99,7 @@ def _tried(faiss: Any, device: torch.device) -> tuple[Any, str]:
     if off > single_error(256):
         return None, f"its products are off by {float(off):.1e}"
     if (exact.flip(1) < best - 2 * single_error(256)).any():
-        return None, "it misses neighbours"
+        return None, "it misses neighbors"
     return faiss, ""
 
 

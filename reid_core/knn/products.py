@@ -136,6 +136,6 @@ def _topk(queries: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor
         best_value = torch.cat([best_value, value], dim=1)
         best_row = torch.cat([best_row, row + start], dim=1)
         if best_value.shape[1] > count:
-            best_value, kept = best_value.topk(count, dim=1, sorted=False)
-            best_row = best_row.gather(1, kept)
+            best_value, remaining = best_value.topk(count, dim=1, sorted=False)
+            best_row = best_row.gather(1, remaining)
     return best_value, best_row

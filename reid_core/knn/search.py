@@ -1,6 +1,6 @@
-"""Nearest neighbours by cosine: exact, the same for any split of the queries, self first.
+"""Nearest neighbors by cosine: exact, the same for any split of the queries, self first.
 
-Shapes: N rows, U distinct rows, D feature width, k neighbours.
+Shapes: N rows, U distinct rows, D feature width, k neighbors.
 
 The search runs in float32 on the CPU and in float16 on an accelerator, and `certified` proves that
 what it takes for the nearest is the nearest, so the answer is the same on every device and for
@@ -21,7 +21,7 @@ from reid_core.knn.all_pairs import all_pairs_candidates
 from reid_core.knn.certified import best_on_device, best_on_host, candidates_on_device
 from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
 from reid_core.knn.faiss_screen import open_screen
-from reid_core.knn.neighbours import BlockSearch, Neighbours
+from reid_core.knn.neighbors import BlockSearch, Neighbors
 from reid_core.knn.products import Features, Propose
 from reid_core.knn.screen import Screen
 
@@ -29,12 +29,12 @@ _QUERY_BLOCK = 1024  # rows of one search call
 _EXTRA_CANDIDATES = 8
 
 
-class NeighbourSearch:
+class NeighborSearch:
     """A search for the k nearest rows of every row, cut into blocks that can run anywhere.
 
     Each block searches all rows for its own: faiss's flat index on the CPU; on an accelerator
     float16 products and topk, or faiss's kernels (`faiss_screen`). Every machine that builds a
-    search over the same features can run any of its blocks, and the neighbours are the same for any
+    search over the same features can run any of its blocks, and the neighbors are the same for any
     split.
 
     Attributes:
@@ -48,14 +48,14 @@ class NeighbourSearch:
 
         Args:
             features: (N, D) unit rows, array or tensor, CPU or CUDA.
-            k: neighbours per row, the row itself included; at most N are given.
+            k: neighbors per row, the row itself included; at most N are given.
             propose: gives the candidates of a block on the CPU.
 
         Raises:
             ValueError: k below 1, or a row that is zero, not finite or not of unit length.
         """
         if k < 1:
-            raise ValueError(f"k is {k}; a row has at least itself as a neighbour")
+            raise ValueError(f"k is {k}; a row has at least itself as a neighbor")
         features = products.unit_rows(features)
         self._propose, self._num_rows = propose, len(features)
         self._k = min(k, self._num_rows)
@@ -70,8 +70,8 @@ class NeighbourSearch:
             self._screen = open_screen(torch.as_tensor(self._distinct), count)
         self.num_blocks = -(-len(first) // _QUERY_BLOCK)
 
-    def run(self, block: int) -> Neighbours:
-        """Neighbours of one block of distinct rows among the distinct rows, for `join`."""
+    def run(self, block: int) -> Neighbors:
+        """Neighbors of one block of distinct rows among the distinct rows, for `join`."""
         start = block * _QUERY_BLOCK
         stop = min(start + _QUERY_BLOCK, len(self._distinct))
         if self._screen is not None:
@@ -80,8 +80,8 @@ class NeighbourSearch:
         candidates = self._propose(queries, self._distinct, self._num_candidates)
         return best_on_host(candidates, own, queries, self._distinct, self._num_found)
 
-    def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
-        """Neighbours of all N rows.
+    def join(self, blocks: Sequence[Neighbors]) -> Neighbors:
+        """Neighbors of all N rows.
 
         Args:
             blocks: the results of `run` for all blocks, in order.
@@ -90,10 +90,10 @@ class NeighbourSearch:
         similarity = np.concatenate([block.similarity for block in blocks])
         if len(self._groups.first) < self._num_rows:
             rows, similarity = spread_to_equal_rows(self._groups, rows, similarity, self._k)
-        return Neighbours(rows, similarity.astype(np.float32))
+        return Neighbors(rows, similarity.astype(np.float32))
 
-    def run_here(self) -> Neighbours:
-        """Neighbours of all N rows in this process; on the CPU with half of the products."""
+    def run_here(self) -> Neighbors:
+        """Neighbors of all N rows in this process; on the CPU with half of the products."""
         num_rows = len(self._distinct)
         if self._screen is not None:
             return self.join([self._on_device(0, num_rows)])
@@ -102,7 +102,7 @@ class NeighbourSearch:
         own = np.arange(num_rows)
         return self.join([best_on_host(candidates, own, features, features, self._num_found)])
 
-    def _on_device(self, start: int, stop: int) -> Neighbours:
+    def _on_device(self, start: int, stop: int) -> Neighbors:
         """Rows start ... stop - 1 by as many at a time as the device likes, brought to the host."""
         assert self._screen is not None
         features = torch.as_tensor(self._distinct)
@@ -117,7 +117,7 @@ class NeighbourSearch:
 
 def screened(
     screen: Screen, queries: Tensor, features: Tensor, k: int, *, own: Tensor | None
-) -> Neighbours:
+) -> Neighbors:
     """`best_on_device` of any number of queries, with the result on the host.
 
     Args:
@@ -136,23 +136,23 @@ def screened(
         for start in range(0, len(queries), step)
     ]
     rows = torch.cat([rows.int() for rows, _ in parts]).cpu().numpy()
-    return Neighbours(rows, torch.cat([exact for _, exact in parts]).cpu().numpy())
+    return Neighbors(rows, torch.cat([exact for _, exact in parts]).cpu().numpy())
 
 
-def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = None) -> Neighbours:
+def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = None) -> Neighbors:
     """Exact k nearest rows of each row by cosine.
 
     Args:
         features: (N, D) unit rows, array or tensor, CPU or CUDA; searched where they are.
-        k: neighbours per row, the row itself included; at most N are given.
-        is_second: (N,) modality of each row: half of the neighbours come from either, see
-            `neighbours.Search`; None for the nearest whatever they are.
+        k: neighbors per row, the row itself included; at most N are given.
+        is_second: (N,) modality of each row: half of the neighbors come from either, see
+            `neighbors.Search`; None for the nearest whatever they are.
 
     Returns:
         Rows and cosines (N, min(k, N)), on the host.
 
     Raises:
-        ValueError: as `NeighbourSearch` and `two_pools.BalancedSearch`.
+        ValueError: as `NeighborSearch` and `two_pools.BalancedSearch`.
     """
     return open_search(features, k, is_second=is_second).run_here()
 
@@ -166,7 +166,7 @@ def open_search(
 ) -> BlockSearch:
     """The search that `nearest` runs, in blocks for whoever spreads them or proposes for them."""
     if is_second is None:
-        return NeighbourSearch(features, k, propose)
+        return NeighborSearch(features, k, propose)
     from reid_core.knn.two_pools import BalancedSearch  # which is made of searches of this module
 
     return BalancedSearch(features, is_second, k, propose)

@@ -1,9 +1,9 @@
-"""Nearest rows of each row in either of two pools: half of the neighbours from each modality.
+"""Nearest rows of each row in either of two pools: half of the neighbors from each modality.
 
 Shapes: N rows, of which N_a belong to the first pool and N_b to the second, D feature width, k
-neighbours, U distinct rows of a pool.
+neighbors, U distinct rows of a pool.
 
-Within a pool this is `NeighbourSearch`; across, the rows of one pool are searched among those of
+Within a pool this is `NeighborSearch`; across, the rows of one pool are searched among those of
 the other by the same rules: proven to be the nearest, equal rows searched once.
 """
 
@@ -21,10 +21,10 @@ from reid_core.knn.all_pairs import across_candidates
 from reid_core.knn.certified import best_on_host, candidates_on_device
 from reid_core.knn.duplicates import EqualRows, find_equal_rows, merge_ascending
 from reid_core.knn.faiss_screen import open_screen
-from reid_core.knn.neighbours import Neighbours, order_candidates
+from reid_core.knn.neighbors import Neighbors, order_candidates
 from reid_core.knn.products import Candidates, Features, Propose
 from reid_core.knn.screen import Screen
-from reid_core.knn.search import NeighbourSearch, screened
+from reid_core.knn.search import NeighborSearch, screened
 
 _QUERY_BLOCK = 1024  # as in `reid_core.knn.search`
 _EXTRA_CANDIDATES = 8
@@ -58,7 +58,7 @@ class PoolSearch:
             count = candidates_on_device(k, len(self.pool))
             self._screen = open_screen(torch.as_tensor(self.pool), count)
 
-    def run(self, block: int) -> Neighbours:
+    def run(self, block: int) -> Neighbors:
         """Distinct rows of the pool that are nearest to one block of distinct queries."""
         queries = self.queries[block * _QUERY_BLOCK : (block + 1) * _QUERY_BLOCK]
         if self._screen is not None:
@@ -67,13 +67,13 @@ class PoolSearch:
         candidates = self._propose(queries, self.pool, self.num_candidates)
         return self.best(queries, candidates)
 
-    def best(self, queries: Features, candidates: Candidates) -> Neighbours:
+    def best(self, queries: Features, candidates: Candidates) -> Neighbors:
         """The nearest of the distinct rows of the pool, from candidates of each query."""
         k = min(self._k, len(self.pool))
         return best_on_host(candidates, None, queries, self.pool, k)
 
-    def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
-        """Neighbours of all queries among all rows of the pool, from all blocks in order."""
+    def join(self, blocks: Sequence[Neighbors]) -> Neighbors:
+        """Neighbors of all queries among all rows of the pool, from all blocks in order."""
         rows = np.concatenate([block.rows for block in blocks])
         similarity = np.concatenate([block.similarity for block in blocks])
         if len(self.pool) < len(self._groups.member_of):
@@ -82,7 +82,7 @@ class PoolSearch:
             _spread(rows, similarity, self._groups.starts, self._groups.members, *spread)
             rows, similarity = spread
         asked = self._asked.member_of
-        return Neighbours(rows[asked], similarity[asked].astype(np.float32))
+        return Neighbors(rows[asked], similarity[asked].astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class DistinctRows:
 
 
 class BalancedSearch:
-    """`NeighbourSearch` with half of the neighbours from either modality.
+    """`NeighborSearch` with half of the neighbors from either modality.
 
     Attributes:
         num_blocks: block numbers are 0 ... num_blocks - 1.
@@ -119,12 +119,12 @@ class BalancedSearch:
         Args:
             features: (N, D) unit rows of both modalities.
             is_second: (N,) bool or 0 and 1, which rows belong to the second modality.
-            k: neighbours per row, the row itself included, even and 2 or above.
+            k: neighbors per row, the row itself included, even and 2 or above.
             propose: gives the candidates of a block on the CPU.
 
         Raises:
             ValueError: k is odd, the mask has another length, or a modality has fewer than k / 2
-                rows; and as `NeighbourSearch`.
+                rows; and as `NeighborSearch`.
         """
         features = products.unit_rows(features)
         is_second = np.asarray(is_second, dtype=bool)
@@ -132,27 +132,27 @@ class BalancedSearch:
         self._sides = np.flatnonzero(~is_second), np.flatnonzero(is_second)
         pools, half = [products.take(features, side) for side in self._sides], k // 2
         a, b = (DistinctRows.of(pool) for pool in pools)
-        self._within = [NeighbourSearch(pool, half, propose) for pool in pools]
+        self._within = [NeighborSearch(pool, half, propose) for pool in pools]
         self._across = [PoolSearch(a, b, half, propose), PoolSearch(b, a, half, propose)]
-        self._parts: list[NeighbourSearch | PoolSearch] = [*self._within, *self._across]
+        self._parts: list[NeighborSearch | PoolSearch] = [*self._within, *self._across]
         self._starts = np.cumsum([0, *(part.num_blocks for part in self._parts)])
         self.num_blocks = int(self._starts[-1])
         self._shape = (len(features), k)
 
-    def run(self, block: int) -> Neighbours:
+    def run(self, block: int) -> Neighbors:
         """One block of one of the four searches, for `join`."""
         part = int(np.searchsorted(self._starts, block, side="right")) - 1
         return self._parts[part].run(block - int(self._starts[part]))
 
-    def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
-        """All N rows' lists, see `neighbours.Search`, from all blocks in order."""
+    def join(self, blocks: Sequence[Neighbors]) -> Neighbors:
+        """All N rows' lists, see `neighbors.Search`, from all blocks in order."""
         joined = [
             part.join(blocks[start : start + part.num_blocks])
             for part, start in zip(self._parts, self._starts, strict=False)
         ]
         return self._side_by_side(joined[:2], joined[2:])
 
-    def run_here(self) -> Neighbours:
+    def run_here(self) -> Neighbors:
         """All N rows' lists in this process; on the CPU with half of the products."""
         forth, back = self._across
         count = forth.num_candidates
@@ -167,9 +167,7 @@ class BalancedSearch:
         ]
         return self._side_by_side(within, across)
 
-    def _side_by_side(
-        self, within: Sequence[Neighbours], across: Sequence[Neighbours]
-    ) -> Neighbours:
+    def _side_by_side(self, within: Sequence[Neighbors], across: Sequence[Neighbors]) -> Neighbors:
         rows = np.empty(self._shape, dtype=np.int32)
         similarity = np.empty(self._shape, dtype=np.float32)
         half = self._shape[1] // 2
@@ -180,15 +178,15 @@ class BalancedSearch:
             rows[queries, columns[other]] = self._sides[other][across[side].rows]
             similarity[queries, columns[own]] = within[side].similarity
             similarity[queries, columns[other]] = across[side].similarity
-        return Neighbours(rows, similarity)
+        return Neighbors(rows, similarity)
 
 
-def nearest_in_each(features: Features, is_second: np.ndarray, k: int) -> Neighbours:
-    """Half of the k nearest rows of each row from either modality, see `neighbours.Search`."""
+def nearest_in_each(features: Features, is_second: np.ndarray, k: int) -> Neighbors:
+    """Half of the k nearest rows of each row from either modality, see `neighbors.Search`."""
     return BalancedSearch(features, is_second, k).run_here()
 
 
-def merged_by_similarity(halves: Neighbours) -> Neighbours:
+def merged_by_similarity(halves: Neighbors) -> Neighbors:
     """Both halves of each list in one order: the row itself, then (similarity falling, row).
 
     Args:
@@ -196,10 +194,10 @@ def merged_by_similarity(halves: Neighbours) -> Neighbours:
     """
     rows, similarity = halves.rows.copy(), halves.similarity.copy()
     order_candidates(rows, similarity, np.arange(len(rows)))
-    return Neighbours(rows, similarity)
+    return Neighbors(rows, similarity)
 
 
-def alternating(halves: Neighbours, is_second: np.ndarray) -> Neighbours:
+def alternating(halves: Neighbors, is_second: np.ndarray) -> Neighbors:
     """Both halves of each list in turn: the row itself, the other modality's nearest, ...
 
     Every beginning of such a list is balanced, whatever is cut from it later.
@@ -214,7 +212,7 @@ def alternating(halves: Neighbours, is_second: np.ndarray) -> Neighbours:
     first, second = np.arange(half), half + np.arange(half)
     turns = np.stack([np.stack([first, second]), np.stack([second, first])]).transpose(0, 2, 1)
     columns = turns.reshape(2, -1)[np.asarray(is_second, dtype=np.int64)]
-    return Neighbours(
+    return Neighbors(
         np.take_along_axis(halves.rows, columns, axis=1),
         np.take_along_axis(halves.similarity, columns, axis=1),
     )

@@ -66,8 +66,8 @@ def scored_contrast(
     if num_scored is not None and num_scored < len(bank):
         is_target = q != 0
         best = logits.detach().masked_fill(is_target, torch.inf).topk(num_scored, dim=1).indices
-        kept = is_target.scatter(1, best, True)
-        logits = logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
+        remaining = is_target.scatter(1, best, True)
+        logits = logits.masked_fill(~remaining, torch.finfo(logits.dtype).min)
     values = -(q * F.log_softmax(logits, dim=1)).sum(dim=1)
     return mean_over_targets(values if weights is None else weights * values, q)
 
@@ -98,6 +98,6 @@ def _prototype_log_p(
     if num_negatives is not None:
         negatives = logits.detach().masked_fill(targets != 0, -torch.inf)
         bound = negatives.topk(min(num_negatives, len(bank)), dim=1).values[:, -1:]
-        kept = (targets != 0) | (negatives >= bound)
-        logits = logits.masked_fill(~kept, torch.finfo(logits.dtype).min)
+        remaining = (targets != 0) | (negatives >= bound)
+        logits = logits.masked_fill(~remaining, torch.finfo(logits.dtype).min)
     return F.log_softmax(logits, dim=1)

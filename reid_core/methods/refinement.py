@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import votes
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features
 from reid_core.methods.sections import Refinement
 from reid_core.types import OUTLIER, Modality
@@ -41,13 +41,13 @@ def refined(
 
     Reference: N-ULC, both parts, within one modality.
     """
-    return voted(settings, modality, search(features, settings.neighbours).rows, labels, labels)
+    return voted(settings, modality, search(features, settings.neighbors).rows, labels, labels)
 
 
 def voted(
     settings: Refinement,
     modality: Modality,
-    neighbours: np.ndarray,
+    neighbors: np.ndarray,
     labels: np.ndarray,
     pool_labels: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -55,11 +55,11 @@ def voted(
 
     Args:
         settings, modality: as there.
-        neighbours: (n, K) rows of the pool.
+        neighbors: (n, K) rows of the pool.
         labels: (n,) a cluster of the pool for each row; -1 = none.
         pool_labels: (pool,) clusters of the pool; -1 = outlier.
     """
-    cast = votes.neighbour_votes(neighbours, pool_labels)
+    cast = votes.neighbor_votes(neighbors, pool_labels)
     weights = votes.confidence(cast, labels, sharpness=settings.sharpness)
     targets = votes.voted_targets(cast, labels, hard_share=settings.hard_share)
     columns, shares = padded(targets)

@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 class TextStage(Section):
-    """Optimisation of a stage that learns texts: Adam, a linear warm-up, then a cosine.
+    """Optimization of a stage that learns texts: Adam, a linear warm-up, then a cosine.
 
     Attributes:
         epochs: of the stage.
@@ -43,14 +43,14 @@ class Refinement(Section):
     Attributes:
         labels: "hard" clusters, or "voted": the own cluster and what the neighbors vote for.
         weights: whether a row counts as far as the vote confirms its cluster.
-        neighbours: that vote, the row itself among them.
+        neighbors: that vote, the row itself among them.
         hard_share: of the own cluster in a voted target.
         sharpness: of the weights; higher trusts fewer rows.
     """
 
     labels: Literal["hard", "voted"] = "hard"
     weights: bool = False
-    neighbours: int = Field(30, ge=2)
+    neighbors: int = Field(30, ge=2)
     hard_share: float = Field(0.7, ge=0, le=1)
     sharpness: float = Field(10.0, ge=0)
 

@@ -42,22 +42,22 @@ class Side:
     """Images or texts of a contrast.
 
     Attributes:
-        mine: (B, E) this worker's rows.
+        own_rows: (B, E) this worker's rows.
         everyone: (G, E) those of the global batch.
         labels: (G,) their classes.
     """
 
-    mine: Tensor
+    own_rows: Tensor
     everyone: Tensor
     labels: Tensor
 
 
-def contrast(images: Side, texts: Side, mine: Tensor, *, temperature: float) -> list[Term]:
+def contrast(images: Side, texts: Side, share: Tensor, *, temperature: float) -> list[Term]:
     """SC(image, text) and SC(text, image) of this worker's rows against the global batch.
 
     Args:
         images, texts: as many rows of both.
-        mine: (B,) classes of this worker's rows.
+        share: (B,) classes of this worker's rows.
         temperature: divides the products.
 
     Reference: CCLNet, stage 1; CSDN, stages 1 and 2.
@@ -65,9 +65,9 @@ def contrast(images: Side, texts: Side, mine: Tensor, *, temperature: float) -> 
     return [
         Term(
             losses.supervised_contrast(
-                own.mine, other.everyone, mine, other.labels, temperature=temperature
+                own.own_rows, other.everyone, share, other.labels, temperature=temperature
             ),
-            len(mine),
+            len(share),
         )
         for own, other in ((images, texts), (texts, images))
     ]

@@ -177,19 +177,19 @@ def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
         backbone: with the options of the encoder.
         height, width: of the images that it will get.
     """
-    own, found = backbone.pixels, []
+    own, result = backbone.pixels, []
     chosen = backbone.options.pixels
     if chosen is not None and backbone.encoder_pixels.mean != own.mean:
-        found.append(
+        result.append(
             f"model.pixels={chosen}: the weights of {backbone.name!r} were trained with mean "
             f"{own.mean} and deviation {own.std}"
         )
     if own.size is not None and own.size != (height, width):
-        found.append(
+        result.append(
             f"model.height={height}, width={width}: the weights of {backbone.name!r} were trained "
             f"on images of {own.size[0]} x {own.size[1]}"
         )
-    return found
+    return result
 
 
 def without_text(name: str) -> str:
@@ -354,8 +354,8 @@ def _for_timm(file: WeightFile, model: Any) -> WeightFile:
     state = file.state if convert is None else convert(dict(file.state), model)
     classifier = model.pretrained_cfg.get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    kept = {k: v for k, v in state.items() if not k.startswith(tuple(f"{n}." for n in names))}
-    return replace(file, state=kept)
+    remaining = {k: v for k, v in state.items() if not k.startswith(tuple(f"{n}." for n in names))}
+    return replace(file, state=remaining)
 
 
 def _load_reid_weights(name: str, pretrained: str | None, options: Options) -> Backbone:

@@ -1,4 +1,4 @@
-"""Integration of the two modalities' texts of a person into one anchor.
+"""Integration of the two modalities' texts of an identity into one anchor.
 
 Shapes: B texts, E joint embedding.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class TextFusion(nn.Module):
     """One modality's text plus what attention adds from the other's: (B, E), (B, E) -> (B, E).
 
-    A person has one text per modality, so attention has one key and its weight is exactly 1. What
+    An identity has one text per modality: attention has one key and its weight is exactly 1. What
     is left is t = own + output(keep * tanh(value(other))); query and key receive zero gradients
     and are there because the released weights hold them.
 

@@ -224,7 +224,7 @@ def _swin_name(name: str) -> str:
 
 
 def _timm_order(x: Tensor) -> Tensor:
-    """Four neighbouring patches, channel by channel as `nn.Unfold` lays them, to timm's order."""
+    """Four neighboring patches, channel by channel as `nn.Unfold` lays them, to timm's order."""
     by_patch = x.unflatten(-1, (-1, 4)).transpose(-1, -2)
     return torch.flatten(by_patch[..., [0, 2, 1, 3], :], -2)
 
@@ -246,21 +246,21 @@ def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:
     tower = {k.removeprefix("image_encoder."): v for k, v in state.items() if "image_enc" in k}
     if not tower:
         raise ValueError("not a checkpoint of CLIP-ReID's public code: no name is image_encoder.*")
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, x in tower.items():
         if name.startswith("layer"):
-            found[f"trunk.{name}"] = x
+            result[f"trunk.{name}"] = x
         elif name.startswith("transformer.resblocks."):
-            found[f"trunk.blocks.{name.removeprefix('transformer.resblocks.')}"] = x
+            result[f"trunk.blocks.{name.removeprefix('transformer.resblocks.')}"] = x
         elif name.startswith("ln_post."):
-            found[name.replace("ln_post", "trunk.norm")] = x
+            result[name.replace("ln_post", "trunk.norm")] = x
         elif name.startswith("attnpool."):
-            found[name] = x
+            result[name] = x
         elif name == "proj":
-            found["attnpool.weight"] = x
+            result["attnpool.weight"] = x
         else:
-            found |= {f"{stem}.{name}": x for stem in ("visible_stem", "infrared_stem")}
-    return found
+            result |= {f"{stem}.{name}": x for stem in ("visible_stem", "infrared_stem")}
+    return result
 
 
 def _kept(file: WeightFile, left_out: tuple[str, ...]) -> WeightFile:

@@ -1,6 +1,6 @@
 """What is trained: the small CLIP from sentences, the small transformer from a teacher; the losses.
 
-Shapes: B pictures, T sentences, V words, E joint embedding.
+Shapes: B images, T sentences, V words, E joint embedding.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Learner(nn.Module):
             {name: nn.BatchNorm1d(width, affine=False) for name, width in widths.items()}
         )
         self.pooled_words = nn.Linear(self.encoder.feature_dim, len(word_rates))
-        # One head for pictures and sentences: both must say "red coat" in the same direction.
+        # One head for images and sentences: both must say "red coat" in the same direction.
         self.joint_words = nn.Linear(clip.embed_dim, len(word_rates))
         for head in (self.pooled_words, self.joint_words):
-            # From the base rates on, every step goes into telling pictures apart.
+            # From the base rates on, every step goes into telling images apart.
             head.bias.data.copy_(torch.logit(word_rates, eps=1e-3))
             head.weight.data.mul_(0.3)
 
@@ -51,17 +51,19 @@ class Learner(nn.Module):
         image = F.normalize(features.projected.float(), dim=1)
         text = F.normalize(self._sentence_features(sample.tokens), dim=1)
         scale = self.logit_scale.exp().clamp(max=100)
-        told = sample.told
+        captioned, identities = sample.captioned, sample.identities
         pooled_words = self.pooled_words(self.norms["pooled"](features.pooled))
         image_words = self.joint_words(self.norms["image"](image))
         text_words = self.joint_words(self.norms["text"](text))
         return {
-            "contrast": person_contrast(scale * image @ text.T, sample.people, sample.people[told]),
-            "views_image": view_contrast(image, sample.people),
-            "views_pooled": view_contrast(F.normalize(features.pooled, dim=1), sample.people),
+            "contrast": identity_contrast(
+                scale * image @ text.T, sample.identities, sample.identities[captioned]
+            ),
+            "views_image": view_contrast(image, identities),
+            "views_pooled": view_contrast(F.normalize(features.pooled, dim=1), identities),
             "words_pooled": word_loss(pooled_words, sample.words, sample.known),
             "words_image": word_loss(image_words, sample.words, sample.known),
-            "words_text": word_loss(text_words, sample.words[told], sample.known[told]),
+            "words_text": word_loss(text_words, sample.words[captioned], sample.known[captioned]),
         }
 
     def loss(self, terms: dict[str, Tensor], settings: Settings) -> Tensor:
@@ -98,9 +100,9 @@ class Learner(nn.Module):
 class Student(nn.Module):
     """A small vision transformer in training, which looks at what a trained teacher sees.
 
-    From 12,000 pictures a transformer learns slowly: it has to find out that neighbours matter. So
-    it is told, for every picture, where the teacher's pooled and projected features lie, beside the
-    words and the people of the pictures. The text tower is the teacher's, unchanged.
+    From 12,000 images a transformer learns slowly: it has to find out that neighbors matter. So
+    it is told, for every image, where the teacher's pooled and projected features lie, beside the
+    words and the identities of the images. The text tower is the teacher's, unchanged.
 
     Reference: DeiT, Touvron et al., ICML 2021: a convolutional teacher for a transformer.
     """
@@ -134,7 +136,7 @@ class Student(nn.Module):
         words = self.pooled_words(pooled)
         expected = self.teacher_norm(shown.pooled)
         return {
-            "views_pooled": view_contrast(F.normalize(features.pooled, dim=1), sample.people),
+            "views_pooled": view_contrast(F.normalize(features.pooled, dim=1), sample.identities),
             "words_pooled": word_loss(words, sample.words, sample.known),
             "match_pooled": _apart(self.to_teacher(pooled), expected),
             "match_projected": _apart(features.projected.float(), shown.projected.float()),
@@ -151,7 +153,7 @@ class Student(nn.Module):
 
     def draw(self, sampler: Sampler) -> Sample:
         """The next batch, without sentences: nothing here reads."""
-        return sampler.draw(told=False)
+        return sampler.draw(captioned=False)
 
     @torch.no_grad()
     def fold_scale(self, sample: Sample) -> None:
@@ -169,28 +171,28 @@ def _apart(x: Tensor, y: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(x, y).mean()
 
 
-def person_contrast(similarity: Tensor, pictured: Tensor, told: Tensor) -> Tensor:
-    """InfoNCE both ways in which every sentence about a person fits each of their pictures.
+def identity_contrast(similarity: Tensor, pictured: Tensor, captioned: Tensor) -> Tensor:
+    """InfoNCE both ways in which every sentence about an identity fits each of their images.
 
     Args:
-        similarity: (B, T) scaled similarities, pictures x sentences.
-        pictured, told: (B,) and (T,) int64, the people; everyone stands in both.
+        similarity: (B, T) scaled similarities, images x sentences.
+        pictured, captioned: (B,) and (T,) int64, the identities; everyone stands in both.
     """
-    same = (pictured[:, None] == told).float()
-    by_picture = F.cross_entropy(similarity, same / same.sum(dim=1, keepdim=True))
+    same = (pictured[:, None] == captioned).float()
+    by_image = F.cross_entropy(similarity, same / same.sum(dim=1, keepdim=True))
     by_sentence = F.cross_entropy(similarity.T, same.T / same.T.sum(dim=1, keepdim=True))
-    return 0.5 * (by_picture + by_sentence)
+    return 0.5 * (by_image + by_sentence)
 
 
-def view_contrast(image: Tensor, people: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """InfoNCE between pictures: the others of the same person against all others.
+def view_contrast(image: Tensor, identities: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """InfoNCE between images: the others of the same identity against all others.
 
     Args:
         image: (B, E) unit rows.
-        people: (B,) int64, everyone at least twice.
+        identities: (B,) int64, everyone at least twice.
     """
-    itself = torch.eye(len(people), dtype=torch.bool)
-    same = ((people[:, None] == people) & ~itself).float()
+    itself = torch.eye(len(identities), dtype=torch.bool)
+    same = ((identities[:, None] == identities) & ~itself).float()
     logits = (image @ image.T / temperature).masked_fill(itself, -1e4)
     return F.cross_entropy(logits, same / same.sum(dim=1, keepdim=True))
 

@@ -1,11 +1,11 @@
-"""Pre-training of the two small models on captioned catalogue pictures; one process, no Ray.
+"""Pre-training of the two small models on captioned catalogue images; one process, no Ray.
 
 A visitor of the demo cannot fetch OpenAI's weights; `reid_core/assets/crossreid-small.pt` takes
 their place and is loaded by the same path, `crossreid-small-vit.pt` that of a vision transformer.
 `python -m reid_core.pretraining.train OUT [--name crossreid-small-vit]` makes one of them again, in
 about nine minutes on one core; the logs lie beside them. Stopped, the same command goes on.
 
-Pictures are cropped to 96 x 48 and layer4 has stride 1, as re-identification uses the tower. A
+Images are cropped to 96 x 48 and layer4 has stride 1, as re-identification uses the tower. A
 ResNet of open_clip is square, so its 6 x 3 positions are stored with each column twice: resizing
 the square grid to 6 x 3 gives back exactly the trained ones.
 """
@@ -51,7 +51,7 @@ def pretrain(
 
     Args:
         out_dir: folder for the files, created if missing.
-        seed: of people, weights, batches and augmentation.
+        seed: of identities, weights, batches and augmentation.
         name: "crossreid-small", or "crossreid-small-vit", which needs the other's bundled weights.
         settings: None takes the model's own.
 
@@ -74,7 +74,7 @@ def pretrain(
     _write_log(out / f"{name}.jsonl", {"seed": seed, **asdict(settings)}, learner, sampler)
     learner.eval()
     rows = np.arange(min(512, len(sampler.images)))
-    learner.fold_scale(sampler.sample(rows, sampler.has_colour[rows], told=rows))
+    learner.fold_scale(sampler.sample(rows, sampler.has_color[rows], captioned=rows))
     path = out / f"{name}.pt"
     torch.save(exported(learner.encoder, clip), path)
     return path
@@ -84,11 +84,11 @@ def _write_log(
     path: Path, head: dict[str, Any], learner: Learner | Student, sampler: Sampler
 ) -> None:
     """Trains; a state beside the log holds what is needed to go on from its last line."""
-    kept, settings = path.with_suffix(".state"), sampler.settings
+    remaining, settings = path.with_suffix(".state"), sampler.settings
     optimizers = _optimizers(learner, settings)
     done = 0
-    if kept.exists():
-        state = torch.load(kept, weights_only=True)
+    if remaining.exists():
+        state = torch.load(remaining, weights_only=True)
         if state["head"] == head:
             done = state["step"]
             learner.load_state_dict(state["learner"])
@@ -110,11 +110,11 @@ def _write_log(
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "rng": sampler.rng.bit_generator.state,
                 },
-                kept,
+                remaining,
             )
         scores = held_out_scores(learner, sampler)
         lines.write(json.dumps({"step": settings.steps, **scores}) + "\n")
-    kept.unlink()
+    remaining.unlink()
 
 
 def _optimizers(learner: Learner | Student, settings: Settings) -> list[Optimizer]:
@@ -162,32 +162,32 @@ def _train(
 
 @torch.no_grad()
 def held_out_scores(learner: Learner | Student, sampler: Sampler) -> dict[str, float]:
-    """Shares of right first answers among people that were never trained on.
+    """Shares of right first answers among identities that were never trained on.
 
     Returns:
-        "sentence": the sentence of the right person for a picture, by the projected feature;
-        "projected", "pooled": a coloured picture of the right person for a gray one.
+        "sentence": the sentence of the right identity for an image, by the projected feature;
+        "projected", "pooled": a colored image of the right identity for a gray one.
     """
     learner.eval()
     encoder = learner.encoder
-    rows = np.flatnonzero(sampler.person > sampler.person[-1] - sampler.settings.held_out)
-    sample = sampler.sample(rows, sampler.has_colour[rows], told=np.arange(len(rows)))
+    rows = np.flatnonzero(sampler.identity > sampler.identity[-1] - sampler.settings.held_out)
+    sample = sampler.sample(rows, sampler.has_color[rows], captioned=np.arange(len(rows)))
     projected = F.normalize(encoder.project(sample.images, Modality.VISIBLE), dim=1)
     pooled = encoder.embed(sample.images, Modality.VISIBLE)
     text = F.normalize(learner.text.encode_text(sample.tokens), dim=1)
-    coloured = torch.from_numpy(sampler.has_colour[rows])
+    colored = torch.from_numpy(sampler.has_color[rows])
 
     def first_answers(queries: Tensor, answers: Tensor, asked: Tensor, given: Tensor) -> float:
         best = (queries[asked] @ answers[given].T).argmax(dim=1)
-        known = torch.isin(sample.people[asked], sample.people[given])
-        right = sample.people[asked] == sample.people[given][best]
+        known = torch.isin(sample.identities[asked], sample.identities[given])
+        right = sample.identities[asked] == sample.identities[given][best]
         return round(float(right[known].float().mean()), 4)
 
-    everyone = torch.ones_like(coloured)
+    everyone = torch.ones_like(colored)
     return {
         "sentence": first_answers(projected, text, everyone, everyone),
-        "projected": first_answers(projected, projected, ~coloured, coloured),
-        "pooled": first_answers(pooled, pooled, ~coloured, coloured),
+        "projected": first_answers(projected, projected, ~colored, colored),
+        "pooled": first_answers(pooled, pooled, ~colored, colored),
     }
 
 

@@ -38,16 +38,16 @@ def epoch_of(config: Config, stage: str, *, number: int = 0) -> EpochPlan:
 def batch_of(epoch: EpochPlan, *, number: int = 0) -> dict[Modality, Batch]:
     """The epoch's given global batch with random images."""
     generator = torch.Generator().manual_seed(number)
-    found = {}
+    result = {}
     for m in INPUTS:
         rows = epoch.rows[m][number]
         images = torch.randint(0, 256, (len(rows), 3, 32, 16), generator=generator)
-        found[m] = Batch(
+        result[m] = Batch(
             images=images.to(torch.uint8),
             rows=torch.from_numpy(rows),
             labels=torch.from_numpy(epoch.labels[m][rows]),
         )
-    return found
+    return result
 
 
 def small_config(**changes: Any) -> Config:
@@ -58,11 +58,11 @@ def small_config(**changes: Any) -> Config:
 def handed(clip: backbones.Backbone) -> dict[str, Tensor]:
     """What stages 0 and 1 would hand on: 5 and 6 old clusters, outliers among the rows."""
     generator = torch.Generator().manual_seed(3)
-    found = {}
+    result = {}
     for m, classes, rows in ((VISIBLE, 5, 21), (INFRARED, 6, 27)):
-        found[f"anchors.{m}"] = torch.randn(classes, clip.embed_dim, generator=generator)
-        found[f"labels.{m}"] = torch.arange(rows) % (classes + 1) - 1
-    return found
+        result[f"anchors.{m}"] = torch.randn(classes, clip.embed_dim, generator=generator)
+        result[f"labels.{m}"] = torch.arange(rows) % (classes + 1) - 1
+    return result
 
 
 def opened(config: Config, stage: str, clip: backbones.Backbone) -> Any:

@@ -14,8 +14,8 @@ from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
 
 
-class ColourEncoder(nn.Module):
-    """Its descriptor is the mean colour: red, green and blue are the three directions."""
+class ColorEncoder(nn.Module):
+    """Its descriptor is the mean color: red, green and blue are the three directions."""
 
     feature_dim = 3
 
@@ -35,7 +35,7 @@ def red_above_blue() -> Tensor:
 
 
 class PatchEncoder(nn.Module):
-    """Two blocks of attention over the colours of 4 x 4 patches, read at a class token."""
+    """Two blocks of attention over the colors of 4 x 4 patches, read at a class token."""
 
     feature_dim, grid = 3, (4, 2)
 
@@ -51,9 +51,9 @@ class PatchEncoder(nn.Module):
         return functional.normalize(tokens[:, 0, 0], dim=1)
 
 
-@pytest.mark.parametrize(("colour", "rows"), [((1.0, 0, 0), slice(8)), ((0, 0, 1.0), slice(8, 16))])
-def test_attention_is_rolled_out_to_the_patches_that_speak_for_the_target(colour, rows) -> None:
-    (heat,) = heat_maps(PatchEncoder(), red_above_blue(), Modality.VISIBLE, torch.tensor([colour]))
+@pytest.mark.parametrize(("color", "rows"), [((1.0, 0, 0), slice(8)), ((0, 0, 1.0), slice(8, 16))])
+def test_attention_is_rolled_out_to_the_patches_that_speak_for_the_target(color, rows) -> None:
+    (heat,) = heat_maps(PatchEncoder(), red_above_blue(), Modality.VISIBLE, torch.tensor([color]))
     assert heat.shape == (16, 8)
     hot = torch.zeros(16, dtype=torch.bool)
     hot[rows] = True
@@ -75,7 +75,7 @@ def test_a_vision_transformer_has_maps_whichever_tokens_it_reads(pool) -> None:
 
 def test_the_places_that_speak_for_the_target_are_hot() -> None:
     red = torch.tensor([[1.0, 0.0, 0.0]])
-    (heat,) = heat_maps(ColourEncoder(), red_above_blue(), Modality.VISIBLE, red)
+    (heat,) = heat_maps(ColorEncoder(), red_above_blue(), Modality.VISIBLE, red)
     assert heat.shape == (16, 8)
     torch.testing.assert_close(heat[:7], torch.ones(7, 8))
     torch.testing.assert_close(heat[9:], torch.zeros(7, 8))
@@ -83,7 +83,7 @@ def test_the_places_that_speak_for_the_target_are_hot() -> None:
 
 def test_another_target_is_found_elsewhere() -> None:
     blue = torch.tensor([[0.0, 0.0, 1.0]])
-    (heat,) = heat_maps(ColourEncoder(), red_above_blue(), Modality.VISIBLE, blue)
+    (heat,) = heat_maps(ColorEncoder(), red_above_blue(), Modality.VISIBLE, blue)
     assert heat[9:].min() == 1
     assert heat[:7].max() == 0
 
@@ -92,13 +92,13 @@ def test_nothing_that_speaks_for_the_target_stays_cold() -> None:
     green = torch.tensor([[0.0, 1.0, 0.0]])
     image = torch.zeros(1, 3, 16, 8, dtype=torch.uint8)
     image[:, 0] = 90
-    assert heat_maps(ColourEncoder(), image, Modality.VISIBLE, green).abs().max() == 0
+    assert heat_maps(ColorEncoder(), image, Modality.VISIBLE, green).abs().max() == 0
 
 
 def test_images_of_a_batch_do_not_mix() -> None:
     red = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     image = red_above_blue()
-    both = heat_maps(ColourEncoder(), torch.cat([image, image.flip(2)]), Modality.VISIBLE, red)
+    both = heat_maps(ColorEncoder(), torch.cat([image, image.flip(2)]), Modality.VISIBLE, red)
     torch.testing.assert_close(both[1], both[0].flip(0))
 
 
@@ -133,14 +133,14 @@ def test_the_image_side_of_a_sentence(small: backbones.Backbone) -> None:
 
 def test_an_image_cannot_resemble_itself_more() -> None:
     image = red_above_blue()
-    own = ColourEncoder().embed(image, Modality.VISIBLE)
-    assert heat_maps(ColourEncoder(), image, Modality.VISIBLE, own).max() < 1e-3
+    own = ColorEncoder().embed(image, Modality.VISIBLE)
+    assert heat_maps(ColorEncoder(), image, Modality.VISIBLE, own).max() < 1e-3
 
 
 def test_the_mirrored_pass_of_an_encoder_does_not_mirror_the_map() -> None:
-    class Mirrored(ColourEncoder):
+    class Mirrored(ColorEncoder):
         def embed(self, images: Tensor, modality: Modality) -> Tensor:
-            both = [ColourEncoder.embed(self, x, modality) for x in (images, images.flip(3))]
+            both = [ColorEncoder.embed(self, x, modality) for x in (images, images.flip(3))]
             return functional.normalize(sum(both), dim=1)
 
     image = red_above_blue().transpose(2, 3)  # red on the left
@@ -162,11 +162,11 @@ def test_encoder_without_maps_is_refused() -> None:
 def test_near_words_are_found_by_direction_not_by_length() -> None:
     vocabulary = torch.tensor([[0.1, 0.0], [0.0, 9.0], [5.0, 5.0]])
     tokens = torch.tensor([[[3.0, 0.0], [0.0, 0.2]], [[1.0, 1.1], [-1.0, 0.0]]])
-    found = near_words(tokens, vocabulary, ["red", "blue", "purple"], count=2)
-    assert [[near.word for near in token] for token in found[0]] == [
+    result = near_words(tokens, vocabulary, ["red", "blue", "purple"], count=2)
+    assert [[near.word for near in token] for token in result[0]] == [
         ["red", "purple"],
         ["blue", "purple"],
     ]
-    assert found[1][0][0].word == "purple"
-    assert found[1][1][0].similarity == pytest.approx(0)
-    assert found[0][0][0].similarity == pytest.approx(1)
+    assert result[1][0][0].word == "purple"
+    assert result[1][1][0].similarity == pytest.approx(0)
+    assert result[0][0][0].similarity == pytest.approx(1)

@@ -15,10 +15,10 @@ from reid_core.knn import search
 from tests import oracles
 
 
-def identities(num_rows: int, num_people: int, noise: float, *, width: int = 16, seed: int = 0):
+def identities(num_rows: int, num_identities: int, noise: float, *, width: int = 16, seed: int = 0):
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(num_people, width))
-    x = centres[rng.integers(0, num_people, size=num_rows)]
+    centers = rng.normal(size=(num_identities, width))
+    x = centers[rng.integers(0, num_identities, size=num_rows)]
     x = x + noise * rng.normal(size=x.shape)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
@@ -42,7 +42,7 @@ def assert_well_formed(graph: csr_array) -> None:
 @settings(max_examples=30, deadline=None)
 @given(
     num_rows=st.integers(1, 80),
-    num_people=st.integers(1, 12),
+    num_identities=st.integers(1, 12),
     noise=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
     k1=st.integers(1, 35),
     k2=st.integers(1, 8),
@@ -50,17 +50,17 @@ def assert_well_formed(graph: csr_array) -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_equals_the_dense_definition(
-    num_rows, num_people, noise, k1, k2, max_distance, seed
+    num_rows, num_identities, noise, k1, k2, max_distance, seed
 ) -> None:
     """Also N < k1, k1 < k2, N = 1, and (noise 0) rows that are equal to the last bit."""
-    x = identities(num_rows, num_people, noise, seed=seed)
+    x = identities(num_rows, num_identities, noise, seed=seed)
     graph = clustering.jaccard_graph(x, k1=k1, k2=k2, max_distance=max_distance)
     assert_well_formed(graph)
     dense = oracles.jaccard_distance(x, k1=k1, k2=k2)
-    kept = stored(graph) < 1
-    np.testing.assert_allclose(stored(graph)[kept], dense[kept], atol=1e-5)
-    assert (dense[kept] <= max_distance + 1e-5).all()
-    assert kept[dense < max_distance - 1e-5].all()
+    remaining = stored(graph) < 1
+    np.testing.assert_allclose(stored(graph)[remaining], dense[remaining], atol=1e-5)
+    assert (dense[remaining] <= max_distance + 1e-5).all()
+    assert remaining[dense < max_distance - 1e-5].all()
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.8, 3.0])
@@ -116,7 +116,7 @@ def test_threads_blocks_and_tensors_change_no_bit() -> None:
 def test_other_precisions_and_gradients_are_their_float32_values(convert) -> None:
     x, is_second = convert(identities(200, 20, 0.5)), np.arange(200) % 2 == 0
     plain = torch.as_tensor(x).detach().float().numpy()
-    for found, expected in (
+    for result, expected in (
         (clustering.jaccard_graph(x, k1=10).data, clustering.jaccard_graph(plain, k1=10).data),
         (clustering.cluster(x, k1=10), clustering.cluster(plain, k1=10)),
         (
@@ -124,7 +124,7 @@ def test_other_precisions_and_gradients_are_their_float32_values(convert) -> Non
             clustering.cluster_jointly(plain, is_second, k1=10),
         ),
     ):
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
 
 
 def test_settings_out_of_range_are_named() -> None:
@@ -132,7 +132,7 @@ def test_settings_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="k2 is 0"):
         clustering.jaccard_graph(x, k2=0)
     with pytest.raises(ValueError, match=r"shape \(10, 5\) do not fit 10 rows and k1=6"):
-        clustering.jaccard_graph_of_neighbours(search.nearest(x, 5), x, k1=6)
+        clustering.jaccard_graph_of_neighbors(search.nearest(x, 5), x, k1=6)
     with pytest.raises(ValueError, match=r"max_distance is 1\.5"):
         clustering.jaccard_graph(x, max_distance=1.5)
     x[3] = 0
@@ -140,7 +140,7 @@ def test_settings_out_of_range_are_named() -> None:
         clustering.cluster(x)
 
 
-def test_clear_people_become_clusters_and_a_stranger_an_outlier() -> None:
+def test_clear_identities_become_clusters_and_a_stranger_an_outlier() -> None:
     rng = np.random.default_rng(0)
     x = np.repeat(rng.normal(size=(6, 64)), 20, axis=0) + 0.2 * rng.normal(size=(120, 64))
     x = np.concatenate([x, rng.normal(size=(1, 64))])
@@ -186,14 +186,14 @@ def test_joint_clusters_reach_across_a_modality_gap() -> None:
 def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
     """Ten rows share a cell: their lists of 16 hold the row itself seven times."""
     x = identities(50, 5, 0.5)
-    found = search.nearest(x, 16)
+    result = search.nearest(x, 16)
     short = np.arange(10)
-    found.rows[short] = np.concatenate(
+    result.rows[short] = np.concatenate(
         [oracles.nearest(x[:10], 10), np.repeat(short[:, None], 6, axis=1)], axis=1
     )
-    found.similarity[short] = (x[short, None] * x[found.rows[short]]).sum(axis=2)
-    graph = clustering.jaccard_graph_of_neighbours(found, x, k1=16)
-    dense = oracles.jaccard_distance(x, k1=16, ranks=found.rows)
+    result.similarity[short] = (x[short, None] * x[result.rows[short]]).sum(axis=2)
+    graph = clustering.jaccard_graph_of_neighbors(result, x, k1=16)
+    dense = oracles.jaccard_distance(x, k1=16, ranks=result.rows)
     np.testing.assert_allclose(stored(graph), dense, atol=1e-5)
 
 
@@ -201,10 +201,10 @@ def test_graph_of_lists_that_are_filled_up_equals_the_definition() -> None:
 def test_centroids_are_means_of_members(kind) -> None:
     x = identities(30, 5, 0.5)
     labels = np.array([2, -1, 0, 1, 2] * 6)
-    found = clustering.centroids(kind(x), labels)
-    assert type(found) is type(kind(x))
+    result = clustering.centroids(kind(x), labels)
+    assert type(result) is type(kind(x))
     expected = [x[labels == label].mean(axis=0) for label in range(3)]
-    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-6)
+    np.testing.assert_allclose(np.asarray(result), expected, atol=1e-6)
 
 
 def test_centroids_of_outliers_only_and_of_labels_with_a_hole() -> None:

@@ -29,6 +29,6 @@ def test_a_user_without_a_writable_folder_compiles_anew(monkeypatch: pytest.Monk
 
 
 def test_a_function_is_kept_where_it_can_be() -> None:
-    kept: Any = compiled()(add)
-    assert kept(2, 3) == 5
-    assert type(kept._cache).__name__ == "FunctionCache"
+    remaining: Any = compiled()(add)
+    assert remaining(2, 3) == 5
+    assert type(remaining._cache).__name__ == "FunctionCache"

@@ -50,10 +50,10 @@ FILES = {
     "16 bits": encoded(ramp(), "PNG"),
     "16 bits, tiff": encoded(ramp(), "TIFF"),
     "alpha": encoded(with_alpha(), "PNG"),
-    "grey and alpha": encoded(with_alpha("LA"), "PNG"),
-    "transparent colour": encoded(drawn("P"), "PNG", transparency=3),
+    "gray and alpha": encoded(with_alpha("LA"), "PNG"),
+    "transparent color": encoded(drawn("P"), "PNG", transparency=3),
     "cmyk": encoded(drawn("CMYK"), "JPEG"),
-    "grey": encoded(drawn("L"), "JPEG"),
+    "gray": encoded(drawn("L"), "JPEG"),
     "one bit": encoded(drawn("1"), "PNG"),
     "progressive": encoded(drawn(), "JPEG", progressive=True),
     **{f"turned {n}": turned(n, "JPEG") for n in range(1, 9)},
@@ -88,9 +88,9 @@ def test_an_image_stands_upright(number: int) -> None:
 
 def test_what_alpha_hides_is_white_and_what_it_does_not_stays() -> None:
     images = []
-    for colour in ((255, 0, 255), (0, 255, 0)):
+    for color in ((255, 0, 255), (0, 255, 0)):
         pixels = np.array(drawn("RGBA"))
-        pixels[:, 8:24, :3], pixels[:, 8:24, 3] = colour, 0
+        pixels[:, 8:24, :3], pixels[:, 8:24, 3] = color, 0
         images.append(decode(encoded(Image.fromarray(pixels), "PNG"), height=HEIGHT, width=WIDTH))
     assert np.array_equal(*images)
     assert (images[0][:, :, 8:24] == 255).all()

@@ -9,7 +9,7 @@ from sklearn.cluster import DBSCAN
 from reid_core import clustering
 from reid_core.jaccard import distances
 from reid_core.knn import search
-from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.neighbors import Neighbors
 from tests import oracles
 
 
@@ -17,8 +17,8 @@ def world(num_first: int, num_second: int, gap: float, *, seed: int = 0):
     """Identities of both modalities with a shift between them: features and mask."""
     rng = np.random.default_rng(seed)
     num = num_first + num_second
-    centres = rng.normal(size=(12, 24))
-    x = centres[rng.integers(0, 12, size=num)] + 0.5 * rng.normal(size=(num, 24))
+    centers = rng.normal(size=(12, 24))
+    x = centers[rng.integers(0, 12, size=num)] + 0.5 * rng.normal(size=(num, 24))
     is_second = np.arange(num) >= num_first
     x[is_second] += gap * rng.normal(size=24)
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), is_second
@@ -95,7 +95,7 @@ def test_the_search_that_is_given_is_asked_for_both_modalities() -> None:
     x, is_second = world(130, 70, 1.0)
     asked = []
 
-    def spread(features, k, /, *, is_second=None) -> Neighbours:
+    def spread(features, k, /, *, is_second=None) -> Neighbors:
         asked.append((k, is_second is not None))
         blocks = search.open_search(features, k, is_second=is_second)
         return blocks.join([blocks.run(block) for block in range(blocks.num_blocks)])

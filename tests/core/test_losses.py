@@ -35,13 +35,13 @@ def test_cluster_contrast_by_hand() -> None:
     assert loss.item() == pytest.approx((right + wrong) / 2)
 
 
-def test_cluster_contrast_means_over_labelled_rows_only() -> None:
+def test_cluster_contrast_means_over_labeled_rows_only() -> None:
     x, bank = unit(6), unit(3, seed=1)
     labels = torch.tensor([0, -1, 2, -1, 1, 0])
-    kept = labels != -1
+    remaining = labels != -1
     assert torch.allclose(
         losses.cluster_contrast(x, labels, bank, temperature=0.05),
-        F.cross_entropy(x[kept] @ bank.T / 0.05, labels[kept]),
+        F.cross_entropy(x[remaining] @ bank.T / 0.05, labels[remaining]),
     )
     assert int(losses.count_valid(labels)) == 4
 
@@ -121,10 +121,10 @@ def test_triplet_equals_its_oracle(stable: bool, scale: float) -> None:
     )
 
 
-def test_triplet_published_behaviour_over_the_feature_scale() -> None:
+def test_triplet_published_behavior_over_the_feature_scale() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(8, 2048, generator=generator).repeat_interleave(12, dim=0)
-    x = centres + 0.5 * torch.randn(96, 2048, generator=generator)
+    centers = torch.randn(8, 2048, generator=generator).repeat_interleave(12, dim=0)
+    x = centers + 0.5 * torch.randn(96, 2048, generator=generator)
     labels = torch.arange(8).repeat_interleave(12)
     scales = (0.05, 0.2, 0.5, 1.0)
 
@@ -165,7 +165,7 @@ def test_distribution_matching_is_zero_where_the_distributions_agree() -> None:
     assert loss.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_distribution_matching_normalises_targets_by_row() -> None:
+def test_distribution_matching_normalizes_targets_by_row() -> None:
     """A pattern that is no equivalence relation: row sums differ from column sums."""
     img, txt = unit(2), unit(3, seed=1)
     positives = torch.tensor([[True, True, False], [True, False, False]])
@@ -212,8 +212,8 @@ def test_modality_shared_enhancement_leaves_out_rows_without_both_kinds_of_partn
 
 def test_identity_cross_entropy_is_not_smoothed() -> None:
     logits, labels = rows(4, 3), torch.tensor([2, 0, -1, 1])
-    kept = labels != -1
-    expected = -F.log_softmax(logits[kept], dim=1)[torch.arange(3), labels[kept]].mean()
+    remaining = labels != -1
+    expected = -F.log_softmax(logits[remaining], dim=1)[torch.arange(3), labels[remaining]].mean()
     assert losses.identity_cross_entropy(logits, labels).item() == pytest.approx(expected.item())
 
 
@@ -283,8 +283,10 @@ def test_hard_negatives_leave_the_positive_and_the_highest_scores() -> None:
     x = F.normalize(torch.tensor([[1.0, 3.0, 2.0, 0.5]]), dim=1).requires_grad_()
     targets = torch.tensor([[0, 0, 1, 0]])
     loss = losses.prototype_contrast(x, targets, bank, temperature=0.1, num_negatives=2)
-    kept = (x.detach() / 0.1)[:, [0, 1, 2]]
-    assert loss.item() == pytest.approx(F.cross_entropy(kept, torch.tensor([2])).item(), rel=1e-5)
+    remaining = (x.detach() / 0.1)[:, [0, 1, 2]]
+    assert loss.item() == pytest.approx(
+        F.cross_entropy(remaining, torch.tensor([2])).item(), rel=1e-5
+    )
     divergence = losses.prototype_divergence(x, targets, bank, temperature=0.1, num_negatives=2)
     (loss + divergence).backward()
     assert torch.isfinite(x.grad).all()
@@ -328,10 +330,10 @@ def test_inputs_by_keyword_are_inputs(loss: Callable[..., Tensor]) -> None:
         for name, x in given.items()
     }
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss(**given)
-    assert found.dtype == torch.float32
-    assert found.item() == loss(**wide).item()
-    assert found.item() != 0
+        result = loss(**given)
+    assert result.dtype == torch.float32
+    assert result.item() == loss(**wide).item()
+    assert result.item() != 0
 
 
 def test_a_loss_without_its_inputs_says_which_are_missing() -> None:

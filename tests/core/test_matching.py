@@ -53,9 +53,9 @@ def test_centring_removes_a_common_shift() -> None:
     identities = F.normalize(torch.randn(20, 16, generator=generator), dim=1)
     shift = torch.randn(16, generator=generator)
     assert torch.allclose(
-        matching.centred(identities + shift), matching.centred(identities), atol=1e-5
+        matching.centered(identities + shift), matching.centered(identities), atol=1e-5
     )
-    assert torch.allclose(matching.centred(identities).norm(dim=1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(matching.centered(identities).norm(dim=1), torch.ones(20), atol=1e-5)
 
 
 def test_mutual_nearest_needs_both_sides() -> None:
@@ -89,6 +89,6 @@ def test_scaled_pairs_leave_out_the_partner_of_everyone() -> None:
     similarity = np.array([[0.9, 0.1, 0.1], [0.8, 0.75, 0.1], [0.8, 0.1, 0.75]])
     a, b = from_similarity(similarity)
     assert matching.mutual_nearest_pairs(a, b).tolist() == [[0, 0]]
-    assert matching.scaled_pairs(a, b, neighbours=2).tolist() == [[0, 0], [1, 1], [2, 2]]
-    assert matching.scaled_pairs(a, b, neighbours=2, min_similarity=0.8).tolist() == [[0, 0]]
+    assert matching.scaled_pairs(a, b, neighbors=2).tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert matching.scaled_pairs(a, b, neighbors=2, min_similarity=0.8).tolist() == [[0, 0]]
     assert matching.scaled_pairs(a, b[:0]).shape == (0, 2)

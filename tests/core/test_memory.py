@@ -57,10 +57,10 @@ def test_order_within_a_label_counts() -> None:
 
 def test_momentum_one_keeps_and_zero_copies() -> None:
     x, labels = unit(2, seed=1), torch.tensor([3, 1])
-    kept, copied = fresh(momentum=1.0), fresh(momentum=0.0)
-    kept.update(x, labels)
+    remaining, copied = fresh(momentum=1.0), fresh(momentum=0.0)
+    remaining.update(x, labels)
     copied.update(x, labels)
-    torch.testing.assert_close(kept.bank, unit(4))
+    torch.testing.assert_close(remaining.bank, unit(4))
     torch.testing.assert_close(copied.bank[[3, 1]], x)
 
 

@@ -15,49 +15,49 @@ from tests import oracles
 def test_three_queries_by_hand() -> None:
     """Hits at ranks 1 and 3; at rank 2; nowhere."""
     similarity = np.array([[0.9, 0.8, 0.7, 0.1], [0.2, 0.4, 0.9, 0.1], [0.3, 0.2, 0.1, 0.0]])
-    found = metrics.retrieval_metrics(
+    result = metrics.retrieval_metrics(
         similarity, np.array([1, 2, 9]), np.array([1, 2, 1, 3]), max_rank=4
     )
-    assert found.num_valid_queries == 2
-    assert found.num_invalid_queries == 1
-    assert found.cmc.tolist() == [0.5, 1, 1, 1]
-    assert found.mAP == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
-    assert found.mINP == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found.ap[:2] == pytest.approx([5 / 6, 1 / 2])
-    assert np.isnan(found.ap[2])
+    assert result.num_valid_queries == 2
+    assert result.num_invalid_queries == 1
+    assert result.cmc.tolist() == [0.5, 1, 1, 1]
+    assert result.mAP == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
+    assert result.mINP == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert result.ap[:2] == pytest.approx([5 / 6, 1 / 2])
+    assert np.isnan(result.ap[2])
 
 
-def test_identity_style_counts_a_person_once() -> None:
+def test_identity_style_counts_a_identity_once() -> None:
     """Ranked 5 5 5 7 1: by rows the hit is fifth, by identities third."""
     gallery = np.array([5, 5, 5, 7, 1])
     similarity = np.array([[0.9, 0.8, 0.7, 0.6, 0.5]])
     by_row = metrics.retrieval_metrics(similarity, np.array([1]), gallery)
-    by_person = metrics.retrieval_metrics(similarity, np.array([1]), gallery, cmc="identity")
+    by_identity = metrics.retrieval_metrics(similarity, np.array([1]), gallery, cmc="identity")
     assert int(np.argmax(by_row.cmc)) == 4
-    assert int(np.argmax(by_person.cmc)) == 2
-    assert by_row.mAP == by_person.mAP == pytest.approx(1 / 5)
+    assert int(np.argmax(by_identity.cmc)) == 2
+    assert by_row.mAP == by_identity.mAP == pytest.approx(1 / 5)
 
 
 def test_ignored_rows_do_not_exist() -> None:
     similarity = np.array([[0.9, 0.8, 0.7]])
     gallery = np.array([1, 2, 1])
     ignore = np.array([[True, True, False]])
-    found = metrics.retrieval_metrics(similarity, np.array([1]), gallery, ignore=ignore)
-    assert found.cmc[0] == 1
+    result = metrics.retrieval_metrics(similarity, np.array([1]), gallery, ignore=ignore)
+    assert result.cmc[0] == 1
     ignore = np.array([[True, False, True]])
-    found = metrics.retrieval_metrics(similarity, np.array([1]), gallery, ignore=ignore)
-    assert found.num_valid_queries == 0
-    assert np.isnan(found.mAP)
-    assert np.isnan(found.cmc).all()
+    result = metrics.retrieval_metrics(similarity, np.array([1]), gallery, ignore=ignore)
+    assert result.num_valid_queries == 0
+    assert np.isnan(result.mAP)
+    assert np.isnan(result.cmc).all()
 
 
 def test_ties_are_ranked_by_gallery_row() -> None:
     similarity = np.zeros((2, 4), dtype=np.float32)
-    found = metrics.retrieval_metrics(
+    result = metrics.retrieval_metrics(
         similarity, np.array([1, 2]), np.array([1, 2, 2, 1]), max_rank=3
     )
-    assert found.cmc.tolist() == [0.5, 1, 1]
-    assert found.ap == pytest.approx([(1 + 2 / 4) / 2, (1 / 2 + 2 / 3) / 2])
+    assert result.cmc.tolist() == [0.5, 1, 1]
+    assert result.ap == pytest.approx([(1 + 2 / 4) / 2, (1 / 2 + 2 / 3) / 2])
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,7 +81,7 @@ def test_equals_the_loop(num_queries, num_gallery, num_pids, levels, by_identity
     cmc, aps, inps = oracles.retrieval(
         similarity, queries, gallery, ignore, by_identity=by_identity, max_rank=10
     )
-    found = metrics.retrieval_metrics(
+    result = metrics.retrieval_metrics(
         similarity,
         queries,
         gallery,
@@ -89,10 +89,10 @@ def test_equals_the_loop(num_queries, num_gallery, num_pids, levels, by_identity
         cmc="identity" if by_identity else "image",
         max_rank=10,
     )
-    assert found.num_valid_queries == len(aps)
-    np.testing.assert_allclose(found.cmc, cmc)
-    np.testing.assert_allclose(found.ap[~np.isnan(found.ap)], aps)
-    assert found.mINP == pytest.approx(np.mean(inps))
+    assert result.num_valid_queries == len(aps)
+    np.testing.assert_allclose(result.cmc, cmc)
+    np.testing.assert_allclose(result.ap[~np.isnan(result.ap)], aps)
+    assert result.mINP == pytest.approx(np.mean(inps))
 
 
 def test_blocks_and_tensors_change_nothing() -> None:
@@ -110,11 +110,11 @@ def test_blocks_and_tensors_change_nothing() -> None:
 def test_random_features_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     gallery = np.repeat(np.arange(50), 2)
-    found = metrics.retrieval_metrics(
+    result = metrics.retrieval_metrics(
         rng.normal(size=(5000, 100)), rng.integers(0, 50, size=5000), gallery
     )
-    assert found.cmc[0] == pytest.approx(1 / 50, abs=0.01)
-    assert found.cmc[19] == pytest.approx(1 - (80 * 79) / (100 * 99), abs=0.03)
+    assert result.cmc[0] == pytest.approx(1 / 50, abs=0.01)
+    assert result.cmc[19] == pytest.approx(1 - (80 * 79) / (100 * 99), abs=0.03)
 
 
 def test_bad_input_is_named() -> None:
@@ -131,15 +131,15 @@ def test_bad_input_is_named() -> None:
         metrics.retrieval_metrics(np.array([[np.nan, 1], [0, 1]]), np.array([7, 1]), pids)
 
 
-def test_unknown_people_match_nobody() -> None:
+def test_unknown_identities_match_nobody() -> None:
     """The unknown query has no match; two unknown rows and one of 5 stand before the hit."""
     queries, gallery = np.array([-1, 1]), np.array([-1, 5, -1, 1])
     similarity = np.tile([0.9, 0.8, 0.7, 0.6], (2, 1))
     for cmc in ("image", "identity"):
-        found = metrics.retrieval_metrics(similarity, queries, gallery, cmc=cmc)
-        assert found.num_invalid_queries == 1
-        assert found.cmc[:4].tolist() == [0, 0, 0, 1]
-        assert found.mAP == 1 / 4
+        result = metrics.retrieval_metrics(similarity, queries, gallery, cmc=cmc)
+        assert result.num_invalid_queries == 1
+        assert result.cmc[:4].tolist() == [0, 0, 0, 1]
+        assert result.mAP == 1 / 4
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16, torch.int64])
@@ -147,8 +147,8 @@ def test_a_tensor_is_ranked_in_its_own_precision(kind: torch.dtype) -> None:
     """In float32 both similarities would be equal, and the wrong row first."""
     low, high = {torch.float64: (1, 1 + 1e-12), torch.int64: (2**40, 2**40 + 1)}.get(kind, (1, 2))
     similarity = torch.tensor([[low, high]], dtype=kind)
-    found = metrics.retrieval_metrics(similarity, np.array([1]), np.array([0, 1]))
-    assert found.cmc[0] == 1
+    result = metrics.retrieval_metrics(similarity, np.array([1]), np.array([0, 1]))
+    assert result.cmc[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -163,16 +163,16 @@ def test_a_tensor_is_ranked_in_its_own_precision(kind: torch.dtype) -> None:
     ],
 )
 def test_clustering_stability_by_hand(before: list, after: list, expected: float) -> None:
-    found = agreement.clustering_stability(np.array(before), np.array(after))
-    assert found == pytest.approx(expected)
+    result = agreement.clustering_stability(np.array(before), np.array(after))
+    assert result == pytest.approx(expected)
 
 
 def test_clustering_agreement_leaves_outliers_out() -> None:
     labels = np.array([0, 0, 0, 1, 1, -1, -1])
     truth = np.array([5, 5, 6, 7, 7, 5, 7])
-    found = agreement.clustering_agreement(labels, truth)
-    assert found.purity == pytest.approx(4 / 5)
-    assert 0 < found.ari < 1
+    result = agreement.clustering_agreement(labels, truth)
+    assert result.purity == pytest.approx(4 / 5)
+    assert 0 < result.ari < 1
     perfect = agreement.clustering_agreement(np.array([1, 1, 0, -1]), np.array([3, 3, 9, 3]))
     assert (perfect.ari, perfect.purity) == (1, 1)
     nothing = agreement.clustering_agreement(np.full(3, -1), np.arange(3))

@@ -18,12 +18,12 @@ MINERS = [mining.mine_nearest, mining.mine_prototype]
 
 
 def groups(
-    num_people: int = 6, copies: int = 6, *, seed: int = 0, noise: float = 0.1
+    num_identities: int = 6, copies: int = 6, *, seed: int = 0, noise: float = 0.1
 ) -> np.ndarray:
-    """Unit rows around well separated centres, `copies` of each person one after another."""
+    """Unit rows around well separated centers, `copies` of each identity one after another."""
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((num_people, 16))
-    rows = np.repeat(centres, copies, axis=0)
+    centers = rng.standard_normal((num_identities, 16))
+    rows = np.repeat(centers, copies, axis=0)
     rows = rows + noise * rng.standard_normal(rows.shape)
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
@@ -44,8 +44,8 @@ def oracle(
     return mined, cosines
 
 
-@pytest.mark.parametrize("mine", MINERS)
-def test_an_outlier_with_a_clustered_partner_regains_its_group(mine: Miner) -> None:
+@pytest.mark.parametrize("miner", MINERS)
+def test_an_outlier_with_a_clustered_partner_regains_its_group(miner: Miner) -> None:
     truth = np.repeat(np.arange(6), 6)
     images, captions = truth.copy(), truth.copy()
     images[::6], captions[3::6] = -1, -1
@@ -53,21 +53,21 @@ def test_an_outlier_with_a_clustered_partner_regains_its_group(mine: Miner) -> N
     expected = truth.copy()
     expected[5] = -1
     features = groups()
-    assert np.array_equal(mine(images, captions, features).labels, expected)
-    assert np.array_equal(mine(captions, images, features).labels, expected)
+    assert np.array_equal(miner(images, captions, features).labels, expected)
+    assert np.array_equal(miner(captions, images, features).labels, expected)
 
 
-@pytest.mark.parametrize("mine", MINERS)
+@pytest.mark.parametrize("miner", MINERS)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_mining_does_not_depend_on_the_order_of_the_rows(mine: Miner, seed: int) -> None:
+def test_mining_does_not_depend_on_the_order_of_the_rows(miner: Miner, seed: int) -> None:
     rng = np.random.default_rng(seed)
     features = groups(seed=seed)
     labels, partners = rng.integers(-1, 5, size=(2, len(features)))
     labels[:5] = np.arange(5)  # contiguous
     order = rng.permutation(len(features))
-    there = mine(labels, partners, features)
-    shuffled = mine(labels[order], partners[order], features[order])
+    there = miner(labels, partners, features)
+    shuffled = miner(labels[order], partners[order], features[order])
     assert np.array_equal(there.labels[order], shuffled.labels)
     assert np.allclose(
         there.similarity[order], shuffled.similarity, atol=1e-6
@@ -91,10 +91,10 @@ def test_nearest_equals_its_oracle_to_the_last_bit(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mining, "_CHUNK", chunk)
         patch.setattr(mining, "_PRODUCTS", products)
-        found = mining.mine_nearest(labels, partners, features)
+        result = mining.mine_nearest(labels, partners, features)
     mined, cosines = oracle(labels, partners, features)
-    assert np.array_equal(found.labels, mined)
-    assert np.array_equal(found.similarity, cosines)
+    assert np.array_equal(result.labels, mined)
+    assert np.array_equal(result.similarity, cosines)
 
 
 def test_equal_similarity_gives_the_smallest_label() -> None:
@@ -115,21 +115,21 @@ def test_nearest_and_prototype_differ_where_one_member_stands_out() -> None:
 def test_a_smallest_similarity_keeps_far_outliers_out() -> None:
     features = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]], dtype=np.float32)
     labels, partners = np.array([-1, 0, -1, 1]), np.array([0, 0, 1, 1])
-    found = mining.mine_nearest(labels, partners, features, min_similarity=0.79)
-    assert found.labels.tolist() == [0, 0, 1, 1]
-    found = mining.mine_nearest(labels, partners, features, min_similarity=0.81)
-    assert found.labels.tolist() == [-1, 0, -1, 1]
-    assert np.isneginf(found.similarity[[0, 2]]).all()
+    result = mining.mine_nearest(labels, partners, features, min_similarity=0.79)
+    assert result.labels.tolist() == [0, 0, 1, 1]
+    result = mining.mine_nearest(labels, partners, features, min_similarity=0.81)
+    assert result.labels.tolist() == [-1, 0, -1, 1]
+    assert np.isneginf(result.similarity[[0, 2]]).all()
 
 
-@pytest.mark.parametrize("mine", MINERS)
-def test_nothing_to_mine_from(mine: Miner) -> None:
+@pytest.mark.parametrize("miner", MINERS)
+def test_nothing_to_mine_from(miner: Miner) -> None:
     features = groups(1, 4)
     nothing = np.full(4, -1)
     some = np.array([0, 0, 0, 0])
-    assert (mine(nothing, some, features).labels == -1).all()
-    assert (mine(nothing, nothing, features).labels == -1).all()
-    assert np.array_equal(mine(some, nothing, features).labels, some)
+    assert (miner(nothing, some, features).labels == -1).all()
+    assert (miner(nothing, nothing, features).labels == -1).all()
+    assert np.array_equal(miner(some, nothing, features).labels, some)
 
 
 def test_the_vote_takes_the_most_frequent_label_then_the_most_similar() -> None:

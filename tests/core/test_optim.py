@@ -85,8 +85,8 @@ def test_steps_equal_one_group_per_tensor(network):
             optimizer.zero_grad()
             model(images).square().sum().backward()
             optimizer.step()
-    for mine, theirs in zip(network.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)
+    for own, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-6, atol=1e-7)
 
 
 def test_cpcl_biases_do_not_decay_and_eps_is_large(network):
@@ -127,8 +127,8 @@ def test_rates_fall_from_block_to_block_towards_the_patches():
         ),
     ):
         optim.set_lr(optimizer, 1.0)
-        found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        rates = {name: found[id(p)] for name, p in encoder.named_parameters() if id(p) in found}
+        result = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        rates = {name: result[id(p)] for name, p in encoder.named_parameters() if id(p) in result}
         # four blocks: the patches get 0.5^5, block i 0.5^(4 - i), what follows everything
         assert rates["visible_stem.conv1.weight"] == rates["infrared_stem.ln_pre.bias"] == 0.5**5
         assert [rates[f"trunk.blocks.{i}.ln_1.weight"] for i in range(4)] == [

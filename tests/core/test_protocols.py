@@ -26,10 +26,10 @@ def split_of(*rows: tuple[Modality, int, int], images: int = 1) -> Split:
 
 
 def trials(kind: str, split: Split) -> dict[str, list[Trial]]:
-    found: dict[str, list[Trial]] = {}
+    result: dict[str, list[Trial]] = {}
     for trial in LAYOUTS[kind].protocol(split):
-        found.setdefault(trial.name, []).append(trial)
-    return found
+        result.setdefault(trial.name, []).append(trial)
+    return result
 
 
 SYSU = split_of(
@@ -40,9 +40,10 @@ SYSU = split_of(
 
 
 def test_sysu_has_two_searches_two_shots_and_ten_galleries_each() -> None:
-    found = trials("sysu", SYSU)
+    result = trials("sysu", SYSU)
     sizes = {
-        name.split("/")[1]: {len(trial.gallery) for trial in group} for name, group in found.items()
+        name.split("/")[1]: {len(trial.gallery) for trial in group}
+        for name, group in result.items()
     }
     assert sizes == {
         "all_single": {8},
@@ -50,8 +51,8 @@ def test_sysu_has_two_searches_two_shots_and_ten_galleries_each() -> None:
         "indoor_single": {4},
         "indoor_multi": {40},
     }
-    assert all([t.number for t in group] == list(range(10)) for group in found.values())
-    assert all(t.cmc == "identity" and len(t.query) == 48 for g in found.values() for t in g)
+    assert all([t.number for t in group] == list(range(10)) for group in result.values())
+    assert all(t.cmc == "identity" and len(t.query) == 48 for g in result.values() for t in g)
 
 
 def test_sysu_single_shot_draws_as_published() -> None:
@@ -90,9 +91,9 @@ def test_sysu_camera_3_does_not_see_camera_2_and_nothing_else_is_ignored() -> No
 
 def test_regdb_both_directions_use_everything_once() -> None:
     split = split_of((VISIBLE, 4, 1), (VISIBLE, 9, 1), (INFRARED, 9, 2), (INFRARED, 4, 2))
-    found = trials("regdb", split)
-    assert set(found) == {"regdb/all/visible_to_infrared", "regdb/all/infrared_to_visible"}
-    (trial,) = found["regdb/all/visible_to_infrared"]
+    result = trials("regdb", split)
+    assert set(result) == {"regdb/all/visible_to_infrared", "regdb/all/infrared_to_visible"}
+    (trial,) = result["regdb/all/visible_to_infrared"]
     assert (trial.query.tolist(), trial.gallery.tolist()) == ([0, 1], [2, 3])
     assert (trial.ignore, trial.cmc) == (None, "image")
 
@@ -105,10 +106,10 @@ LLCM = split_of(
 
 
 def test_llcm_draws_the_gallery_of_each_direction_as_published() -> None:
-    found = trials("llcm", LLCM)
+    result = trials("llcm", LLCM)
     cameras = {VISIBLE: (1, 3, 9), INFRARED: (1, 9)}
     for asked, shown in ((VISIBLE, INFRARED), (INFRARED, VISIBLE)):
-        group = found[f"llcm/all/{asked}_to_{shown}"]
+        group = result[f"llcm/all/{asked}_to_{shown}"]
         assert len(group) == 10
         for trial in group:
             assert trial.query.tolist() == LLCM.rows(asked).tolist()
@@ -122,7 +123,7 @@ def test_llcm_draws_the_gallery_of_each_direction_as_published() -> None:
             assert trial.cmc == "identity"
 
 
-def test_llcm_drops_the_same_person_by_the_same_camera_only() -> None:
+def test_llcm_drops_the_same_identity_by_the_same_camera_only() -> None:
     for group in trials("llcm", LLCM).values():
         for trial in group:
             assert trial.ignore is not None
@@ -146,8 +147,8 @@ def test_captions_search_images_and_each_image_stands_there_once(kind: str) -> N
 def test_text_to_image_by_hand() -> None:
     """Three captions, three images of two identities; worked on paper.
 
-    Caption 0 (person 1) ranks images 0 (right), 2, 1 (right): AP = (1/1 + 2/3) / 2, INP = 2/3.
-    Caption 1 (person 2) ranks 0, 2 (right), 1: AP = INP = 1/2. Caption 2 (person 2) ranks 2 first.
+    Caption 0 (identity 1) ranks images 0 (right), 2, 1 (right): AP = (1/1 + 2/3) / 2, INP = 2/3.
+    Caption 1 (identity 2) ranks 0, 2 (right), 1: AP = INP = 1/2. Caption 2 (identity 2): 2 first.
     """
     split = split_of(
         (VISIBLE, 1, -1), (VISIBLE, 1, -1), (VISIBLE, 2, -1),
@@ -157,18 +158,18 @@ def test_text_to_image_by_hand() -> None:
     features[:3] = np.eye(3)
     features[3:] = [[0.9, 0.1, 0.5], [0.8, 0.1, 0.6], [0.0, 0.1, 0.9]]
     (trial,) = LAYOUTS["cuhk"].protocol(split)
-    found = score(features, split.pids, trial)
-    assert found.num_valid_queries == 3
-    np.testing.assert_allclose(found.cmc[:2], [2 / 3, 1])
-    np.testing.assert_allclose(found.mAP, (5 / 6 + 1 / 2 + 1) / 3)
-    np.testing.assert_allclose(found.mINP, (2 / 3 + 1 / 2 + 1) / 3)
+    result = score(features, split.pids, trial)
+    assert result.num_valid_queries == 3
+    np.testing.assert_allclose(result.cmc[:2], [2 / 3, 1])
+    np.testing.assert_allclose(result.mAP, (5 / 6 + 1 / 2 + 1) / 3)
+    np.testing.assert_allclose(result.mINP, (2 / 3 + 1 / 2 + 1) / 3)
 
 
-def test_unknown_people_are_no_queries_but_stand_in_the_gallery() -> None:
+def test_unknown_identities_are_no_queries_but_stand_in_the_gallery() -> None:
     split = split_of((VISIBLE, -1, -1), (VISIBLE, 0, -1), (INFRARED, 0, -1), (INFRARED, -1, -1))
     (trial,) = trials("folder", split)["folder/all/infrared_to_visible"]
     assert (trial.query.tolist(), trial.gallery.tolist()) == ([2], [0, 1])
-    with pytest.raises(ValueError, match="needs person ids"):
+    with pytest.raises(ValueError, match="needs pids"):
         list(LAYOUTS["folder"].protocol(split_of((VISIBLE, -1, -1), (INFRARED, -1, -1))))
 
 

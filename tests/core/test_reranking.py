@@ -13,11 +13,11 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def identities(num: int, images: int, *, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 16) unit rows around a centre per person, and the persons."""
+    """(N, 16) unit rows around a center per identity, and the identities."""
     rng = np.random.default_rng(seed)
     pids = np.repeat(np.arange(num), images)
-    centres = rng.normal(size=(num, 16))
-    return unit(centres[pids] + noise * rng.normal(size=(len(pids), 16))), pids
+    centers = rng.normal(size=(num, 16))
+    return unit(centers[pids] + noise * rng.normal(size=(len(pids), 16))), pids
 
 
 def dense_rerank(
@@ -64,19 +64,19 @@ def test_equals_the_dense_algorithm(k1: int, k2: int, original: float) -> None:
     rows, _ = identities(9, 8, noise=0.8, seed=3)
     queries, gallery = rows[::4], np.delete(rows, np.s_[::4], axis=0)
     expected = dense_rerank(queries, gallery, k1, k2, original)
-    found = rerank(queries, gallery, k1=k1, k2=k2, original=original)
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    result = rerank(queries, gallery, k1=k1, k2=k2, original=original)
+    np.testing.assert_allclose(result, expected, atol=2e-5)
 
 
 def test_only_the_original_distance_keeps_the_order() -> None:
     rows, _ = identities(5, 4, noise=1.0, seed=0)
-    found = rerank(rows[:5], rows[5:], k1=4, k2=2, original=1.0)
+    result = rerank(rows[:5], rows[5:], k1=4, k2=2, original=1.0)
     similarity = rows[:5] @ rows[5:].T
-    np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(-similarity, axis=1))
+    np.testing.assert_array_equal(np.argsort(result, axis=1), np.argsort(-similarity, axis=1))
 
 
-def test_shared_neighbours_lift_the_right_rows() -> None:
-    """Mean average precision rises where a person has many images and noise is large."""
+def test_shared_neighbors_lift_the_right_rows() -> None:
+    """Mean average precision rises where an identity has many images and noise is large."""
     rows, pids = identities(12, 12, noise=1.3, seed=1)
     query = np.arange(0, len(rows), 12)
     gallery = np.setdiff1d(np.arange(len(rows)), query)
@@ -91,17 +91,17 @@ def test_shared_neighbours_lift_the_right_rows() -> None:
     assert mean_ap(rerank(rows[query], rows[gallery], k1=10, k2=4)) > before + 0.03
 
 
-def test_fewer_rows_than_neighbours_asked_for() -> None:
+def test_fewer_rows_than_neighbors_asked_for() -> None:
     rows, _ = identities(3, 1, noise=0.5, seed=2)
-    found = rerank(rows[:1], rows[1:])
-    np.testing.assert_allclose(found, dense_rerank(rows[:1], rows[1:], 2, 6, 0.3), atol=2e-5)
+    result = rerank(rows[:1], rows[1:])
+    np.testing.assert_allclose(result, dense_rerank(rows[:1], rows[1:], 2, 6, 0.3), atol=2e-5)
 
 
 def test_equal_rows_are_as_near_as_can_be() -> None:
     rows, _ = identities(4, 3, noise=0.7, seed=4)
-    found = rerank(rows[:1], np.concatenate([rows[:1], rows[1:]]), k1=4, k2=2)
-    assert found.argmin() == 0
-    assert found[0, 0] == pytest.approx(0, abs=1e-3)
+    result = rerank(rows[:1], np.concatenate([rows[:1], rows[1:]]), k1=4, k2=2)
+    assert result.argmin() == 0
+    assert result[0, 0] == pytest.approx(0, abs=1e-3)
 
 
 @pytest.mark.parametrize(

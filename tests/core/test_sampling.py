@@ -90,8 +90,8 @@ def test_a_million_rows_take_about_a_second() -> None:
     [(22_258, 11_909, 4, 16, 348), (22_258, 11_909, 8, 4, 696), (2060, 2060, 8, 4, 65)],
 )
 def test_published_numbers_of_batches(num_a, num_b, p, k, expected) -> None:
-    found = sampling.num_batches(num_a, num_b, num_clusters=p, num_instances=k)
-    assert found == expected
+    result = sampling.num_batches(num_a, num_b, num_clusters=p, num_instances=k)
+    assert result == expected
 
 
 def test_prompt_plan_goes_once_through_the_larger_side() -> None:
@@ -133,7 +133,7 @@ VISIBLE = np.repeat(np.arange(12), 5)
 INFRARED = np.array([3, -1, 0, 0, 1, 2, 2, -1, 4, 5, 6, 7, 8, 9, 10, 99])
 
 
-def test_paired_batches_hold_the_same_people_place_by_place() -> None:
+def test_paired_batches_hold_the_same_identities_place_by_place() -> None:
     a, b = sampling.paired_pk_plan(
         VISIBLE, INFRARED, num_classes=8, num_instances=4, num_batches=300, seed=3, epoch=1
     )
@@ -142,7 +142,7 @@ def test_paired_batches_hold_the_same_people_place_by_place() -> None:
     identities = VISIBLE[a].reshape(300, 8, 4)
     assert (identities == identities[:, :, :1]).all()
     assert all(len(set(batch[:, 0])) == 8 for batch in identities)
-    # 11 was never seen in infrared, 99 never in colour
+    # 11 was never seen in infrared, 99 never in color
     assert set(identities.ravel()) == set(range(11))
 
 
@@ -178,7 +178,7 @@ def test_published_numbers_of_paired_batches(rows, identities, batches) -> None:
     assert a.shape == b.shape == (batches, 32)
 
 
-def test_modalities_without_a_common_person_are_refused() -> None:
+def test_modalities_without_a_common_identity_are_refused() -> None:
     with pytest.raises(ValueError, match="no identity occurs in both"):
         sampling.paired_plan(np.array([0, 1]), np.array([2, -1]), batch_size=2, seed=0, epoch=0)
 

@@ -70,19 +70,19 @@ def test_special_tokens_stay_and_every_caption_with_words_may_lose_one() -> None
 
 def test_one_word_is_masked_where_chance_chooses_none() -> None:
     ids = text.tokenize(["a red coat"] * 2000).ids
-    found = masked(ids, np.arange(2000), probability=0.0)
-    assert ((found == text.MASK).sum(axis=1) == 1).all()
-    assert ((found != ids).sum(axis=1) == 1).all()
-    share = (found == text.MASK).mean(axis=0)
+    result = masked(ids, np.arange(2000), probability=0.0)
+    assert ((result == text.MASK).sum(axis=1) == 1).all()
+    assert ((result != ids).sum(axis=1) == 1).all()
+    share = (result == text.MASK).mean(axis=0)
     assert abs(share[1:4] - 1 / 3).max() < 0.05  # any of them
 
 
 def test_shares_are_the_published_ones() -> None:
     ids = text.tokenize([" ".join(["red"] * 75)] * 1000).ids
-    found = masked(ids, np.arange(1000))
+    result = masked(ids, np.arange(1000))
     words = 75_000
-    is_mask, changed = (found == text.MASK).sum(), (found != ids).sum()
+    is_mask, changed = (result == text.MASK).sum(), (result != ids).sum()
     assert abs(is_mask / words - 0.15 * 0.8) < 0.006
     assert abs((changed - is_mask) / words - 0.15 * 0.1) < 0.003
-    assert found[found != 0].min() >= 1
-    assert found.max() == text.EOT
+    assert result[result != 0].min() >= 1
+    assert result.max() == text.EOT

@@ -50,7 +50,7 @@ class TestNearDuplicates:
         sets = near_duplicates(rows, above=float(np.cos(np.deg2rad(6))))
         assert [one.tolist() for one in sets] == [[0, 2, 4], [1, 5]]
 
-    def test_more_copies_than_neighbours_are_one_set(self) -> None:
+    def test_more_copies_than_neighbors_are_one_set(self) -> None:
         rows = np.repeat(np.eye(3, dtype=np.float32), [50, 1, 2], axis=0)
         assert [len(one) for one in near_duplicates(rows, above=1.0)] == [50, 2]
 

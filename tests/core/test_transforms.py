@@ -114,7 +114,7 @@ def test_the_border_is_black_and_as_wide_as_the_shift():
     draws = transform.draw(seeds(80), height=64, width=32)
     for i, result in enumerate(transform(pictures(80), seeds(80))):
         down, right = draws.top[i] - 6, draws.left[i] - 6
-        seen = result[0] > 0  # no pixel of the pictures is black
+        seen = result[0] > 0  # no pixel of the images is black
         rows, columns = seen.any(axis=1), seen.any(axis=0)
         assert seen.sum() == (64 - abs(down)) * (32 - abs(right))
         assert rows[: max(-down, 0)].sum() == 0
@@ -122,7 +122,7 @@ def test_the_border_is_black_and_as_wide_as_the_shift():
     assert (draws.top.min(), draws.top.max()) == (0, 12)
 
 
-def test_draws_of_neighbouring_seeds_are_independent():
+def test_draws_of_neighboring_seeds_are_independent():
     draws = TrainTransform(Augmentation(grayscale=0.5)).draw(seeds(20_000), height=288, width=144)
     for drawn in (draws.gray, draws.flip, draws.top, draws.left, draws.box[:, 1] > 0):
         assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
@@ -161,12 +161,12 @@ def test_pixels_are_those_of_the_slow_obvious_version():
     images, numbers = pictures(60), seeds(60)
     draws = transform.draw(numbers, height=64, width=32)
     for i, (image, result) in enumerate(zip(images, transform(images, numbers), strict=True)):
-        picture = Image.fromarray(image.transpose(1, 2, 0))
+        pixels = Image.fromarray(image.transpose(1, 2, 0))
         if draws.gray[i]:
-            picture = picture.convert("L").convert("RGB")
+            pixels = pixels.convert("L").convert("RGB")
         if draws.flip[i]:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        padded = np.pad(np.asarray(picture), ((5, 5), (5, 5), (0, 0)))
+            pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        padded = np.pad(np.asarray(pixels), ((5, 5), (5, 5), (0, 0)))
         top, left = draws.top[i], draws.left[i]
         expected = padded[top : top + 64, left : left + 32].copy()
         y0, y1, x0, x1 = draws.box[i]
@@ -182,7 +182,7 @@ def one_step(normalized: torch.Tensor, bytes_: np.ndarray) -> None:
     assert (expected - torch.from_numpy(bytes_).float()).abs().max() < 0.51
 
 
-def test_exchanging_writes_one_normalised_channel_into_all_three():
+def test_exchanging_writes_one_normalized_channel_into_all_three():
     transform = TrainTransform(Augmentation(pad=3, channels="exchange"))
     before = TrainTransform(Augmentation(pad=3))(pictures(40), seeds(40))
     draws = transform.draw(seeds(40), height=64, width=32)
@@ -193,7 +193,7 @@ def test_exchanging_writes_one_normalised_channel_into_all_three():
         assert np.array_equal(image[draws.mixture[i]], before[i, draws.mixture[i]])
 
 
-def test_adapting_also_writes_grey_or_nothing():
+def test_adapting_also_writes_gray_or_nothing():
     transform = TrainTransform(Augmentation(pad=3, channels="adapt"))
     before = TrainTransform(Augmentation(pad=3))(pictures(60), seeds(60))
     mixture = transform.draw(seeds(60), height=64, width=32).mixture
@@ -218,11 +218,11 @@ def test_adapting_also_writes_grey_or_nothing():
 def test_channel_operations_have_the_papers_shares(channels, shares):
     number = 20_000
     draws = TrainTransform(Augmentation(channels=channels)).draw(seeds(number), height=8, width=8)
-    found = np.bincount(draws.mixture + 1, minlength=5) / number
-    assert found == pytest.approx(shares, abs=4 * 0.5 / number**0.5)
+    result = np.bincount(draws.mixture + 1, minlength=5) / number
+    assert result == pytest.approx(shares, abs=4 * 0.5 / number**0.5)
 
 
-def test_infrared_settings_keep_colours_and_visible_settings_lose_half():
+def test_infrared_settings_keep_colors_and_visible_settings_lose_half():
     images = pictures(400, 8, 8)
     plain = TrainTransform(Augmentation(flip=0, pad=0, erase=0))(images, seeds(400))
     assert np.array_equal(plain, images)
@@ -254,8 +254,8 @@ def test_decoding_equals_pillow(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_another_size_is_resized_with_lanczos(kind):
     data = encoded(pictures(1, 50, 20)[0].transpose(1, 2, 0), kind)
-    picture = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 64), Image.Resampling.LANCZOS)
-    assert np.array_equal(decode(data, height=64, width=32), np.asarray(picture).transpose(2, 0, 1))
+    image = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 64), Image.Resampling.LANCZOS)
+    assert np.array_equal(decode(data, height=64, width=32), np.asarray(image).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -275,7 +275,7 @@ def test_broken_data_is_an_error(kind, share):
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("order", ["<u2", ">u2"])
-def test_sixteen_bit_grey_keeps_its_upper_eight_bits(kind, order):
+def test_sixteen_bit_gray_keeps_its_upper_eight_bits(kind, order):
     """Thermal cameras: the whole range of the type is black to white, not white from 256 on."""
     pixels = np.random.default_rng(0).integers(0, 2**16, (64, 32)).astype(order)
     pixels[0, :4] = 0, 255, 256, 65535
@@ -284,14 +284,14 @@ def test_sixteen_bit_grey_keeps_its_upper_eight_bits(kind, order):
     assert image[0, 0, :4].tolist() == [0, 0, 1, 255]
 
 
-def test_sixteen_bit_grey_of_another_size_is_resized():
+def test_sixteen_bit_gray_of_another_size_is_resized():
     flat = encoded(np.full((50, 20), 0x8000, dtype=np.uint16), "PNG")
     assert (decode(flat, height=64, width=32) == 128).all()
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
 def test_pixels_without_a_known_range_are_an_error_that_names_mode_and_remedy(kind, mode):
-    with pytest.raises(ValueError, match=rf"mode {mode} .*save the image as 8-bit grey"):
+    with pytest.raises(ValueError, match=rf"mode {mode} .*save the image as 8-bit gray"):
         decode(encoded(pictures(1)[0, 0].astype(kind), "TIFF"), height=64, width=32)
 
 
@@ -302,14 +302,14 @@ def test_too_many_pixels_are_the_error_of_a_broken_image(kind, monkeypatch):
         decode(encoded(pictures(1)[0].transpose(1, 2, 0), kind), height=64, width=32)
 
 
-def test_normalising_is_imagenets():
+def test_normalizing_is_imagenets():
     images = torch.tensor([0, 127, 255], dtype=torch.uint8).reshape(3, 1, 1, 1).repeat(1, 3, 2, 2)
     mean = torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
     torch.testing.assert_close(normalize(images), (images.float() / 255 - mean) / std)
 
 
-def test_the_erasing_colour_is_csdns_normalised_colour():
+def test_the_erasing_color_is_csdns_normalized_color():
     fill = torch.tensor(Augmentation().erase_fill, dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = torch.tensor([0.4914, 0.4822, 0.4465])
     assert (normalize(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224

@@ -1,4 +1,4 @@
-"""What people outside have reported, end to end: each kind of fault has its own tests elsewhere."""
+"""What users have reported, end to end: each kind of fault has its own tests elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_data_check_train_and_embed_list_the_same_images(tmp_path: Path) -> None
 
 
 def test_a_manifest_of_pandas_is_read_alike(tmp_path: Path) -> None:
-    """deep-person-reid#207, fast-reid#173."""
+    """deep-identity-reid#207, fast-reid#173."""
     root = draw(tmp_path / "d", "v0.jpg", "i0.jpg")
     path = root / "M.CSV"
     path.write_text("image,modality,pid,camera\nv0.jpg,Visible,0.0,1.0\ni0.jpg, infrared,,3.0\n")
@@ -105,14 +105,14 @@ def test_identities_of_published_lists_are_shared_only_where_that_is_said(
 
 
 def test_queries_without_a_match_are_no_score(tmp_path: Path) -> None:
-    """deep-person-reid#562, pytorch-metric-learning#129."""
+    """deep-identity-reid#562, pytorch-metric-learning#129."""
     run = save_run(tmp_path / "run")
     root = draw(tmp_path / "d", "test/visible/v/0.jpg", "test/infrared/i/0.jpg")
     with pytest.raises(UserError, match="none of the 1 queries has a match"):
         evaluate_checkpoint(run, kind="folder", root=root)
 
 
-def test_unlabelled_test_identities_are_trained_without(
+def test_unlabeled_test_identities_are_trained_without(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """TransReID#62, SOLIDER-REID#12."""
@@ -135,8 +135,8 @@ def test_a_relative_root_is_absolute_in_what_a_run_keeps(
     """ray#28082, #40585."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text("data: {kind: folder, root: d}\n")
-    kept = configuration.load(tmp_path / "recipe.yaml").model_dump(mode="json")
-    assert kept["data"]["root"] == str(tmp_path / "d")
+    remaining = configuration.load(tmp_path / "recipe.yaml").model_dump(mode="json")
+    assert remaining["data"]["root"] == str(tmp_path / "d")
 
 
 @pytest.mark.parametrize("name", ["set #2", "2024", "a: b", "no", "~", "0x1F", "[x]", "50% off"])

@@ -1,4 +1,4 @@
-"""More of what people outside have reported; each test names where."""
+"""More of what identities outside have reported; each test names where."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_batches_of_one_image_train_with_finite_losses(tmp_path: Path) -> None:
     stages = [f"cclnet.{stage}" for stage in ("prepare", "align")]
     one = [f"{s}.{key}=1" for s in stages for key in ("clusters_per_batch", "instances", "epochs")]
     run = small_runs.open_run(small_runs.make_config("cclnet", tmp_path, *one), tmp_path / "run")
-    kept = small_runs.Kept(tmp_path / "kept")
-    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    remaining = small_runs.Kept(tmp_path / "kept")
+    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     losses = [line["losses"]["total"] for line in runlog.read_metrics(tmp_path / "run")]
     assert len(losses) == 4
     assert np.isfinite(losses).all()

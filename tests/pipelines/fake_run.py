@@ -1,4 +1,4 @@
-"""A complete run directory made of generated numbers and small pictures, and a reader of pages."""
+"""A complete run directory made of generated numbers and small images, and a reader of pages."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def epoch_line(stage: str, epoch: int, progress: float, rng: np.random.Generator
         "lr": 1e-3,
         "losses": {"visible": 2.4 * (1 - 0.6 * progress) + noise[0], "infrared": 2.6 - progress},
         "seconds": {"input": 0.9, "step": 8.5 + 20 * noise[1], "checkpoint": 0.3},
-        "memory_mb": 5120.0,
+        "speed": {"device_memory_bytes": 5 << 30, "images_per_s": 900.0, "mfu": None},
     }
     if stage == "prompts":
         line["losses"]["total"] = line["losses"]["visible"] + line["losses"]["infrared"]
@@ -81,7 +81,7 @@ def epoch_line(stage: str, epoch: int, progress: float, rng: np.random.Generator
 
 
 def draw_identity(path: Path, pid: int, infrared: bool) -> None:
-    """A 64x32 (HxW) figure whose colours belong to the person."""
+    """A 64x32 (HxW) figure whose colors belong to the person."""
     path.parent.mkdir(parents=True, exist_ok=True)
     top, bottom = ((37 * pid * k) % 256 for k in (3, 5))
     image = Image.new("RGB", (32, 64), (150, 150, 140))
@@ -102,8 +102,8 @@ def fake_evaluation(root: Path, noise: float, rng: np.random.Generator) -> dict[
         draw_identity(root / path, int(pid), infrared=True)
     for path, pid in zip(gallery, gallery_pids, strict=True):
         draw_identity(root / path, int(pid), infrared=False)
-    centres = rng.normal(size=(NUM_PEOPLE, 16))
-    features = centres[np.r_[query_pids, gallery_pids]]
+    centers = rng.normal(size=(NUM_PEOPLE, 16))
+    features = centers[np.r_[query_pids, gallery_pids]]
     features = features + noise * rng.normal(size=features.shape)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     similarity = features[: len(queries)] @ features[len(queries) :].T

@@ -124,7 +124,7 @@ def test_compare_prints_scores_and_names_its_page(place: Place) -> None:
     code, text = said(place, "compare", "/finished", "/again", "--out", "/compare.html")
     assert code == 0
     assert "38.2" in text
-    assert "no image is labelled differently in any epoch of both" in text
+    assert "no image is labeled differently in any epoch of both" in text
     assert (place / "compare.html").is_file()
 
 
@@ -145,8 +145,8 @@ def test_doctor_prints_remedies_and_fails_where_a_run_would(
     assert code == 1
     assert 'warn faiss not installed -> pip install -e ".[cpu]"' in text
     assert "fail Ray nothing answers at auto -> start it" in text
-    told = json.loads((place / "doctor.json").read_text())
-    assert [finding["verdict"] for finding in told["findings"]] == ["warn", "fail"]
+    known = json.loads((place / "doctor.json").read_text())
+    assert [finding["verdict"] for finding in known["findings"]] == ["warn", "fail"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +241,7 @@ def test_an_error_of_ours_is_a_line_and_a_file(
     assert "Traceback" in report.read_text()
 
 
+@pytest.mark.slow
 def test_signals_end_with_their_own_exit_codes() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         script = (

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kills
 from pipelines import config as configuration
 from pipelines.errors import UserError
 from reid_core.methods import METHODS
@@ -87,11 +86,3 @@ def test_number_of_workers_is_not_part_of_a_runs_identity(file: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(recipe: Path) -> None:
     assert configuration.load(recipe, ["data.root=/data"]).method in METHODS
-
-
-@pytest.mark.parametrize("method", kills.RUNS)
-def test_the_runs_that_are_killed_fit_their_recipes(method: str) -> None:
-    run = kills.RUNS[method]
-    given = kills.overrides(method, Path("/identities"), "local")
-    config = configuration.load(Path(run.recipe), given)
-    assert (config.method, config.data.kind) == (method, run.layout)

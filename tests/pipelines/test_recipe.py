@@ -15,7 +15,7 @@ from reid_core.datasets import synthetic
 from tests.core.openai_layout import Archive, rn50_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-FRAMES = 2  # of a person and camera
+FRAMES = 2  # of an identity and camera
 SHORT = "{epochs: 1, clusters_per_batch: 2, instances: 2, batches_per_epoch: 2, evaluate_every: 0}"
 OVERRIDES = (
     f"cclnet.prepare={SHORT}",
@@ -71,11 +71,11 @@ def test_three_stages_of_cclnet_on_sysu_and_every_protocol(
         "height": 288,
         "width": 144,
     }
-    found = json.loads(scores.read_text())
+    results = json.loads(scores.read_text())
     names = {f"{mode}_{shots}" for mode in ("all", "indoor") for shots in ("single", "multi")}
-    assert found.keys() == {f"sysu/{name}/infrared_to_visible" for name in names}
-    test_people, infrared_cameras = 8, 2
-    for entry in found.values():
-        assert entry["num_valid_queries"] == test_people * infrared_cameras * FRAMES
+    assert results.keys() == {f"sysu/{name}/infrared_to_visible" for name in names}
+    test_identities, infrared_cameras = 8, 2
+    for entry in results.values():
+        assert entry["num_valid_queries"] == test_identities * infrared_cameras * FRAMES
     written = json.loads((run_dir / "summary.json").read_text())["evaluation"]
-    assert found.keys() == written.keys()
+    assert results.keys() == written.keys()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.plain_loop import train as train_plainly
 from pipelines.config import RunConfig
 from pipelines.data.gate import check_settings
 from pipelines.data.inputs import Inputs
@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, runlog
+from pipelines.training import local
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
 
@@ -68,9 +69,10 @@ class TestTrainingOnRay:
     ) -> None:
         run_dir, _, config = finished
         prepared = prepare(config, read_everything)
-        _, lines = train_plainly(config, prepared, tmp_path / "plain")
+        here = tmp_path / "one"
+        local.fit(config, prepared, here, device=torch.device("cpu"), readers=2)
         # Later epochs may cluster a borderline row differently; the first one may not.
-        first, other = lines[0], next(runlog.read_metrics(run_dir))
+        first, other = (next(runlog.read_metrics(one)) for one in (here, run_dir))
         assert {k: first[k] for k in ("rows", "clusters", "outliers")} == {
             k: other[k] for k in ("rows", "clusters", "outliers")
         }
@@ -193,7 +195,7 @@ class TestBadInput:
             check_settings(make_config(*workers))
         check_settings(make_config("trainer.num_workers=2", "trainer.min_workers=1"))
 
-    def test_choosing_on_people_that_are_trained_on(
+    def test_choosing_on_identities_that_are_trained_on(
         self, make_config: Callable[..., RunConfig]
     ) -> None:
         with pytest.raises(UserError, match=r"data\.fit=train"):
@@ -245,7 +247,7 @@ def test_ray_that_does_not_start_stops_with_the_remedy(
 
 
 @pytest.mark.slow
-def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+def test_identity_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Every id of the training set permuted: bit-identical losses and weights."""
     config = make_config("evaluation.start=false")
     prepared = prepare(config, read_everything)
@@ -257,7 +259,8 @@ def test_person_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_pa
         )
     )
     renamed = replace(prepared, train=identities)
-    _, one = train_plainly(config, prepared, tmp_path / "one")
-    _, other = train_plainly(config, renamed, tmp_path / "other")
+    for name, given in (("one", prepared), ("other", renamed)):
+        local.fit(config, given, tmp_path / name, device=torch.device("cpu"), readers=2)
+    one, other = (list(runlog.read_metrics(tmp_path / name)) for name in ("one", "other"))
     assert [line["losses"] for line in one] == [line["losses"] for line in other]
     assert one[-1]["scores"] == other[-1]["scores"]

@@ -1,4 +1,4 @@
-"""Cameras of the target world and the pictures they take.
+"""Cameras of the target world and the images they take.
 
 A short track shares view, light, place and occlusion; its frames differ by jitter, gait and noise.
 """
@@ -31,7 +31,7 @@ class Camera:
         place: what is behind the identities (``scenes.PLACES``).
         cast: gain per channel, also the exposure (one number in infrared).
         contrast: slope around mid-gray.
-        blur: weight of each neighbour in a three-tap blur, 0 to 1/3.
+        blur: weight of each neighbor in a three-tap blur, 0 to 1/3.
         noise: standard deviation of a pixel, of 1.
         vignette: darkening at the corners.
         occluder: brightness of the objects in front of identities.
@@ -74,7 +74,7 @@ class Shot:
 
 def film(
     camera: Camera,
-    person: Identity,
+    identity: Identity,
     table: np.ndarray,
     *,
     height: int,
@@ -82,13 +82,13 @@ def film(
     num_frames: int,
     rng: np.random.Generator,
 ) -> Iterator[np.ndarray]:
-    """All pictures that a camera takes of a person, track by track.
+    """All images that a camera takes of an identity, track by track.
 
     Args:
         camera: the camera.
-        person: who walks by.
+        identity: who walks by.
         table: (codes, C) light per canvas code, C as in the camera's scene.
-        height: of a picture; the width is half of it.
+        height: of an image; the width is half of it.
         num_tracks, num_frames: short tracks, and frames in each of them.
         rng: source of every choice.
 
@@ -97,7 +97,7 @@ def film(
     """
     views = rng.permutation(len(VIEWS))
     for track in range(num_tracks):
-        shot = _stage(person, VIEWS[views[track % len(VIEWS)]], height, rng)
+        shot = _stage(identity, VIEWS[views[track % len(VIEWS)]], height, rng)
         for frame in range(num_frames):
             pose = replace(
                 shot.pose,
@@ -106,13 +106,13 @@ def film(
                 axis=shot.pose.axis + rng.normal(0.0, 1.2),
                 scale=shot.pose.scale * (1.0 + rng.normal(0.0, 0.01)),
             )
-            yield photograph(camera, person, table, replace(shot, pose=pose), height, rng)
+            yield photograph(camera, identity, table, replace(shot, pose=pose), height, rng)
 
 
-def _stage(person: Identity, view: str, height: int, rng: np.random.Generator) -> Shot:
+def _stage(identity: Identity, view: str, height: int, rng: np.random.Generator) -> Shot:
     canvas = OVERSAMPLE * height
-    # Detection boxes follow the person, so that little of the stature is left in a crop.
-    scale = canvas * (0.93 + 0.3 * (person.stature - 0.95)) * rng.uniform(0.94, 1.03)
+    # Detection boxes follow the identity, so that little of the stature is left in a crop.
+    scale = canvas * (0.93 + 0.3 * (identity.stature - 0.95)) * rng.uniform(0.94, 1.03)
     slack = canvas - scale
     room = int((_ROOM - 1.0) * canvas)
     occlusion = None
@@ -139,15 +139,15 @@ def _stage(person: Identity, view: str, height: int, rng: np.random.Generator) -
 
 def photograph(
     camera: Camera,
-    person: Identity,
+    identity: Identity,
     table: np.ndarray,
     shot: Shot,
     height: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """One picture, (height, height // 2, C) uint8."""
+    """One image, (height, height // 2, C) uint8."""
     rows, columns = OVERSAMPLE * height, height
-    codes = draw_figure(person, shot.pose, (rows, columns))
+    codes = draw_figure(identity, shot.pose, (rows, columns))
     if shot.occlusion is not None:
         _occlude(codes, *shot.occlusion)
     place = scene(
@@ -158,13 +158,13 @@ def photograph(
     )
     top, left = shot.corner
     behind = place[top : top + rows, left : left + columns]
-    picture = develop(codes, table, behind, side_light=shot.light[3])
-    picture *= _illumination(camera, shot.light, picture.shape[:2])
-    picture *= np.asarray(camera.cast, dtype=np.float32)
-    picture = _blurred(picture, camera.blur)
-    picture = (picture - 0.45) * camera.contrast + 0.45
-    picture += camera.noise * rng.standard_normal(picture.shape, dtype=np.float32)
-    return to_uint8(picture)
+    image = develop(codes, table, behind, side_light=shot.light[3])
+    image *= _illumination(camera, shot.light, image.shape[:2])
+    image *= np.asarray(camera.cast, dtype=np.float32)
+    image = _blurred(image, camera.blur)
+    image = (image - 0.45) * camera.contrast + 0.45
+    image += camera.noise * rng.standard_normal(image.shape, dtype=np.float32)
+    return to_uint8(image)
 
 
 def develop(
@@ -193,9 +193,9 @@ def develop(
     return lit
 
 
-def to_uint8(picture: np.ndarray) -> np.ndarray:
+def to_uint8(image: np.ndarray) -> np.ndarray:
     """0 to 1 -> 0 to 255, clipped and rounded."""
-    return np.clip(picture * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
+    return np.clip(image * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
 
 
 def _box_mean(a: np.ndarray) -> np.ndarray:
@@ -216,16 +216,16 @@ def _illumination(
     return field[..., None].astype(np.float32)
 
 
-def _blurred(picture: np.ndarray, weight: float) -> np.ndarray:
-    out = picture.copy()
-    out[1:-1] += weight * (picture[:-2] + picture[2:] - 2.0 * picture[1:-1])
+def _blurred(image: np.ndarray, weight: float) -> np.ndarray:
+    out = image.copy()
+    out[1:-1] += weight * (image[:-2] + image[2:] - 2.0 * image[1:-1])
     result = out.copy()
     result[:, 1:-1] += weight * (out[:, :-2] + out[:, 2:] - 2.0 * out[:, 1:-1])
     return result
 
 
 def _occlude(codes: np.ndarray, kind: str, where: float) -> None:
-    """Puts an object in front of the person, in place."""
+    """Puts an object in front of the identity, in place."""
     rows, columns = codes.shape
     code = Material.OCCLUDER * SHADES + NORMAL
     if kind == "pole":

@@ -1,4 +1,4 @@
-"""What one would say about a picture of a person, as a sentence and as a set of words."""
+"""What one would say about an image of an identity, as a sentence and as a set of words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 
 from reid_core.datasets.synthetic.identities import (
     BAGS,
-    COLOURS,
-    HAIR_COLOURS,
+    COLORS,
+    HAIR_COLORS,
     HAIR_STYLES,
     LOWERS,
     PATTERNS,
@@ -35,105 +35,105 @@ _TEMPLATES = (
 WORDS: tuple[str, ...] = (
     "woman", "man",
     *(f"hair {style}" for style in HAIR_STYLES),
-    *(f"hair {colour}" for colour in HAIR_COLOURS),
+    *(f"hair {color}" for color in HAIR_COLORS),
     *(f"upper {kind}" for kind in UPPERS),
     *(f"upper {pattern}" for pattern in PATTERNS),
-    *(f"upper {colour}" for colour in COLOURS),
+    *(f"upper {color}" for color in COLORS),
     *(f"sleeves {length}" for length in ("none", "short", "long")),
     *(f"lower {kind}" for kind in LOWERS),
-    *(f"lower {colour}" for colour in COLOURS),
+    *(f"lower {color}" for color in COLORS),
     *(f"shoes {kind}" for kind in SHOES),
-    *(f"shoes {colour}" for colour in COLOURS),
+    *(f"shoes {color}" for color in COLORS),
     *(f"bag {kind}" for kind in BAGS),
-    *(f"bag {colour}" for colour in COLOURS),
+    *(f"bag {color}" for color in COLORS),
     *(f"view {view}" for view in VIEWS),
 )  # fmt: skip
 _INDEX = {name: i for i, name in enumerate(WORDS)}
 
 
-def caption(person: Identity, view: str, rng: np.random.Generator, *, colours: bool = True) -> str:
-    """A sentence about a picture.
+def caption(identity: Identity, view: str, rng: np.random.Generator, *, colors: bool = True) -> str:
+    """A sentence about an image.
 
     Args:
-        person: who it shows.
-        view: one of ``people.VIEWS``.
+        identity: who it shows.
+        view: one of ``identities.VIEWS``.
         rng: chooses among the ways to say it.
-        colours: False for gray and infrared pictures, where colour words would be guesses.
+        colors: False for gray and infrared images, where color words would be guesses.
 
     Returns:
         One sentence in lower case with a full stop.
     """
     template = _TEMPLATES[rng.integers(len(_TEMPLATES))]
-    shown = person.upper
+    shown = identity.upper
     if shown.pattern == "printed" and view != "front":
-        shown = Garment(shown.kind, shown.colour)
-    sleeves = {"short": "short-sleeved ", "long": "long-sleeved "}.get(person.sleeves, "")
+        shown = Garment(shown.kind, shown.color)
+    sleeves = {"short": "short-sleeved ", "long": "long-sleeved "}.get(identity.sleeves, "")
     if shown.kind not in ("t-shirt", "shirt"):
         sleeves = ""
     bag = ""
-    if person.bag.kind != "none":
-        bag = f", carrying {_garment(person.bag, colours)}"
+    if identity.bag.kind != "none":
+        bag = f", carrying {_garment(identity.bag, colors)}"
     phrases = _VIEW_PHRASE[view]
     return template.format(
-        who=_who(person, colours),
-        upper=_garment(shown, colours, sleeves),
-        lower=_garment(person.lower, colours),
-        shoes=_garment(person.shoes, colours),
+        who=_who(identity, colors),
+        upper=_garment(shown, colors, sleeves),
+        lower=_garment(identity.lower, colors),
+        shoes=_garment(identity.shoes, colors),
         bag=bag,
         view=phrases[rng.integers(len(phrases))],
     )
 
 
-def words(person: Identity, view: str, *, colours: bool = True) -> np.ndarray:
-    """The words that hold for a picture, whether its caption mentions them or not.
+def words(identity: Identity, view: str, *, colors: bool = True) -> np.ndarray:
+    """The words that hold for an image, whether its caption mentions them or not.
 
     Args:
-        person, view, colours: as for ``caption``.
+        identity, view, colors: as for ``caption``.
 
     Returns:
         (len(WORDS),) uint8, 1 where the word holds.
     """
     names = [
-        person.gender,
-        f"hair {person.hair}",
-        f"upper {person.upper.kind}",
-        f"sleeves {person.sleeves}",
-        f"lower {person.lower.kind}",
-        f"shoes {person.shoes.kind}",
-        f"bag {person.bag.kind}",
+        identity.gender,
+        f"hair {identity.hair}",
+        f"upper {identity.upper.kind}",
+        f"sleeves {identity.sleeves}",
+        f"lower {identity.lower.kind}",
+        f"shoes {identity.shoes.kind}",
+        f"bag {identity.bag.kind}",
         f"view {view}",
     ]
-    printed_away = person.upper.pattern == "printed" and view != "front"
-    names.append("upper plain" if printed_away else f"upper {person.upper.pattern}")
-    if colours:
-        garments = (("upper", person.upper), ("lower", person.lower), ("shoes", person.shoes))
-        names += [f"{part} {garment.colour}" for part, garment in garments]
-        if person.bag.kind != "none":
-            names.append(f"bag {person.bag.colour}")
-        if person.hair not in ("bald", "cap"):
-            names.append(f"hair {person.hair_colour}")
+    printed_away = identity.upper.pattern == "printed" and view != "front"
+    names.append("upper plain" if printed_away else f"upper {identity.upper.pattern}")
+    if colors:
+        garments = (("upper", identity.upper), ("lower", identity.lower), ("shoes", identity.shoes))
+        names += [f"{part} {garment.color}" for part, garment in garments]
+        if identity.bag.kind != "none":
+            names.append(f"bag {identity.bag.color}")
+        if identity.hair not in ("bald", "cap"):
+            names.append(f"hair {identity.hair_color}")
     result = np.zeros(len(WORDS), dtype=np.uint8)
     result[[_INDEX[name] for name in names]] = 1
     return result
 
 
-def _who(person: Identity, colours: bool) -> str:
-    if person.hair == "bald":
-        return f"bald {person.gender}"
-    if person.hair == "cap":
-        return f"{person.gender} with a {person.inner + ' ' if colours else ''}cap"
-    colour = f"{person.hair_colour} " if colours else ""
-    if person.hair in ("ponytail", "bun", "bob"):
-        return f"{person.gender} with a {colour}{person.hair}"
-    return f"{person.gender} with {person.hair} {colour}hair"
+def _who(identity: Identity, colors: bool) -> str:
+    if identity.hair == "bald":
+        return f"bald {identity.gender}"
+    if identity.hair == "cap":
+        return f"{identity.gender} with a {identity.inner + ' ' if colors else ''}cap"
+    color = f"{identity.hair_color} " if colors else ""
+    if identity.hair in ("ponytail", "bun", "bob"):
+        return f"{identity.gender} with a {color}{identity.hair}"
+    return f"{identity.gender} with {identity.hair} {color}hair"
 
 
-def _garment(garment: Garment, colours: bool, sleeves: str = "") -> str:
+def _garment(garment: Garment, colors: bool, sleeves: str = "") -> str:
     parts = []
-    if colours and garment.pattern == "plain":
-        parts.append(garment.colour)
-    elif colours:
-        parts.append(f"{garment.colour} and {garment.second}")
+    if colors and garment.pattern == "plain":
+        parts.append(garment.color)
+    elif colors:
+        parts.append(f"{garment.color} and {garment.second}")
     if garment.pattern != "plain":
         parts.append(garment.pattern)
     text = f"{sleeves}{' '.join([*parts, garment.kind])}"

@@ -1,6 +1,6 @@
-"""The canvas a person is drawn on: codes for material and shade, not colours.
+"""The canvas an identity is drawn on: codes for material and shade, not colors.
 
-A pixel's code is ``material * SHADES + shade``. Colours (or infrared reflectances) come later from
+A pixel's code is ``material * SHADES + shade``. Colors (or infrared reflectances) come later from
 a table with one entry per code, so that both modalities share this geometry exactly.
 
 Body units: y runs from 0 (crown) to 1 (soles), x from the body's axis, both in body heights.
@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 
 class Material(IntEnum):
-    """What a pixel shows. A second colour follows its first: a pattern adds one to the material."""
+    """What a pixel shows. A second color follows its first: a pattern adds one to the material."""
 
     BACKGROUND = 0
     SKIN = 1
@@ -75,9 +75,9 @@ class Canvas:
         code = material * SHADES + shade
         self.draw.line([self._place(a), self._place(b)], fill=code, width=pixels)
 
-    def disc(self, centre: Point, radius: Point, material: Material, shade: int = NORMAL) -> None:
+    def disc(self, center: Point, radius: Point, material: Material, shade: int = NORMAL) -> None:
         """A filled ellipse."""
-        x, y = self._place(centre)
+        x, y = self._place(center)
         rx, ry = radius[0] * self.scale, radius[1] * self.scale
         self.draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=material * SHADES + shade)
 
@@ -119,7 +119,7 @@ def _odd(value: np.ndarray, period: float) -> np.ndarray:
 
 
 def pattern_mask(name: str, y: np.ndarray, x: np.ndarray, *, from_front: bool) -> np.ndarray:
-    """Where a pattern shows its second colour.
+    """Where a pattern shows its second color.
 
     Args:
         name: one of ``identities.PATTERNS`` but "plain".
@@ -148,5 +148,5 @@ def pattern_mask(name: str, y: np.ndarray, x: np.ndarray, *, from_front: bool) -
 
 
 def apply_pattern(codes: np.ndarray, mask: np.ndarray, material: Material) -> None:
-    """Moves the masked pixels of a material to its second colour, in place."""
+    """Moves the masked pixels of a material to its second color, in place."""
     codes[mask & (codes // SHADES == material)] += SHADES

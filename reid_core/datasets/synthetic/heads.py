@@ -10,26 +10,26 @@ from reid_core.datasets.synthetic.drawing import NORMAL, Canvas, Material, Point
 from reid_core.datasets.synthetic.identities import Identity
 
 
-def draw_hair_behind(canvas: Canvas, person: Identity) -> None:
+def draw_hair_behind(canvas: Canvas, identity: Identity) -> None:
     """Hair that a front view shows on both sides of the neck; drawn before the body."""
-    if person.hair == "long":
+    if identity.hair == "long":
         canvas.polygon(
             [(-0.052, 0.05), (0.052, 0.05), (0.085, 0.26), (-0.085, 0.26)], Material.HAIR
         )
-    elif person.hair == "bob":
+    elif identity.hair == "bob":
         canvas.polygon(
             [(-0.054, 0.05), (0.054, 0.05), (0.068, 0.145), (-0.068, 0.145)], Material.HAIR
         )
 
 
-def draw_head(canvas: Canvas, person: Identity, *, back: bool) -> None:
+def draw_head(canvas: Canvas, identity: Identity, *, back: bool) -> None:
     """A head from the front or from behind."""
-    style, hair = person.hair, Material.HAIR
+    style, hair = identity.hair, Material.HAIR
     if style == "curly":
         canvas.disc((0, 0.072), (0.078, 0.078), hair)
     canvas.disc((0, 0.078), (0.047, 0.063), Material.SKIN)
     if back:
-        _head_from_behind(canvas, person)
+        _head_from_behind(canvas, identity)
         return
     if style not in ("bald", "cap"):
         fringe = 0.052 if style in ("bob", "long", "curly") else 0.043
@@ -43,9 +43,9 @@ def draw_head(canvas: Canvas, person: Identity, *, back: bool) -> None:
     canvas.line((-0.012, 0.112), (0.012, 0.112), Material.SKIN, 2, pixels=1)
 
 
-def draw_head_from_side(canvas: Canvas, person: Identity) -> None:
+def draw_head_from_side(canvas: Canvas, identity: Identity) -> None:
     """A head that looks towards +x."""
-    style, hair = person.hair, Material.HAIR
+    style, hair = identity.hair, Material.HAIR
     if style == "long":
         canvas.polygon([(-0.05, 0.05), (0.0, 0.05), (-0.005, 0.2), (-0.07, 0.27)], hair)
     elif style == "bob":
@@ -66,8 +66,8 @@ def draw_head_from_side(canvas: Canvas, person: Identity) -> None:
         canvas.disc((-0.02, 0.07), (0.03, 0.05), hair)
 
 
-def _head_from_behind(canvas: Canvas, person: Identity) -> None:
-    style, hair = person.hair, Material.HAIR
+def _head_from_behind(canvas: Canvas, identity: Identity) -> None:
+    style, hair = identity.hair, Material.HAIR
     if style == "bald":
         return
     if style == "curly":

@@ -1,6 +1,6 @@
 """Who the generated identities are: attributes, drawn independently of each other.
 
-Nothing here knows pixels. A person is the same for every layout, camera and difficulty.
+Nothing here knows pixels. An identity is the same for every layout, camera and difficulty.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import numpy as np
 
 VIEWS = ("front", "back", "left", "right")
 
-COLOURS = (
+COLORS = (
     "black", "white", "gray", "red", "maroon", "orange", "yellow", "green",
     "olive", "teal", "blue", "navy", "purple", "pink", "brown", "beige",
 )  # fmt: skip
-HAIR_COLOURS = ("black", "brown", "blond", "gray", "red")
+HAIR_COLORS = ("black", "brown", "blond", "gray", "red")
 SKINS = ("light", "tan", "brown", "dark")
 
 HAIR_STYLES = ("short", "long", "ponytail", "bun", "curly", "bob", "bald", "cap")
@@ -26,9 +26,9 @@ PATTERNS = ("plain", "striped", "pinstriped", "checked", "dotted", "two-tone", "
 SHOES = ("sneakers", "boots", "shoes", "sandals")
 BAGS = ("none", "backpack", "shoulder bag", "handbag", "suitcase")
 
-# Common street colours come up twice as often: several identities in dark jeans is what makes a
+# Common street colors come up twice as often: several identities in dark jeans is what makes a
 # gallery confusing.
-_COLOUR_WEIGHT = {"black": 2.0, "white": 1.5, "gray": 2.0, "navy": 1.5, "blue": 1.5}
+_COLOR_WEIGHT = {"black": 2.0, "white": 1.5, "gray": 2.0, "navy": 1.5, "blue": 1.5}
 
 _HAIR_WEIGHT = {
     "woman": {"short": 0.6, "long": 2.5, "ponytail": 2.0, "bun": 1.3, "curly": 1.0, "bob": 1.6,
@@ -53,34 +53,34 @@ _SLEEVES = {
 
 @dataclass(frozen=True, slots=True)
 class Garment:
-    """One piece of clothing: what it is, its colour, and its pattern in a second colour."""
+    """One piece of clothing: what it is, its color, and its pattern in a second color."""
 
     kind: str
-    colour: str
+    color: str
     pattern: str = "plain"
     second: str = "white"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything that stays the same between two pictures of one person.
+    """Everything that stays the same between two images of one identity.
 
     Attributes:
         gender: "woman" or "man".
         stature: body height as a share of the tallest, 0.86 to 1.
         build: width factor of body and limbs, 0.85 to 1.2.
-        hair, hair_colour, skin: from the tuples above.
+        hair, hair_color, skin: from the tuples above.
         upper, lower, shoes, bag: garments; a bag of kind "none" is not drawn.
         sleeves: "none", "short" or "long".
-        inner: colour of what shows under an open jacket, and of a cap.
-        side: +1 or -1, the person's own side on which a bag is carried.
+        inner: color of what shows under an open jacket, and of a cap.
+        side: +1 or -1, the identity's own side on which a bag is carried.
     """
 
     gender: str
     stature: float
     build: float
     hair: str
-    hair_colour: str
+    hair_color: str
     skin: str
     upper: Garment
     lower: Garment
@@ -99,42 +99,40 @@ def _pick(
     return names[int(np.searchsorted(share, rng.random() * share[-1], side="right"))]
 
 
-def _other_colour(rng: np.random.Generator, colour: str) -> str:
-    return _pick(rng, COLOURS, {colour: 0.0})
+def _other_color(rng: np.random.Generator, color: str) -> str:
+    return _pick(rng, COLORS, {color: 0.0})
 
 
 def draw_identity(rng: np.random.Generator) -> Identity:
-    """Draws one person.
+    """Draws one identity.
 
     Args:
-        rng: source of all choices; the same state gives the same person.
+        rng: source of all choices; the same state gives the same identity.
 
     Returns:
         The attributes, independent of each other but for gender and what a garment implies.
     """
     gender = _pick(rng, ("woman", "man"))
     kind = _pick(rng, UPPERS)
-    colour = _pick(rng, COLOURS, _COLOUR_WEIGHT)
-    lower_colour = _pick(rng, COLOURS, _COLOUR_WEIGHT)
+    color = _pick(rng, COLORS, _COLOR_WEIGHT)
+    lower_color = _pick(rng, COLORS, _COLOR_WEIGHT)
     return Identity(
         gender=gender,
         stature=float(rng.uniform(0.88, 1.0) - (0.02 if gender == "woman" else 0.0)),
         build=float(np.clip(rng.normal(1.0, 0.11), 0.82, 1.25)),
         hair=_pick(rng, HAIR_STYLES, _HAIR_WEIGHT[gender]),
-        hair_colour=_pick(rng, HAIR_COLOURS, {"black": 1.6, "brown": 1.6}),
+        hair_color=_pick(rng, HAIR_COLORS, {"black": 1.6, "brown": 1.6}),
         skin=_pick(rng, SKINS, {"light": 2.0, "tan": 1.5}),
-        upper=Garment(
-            kind, colour, _pick(rng, PATTERNS, _PATTERN_WEIGHT), _other_colour(rng, colour)
-        ),
+        upper=Garment(kind, color, _pick(rng, PATTERNS, _PATTERN_WEIGHT), _other_color(rng, color)),
         lower=Garment(
             _pick(rng, LOWERS, _LOWER_WEIGHT[gender]),
-            lower_colour,
+            lower_color,
             _pick(rng, ("plain", "checked", "pinstriped"), {"plain": 6.0}),
-            _other_colour(rng, lower_colour),
+            _other_color(rng, lower_color),
         ),
-        shoes=Garment(_pick(rng, SHOES), _pick(rng, COLOURS, {"black": 3.0, "white": 3.0})),
-        bag=Garment(_pick(rng, BAGS, _BAG_WEIGHT), _pick(rng, COLOURS, {"black": 2.0})),
+        shoes=Garment(_pick(rng, SHOES), _pick(rng, COLORS, {"black": 3.0, "white": 3.0})),
+        bag=Garment(_pick(rng, BAGS, _BAG_WEIGHT), _pick(rng, COLORS, {"black": 2.0})),
         sleeves=_pick(rng, _SLEEVES.get(kind, ("long",))),
-        inner=_pick(rng, COLOURS, {"white": 3.0, "gray": 2.0, colour: 0.0}),
+        inner=_pick(rng, COLORS, {"white": 3.0, "gray": 2.0, color: 0.0}),
         side=1 if rng.random() < 0.5 else -1,
     )

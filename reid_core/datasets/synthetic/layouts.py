@@ -19,7 +19,7 @@ from reid_core.datasets.synthetic.cameras import Camera, film
 from reid_core.datasets.synthetic.identities import VIEWS, Identity, draw_identity
 from reid_core.datasets.synthetic.palettes import (
     DIFFICULTIES,
-    colour_table,
+    color_table,
     reflectance_table,
     reflectances,
 )
@@ -77,10 +77,10 @@ def write(
         seed: of everything that is drawn.
         layout: "sysu", "regdb", "llcm", "cuhk", "icfg" or "rstp".
         difficulty: "easy", "default" or "hard", see the package's docstring.
-        height: of a picture in pixels, even, at least 32; the width is half of it.
+        height: of an image in pixels, even, at least 32; the width is half of it.
         test_share: of the identities, in (0, 0.8].
         mismatch: share of the training identities that the cameras of one modality alone have seen,
-            half of them visible ones; "sysu" and "llcm" only. All others keep their pictures.
+            half of them visible ones; "sysu" and "llcm" only. All others keep their images.
         workers: processes that draw.
 
     Raises:
@@ -95,7 +95,7 @@ def write(
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / _RECIPE).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
-        _write_pictures(root, recipe, workers)
+        _write_images(root, recipe, workers)
         splits = _splits(recipe)
         LAYOUTS[layout].write_lists(root, _world(recipe))
         if not LAYOUTS[layout].captions:
@@ -143,13 +143,13 @@ def _is_complete(root: Path, recipe: Recipe) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
-        found = json.loads((root / _RECIPE).read_text())
+        result = json.loads((root / _RECIPE).read_text())
     except (OSError, ValueError):
-        found = None
-    if isinstance(found, dict):
-        found = {"mismatch": 0.0} | found  # trees of version 0.2 do not name it
-    if found != asdict(recipe):
-        held = "something else" if found is None else f"a generated data set of {found}"
+        result = None
+    if isinstance(result, dict):
+        result = {"mismatch": 0.0} | result  # trees of version 0.2 do not name it
+    if result != asdict(recipe):
+        held = "something else" if result is None else f"a generated data set of {result}"
         raise ValueError(
             f"{root} exists and holds {held}, not {asdict(recipe)}; choose another root or "
             "remove it"
@@ -162,7 +162,7 @@ def _generator(seed: int, *key: int) -> np.random.Generator:
 
 
 def _ids(recipe: Recipe) -> np.ndarray:
-    """(num_identities,) id of each person, a permutation: an id says nothing."""
+    """(num_identities,) id of each identity, a permutation: an id says nothing."""
     order = _generator(recipe.seed, _IDS).permutation(recipe.num_identities)
     return LAYOUTS[recipe.layout].first_id + order
 
@@ -203,7 +203,7 @@ def _world(recipe: Recipe) -> World:
     return World(
         splits=_splits(recipe),
         stream=partial(_generator, recipe.seed),
-        person=lambda pid: draw_identity(_generator(recipe.seed, _PEOPLE, index[pid])),
+        identity=lambda pid: draw_identity(_generator(recipe.seed, _PEOPLE, index[pid])),
         views=views,
         cameras=_cameras(recipe),
     )
@@ -228,22 +228,22 @@ def _expected(recipe: Recipe, splits: Splits) -> dict[str, dict[str, dict[str, i
     return counts
 
 
-def _write_pictures(root: Path, recipe: Recipe, workers: int) -> None:
-    for picture in _paths(recipe).values():
-        (root / picture).parent.mkdir(parents=True, exist_ok=True)
+def _write_images(root: Path, recipe: Recipe, workers: int) -> None:
+    for image in _paths(recipe).values():
+        (root / image).parent.mkdir(parents=True, exist_ok=True)
     if workers == 1:
-        _write_people(root, recipe, range(recipe.num_identities))
+        _write_identities(root, recipe, range(recipe.num_identities))
         return
     # Spawned, not forked: the caller may have threads (torch, Ray) that a fork would break.
     context = multiprocessing.get_context("spawn")
     shares = [range(start, recipe.num_identities, workers) for start in range(workers)]
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for done in [pool.submit(_write_people, root, recipe, share) for share in shares]:
+        for done in [pool.submit(_write_identities, root, recipe, share) for share in shares]:
             done.result()
 
 
 def _paths(recipe: Recipe) -> dict[tuple[int, Camera, int], str]:
-    """Where each picture goes, by (id, camera, frame)."""
+    """Where each image goes, by (id, camera, frame)."""
     layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
     return {
         (pid, camera, frame): layout.path(camera, pid, frame, split)
@@ -267,40 +267,40 @@ def _write_manifest(root: Path, recipe: Recipe) -> None:
     (root / _MANIFEST).write_text("\n".join(lines) + "\n")
 
 
-def _write_people(root: Path, recipe: Recipe, identities: Iterable[int]) -> None:
+def _write_identities(root: Path, recipe: Recipe, identities: Iterable[int]) -> None:
     layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
     ids, paths = _ids(recipe).tolist(), _paths(recipe)
     for index in identities:
-        person = draw_identity(_generator(recipe.seed, _PEOPLE, index))
+        identity = draw_identity(_generator(recipe.seed, _PEOPLE, index))
         for camera in seen_by[ids[index]]:
             num_tracks, num_frames = layout.tracks[camera.modality]
-            pictures = film(
+            images = film(
                 camera,
-                person,
-                _table(recipe, index, person, camera),
+                identity,
+                _table(recipe, index, identity, camera),
                 height=recipe.height,
                 num_tracks=num_tracks,
                 num_frames=num_frames,
                 rng=_generator(recipe.seed, _SHOTS, index, camera.number),
             )
-            for frame, picture in enumerate(pictures, start=1):
-                _save(picture, root / paths[ids[index], camera, frame])
+            for frame, image in enumerate(images, start=1):
+                _save(image, root / paths[ids[index], camera, frame])
 
 
-def _table(recipe: Recipe, index: int, person: Identity, camera: Camera) -> np.ndarray:
+def _table(recipe: Recipe, index: int, identity: Identity, camera: Camera) -> np.ndarray:
     if camera.modality == Modality.VISIBLE:
-        return colour_table(person, occluder=(camera.occluder,) * 3)
+        return color_table(identity, occluder=(camera.occluder,) * 3)
     rng = _generator(recipe.seed, _DYES, index)
-    values = reflectances(person, DIFFICULTIES[recipe.difficulty], rng)
+    values = reflectances(identity, DIFFICULTIES[recipe.difficulty], rng)
     return reflectance_table(values, occluder=camera.occluder)
 
 
-def _save(picture: np.ndarray, path: Path) -> None:
+def _save(pixels: np.ndarray, path: Path) -> None:
     """Three channels, as infrared cameras write them too; JPEGs in full chroma resolution."""
-    if picture.shape[2] == 1:
-        image = Image.fromarray(picture[..., 0]).convert("RGB")
+    if pixels.shape[2] == 1:
+        image = Image.fromarray(pixels[..., 0]).convert("RGB")
     else:
-        image = Image.fromarray(picture)
+        image = Image.fromarray(pixels)
     # Encoded in memory: a full disk is then reported as such, not as an encoder's error.
     encoded = io.BytesIO()
     if path.suffix == ".bmp":

@@ -1,7 +1,7 @@
-"""From materials to light: what a colour camera and an infrared camera see of a garment.
+"""From materials to light: what a color camera and an infrared camera see of a garment.
 
 A table holds one row per canvas code (see ``drawing``), so that rendering is a single look-up.
-Near-infrared reflectance depends on dye and fibre, not on colour: many black fabrics are bright.
+Near-infrared reflectance depends on dye and fibre, not on color: many black fabrics are bright.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reid_core.datasets.synthetic.drawing import NORMAL, NUM_CODES, SHADES, Material
-from reid_core.datasets.synthetic.identities import COLOURS, Identity
+from reid_core.datasets.synthetic.identities import COLORS, Identity
 
 _RGB = {
     "black": (28, 28, 31), "white": (236, 236, 232), "gray": (128, 130, 134),
@@ -65,21 +65,21 @@ DIFFICULTIES = {
 
 def luminance(rgb: np.ndarray) -> np.ndarray:
     """Rec. 601 luminance of (..., 3), the one that JPEG uses."""
-    grey: np.ndarray = rgb @ np.array([0.299, 0.587, 0.114], dtype=rgb.dtype)
-    return grey
+    gray: np.ndarray = rgb @ np.array([0.299, 0.587, 0.114], dtype=rgb.dtype)
+    return gray
 
 
-def garment_colours(person: Identity) -> dict[Material, str]:
+def garment_colors(identity: Identity) -> dict[Material, str]:
     """The dye of every material that is clothing."""
     return {
-        Material.HAT: person.inner,
-        Material.UPPER: person.upper.colour,
-        Material.UPPER_SECOND: person.upper.second,
-        Material.LOWER: person.lower.colour,
-        Material.LOWER_SECOND: person.lower.second,
-        Material.INNER: person.inner,
-        Material.SHOES: person.shoes.colour,
-        Material.BAG: person.bag.colour,
+        Material.HAT: identity.inner,
+        Material.UPPER: identity.upper.color,
+        Material.UPPER_SECOND: identity.upper.second,
+        Material.LOWER: identity.lower.color,
+        Material.LOWER_SECOND: identity.lower.second,
+        Material.INNER: identity.inner,
+        Material.SHOES: identity.shoes.color,
+        Material.BAG: identity.bag.color,
     }
 
 
@@ -90,21 +90,21 @@ def _with_shades(base: np.ndarray) -> np.ndarray:
     return table.reshape(NUM_CODES, base.shape[1]).astype(np.float32)
 
 
-def colour_table(person: Identity, *, occluder: tuple[float, float, float]) -> np.ndarray:
-    """What a colour camera sees of a person.
+def color_table(identity: Identity, *, occluder: tuple[float, float, float]) -> np.ndarray:
+    """What a color camera sees of an identity.
 
     Args:
-        person: who.
+        identity: who.
         occluder: RGB of an object in front, 0 to 1.
 
     Returns:
         (NUM_CODES, 3) float32, 0 to about 1.
     """
     base = np.zeros((len(Material), 3))
-    base[Material.SKIN] = _SKIN_RGB[person.skin]
-    base[Material.HAIR] = _HAIR_RGB[person.hair_colour]
-    for material, colour in garment_colours(person).items():
-        base[material] = _RGB[colour]
+    base[Material.SKIN] = _SKIN_RGB[identity.skin]
+    base[Material.HAIR] = _HAIR_RGB[identity.hair_color]
+    for material, color in garment_colors(identity).items():
+        base[material] = _RGB[color]
     base /= 255.0
     base[Material.SOLE], base[Material.SHADOW] = _SOLE, _SHADOW
     base[Material.OCCLUDER] = occluder
@@ -112,27 +112,27 @@ def colour_table(person: Identity, *, occluder: tuple[float, float, float]) -> n
 
 
 def reflectances(
-    person: Identity, difficulty: Difficulty, rng: np.random.Generator
+    identity: Identity, difficulty: Difficulty, rng: np.random.Generator
 ) -> dict[Material, float]:
-    """Near-infrared reflectance of a person's materials, the same in every picture of them.
+    """Near-infrared reflectance of an identity's materials, the same in every image of them.
 
     Args:
-        person: who.
+        identity: who.
         difficulty: the law and its spread.
         rng: draws what the law leaves open.
     """
     values: dict[Material, float] = {
-        Material.SKIN: _SKIN_LAW[person.skin],
-        Material.HAIR: _HAIR_LAW[person.hair_colour],
+        Material.SKIN: _SKIN_LAW[identity.skin],
+        Material.HAIR: _HAIR_LAW[identity.hair_color],
     }
-    for material, colour in garment_colours(person).items():
+    for material, color in garment_colors(identity).items():
         free, spread = rng.uniform(0.1, 0.95), rng.normal(0.0, difficulty.spread)
         if difficulty.law == "independent":
             mean = free
         elif difficulty.law == "world":
-            mean = _LAW[colour]
+            mean = _LAW[color]
         else:
-            mean = 0.1 + 0.85 * float(luminance(np.array(_RGB[colour]) / 255.0))
+            mean = 0.1 + 0.85 * float(luminance(np.array(_RGB[color]) / 255.0))
         values[material] = float(np.clip(mean + spread, 0.06, 0.97))
     for first, second in (
         (Material.UPPER, Material.UPPER_SECOND),
@@ -144,7 +144,7 @@ def reflectances(
 
 
 def random_reflectances(rng: np.random.Generator) -> dict[Material, float]:
-    """Reflectances that follow nothing, hair and skin included: for pre-training pictures."""
+    """Reflectances that follow nothing, hair and skin included: for pre-training images."""
     values = {material: float(rng.uniform(0.08, 0.95)) for material in Material}
     if rng.random() < DIFFICULTIES["default"].washed_out:
         values[Material.UPPER_SECOND] = values[Material.UPPER]
@@ -161,9 +161,9 @@ def reflectance_table(values: dict[Material, float], *, occluder: float) -> np.n
     return _with_shades(base)
 
 
-def dye_luminance(colour: str) -> float:
-    """Luminance of a palette colour, 0 to 1."""
-    return float(luminance(np.array(_RGB[colour]) / 255.0))
+def dye_luminance(color: str) -> float:
+    """Luminance of a palette color, 0 to 1."""
+    return float(luminance(np.array(_RGB[color]) / 255.0))
 
 
-assert set(_RGB) == set(_LAW) == set(COLOURS)
+assert set(_RGB) == set(_LAW) == set(COLORS)

@@ -1,8 +1,8 @@
-"""The pre-training domain: catalogue pictures with captions, of other identities, by another
+"""The pre-training domain: catalogue images with captions, of other identities, by another
 camera.
 
 A start encoder may know what identities look like. It must not know the target world: these
-pictures are clean, their identities come from another seed namespace, and what looks like infrared
+images are clean, their identities come from another seed namespace, and what looks like infrared
 here has reflectances that follow nothing.
 """
 
@@ -19,7 +19,7 @@ from reid_core.datasets.synthetic.drawing import OVERSAMPLE
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
 from reid_core.datasets.synthetic.identities import VIEWS, Identity, draw_identity
 from reid_core.datasets.synthetic.palettes import (
-    colour_table,
+    color_table,
     luminance,
     random_reflectances,
     reflectance_table,
@@ -27,38 +27,38 @@ from reid_core.datasets.synthetic.palettes import (
 
 _NAMESPACE = 7919  # keeps these identities apart from those of every target tree
 _PICTURES_PER_PERSON = 4
-_GRAY, _INFRARED = 0.15, 0.25  # shares of the pictures
+_GRAY, _INFRARED = 0.15, 0.25  # shares of the images
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Captioned pictures for a small CLIP.
+    """Captioned images for a small CLIP.
 
     Attributes:
         images: (N, size, size, 3) uint8.
-        captions: N sentences; gray and infrared-like pictures have no colour words in theirs.
+        captions: N sentences; gray and infrared-like images have no color words in theirs.
         words: (N, W) uint8, 1 where a word holds (also unmentioned ones).
         word_names: the W words, e.g. "upper red".
-        person: (N,) int64, equal where the same person is shown.
+        identity: (N,) int64, equal where the same identity is shown.
     """
 
     images: np.ndarray
     captions: list[str]
     words: np.ndarray
     word_names: tuple[str, ...]
-    person: np.ndarray
+    identity: np.ndarray
 
 
 def catalogue(num_images: int, *, seed: int, size: int = 64) -> Catalogue:
-    """Draws a catalogue: four views of each person, in random order of looks.
+    """Draws a catalogue: four views of each identity, in random order of looks.
 
     Args:
         num_images: N.
         seed: the same seed gives the same catalogue; no seed gives identities of a target tree.
-        size: height and width of a picture in pixels, even.
+        size: height and width of an image in pixels, even.
 
     Returns:
-        60 % of the pictures in colour, 15 % gray, 25 % infrared-like.
+        60 % of the images in color, 15 % gray, 25 % infrared-like.
     """
     images = np.empty((num_images, size, size, 3), dtype=np.uint8)
     sentences: list[str] = []
@@ -68,20 +68,20 @@ def catalogue(num_images: int, *, seed: int, size: int = 64) -> Catalogue:
         if row % _PICTURES_PER_PERSON == 0:
             source = np.random.SeedSequence(seed, spawn_key=(_NAMESPACE, int(identities[row])))
             rng = np.random.default_rng(source)
-            person, views = draw_identity(rng), rng.permutation(len(VIEWS))
+            identity, views = draw_identity(rng), rng.permutation(len(VIEWS))
         view = VIEWS[views[row % _PICTURES_PER_PERSON]]
-        images[row], colours = _picture(person, view, size, rng)
-        sentences.append(captions.caption(person, view, rng, colours=colours))
-        held[row] = captions.words(person, view, colours=colours)
+        images[row], colors = _drawn_image(identity, view, size, rng)
+        sentences.append(captions.caption(identity, view, rng, colors=colors))
+        held[row] = captions.words(identity, view, colors=colors)
     return Catalogue(images, sentences, held, captions.WORDS, identities)
 
 
-def _picture(
-    person: Identity, view: str, size: int, rng: np.random.Generator
+def _drawn_image(
+    identity: Identity, view: str, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """(size, size, 3) uint8 and whether it has colours."""
+    """(size, size, 3) uint8 and whether it has colors."""
     canvas = OVERSAMPLE * size
-    scale = canvas * (0.93 + 0.3 * (person.stature - 0.95)) * rng.uniform(0.94, 1.04)
+    scale = canvas * (0.93 + 0.3 * (identity.stature - 0.95)) * rng.uniform(0.94, 1.04)
     pose = Pose(
         view=view,
         phase=float(rng.uniform(0.0, 2.0 * math.pi)),
@@ -89,20 +89,20 @@ def _picture(
         axis=canvas * (0.5 + float(rng.uniform(-0.04, 0.04))),
         scale=scale,
     )
-    codes = draw_figure(person, pose, (canvas, canvas))
+    codes = draw_figure(identity, pose, (canvas, canvas))
     look = rng.random()
     infrared = look < _INFRARED
     if infrared:
         table = reflectance_table(random_reflectances(rng), occluder=0.0)
     else:
-        table = colour_table(person, occluder=(0.0, 0.0, 0.0))
+        table = color_table(identity, occluder=(0.0, 0.0, 0.0))
     behind = _backdrop(canvas, table.shape[1], rng)
-    picture = develop(codes, table, behind, side_light=float(rng.uniform(-0.2, 0.2)))
+    image = develop(codes, table, behind, side_light=float(rng.uniform(-0.2, 0.2)))
     if _INFRARED <= look < _INFRARED + _GRAY:
-        picture = luminance(picture)[..., None]
-    picture *= np.float32(rng.uniform(0.85, 1.1))
-    picture += np.float32(0.01) * rng.standard_normal(picture.shape, dtype=np.float32)
-    pixels = to_uint8(picture)
+        image = luminance(image)[..., None]
+    image *= np.float32(rng.uniform(0.85, 1.1))
+    image += np.float32(0.01) * rng.standard_normal(image.shape, dtype=np.float32)
+    pixels = to_uint8(image)
     return np.broadcast_to(pixels, (size, size, 3)), pixels.shape[2] == 3
 
 

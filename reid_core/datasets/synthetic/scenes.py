@@ -1,6 +1,6 @@
 """Places behind the identities: walls, doors, windows, shelves, kerbs, trees.
 
-A place is a list of shapes in fractions of the scene (x right, y down). Each shape has a colour
+A place is a list of shapes in fractions of the scene (x right, y down). Each shape has a color
 and an infrared brightness: foliage is bright and glass is dark there.
 """
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 _CONTRAST, _MIDDLE = 0.7, 0.45
 
 Shape = tuple[tuple[int, int, int], int, tuple[float, ...]]
-# (colour, infrared, (x0, y0, x1, y1)): a rectangle; eight numbers: a quadrilateral.
+# (color, infrared, (x0, y0, x1, y1)): a rectangle; eight numbers: a quadrilateral.
 
 _HALL: tuple[Shape, ...] = (
     ((196, 188, 172), 150, (0, 0, 1, 0.72)),
@@ -95,21 +95,21 @@ PLACES = {
 
 @lru_cache(maxsize=32)
 def scene(place: str, height: int, width: int, *, infrared: bool) -> np.ndarray:
-    """One place as a picture larger than any crop of it.
+    """One place as an image larger than any crop of it.
 
     Args:
         place: one of PLACES.
         height, width: in canvas pixels.
-        infrared: brightness instead of colour.
+        infrared: brightness instead of color.
 
     Returns:
         (height, width, 3) or, in infrared, (height, width, 1) float32, 0 to 1; read-only.
     """
     image = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(image)
-    for colour, brightness, shape in PLACES[place]:
+    for color, brightness, shape in PLACES[place]:
         corners = _corners(shape)
-        fill = (brightness, brightness, brightness) if infrared else colour
+        fill = (brightness, brightness, brightness) if infrared else color
         draw.polygon([(x * width, y * height) for x, y in corners], fill=fill)
     pixels = np.asarray(image, dtype=np.float32) / 255.0
     # The grain of walls and ground: always the same, as a real wall is.

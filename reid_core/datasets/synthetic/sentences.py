@@ -1,4 +1,4 @@
-"""What strangers write about a picture: they leave things out, choose other words, and err.
+"""What strangers write about an image: they leave things out, choose other words, and err.
 
 `captions` says what is true, in a few fixed forms; these sentences are for data sets of images and
 captions, whose annotators were paid by the sentence.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid_core.datasets.synthetic.identities import COLOURS, Garment, Identity
+from reid_core.datasets.synthetic.identities import COLORS, Garment, Identity
 
-_WRONG_COLOUR = 0.05  # share of the colours that are mistaken for any other one
-_OTHER_WORD = 0.35  # share of the colours and garments that are called by another name
+_WRONG_COLOR = 0.05  # share of the colors that are mistaken for any other one
+_OTHER_WORD = 0.35  # share of the colors and garments that are called by another name
 _TYPING_ERROR = 0.06  # share of the sentences with two letters swapped
 _CARELESS = 0.1  # share of the sentences without capitals and full stop
 _SAID = {"upper": 0.97, "lower": 0.9, "shoes": 0.6, "bag": 0.8, "hair": 0.5, "view": 0.3}
 _PATTERN_SAID = 0.7
 
-_COLOUR_WORDS = {
+_COLOR_WORDS = {
     "navy": ("dark blue", "navy blue", "blue"),
     "maroon": ("dark red", "red", "burgundy"),
     "gray": ("grey", "light gray", "silver"),
@@ -75,73 +75,73 @@ _VIEWS = {
 }
 
 
-def write_sentence(person: Identity, view: str, rng: np.random.Generator) -> str:
-    """One annotator's sentence about one colour picture.
+def write_sentence(identity: Identity, view: str, rng: np.random.Generator) -> str:
+    """One annotator's sentence about one color image.
 
     Args:
-        person: who it shows.
-        view: one of ``people.VIEWS``.
+        identity: who it shows.
+        view: one of ``identities.VIEWS``.
         rng: the annotator's choices and mistakes.
     """
     said = {part for part, share in _SAID.items() if rng.random() < share}
     said.add("lower" if "upper" not in said else "upper")
-    parts = {"upper": _seen(person.upper, view), "lower": person.lower, "shoes": person.shoes}
+    parts = {"upper": _seen(identity.upper, view), "lower": identity.lower, "shoes": identity.shoes}
     clothes = _listed([_garment(g, rng) for part, g in parts.items() if part in said])
-    text = _pick(_OPENINGS, rng).format(who=_pick(_WHO[person.gender], rng), clothes=clothes)
+    text = _pick(_OPENINGS, rng).format(who=_pick(_WHO[identity.gender], rng), clothes=clothes)
     for clause in rng.permutation(["hair", "bag", "view"]):
         if clause in said:
-            text += _clause(str(clause), person, view, rng)
+            text += _clause(str(clause), identity, view, rng)
     return _typed(text, rng)
 
 
-def _clause(name: str, person: Identity, view: str, rng: np.random.Generator) -> str:
+def _clause(name: str, identity: Identity, view: str, rng: np.random.Generator) -> str:
     """What is added to the sentence, or a sentence of its own; empty if there is nothing."""
     if name == "view":
         return f", {_pick(_VIEWS[view], rng)}"
     if name == "bag":
-        if person.bag.kind == "none":
+        if identity.bag.kind == "none":
             return ""
-        what, forms = _garment(person.bag, rng), (", carrying {}", " with {}", ". {} carries {}")
+        what, forms = _garment(identity.bag, rng), (", carrying {}", " with {}", ". {} carries {}")
     else:
-        what, forms = _hair(person, rng), (" with {}", ", with {}", ". {} has {}")
+        what, forms = _hair(identity, rng), (" with {}", ", with {}", ". {} has {}")
     form = _pick(forms, rng)
-    pronoun = _PRONOUN[person.gender]
+    pronoun = _PRONOUN[identity.gender]
     return form.format(pronoun, what) if form.startswith(".") else form.format(what)
 
 
 def _seen(upper: Garment, view: str) -> Garment:
     """A print is on the front only."""
     if upper.pattern == "printed" and view != "front":
-        return Garment(upper.kind, upper.colour)
+        return Garment(upper.kind, upper.color)
     return upper
 
 
 def _garment(garment: Garment, rng: np.random.Generator) -> str:
-    colour = _colour(garment.colour, rng)
+    color = _color(garment.color, rng)
     if garment.pattern != "plain" and rng.random() < _PATTERN_SAID:
-        colour = f"{colour} and {_colour(garment.second, rng)} {garment.pattern}"
+        color = f"{color} and {_color(garment.second, rng)} {garment.pattern}"
     kind = _renamed(garment.kind, _GARMENT_WORDS, rng)
-    text = f"{colour} {kind}"
+    text = f"{color} {kind}"
     return text if kind.split()[-1] in _NO_ARTICLE else f"{_article(text)} {text}"
 
 
-def _hair(person: Identity, rng: np.random.Generator) -> str:
-    if person.hair == "bald":
+def _hair(identity: Identity, rng: np.random.Generator) -> str:
+    if identity.hair == "bald":
         return _pick(("a bald head", "no hair"), rng)
-    if person.hair == "cap":
-        return _pick((f"a {_colour(person.inner, rng)} cap", "a hat"), rng)
-    colour = person.hair_colour
+    if identity.hair == "cap":
+        return _pick((f"a {_color(identity.inner, rng)} cap", "a hat"), rng)
+    color = identity.hair_color
     if rng.random() < _OTHER_WORD:
-        colour = {"black": "dark", "brown": "dark", "blond": "light"}.get(colour, colour)
-    if person.hair in ("ponytail", "bun", "bob"):
-        return f"{_article(colour)} {colour} {person.hair}"
-    return f"{person.hair} {colour} hair"
+        color = {"black": "dark", "brown": "dark", "blond": "light"}.get(color, color)
+    if identity.hair in ("ponytail", "bun", "bob"):
+        return f"{_article(color)} {color} {identity.hair}"
+    return f"{identity.hair} {color} hair"
 
 
-def _colour(colour: str, rng: np.random.Generator) -> str:
-    if rng.random() < _WRONG_COLOUR:
-        return _pick(COLOURS, rng)
-    return _renamed(colour, _COLOUR_WORDS, rng)
+def _color(color: str, rng: np.random.Generator) -> str:
+    if rng.random() < _WRONG_COLOR:
+        return _pick(COLORS, rng)
+    return _renamed(color, _COLOR_WORDS, rng)
 
 
 def _renamed(name: str, others: dict[str, tuple[str, ...]], rng: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""Where the real data sets keep their pictures and lists: a small table for each.
+"""Where the real data sets keep their images and lists: a small table for each.
 
 A table is filled with a `World`, which knows who is in which split and what was filmed, but
 nothing about files.
@@ -33,14 +33,14 @@ class World:
     Attributes:
         splits: ids of each split, ascending.
         stream: key -> a generator of its own.
-        person: id -> who it is.
+        identity: id -> who it is.
         views: (id, camera) -> the view of each of its frames.
         cameras: id -> the cameras that have seen it.
     """
 
     splits: Splits
     stream: Stream
-    person: Callable[[int], Identity]
+    identity: Callable[[int], Identity]
     views: Callable[[int, Camera], list[str]]
     cameras: Mapping[int, tuple[Camera, ...]]
 
@@ -56,12 +56,12 @@ class Layout:
 
     Attributes:
         cameras: all of them.
-        tracks: per modality, tracks of a person at a camera and frames in each.
+        tracks: per modality, tracks of an identity at a camera and frames in each.
         first_id, max_id: range of ids that the data set's names can hold.
         divide: (ids in the order of the identities, stream, share of them to test) -> splits.
         path: (camera, id, frame from 1, split) -> path relative to the root.
         write_lists: (root, world) writes the lists that name the splits.
-        captions: sentences about a picture.
+        captions: sentences about an image.
         names_cameras: whether a loader can tell the camera.
     """
 
@@ -76,12 +76,12 @@ class Layout:
     names_cameras: bool = True
 
     def frames(self, camera: Camera) -> range:
-        """Numbers of the pictures that a camera takes of a person."""
+        """Numbers of the images that a camera takes of an identity."""
         num_tracks, num_frames = self.tracks[camera.modality]
         return range(1, num_tracks * num_frames + 1)
 
 
-def people_apart(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
+def identities_apart(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
     """A tenth validates, `test_share` are tested, the others train; at least one each."""
     num_val, num_test = (max(1, round(share * len(ids))) for share in (0.1, test_share))
     parts = np.split(ids, [len(ids) - num_val - num_test, len(ids) - num_test])
@@ -93,7 +93,7 @@ def people_apart(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
 
 def _without_val(ids: np.ndarray, stream: Stream, test_share: float) -> Splits:
     """Data sets without validation identities train on them."""
-    splits = people_apart(ids, stream, test_share)
+    splits = identities_apart(ids, stream, test_share)
     return {"train": sorted(splits["train"] + splits["val"]), "test": splits["test"]}
 
 
@@ -179,7 +179,7 @@ def _rstp_path(camera: Camera, pid: int, frame: int, split: str) -> str:
 
 
 def _annotated(kind: str, list_name: str, path_key: str) -> Callable[[Path, World], None]:
-    """The writer of one JSON list with an object per picture."""
+    """The writer of one JSON list with an object per image."""
 
     def write(root: Path, world: World) -> None:
         entries = [
@@ -192,15 +192,15 @@ def _annotated(kind: str, list_name: str, path_key: str) -> Callable[[Path, Worl
 
 
 def _described(layout: Layout, world: World) -> Iterator[tuple[str, int, str, list[str]]]:
-    """(split, id, path, sentences) of every picture."""
+    """(split, id, path, sentences) of every image."""
     for split, ids in world.splits.items():
         for pid in ids:
-            person = world.person(pid)
+            identity = world.identity(pid)
             for camera in layout.cameras:
                 views = world.views(pid, camera)
                 for frame, view in zip(layout.frames(camera), views, strict=True):
                     rng = world.stream(_WORDS, pid, camera.number, frame)
-                    said = [write_sentence(person, view, rng) for _ in range(layout.captions)]
+                    said = [write_sentence(identity, view, rng) for _ in range(layout.captions)]
                     yield split, pid, layout.path(camera, pid, frame, split), said
 
 
@@ -229,7 +229,7 @@ LAYOUTS = {
         tracks={VISIBLE: (2, 2), INFRARED: (2, 3)},
         first_id=1,
         max_id=9999,
-        divide=people_apart,
+        divide=identities_apart,
         path=_sysu_path,
         write_lists=_sysu_lists,
     ),
@@ -259,7 +259,7 @@ LAYOUTS = {
         tracks={VISIBLE: (1, 1)},
         first_id=1,
         max_id=99_999,
-        divide=_ascending(people_apart),
+        divide=_ascending(identities_apart),
         path=_cuhk_path,
         write_lists=_annotated("cuhk", "CUHK-PEDES/reid_raw.json", "file_path"),
         captions=2,
@@ -281,7 +281,7 @@ LAYOUTS = {
         tracks={VISIBLE: (1, 1)},
         first_id=0,
         max_id=9999,
-        divide=_ascending(people_apart),
+        divide=_ascending(identities_apart),
         path=_rstp_path,
         write_lists=_annotated("rstp", "RSTPReid/data_captions.json", "img_path"),
         captions=2,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from reid_core import clustering, sampling
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features, stacked
 from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import mutual_agreement

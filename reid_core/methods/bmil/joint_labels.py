@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from reid_core import association, clustering, matching
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features, stacked, take
 from reid_core.methods.bmil.labels import spread_labels
 from reid_core.methods.bmil.settings import INPUTS, Clustering

@@ -150,7 +150,7 @@ class Config(Section):
     """Everything BMIL can be told.
 
     Attributes:
-        labels: "clusters" is the method. "identities" trains on the given person ids: an upper
+        labels: "clusters" is the method. "identities" trains on the given pids: an upper
             bound, not unsupervised.
         flip: whether descriptors are means of an image's and its mirror image's, for clustering
             and for evaluation.

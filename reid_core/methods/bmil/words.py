@@ -13,14 +13,14 @@ WORDS = Words(
         "intra": StageWords(
             "Stage 1",
             "Day and night pictures are sorted into groups that look alike, each kind of camera "
-            "apart. The encoder learns to pull a picture towards two centres of its group, the "
+            "apart. The encoder learns to pull a picture towards two centers of its group, the "
             "usual one and that of its odd pictures, and away from the other groups.",
         ),
         "joint": StageWords(
             "Stage 2",
             "Now day and night pictures are also sorted together. So that a night picture does not "
             "only look at night pictures, half of those that it is compared with are from the day. "
-            "A group has one centre for its day pictures and one for its night pictures, and all "
+            "A group has one center for its day pictures and one for its night pictures, and all "
             "of its pictures are drawn to both.",
             "Groups with pictures of both kinds were formed in {} of its epochs.",
         ),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reid_core import losses
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features, stacked
 from reid_core.memory import ClusterMemory
 from reid_core.method import Labels
@@ -56,7 +56,7 @@ def cross_votes(
     Reference: N-ULC, stage 2, votes and confidence of the other modality.
     """
     sizes = [len(features[m]) for m in INPUTS]
-    num = min(config.refine.neighbours, *sizes)
+    num = min(config.refine.neighbors, *sizes)
     together = stacked([features[m] for m in INPUTS])
     nearest = search(together, 2 * num, is_second=np.repeat([False, True], sizes)).rows
     of_other = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reid_core import association, clustering, matching
-from reid_core.knn.neighbours import Search
+from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features, stacked
 from reid_core.method import BetweenEpochs, Labels
 from reid_core.methods.cclnet.coupling import is_coupled, match
@@ -58,13 +58,13 @@ def guarded(
     if share >= config.matching.guard or not len(pairs) or config.labels == "identities":
         return pairs, ()
     sides = [prototypes[m] for m in INPUTS]
-    if config.matching.centred:
-        sides = [matching.centred(side) for side in sides]
-    kept = association.pairs_of_both(pairs, matching.mutual_nearest_pairs(*sides))
-    return kept, (
+    if config.matching.centered:
+        sides = [matching.centered(side) for side in sides]
+    remaining = association.pairs_of_both(pairs, matching.mutual_nearest_pairs(*sides))
+    return remaining, (
         f"{share:.0%} of the clusters are mutual nearest neighbors, below cclnet.matching.guard="
         f"{config.matching.guard:g}: the cameras seem to have seen different identities, so "
-        f"{len(pairs) - len(kept)} of {len(pairs)} pairs are not coupled",
+        f"{len(pairs) - len(remaining)} of {len(pairs)} pairs are not coupled",
     )
 
 
@@ -90,7 +90,7 @@ def named_pairs(
         return _proposals(config, banks, features, labels)
     if settings.method == "joint":
         return _joint(config, features, labels, search=search), _NONE
-    sides = [matching.centred(banks[m]) if settings.centred else banks[m] for m in INPUTS]
+    sides = [matching.centered(banks[m]) if settings.centered else banks[m] for m in INPUTS]
     if settings.method == "transport":
         plan = association.transport_plan(*sides, temperature=settings.temperature)
         return association.pairs_of_plan(plan), _NONE

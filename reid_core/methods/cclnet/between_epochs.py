@@ -70,7 +70,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
             one modality only become -1.
 
     Raises:
-        ValueError: a modality has no cluster, or given identities no person of both; names what
+        ValueError: a modality has no cluster, or given identities no identity of both; names what
             to change.
     """
     settings: ImageStage = getattr(config, context.stage)
@@ -165,9 +165,9 @@ def _plan(
     settings: ImageStage, labels: Labels, context: BetweenEpochs
 ) -> dict[Modality, np.ndarray]:
     num_clusters, num_instances = settings.clusters_per_batch, settings.instances
-    kept = [int((labels[m] != OUTLIER).sum()) for m in INPUTS]
+    remaining = [int((labels[m] != OUTLIER).sum()) for m in INPUTS]
     num_batches = settings.batches_per_epoch or sampling.num_batches(
-        kept[0], kept[1], num_clusters=num_clusters, num_instances=num_instances
+        remaining[0], remaining[1], num_clusters=num_clusters, num_instances=num_instances
     )
     return {
         m: sampling.pk_plan(

@@ -36,21 +36,21 @@ def identities_of_both(
     """
     visible, infrared = (np.setdiff1d(labels[m], [OUTLIER]) for m in INPUTS)
     both = np.intersect1d(visible, infrared)
-    num_people = len(np.union1d(visible, infrared))
+    num_identities = len(np.union1d(visible, infrared))
     if not len(both):
         raise ValueError(
-            f"none of {num_people} identities was seen in both modalities: "
+            f"none of {num_identities} identities was seen in both modalities: "
             "cclnet.labels=identities gives each one prototype for both; check the labels"
         )
     warning = (
-        f"{num_people - len(both)} of {num_people} identities were seen in one modality only: "
-        "cclnet.labels=identities never draws them"
+        f"{num_identities - len(both)} of {num_identities} identities were seen in one modality "
+        "only: cclnet.labels=identities never draws them"
     )
     numbered = {
         m: np.where(np.isin(labels[m], both), np.searchsorted(both, labels[m]), OUTLIER)
         for m in INPUTS
     }
-    return numbered, (warning,) if len(both) < num_people else ()
+    return numbered, (warning,) if len(both) < num_identities else ()
 
 
 def numbered_alone(labels: np.ndarray) -> np.ndarray:
@@ -90,8 +90,8 @@ def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np
     if not is_coupled(config, epoch):
         return np.empty((0, 2), dtype=np.int64)
     sides = [banks[m] for m in INPUTS]
-    if config.matching.centred:
-        sides = [matching.centred(side) for side in sides]
+    if config.matching.centered:
+        sides = [matching.centered(side) for side in sides]
     return matching.hungarian_pairs(*sides, min_similarity=config.matching.min_similarity)
 
 

@@ -86,9 +86,9 @@ class Prompting:
             places = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
             labels = {m: self._labels[m][places[m]] for m in INPUTS}
             rows = {m: self._rows[m][places[m]] for m in INPUTS}
-            mine = share(self.batch_rows)
-            chosen = {m: Chosen.of(y[mine].numpy()) for m, y in labels.items()}
-            yield _Positions(rows, labels, mine, chosen)
+            own = share(self.batch_rows)
+            chosen = {m: Chosen.of(y[own].numpy()) for m, y in labels.items()}
+            yield _Positions(rows, labels, own, chosen)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Nothing is decided between the epochs of this stage."""
@@ -104,15 +104,15 @@ class Prompting:
         texts = model(batch.chosen)
         everyone = gather_together(gather, *(texts[m] for m in INPUTS))
         all_texts = dict(zip(INPUTS, everyone, strict=True))
-        found: Terms = {}
+        result: Terms = {}
         for m in INPUTS:
-            found[f"{m}_to_text"], found[f"text_to_{m}"] = contrast(
-                Side(images[m][batch.mine], images[m], labels[m]),
+            result[f"{m}_to_text"], result[f"text_to_{m}"] = contrast(
+                Side(images[m][batch.own_rows], images[m], labels[m]),
                 Side(texts[m], all_texts[m], labels[m]),
-                labels[m][batch.mine],
+                labels[m][batch.own_rows],
                 temperature=self.config.prompts.temperature,
             )
-        return found
+        return result
 
     def update(self, gather: Gather) -> None:
         """No memory."""
@@ -135,13 +135,13 @@ class _Positions:
 
     Attributes:
         rows, labels: per modality (B,).
-        mine: the slice of them that is this worker's.
+        own_rows: the slice of them that is this worker's.
         chosen: per modality the classes of that slice.
     """
 
     rows: dict[Modality, Tensor]
     labels: dict[Modality, Tensor]
-    mine: slice
+    own_rows: slice
     chosen: dict[Modality, Chosen]
 
 

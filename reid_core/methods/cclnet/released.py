@@ -28,26 +28,26 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: a name that the public code does not use, or one of its parts that is missing;
             lists them.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     unknown = []
     for name, x in state.items():
         place = next((old for old in _PLACES if name.startswith(old)), None)
         if place is not None:
             inside = name.removeprefix(place)
             if "_stem" not in _PLACES[place] or inside.startswith(_STEM):
-                found[_PLACES[place] + inside] = x
+                result[_PLACES[place] + inside] = x
         elif not name.startswith((*_UNUSED, "base_resnet.base.")):
             unknown.append(name)
-    if unknown or not found:
+    if unknown or not result:
         raise ValueError(
             f"not a checkpoint of CCLNet's public code: it knows no {', '.join(unknown[:5])} "
             f"({len(unknown)} of {len(state)} names)"
         )
     missing = [
-        old for old, place in _PLACES.items() if not any(name.startswith(place) for name in found)
+        old for old, place in _PLACES.items() if not any(name.startswith(place) for name in result)
     ]
     if missing:
         raise ValueError(
             f"an incomplete checkpoint of CCLNet's public code: it lacks {', '.join(missing)}"
         )
-    return found
+    return result

@@ -24,10 +24,10 @@ class Clustering(Section):
     """k-reciprocal Jaccard distance and DBSCAN, per modality (stages 0 and 2).
 
     Attributes:
-        k1: neighbours that reciprocity is asked for; at most the images of a person and modality.
-        k2: neighbours that the weights are averaged over.
-        eps: largest distance between neighbours.
-        min_samples: neighbours, the row itself among them, that make a row a core of a cluster.
+        k1: neighbors that reciprocity is asked for; at most the images of an identity and modality.
+        k2: neighbors that the weights are averaged over.
+        eps: largest distance between neighbors.
+        min_samples: neighbors, the row itself among them, that make a row a core of a cluster.
         camera_scaling: Ours. Null compares features as they are; a number takes away their camera's
             mean and divides by this power (0 to 1) of its deviation. Prototypes stay those of plain
             features. Reads camera numbers; for cameras that see identities of one kind.
@@ -76,7 +76,7 @@ class Matching(Section):
 
     Attributes:
         min_similarity: pairs below it are dropped after the assignment.
-        centred: Ours. Subtract each modality's mean prototype before matching.
+        centered: Ours. Subtract each modality's mean prototype before matching.
         shared: Ours. Matched clusters share one prototype instead of swapping two.
         method: who names pairs, once between epochs: the "hungarian" assignment of prototypes (the
             paper); ours are "mutual" nearest prototypes; "scaled" ones, the same after each
@@ -100,7 +100,7 @@ class Matching(Section):
     """
 
     min_similarity: float = Field(0.0, ge=-1, le=1)
-    centred: bool = False
+    centered: bool = False
     shared: bool = False
     method: Literal[
         "hungarian",
@@ -139,7 +139,7 @@ class CrossRefinement(Refinement):
 
 
 class ImageStage(Section):
-    """Optimisation of stages 0 and 2 (config_sysu.yaml of the authors' code).
+    """Optimization of stages 0 and 2 (config_sysu.yaml of the authors' code).
 
     Attributes:
         epochs: of the stage.
@@ -183,7 +183,7 @@ class ImageStage(Section):
 
 
 class PromptStage(TextStage):
-    """Optimisation of stage 1."""
+    """Optimization of stage 1."""
 
     batch_size: int = Field(128, ge=1)
     lr: float = Field(3.5e-4, gt=0)
@@ -193,8 +193,8 @@ class Config(Section):
     """Everything CCLNet can be told.
 
     Attributes:
-        labels: "clusters" is the method. "identities" trains on the given person ids with one
-            prototype per person shared by both modalities: an upper bound, not unsupervised.
+        labels: "clusters" is the method. "identities" trains on the given pids with one
+            prototype per identity shared by both modalities: an upper bound, not unsupervised.
             "within" trusts identities, or tracklets, of each modality alone and matches them.
         image_to_text: weight of the text guidance in stage 2 (reference 1). At 0, stages 0 and 1
             have nothing to hand on and are left out.
@@ -255,8 +255,8 @@ def seed_of(seed: int, stage: str, modality: Modality) -> int:
 
 def supervision(config: Config) -> Supervision:
     """What it is told about the training identities: nothing, but for the upper bound."""
-    told: dict[str, Supervision] = {"clusters": "none", "within": "within"}
-    return told.get(config.labels, "identities")
+    known: dict[str, Supervision] = {"clusters": "none", "within": "within"}
+    return known.get(config.labels, "identities")
 
 
 def needs_text(config: Config) -> bool:
@@ -271,15 +271,15 @@ def stages(config: Config) -> tuple[str, ...]:
 
 def batch_rows(config: Config) -> dict[str, int]:
     """Rows of a global batch per modality, under the keys that decide it."""
-    found = {}
+    result = {}
     for name in stages(config):
         settings = getattr(config, name)
         if name == "prompts":
-            found["cclnet.prompts.batch_size"] = settings.batch_size
+            result["cclnet.prompts.batch_size"] = settings.batch_size
         else:
             rows = settings.clusters_per_batch * settings.instances
-            found[f"cclnet.{name}.clusters_per_batch x instances"] = rows
-    return found
+            result[f"cclnet.{name}.clusters_per_batch x instances"] = rows
+    return result
 
 
 def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
@@ -292,12 +292,12 @@ def check(config: Config) -> list[str]:
     # given identities are coupled from the start
     if not is_ever_coupled(config) or config.labels == "identities":
         return []
-    start, found = config.swap.start_epoch, []
+    start, result = config.swap.start_epoch, []
     for name in stages(config):
         epochs = getattr(config, name).epochs
         if name != "prompts" and start >= epochs:
-            found.append(
+            result.append(
                 f"cclnet.swap.start_epoch={start} is not reached in cclnet.{name}.epochs={epochs}: "
                 f'the modalities are never coupled in stage "{name}"'
             )
-    return found
+    return result

@@ -154,9 +154,9 @@ class Images:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Banks, labels and pairs of the epoch."""
-        found = {f"bank.{m}": self._memories[m].bank.cpu() for m in INPUTS}
-        found |= {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
-        return found | {"pairs": torch.tensor(self._epoch.pairs)}
+        result = {f"bank.{m}": self._memories[m].bank.cpu() for m in INPUTS}
+        result |= {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        return result | {"pairs": torch.tensor(self._epoch.pairs)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The banks; labels and pairs came with the epoch."""
@@ -197,7 +197,7 @@ def image_terms(
 
     Reference: CCLNet, stages 0 and 2.
     """
-    found: dict[str, Term] = {}
+    result: dict[str, Term] = {}
     for m in INPUTS:
         x, bank = functional.normalize(features[m].neck), memories[m].bank
         votes = None if refined is None else refined[m]
@@ -214,12 +214,12 @@ def image_terms(
                 temperature=memories[m].temperature,
                 weights=votes.weights[rows[m]] if config.refine.weights else None,
             )
-        found[str(m)] = Term(contrast, losses.count_valid(labels[m]))
+        result[str(m)] = Term(contrast, losses.count_valid(labels[m]))
     if guidance is not None:
         for m in INPUTS:
             given = guidance.labels[m][rows[m]]
             text = losses.image_to_text(
                 features[m].projected, given, guidance.anchors[m], smoothing=config.smoothing
             )
-            found[f"{m}_to_text"] = Term(text, losses.count_valid(given), config.image_to_text)
-    return found
+            result[f"{m}_to_text"] = Term(text, losses.count_valid(given), config.image_to_text)
+    return result

@@ -18,7 +18,7 @@ WORDS = Words(
         "prepare": StageWords(
             "Stage 0",
             "Day and night pictures are sorted into groups that look alike, each kind of camera "
-            "apart. The encoder learns to pull a picture towards the centre of its group and away "
+            "apart. The encoder learns to pull a picture towards the center of its group and away "
             "from the other groups; the groups are formed anew in every epoch.",
             _COUPLED,
         ),

@@ -78,7 +78,7 @@ def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.nd
 def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> EpochPlan:
     """Mining, prototypes, co-occurring clusters and plan of one epoch.
 
-    A pure function of its arguments; no person id is among them.
+    A pure function of its arguments; no pid is among them.
 
     Args:
         config: the method's settings.
@@ -135,7 +135,7 @@ def _mined(
     owners: np.ndarray,
 ) -> dict[Modality, np.ndarray]:
     """Labels after mining, contiguous. Both sides read the labels from before."""
-    mine: Callable[..., mining.Mined] = {
+    own: Callable[..., mining.Mined] = {
         "nearest": mining.mine_nearest,
         "prototype": mining.mine_prototype,
     }[config.mining.vote]
@@ -145,11 +145,11 @@ def _mined(
     mined_images, mined_texts = images, texts
     if sides in ("image", "both"):
         rows = features[VISIBLE][owners]
-        found = mine(mining.contiguous(images), texts, rows, min_similarity=least)
-        mined_images, image_similarity = found.labels, found.similarity
+        result = own(mining.contiguous(images), texts, rows, min_similarity=least)
+        mined_images, image_similarity = result.labels, result.similarity
     if sides in ("text", "both"):
-        found = mine(mining.contiguous(texts), images, features[TEXT], min_similarity=least)
-        mined_texts = found.labels
+        result = own(mining.contiguous(texts), images, features[TEXT], min_similarity=least)
+        mined_texts = result.labels
     voted = mining.vote(mined_images, owners, image_similarity, num_owners=len(features[VISIBLE]))
     return {VISIBLE: mining.contiguous(voted), TEXT: mining.contiguous(mined_texts)}
 
@@ -179,28 +179,32 @@ def _plan(
 ) -> np.ndarray:
     """(batches, B) caption rows."""
     settings = config.train
-    kept = np.arange(len(of_pairs[TEXT]))
+    remaining = np.arange(len(of_pairs[TEXT]))
     if config.mining.leftover == "drop":
-        kept = np.flatnonzero((of_pairs[VISIBLE] != OUTLIER) | (of_pairs[TEXT] != OUTLIER))
-    if len(kept) < settings.batch_size:
+        remaining = np.flatnonzero((of_pairs[VISIBLE] != OUTLIER) | (of_pairs[TEXT] != OUTLIER))
+    if len(remaining) < settings.batch_size:
         raise ValueError(
-            f"{len(kept)} training pairs do not fill a batch of cpcl.train.batch_size="
+            f"{len(remaining)} training pairs do not fill a batch of cpcl.train.batch_size="
             f"{settings.batch_size}: lower it"
-            + (", or set cpcl.mining.leftover=instance" if len(kept) < len(of_pairs[TEXT]) else "")
+            + (
+                ", or set cpcl.mining.leftover=instance"
+                if len(remaining) < len(of_pairs[TEXT])
+                else ""
+            )
         )
     if settings.sampler == "pk":
         return sampling.pk_plan(
             of_pairs[VISIBLE],
             num_clusters=settings.batch_size // settings.instances,
             num_instances=settings.instances,
-            num_batches=len(kept) // settings.batch_size,
+            num_batches=len(remaining) // settings.batch_size,
             seed=seed,
             epoch=epoch,
         )
     places = sampling.shuffled_batches(
-        len(kept), batch_size=settings.batch_size, seed=seed, epoch=epoch
+        len(remaining), batch_size=settings.batch_size, seed=seed, epoch=epoch
     )
-    batches: np.ndarray = kept[places]
+    batches: np.ndarray = remaining[places]
     return batches
 
 

@@ -28,12 +28,12 @@ class Clustering(Section):
     are a reconstruction on which five related public codes agree.
 
     Attributes:
-        k1: Reconstruction: neighbours that reciprocity is asked for.
-        k2: Reconstruction: neighbours that the weights are averaged over.
-        eps: Reconstruction: largest distance between neighbours.
-        min_samples: Reconstruction: neighbours that make a row a core of a cluster.
+        k1: Reconstruction: neighbors that reciprocity is asked for.
+        k2: Reconstruction: neighbors that the weights are averaged over.
+        eps: Reconstruction: largest distance between neighbors.
+        min_samples: Reconstruction: neighbors that make a row a core of a cluster.
         rows: Reconstruction: what a row of the image side is. "pairs" repeats an image per
-            caption, as the public codes of ICPG and CLPC do: a person of three images with two
+            caption, as the public codes of ICPG and CLPC do: an identity of three images with two
             captions each has six rows, enough for min_samples=4. "images" takes each image once;
             then min_samples=2 and k1 near 15 fit.
     """
@@ -115,7 +115,7 @@ class Matching(Section):
 
 
 class Training(Section):
-    """Optimisation: IRRA's recipe, which ICPG and CLPC took over.
+    """Optimization: IRRA's recipe, which ICPG and CLPC took over.
 
     Attributes:
         epochs: Reconstruction: of the training.
@@ -158,7 +158,7 @@ class Config(Section):
     """Everything CPCL can be told.
 
     Attributes:
-        labels: "clusters" is the method. "identities" trains with the given person ids as labels
+        labels: "clusters" is the method. "identities" trains with the given pids as labels
             of both modalities: an upper bound, not weakly supervised.
         lambda1: Reconstruction: weight of the prototype loss within each modality (L_pmm); the
             paper's weights are unknown.
@@ -185,34 +185,34 @@ def uses_prototypes(config: Config, epoch: int) -> bool:
 
 def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect, or none that is meant."""
-    found = []
+    result = []
     matching, train = config.matching, config.train
     if train.warmup_epochs >= train.epochs:
-        found.append(
+        result.append(
             f"cpcl.train.warmup_epochs={train.warmup_epochs} reaches the end of "
             f"cpcl.train.epochs={train.epochs}: the rate never falls"
         )
     if not uses_prototypes(config, train.epochs - 1) and config.lambda1 + config.lambda2 > 0:
-        found.append(
+        result.append(
             f"cpcl.prototypes_from={config.prototypes_from} is not reached in "
             f"cpcl.train.epochs={train.epochs}: no prototype loss is ever used"
         )
     # the default is nobody's wish
     if matching.instance == "itc" and matching.positives not in ("image", "pair"):
-        found.append("cpcl.matching.positives has no effect with cpcl.matching.instance=itc")
+        result.append("cpcl.matching.positives has no effect with cpcl.matching.instance=itc")
     if config.lambda2 == 0 and (matching.targets != "hard" or matching.hard_negatives):
-        found.append(
+        result.append(
             "cpcl.matching.targets and cpcl.matching.hard_negatives have no effect with "
             "cpcl.lambda2=0"
         )
     if config.lambda1 == 0 and config.memory.temperature != Memory().temperature:
-        found.append("cpcl.memory.temperature has no effect with cpcl.lambda1=0")
+        result.append("cpcl.memory.temperature has no effect with cpcl.lambda1=0")
     if train.sampler == "pk" and train.batch_size % train.instances:
-        found.append(
+        result.append(
             f"cpcl.train.batch_size={train.batch_size} is no multiple of "
             f"cpcl.train.instances={train.instances}: batches are smaller than asked for"
         )
-    return found
+    return result
 
 
 def supervision(config: Config) -> Supervision:
@@ -240,5 +240,5 @@ def batch_rows(config: Config) -> dict[str, int]:
 
 
 def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
-    """One view per image, which keeps its colours: the captions name them."""
+    """One view per image, which keeps its colors: the captions name them."""
     return {Modality.VISIBLE: (replace(base, grayscale=0.0),)}

@@ -109,12 +109,12 @@ class Train:
         # similarities over a temperature of 0.02 need more than half precision
         features = {VISIBLE: images.float(), TEXT: texts.float()}
         labels = {VISIBLE: visible.labels, TEXT: self._text_labels[visible.captions]}
-        mine = Pairs(features, labels, visible.rows)
-        everyone = mine.gathered(gather)
+        own = Pairs(features, labels, visible.rows)
+        everyone = own.gathered(gather)
         self._seen = everyone
         with_prototypes = uses_prototypes(self.config, self._number)
         prototypes = self._prototypes if with_prototypes else None
-        return pair_terms(self.config, mine, everyone, prototypes)
+        return pair_terms(self.config, own, everyone, prototypes)
 
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, each with its own modality."""
@@ -127,8 +127,8 @@ class Train:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Banks and labels of the epoch."""
-        found = {f"bank.{m}": self._prototypes.memories[m].bank.cpu() for m in INPUTS}
-        return found | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        result = {f"bank.{m}": self._prototypes.memories[m].bank.cpu() for m in INPUTS}
+        return result | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The banks; labels came with the epoch."""
@@ -171,7 +171,7 @@ def open_prototypes(config: Config, epoch: Epoch, device: torch.device) -> Proto
 
 
 def pair_terms(
-    config: Config, mine: Pairs, everyone: Pairs, prototypes: Prototypes | None
+    config: Config, share: Pairs, everyone: Pairs, prototypes: Prototypes | None
 ) -> Terms:
     """The losses of one step on this worker's slice of the global batch.
 
@@ -180,29 +180,29 @@ def pair_terms(
 
     Args:
         config: the method's configuration.
-        mine: this worker's slice.
+        share: this worker's slice.
         everyone: the global batch.
         prototypes: the memory; None in epochs without prototype losses.
 
     Reconstruction: terms and weights of the paper are unknown; docs/methods.md says whence ours.
     """
     instance = instance_loss(config, everyone)
-    found = {"instance": Term(instance, len(everyone.rows))}
+    result = {"instance": Term(instance, len(everyone.rows))}
     if prototypes is None:
-        return found
+        return result
     for own, other in ((VISIBLE, TEXT), (TEXT, VISIBLE)):
-        x, labels = mine.features[own], mine.labels[own]
+        x, labels = share.features[own], share.labels[own]
         memory = prototypes.memories[own]
         if config.lambda1 > 0:
             within = losses.cluster_contrast(x, labels, memory.bank, temperature=memory.temperature)
             count = losses.count_valid(labels)
-            found[f"{own}_prototypes"] = Term(within, count, config.lambda1 / 2)
+            result[f"{own}_prototypes"] = Term(within, count, config.lambda1 / 2)
         if config.lambda2 > 0:
-            targets = cross_targets(config, mine, prototypes, own=own, other=other)
+            targets = cross_targets(config, share, prototypes, own=own, other=other)
             count = losses.count_targets(targets)
             across = cross_loss(config, x, targets, prototypes.memories[other].bank)
-            found[f"{own}_to_{other}"] = Term(across, count, config.lambda2 / 2)
-    return found
+            result[f"{own}_to_{other}"] = Term(across, count, config.lambda2 / 2)
+    return result
 
 
 def instance_loss(config: Config, everyone: Pairs) -> Tensor:
@@ -237,7 +237,7 @@ def positives(rule: str, pairs: Pairs) -> Tensor:
 
 
 def cross_targets(
-    config: Config, mine: Pairs, prototypes: Prototypes, *, own: Modality, other: Modality
+    config: Config, share: Pairs, prototypes: Prototypes, *, own: Modality, other: Modality
 ) -> Tensor:
     """(B, C_other) targets over the other modality's prototypes; zeros where there is none.
 
@@ -245,10 +245,10 @@ def cross_targets(
     that the row's own cluster occurs with, as often as it does (docs/methods.md, L_xp).
     """
     if config.matching.targets == "hard":
-        labels = mine.labels[other]
+        labels = share.labels[other]
         clusters = torch.arange(len(prototypes.memories[other].bank), device=labels.device)
         return (labels[:, None] == clusters).long()
-    labels = mine.labels[own]
+    labels = share.labels[own]
     clusters, counts = (x[labels.clamp(min=0)] for x in prototypes.together[own])
     zeros = counts.new_zeros(len(labels), len(prototypes.memories[other].bank))
     return zeros.scatter_add(1, clusters, counts) * (labels != OUTLIER)[:, None]

@@ -3,10 +3,10 @@
 Yu, Dong, Zhu, Peng, Tao: "CLIP-Driven Semantic Discovery Network for Visible-Infrared Identity
 Re-Identification", IEEE TMM 2025. Told in the paper's order:
 
-stage 1 "prompts"  four words per person and modality, against frozen image features
-stage 2 "fusion"   Semantic Information Integration: a person's two texts become one
+stage 1 "prompts"  four words per identity and modality, against frozen image features
+stage 2 "fusion"   Semantic Information Integration: an identity's two texts become one
 stage 3 "images"   the image side, with identities; High-level Semantic Embedding: the fused text
-                   of a person is the target of its images in both modalities
+                   of an identity is the target of its images in both modalities
 
 Stages 1 and 2 are in `stages`, stage 3 in `images`, the settings, with the published values as
 defaults, in `settings`. Nothing is clustered: identities are given.
@@ -28,7 +28,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         labels: per modality (n,) identities from 0, -1 unknown.
 
     Raises:
-        ValueError: no person was seen in both modalities.
+        ValueError: no identity was seen in both modalities.
 
     Reference: CSDN, stage 3, batches.
     """

@@ -18,7 +18,7 @@ from torch.nn import functional
 from reid_core import losses
 from reid_core.method import Labels
 from reid_core.methods.csdn import optimization
-from reid_core.methods.csdn.settings import INPUTS, Config, num_people, seed_of
+from reid_core.methods.csdn.settings import INPUTS, Config, num_identities, seed_of
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import Features, ImageEncoder
 from reid_core.stage import Epoch, Gather, Terms, gather_together
@@ -91,16 +91,16 @@ class ImageModel(nn.Module):
 
     Args:
         encoder: with CLIP's weights; trained in place.
-        num_people: C.
+        num_identities: C.
         seed: of the classifiers' first values.
     """
 
-    def __init__(self, encoder: ImageEncoder, num_people: int, *, seed: int) -> None:
+    def __init__(self, encoder: ImageEncoder, num_identities: int, *, seed: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.classifier = _classifier(encoder.feature_dim, num_people, seed=seed)
+        self.classifier = _classifier(encoder.feature_dim, num_identities, seed=seed)
         self.projected_neck = nn.BatchNorm1d(encoder.embed_dim)
-        self.projected_classifier = _classifier(encoder.embed_dim, num_people, seed=seed + 1)
+        self.projected_classifier = _classifier(encoder.embed_dim, num_identities, seed=seed + 1)
 
     def forward(self, visible: Tensor, infrared: Tensor) -> Outputs:
         """Features and scores of uint8 images (B_v, 3, H, W) and (B_i, 3, H, W)."""
@@ -112,9 +112,9 @@ class ImageModel(nn.Module):
         )
 
 
-def _classifier(width: int, num_people: int, *, seed: int) -> nn.Linear:
-    layer = nn.Linear(width, num_people, bias=False)
-    drawn = torch.randn(num_people, width, generator=torch.Generator().manual_seed(seed))
+def _classifier(width: int, num_identities: int, *, seed: int) -> nn.Linear:
+    layer = nn.Linear(width, num_identities, bias=False)
+    drawn = torch.randn(num_identities, width, generator=torch.Generator().manual_seed(seed))
     layer.weight = nn.Parameter(0.001 * drawn)
     return layer
 
@@ -145,7 +145,7 @@ class Imaging:
         self.epochs = config.images.epochs
         self.evaluate_every = config.images.evaluate_every
         self.encoder = Descriptor(encoder, flip=config.flip_test)
-        self.module = ImageModel(encoder, num_people(identities), seed=seed_of(seed, "heads"))
+        self.module = ImageModel(encoder, num_identities(identities), seed=seed_of(seed, "heads"))
         self._guides = guides
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -216,7 +216,7 @@ def image_terms(
     """
     size = len(visible)
     identities = torch.cat([visible.repeat_interleave(2), infrared])
-    found = {
+    result = {
         "identity": Term(
             losses.identity_cross_entropy(outputs.scores, identities), len(identities)
         ),
@@ -229,13 +229,13 @@ def image_terms(
         weights = dict(zip(INPUTS, (config.lambda2, config.lambda3), strict=True))
         for m, g, y in zip(INPUTS, (projected[0], projected[2]), (visible, infrared), strict=True):
             text = losses.image_to_text(g, y, guides[m], smoothing=0.0)
-            found[f"{m}_to_text"] = Term(text, size, weights[m])
+            result[f"{m}_to_text"] = Term(text, size, weights[m])
     pooled = torch.cat(_by_view(outputs.features.pooled, size), dim=1)
     both = gather_together(gather, pooled, torch.cat(projected, dim=1), visible, infrared)
     for prefix, views in (("", both[0]), ("projected_", both[1])):
         for name, term in _compared(config, views, both[2], both[3]).items():
-            found[prefix + name] = term
-    return found
+            result[prefix + name] = term
+    return result
 
 
 def _compared(config: Config, x: Tensor, visible: Tensor, infrared: Tensor) -> Terms:
@@ -246,15 +246,15 @@ def _compared(config: Config, x: Tensor, visible: Tensor, infrared: Tensor) -> T
         torch.cat([visible, visible, infrared]),
         stable=config.triplet == "stable",
     )
-    found = {"triplet": Term(triplet, 3 * len(visible), config.lambda1)}
+    result = {"triplet": Term(triplet, 3 * len(visible), config.lambda1)}
     if config.msel:
         shared = losses.modality_shared_enhancement(
             torch.cat([views[0], views[2]]),
             torch.cat([visible, infrared]),
             torch.arange(2, device=x.device).repeat_interleave(len(visible)),
         )
-        found["shared"] = Term(shared, 2 * len(visible), config.msel)
-    return found
+        result["shared"] = Term(shared, 2 * len(visible), config.msel)
+    return result
 
 
 def _by_view(x: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -56,7 +56,7 @@ def from_released(config: Config, state: Mapping[str, Tensor]) -> dict[str, dict
             "weights were trained with the last rectifier of each stem alone; take "
             "csdn.profile=reference"
         )
-    found: dict[str, dict[str, Tensor]] = {"prompts": {}, "fusion": {}, "images": {}}
+    result: dict[str, dict[str, Tensor]] = {"prompts": {}, "fusion": {}, "images": {}}
     unknown = []
     for name, x in state.items():
         plain = name.removeprefix("module.")
@@ -67,7 +67,7 @@ def from_released(config: Config, state: Mapping[str, Tensor]) -> dict[str, dict
             unknown.append(name)
             continue
         stage, ours = _RELEASED[match]
-        found[stage][ours + plain.removeprefix(match)] = x
+        result[stage][ours + plain.removeprefix(match)] = x
     if unknown:
         raise ValueError(
             f"not a checkpoint of CSDN's public code: it knows no {', '.join(unknown[:5])} "
@@ -76,11 +76,11 @@ def from_released(config: Config, state: Mapping[str, Tensor]) -> dict[str, dict
     missing = [
         prefix
         for prefix, (stage, ours) in _RELEASED.items()
-        if stage == "images" and not any(name.startswith(ours) for name in found["images"])
+        if stage == "images" and not any(name.startswith(ours) for name in result["images"])
     ]
     if missing:
         raise ValueError(
             f"an incomplete checkpoint of CSDN's public code: it lacks {', '.join(missing[:5])} "
             f"({len(missing)} parts)"
         )
-    return found
+    return result

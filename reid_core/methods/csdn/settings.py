@@ -46,7 +46,7 @@ _PURPOSES = (
 
 
 class ImageStage(Section):
-    """Optimisation of stage 3.
+    """Optimization of stage 3.
 
     Attributes:
         epochs: of the stage.
@@ -137,7 +137,7 @@ class Config(Section):
         return {**profile, **variant, **given}
 
 
-def num_people(identities: Labels) -> int:
+def num_identities(identities: Labels) -> int:
     """C, the number of classes over both modalities."""
     return max(int(y.max(initial=-1)) for y in identities.values()) + 1
 
@@ -173,17 +173,17 @@ def stages(config: Config) -> tuple[str, ...]:
 
 def batch_rows(config: Config) -> dict[str, int]:
     """Rows of a global batch per modality, under the keys that decide it."""
-    found = {
+    result = {
         f"csdn.{name}.batch_size": getattr(config, name).batch_size for name in stages(config)[:-1]
     }
     rows = config.images.identities_per_batch * config.images.instances
-    return {**found, "csdn.images.identities_per_batch x instances": rows}
+    return {**result, "csdn.images.identities_per_batch x instances": rows}
 
 
 def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
     """Two views of a visible image, the second with exchanged channels, and one of an infrared.
 
-    Reference: CSDN, stage 3, views. Colours are lost by channel operations, not by grayscale.
+    Reference: CSDN, stage 3, views. Colors are lost by channel operations, not by grayscale.
     """
     base = replace(base, grayscale=0.0)
     return {
@@ -199,9 +199,9 @@ def check(config: Config) -> list[str]:
     # a resumed run gives every key: only values that were changed are worth a word
     fields = type(config).model_fields
     names = [f"csdn.{name}" for name in idle if getattr(config, name) != fields[name].default]
-    found = []
+    result = []
     if names:
-        found.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
+        result.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
     if config.profile == "reference" and config.stem_relu == "all":
-        found.append("csdn.stem_relu=all: the released weights were trained with the last alone")
-    return found
+        result.append("csdn.stem_relu=all: the released weights were trained with the last alone")
+    return result

@@ -17,7 +17,7 @@ from reid_core import sampling
 from reid_core.method import Labels
 from reid_core.methods.csdn import optimization
 from reid_core.methods.csdn.images import Descriptor
-from reid_core.methods.csdn.settings import INPUTS, Config, num_people, seed_of
+from reid_core.methods.csdn.settings import INPUTS, Config, num_identities, seed_of
 from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
@@ -38,9 +38,9 @@ def pairs(
     epoch: int,
     stage: str = "prompts",
 ) -> tuple[np.ndarray, ...]:
-    """Batches (batches, batch_size) of visible and of infrared rows, one person in each place.
+    """Batches (batches, batch_size) of visible and of infrared rows, one identity in each place.
 
-    Stage "fusion" draws a sample of its own, as the public code does: fewer people are in neither.
+    Stage "fusion" draws a sample of its own, as the public code does: fewer are left out.
     """
     is_anew = stage == "fusion" and config.pool == "sample"
     sides, seed = [labels[m] for m in INPUTS], seed_of(seed, "fusion pairs" if is_anew else "pairs")
@@ -75,27 +75,27 @@ class PairBatch:
     Attributes:
         rows: per modality (B,).
         identities: (B,) of the rows, alike in both modalities.
-        mine: the slice of them that is this worker's.
+        own_rows: the slice of them that is this worker's.
         chosen: the identities of that slice.
     """
 
     rows: dict[Modality, Tensor]
     identities: Tensor
-    mine: slice
+    own_rows: slice
     chosen: Chosen
 
 
 class Prompts(nn.Module):
-    """Four learnt words per person, for each modality or, with "shared" anchors, for both at once.
+    """Four learnt words per identity, for each modality or, with "shared" anchors, for both.
 
     Args:
         config: the method's settings.
         clip: source of the text tower, which is frozen.
-        num_people: C.
+        num_identities: C.
         seed: of the words' first values.
     """
 
-    def __init__(self, config: Config, clip: Backbone, num_people: int, *, seed: int) -> None:
+    def __init__(self, config: Config, clip: Backbone, num_identities: int, *, seed: int) -> None:
         super().__init__()
         clip.text.requires_grad_(False)
         self.shared = config.anchors == "shared"
@@ -103,7 +103,7 @@ class Prompts(nn.Module):
             {
                 str(m): PromptLearner(
                     clip.text,
-                    num_classes=num_people,
+                    num_classes=num_identities,
                     prefix=TEMPLATE,
                     seed=seed_of(seed, f"tokens.{m}"),
                 )
@@ -118,7 +118,7 @@ class Prompts(nn.Module):
 
 
 class Prompting:
-    """Stage "prompts": words for every person and modality, against frozen image features.
+    """Stage "prompts": words for every identity and modality, against frozen image features.
 
     Args:
         config: the method's settings.
@@ -143,7 +143,7 @@ class Prompting:
         self.config, self.seed, self._identities = config, seed, identities
         self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
         self.encoder = Descriptor(encoder.eval().requires_grad_(False), flip=False)
-        self.module = Prompts(config, clip, num_people(identities), seed=seed)
+        self.module = Prompts(config, clip, num_identities(identities), seed=seed)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
@@ -162,7 +162,7 @@ class Prompting:
         self._images = features
 
     def batches(self, epoch: int, share: Callable[[int], slice]) -> Iterator[PairBatch]:
-        """See `CachedStage`; the two rows in one place show one person."""
+        """See `CachedStage`; the two rows in one place show one identity."""
         plan = pairs(
             self.config,
             self._identities,
@@ -173,9 +173,9 @@ class Prompting:
         for positions in zip(*plan, strict=True):
             rows = dict(zip(INPUTS, map(torch.from_numpy, positions), strict=True))
             identities = self._identities[INPUTS[0]][positions[0]]
-            mine = share(self.batch_rows)
-            chosen = Chosen.of(identities[mine])
-            yield PairBatch(rows, torch.from_numpy(identities), mine, chosen)
+            own = share(self.batch_rows)
+            chosen = Chosen.of(identities[own])
+            yield PairBatch(rows, torch.from_numpy(identities), own, chosen)
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Nothing is decided between the epochs of this stage."""
@@ -192,12 +192,12 @@ class Prompting:
         all_texts = gather_together(gather, *(texts[m] for m in INPUTS))
         everyone = dict(zip(INPUTS, all_texts, strict=True))
         groups = {"joint": (INPUTS,), "separate": tuple((m,) for m in INPUTS)}
-        found: Terms = {}
+        result: Terms = {}
         for group in groups[self.config.pairing]:
             labels = identities.repeat(len(group))
             to_text, to_image = contrast(
                 Side(
-                    torch.cat([images[m][batch.mine] for m in group]),
+                    torch.cat([images[m][batch.own_rows] for m in group]),
                     torch.cat([images[m] for m in group]),
                     labels,
                 ),
@@ -206,19 +206,19 @@ class Prompting:
                     torch.cat([everyone[m] for m in group]),
                     labels,
                 ),
-                identities[batch.mine].repeat(len(group)),
+                identities[batch.own_rows].repeat(len(group)),
                 temperature=self.config.prompts.temperature,
             )
             name = group[0] if len(group) == 1 else "image"
-            found |= {f"{name}_to_text": to_text, f"text_to_{name}": to_image}
-        return found
+            result |= {f"{name}_to_text": to_text, f"text_to_{name}": to_image}
+        return result
 
     def update(self, gather: Gather) -> None:
         """No memory."""
 
     @torch.no_grad()
     def hand_on(self) -> dict[str, Tensor]:
-        """The texts (C, E) of every person and modality."""
+        """The texts (C, E) of every identity and modality."""
         return {f"texts.{m}": x.cpu() for m, x in self.module(None).items()}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -235,17 +235,17 @@ class MixedBatch:
 
     Attributes:
         rows: (B,) of all images, visible ones first.
-        mine: the slice of them that is this worker's.
+        own_rows: the slice of them that is this worker's.
         keep: dropout factors (B, E) of the worker's rows.
     """
 
     rows: Tensor
-    mine: slice
+    own_rows: slice
     keep: Tensor
 
 
 class Fusing:
-    """Stage "fusion": how the two texts of a person become one, against frozen image features.
+    """Stage "fusion": how the two texts of an identity become one, against frozen image features.
 
     Args:
         config: the method's settings.
@@ -291,7 +291,7 @@ class Fusing:
         self._images = features
         device = features[INPUTS[0]].device
         identities = np.concatenate([self._identities[m] for m in INPUTS])
-        self._people = torch.as_tensor(identities, device=device)
+        self._labels = torch.as_tensor(identities, device=device)
         own, other = self._texts
         self._texts = own.to(device), other.to(device)
 
@@ -312,9 +312,9 @@ class Fusing:
         )
         step_seeds = sampling.augmentation_seeds((len(plan),), seed=seed, epoch=epoch)
         for positions, step_seed in zip(plan, step_seeds, strict=True):
-            rows, mine = torch.from_numpy(pool[positions]), share(self.batch_rows)
+            rows, own = torch.from_numpy(pool[positions]), share(self.batch_rows)
             keep = self._keep(len(rows), seed=int(step_seed))
-            yield MixedBatch(rows, mine, keep[mine])
+            yield MixedBatch(rows, own, keep[own])
 
     def begin_epoch(self, number: int, epoch: Epoch) -> None:
         """Nothing is decided between the epochs of this stage."""
@@ -325,14 +325,14 @@ class Fusing:
 
     def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
         """The contrast of images and the fused texts of their identities."""
-        images, identities = self._features(batch.rows), self._people[batch.rows]
-        mine = identities[batch.mine]
+        images, identities = self._features(batch.rows), self._labels[batch.rows]
+        share = identities[batch.own_rows]
         own, other = self._texts
-        fused = model(own[mine], other[mine], batch.keep)
+        fused = model(own[share], other[share], batch.keep)
         to_text, to_image = contrast(
-            Side(images[batch.mine], images, identities),
+            Side(images[batch.own_rows], images, identities),
             Side(fused, gather(fused), identities),
-            mine,
+            share,
             temperature=self.config.fusion.temperature,
         )
         return {"image_to_text": to_text, "text_to_image": to_image}
@@ -342,7 +342,7 @@ class Fusing:
 
     @torch.no_grad()
     def hand_on(self) -> dict[str, Tensor]:
-        """The fused anchor (C, E) of every person."""
+        """The fused anchor (C, E) of every identity."""
         own, other = self._texts
         keep = None
         if self.config.anchor_dropout:
@@ -370,7 +370,7 @@ class Fusing:
 
 
 def anchors(config: Config, handed: Mapping[str, Tensor]) -> dict[Modality, Tensor]:
-    """The text (C, E) of every person that guides the images of each modality in stage 3."""
+    """The text (C, E) of every identity that guides the images of each modality in stage 3."""
     if config.anchors == "fusion":
         return dict.fromkeys(INPUTS, handed["fused"])
     texts = {m: handed[f"texts.{m}"] for m in INPUTS}

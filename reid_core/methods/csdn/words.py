@@ -7,7 +7,7 @@ from reid_core.method import StageWords, Words
 WORDS = Words(
     title="The same person, by day and by night",
     lead="A person is seen by ordinary cameras during the day and by infrared cameras at night. "
-    "The program learned from labelled people, with descriptions in words as a bridge between the "
+    "The program learned from labeled people, with descriptions in words as a bridge between the "
     "two kinds of picture, to find people that it has never seen.",
     stages={
         "prompts": StageWords(

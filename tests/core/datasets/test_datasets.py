@@ -1,4 +1,4 @@
-"""The loaders on trees written by hand; nobody's picture is a picture."""
+"""The loaders on trees written by hand; nobody's image is an image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_kind_has_a_reader_a_protocol_and_a_headline() -> None:
 
 @pytest.fixture
 def thermal(tmp_path: Path) -> Path:
-    """RegDB of three identities; person 2 trains in trial 1 and person 10 in trial 7."""
+    """RegDB of three identities; identity 2 trains in trial 1 and identity 10 in trial 7."""
     for name in ("Visible", "Thermal"):
         touch(tmp_path, *(f"{name}/{pid}/{name[0].lower()}_{pid}.bmp" for pid in (2, 10, 30)))
     (tmp_path / "idx").mkdir()
@@ -90,7 +90,7 @@ def test_regdb_has_ten_trials_and_three_folders(thermal: Path) -> None:
 
 @pytest.fixture
 def dark(tmp_path: Path) -> Path:
-    """LLCM: person 1 trains, persons 3 and 12 are tested."""
+    """LLCM: identity 1 trains, identities 3 and 12 are tested."""
     lists = {"vis": ["vis/0001/0001_c03_s1_f2_vis.jpg 0"], "nir": ["nir/0001/odd.jpg 0"]}
     (tmp_path / "idx").mkdir()
     for name, lines in lists.items():
@@ -222,7 +222,7 @@ def test_a_missing_or_cut_json_is_named_with_the_layout(tmp_path: Path) -> None:
         pedes.read_rstp(tmp_path)
 
 
-def test_a_flat_folder_trains_on_unknown_people(tmp_path: Path) -> None:
+def test_a_flat_folder_trains_on_unknown_identities(tmp_path: Path) -> None:
     touch(tmp_path, "visible/b.JPG", "visible/a.png", "infrared/a.bmp", "visible/notes.txt")
     dataset = folder.read(tmp_path)
     assert rows(dataset.train) == [
@@ -233,7 +233,9 @@ def test_a_flat_folder_trains_on_unknown_people(tmp_path: Path) -> None:
     assert len(dataset.test) == 0
 
 
-def test_a_persons_folder_is_one_person_in_both_modalities_and_all_splits(tmp_path: Path) -> None:
+def test_a_folder_is_one_identity_in_both_modalities_and_all_splits(
+    tmp_path: Path,
+) -> None:
     touch(
         tmp_path,
         "train/visible/zoe/a.jpg",

@@ -11,7 +11,7 @@ from PIL import Image
 
 from reid_core.datasets import LAYOUTS, synthetic
 from reid_core.datasets.synthetic import cameras, layouts
-from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_identity
+from reid_core.datasets.synthetic.identities import COLORS, VIEWS, draw_identity
 from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.types import Dataset, Modality
 
@@ -38,24 +38,24 @@ def test_the_loader_counts_what_expected_json_says(worlds: Path, kind: str) -> N
     expected = json.loads((worlds / kind / "expected.json").read_text())
     for name, split in splits(dataset).items():
         by_modality = expected.get(name, {})
-        assert {str(record.modality) for record in split.samples} == set(by_modality)
+        assert {str(sample.modality) for sample in split.samples} == set(by_modality)
         for modality, counts in by_modality.items():
             rows = split.rows(Modality(modality))
-            found = {"ids": len(set(split.pids[rows]))}
+            result = {"ids": len(set(split.pids[rows]))}
             if modality == "text":
-                found["captions"] = len(rows)
+                result["captions"] = len(rows)
             else:
-                found |= {"cameras": len(set(split.cameras[rows])), "images": len(rows)}
-            assert found | counts == found
+                result |= {"cameras": len(set(split.cameras[rows])), "images": len(rows)}
+            assert result | counts == result
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_listed_picture_exists_once_and_none_is_left_over(worlds: Path, kind: str) -> None:
+def test_every_listed_image_exists_once_and_none_is_left_over(worlds: Path, kind: str) -> None:
     listed = [
-        record.image
+        sample.image
         for split in splits(LAYOUTS[kind].read(worlds / kind)).values()
-        for record in split.samples
-        if record.modality != Modality.TEXT
+        for sample in split.samples
+        if sample.modality != Modality.TEXT
     ]
     written = [
         path.relative_to(worlds / kind).as_posix()
@@ -101,39 +101,44 @@ def test_training_ids_of_captioned_sets_start_at_their_base_without_gaps(
 
 def test_icfg_folders_are_not_the_split(worlds: Path) -> None:
     train = LAYOUTS["icfg"].read(worlds / "icfg").train
-    assert {record.image.split("/")[2] for record in train.samples} == {"train", "test"}
+    assert {sample.image.split("/")[2] for sample in train.samples} == {"train", "test"}
 
 
 def test_sentences_are_about_the_view_that_was_filmed(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = layouts.Recipe(4, 9, "icfg", "default", 32)
     filmed, stage = [], cameras._stage
 
-    def spy(person, view, height, rng):
+    def spy(identity, view, height, rng):
         filmed.append(view)
-        return stage(person, view, height, rng)
+        return stage(identity, view, height, rng)
 
     monkeypatch.setattr(cameras, "_stage", spy)
-    monkeypatch.setattr(layouts, "_save", lambda picture, path: None)
-    layouts._write_people(Path(), recipe, range(4))
+    monkeypatch.setattr(layouts, "_save", lambda image, path: None)
+    layouts._write_identities(Path(), recipe, range(4))
     world, ids = layouts._world(recipe), layouts._ids(recipe).tolist()
-    told = [
+    known = [
         view
         for pid in ids
         for camera in layouts.LAYOUTS["icfg"].cameras
         for view in world.views(pid, camera)
     ]
-    assert told == filmed
+    assert known == filmed
 
 
 def test_sentences_differ_in_form_leave_things_out_and_err() -> None:
-    person = draw_identity(np.random.default_rng(3))
-    said = [write_sentence(person, "back", np.random.default_rng([0, i])) for i in range(300)]
+    identity = draw_identity(np.random.default_rng(3))
+    said = [write_sentence(identity, "back", np.random.default_rng([0, i])) for i in range(300)]
     assert len(set(said)) > 290
     spoken = [sentence.lower() for sentence in said]
-    assert 0.3 < np.mean([person.upper.kind in text for text in spoken]) < 0.95
+    assert 0.3 < np.mean([identity.upper.kind in text for text in spoken]) < 0.95
     assert len({text.split()[0] for text in spoken}) >= 4
-    worn = {person.upper.colour, person.lower.colour, person.shoes.colour, person.bag.colour}
-    wrong = [bool(set(text.replace(",", "").split()) & (set(COLOURS) - worn)) for text in spoken]
+    worn = {
+        identity.upper.color,
+        identity.lower.color,
+        identity.shoes.color,
+        identity.bag.color,
+    }
+    wrong = [bool(set(text.replace(",", "").split()) & (set(COLORS) - worn)) for text in spoken]
     assert 0.02 < np.mean(wrong) < 0.6
     assert 0.05 < np.mean([not text.endswith(".") for text in spoken]) < 0.2
 

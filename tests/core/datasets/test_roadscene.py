@@ -1,4 +1,4 @@
-"""Places of aligned pictures become a tree that the reader of SYSU-MM01 takes."""
+"""Places of aligned images become a tree that the reader of SYSU-MM01 takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reid_core.types import Modality
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Two scenes of noise, in both spectra, and a neighbour that is too near to count."""
+    """Two scenes of noise, in both spectra, and a neighbor that is too near to count."""
     rng = np.random.default_rng(0)
     for folder, channels in (("crop_HR_visible", 3), ("cropinfrared", 1)):
         (tmp_path / folder).mkdir()
@@ -35,11 +35,11 @@ def test_places_are_seen_by_six_cameras_in_tracks(source: Path, tmp_path: Path) 
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     thermal = np.asarray(Image.open(tmp_path / "a" / "cam3" / "0001" / "0001.jpg")).astype(int)
     assert thermal.shape == (128, 64, 3)
-    assert np.ptp(thermal, axis=2).max() < 30, "grey"
+    assert np.ptp(thermal, axis=2).max() < 30, "gray"
 
 
 def test_the_reader_takes_it(tmp_path: Path) -> None:
-    """Eighteen scenes are three runs of neighbours: one trains, one validates, one is tested."""
+    """Eighteen scenes are three runs of neighbors: one trains, one validates, one is tested."""
     for folder in ("crop_HR_visible", "cropinfrared"):
         (tmp_path / folder).mkdir()
         for number in range(0, 360, 20):

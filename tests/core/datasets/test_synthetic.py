@@ -16,7 +16,7 @@ from reid_core.datasets import LAYOUTS, synthetic, sysu
 from reid_core.datasets.synthetic import captions, layouts, palettes
 from reid_core.datasets.synthetic.drawing import SHADES, Material
 from reid_core.datasets.synthetic.figure import Pose, draw_figure
-from reid_core.datasets.synthetic.identities import COLOURS, VIEWS, draw_identity
+from reid_core.datasets.synthetic.identities import COLORS, VIEWS, draw_identity
 from reid_core.types import Modality, Split
 
 PEOPLE = 10
@@ -54,23 +54,23 @@ def test_the_loader_counts_what_expected_json_says(tree: Path) -> None:
             }
 
 
-def test_every_file_belongs_to_exactly_one_split_and_people_do_not_overlap(tree: Path) -> None:
+def test_every_file_belongs_to_exactly_one_split_and_identities_do_not_overlap(tree: Path) -> None:
     dataset = sysu.read(tree)
     splits = (dataset.train, dataset.val, dataset.test)
-    listed = [record.image for split in splits for record in split.samples]
+    listed = [sample.image for split in splits for sample in split.samples]
     assert sorted(listed) == sorted(name for name in contents(tree) if name.endswith(".jpg"))
     assert [len(set(split.pids)) for split in splits] == [7, 1, 2]
     assert len(set().union(*(split.pids.tolist() for split in splits))) == PEOPLE
 
 
-def test_pictures_are_twice_as_high_as_wide_and_infrared_has_one_channel(tree: Path) -> None:
-    for record in sysu.read(tree).test.samples:
-        pixels = np.asarray(Image.open(tree / record.image))
+def test_images_are_twice_as_high_as_wide_and_infrared_has_one_channel(tree: Path) -> None:
+    for sample in sysu.read(tree).test.samples:
+        pixels = np.asarray(Image.open(tree / sample.image))
         assert pixels.shape == (96, 48, 3)
         gray = np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(
             pixels[..., 1], pixels[..., 2]
         )
-        assert gray == (record.modality == Modality.INFRARED)
+        assert gray == (sample.modality == Modality.INFRARED)
 
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(
@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(
     assert contents(tmp_path / "again") == contents(tree)
 
 
-def test_another_seed_gives_other_pictures_and_another_split(tree: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_other_images_and_another_split(tree: Path, tmp_path: Path) -> None:
     synthetic.write(tmp_path / "other", num_identities=PEOPLE, seed=4)
     ours, other = contents(tree), contents(tmp_path / "other")
     shared = {name for name in ours.keys() & other.keys() if name.endswith(".jpg")}
@@ -88,7 +88,7 @@ def test_another_seed_gives_other_pictures_and_another_split(tree: Path, tmp_pat
     assert ours["exp/test_id.txt"] != other["exp/test_id.txt"]
 
 
-def test_difficulty_changes_infrared_pictures_only(tree: Path, tmp_path: Path) -> None:
+def test_difficulty_changes_infrared_images_only(tree: Path, tmp_path: Path) -> None:
     synthetic.write(tmp_path / "hard", num_identities=PEOPLE, seed=3, difficulty="hard")
     ours, hard = contents(tree), contents(tmp_path / "hard")
     changed = {name[:4] for name in ours if ours[name] != hard[name] and name.endswith(".jpg")}
@@ -125,7 +125,7 @@ def test_writing_again_does_nothing_and_an_interrupted_tree_is_completed(tmp_pat
 def test_mismatched_cameras_share_some_training_identities_and_all_tested_ones(
     layout: str, tmp_path: Path
 ) -> None:
-    """Half of the training identities, evenly on both sides; no other picture changes."""
+    """Half of the training identities, evenly on both sides; no other image changes."""
     root = tmp_path / layout
     arguments: dict[str, Any] = {"num_identities": 14, "seed": 5, "layout": layout, "height": 32}
     synthetic.write(root, **arguments, mismatch=0.5)
@@ -191,7 +191,7 @@ def test_a_full_disk_is_reported_with_the_root_and_the_remedy(
         synthetic.write(tmp_path / "tree", num_identities=3, seed=0)
 
 
-def test_an_id_says_nothing_about_the_order_of_the_people() -> None:
+def test_an_id_says_nothing_about_the_order_of_the_identities() -> None:
     recipe = layouts.Recipe(400, 5, "sysu", "default", 64)
     ids = layouts._ids(recipe)
     assert sorted(ids) == list(range(1, 401))
@@ -206,23 +206,23 @@ def test_how_far_luminance_tells_infrared_reflectance(
     difficulty: str, low: float, high: float
 ) -> None:
     luminance, reflectance = [], []
-    for i, person in enumerate(crowd(300)):
+    for i, identity in enumerate(crowd(300)):
         setting = palettes.DIFFICULTIES[difficulty]
-        values = palettes.reflectances(person, setting, np.random.default_rng([1, i]))
-        luminance.append(palettes.dye_luminance(person.upper.colour))
+        values = palettes.reflectances(identity, setting, np.random.default_rng([1, i]))
+        luminance.append(palettes.dye_luminance(identity.upper.color))
         reflectance.append(values[Material.UPPER])
     assert low <= spearmanr(luminance, reflectance).statistic <= high
 
 
 def test_the_default_law_can_be_learnt_and_the_hard_case_cannot() -> None:
-    """Share of the reflectance's variance that the colour explains."""
+    """Share of the reflectance's variance that the color explains."""
 
     def explained(difficulty: str) -> float:
-        groups: dict[str, list[float]] = {colour: [] for colour in COLOURS}
-        for i, person in enumerate(crowd(600)):
+        groups: dict[str, list[float]] = {color: [] for color in COLORS}
+        for i, identity in enumerate(crowd(600)):
             setting = palettes.DIFFICULTIES[difficulty]
-            values = palettes.reflectances(person, setting, np.random.default_rng([1, i]))
-            groups[person.upper.colour].append(values[Material.UPPER])
+            values = palettes.reflectances(identity, setting, np.random.default_rng([1, i]))
+            groups[identity.upper.color].append(values[Material.UPPER])
         residual = np.concatenate([np.array(g) - np.mean(g) for g in groups.values()])
         return float(1.0 - residual.var() / np.concatenate(list(groups.values())).var())
 
@@ -233,8 +233,8 @@ def test_the_default_law_can_be_learnt_and_the_hard_case_cannot() -> None:
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_figure_stands_inside_its_canvas_with_all_it_wears(view: str) -> None:
     pose = Pose(view=view, phase=1.0, top=8.0, axis=64.0, scale=112.0)
-    for person in crowd(20):
-        codes = draw_figure(person, pose, (128, 128))
+    for identity in crowd(20):
+        codes = draw_figure(identity, pose, (128, 128))
         rows, columns = np.nonzero(codes)
         assert rows.min() >= 4
         assert rows.max() <= 124
@@ -245,52 +245,61 @@ def test_a_figure_stands_inside_its_canvas_with_all_it_wears(view: str) -> None:
 
 
 def test_left_and_right_views_mirror_each_other() -> None:
-    """Up to a canvas pixel of rasterisation, which the thin limbs feel."""
+    """Up to a canvas pixel of rasterization, which the thin limbs feel."""
 
     def overlap(a: np.ndarray, b: np.ndarray) -> float:
         return float((a & b).sum() / (a | b).sum())
 
-    for person in crowd(30):
+    for identity in crowd(30):
         right, left = (
-            draw_figure(person, Pose(view, 0.7, 8.0, 64.0, 112.0), (128, 129)) > 0
+            draw_figure(identity, Pose(view, 0.7, 8.0, 64.0, 112.0), (128, 129)) > 0
             for view in ("right", "left")
         )
         assert overlap(right, left[:, ::-1]) > overlap(right, left) + 0.05
 
 
-def test_a_catalogue_is_the_same_again_and_shows_four_looks_of_each_person() -> None:
+def test_a_catalogue_is_the_same_again_and_shows_four_looks_of_each_identity() -> None:
     first, again = (synthetic.catalogue(40, seed=2) for _ in range(2))
     assert np.array_equal(first.images, again.images)
     assert first.captions == again.captions
     assert first.images.shape == (40, 64, 64, 3)
     assert first.words.shape == (40, len(first.word_names))
-    assert np.array_equal(np.bincount(first.person), np.full(10, 4))
+    assert np.array_equal(np.bincount(first.identity), np.full(10, 4))
     assert not np.array_equal(first.images, synthetic.catalogue(40, seed=3).images)
 
 
-def test_catalogue_and_target_people_differ_for_the_same_seed(tree: Path) -> None:
+def test_catalogue_and_target_identities_differ_for_the_same_seed(tree: Path) -> None:
     targets = [draw_identity(layouts._generator(3, layouts._PEOPLE, i)) for i in range(PEOPLE)]
     words = synthetic.catalogue(4 * PEOPLE, seed=3).words[::4]
-    for index, person in enumerate(targets):
-        shape_words = captions.words(person, "front", colours=False)
+    for index, identity in enumerate(targets):
+        shape_words = captions.words(identity, "front", colors=False)
         assert not np.array_equal(words[index] & shape_words, shape_words)
 
 
-def test_captions_speak_of_colours_only_where_the_picture_has_some() -> None:
+def test_captions_speak_of_colors_only_where_the_image_has_some() -> None:
     drawn = synthetic.catalogue(200, seed=1)
     gray = np.all(drawn.images == drawn.images[..., :1], axis=(1, 2, 3))
     assert 0.25 < gray.mean() < 0.55
     for caption, is_gray in zip(drawn.captions, gray, strict=True):
         spoken = set(caption.replace(",", " ").replace(".", " ").split())
-        assert bool(spoken & set(COLOURS)) != is_gray
+        assert bool(spoken & set(COLORS)) != is_gray
 
 
 def test_words_hold_what_the_caption_says() -> None:
-    person = crowd(1)[0]
-    held = captions.words(person, "front", colours=True)
+    identity = crowd(1)[0]
+    held = captions.words(identity, "front", colors=True)
     names = {captions.WORDS[i] for i in np.flatnonzero(held)}
-    assert {person.gender, f"upper {person.upper.kind}", f"upper {person.upper.colour}"} <= names
+    assert {
+        identity.gender,
+        f"upper {identity.upper.kind}",
+        f"upper {identity.upper.color}",
+    } <= names
     for seed in range(8):
-        sentence = captions.caption(person, "front", np.random.default_rng(seed))
-        for said in (person.gender, person.upper.kind, person.upper.colour, person.lower.kind):
+        sentence = captions.caption(identity, "front", np.random.default_rng(seed))
+        for said in (
+            identity.gender,
+            identity.upper.kind,
+            identity.upper.color,
+            identity.lower.kind,
+        ):
             assert said in sentence

@@ -12,7 +12,7 @@ from reid_core.types import Modality
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Identity 1 trains, 12 validates, 7 tests; nobody's picture is a picture."""
+    """Identity 1 trains, 12 validates, 7 tests; nobody's image is an image."""
     for camera in range(1, 7):
         for pid in (1, 7, 12):
             folder = tmp_path / f"cam{camera}" / f"{pid:04d}"
@@ -42,7 +42,7 @@ def test_records_are_sorted_by_camera_id_and_file_name(root: Path) -> None:
     assert set(train.pids) == {1, 12}
 
 
-def test_cameras_3_and_6_are_infrared_and_pictures_are_not_opened(root: Path) -> None:
+def test_cameras_3_and_6_are_infrared_and_images_are_not_opened(root: Path) -> None:
     dataset = sysu.read(root)
     assert dataset.kind == "sysu"
     assert dataset.root == root
@@ -52,7 +52,7 @@ def test_cameras_3_and_6_are_infrared_and_pictures_are_not_opened(root: Path) ->
     assert (dataset.train.pids[0], dataset.val.pids[0], dataset.test.pids[0]) == (1, 12, 7)
 
 
-def test_a_person_may_be_missing_in_a_camera_and_other_files_are_ignored(root: Path) -> None:
+def test_a_identity_may_be_missing_in_a_camera_and_other_files_are_ignored(root: Path) -> None:
     for name in ("0002.jpg", "0010.jpg"):
         (root / "cam5" / "0007" / name).unlink()
     (root / "cam5" / "0007").rmdir()

@@ -7,7 +7,7 @@ import pytest
 
 from reid_core.knn import approximate
 from reid_core.knn.approximate import GraphSearch, recall_of
-from reid_core.knn.neighbours import Neighbours
+from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import nearest
 from tests.core.knn.test_search import same, unit
 
@@ -27,24 +27,24 @@ def test_where_nothing_is_missed_it_is_the_exact_search(
     monkeypatch.setattr(approximate, "_FEW_ROWS", 10)
     is_second = np.arange(1000) % 3 == 0 if halves else None
     search = GraphSearch()
-    found = search(rows(), 12, is_second=is_second)
+    result = search(rows(), 12, is_second=is_second)
     exact = nearest(rows(), 12, is_second=is_second)
     assert search.recalls == [1.0]
-    same(found, exact)
+    same(result, exact)
 
 
-def test_the_recall_is_the_share_of_neighbours_that_were_found() -> None:
+def test_the_recall_is_the_share_of_neighbors_that_were_found() -> None:
     x = unit(300, 32)
     exact = nearest(x, 10)
     similarity = exact.similarity.copy()
     similarity[:, 7:] = -1  # three of ten are others
     assert recall_of(exact, x) == 1
-    assert recall_of(Neighbours(exact.rows, similarity), x) == pytest.approx(0.7)
+    assert recall_of(Neighbors(exact.rows, similarity), x) == pytest.approx(0.7)
     is_second = np.arange(300) < 100
     both = nearest(x, 10, is_second=is_second)
     similarity = both.similarity.copy()
     similarity[:, 9] = -1
-    assert recall_of(Neighbours(both.rows, similarity), x, is_second=is_second) == 0.9
+    assert recall_of(Neighbors(both.rows, similarity), x, is_second=is_second) == 0.9
 
 
 def test_few_rows_are_searched_exactly() -> None:

@@ -42,7 +42,7 @@ def stand_in(product: Callable[[Tensor, Tensor], Tensor] = lambda a, b: a @ b.T)
 
 
 @pytest.mark.parametrize("halves", [False, True])
-def test_neighbours_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, halves: bool) -> None:
+def test_neighbors_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, halves: bool) -> None:
     for module in (products, duplicates):
         monkeypatch.setattr(module, "on_device", lambda rows: isinstance(rows, Tensor))
     screens: list[FaissScreen] = []
@@ -80,7 +80,7 @@ def test_a_build_that_is_right_is_used_and_one_that_errs_is_not() -> None:
         product[:, 7] = -1
         return product
 
-    assert faiss_screen._tried(stand_in(forgetful), CPU) == (None, "it misses neighbours")
+    assert faiss_screen._tried(stand_in(forgetful), CPU) == (None, "it misses neighbors")
 
 
 def test_a_build_for_cpus_is_said_to_be_one() -> None:

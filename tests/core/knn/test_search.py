@@ -1,4 +1,4 @@
-"""The neighbour search against brute force: ties, equal rows, splits, tensors, bad rows."""
+"""The neighbor search against brute force: ties, equal rows, splits, tensors, bad rows."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reid_core.knn import certified, duplicates, fixed_point, products, screen, search
-from reid_core.knn.search import NeighbourSearch
+from reid_core.knn.search import NeighborSearch
 from tests import oracles
-
-
-def unit(num: int, width: int = 16, *, seed: int = 0) -> np.ndarray:
-    x = np.random.default_rng(seed).normal(size=(num, width))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+from tests.core.rows import unit
 
 
 @settings(max_examples=30, deadline=None)
@@ -28,33 +24,33 @@ def unit(num: int, width: int = 16, *, seed: int = 0) -> np.ndarray:
 def test_equals_brute_force_with_many_equal_rows(num_rows, num_distinct, k, seed) -> None:
     rng = np.random.default_rng(seed)
     x = unit(num_distinct, seed=seed)[rng.integers(0, num_distinct, size=num_rows)]
-    found = search.nearest(x, k)
-    np.testing.assert_array_equal(found.rows, oracles.nearest(x, k))
-    cosines = (x[:, None].astype(np.float64) * x[found.rows]).sum(axis=2)
-    np.testing.assert_allclose(found.similarity, cosines, atol=1e-6)
+    result = search.nearest(x, k)
+    np.testing.assert_array_equal(result.rows, oracles.nearest(x, k))
+    cosines = (x[:, None].astype(np.float64) * x[result.rows]).sum(axis=2)
+    np.testing.assert_allclose(result.similarity, cosines, atol=1e-6)
 
 
 def test_exact_ties_between_different_rows_go_by_row() -> None:
     """Axes: all similarities but the own one are 0; each axis occurs twice."""
     x = np.eye(4, dtype=np.float32)[[2, 0, 1, 2, 3, 0, 1, 3]]
-    found = search.nearest(x, 5)
-    assert found.rows[0].tolist() == [0, 3, 1, 2, 4]
-    assert found.rows[7].tolist() == [7, 4, 0, 1, 2]
-    np.testing.assert_array_equal(found.rows, oracles.nearest(x, 5))
+    result = search.nearest(x, 5)
+    assert result.rows[0].tolist() == [0, 3, 1, 2, 4]
+    assert result.rows[7].tolist() == [7, 4, 0, 1, 2]
+    np.testing.assert_array_equal(result.rows, oracles.nearest(x, 5))
 
 
 def test_self_is_first_among_equal_rows() -> None:
     x = np.repeat(unit(1), 50, axis=0)
-    found = search.nearest(x, 30)
-    assert (found.rows[:, 0] == np.arange(50)).all()
-    assert found.rows[40, 1:].tolist() == list(range(29))
+    result = search.nearest(x, 30)
+    assert (result.rows[:, 0] == np.arange(50)).all()
+    assert result.rows[40, 1:].tolist() == list(range(29))
 
 
 @pytest.mark.parametrize("num_tasks", [1, 3, 7])
-def test_any_split_over_tasks_gives_the_same_neighbours(num_tasks: int) -> None:
+def test_any_split_over_tasks_gives_the_same_neighbors(num_tasks: int) -> None:
     x = unit(7500, 8)
     x[5000:5400] = x[100:500]
-    tasks = [NeighbourSearch(x, 10) for _ in range(num_tasks)]
+    tasks = [NeighborSearch(x, 10) for _ in range(num_tasks)]
     num_blocks = tasks[0].num_blocks
     assert num_blocks == 7
     shares = np.array_split(np.arange(num_blocks), num_tasks)
@@ -97,7 +93,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certified, "_DOUBLE_BYTES", 1 << 18)
 
 
-def same(first: search.Neighbours, second: search.Neighbours) -> None:
+def same(first: search.Neighbors, second: search.Neighbors) -> None:
     np.testing.assert_array_equal(first.rows, second.rows)
     np.testing.assert_array_equal(first.similarity, second.similarity)
 
@@ -118,7 +114,7 @@ def test_a_device_finds_the_same_bits(device: None, num_rows: int, width: int, k
 def test_rows_too_close_for_the_screen_are_searched_again(
     device: None, spread: float, k: int
 ) -> None:
-    """Rows around one centre: half and single precision cannot tell which is nearer."""
+    """Rows around one center: half and single precision cannot tell which is nearer."""
     rng = np.random.default_rng(0)
     x = np.ones((400, 32)) + spread * rng.normal(size=(400, 32))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
@@ -170,8 +166,8 @@ def test_exact_products_do_not_depend_on_the_order_of_the_sum() -> None:
 def test_products_of_pairs() -> None:
     x, rng = unit(50), np.random.default_rng(0)
     first, second = rng.integers(0, 50, size=(2, 9000))
-    found = fixed_point.products_of_pairs(x, first, second)
-    np.testing.assert_allclose(found, (x[first] * x[second]).sum(axis=1), atol=1e-6)
+    result = fixed_point.products_of_pairs(x, first, second)
+    np.testing.assert_allclose(result, (x[first] * x[second]).sum(axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Neighbours from either of two modalities against brute force: ties, equal rows, splits."""
+"""Neighbors from either of two modalities against brute force: ties, equal rows, splits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 
 from reid_core.knn import search, two_pools
 from tests import oracles
-
-
-def unit(num: int, width: int = 16, *, seed: int = 0) -> np.ndarray:
-    x = np.random.default_rng(seed).normal(size=(num, width))
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+from tests.core.rows import unit
 
 
 @settings(max_examples=30, deadline=None)

@@ -33,11 +33,11 @@ def config_of(**changes: Any) -> Config:
 def world(gap: float = 1.0, num: int = 10, each: int = 8, width: int = 384):
     """Identities of both modalities with a shift between them; the last two are infrared only."""
     rng = np.random.default_rng(0)
-    centres, shift = rng.normal(size=(num, width)), rng.normal(size=width)
+    centers, shift = rng.normal(size=(num, width)), rng.normal(size=width)
     features, truth = {}, {}
     for m, amount, identities in ((V, 0.0, num - 2), (R, gap, num)):
         truth[m] = np.repeat(np.arange(identities), each)
-        x = centres[truth[m]] + amount * shift + 0.4 * rng.normal(size=(len(truth[m]), width))
+        x = centers[truth[m]] + amount * shift + 0.4 * rng.normal(size=(len(truth[m]), width))
         features[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     return features, truth
 

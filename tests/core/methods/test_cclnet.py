@@ -20,7 +20,7 @@ def with_identities(visible: list[int], infrared: list[int]) -> EpochPlan:
     return cclnet.begin_epoch(config, BetweenEpochs("align", 0, 0, features=features), labels)
 
 
-def test_people_of_one_modality_only_are_never_drawn():
+def test_identities_of_one_modality_only_are_never_drawn():
     """2 and 5 are visible only, 0 and 7 infrared only; 1, 3, 8 become 0, 1, 2 on both sides."""
     epoch = with_identities([8, 1, 2, 3, 5, -1], [0, 3, 1, 7, 8])
     assert epoch.labels[VISIBLE][::4].tolist() == [2, 0, -1, 1, -1, -1]

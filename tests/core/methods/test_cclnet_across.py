@@ -62,16 +62,14 @@ def test_votes_of_the_other_modality_by_hand() -> None:
     takes no part, nor does anybody in a vote of outliers alone.
     """
     config = small_config(
-        refine={"labels": "voted", "weights": True, "neighbours": 4, "cross": 3, "hard_share": 0.7}
+        refine={"labels": "voted", "weights": True, "neighbors": 4, "cross": 3, "hard_share": 0.7}
     )
     features = {VISIBLE: around([0, 1, 5]), INFRARED: around([0, 0, 0, 0, 1, 5, 5, 5, 5])}
     labels = {
         VISIBLE: np.array([0, 1, 0]),
         INFRARED: np.array([1, 1, 1, 0, 0, -1, -1, -1, -1]),
     }
-    config = config.model_copy(
-        update={"refine": config.refine.model_copy(update={"neighbours": 4})}
-    )
+    config = config.model_copy(update={"refine": config.refine.model_copy(update={"neighbors": 4})})
     # the smaller modality has three rows: lift the limit that it sets by doubling it
     features[VISIBLE] = np.concatenate([features[VISIBLE], around([7, 7])])
     labels[VISIBLE] = np.concatenate([labels[VISIBLE], [-1, -1]])
@@ -98,7 +96,7 @@ def test_votes_of_the_other_modality_by_hand() -> None:
 def test_the_cross_term_takes_turns_and_leaves_the_banks_alone() -> None:
     """Gradient with respect to a row: w (softmax - q) bank / (0.05 B), B rows with a partner."""
     config = small_config(
-        refine={"labels": "voted", "weights": True, "neighbours": 3, "cross": 3},
+        refine={"labels": "voted", "weights": True, "neighbors": 3, "cross": 3},
         swap={"start_epoch": 0},
     )
     epoch = epoch_of(config, "align")
@@ -141,7 +139,7 @@ def test_the_cross_term_takes_turns_and_leaves_the_banks_alone() -> None:
 
 
 def test_a_term_across_needs_pairs_and_no_swap(clip: backbones.Backbone) -> None:
-    refine = {"cross": 3, "neighbours": 6}
+    refine = {"cross": 3, "neighbors": 6}
     config = small_config(image_to_text=0, refine=refine, swap={"when": "never", "start_epoch": 0})
     assert settings.is_ever_coupled(config)
     plain = small_config(image_to_text=0, swap={"when": "never"})
@@ -191,7 +189,7 @@ def test_wrong_labels_are_trusted_less_than_right_ones() -> None:
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     wrong = rng.random(200) < 0.2
     labels = np.where(wrong, (truth + rng.integers(1, 20, 200)) % 20, truth)
-    config = small_config(refine={"weights": True, "neighbours": 10})
+    config = small_config(refine={"weights": True, "neighbors": 10})
     context = BetweenEpochs("align", 0, 0, features=dict.fromkeys(INPUTS, x))
     epoch = cclnet.begin_epoch(config, context, {VISIBLE: labels, INFRARED: truth})
     weights = epoch.arrays["weights.visible"]

@@ -32,7 +32,7 @@ from tests.core.cclnet_case import (
     step,
 )
 
-# Optimisation -------------------------------------------------------------------------------------
+# Optimization -------------------------------------------------------------------------------------
 
 
 def authors_rate(n: int) -> float:
@@ -261,11 +261,11 @@ def test_what_a_stage_does_not_train_stays_bit_identical(clip):
 
     anchors = prompts.hand_on()
     past = anchors | {k: v for k, v in handed(clip).items() if k.startswith("labels")}
-    kept = deepcopy(past)
+    remaining = deepcopy(past)
     align = opening.open_stage(config, "align", Opening(clip, **SIZE, handed=past, seed=0))
     align.module.train()
     epoch = epoch_of(config, "align")
     align.begin_epoch(0, epoch.for_workers())
     step(align, batch_of(epoch))
-    assert all(torch.equal(kept[key], past[key]) for key in kept)
+    assert all(torch.equal(remaining[key], past[key]) for key in remaining)
     assert all(torch.equal(before[k], v) for k, v in clip.model.state_dict().items())

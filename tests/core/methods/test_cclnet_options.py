@@ -37,11 +37,11 @@ from tests.core.cclnet_case import (
 def world(num_clusters: int = 8, each: int = 8, gap: float = 0.6):
     """The same identities in both modalities with a shift between them, as clusters in order."""
     rng = np.random.default_rng(0)
-    centres, shift = rng.normal(size=(num_clusters, 32)), rng.normal(size=32)
+    centers, shift = rng.normal(size=(num_clusters, 32)), rng.normal(size=32)
     labels = np.repeat(np.arange(num_clusters), each)
     features = {}
     for m, amount in ((VISIBLE, 0.0), (INFRARED, gap)):
-        x = centres[labels] + amount * shift + 0.2 * rng.normal(size=(len(labels), 32))
+        x = centers[labels] + amount * shift + 0.2 * rng.normal(size=(len(labels), 32))
         features[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     return features, dict.fromkeys(INPUTS, labels)
 
@@ -177,7 +177,7 @@ def test_votes_reach_the_loss_with_their_rows() -> None:
     features, labels = world()
     labels = {m: y.copy() for m, y in labels.items()}
     labels[VISIBLE][:2] = 5  # two rows of another cluster
-    settings = Refinement(labels="voted", weights=True, neighbours=6)
+    settings = Refinement(labels="voted", weights=True, neighbors=6)
     config = small_config(refine=settings.model_dump())
     epoch = cclnet.begin_epoch(config, BetweenEpochs("align", 0, 0, features=features), labels)
     votes = Refined.of(epoch.arrays, VISIBLE, torch.device("cpu"))
@@ -198,7 +198,7 @@ def test_votes_reach_the_loss_with_their_rows() -> None:
 
 def test_a_trusting_vote_is_the_hard_loss_and_two_equal_views_are_one() -> None:
     torch.manual_seed(0)
-    settings = Refinement(labels="voted", weights=True, neighbours=4, hard_share=1, sharpness=0)
+    settings = Refinement(labels="voted", weights=True, neighbors=4, hard_share=1, sharpness=0)
     config = small_config(refine=settings.model_dump())
     x = {m: torch.randn(12, 16) for m in INPUTS}
     labels = {m: torch.arange(12) % 8 for m in INPUTS}
@@ -217,8 +217,8 @@ def test_a_trusting_vote_is_the_hard_loss_and_two_equal_views_are_one() -> None:
 
     def total(features, y, r, votes=None):
         wrapped = {m: Features(f, f, f) for m, f in features.items()}
-        found = image_terms(config, wrapped, y, memories, rows=r, guidance=None, refined=votes)
-        return sum(term.mean for term in found.values())
+        result = image_terms(config, wrapped, y, memories, rows=r, guidance=None, refined=votes)
+        return sum(term.mean for term in result.values())
 
     plain = total(x, labels, rows)
     torch.testing.assert_close(total(x, labels, rows, votes), plain)

@@ -36,11 +36,11 @@ def written_loss(features: Any, batch: Any, banks: Any, given: Any, anchors: Any
             scores = banks[m].double() @ row / 0.05
             total = total - (scores[y] - scores.logsumexp(0)) / 12
         known = [int(given[m][r]) for r in batch[m].rows]
-        told = [(g, y) for g, y in zip(features.projected[half], known, strict=True) if y != -1]
-        for g, y in told:
+        settings = [(g, y) for g, y in zip(features.projected[half], known, strict=True) if y != -1]
+        for g, y in settings:
             scores = anchors[m].double() @ g.double()
             log = scores - scores.logsumexp(0)
-            total = total - (0.9 * log[y] + 0.1 * log.mean()) / len(told)
+            total = total - (0.9 * log[y] + 0.1 * log.mean()) / len(settings)
     return total
 
 

@@ -35,11 +35,11 @@ class World:
         rng = np.random.default_rng(seed)
         self.identities = np.repeat(np.arange(NUM_PEOPLE), IMAGES)
         self.owners = np.repeat(np.arange(len(self.identities)), CAPTIONS)
-        centres = rng.standard_normal((2, NUM_PEOPLE, 32))
+        centers = rng.standard_normal((2, NUM_PEOPLE, 32))
         of_captions = self.identities[self.owners]
         self.features = {
-            VISIBLE: unit(centres[0, self.identities] + 0.2 * rng.standard_normal((24, 32))),
-            TEXT: unit(centres[1, of_captions] + 0.2 * rng.standard_normal((48, 32))),
+            VISIBLE: unit(centers[0, self.identities] + 0.2 * rng.standard_normal((24, 32))),
+            TEXT: unit(centers[1, of_captions] + 0.2 * rng.standard_normal((48, 32))),
         }
         self.truth = {VISIBLE: self.identities.copy(), TEXT: of_captions}
         self.labels = {m: y.copy() for m, y in self.truth.items()}
@@ -153,8 +153,8 @@ def test_pairs_of_two_outliers_can_be_left_out() -> None:
     chosen = config(mining={"leftover": "drop"}, train={"batch_size": 2})
     epoch = World().begin(chosen)
     assert sorted(epoch.captions.ravel()) == sorted(set(range(48)) - {30, 31})
-    kept = World().begin(config(train={"batch_size": 2}))
-    assert len(np.unique(kept.captions)) == 48
+    remaining = World().begin(config(train={"batch_size": 2}))
+    assert len(np.unique(remaining.captions)) == 48
 
 
 def test_the_pk_sampler_draws_image_clusters() -> None:
@@ -215,7 +215,7 @@ def test_given_identities_need_no_mining() -> None:
 # Clustering --------------------------------------------------------------------------------------
 
 
-def test_people_of_two_images_cluster_as_pairs_and_not_as_images() -> None:
+def test_identities_of_two_images_cluster_as_pairs_and_not_as_images() -> None:
     """DBSCAN asks for four samples: two images with two captions each have them."""
     rng = np.random.default_rng(0)
     identities = np.repeat(np.arange(10), 2)
@@ -225,10 +225,10 @@ def test_people_of_two_images_cluster_as_pairs_and_not_as_images() -> None:
     owners = np.repeat(np.arange(20), 2)
     pairs = config(clustering={"k1": 5, "k2": 2, "rows": "pairs"})
     images = config(clustering={"k1": 5, "k2": 2, "rows": "images"})
-    found = cpcl.cluster(
+    result = cpcl.cluster(
         pairs, VISIBLE, BetweenEpochs("train", 0, 0, features={VISIBLE: features}, owners=owners)
     )
-    assert np.array_equal(found, identities)
+    assert np.array_equal(result, identities)
     assert (
         cpcl.cluster(
             images,
@@ -246,18 +246,18 @@ def test_an_image_without_a_caption_is_an_outlier(rows: str) -> None:
     features = unit(rng.standard_normal((6, 64))[identities] + 0.05 * rng.standard_normal((30, 64)))
     owners = np.repeat(np.delete(np.arange(30), [0, 7]), 3)
     chosen = config(clustering={"k1": 15, "k2": 2, "rows": rows, "min_samples": 3})
-    found = cpcl.cluster(
+    result = cpcl.cluster(
         chosen, VISIBLE, BetweenEpochs("train", 0, 0, features={VISIBLE: features}, owners=owners)
     )
-    assert np.flatnonzero(found == -1).tolist() == [0, 7]
-    assert np.array_equal(np.delete(found, [0, 7]), np.delete(identities, [0, 7]))
+    assert np.flatnonzero(result == -1).tolist() == [0, 7]
+    assert np.array_equal(np.delete(result, [0, 7]), np.delete(identities, [0, 7]))
 
 
 def test_captions_are_clustered_as_they_are() -> None:
     world = World()
     chosen = config(clustering={"k1": 6, "k2": 2})
-    found = cpcl.cluster(chosen, TEXT, BetweenEpochs("train", 0, 0, features=world.features))
-    assert np.array_equal(found, world.truth[TEXT])
+    result = cpcl.cluster(chosen, TEXT, BetweenEpochs("train", 0, 0, features=world.features))
+    assert np.array_equal(result, world.truth[TEXT])
 
 
 # Settings ----------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ def prototypes(chosen: Config) -> Prototypes:
     return stages.open_prototypes(chosen, epoch, torch.device("cpu"))
 
 
-def total(chosen: Config, mine: Pairs, everyone: Pairs, *, memory: bool = True) -> Tensor:
-    terms = stages.pair_terms(chosen, mine, everyone, prototypes(chosen) if memory else None)
+def total(chosen: Config, own: Pairs, everyone: Pairs, *, memory: bool = True) -> Tensor:
+    terms = stages.pair_terms(chosen, own, everyone, prototypes(chosen) if memory else None)
     return torch.stack([term.weight * term.mean for term in terms.values()]).sum()
 
 
@@ -78,19 +78,19 @@ def total(chosen: Config, mine: Pairs, everyone: Pairs, *, memory: bool = True) 
 def test_positives_are_pairs_of_one_image_and_of_equal_clusters_never_outliers(
     rule: str, expected: set[tuple[int, int]]
 ) -> None:
-    found = stages.positives(rule, pairs())
-    assert torch.equal(found, found.T)
-    assert found.diagonal().all()
-    assert {(i, j) for i, j in found.nonzero().tolist() if i < j} == expected
+    result = stages.positives(rule, pairs())
+    assert torch.equal(result, result.T)
+    assert result.diagonal().all()
+    assert {(i, j) for i, j in result.nonzero().tolist() if i < j} == expected
 
 
 def test_the_whole_loss_is_the_sum_of_its_published_parts() -> None:
     chosen = config(lambda1=0.5, lambda2=2.0)
-    mine, memory = pairs(), prototypes(chosen)
-    v, t = mine.features[VISIBLE], mine.features[TEXT]
-    yv, yt = mine.labels[VISIBLE], mine.labels[TEXT]
+    own, memory = pairs(), prototypes(chosen)
+    v, t = own.features[VISIBLE], own.features[TEXT]
+    yv, yt = own.labels[VISIBLE], own.labels[TEXT]
     bank = {m: memory.memories[m].bank for m in CLUSTERS}
-    instance = losses.distribution_matching(v, t, stages.positives("image", mine), temperature=0.02)
+    instance = losses.distribution_matching(v, t, stages.positives("image", own), temperature=0.02)
 
     def contrast(x: Tensor, y: Tensor, against: Tensor) -> Tensor:
         return losses.cluster_contrast(x, y, against, temperature=0.05)
@@ -98,7 +98,7 @@ def test_the_whole_loss_is_the_sum_of_its_published_parts() -> None:
     within = contrast(v, yv, bank[VISIBLE]) + contrast(t, yt, bank[TEXT])
     across = contrast(v, yt, bank[TEXT]) + contrast(t, yv, bank[VISIBLE])
     expected = instance + 0.5 * within / 2 + 2.0 * across / 2
-    assert total(chosen, mine, mine).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert total(chosen, own, own).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_each_ablation_has_its_terms(changes: dict, names: set[str]) -> None:
 
 def test_the_baseline_is_clips_loss() -> None:
     chosen = config(matching={"instance": "itc"})
-    mine = pairs()
-    logits = mine.features[VISIBLE] @ mine.features[TEXT].T / 0.02
+    share = pairs()
+    logits = share.features[VISIBLE] @ share.features[TEXT].T / 0.02
     own = torch.arange(6)
     expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-    assert stages.instance_loss(chosen, mine).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert stages.instance_loss(chosen, share).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_soft_targets_are_the_clusters_that_occur_together() -> None:
@@ -142,10 +142,10 @@ def test_every_combination_is_finite_with_gradients_for_features_alone(
     chosen = config(
         matching={"targets": targets, "hard_negatives": hard_negatives, "instance": instance}
     )
-    mine, memory = pairs(), prototypes(chosen)
-    terms = stages.pair_terms(chosen, mine, mine, memory)
+    own, memory = pairs(), prototypes(chosen)
+    terms = stages.pair_terms(chosen, own, own, memory)
     torch.stack([term.weight * term.mean for term in terms.values()]).sum().backward()
-    for x in mine.features.values():
+    for x in own.features.values():
         assert x.grad is not None
         assert torch.isfinite(x.grad).all()
         assert x.grad.abs().sum() > 0
@@ -154,12 +154,12 @@ def test_every_combination_is_finite_with_gradients_for_features_alone(
 
 def test_outliers_alone_leave_the_instance_loss() -> None:
     nothing = torch.full((6,), -1)
-    mine = replace(pairs(), labels={VISIBLE: nothing, TEXT: nothing})
+    own = replace(pairs(), labels={VISIBLE: nothing, TEXT: nothing})
     chosen = config()
-    terms = stages.pair_terms(chosen, mine, mine, prototypes(chosen))
+    terms = stages.pair_terms(chosen, own, own, prototypes(chosen))
     assert [term.mean.item() for name, term in terms.items() if name != "instance"] == [0] * 4
     assert [int(term.count) for term in terms.values()] == [6, 0, 0, 0, 0]
-    assert total(chosen, mine, mine) == total(chosen, mine, mine, memory=False)
+    assert total(chosen, own, own) == total(chosen, own, own, memory=False)
 
 
 # Any number of workers ---------------------------------------------------------------------------
@@ -177,12 +177,12 @@ def test_workers_together_take_the_step_of_one(world: int, instance: str) -> Non
     by_name: dict[str, list] = {}
     for rank in range(world):
         part = slice(rank * size, (rank + 1) * size)
-        mine = Pairs(
+        own = Pairs(
             {m: x[part] for m, x in whole.features.items()},
             {m: y[part] for m, y in whole.labels.items()},
             whole.rows[part],
         )
-        for name, term in stages.pair_terms(chosen, mine, whole, prototypes(chosen)).items():
+        for name, term in stages.pair_terms(chosen, own, whole, prototypes(chosen)).items():
             by_name.setdefault(name, []).append(term)
     combined = torch.zeros(())
     for terms in by_name.values():
@@ -201,22 +201,22 @@ def test_workers_together_take_the_step_of_one(world: int, instance: str) -> Non
 @pytest.mark.parametrize(("momentum", "expected"), [(1.0, "bank"), (0.0, "row")])
 def test_momentum_one_keeps_and_zero_copies(momentum: float, expected: str) -> None:
     chosen = config(memory={"momentum": momentum})
-    mine, memories = pairs(), prototypes(chosen).memories
+    own, memories = pairs(), prototypes(chosen).memories
     before = {m: memories[m].bank.clone() for m in CLUSTERS}
-    stages.update(chosen, memories, mine)
+    stages.update(chosen, memories, own)
     for m, last in ((VISIBLE, 4), (TEXT, 4)):  # row 4 is the last of cluster 0 in both
-        wanted = before[m][0] if expected == "bank" else mine.features[m][last].detach()
+        wanted = before[m][0] if expected == "bank" else own.features[m][last].detach()
         torch.testing.assert_close(memories[m].bank[0], wanted)
         torch.testing.assert_close(memories[m].bank.norm(dim=1), torch.ones(CLUSTERS[m]))
     assert torch.equal(memories[VISIBLE].bank[1:3], before[VISIBLE][1:3])  # no row of theirs
 
 
 def test_each_memory_is_moved_by_its_own_modality_alone() -> None:
-    chosen, mine = config(), pairs()
-    without = replace(mine, labels={**mine.labels, TEXT: torch.full((6,), -1)})
+    chosen, own = config(), pairs()
+    without = replace(own, labels={**own.labels, TEXT: torch.full((6,), -1)})
     both, images = prototypes(chosen).memories, prototypes(chosen).memories
     before = images[TEXT].bank.clone()
-    stages.update(chosen, both, mine)
+    stages.update(chosen, both, own)
     stages.update(chosen, images, without)
     assert torch.equal(images[TEXT].bank, before)
     assert torch.equal(images[VISIBLE].bank, both[VISIBLE].bank)
@@ -252,16 +252,16 @@ def small() -> backbones.Backbone:
 
 def write_json(root: Path, ids: list[int]) -> Path:
     """CUHK-PEDES with six images of two captions; `ids` one per image."""
-    colours = ["red", "blue", "green", "black", "white", "pink"]
+    colors = ["red", "blue", "green", "black", "white", "pink"]
     images = [
         {
             "split": "train",
             "captions": [f"a person in a {c} coat.", f"{c} coat and a bag, walking."],
             "file_path": f"cam_a/{i}.png",
             "processed_tokens": [[], []],
-            "id": person,
+            "id": identity,
         }
-        for i, (c, person) in enumerate(zip(colours, ids, strict=True))
+        for i, (c, identity) in enumerate(zip(colors, ids, strict=True))
     ]
     others = [
         {**images[0], "split": split, "id": 90 + i} for i, split in enumerate(("val", "test"))
@@ -283,9 +283,9 @@ def train_one_epoch(
     split = dataset.train
     images = [split.samples[i] for i in split.rows(VISIBLE)]
     captions = [split.samples[i] for i in split.rows(TEXT)]
-    row_of = {record.image: row for row, record in enumerate(images)}
-    owners = np.array([row_of[record.image] for record in captions])
-    tokens = torch.from_numpy(text.tokenize([record.caption for record in captions]).ids)
+    row_of = {sample.image: row for row, sample in enumerate(images)}
+    owners = np.array([row_of[sample.image] for sample in captions])
+    tokens = torch.from_numpy(text.tokenize([sample.caption for sample in captions]).ids)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (len(images), 3, 64, 32), generator=generator).byte()
     train = {"batch_size": 6, "lr": 1e-3, "epochs": 2, "warmup_epochs": 0}
@@ -314,7 +314,7 @@ def train_one_epoch(
     optimizer = stage.optimizer()
     optim.set_lr(optimizer, stage.learning_rate(0))
     stage.module.train()
-    found = []
+    result = []
     assert epoch.captions is not None
     for rows, chosen_captions in zip(epoch.rows[VISIBLE], epoch.captions, strict=True):
         batch = Batch(
@@ -329,8 +329,8 @@ def train_one_epoch(
         torch.stack([term.weight * term.mean for term in terms.values()]).sum().backward()
         optimizer.step()
         stage.update(gather)
-        found += [float(term.mean.detach()) for term in terms.values()]
-    return found
+        result += [float(term.mean.detach()) for term in terms.values()]
+    return result
 
 
 def test_ids_in_the_training_list_do_not_reach_any_loss(tmp_path: Path, small) -> None:

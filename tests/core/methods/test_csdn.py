@@ -158,7 +158,7 @@ def test_published_numbers_of_steps(small, pool, sizes, text_steps, image_steps)
     assert epoch.rows[Modality.VISIBLE].shape == (image_steps // 120, 32)
 
 
-def test_every_batch_shows_the_same_people_in_both_modalities() -> None:
+def test_every_batch_shows_the_same_identities_in_both_modalities() -> None:
     identities = cycled(300, 200, 20)
     epoch = csdn.begin_epoch(Config(), BetweenEpochs("images", 1, 5), identities)
     visible, infrared = (identities[m][epoch.rows[m]] for m in INPUTS)
@@ -183,16 +183,19 @@ def test_all_images_are_shown_by_all_and_few_by_one_sample() -> None:
     assert 0.5 < seen["sample"] / 600 < 0.75
 
 
-def test_the_fusion_samples_anew_and_few_people_are_in_neither_sample() -> None:
-    """RegDB's size: of 206 people about 16 are missing in one sample, about 1 in both."""
+def test_the_fusion_samples_anew_and_few_identities_are_in_neither_sample() -> None:
+    """RegDB's size: of 206 identities about 16 are missing in one sample, about 1 in both."""
     identities = cycled(2060, 2060, 206)
     config = Config(pool="sample")
 
-    def people(stage: str, seed: int) -> set[int]:
+    def identities_drawn(stage: str, seed: int) -> set[int]:
         rows = stages.pairs(config, identities, batch_size=32, seed=seed, epoch=0, stage=stage)
         return set(identities[Modality.VISIBLE][rows[0]].ravel().tolist())
 
-    seen = {stage: [people(stage, seed) for seed in range(10)] for stage in ("prompts", "fusion")}
+    seen = {
+        stage: [identities_drawn(stage, seed) for seed in range(10)]
+        for stage in ("prompts", "fusion")
+    }
     missing = [206 - len(one) for one in seen["prompts"]]
     in_neither = [206 - len(a | b) for a, b in zip(*seen.values(), strict=True)]
     assert 12 < np.mean(missing) < 20
@@ -256,38 +259,38 @@ def released_names() -> dict[str, tuple[int, ...]]:
         vectors = ("weight", "bias", "running_mean", "running_var")
         return {f"{name}.{v}": (width,) for v in vectors} | {f"{name}.num_batches_tracked": ()}
 
-    found: dict[str, tuple[int, ...]] = {}
+    result: dict[str, tuple[int, ...]] = {}
     for stem in ("image_encoder1", "image_encoder2"):
         for i, (wide, deep) in enumerate(((32, 3), (32, 32), (64, 32))):
-            found |= {f"{stem}.{2 * i}.weight": (wide, deep, 3, 3)}
-            found |= norm(f"{stem}.{2 * i + 1}", wide)
+            result |= {f"{stem}.{2 * i}.weight": (wide, deep, 3, 3)}
+            result |= norm(f"{stem}.{2 * i + 1}", wide)
     into = 64
     for layer, (blocks, width) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512))):
         for block in range(blocks):
             at = f"image_encoder.{layer}.{block}"
             shapes = ((width, into, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1))
             for i, shape in enumerate(shapes, start=1):
-                found |= {f"{at}.conv{i}.weight": shape} | norm(f"{at}.bn{i}", shape[0])
+                result |= {f"{at}.conv{i}.weight": shape} | norm(f"{at}.bn{i}", shape[0])
             if block == 0:
-                found |= {f"{at}.downsample.0.weight": (4 * width, into, 1, 1)}
-                found |= norm(f"{at}.downsample.1", 4 * width)
+                result |= {f"{at}.downsample.0.weight": (4 * width, into, 1, 1)}
+                result |= norm(f"{at}.downsample.1", 4 * width)
             into = 4 * width
-    found["attnpool.positional_embedding"] = (163, 2048)
+    result["attnpool.positional_embedding"] = (163, 2048)
     for name, wide in (("k", 2048), ("q", 2048), ("v", 2048), ("c", 1024)):
-        found |= {
+        result |= {
             f"attnpool.{name}_proj.weight": (wide, 2048),
             f"attnpool.{name}_proj.bias": (wide,),
         }
-    found |= {"classifier.GEM.p": (1,), "classifier.classifier.weight": (395, 2048)}
-    found |= norm("classifier.BN", 2048) | norm("classifier2.BN", 1024)
-    found["classifier2.classifier.weight"] = (395, 1024)
+    result |= {"classifier.GEM.p": (1,), "classifier.classifier.weight": (395, 2048)}
+    result |= norm("classifier.BN", 2048) | norm("classifier2.BN", 1024)
+    result["classifier2.classifier.weight"] = (395, 1024)
     for learner in ("prompt_learner1", "prompt_learner2"):
-        found |= {f"{learner}.cls_ctx": (395, 4, 512), f"{learner}.token_prefix": (1, 5, 512)}
-        found[f"{learner}.token_suffix"] = (1, 68, 512)
+        result |= {f"{learner}.cls_ctx": (395, 4, 512), f"{learner}.token_prefix": (1, 5, 512)}
+        result[f"{learner}.token_suffix"] = (1, 68, 512)
     for name in ("embedding_q", "embedding_k", "embedding_v", "embedding_common"):
-        found |= {f"attention_fusion.{name}.0.weight": (1024, 1024)}
-        found |= {f"attention_fusion.{name}.0.bias": (1024,)}
-    return found | {"text_encoder.positional_embedding": (77, 512)}
+        result |= {f"attention_fusion.{name}.0.weight": (1024, 1024)}
+        result |= {f"attention_fusion.{name}.0.bias": (1024,)}
+    return result | {"text_encoder.positional_embedding": (77, 512)}
 
 
 @pytest.mark.parametrize("wrapper", ["", "module."])
@@ -358,10 +361,10 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         config, small, *SIZE.values(), from_released(REFERENCE, saved)["images"]
     )
     own = Descriptor(encoder, flip=True).eval()
-    pictures = torch.randint(256, (3, 3, 64, 32), generator=torch.Generator().manual_seed(0))
-    pictures = pictures.to(torch.uint8)
+    images = torch.randint(256, (3, 3, 64, 32), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
     with torch.no_grad():
         for m in INPUTS:
-            torch.testing.assert_close(loaded.embed(pictures, m), own.embed(pictures, m))
+            torch.testing.assert_close(loaded.embed(images, m), own.embed(images, m))
     with pytest.raises(ValueError, match="images"):
         opening.load_encoder(config, small, *SIZE.values(), {"query.weight": Tensor()})

@@ -83,13 +83,13 @@ def assert_same_step(one: Terms, several: Terms, leaves: list[Tensor]) -> None:
     assert one.keys() == several.keys()
     for name in one:
         torch.testing.assert_close(several[name].mean, one[name].mean, msg=name)
-    for expected, found in zip(
+    for expected, result in zip(
         torch.autograd.grad(total(one), leaves, retain_graph=True),
         torch.autograd.grad(total(several), leaves),
         strict=True,
     ):
         scale = float(expected.abs().max())
-        torch.testing.assert_close(found / scale, expected / scale, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(result / scale, expected / scale, rtol=1e-4, atol=1e-5)
 
 
 # Stage 1 -----------------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ def test_only_separate_pairing_tells_the_two_sets_of_words_apart(small, pairing,
     before = total(stage.terms(stage.module, batch, lambda x: x)).item()
     with torch.no_grad():
         visible, infrared = (learners[str(m)].tokens for m in INPUTS)
-        kept = visible.clone()
+        remaining = visible.clone()
         visible.copy_(infrared)
-        infrared.copy_(kept)
+        infrared.copy_(remaining)
     after = total(stage.terms(stage.module, batch, lambda x: x)).item()
     assert (abs(after - before) > 1e-3) == moves
     if not moves:
@@ -129,8 +129,8 @@ def test_stage_one_loss_is_the_written_formula(small) -> None:
             b, y = torch.cat([texts[m] for m in group]), identities.repeat(len(group))
             expected += losses.supervised_contrast(a, b, y, y).item()
             expected += losses.supervised_contrast(b, a, y, y).item()
-        found = total(stage.terms(stage.module, batch, lambda x: x)).item()
-        assert found == pytest.approx(expected, rel=1e-5)
+        result = total(stage.terms(stage.module, batch, lambda x: x)).item()
+        assert result == pytest.approx(expected, rel=1e-5)
 
 
 def test_shared_words_are_one_set_for_both_modalities(small) -> None:
@@ -242,18 +242,18 @@ def part_of(whole: Outputs, rank: int, size: int) -> Outputs:
 
 def test_stage_three_loss_is_the_written_formula() -> None:
     config = Config(profile="reference", variant="head")
-    found, _ = outputs(8)
+    result, _ = outputs(8)
     y, guides = torch.arange(4).repeat_interleave(2), rows(5, 8, seed=9)
     terms = image_terms(
-        config, found, y, y, guides=dict.fromkeys(INPUTS, guides), gather=lambda x: x
+        config, result, y, y, guides=dict.fromkeys(INPUTS, guides), gather=lambda x: x
     )
     identities = torch.cat([y.repeat_interleave(2), y])
-    expected = F.cross_entropy(found.scores, identities)
-    expected += F.cross_entropy(found.projected_scores, identities)
-    g = found.features.projected
+    expected = F.cross_entropy(result.scores, identities)
+    expected += F.cross_entropy(result.projected_scores, identities)
+    g = result.features.projected
     expected += 0.05 * F.cross_entropy(g[0:16:2] @ guides.T, y)  # not the exchanged views
     expected += 0.10 * F.cross_entropy(g[16:] @ guides.T, y)
-    for x in (found.features.pooled, g):
+    for x in (result.features.pooled, g):
         triplet = losses.weighted_regularised_triplet(x, identities, stable=False)
         expected += 0.15 * triplet
         expected += losses.modality_shared_enhancement(
@@ -263,9 +263,9 @@ def test_stage_three_loss_is_the_written_formula() -> None:
 
 
 def test_the_published_variant_has_no_enhancement_and_no_text_without_anchors() -> None:
-    found, _ = outputs(8)
+    result, _ = outputs(8)
     y = torch.arange(4).repeat_interleave(2)
-    terms = image_terms(Config(), found, y, y, guides=None, gather=lambda x: x)
+    terms = image_terms(Config(), result, y, y, guides=None, gather=lambda x: x)
     assert set(terms) == {
         "identity", "projected_identity", "triplet", "projected_triplet",
     }  # fmt: skip
@@ -278,10 +278,8 @@ def test_stage_three_does_not_depend_on_the_number_of_workers() -> None:
     guides = {m: rows(5, 8, seed=9 + i) for i, m in enumerate(INPUTS)}
 
     def step(rank: int, gather: Callable[[Tensor], Tensor]) -> Terms:
-        mine = y[4 * rank : 4 * rank + 4]
-        return image_terms(
-            config, part_of(whole, rank, 4), mine, mine, guides=guides, gather=gather
-        )
+        own = y[4 * rank : 4 * rank + 4]
+        return image_terms(config, part_of(whole, rank, 4), own, own, guides=guides, gather=gather)
 
     one = image_terms(config, whole, y, y, guides=guides, gather=lambda x: x)
     several = over_workers(step, 2)
@@ -356,9 +354,9 @@ def test_descriptors_are_unit_rows_of_equal_parts(small) -> None:
     images = pictures(3)
     with torch.no_grad():
         features = encoder(None, images)
-        found = plain.embed(images, INFRARED)
-        assert found.shape == (3, plain.feature_dim) == (3, 384 + 128)
-        halves = found.split([384, 128], dim=1)
+        result = plain.embed(images, INFRARED)
+        assert result.shape == (3, plain.feature_dim) == (3, 384 + 128)
+        halves = result.split([384, 128], dim=1)
         for half, source in zip(halves, (features.neck, features.projected), strict=True):
             torch.testing.assert_close(half * 2**0.5, F.normalize(source, dim=1))
         both = flipped.embed(images, INFRARED)

@@ -34,8 +34,8 @@ class OnDevice(torch.Tensor):
 
 def world() -> dict[Modality, torch.Tensor]:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(10, 24))
-    x = np.repeat(centres, 16, axis=0) + 0.3 * rng.normal(size=(160, 24))
+    centers = rng.normal(size=(10, 24))
+    x = np.repeat(centers, 16, axis=0) + 0.3 * rng.normal(size=(160, 24))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     block = torch.from_numpy(np.concatenate([x[::2], x[1::2]]))
     return {INPUTS[0]: block[:80], INPUTS[1]: block[80:]}
@@ -50,7 +50,7 @@ def epoch_of(method: str, config: Any, stage: str, features: Any) -> EpochPlan:
 
 CASES = [
     *[("cclnet", "align", {"matching": {"method": m}}) for m in ("hungarian", "joint", "proposed")],
-    ("cclnet", "align", {"refine": {"labels": "voted", "neighbours": 8}}),
+    ("cclnet", "align", {"refine": {"labels": "voted", "neighbors": 8}}),
     *[("bmil", "joint", {"clustering": {"together": t}}) for t in ("rows", "assigned", "both")],
     ("bmil", "joint", {"clustering": {"subset": 0.5}}),
 ]

@@ -15,8 +15,8 @@ from reid_core.models.text_image import TextImageEncoder
 
 def step(module: nn.Module, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
     """Gradients and buffers after one backward pass."""
-    found = module(*inputs)
-    outputs = [found.neck, found.projected] if hasattr(found, "neck") else found
+    result = module(*inputs)
+    outputs = [result.neck, result.projected] if hasattr(result, "neck") else result
     sum(x.square().mean() for x in outputs).backward()
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     return gradients | dict(module.named_buffers())

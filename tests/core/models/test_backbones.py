@@ -161,7 +161,7 @@ def test_an_eot_behind_the_embeddings_is_refused(small):
 
 def test_attention_pool_equals_the_full_attention_of_open_clip(small):
     attnpool = deepcopy(small.visual.attnpool)
-    # Zero biases, as CLIP is initialised, would hide their misuse.
+    # Zero biases, as CLIP is initialized, would hide their misuse.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in attnpool.parameters():

@@ -98,7 +98,7 @@ def test_rows_are_visible_first_and_every_path_agrees(small):
     assert both.projected.shape == (5, 128)
 
 
-def test_the_trunk_normalises_the_mixed_batch_and_each_stem_its_own(small):
+def test_the_trunk_normalizes_the_mixed_batch_and_each_stem_its_own(small):
     encoder = ImageEncoder(small, height=64, width=32).train()
     visible, infrared = images(4), 3 + images(4, seed=1)
     mixed = encoder(visible, infrared).pooled
@@ -143,7 +143,7 @@ def test_the_last_rectifier_alone_is_csdns_stem(small):
         assert not torch.allclose(stem(images(2)), every.infrared_stem(images(2)))
 
 
-def test_bytes_are_normalised_and_floats_are_taken_as_they_are(small):
+def test_bytes_are_normalized_and_floats_are_taken_as_they_are(small):
     encoder = ImageEncoder(small, height=64, width=32).eval()
     pixels = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
     with torch.no_grad():

@@ -34,8 +34,8 @@ def test_dropped_values_leave_the_own_text_and_the_bias() -> None:
     fusion, own = TextFusion(16, seed=0), texts(1)
     nothing = fusion(own, texts(2), torch.zeros(5, 16))
     torch.testing.assert_close(nothing, own + fusion.output.bias)
-    kept = fusion(own, texts(2), torch.ones(5, 16))
-    torch.testing.assert_close(kept, fusion(own, texts(2)))
+    remaining = fusion(own, texts(2), torch.ones(5, 16))
+    torch.testing.assert_close(remaining, fusion(own, texts(2)))
 
 
 def test_published_size_and_seed() -> None:

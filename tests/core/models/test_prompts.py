@@ -31,7 +31,7 @@ def test_cclnet_sentences_have_six_frozen_tokens_in_front(text, word):
     learner = PromptLearner(text, num_classes=2, prefix=f"{word} photo of a", seed=0)
     assert learner.token_ids[6:10].tolist() == [343] * 4
     assert (len(learner.prefix), learner.eot) == (6, 12)
-    assert len(learner.suffix) == 3  # person . EOT
+    assert len(learner.suffix) == 3  # identity . EOT
 
 
 def test_with_the_embedding_of_x_it_is_the_plain_sentence(text):

@@ -23,7 +23,7 @@ def drawn(shapes: dict[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Ten
 
 def vit_names(dim: int, *, positions: int, ics: bool) -> dict[str, tuple[int, ...]]:
     """TransReID-SSL's ViT, as its training script saves the backbone."""
-    found: dict[str, tuple[int, ...]] = {
+    result: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, dim),
         "pos_embed": (1, positions, dim),
         "patch_embed.proj.weight": (dim, 64, 8, 8) if ics else (dim, 3, 16, 16),
@@ -32,11 +32,11 @@ def vit_names(dim: int, *, positions: int, ics: bool) -> dict[str, tuple[int, ..
         "norm.bias": (dim,),
     }
     for i, shape in {0: (64, 3, 7, 7), 3: (64, 64, 3, 3), 6: (64, 64, 3, 3)}.items():
-        found |= {f"patch_embed.conv.{i}.weight": shape} if ics else {}
+        result |= {f"patch_embed.conv.{i}.weight": shape} if ics else {}
     for layer in ("1.IN", "4.IN", "1.BN", "4.BN", "7") if ics else ():
         names = ("weight", "bias") if "IN" in layer else BATCH_NORM
         width = 64 if layer == "7" else 32
-        found |= {f"patch_embed.conv.{layer}.{name}": (width,) for name in names}
+        result |= {f"patch_embed.conv.{layer}.{name}": (width,) for name in names}
     for i in range(12):
         for name, shape in {
             "norm1.weight": (dim,), "norm1.bias": (dim,), "norm2.weight": (dim,),
@@ -45,8 +45,8 @@ def vit_names(dim: int, *, positions: int, ics: bool) -> dict[str, tuple[int, ..
             "mlp.fc1.weight": (4 * dim, dim), "mlp.fc1.bias": (4 * dim,),
             "mlp.fc2.weight": (dim, 4 * dim), "mlp.fc2.bias": (dim,),
         }.items():  # fmt: skip
-            found[f"blocks.{i}.{name}"] = shape
-    return found
+            result[f"blocks.{i}.{name}"] = shape
+    return result
 
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
@@ -119,7 +119,7 @@ def test_the_convolutional_stem_is_the_written_formula():
 
 def swin_names() -> dict[str, tuple[int, ...]]:
     """SOLIDER's Swin-Tiny, in mmdetection's names, with its semantic controller."""
-    found: dict[str, tuple[int, ...]] = {
+    result: dict[str, tuple[int, ...]] = {
         "patch_embed.projection.weight": (96, 3, 4, 4),
         "patch_embed.projection.bias": (96,),
         "patch_embed.norm.weight": (96,),
@@ -137,16 +137,18 @@ def swin_names() -> dict[str, tuple[int, ...]]:
                 "ffn.layers.0.0.weight": (4 * dim, dim), "ffn.layers.0.0.bias": (4 * dim,),
                 "ffn.layers.1.weight": (dim, 4 * dim), "ffn.layers.1.bias": (dim,),
             }.items():  # fmt: skip
-                found[f"stages.{stage}.blocks.{block}.{name}"] = shape
+                result[f"stages.{stage}.blocks.{block}.{name}"] = shape
         if stage < 3:
-            found[f"stages.{stage}.downsample.reduction.weight"] = (2 * dim, 4 * dim)
-            found |= {f"stages.{stage}.downsample.norm.{x}": (4 * dim,) for x in ("weight", "bias")}
-        found |= {f"norm{stage}.{x}": (dim,) for x in ("weight", "bias")}
+            result[f"stages.{stage}.downsample.reduction.weight"] = (2 * dim, 4 * dim)
+            result |= {
+                f"stages.{stage}.downsample.norm.{x}": (4 * dim,) for x in ("weight", "bias")
+            }
+        result |= {f"norm{stage}.{x}": (dim,) for x in ("weight", "bias")}
         for kind in "wb":
             into = 96 * 2 ** min(stage + 1, 3)
-            found |= {f"semantic_embed_{kind}.{stage}.weight": (into, 2)}
-            found |= {f"semantic_embed_{kind}.{stage}.bias": (into,)}
-    return found
+            result |= {f"semantic_embed_{kind}.{stage}.weight": (into, 2)}
+            result |= {f"semantic_embed_{kind}.{stage}.bias": (into,)}
+    return result
 
 
 def test_solider_merges_patches_as_unfold_lays_them_and_folds_its_controller_in(tmp_path):

@@ -92,7 +92,7 @@ def test_a_resnet_tower_keeps_its_trunk_at_stride_16(small):
 @pytest.mark.parametrize(
     ("name", "mean"), [("tiny", (0.48145466, 0.4578275, 0.40821073)), (backbones.SMALL, (0.485,))]
 )
-def test_bytes_are_normalised_as_the_weights_were_trained(name, mean, transformer, small):
+def test_bytes_are_normalized_as_the_weights_were_trained(name, mean, transformer, small):
     clip = small if name == backbones.SMALL else transformer
     encoder = TextImageEncoder(clip, height=32, width=32).eval()
     level = torch.tensor(mean[0]) * 255

@@ -1,4 +1,4 @@
-"""The small CLIP's pre-training: what it says about pictures, its loss, what it leaves behind."""
+"""The small CLIP's pre-training: what it says about images, its loss, what it leaves behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from reid_core.models.encoders import ImageEncoder
 from reid_core.pretraining import batches, captioning, learners, train
 from reid_core.types import Modality
 
-SETTINGS = batches.Settings(num_images=48, held_out=4, steps=3, num_people=4, warmup=1, log_every=2)
+SETTINGS = batches.Settings(
+    num_images=48, held_out=4, steps=3, num_identities=4, warmup=1, log_every=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +25,21 @@ def book():
     return catalogue(48, seed=3, size=96)
 
 
-def test_captions_lose_their_colour_words_and_nothing_else():
+def test_captions_lose_their_color_words_and_nothing_else():
     full = "a man with a white cap in a maroon and blue striped coat with red jeans."
-    assert captioning.without_colours(full) == "a man with a cap in a striped coat with jeans."
+    assert captioning.without_colors(full) == "a man with a cap in a striped coat with jeans."
 
 
-def test_words_become_phrases_with_the_colour_in_front():
+def test_words_become_phrases_with_the_color_in_front():
     names = ("woman", "hair long", "hair black", "upper coat", "upper striped", "upper red")
     names += ("lower jeans", "lower blue", "bag none", "view back")
-    said = captioning.phrases(names, colours=True)
+    said = captioning.phrases(names, colors=True)
     assert said == ["back view", "blue jeans", "red striped coat", "black long hair", "woman"]
-    plain = captioning.phrases(names, colours=False)
+    plain = captioning.phrases(names, colors=False)
     assert plain == ["back view", "jeans", "striped coat", "long hair", "woman"]
 
 
-def test_prompts_have_the_papers_frame_and_gray_pictures_no_colours(book):
+def test_prompts_have_the_papers_frame_and_gray_images_no_colors(book):
     sentences = captioning.Sentences(book, prompt_like=1.0)
     rows, spelled = np.arange(48), SimpleTokenizer()
     ids = sentences.draw(rows, np.zeros(48, dtype=bool), np.random.default_rng(0))
@@ -46,40 +48,40 @@ def test_prompts_have_the_papers_frame_and_gray_pictures_no_colours(book):
         text = spelled.decode(line[1:end].tolist())
         assert text.startswith(("a visible photo of a ", "an infrared photo of a "))
         assert text.rstrip().endswith("person .")
-        assert not captioning.COLOUR_WORDS & set(text.split())
+        assert not captioning.COLOR_WORDS & set(text.split())
 
 
-def test_every_sentence_about_a_person_is_right_for_them():
-    people = torch.tensor([0, 0, 1])
+def test_every_sentence_about_a_identity_is_right_for_them():
+    identities = torch.tensor([0, 0, 1])
     similarity = torch.tensor([[9.0, 9.0, -9.0], [9.0, 9.0, -9.0], [-9.0, -9.0, 9.0]])
     # Two right answers out of two: the smallest loss is the entropy of choosing one.
     expected = 2 / 3 * np.log(2)
-    loss = learners.person_contrast(similarity, people, people)
+    loss = learners.identity_contrast(similarity, identities, identities)
     assert loss.item() == pytest.approx(expected, abs=1e-4)
-    assert learners.person_contrast(similarity.flip(0), people, people).item() > 5
-    # One sentence each: pictures 0 and 1 share it, so only the other direction has a choice.
-    one_each = learners.person_contrast(similarity[:, 1:], people, people[1:])
+    assert learners.identity_contrast(similarity.flip(0), identities, identities).item() > 5
+    # One sentence each: images 0 and 1 share it, so only the other direction has a choice.
+    one_each = learners.identity_contrast(similarity[:, 1:], identities, identities[1:])
     assert one_each.item() == pytest.approx(np.log(2) / 2 / 2, abs=1e-4)
 
 
-def test_pictures_of_one_person_belong_together():
-    people = torch.tensor([0, 0, 1, 1])
+def test_images_of_one_identity_belong_together():
+    identities = torch.tensor([0, 0, 1, 1])
     axes = torch.eye(2)
-    assert learners.view_contrast(axes[people], people).item() < 1e-3
-    assert learners.view_contrast(axes[[0, 1, 0, 1]], people).item() > 9
+    assert learners.view_contrast(axes[identities], identities).item() < 1e-3
+    assert learners.view_contrast(axes[[0, 1, 0, 1]], identities).item() > 9
 
 
-def test_batches_hold_trained_people_only_and_hide_unknown_colours(book):
+def test_batches_hold_trained_identities_only_and_hide_unknown_colors(book):
     sampler = batches.Sampler(book, SETTINGS, seed=0)
     sample = sampler.draw()
     assert sample.images.shape == (8, 3, 96, 48)
-    assert sorted(np.bincount(sample.people.numpy())[sample.people.unique()]) == [2] * 4
+    assert sorted(np.bincount(sample.identities.numpy())[sample.identities.unique()]) == [2] * 4
     assert sample.tokens.shape == (4, 77)
-    assert sample.people[sample.told].unique().equal(sample.people.unique())
-    assert int(sample.people.max()) < 12 - SETTINGS.held_out
-    gray = sampler.sample(np.arange(4), np.zeros(4, dtype=bool), told=np.arange(2))
-    assert not gray.known[:, torch.from_numpy(sampler.is_colour)].any()
-    assert gray.known[:, torch.from_numpy(~sampler.is_colour)].all()
+    assert sample.identities[sample.captioned].unique().equal(sample.identities.unique())
+    assert int(sample.identities.max()) < 12 - SETTINGS.held_out
+    gray = sampler.sample(np.arange(4), np.zeros(4, dtype=bool), captioned=np.arange(2))
+    assert not gray.known[:, torch.from_numpy(sampler.is_color)].any()
+    assert gray.known[:, torch.from_numpy(~sampler.is_color)].all()
     equal = (gray.images * torch.tensor([0.229, 0.224, 0.225])[:, None, None]) + torch.tensor(
         [0.485, 0.456, 0.406]
     )[:, None, None]

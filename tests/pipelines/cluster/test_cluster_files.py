@@ -155,16 +155,16 @@ class TestKubernetes:
 def commands_of(path: Path) -> list[str]:
     """Lines of a file that call this package's command line, without comment marks."""
     text = re.sub(r"\\\n[#\s]*", "", path.read_text())
-    found = re.findall(r"(?:crossreid|pipelines/cli\.py --) ([a-z]+ .*)", text)
-    return [line.split("  ")[0].rstrip("`") for line in found]
+    result = re.findall(r"(?:crossreid|pipelines/cli\.py --) ([a-z]+ .*)", text)
+    return [line.split("  ")[0].rstrip("`") for line in result]
 
 
 @pytest.mark.parametrize("path", [*LAUNCHERS, ROOT / "docs" / "cluster.md"], ids=lambda p: p.name)
 def test_documented_commands_exist(path: Path) -> None:
     """Every option and command that the files name is one of the command line's."""
-    found = commands_of(path)
-    assert found
-    for line in found:
+    result = commands_of(path)
+    assert result
+    for line in result:
         command: Any = typer.main.get_command(app)
         for word in shlex.split(line, comments=True):
             if hasattr(command, "commands"):

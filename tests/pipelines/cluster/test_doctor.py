@@ -65,10 +65,10 @@ class TestMachine:
             return installed
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        found = doctor.packages()
-        assert found.verdict == "fail"
-        assert message in found.found
-        assert "constraints.txt" in found.remedy
+        result = doctor.packages()
+        assert result.verdict == "fail"
+        assert message in result.found
+        assert "constraints.txt" in result.remedy
 
     def test_one_core_is_slow_and_little_memory_kills(self) -> None:
         assert doctor.machine(2, 24 * GIB) == Finding(
@@ -126,7 +126,7 @@ class TestMachine:
         monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(doctor, "faiss_for_gpus", lambda: works)
         expected = f"{installed} 1.14 on the CPU; {searches}"
-        assert doctor.neighbour_search() == Finding("faiss", "ok", expected)
+        assert doctor.neighbor_search() == Finding("faiss", "ok", expected)
 
     def test_without_faiss_the_remedy_is_a_line_to_copy(
         self, monkeypatch: pytest.MonkeyPatch
@@ -135,37 +135,37 @@ class TestMachine:
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        found = doctor.neighbour_search()
-        assert found.verdict == "warn"
-        assert 'pip install -c constraints.txt -e ".[cpu]"' in found.remedy
+        result = doctor.neighbor_search()
+        assert result.verdict == "warn"
+        assert 'pip install -c constraints.txt -e ".[cpu]"' in result.remedy
 
     def test_unwritable_folder_ends_the_examination(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        (found,) = doctor.examine(tmp_path / "file", None)
-        assert (found.check, found.verdict) == ("run folder", "fail")
+        (result,) = doctor.examine(tmp_path / "file", None)
+        assert (result.check, result.verdict) == ("run folder", "fail")
 
 
 @pytest.mark.slow
 class TestCluster:
     def test_healthy(self, tmp_path: Path) -> None:
-        found = verdicts(doctor.nodes(tmp_path, [node("a"), node("b")], []))
-        assert found == {"shared folder": "ok", "versions": "ok", "/dev/shm": "ok"}
+        result = verdicts(doctor.nodes(tmp_path, [node("a"), node("b")], []))
+        assert result == {"shared folder": "ok", "versions": "ok", "/dev/shm": "ok"}
 
     @pytest.mark.parametrize("blind", [{"reads": False}, {"writes": False}])
     def test_node_that_sees_another_folder(self, tmp_path: Path, blind: dict[str, bool]) -> None:
-        found = list(doctor.nodes(tmp_path, [node("a"), node("b", **blind)], []))
-        assert found[0].verdict == "fail"
-        assert found[0].found.endswith("is another folder on b")
+        result = list(doctor.nodes(tmp_path, [node("a"), node("b", **blind)], []))
+        assert result[0].verdict == "fail"
+        assert result[0].found.endswith("is another folder on b")
 
     def test_node_with_other_versions(self, tmp_path: Path) -> None:
         other = preflight.versions() | {"torch": "1.0"}
-        found = list(doctor.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
-        assert found[1].verdict == "fail"
-        assert "1.0 on b" in found[1].found
+        result = list(doctor.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
+        assert result[1].verdict == "fail"
+        assert "1.0 on b" in result[1].found
 
     def test_silent_node(self, tmp_path: Path) -> None:
-        found = next(doctor.nodes(tmp_path, [node("a")], ["c"]))
-        assert (found.verdict, found.found) == ("fail", "no answer from c")
+        result = next(doctor.nodes(tmp_path, [node("a")], ["c"]))
+        assert (result.verdict, result.found) == ("fail", "no answer from c")
 
     def test_one_core_cannot_train_and_decode(self) -> None:
         assert doctor.resources({"CPU": 1.0}, 1.0).verdict == "fail"
@@ -182,9 +182,9 @@ class TestCluster:
 
     @pytest.mark.ray
     def test_survey_of_a_running_cluster(self, local_ray: None, tmp_path: Path) -> None:
-        (found,), silent = preflight.survey(tmp_path)
-        assert (found.reads, found.writes, silent) == (True, True, [])
-        assert preflight.disagreements([found]) == []
+        (result,), silent = preflight.survey(tmp_path)
+        assert (result.reads, result.writes, silent) == (True, True, [])
+        assert preflight.disagreements([result]) == []
         assert list(tmp_path.iterdir()) == []
 
 
@@ -192,9 +192,9 @@ def test_json_says_whether_all_is_well() -> None:
     fine, warned = Finding("a", "ok", ""), Finding("b", "warn", "", "do this")
     failed = Finding("c", "fail", "")
     assert json.loads(doctor.to_json([fine, warned]))["ok"]
-    told = json.loads(doctor.to_json([fine, failed]))
-    assert not told["ok"]
-    assert told["findings"][1] == {"check": "c", "verdict": "fail", "found": "", "remedy": ""}
+    known = json.loads(doctor.to_json([fine, failed]))
+    assert not known["ok"]
+    assert known["findings"][1] == {"check": "c", "verdict": "fail", "found": "", "remedy": ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,9 +275,9 @@ class TestJobs:
         done = head.submit("crossreid", "doctor", "--out", str(runs), "--json", str(report))
         assert done.returncode == 0, done.stdout + done.stderr
         assert "is the same on 3 node(s)" in done.stdout
-        found = {line["check"]: line for line in json.loads(report.read_text())["findings"]}
-        assert found["Ray"]["found"].endswith("4 CPUs, 0 GPUs")
-        assert "ports" not in found
+        result = {line["check"]: line for line in json.loads(report.read_text())["findings"]}
+        assert result["Ray"]["found"].endswith("4 CPUs, 0 GPUs")
+        assert "ports" not in result
 
     def test_nothing_but_source_is_uploaded(self, head: Head) -> None:
         head.submit("true")
@@ -332,9 +332,9 @@ def _end(started: subprocess.Popen) -> None:
     if started.poll() is not None:
         return
     head = psutil.Process(started.pid)
-    mine = [head, *head.children(recursive=True)]
+    own = [head, *head.children(recursive=True)]
     started.terminate()
-    _, alive = psutil.wait_procs(mine, timeout=5)
+    _, alive = psutil.wait_procs(own, timeout=5)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()

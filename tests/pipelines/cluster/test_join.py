@@ -17,12 +17,12 @@ from pipelines.errors import UserError
 def mute() -> Iterator[str]:
     """Something that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        kept: list[socket.socket] = []
+        remaining: list[socket.socket] = []
 
         def accept() -> None:
             while True:
                 try:
-                    kept.append(server.accept()[0])
+                    remaining.append(server.accept()[0])
                 except OSError:
                     return
 

@@ -80,7 +80,7 @@ def test_truncated_and_foreign_files_are_named(identities: Path) -> None:
     )
 
 
-def test_a_picture_of_too_many_pixels_is_named(
+def test_a_image_of_too_many_pixels_is_named(
     identities: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     victim = identities / sysu.read(identities).train.samples[0].image
@@ -99,7 +99,7 @@ def test_the_same_content_under_two_names_is_a_duplicate(identities: Path) -> No
     assert problem.examples == (f"{first.image} = {last.image}",)
 
 
-def test_a_person_in_two_splits_is_found(worlds: Path, tmp_path: Path) -> None:
+def test_a_identity_in_two_splits_is_found(worlds: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(worlds / "rstp", tmp_path / "rstp"))
     path = root / "RSTPReid" / "data_captions.json"
     entries = json.loads(path.read_text())
@@ -119,9 +119,9 @@ def test_an_image_that_is_listed_twice_is_found(worlds: Path, tmp_path: Path) ->
     entries = json.loads(path.read_text())
     path.write_text(json.dumps([*entries, entries[0]]))
     (root / "expected.json").unlink()
-    found = said(root, "icfg")
-    assert "listed more than once: 1 image" in found
-    assert not any("very same" in what for what in found)
+    result = said(root, "icfg")
+    assert "listed more than once: 1 image" in result
+    assert not any("very same" in what for what in result)
 
 
 def test_every_trial_of_regdb_is_read(worlds: Path, tmp_path: Path) -> None:

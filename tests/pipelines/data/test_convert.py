@@ -67,7 +67,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def images_of(dataset: Dataset) -> list[str]:
-    return [record.image for split in SPLITS for record in getattr(dataset, split).samples]
+    return [sample.image for split in SPLITS for sample in getattr(dataset, split).samples]
 
 
 @pytest.mark.parametrize("kind", ["sysu", "regdb", "cuhk"])
@@ -155,8 +155,8 @@ def test_training_from_a_uri_is_training_from_the_tree(
         blocks(plan, prepared.train_inputs, transforms, rank=0, world=1)
         for prepared in (own, packed)
     )
-    for mine, theirs in zip(*streams, strict=True):
-        np.testing.assert_equal(mine, theirs)
+    for share, theirs in zip(*streams, strict=True):
+        np.testing.assert_equal(share, theirs)
     with pytest.raises(ValueError, match=rf"{root}/cam1/none.jpg: .*No such image"):
         decoding.read_image(Path(root) / "cam1/none.jpg", height=64, width=32)
     assert check.check("manifest", Path(root)).ok
@@ -177,10 +177,10 @@ def test_a_run_from_a_uri_ends_where_the_run_from_the_tree_ends(
         kind = "manifest" if "://" in place else data.kind
         config = small_runs.make_config(method, tmp_path, place, f"data.kind={kind}")
         folder = tmp_path / kind
-        kept = small_runs.Kept(folder / "kept")
+        remaining = small_runs.Kept(folder / "kept")
         run = small_runs.open_run(config, folder / "run")
-        loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
-        hashes.append(kept.hashes)
+        loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+        hashes.append(remaining.hashes)
     assert hashes[0] == hashes[1]
 
 
@@ -248,15 +248,15 @@ def test_a_uri_is_written_and_read_through_pyarrow_or_fsspec(
 ) -> None:
     convert("sysu", identities, f"{scheme}://{tmp_path}")
     image = images_of(sysu.read(identities))[3]
-    (found,) = shards.Shards(f"{scheme}://{tmp_path}").read_bytes([image])
-    assert found == (identities / image).read_bytes()
+    (result,) = shards.Shards(f"{scheme}://{tmp_path}").read_bytes([image])
+    assert result == (identities / image).read_bytes()
 
 
 def test_storage_without_folders_serves_too(without_ray: list[int], identities: Path) -> None:
     convert("sysu", identities, "memory://packed")
     image = images_of(sysu.read(identities))[5]
-    (found,) = shards.Shards("memory://packed").read_bytes([image])
-    assert found == (identities / image).read_bytes()
+    (result,) = shards.Shards("memory://packed").read_bytes([image])
+    assert result == (identities / image).read_bytes()
     fsspec.filesystem("memory").rm("packed", recursive=True)
 
 
@@ -266,8 +266,8 @@ def test_an_image_may_be_a_uri_or_a_row_of_a_parquet_file(identities: Path, tmp_
     assert shards.read_bytes(tmp_path / f"file://{identities / image}") == content
     table = pa.table({"bytes": [b"x", content, b"y"], "modality": ["visible"] * 3})
     pq.write_table(table, tmp_path / "set.parquet", row_group_size=2)
-    records = manifest.read(tmp_path / "set.parquet").train.samples
-    assert [shards.read_bytes(tmp_path / r.image) for r in records] == [b"x", content, b"y"]
+    samples = manifest.read(tmp_path / "set.parquet").train.samples
+    assert [shards.read_bytes(tmp_path / r.image) for r in samples] == [b"x", content, b"y"]
     with pytest.raises(FileNotFoundError, match="No row 3"):
         shards.read_bytes(tmp_path / "set.parquet#3")
 

@@ -94,26 +94,26 @@ def test_alternates_are_other_images_of_the_class() -> None:
     labels = np.where(rows < 4, -1, rows // 4)
     places = replacements(rows, labels, rng.integers(0, 2**63, rows.shape).astype(np.uint64))
     assert places.shape == (30, 16, NUM_REPLACEMENTS)
-    found = rows.ravel()[places]
+    result = rows.ravel()[places]
     np.testing.assert_array_equal(labels.ravel()[places], np.repeat(labels[..., None], 2, axis=2))
-    assert (found != rows[..., None]).all()
-    assert (found[..., 0] != found[..., 1]).all()
+    assert (result != rows[..., None]).all()
+    assert (result[..., 0] != result[..., 1]).all()
 
 
 def test_alternates_are_drawn_evenly() -> None:
     rows = np.arange(5)[None].repeat(4000, axis=0)
     seeds = np.random.default_rng(0).integers(0, 2**63, rows.shape).astype(np.uint64)
-    found = rows.ravel()[replacements(rows, np.zeros_like(rows), seeds)]
+    result = rows.ravel()[replacements(rows, np.zeros_like(rows), seeds)]
     for own in range(5):
-        counts = Counter(found[:, own, 0].tolist())
+        counts = Counter(result[:, own, 0].tolist())
         assert counts.keys() == set(range(5)) - {own}
         assert max(abs(n - 1000) for n in counts.values()) < 5 * 750**0.5
 
 
 def test_small_classes_have_fewer_alternates() -> None:
     rows = np.array([[4, 4, 7, 8]])
-    found = replacements(rows, np.array([[0, 0, 1, 1]]), np.zeros((1, 4), dtype=np.uint64))
-    np.testing.assert_array_equal(found[0], [[-1, -1], [-1, -1], [3, -1], [2, -1]])
+    result = replacements(rows, np.array([[0, 0, 1, 1]]), np.zeros((1, 4), dtype=np.uint64))
+    np.testing.assert_array_equal(result[0], [[-1, -1], [-1, -1], [3, -1], [2, -1]])
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -181,11 +181,11 @@ class TestCounting:
         identities = {m: np.arange(inputs.num_rows(m)) // 5 for m in inputs.paths}
         destroy(inputs, VISIBLE, 7)
         unreadable = CorruptImages(inputs, max_share=0.1, identities=identities)
-        found = unreadable.read(VISIBLE, np.arange(5, 10))
+        result = unreadable.read(VISIBLE, np.arange(5, 10))
         others = inputs.read(VISIBLE, np.array([5, 6, 8, 9]))
-        np.testing.assert_array_equal(found[[0, 1, 3, 4]], others)
-        assert (found[2] == others).all(axis=(1, 2, 3)).sum() == 1
-        np.testing.assert_array_equal(unreadable.read(VISIBLE, np.array([7]))[0], found[2])
+        np.testing.assert_array_equal(result[[0, 1, 3, 4]], others)
+        assert (result[2] == others).all(axis=(1, 2, 3)).sum() == 1
+        np.testing.assert_array_equal(unreadable.read(VISIBLE, np.array([7]))[0], result[2])
         assert unreadable.end_epoch(CPU)["replaced"] == 0
 
     def test_a_data_set_that_vanished_stops(self, inputs: Inputs) -> None:

@@ -132,9 +132,9 @@ def test_blocks_cover_the_epoch_and_the_first_is_short(batches: int, longest: in
 
 @pytest.mark.parametrize(("rows", "parts"), [(10, 4), (3, 4), (0, 2), (8, 2)])
 def test_shares_cover_all_rows_in_order(rows: int, parts: int) -> None:
-    found = shares(rows, parts)
-    assert [i for part in found for i in range(rows)[part]] == list(range(rows))
-    sizes = [part.stop - part.start for part in found]
+    result = shares(rows, parts)
+    assert [i for part in result for i in range(rows)[part]] == list(range(rows))
+    sizes = [part.stop - part.start for part in result]
     assert max(sizes) - min(sizes) <= 1
 
 

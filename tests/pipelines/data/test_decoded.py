@@ -38,16 +38,16 @@ def room(num_images: int, *, token: str = "a", num_bytes: int = 10**6) -> Decode
 
 
 def test_every_image_is_decoded_once() -> None:
-    kept = room(300)
+    remaining = room(300)
     for number in range(300):
-        kept.read(f"{number}.jpg", lambda n=number: image(n))
+        remaining.read(f"{number}.jpg", lambda n=number: image(n))
     for number in range(300):
-        np.testing.assert_array_equal(kept.read(f"{number}.jpg", never), image(number))
+        np.testing.assert_array_equal(remaining.read(f"{number}.jpg", never), image(number))
 
 
 def test_what_does_not_fit_is_decoded_as_it_comes() -> None:
-    kept = room(1000, num_bytes=20 * 120)
-    assert kept.num_slots == 20
+    remaining = room(1000, num_bytes=20 * 120)
+    assert remaining.num_slots == 20
     decodes: list[int] = []
 
     def count(number: int) -> np.ndarray:
@@ -56,44 +56,44 @@ def test_what_does_not_fit_is_decoded_as_it_comes() -> None:
 
     for _ in range(2):
         for number in range(60):
-            pixels = kept.read(f"{number}.jpg", lambda n=number: count(n))
+            pixels = remaining.read(f"{number}.jpg", lambda n=number: count(n))
             np.testing.assert_array_equal(pixels, image(number))
     assert 60 + 40 <= len(decodes) < 60 + 50
-    assert kept.path.stat().st_size <= 20 * 120
+    assert remaining.path.stat().st_size <= 20 * 120
     assert Decoded.holding(1000, token="a", num_bytes=100, **SIZE) is None
 
 
 def test_a_half_written_image_is_not_believed() -> None:
-    kept = room(4)
-    kept.read("x.jpg", lambda: image(1))
-    file = decoded._opened(kept)
+    remaining = room(4)
+    remaining.read("x.jpg", lambda: image(1))
+    file = decoded._opened(remaining)
     assert file is not None
     content = file.content
     at = content.find(image(1).tobytes())
     content[at : at + 1] = bytes([255 - content[at]])
-    np.testing.assert_array_equal(kept.read("x.jpg", lambda: image(1)), image(1))
+    np.testing.assert_array_equal(remaining.read("x.jpg", lambda: image(1)), image(1))
 
 
 def test_what_cannot_be_decoded_is_not_kept() -> None:
     def broken() -> np.ndarray:
         raise ValueError("torn")
 
-    kept = room(4)
+    remaining = room(4)
     with pytest.raises(ValueError, match="torn"):
-        kept.read("x.jpg", broken)
-    np.testing.assert_array_equal(kept.read("x.jpg", lambda: image(1)), image(1))
+        remaining.read("x.jpg", broken)
+    np.testing.assert_array_equal(remaining.read("x.jpg", lambda: image(1)), image(1))
 
 
-def fill(kept: Decoded, folder: str) -> None:
+def fill(remaining: Decoded, folder: str) -> None:
     tempfile.tempdir = folder
     for number in range(100):
-        kept.read(f"{number}.jpg", lambda n=number: image(n))
+        remaining.read(f"{number}.jpg", lambda n=number: image(n))
 
 
 def test_processes_that_write_at_a_time_leave_right_images(folder: Path) -> None:
-    kept = room(100)
+    remaining = room(100)
     context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=fill, args=(kept, str(folder))) for _ in range(3)]
+    writers = [context.Process(target=fill, args=(remaining, str(folder))) for _ in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -101,7 +101,7 @@ def test_processes_that_write_at_a_time_leave_right_images(folder: Path) -> None
     hits = 0
     for number in range(100):
         marker = np.zeros((3, 8, 4), np.uint8)
-        pixels = kept.read(f"{number}.jpg", lambda marker=marker: marker)
+        pixels = remaining.read(f"{number}.jpg", lambda marker=marker: marker)
         hits += pixels is not marker
         if pixels is not marker:
             np.testing.assert_array_equal(pixels, image(number))
@@ -110,10 +110,10 @@ def test_processes_that_write_at_a_time_leave_right_images(folder: Path) -> None
 
 def test_a_run_removes_its_file_and_those_that_nobody_uses(folder: Path) -> None:
     (folder / "crossreid-decoded-dead").write_bytes(b"left by a run that was killed")
-    kept = room(4)
-    kept.read("x.jpg", lambda: image(1))
+    remaining = room(4)
+    remaining.read("x.jpg", lambda: image(1))
     assert [path.name for path in folder.iterdir()] == ["crossreid-decoded-a"]
-    kept.remove()
+    remaining.remove()
     assert not list(folder.iterdir())
 
 
@@ -122,8 +122,8 @@ def test_without_room_on_the_disk_nothing_is_kept(
 ) -> None:
     usage = decoded.shutil.disk_usage(folder)
     monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage._replace(free=100))
-    kept = room(4)
+    remaining = room(4)
     for _ in range(2):
-        np.testing.assert_array_equal(kept.read("x.jpg", lambda: image(1)), image(1))
+        np.testing.assert_array_equal(remaining.read("x.jpg", lambda: image(1)), image(1))
     assert "not kept" in caplog.text
     assert not list(folder.iterdir())

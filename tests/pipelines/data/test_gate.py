@@ -68,7 +68,7 @@ def test_shared_identities_are_allowed_by_a_setting(make_config: Make, tmp_path:
 @pytest.mark.parametrize(
     ("test", "reason"),
     [
-        (["test/visible/1.jpg", "test/infrared/1.jpg"], "person ids of the queries"),
+        (["test/visible/1.jpg", "test/infrared/1.jpg"], "pids of the queries"),
         (["test/visible/b/1.jpg", "test/infrared/c/1.jpg"], "has a match in the gallery"),
         (["test/visible/b/1.jpg"], "needs infrared test images"),
         ([], "there are no identities"),

@@ -53,15 +53,15 @@ def test_in_bfloat16_statistics_stay_float32_and_the_input_is_all_that_is_kept()
     x = torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(0))
     saved: list[Tensor] = []
 
-    def note(kept: Tensor) -> Tensor:
-        saved.append(kept)
-        return kept
+    def note(remaining: Tensor) -> Tensor:
+        saved.append(remaining)
+        return remaining
 
     half = x.bfloat16().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda remaining: remaining):
         out = layer(half)
     out.sum().backward()
     assert out.dtype == half.grad.dtype == torch.bfloat16
-    assert [kept.dtype for kept in saved if kept.dim() == 4] == [torch.bfloat16]
+    assert [remaining.dtype for remaining in saved if remaining.dim() == 4] == [torch.bfloat16]
     torch.testing.assert_close(out.float(), nn.BatchNorm2d(8)(x), atol=0.03, rtol=0.02)
     torch.testing.assert_close(layer.running_mean, 0.1 * half.float().mean(dim=(0, 2, 3)))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.distributed import batchnorm, collectives
+from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.training.global_loss import Means, total_loss
 from pipelines.training.step import compress_gradients, data_parallel
 from reid_core import losses
@@ -115,27 +116,29 @@ def worker(rank: int, port: int, folder: str) -> None:
     part = collectives.slice_of(ROWS)
     model = batchnorm.convert(network())
     wrapped = data_parallel(model, torch.optim.SGD(model.parameters()))
-    found: dict[str, Any] = {"means": step(wrapped, part), "gradients": gradients(model)}
-    found["buffers"] = dict(model.named_buffers())
-    found["compressed"] = compressed(part)
+    result: dict[str, Any] = {"means": step(wrapped, part), "gradients": gradients(model)}
+    result["buffers"] = dict(model.named_buffers())
+    result["compressed"] = compressed(part)
     model.eval()
-    found["eval"] = model(batch()[0])
+    result["eval"] = model(batch()[0])
     naive = DistributedDataParallel(network())
     step(naive, part)
-    found["naive"] = gradients(naive.module)
+    result["naive"] = gradients(naive.module)
     table = nn.Linear(8, 8, bias=False)
     nn.init.eye_(table.weight)
     rows = DistributedDataParallel(table)
     contrast(rows(batch()[0].flatten(1)[part, 8:16]), part).backward()
-    found["contrast"] = table.weight.grad
-    found["bank"] = updated_bank(collectives.gather_rows, part)
-    found["local bank"] = updated_bank(lambda x: x, part)
-    found["shares"] = collectives.gather_shares(torch.arange(7)[collectives.slice_of(7)], 7)
-    found["shares of first"] = collectives.gather_shares_on_first(
+    result["contrast"] = table.weight.grad
+    result["bank"] = updated_bank(collectives.gather_rows, part)
+    result["local bank"] = updated_bank(lambda x: x, part)
+    result["shares"] = collectives.gather_shares(torch.arange(7)[collectives.slice_of(7)], 7)
+    result["shares of first"] = collectives.gather_shares_on_first(
         torch.arange(7)[collectives.slice_of(7)], 7
     )
-    found["token"] = collectives.broadcast_int(41 + rank)
-    torch.save(found, Path(folder) / f"{rank}.pt")
+    frozen = batch()[0].flatten(1)
+    result["cached rows"] = ShardedRows(frozen[part], ROWS)[torch.tensor([7, 0, 7, 11])]
+    result["token"] = collectives.broadcast_int(41 + rank)
+    torch.save(result, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -163,36 +166,36 @@ def test_gradients_are_those_of_one_worker(workers: list, alone: tuple) -> None:
     expected = gradients(alone[0])
     # A bias in front of a BatchNorm has a gradient of zero up to rounding.
     shifted = {"0.bias", "4.bias"}
-    for found in workers:
+    for result in workers:
         for name in expected.keys() - shifted:
-            assert relative(found["gradients"][name], expected[name]) < 1e-5, name
+            assert relative(result["gradients"][name], expected[name]) < 1e-5, name
 
 
 def test_compressed_gradients_differ_by_bfloat16s_rounding(workers: list, alone: tuple) -> None:
     expected = gradients(alone[0])
-    for found in workers:
+    for result in workers:
         for name in expected.keys() - {"0.bias", "4.bias"}:
-            assert 0 < relative(found["compressed"][name], expected[name]) < 0.01, name
-            assert torch.equal(found["compressed"][name], workers[0]["compressed"][name])
+            assert 0 < relative(result["compressed"][name], expected[name]) < 0.01, name
+            assert torch.equal(result["compressed"][name], workers[0]["compressed"][name])
 
 
 def test_means_count_every_valid_row_once(workers: list, alone: tuple) -> None:
-    for found in workers:
+    for result in workers:
         for name, mean in alone[1].items():
-            assert found["means"][name] == pytest.approx(mean, rel=1e-5), name
+            assert result["means"][name] == pytest.approx(mean, rel=1e-5), name
 
 
 def test_batchnorm_statistics_are_those_of_the_global_batch(workers: list, alone: tuple) -> None:
     expected = dict(alone[0].named_buffers())
-    for found in workers:
+    for result in workers:
         for name, buffer in expected.items():
-            torch.testing.assert_close(found["buffers"][name], buffer, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(result["buffers"][name], buffer, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_mode_is_unchanged(workers: list, alone: tuple) -> None:
     model = deepcopy(alone[0]).eval()
-    for found in workers:
-        torch.testing.assert_close(found["eval"], model(batch()[0]), rtol=1e-4, atol=1e-5)
+    for result in workers:
+        torch.testing.assert_close(result["eval"], model(batch()[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_naive_way_differs(workers: list, alone: tuple) -> None:
@@ -204,28 +207,33 @@ def test_the_naive_way_differs(workers: list, alone: tuple) -> None:
 def test_banks_learn_from_the_rows_of_all_workers(workers: list) -> None:
     """Bit for bit; banks that learned from a worker's own rows would drift apart."""
     expected = updated_bank(lambda x: x, slice(0, ROWS))
-    for found in workers:
-        assert torch.equal(found["bank"], expected)
-        assert relative(found["local bank"], expected) > 0.05
+    for result in workers:
+        assert torch.equal(result["bank"], expected)
+        assert relative(result["local bank"], expected) > 0.05
 
 
 def test_contrast_against_gathered_candidates(workers: list) -> None:
     table = nn.Linear(8, 8, bias=False)
     nn.init.eye_(table.weight)
     contrast(table(batch()[0].flatten(1)[:, 8:16]), slice(0, ROWS)).backward()
-    for found in workers:
-        assert relative(found["contrast"], table.weight.grad) < 1e-5
+    for result in workers:
+        assert relative(result["contrast"], table.weight.grad) < 1e-5
 
 
 def test_only_rank_0_receives_what_is_measured(workers: list) -> None:
     assert workers[0]["shares of first"].tolist() == list(range(7))
-    assert all(found["shares of first"] is None for found in workers[1:])
+    assert all(result["shares of first"] is None for result in workers[1:])
 
 
 def test_unequal_shares_come_back_in_order(workers: list) -> None:
-    for found in workers:
-        assert found["shares"].tolist() == list(range(7))
+    for result in workers:
+        assert result["shares"].tolist() == list(range(7))
+
+
+def test_rows_that_are_shared_out_are_read_to_the_bit(workers: list) -> None:
+    for result in workers:
+        assert torch.equal(result["cached rows"], batch()[0].flatten(1)[[7, 0, 7, 11]])
 
 
 def test_everybody_hears_rank_zero(workers: list) -> None:
-    assert [found["token"] for found in workers] == [41, 41]
+    assert [result["token"] for result in workers] == [41, 41]

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @dataclass(frozen=True)
 class Part:
     rows: Tensor
-    mine: slice
+    own_rows: slice
     more: dict[str, tuple[Tensor, None]]
 
 
@@ -94,7 +94,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 def test_every_tensor_of_a_nest_is_replaced_and_nothing_else() -> None:
     part = Part(torch.tensor([1]), slice(0, 2), {"a": (torch.tensor([2]), None)})
     doubled = mapped({"p": part}, lambda x: 2 * x)["p"]
-    assert (int(doubled.rows), doubled.mine) == (2, slice(0, 2))
+    assert (int(doubled.rows), doubled.own_rows) == (2, slice(0, 2))
     assert int(doubled.more["a"][0]) == 4
     assert doubled.more["a"][1] is None
     assert int(part.rows) == 1

@@ -47,9 +47,9 @@ def test_on_validation_identities_and_off_by_little_on_test_identities(run: Path
         " with ".join(name.split()).capitalize() for name in made.maps
     ]
     assert not missing
-    found = evaluate_checkpoint(run).calibration
-    assert set(found) == set(made.maps)
-    assert all(0 <= value <= 1 for row in found.values() for value in row.values())
+    result = evaluate_checkpoint(run).calibration
+    assert set(result) == set(made.maps)
+    assert all(0 <= value <= 1 for row in result.values() for value in row.values())
 
 
 def test_on_the_clusters_of_the_last_epoch(run: Path) -> None:

@@ -71,8 +71,8 @@ def trained(
         overrides = [f"model.pretrained={_of_openai(folder / 'weights.pt')}"]
     config = small_runs.make_config(method, trees, *overrides)
     run = small_runs.open_run(config, folder / "run")
-    kept = small_runs.Kept(folder / "run" / "checkpoint_0")
-    progress = loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
+    remaining = small_runs.Kept(folder / "run" / "checkpoint_0")
+    progress = loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     scores = progress.scores[progress.stage]
     return Trained(config, folder / "run", scores, _filled(config, folder))
 
@@ -101,8 +101,8 @@ def test_what_is_embedded_scores_what_training_reported(trained: Trained) -> Non
     """CSDN's two parts and their mirror images, CPCL's captions and activation included."""
     dataset = read(trained.config)
     rows = [trained.gallery.get(record_id(sample)) for sample in dataset.test.samples]
-    found = np.stack([row.vector for row in rows if row is not None and row.vector is not None])
-    assert evaluate(dataset.kind, dataset.test, found).headline == pytest.approx(
+    result = np.stack([row.vector for row in rows if row is not None and row.vector is not None])
+    assert evaluate(dataset.kind, dataset.test, result).headline == pytest.approx(
         trained.scores, abs=1e-6
     )
 
@@ -137,8 +137,8 @@ def test_exported_models_give_what_was_evaluated(trained: Trained, tmp_path: Pat
         rows = _some(trained.gallery, model.modality, 5)
         images = [read_image(row.file, height=size.height, width=size.width) for row in rows]
         session = onnxruntime.InferenceSession(model.path)
-        (found,) = session.run(["vector"], {"input": np.stack(images)})
-        np.testing.assert_allclose(found, np.stack([row.vector for row in rows]), atol=1e-5)
+        (result,) = session.run(["vector"], {"input": np.stack(images)})
+        np.testing.assert_allclose(result, np.stack([row.vector for row in rows]), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -169,10 +169,10 @@ def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
     assert loaded.tokenize is not None
     ids = loaded.tokenize([SENTENCE])
     with torch.inference_mode():
-        found, expected = (one.embed(ids, Modality.TEXT) for one in (loaded.encoder, encoder))
+        result, expected = (one.embed(ids, Modality.TEXT) for one in (loaded.encoder, encoder))
         plain = TextImageEncoder(
             backbones.load(backbones.SMALL), height=size.height, width=size.width
         )
         plain.load_state_dict(encoder.state_dict())
         assert not torch.allclose(plain.eval().embed(ids, Modality.TEXT), expected, atol=1e-3)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)

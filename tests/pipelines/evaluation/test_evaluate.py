@@ -66,15 +66,15 @@ class TestBlocksOfQueries:
     def test_a_block_without_a_valid_query_counts_for_nothing(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Only query 3 has its person in the gallery, at rank 1."""
+        """Only query 3 has its identity in the gallery, at rank 1."""
         rows = np.eye(6, dtype=np.float32)
         trial = protocols.Trial("x", 0, np.arange(4), np.array([3, 4, 5]), None, "image")
         pids = np.array([0, 1, 2, 3, 4, 5])
         monkeypatch.setattr(protocols, "_QUERIES_AT_ONCE", 2)
-        found = protocols.score(rows, pids, trial)
-        assert (found.mAP, found.mINP, found.num_valid_queries) == (1.0, 1.0, 1)
-        assert found.num_invalid_queries == 3
-        np.testing.assert_array_equal(found.cmc, 1.0)
+        result = protocols.score(rows, pids, trial)
+        assert (result.mAP, result.mINP, result.num_valid_queries) == (1.0, 1.0, 1)
+        assert result.num_invalid_queries == 3
+        np.testing.assert_array_equal(result.cmc, 1.0)
         nobody = protocols.Trial("x", 0, np.arange(3), np.array([4, 5]), None, "image")
         assert np.isnan(protocols.score(rows, pids, nobody).mAP)
 
@@ -91,14 +91,14 @@ class TestBlocksOfQueries:
 
 
 def test_similarities_are_counted_per_pair_of_modalities() -> None:
-    """Persons 0 and 1 by hand; a row is not compared with itself, nor with nobody in particular."""
+    """Identities 0 and 1 by hand; a row is not compared with itself, nor with nobody."""
     visible = [Sample(f"v{i}.jpg", Modality.VISIBLE, pid) for i, pid in enumerate((0, 0, 1, -1))]
     infrared = [Sample(f"i{i}.jpg", Modality.INFRARED, pid) for i, pid in enumerate((0, 1))]
     rows = np.eye(2, dtype=np.float32)[[0, 0, 1, 1, 0, 0]]
-    found = evaluate("folder", Split(tuple(visible + infrared)), rows).details
-    assert found["pairs"].tolist() == ["infrared visible", "infrared infrared", "visible visible"]
+    result = evaluate("folder", Split(tuple(visible + infrared)), rows).details
+    assert result["pairs"].tolist() == ["infrared visible", "infrared infrared", "visible visible"]
     zero, one = 40, 79  # bins
-    same, different = found["same_hist"], found["different_hist"]
+    same, different = result["same_hist"], result["different_hist"]
     assert (same[0, one], same[0, zero]) == (2, 1), "i0 finds v0 and v1, i1 misses v2"
     assert (different[0, one], different[0, zero]) == (2, 3)
     assert (same[1].sum(), different[1, one]) == (0, 1), "two identities that look alike"
@@ -118,21 +118,21 @@ class TestMirroredAndReRanked:
         ]
         assert {name: both.table[name] for name in names} == plain.table
         assert (both.headline, both.chance) == (plain.headline, plain.chance)
-        for name, found in plain.details.items():
-            np.testing.assert_array_equal(both.details[name], found)
+        for name, result in plain.details.items():
+            np.testing.assert_array_equal(both.details[name], result)
 
     def test_mirrored_scores_are_those_of_the_mean_direction(self, captions: Split) -> None:
         rows, mirrored = unit_rows(24), unit_rows(24, seed=1)
         mean = rows + mirrored
         mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-        found = evaluate("cuhk", captions, rows, mirrored=mirrored).table[f"{CAPTIONS}+flip"]
-        assert found["mean"] == pytest.approx(
+        result = evaluate("cuhk", captions, rows, mirrored=mirrored).table[f"{CAPTIONS}+flip"]
+        assert result["mean"] == pytest.approx(
             evaluate("cuhk", captions, mean).table[CAPTIONS]["mean"], abs=1e-3
         )
 
     def test_re_ranked_scores_are_those_of_the_re_ranked_distances(self, captions: Split) -> None:
         rows = unit_rows(24)
-        found = evaluate("cuhk", captions, rows, reranked=True).table[f"{CAPTIONS}+rerank"]
+        result = evaluate("cuhk", captions, rows, reranked=True).table[f"{CAPTIONS}+rerank"]
         pids = np.arange(12) % 4
         curve, aps, _ = retrieval(
             -rerank(rows[12:], rows[:12]),
@@ -142,8 +142,8 @@ class TestMirroredAndReRanked:
             by_identity=False,
             max_rank=10,
         )
-        assert found["mean"]["rank1"] == pytest.approx(100 * curve[0], abs=1e-3)
-        assert found["mean"]["mAP"] == pytest.approx(100 * np.mean(aps), abs=1e-3)
+        assert result["mean"]["rank1"] == pytest.approx(100 * curve[0], abs=1e-3)
+        assert result["mean"]["mAP"] == pytest.approx(100 * np.mean(aps), abs=1e-3)
 
 
 class Halves:
@@ -159,7 +159,7 @@ class Halves:
 @pytest.fixture
 def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """`open_encoder` finds `Halves`; the list receives the number of images of every read."""
-    found = LoadedEncoder(
+    result = LoadedEncoder(
         encoder=Halves(),
         modalities=(Modality.VISIBLE, Modality.INFRARED),
         tokenize=None,
@@ -167,7 +167,7 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
         device=torch.device("cpu"),
         fingerprint="halves",
     )
-    monkeypatch.setattr(measuring, "open_encoder", lambda path: found)
+    monkeypatch.setattr(measuring, "open_encoder", lambda path: result)
     reads: list[int] = []
     read = Inputs.read
 
@@ -203,7 +203,7 @@ def test_the_command_reads_every_image_once(
     assert json.loads(plain.read_text()) == {name: scores[name] for name in names}
 
 
-def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
+def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
     loaded: list[int],
     make_config: Callable[..., RunConfig],
     tmp_path: Path,
@@ -214,11 +214,11 @@ def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_n
     encoder = replace(measuring.open_encoder(tmp_path), config=config)
     monkeypatch.setattr(measuring, "open_encoder", lambda path: encoder)
     for given, trial in ((None, 5), (9, 9)):
-        found = measuring.evaluate_checkpoint(tmp_path, trial=given)
+        result = measuring.evaluate_checkpoint(tmp_path, trial=given)
         identities = regdb.read(tmp_path, trial=trial).test
         images = {
             sample.image for sample in identities.take(identities.rows(Modality.VISIBLE)).samples
         }
-        assert images in (set(found.details[f"{side}_images"]) for side in ("query", "gallery"))
+        assert images in (set(result.details[f"{side}_images"]) for side in ("query", "gallery"))
     with pytest.raises(UserError, match="--trial 9: folder has no divisions"):
         measuring.evaluate_checkpoint(tmp_path, kind="folder", trial=9)

@@ -81,13 +81,13 @@ def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:
     assert "42.0 ± 2.8" in text
     assert "45.0 (+3.0)" in text
     html = comparison.write(groups, tmp_path / "c.html").read_text(encoding="utf-8")
-    found = Page(html)
-    assert found.open == []
+    result = Page(html)
+    assert result.open == []
     assert "http" not in html
-    rows = {row[0]: row[1] for row in found.rows if len(row) == 6}
-    assert "After stage 2" not in found.text, "the last stage repeats the full method"
-    assert any("42.0 ± 2.8" in value for row in found.rows for value in row)
-    assert any("45.0 (+3.0)" in value for row in found.rows for value in row)
+    rows = {row[0]: row[1] for row in result.rows if len(row) == 6}
+    assert "After stage 2" not in result.text, "the last stage repeats the full method"
+    assert any("42.0 ± 2.8" in value for row in result.rows for value in row)
+    assert any("45.0 (+3.0)" in value for row in result.rows for value in row)
     assert rows["Group"] == "Rank-1"
     assert html.count("<svg") == 2
 
@@ -135,14 +135,14 @@ class TestSweep:
 
     def test_the_setting_that_matters_most_comes_first(self, tmp_path: Path) -> None:
         html = sweep_page.write(self.write(tmp_path / "sweep")).read_text(encoding="utf-8")
-        found = Page(html)
-        assert found.open == []
+        result = Page(html)
+        assert result.open == []
         assert "http" not in html
         assert html.count("<svg") == 3
-        assert found.text.index("eps") < found.text.index("swap")
-        assert found.says("lie up to 10.0 points apart")
-        assert found.says("no cluster")
-        assert found.says("40.0 %")
+        assert result.text.index("eps") < result.text.index("swap")
+        assert result.says("lie up to 10.0 points apart")
+        assert result.says("no cluster")
+        assert result.says("40.0 %")
 
     def test_is_told_from_a_run(self, tmp_path: Path) -> None:
         assert sweep_page.is_sweep(self.write(tmp_path / "sweep"))
@@ -168,15 +168,15 @@ class TestWhatTheEncoderSees:
         return run
 
     def test_page_shows_pairs_with_heat_maps(self, run: Path) -> None:
-        found = Page(page.write(run).read_text(encoding="utf-8"))
-        assert found.says("Where the encoder looks")
-        shown = Counter(alt for alt in found.values("alt") if alt.startswith("Heat map"))
+        result = Page(page.write(run).read_text(encoding="utf-8"))
+        assert result.says("Where the encoder looks")
+        shown = Counter(alt for alt in result.values("alt") if alt.startswith("Heat map"))
         assert shown == {
             f"Heat map of the {what}, {when}": 4
             for what in ("query", "answer")
             for when in ("start", "now")
         }, "two best and two worst queries, before and after training"
-        assert found.open == []
+        assert result.open == []
 
     def test_without_a_checkpoint_they_are_left_out_with_the_reason(self, tmp_path: Path) -> None:
         run = fake_run(tmp_path / "run", tmp_path / "data")
@@ -186,15 +186,15 @@ class TestWhatTheEncoderSees:
         (run / "checkpoint_0" / "state.pt").write_bytes(b"?")
         assert Page(page.write(run).read_text()).says("heat maps could not be made")
 
-    def test_heat_colours_grey_pictures_where_it_is_hot(self, tmp_path: Path) -> None:
+    def test_heat_colors_gray_images_where_it_is_hot(self, tmp_path: Path) -> None:
         from PIL import Image
 
         draw_identity(tmp_path / "a.jpg", 3, infrared=False)
         heat = np.zeros((64, 32))
         heat[:32] = 1
-        with Image.open(tmp_path / "a.jpg") as picture:
-            shown = np.asarray(heatmaps.overlay(picture.convert("RGB"), heat)).astype(int)
-        assert np.ptp(shown[40:], axis=2).max() == 0, "cold stays grey"
+        with Image.open(tmp_path / "a.jpg") as image:
+            shown = np.asarray(heatmaps.overlay(image.convert("RGB"), heat)).astype(int)
+        assert np.ptp(shown[40:], axis=2).max() == 0, "cold stays gray"
         assert np.ptp(shown[:20], axis=2).min() > 20, "hot does not"
 
 
@@ -207,9 +207,9 @@ def test_recorded_words_are_shown(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", tmp_path / "data")
     assert not learned_prompts.record(run, text, text), "nothing was learned there"
     assert learned_prompts.record(run, torch.nn.ModuleDict({"visible": learner}), text)
-    found = Page(page.write(run).read_text(encoding="utf-8"))
-    assert found.says("red 1.00 · woman 1.00 · bag 1.00 · trousers 1.00")
-    assert " ".join(found.text.split()).count("trousers 1.00") == learned_prompts.NUM_SHOWN
+    result = Page(page.write(run).read_text(encoding="utf-8"))
+    assert result.says("red 1.00 · woman 1.00 · bag 1.00 · trousers 1.00")
+    assert " ".join(result.text.split()).count("trousers 1.00") == learned_prompts.NUM_SHOWN
     (run / "prompts.json").write_text("{")
     assert "learned words resemble" not in page.write(run).read_text()
 

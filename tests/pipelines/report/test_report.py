@@ -74,6 +74,7 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("no identity labels, no pairs")
     assert page.says("known because these people are generated; never used in training")
     assert page.says("crossreid demo --out runs/demo --seed 7")
+    assert page.says("Peak memory: 5.0 GiB")
     assert page.says("align.swap.when epoch")
     assert page.says("38.2 ± 1.3")
     assert page.says("4 March 2026, 09:05")
@@ -170,15 +171,15 @@ def test_run_that_finished_no_epoch_has_a_page(tmp_path: Path) -> None:
     assert Page(html_of(small_run(tmp_path))).says("No epoch of training has finished yet.")
 
 
-def test_missing_pictures_are_named(tmp_path: Path, run_dir: Path) -> None:
+def test_missing_images_are_named(tmp_path: Path, run_dir: Path) -> None:
     run = small_run(tmp_path / "run", {"stage": "align", "epoch": 0})
-    gone = tmp_path / "gone"
-    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"root": str(gone)}}))
+    missing = tmp_path / "gone"
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"root": str(missing)}}))
     arrays: dict[str, Any] = dict(read(run_dir).rankings["final"])
     (run / "evaluation").mkdir()
     np.savez(run / "evaluation" / "final.npz", **arrays)
-    assert Page(html_of(run)).says(f"The pictures are not at {gone}.")
-    gone.mkdir()
+    assert Page(html_of(run)).says(f"The pictures are not at {missing}.")
+    missing.mkdir()
     page = Page(html_of(run))
     assert page.classes()["gone"] == 9 * 9
     assert page.says("picture not readable")
@@ -194,18 +195,18 @@ def test_damaged_last_line_is_skipped_with_a_note(tmp_path: Path) -> None:
 def test_resumed_run_counts_a_repeated_epoch_once(tmp_path: Path) -> None:
     epochs = [{"stage": "align", "epoch": epoch, "losses": {"total": 1.0}} for epoch in (0, 1, 1)]
     epochs[2]["losses"] = {"total": 0.5}
-    found = read(small_run(tmp_path, epochs[0], epochs[1], '{"stage": "al', epochs[2]))
-    assert [(one["epoch"], one["losses"]["total"]) for one in found.epochs] == [(0, 1.0), (1, 0.5)]
-    assert found.notes[0].startswith("Line 3 of metrics.jsonl is damaged")
+    result = read(small_run(tmp_path, epochs[0], epochs[1], '{"stage": "al', epochs[2]))
+    assert [(one["epoch"], one["losses"]["total"]) for one in result.epochs] == [(0, 1.0), (1, 0.5)]
+    assert result.notes[0].startswith("Line 3 of metrics.jsonl is damaged")
 
 
 @pytest.mark.parametrize(
     "line", ["3", "[]", "null", '{"epoch": 1}', '{"stage": "a", "epoch": "b"}']
 )
 def test_line_that_is_no_epoch_is_damaged(tmp_path: Path, line: str) -> None:
-    found = read(small_run(tmp_path, line))
-    assert found.epochs == ()
-    assert len(found.notes) == 1
+    result = read(small_run(tmp_path, line))
+    assert result.epochs == ()
+    assert len(result.notes) == 1
 
 
 def test_damaged_side_files_become_notes(tmp_path: Path) -> None:

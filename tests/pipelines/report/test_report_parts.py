@@ -1,4 +1,4 @@
-"""Parts of the report by themselves: choice of queries, pictures, charts, numbers as text."""
+"""Parts of the report by themselves: choice of queries, images, charts, numbers as text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.report.terminal import summary_table
 from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, epoch_line
 
 
-def test_pictures_outside_the_root_are_refused(tmp_path: Path) -> None:
+def test_images_outside_the_root_are_refused(tmp_path: Path) -> None:
     draw_identity(tmp_path / "secret.jpg", 1, infrared=False)
     draw_identity(tmp_path / "data" / "open.jpg", 1, infrared=False)
     root = tmp_path / "data"
@@ -27,14 +27,14 @@ def test_pictures_outside_the_root_are_refused(tmp_path: Path) -> None:
     assert ranklists.thumbnail(root, str(tmp_path / "secret.jpg")) is None
 
 
-def test_truncated_picture_is_no_picture(tmp_path: Path) -> None:
+def test_truncated_image_is_no_image(tmp_path: Path) -> None:
     draw_identity(tmp_path / "a.jpg", 1, infrared=False)
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:300])
     assert ranklists.thumbnail(tmp_path, "a.jpg") is None
     assert ranklists.thumbnail(tmp_path, "") is None
 
 
-def test_sixteen_bit_grey_is_shown_as_training_sees_it(tmp_path: Path) -> None:
+def test_sixteen_bit_gray_is_shown_as_training_sees_it(tmp_path: Path) -> None:
     Image.fromarray(np.full((64, 32), 0x8000, dtype=np.uint16)).save(tmp_path / "thermal.png")
     shown = ranklists.thumbnail(tmp_path, "thermal.png")
     assert shown is not None
@@ -42,7 +42,7 @@ def test_sixteen_bit_grey_is_shown_as_training_sees_it(tmp_path: Path) -> None:
     assert abs(int(np.asarray(Image.open(content).convert("L")).mean()) - 128) <= 1
 
 
-def test_chosen_queries_are_best_middle_and_worst_of_different_people() -> None:
+def test_chosen_queries_are_best_middle_and_worst_of_different_identities() -> None:
     ap = np.array([0.9, 1.0, 1.0, np.nan, 0.5, 0.1, 0.4, 0.0])
     folders = ["a", "b", "b", "x", "c", "d", "e", "d"]
     images = np.array([f"cam/{name}/{i}.jpg" for i, name in enumerate(folders)])
@@ -77,10 +77,10 @@ def test_overlap_of_similarities(same: list[int], different: list[int], words: s
     assert words in panel.words
 
 
-def test_lines_whose_colours_come_round_again_differ_in_their_dashes() -> None:
+def test_lines_whose_colors_come_round_again_differ_in_their_dashes() -> None:
     epochs = [{"stage": "images", "epoch": 0, "losses": {f"loss {i}": 1.0 for i in range(8)}}]
     series = panels._by_key(epochs, lambda epoch: epoch["losses"])
-    assert len({(one.colour, one.dash) for one in series}) == 8
+    assert len({(one.color, one.dash) for one in series}) == 8
 
 
 def test_chart_has_lines_of_each_stage_and_survives_gaps() -> None:

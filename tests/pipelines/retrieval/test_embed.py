@@ -78,20 +78,20 @@ def test_vectors_are_those_of_the_encoder(
 ) -> None:
     done = embed(checkpoint, Source(folder), tmp_path / "out", dtype="float32", batch_size=3)
     assert re.search(r"12 of 12, [\d,]+ per second, 0 s left", capsys.readouterr().out)
-    ids, found, table = read_vectors(tmp_path / "out")
+    ids, result, table = read_vectors(tmp_path / "out")
     assert (done.num_vectors, done.num_new, done.unreadable) == (12, 12, ())
     assert sorted(ids) == sorted(sample.image for sample in Source(folder).samples())
     assert table["modality"].to_pylist().count("infrared") == 5
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1, atol=1e-5)
     loaded = open_encoder(checkpoint)
     for row in (0, 11):
         image = read_image(folder / ids[row], height=64, width=32)
         modality = Modality(table["modality"][row].as_py())
         alone = loaded.encoder.embed(embedding.torch.from_numpy(image[None]), modality)
-        np.testing.assert_allclose(found[row], alone[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(result[row], alone[0].numpy(), atol=1e-5)
 
 
-def test_people_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
+def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
     tmp_path: Path, in_process: list[str]
 ) -> None:
     root, run_dir = tmp_path / "regdb", save_run(tmp_path / "run", trial=5)
@@ -217,27 +217,27 @@ def test_through_ray(
     (tmp_path / "one").mkdir()
     for part in parts(Source(folder).samples()):
         Embedder(work, threads=1).embed(part)
-    ids, found, _ = read_vectors(tmp_path / "ray")
+    ids, result, _ = read_vectors(tmp_path / "ray")
     others, alone, _ = read_vectors(tmp_path / "one")
     assert ids == others
-    np.testing.assert_allclose(found, alone, atol=1e-5)
+    np.testing.assert_allclose(result, alone, atol=1e-5)
 
 
 class TestParts:
     RECORDS = tuple(Sample(f"{i:05d}.jpg", Modality.VISIBLE) for i in range(3000))
 
     def test_hold_every_record_once_and_in_order(self) -> None:
-        found = list(parts(self.RECORDS, mean_rows=50))
-        assert tuple(sample for part in found for sample in part.samples) == self.RECORDS
-        sizes = [len(part.samples) for part in found]
+        result = list(parts(self.RECORDS, mean_rows=50))
+        assert tuple(sample for part in result for sample in part.samples) == self.RECORDS
+        sizes = [len(part.samples) for part in result]
         assert max(sizes) <= 200
         assert 30 < np.mean(sizes) < 70
 
     def test_a_stream_without_end_is_cut_as_it_comes(self) -> None:
         """No more than one part is held, however many images there are."""
         endless = (Sample(f"{i}.jpg", Modality.VISIBLE) for i in itertools.count())
-        found = list(itertools.islice(parts(endless, mean_rows=50), 20))
-        assert sum(len(part.samples) for part in found) < 20 * 200
+        result = list(itertools.islice(parts(endless, mean_rows=50), 20))
+        assert sum(len(part.samples) for part in result) < 20 * 200
 
     def test_an_added_record_leaves_far_parts_alone(self) -> None:
         before = {part.key for part in parts(self.RECORDS, mean_rows=50)}
@@ -245,7 +245,7 @@ class TestParts:
         after = {part.key for part in parts(added, mean_rows=50)}
         assert len(after - before) <= 2
 
-    def test_another_person_is_another_part(self) -> None:
+    def test_another_identity_is_another_part(self) -> None:
         (one,) = parts([Sample("a.jpg", Modality.VISIBLE)])
         (other,) = parts([Sample("a.jpg", Modality.VISIBLE, pid=1)])
         assert isinstance(one, Part)
@@ -255,8 +255,8 @@ class TestParts:
 class TestSource:
     def test_folders_name_the_modality_at_any_depth(self, tmp_path: Path) -> None:
         draw_folder(tmp_path / "a" / "day 1", visible=1, infrared=1)
-        found = [(r.image, r.modality) for r in Source(tmp_path).samples()]
-        assert found == [
+        result = [(r.image, r.modality) for r in Source(tmp_path).samples()]
+        assert result == [
             ("a/day 1/infrared/0.png", Modality.INFRARED),
             ("a/day 1/visible/0.png", Modality.VISIBLE),
         ]

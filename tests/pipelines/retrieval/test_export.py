@@ -47,9 +47,9 @@ def test_batches_of_any_size_agree_with_torch(
     session = onnxruntime.InferenceSession(models[modality])
     for size in (1, 2, 7):
         images = example(loaded, Modality(modality), size)
-        (found,) = session.run(["vector"], {"input": images.numpy()})
+        (result,) = session.run(["vector"], {"input": images.numpy()})
         expected = loaded.encoder.embed(images, Modality(modality)).numpy()
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_metadata_says_how_to_feed_it(models: dict[str, Path]) -> None:
     assert (facts["height"], facts["width"], facts["resize"]) == ("64", "32", "lanczos")
     assert facts["mean"] == "[0.485, 0.456, 0.406]"
     assert facts["std"] == "[0.229, 0.224, 0.225]"
-    assert facts["normalised_inside"] == "true"
+    assert facts["normalized_inside"] == "true"
     (given,) = session.get_inputs()
     assert given.type == "tensor(uint8)"
     assert given.shape[1:] == [3, 64, 32]
@@ -79,13 +79,13 @@ def test_example_runs_without_this_package(models: dict[str, Path], tmp_path: Pa
     assert len(EXAMPLE.read_text().split('"""')[2].strip().splitlines()) <= 20
     assert "pipelines" not in EXAMPLE.read_text()
     command = [sys.executable, "-I", str(EXAMPLE), str(models["visible"])]
-    pictures = [str(images / "visible" / f"{i}.png") for i in (0, 1, 0)]
-    done = subprocess.run([*command, *pictures], capture_output=True, text=True, check=True)
-    found = np.array([float(word) for word in done.stdout.translate({91: " ", 93: " "}).split()])
-    found = found.reshape(3, 3)
-    np.testing.assert_allclose(np.diag(found), 1, atol=2e-3)
-    assert found[0, 2] == pytest.approx(1, abs=2e-3)
-    assert found[0, 1] < 0.999
+    frames = [str(images / "visible" / f"{i}.png") for i in (0, 1, 0)]
+    done = subprocess.run([*command, *frames], capture_output=True, text=True, check=True)
+    result = np.array([float(word) for word in done.stdout.translate({91: " ", 93: " "}).split()])
+    result = result.reshape(3, 3)
+    np.testing.assert_allclose(np.diag(result), 1, atol=2e-3)
+    assert result[0, 2] == pytest.approx(1, abs=2e-3)
+    assert result[0, 1] < 0.999
 
 
 @pytest.mark.slow
@@ -102,10 +102,10 @@ def test_numbers_instead_of_bytes_give_the_same_vectors(
         images = example(loaded, model.modality, 3)
         fed = images.float() if form.target else prepared(images, loaded, form)
         expected = loaded.encoder.embed(images, model.modality).numpy()
-        found = session.run(None, {"images": fed.numpy()})[0]
-        assert (found * expected).sum(axis=1).min() > 0.999
+        result = session.run(None, {"images": fed.numpy()})[0]
+        assert (result * expected).sum(axis=1).min() > 0.999
         if form.precision == "fp32":
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            np.testing.assert_allclose(result, expected, atol=1e-5)
         else:
             assert model.cosine > 0.999
             assert model.checked_on == "256 images of noise", "the run's data are not there"
@@ -148,7 +148,7 @@ def test_eight_bits_say_what_they_cost(tmp_path: Path, tree: Path) -> None:
     assert not list((tmp_path / "models").glob("*.fp32.onnx"))
 
 
-@pytest.mark.parametrize("name", ["16 bit", "alpha", "palette", "cmyk", "exif", "grey", "plain"])
+@pytest.mark.parametrize("name", ["16 bit", "alpha", "palette", "cmyk", "exif", "gray", "plain"])
 def test_the_example_decodes_bit_for_bit_as_the_product(tmp_path: Path, name: str) -> None:
     path = tmp_path / ("image.jpg" if name in ("cmyk", "exif") else "image.png")
     rng = np.random.default_rng(7)
@@ -167,7 +167,7 @@ def test_the_example_decodes_bit_for_bit_as_the_product(tmp_path: Path, name: st
         exif[0x0112] = 6
         color.save(path, quality=95, exif=exif)
     else:
-        (color.convert("L") if name == "grey" else color).save(path)
+        (color.convert("L") if name == "gray" else color).save(path)
     shown = runpy.run_path(str(EXAMPLE))["pixels"]
     facts = DECODING | {"height": "64", "width": "32"}
     expected = decode(path.read_bytes(), height=64, width=32)
@@ -181,8 +181,8 @@ def test_sentences_are_exported_with_the_joint_space(checkpoint: Path, tmp_path:
     loaded = open_encoder(checkpoint, space="joint")
     session = onnxruntime.InferenceSession(written[-1].path)
     ids = example(loaded, Modality.TEXT, 3)
-    (found,) = session.run(["vector"], {"input": ids.numpy()})
-    np.testing.assert_allclose(found, loaded.encoder.embed(ids, Modality.TEXT).numpy(), atol=1e-5)
+    (result,) = session.run(["vector"], {"input": ids.numpy()})
+    np.testing.assert_allclose(result, loaded.encoder.embed(ids, Modality.TEXT).numpy(), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ class TestBadInput:
 
 
 @pytest.mark.slow
-def test_pictures_of_another_size_are_resized_by_the_user(models: dict[str, Path]) -> None:
+def test_images_of_another_size_are_resized_by_the_user(models: dict[str, Path]) -> None:
     session = onnxruntime.InferenceSession(models["visible"])
     wrong = np.asarray(Image.new("RGB", (64, 128))).transpose(2, 0, 1)[None]
     with pytest.raises(Exception, match="input"):

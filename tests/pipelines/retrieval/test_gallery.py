@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import fill, gallery, neighbours, vectors
+from pipelines.retrieval import fill, gallery, neighbors, vectors
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter, time_of
 from reid_core.types import Modality, Sample
@@ -132,10 +132,10 @@ def test_an_older_version_answers_as_it_did(
 def test_an_index_reaches_the_recall_it_is_tuned_to(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(neighbors, "EXACT_UP_TO", 1000)
     monkeypatch.setattr(gallery, "EXACT_UP_TO", 1000)
-    centres = random_rows(200, 64, seed=3)
-    noisy = np.repeat(centres, 10, axis=0) + 0.5 * random_rows(2000, 64, seed=4)
+    centers = random_rows(200, 64, seed=3)
+    noisy = np.repeat(centers, 10, axis=0) + 0.5 * random_rows(2000, 64, seed=4)
     stored = noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
     opened = Gallery.create(tmp_path / "g", Facts("f", "descriptor", 64, "/run"))
     opened.add(rows_of(stored.astype(np.float32)))

@@ -60,7 +60,7 @@ def test_a_gallery_of_tracklets_answers_tracklets(place: Path, tmp_path: Path) -
         ("visible/5.png", 1),
         ("tracklet/infrared/3/0", 2),
     }
-    assert hits[0].picture.is_file(), "its first image is shown"
+    assert hits[0].image.is_file(), "its first image is shown"
 
     rows = vectors.pq.read_table(vectors.part_files(out / "images")[0]).to_pylist()
     own = [np.array(row["vector"]) for row in rows if row["tracklet"] == 0 and row["camera"] == 1]

@@ -28,7 +28,7 @@ from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_
 
 
 def make_index(root: Path, checkpoint: Path, space: Space) -> Gallery:
-    """Six visible and four infrared images of persons 0, 1, 2, 0, 1, 2, ... on cameras 1 and 2."""
+    """Six visible and four infrared images of identities 0, 1, 2, 0, ... on cameras 1 and 2."""
     images = draw_folder(root / "images", visible=6, infrared=4)
     lines = ["image,modality,pid,camera"]
     for name, count in (("visible", 6), ("infrared", 4)):
@@ -168,14 +168,10 @@ class TestShown:
         assert page.text.count("✓") == sum(bool(hit.right) for hit in hits)
         assert page.says("person 1")
 
-    def test_page_survives_lost_pictures_and_odd_names(
-        self, index: Gallery, tmp_path: Path
-    ) -> None:
+    def test_page_survives_lost_images_and_odd_names(self, index: Gallery, tmp_path: Path) -> None:
         asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
-        hits = [
-            replace(hit, picture=tmp_path / "gone.jpg", id="<b>") for hit in search(index, asked)
-        ]
-        odd = replace(asked, name="<script>", picture=None)
+        hits = [replace(hit, image=tmp_path / "gone.jpg", id="<b>") for hit in search(index, asked)]
+        odd = replace(asked, name="<script>", image=None)
         html = contact_sheet.write(tmp_path / "a.html", odd, hits, note="n").read_text()
         assert "<script>" not in html
         assert "<b>" not in html

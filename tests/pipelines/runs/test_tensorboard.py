@@ -11,16 +11,16 @@ from pipelines.runs import tensorboard
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar of every event file: length-prefixed protocol buffers."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    result: dict[str, list[tuple[int, float]]] = {}
     for path in sorted(folder.iterdir()):
         data, start = path.read_bytes(), 0
         while start < len(data):
             length = int.from_bytes(data[start : start + 8], "little")
             event = Event.FromString(data[start + 12 : start + 12 + length])
             for value in event.summary.value:
-                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+                result.setdefault(value.tag, []).append((event.step, value.simple_value))
             start += 16 + length
-    return found
+    return result
 
 
 def test_numbers_of_an_epoch(tmp_path: Path) -> None:

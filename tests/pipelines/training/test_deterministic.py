@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.data.gate import check_settings
-from pipelines.distributed import collectives
+from pipelines.distributed import collectives, prefetch
 from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.errors import UserError
@@ -47,18 +47,31 @@ def everything(width: int = 5) -> Tensor:
 
 
 def test_a_shard_is_a_worker_in_its_own_thread_only() -> None:
-    found = together(lambda shard: (collectives.rank(), collectives.world_size()))
-    assert found == [(rank, SHARDS) for rank in range(SHARDS)]
+    result = together(lambda shard: (collectives.rank(), collectives.world_size()))
+    assert result == [(rank, SHARDS) for rank in range(SHARDS)]
     assert (collectives.rank(), collectives.world_size()) == (0, 1)
+
+
+def test_batches_are_drawn_in_the_thread_of_their_shard() -> None:
+    """As on a GPU, where they are drawn ahead: whom they are dealt to is known by its thread."""
+
+    def work(shard: deterministic.Shard) -> list[slice]:
+        return list(prefetch.ahead(collectives.slice_of(8 + n) for n in range(3)))
+
+    results = together(work)
+    assert results == [
+        [collectives.shares(8 + n, SHARDS)[rank] for n in range(3)] for rank in range(SHARDS)
+    ]
+    assert isinstance(prefetch.ahead(iter(())), prefetch.Ahead)
 
 
 def test_rows_sums_shares_and_numbers_arrive_in_order() -> None:
     def work(shard: deterministic.Shard) -> tuple[Tensor, Tensor, Tensor, int]:
-        mine = rows_of(shard.rank)
+        own = rows_of(shard.rank)
         share = torch.arange(7)[collectives.slice_of(7)]
         return (
-            collectives.gather_rows(mine),
-            collectives.sum_over_workers(mine),
+            collectives.gather_rows(own),
+            collectives.sum_over_workers(own),
             collectives.gather_shares(share, 7),
             collectives.broadcast_int(41 + shard.rank),
         )
@@ -89,27 +102,27 @@ def test_a_gathered_row_hears_of_every_loss() -> None:
     weights = torch.arange(1.0, SHARDS + 1)
 
     def work(shard: deterministic.Shard) -> Tensor:
-        mine = rows_of(shard.rank).requires_grad_()
-        (collectives.gather(mine).square().sum() * weights[shard.rank]).backward()
-        assert mine.grad is not None
-        return mine.grad
+        own = rows_of(shard.rank).requires_grad_()
+        (collectives.gather(own).square().sum() * weights[shard.rank]).backward()
+        assert own.grad is not None
+        return own.grad
 
     for rank, gradient in enumerate(together(work)):
         torch.testing.assert_close(gradient, 2 * rows_of(rank) * weights.sum())
 
 
-def test_batch_normalisation_is_that_of_all_rows() -> None:
+def test_batch_normalization_is_that_of_all_rows() -> None:
     alone, x = nn.BatchNorm1d(5), everything().requires_grad_()
     expected = alone(x)
     expected.pow(3).sum().backward()
 
     def work(shard: deterministic.Shard) -> tuple[Tensor, Tensor, Tensor]:
-        norm, mine = GlobalBatchNorm(5), rows_of(shard.rank).requires_grad_()
-        out = norm(mine)
+        norm, own = GlobalBatchNorm(5), rows_of(shard.rank).requires_grad_()
+        out = norm(own)
         out.pow(3).sum().backward()
-        assert mine.grad is not None
+        assert own.grad is not None
         assert norm.running_var is not None
-        return out.detach(), mine.grad, norm.running_var
+        return out.detach(), own.grad, norm.running_var
 
     parts = together(work)
     torch.testing.assert_close(torch.cat([out for out, _, _ in parts]), expected.detach())
@@ -137,9 +150,9 @@ def test_replicas_take_the_step_of_the_mean_gradient() -> None:
     optimizer = torch.optim.SGD(alone.parameters(), lr=1.0)
     alone(everything()).square().mean().backward()
     optimizer.step()
-    found = together(work)
-    for weight in found:
-        assert torch.equal(weight, found[0])
+    result = together(work)
+    for weight in result:
+        assert torch.equal(weight, result[0])
         torch.testing.assert_close(weight, alone.weight.detach())
 
 

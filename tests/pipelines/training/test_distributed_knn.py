@@ -81,6 +81,6 @@ def test_the_memory_actor_has_all_cores(
     config = make_config()
     prepared = prepare(config, lambda inputs, modality: [])
     bank = actor.start_bank(Job.of(config, prepared, tmp_path), prepared, use_gpu=False)
-    found = ray.get(bank.__ray_call__.remote(threads))
+    result = ray.get(bank.__ray_call__.remote(threads))
     ray.kill(bank)
-    assert found == os.cpu_count()
+    assert result == os.cpu_count()

@@ -22,7 +22,7 @@ def test_a_run_on_nodes_that_go_and_come_ends_as_the_undisturbed_run(
     with capsys.disabled():
         sys.stdout.write("\n" + done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(out.read_text())
-    for run in found.values():
+    result = json.loads(out.read_text())
+    for run in result.values():
         assert all(epoch["nodes"] == epoch["workers"] for epoch in run["epochs"])
         assert run["lines"] == len(run["epochs"])

@@ -17,6 +17,7 @@ from pipelines.config import RunConfig
 from pipelines.distributed.collectives import shares
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart
+from pipelines.training.incoming import Incoming
 from pipelines.training.memory_bank import MemoryBank
 from reid_core.types import Modality
 
@@ -26,14 +27,14 @@ PEOPLE, SHOTS, WIDTH = 6, 8, 16
 
 
 def features(seed: int = 0) -> dict[Modality, np.ndarray]:
-    """Tight groups of unit rows; person i is group i in both modalities."""
+    """Tight groups of unit rows; identity i is group i in both modalities."""
     rng = np.random.default_rng(seed)
-    centres = np.repeat(np.eye(PEOPLE, WIDTH), SHOTS, axis=0)
-    found = {}
+    centers = np.repeat(np.eye(PEOPLE, WIDTH), SHOTS, axis=0)
+    result = {}
     for m in (VISIBLE, INFRARED):
-        x = centres + 0.05 * rng.standard_normal(centres.shape)
-        found[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    return found
+        x = centers + 0.05 * rng.standard_normal(centers.shape)
+        result[m] = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return result
 
 
 def bank_of(config: RunConfig, pids: np.ndarray | None = None) -> MemoryBank:
@@ -49,6 +50,22 @@ def begin(bank: MemoryBank, *, world: int = 1) -> EpochStart:
         for rank, part in enumerate(np.array_split(x, world)):
             bank.add_features(token, KEY, m, part, rank, world)
     return bank.begin_epoch(token, KEY, world)
+
+
+@pytest.mark.parametrize("part", ["make_room", "place", "count"])
+def test_what_goes_wrong_while_features_arrive_is_raised_at_once(
+    part: str, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for the call that takes them: on a GPU their block may find no room."""
+
+    def no_room(*_: Any) -> None:
+        raise MemoryError("no room for the features")
+
+    monkeypatch.setattr(Incoming, part, no_room)
+    began = time.monotonic()
+    with pytest.raises(MemoryError, match="no room for the features"):
+        begin(bank_of(make_config("trainer.barrier_timeout_s=60")))
+    assert time.monotonic() - began < 30
 
 
 def test_finds_the_groups_and_matches_them(make_config: Callable[..., RunConfig]) -> None:
@@ -120,6 +137,21 @@ def test_features_are_given_back_when_the_epoch_is_made(
     bank = bank_of(make_config())
     begin(bank, world=2)
     assert bank._pending.incoming._block is None
+
+
+def test_what_is_sent_again_counts_once(make_config: Callable[..., RunConfig]) -> None:
+    """Shards of one process, or a call that was repeated: nobody waits for ever."""
+    bank, whole = bank_of(make_config()), begin(bank_of(make_config()))
+    token = bank.open()
+    for m, x in features().items():
+        for _ in range(3):
+            bank.add_features(token, KEY, m, x[:24], 0, 2)
+        bank.add_features(token, KEY, m, x[24:], 1, 2)
+    start = bank.begin_epoch(token, KEY, 2)
+    bank.add_features(token, KEY, VISIBLE, features()[VISIBLE][24:], 1, 2)
+    assert bank._pending.incoming._block is None
+    for m in (VISIBLE, INFRARED):
+        np.testing.assert_array_equal(start.epoch.labels[m], whole.epoch.labels[m])
 
 
 def test_pieces_in_any_order_are_the_share(make_config: Callable[..., RunConfig]) -> None:

@@ -25,12 +25,12 @@ def losses_of(
 ) -> dict[str, float]:
     """Losses of the first epoch."""
     config = small_runs.make_config(method, trees, setting, *others)
-    kept = small_runs.Kept(folder / "kept")
+    remaining = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder)
-    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
-    for name, x in kept.states[-1]["epoch"].items():
+    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    for name, x in remaining.states[-1]["epoch"].items():
         assert x.dtype in (torch.float32, torch.int64), name
-    assert all(x.dtype != torch.bfloat16 for x in kept.states[-1]["module"].values())
+    assert all(x.dtype != torch.bfloat16 for x in remaining.states[-1]["module"].values())
     return next(runlog.read_metrics(folder))["losses"]
 
 

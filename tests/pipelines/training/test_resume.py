@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -22,7 +23,9 @@ from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.runs import checkpoint, recovery, runlog
 from pipelines.training import loop, within_epoch
+from pipelines.training.equipment import Equipment
 from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.progress import Place
 from pipelines.training.within_epoch import Order
 from reid_core.types import Modality
 from tests.pipelines import small_runs
@@ -71,10 +74,10 @@ def undisturbed(
 ) -> Undisturbed:
     config = small_runs.make_config(request.param, trees)
     folder = tmp_path_factory.mktemp(request.param)
-    kept = small_runs.Kept(folder / "kept")
+    remaining = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder)
-    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
-    return Undisturbed(config, kept.states, kept.hashes, log_of(folder))
+    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    return Undisturbed(config, remaining.states, remaining.hashes, log_of(folder))
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -85,23 +88,23 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def until(kept: small_runs.Kept, epochs: int) -> Callable[..., None]:
+def until(remaining: small_runs.Kept, epochs: int) -> Callable[..., None]:
     """What keeps some epochs, then ends the process."""
 
     def report(line: dict[str, Any], state: dict[str, Any] | None) -> None:
-        kept(line, state)
-        if len(kept.states) == epochs:
+        remaining(line, state)
+        if len(remaining.states) == epochs:
             raise InterruptionError
 
     return report
 
 
 def go_on(
-    run: small_runs.Small, state: dict[str, Any] | None, kept: small_runs.Kept, *, epochs: int
+    run: small_runs.Small, state: dict[str, Any] | None, remaining: small_runs.Kept, *, epochs: int
 ) -> None:
     """Train some epochs as a new process would, then stop between two."""
 
-    report = until(kept, epochs)
+    report = until(remaining, epochs)
     with pytest.raises(InterruptionError):
         loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU, state=state)
 
@@ -110,10 +113,10 @@ def test_every_epoch_goes_on_from_the_one_before(undisturbed: Undisturbed, tmp_p
     """By induction: from any checkpoint, first epochs and finished stages among them."""
     states = [None, *undisturbed.states]
     for number, state in enumerate(states[:-1]):
-        kept = small_runs.Kept(tmp_path / "kept")
+        remaining = small_runs.Kept(tmp_path / "kept")
         run = small_runs.open_run(undisturbed.config, tmp_path / "run")
-        go_on(run, state, kept, epochs=1)
-        assert kept.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
+        go_on(run, state, remaining, epochs=1)
+        assert remaining.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
 
 
 @pytest.mark.parametrize("steps", [1, 2])
@@ -129,7 +132,7 @@ def test_an_epoch_cut_off_leaves_no_trace(
         number = len(undisturbed.states) - 1
     state = undisturbed.states[number - 1]
     run = small_runs.open_run(undisturbed.config, tmp_path)
-    kept = small_runs.Kept(tmp_path / "kept")
+    remaining = small_runs.Kept(tmp_path / "kept")
     taken = []
 
     def stumble(*_: Any) -> None:
@@ -139,33 +142,45 @@ def test_an_epoch_cut_off_leaves_no_trace(
 
     hook = register_optimizer_step_post_hook(stumble)
     with pytest.raises(InterruptionError):
-        loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
+        loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state)
     hook.remove()
-    assert not kept.states
-    go_on(run, state, kept, epochs=1)
-    assert kept.hashes == [undisturbed.hashes[number]]
+    assert not remaining.states
+    go_on(run, state, remaining, epochs=1)
+    assert remaining.hashes == [undisturbed.hashes[number]]
 
 
 def test_a_run_that_is_asked_to_end_goes_on_within_the_epoch(
-    undisturbed: Undisturbed, tmp_path: Path
+    undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every epoch is stopped after each of its steps, by another process every time."""
+    drawn: list[tuple[Place, int]] = []
+    begin_step = Equipment.begin_step
+
+    def watched(equipment: Equipment) -> None:
+        begin_step(equipment)
+        drawn.append((equipment.place, torch.initial_seed()))
+
+    monkeypatch.setattr(Equipment, "begin_step", watched)
     states: list[dict[str, Any] | None] = [None, *undisturbed.states]
     streamed = 0
     for number, finished in enumerate(states[:-1]):
         folder = tmp_path / str(number)
-        kept, taken = small_runs.Kept(tmp_path / "kept"), 0
-        while not kept.states and taken < 4:
+        drawn.clear()
+        remaining, taken = small_runs.Kept(tmp_path / "kept"), 0
+        while not remaining.states and taken < 4:
             run = small_runs.open_run(undisturbed.config, folder)
             stop = Order.STOP if taken < 3 else Order.NOTHING
             state = within_epoch.load(folder, finished)
             train = {"device": small_runs.CPU, "state": state, "notice": lambda stop=stop: stop}
             with contextlib.suppress(InterruptionError):
-                loop.train(run.job, run.bank, run.batches, until(kept, 1), **train)
+                loop.train(run.job, run.bank, run.batches, until(remaining, 1), **train)
             taken += 1
         if (folder / checkpoint.WITHIN).exists():
+            steps = [place.step for place, _ in drawn]
+            assert steps == list(range(1, len(steps) + 1))
+            assert len({seed for _, seed in drawn}) == len(steps)
             streamed += 1
-            assert kept.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
+            assert remaining.hashes == [undisturbed.hashes[number]], f"epoch {number} of the run"
             assert log_of(folder)[-1] == undisturbed.lines[number]
     assert streamed >= 2
 
@@ -177,19 +192,21 @@ def test_the_log_tells_every_epoch_once(undisturbed: Undisturbed, tmp_path: Path
         "".join(json.dumps(line) + "\n" for line in undisturbed.lines) + '{"stage": "al'
     )
     run = small_runs.open_run(undisturbed.config, tmp_path)
-    kept = small_runs.Kept(tmp_path / "kept")
+    remaining = small_runs.Kept(tmp_path / "kept")
     state = undisturbed.states[last - 1]
-    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
+    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state)
     assert log_of(tmp_path) == undisturbed.lines  # stability too, whose other half is kept
-    assert kept.hashes == undisturbed.hashes[last:]
+    assert remaining.hashes == undisturbed.hashes[last:]
 
 
 def test_a_finished_run_trains_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
     run = small_runs.open_run(undisturbed.config, tmp_path)
-    kept = small_runs.Kept(tmp_path / "kept")
+    remaining = small_runs.Kept(tmp_path / "kept")
     state = undisturbed.states[-1]
-    progress = loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
-    assert not kept.states
+    progress = loop.train(
+        run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state
+    )
+    assert not remaining.states
     assert progress.scores == state["progress"]["scores"]
 
 
@@ -207,13 +224,13 @@ def test_the_first_epoch_with_another_label_is_found(tmp_path: Path) -> None:
 def test_an_empty_stream_is_not_an_epoch(trees: Path, tmp_path: Path) -> None:
     """A bank that was restarted after it began the epoch has no plan to stream."""
     run = small_runs.open_run(small_runs.make_config("cpcl", trees), tmp_path)
-    kept = small_runs.Kept(tmp_path / "kept")
+    remaining = small_runs.Kept(tmp_path / "kept")
 
     def nothing(start: object) -> Iterator[Any]:
         return iter(())
 
     with pytest.raises(RuntimeError, match="ended before the plan"):
-        loop.train(run.job, run.bank, nothing, kept, device=small_runs.CPU)
+        loop.train(run.job, run.bank, nothing, remaining, device=small_runs.CPU)
 
 
 def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:
@@ -245,21 +262,25 @@ def test_killed_processes_end_as_the_undisturbed_run(
     command = [sys.executable, str(script), "--out", str(table)]
     for kill in KILLS:
         command += ["--only", kill]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1])
+    result = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1])
     with capsys.disabled():
-        sys.stdout.write("\n" + found.stdout)
-    assert found.returncode == 0, found.stdout + found.stderr
+        sys.stdout.write("\n" + result.stdout)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert len(json.loads(table.read_text())) == len(KILLS) + 3  # and the undisturbed runs
 
 
 # Checkpoints -------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_leaves_the_checkpoint_before(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, {"w": torch.zeros(3)}, {})
-    (tmp_path / f"{checkpoint.STATE}.partial").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, {"w": torch.ones(3)}, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # bytes of a file
+    try:
+        with pytest.raises((OSError, RuntimeError)):  # torch's writer has its own words
+            checkpoint.save(tmp_path, {"w": torch.ones(1 << 16)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert torch.equal(checkpoint.load(tmp_path)["w"], torch.zeros(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["info.json", "state.pt"]
 
@@ -298,9 +319,9 @@ def test_a_broken_list_gives_way_to_the_newest_whole_checkpoint(tmp_path: Path, 
     (tmp_path / recovery.RECORD).write_text(text)
     state = tmp_path / C / checkpoint.STATE
     state.write_bytes(state.read_bytes()[:-10])
-    found = recovery.tidy(tmp_path)
-    assert found is not None
-    assert checkpoint.load(found) == {"format": checkpoint.FORMAT, "number": 1}
+    result = recovery.tidy(tmp_path)
+    assert result is not None
+    assert checkpoint.load(result) == {"format": checkpoint.FORMAT, "number": 1}
     assert names_in(tmp_path) == [A, B]
     assert not (tmp_path / recovery.RECORD).exists()
 

@@ -20,10 +20,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, small
     folder = tmp_path_factory.mktemp("stages")
     small_runs.write_trees(folder)
     config = small_runs.make_config("cclnet", folder)
-    kept = small_runs.Kept(folder / "kept")
+    remaining = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder / "run")
-    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU)
-    return folder / "run", config, kept
+    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    return folder / "run", config, remaining
 
 
 def test_labels_and_texts_are_handed_on(finished: tuple) -> None:
@@ -40,12 +40,12 @@ def test_a_stage_started_alone_ends_where_the_whole_run_ends(
     finished: tuple, tmp_path: Path
 ) -> None:
     run_dir, config, whole = finished
-    kept = small_runs.Kept(tmp_path / "kept")
+    remaining = small_runs.Kept(tmp_path / "kept")
     run = small_runs.open_run(config, tmp_path / "run")
     state = checkpoint.load(run_dir / "stages" / "prompts")
-    loop.train(run.job, run.bank, run.batches, kept, device=small_runs.CPU, state=state)
-    assert {state["progress"]["stage"] for state in kept.states} == {"align"}
-    assert kept.hashes[-1] == whole.hashes[-1]
+    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state)
+    assert {state["progress"]["stage"] for state in remaining.states} == {"align"}
+    assert remaining.hashes[-1] == whole.hashes[-1]
 
 
 @pytest.mark.parametrize(

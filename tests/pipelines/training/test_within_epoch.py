@@ -37,11 +37,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def orders(pauses: Pauses, clock: Clock, steps: int) -> list[Order]:
-    found = []
+    result = []
     for _ in range(steps):
         clock.now += 0.5
-        found.append(pauses.after_step())
-    return found
+        result.append(pauses.after_step())
+    return result
 
 
 def test_the_cluster_is_asked_every_two_seconds(clock: Clock) -> None:
@@ -56,13 +56,15 @@ def test_the_cluster_is_asked_every_two_seconds(clock: Clock) -> None:
     assert set(np.diff(asked)) == {2.0}
 
 
-@pytest.mark.parametrize(("every", "kept"), [(0, []), (6, [13, 25, 37]), (0.1, list(range(40)))])
+@pytest.mark.parametrize(
+    ("every", "remaining"), [(0, []), (6, [13, 25, 37]), (0.1, list(range(40)))]
+)
 def test_a_state_is_kept_so_many_seconds_after_the_last(
-    clock: Clock, every: float, kept: list[int]
+    clock: Clock, every: float, remaining: list[int]
 ) -> None:
-    found = orders(Pauses(within_epoch.nothing, every), clock, 40)
-    steps = [number for number, order in enumerate(found) if order == Order.KEEP]
-    assert steps == pytest.approx(kept, abs=4)
+    result = orders(Pauses(within_epoch.nothing, every), clock, 40)
+    steps = [number for number, order in enumerate(result) if order == Order.KEEP]
+    assert steps == pytest.approx(remaining, abs=4)
     pauses = Pauses(within_epoch.nothing, 6)
     orders(pauses, clock, 10)
     pauses.begin()  # a finished epoch is kept
@@ -70,8 +72,8 @@ def test_a_state_is_kept_so_many_seconds_after_the_last(
 
 
 def test_a_notice_is_followed_within_two_seconds(clock: Clock) -> None:
-    found = orders(Pauses(lambda: Order.STOP if clock.now > 105 else Order.NOTHING, 0), clock, 20)
-    assert found.index(Order.STOP) in range(10, 14)
+    result = orders(Pauses(lambda: Order.STOP if clock.now > 105 else Order.NOTHING, 0), clock, 20)
+    assert result.index(Order.STOP) in range(10, 14)
 
 
 def underway() -> Underway:
@@ -90,9 +92,9 @@ def underway() -> Underway:
         captions=rng.integers(0, 30, (4, 6)),
         kinds=("separate", "joint") * 2,
     )
-    found = Underway(EpochStart(epoch, plan, {}, {}), {"pairs": 2, "warnings": ["few"]})
-    found.means.add(("one", "total"), torch.tensor([3.0, 6.0]), torch.tensor([2.0, 2.0]))
-    return found
+    result = Underway(EpochStart(epoch, plan, {}, {}), {"pairs": 2, "warnings": ["few"]})
+    result.means.add(("one", "total"), torch.tensor([3.0, 6.0]), torch.tensor([2.0, 2.0]))
+    return result
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
@@ -143,12 +145,12 @@ def test_a_machine_that_will_be_taken_away_is_a_notice_once(
 
     monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: known[0])
     notice = worker._Notice(Bank())  # type: ignore[arg-type]
-    found = [notice()]
+    result = [notice()]
     known[0] = "node a, rank 1"
-    found += [notice(), notice()]
+    result += [notice(), notice()]
     known[0] = "nodes a and b, ranks 1 and 2"
-    found += [notice(), notice()]
+    result += [notice(), notice()]
     asked[0] = True
-    found += [notice(), notice()]
+    result += [notice(), notice()]
     names = ["NOTHING", "KEEP", "NOTHING", "KEEP", "NOTHING", "STOP", "STOP"]
-    assert found == [Order[name] for name in names]
+    assert result == [Order[name] for name in names]

@@ -154,5 +154,5 @@ def _sampled(table: LanceTable) -> tuple[np.ndarray, list[str]]:
 
 def _names(built: LanceQueryBuilder, own: str) -> set[str]:
     """The first ten answers, the row itself left out."""
-    found = built.limit(_AT + 1).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
-    return set([name for name in found if name != own][:_AT])
+    result = built.limit(_AT + 1).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
+    return set([name for name in result if name != own][:_AT])

@@ -1,6 +1,6 @@
-"""What a neighbour search is asked and answers, and the order of its answers.
+"""What a neighbor search is asked and answers, and the order of its answers.
 
-Shapes: N rows, D feature width, k neighbours, c candidates.
+Shapes: N rows, D feature width, k neighbors, c candidates.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reid_core.knn.products import Features
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """Nearest rows of each row.
 
     Attributes:
@@ -33,12 +33,12 @@ class Search(Protocol):
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
-    ) -> Neighbours:
+    ) -> Neighbors:
         """The k nearest of all rows; with `is_second` half of them from either modality.
 
         Args:
             features: (N, D) unit rows.
-            k: neighbours per row, the row itself included; even with `is_second`.
+            k: neighbors per row, the row itself included; even with `is_second`.
             is_second: (N,) bool, which rows belong to the second modality. Columns 0 to k / 2 - 1
                 are then the nearest rows of the first modality, the others those of the second,
                 each half ordered on its own, the row itself first in its own modality's half.
@@ -52,14 +52,14 @@ class BlockSearch(Protocol):
     def num_blocks(self) -> int:
         """Block numbers are 0 ... num_blocks - 1."""
 
-    def run(self, block: int) -> Neighbours:
+    def run(self, block: int) -> Neighbors:
         """One block's part of the answer, for `join`."""
 
-    def join(self, blocks: Sequence[Neighbours]) -> Neighbours:
-        """The neighbours of all rows, from the results of all blocks in order."""
+    def join(self, blocks: Sequence[Neighbors]) -> Neighbors:
+        """The neighbors of all rows, from the results of all blocks in order."""
 
-    def run_here(self) -> Neighbours:
-        """The neighbours of all rows, in this process."""
+    def run_here(self) -> Neighbors:
+        """The neighbors of all rows, in this process."""
 
 
 @compiled()

@@ -1,4 +1,4 @@
-"""The colour jitter: torchvision's operations, drawn from the row's own stream."""
+"""The color jitter: torchvision's operations, drawn from the row's own stream."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_pixels_are_torchvisions() -> None:
         functional.adjust_hue,
     )
     for i in range(40):
-        picture = Image.fromarray(x[i].transpose(1, 2, 0))
+        image = Image.fromarray(x[i].transpose(1, 2, 0))
         for step in transforms._ORDERS[int(drawn[i, 4] * 24)]:
-            picture = steps[step](picture, drawn[i, step])
-        np.testing.assert_array_equal(np.asarray(picture).transpose(2, 0, 1), jittered[i])
+            image = steps[step](image, drawn[i, step])
+        np.testing.assert_array_equal(np.asarray(image).transpose(2, 0, 1), jittered[i])
 
 
 def test_factors_and_turns_have_their_ranges_and_every_order_occurs() -> None:
