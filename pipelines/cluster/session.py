@@ -105,6 +105,12 @@ def num_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def uses_gpu(config: RunConfig) -> bool:
+    """As the configuration says, or else whether the connected cluster has one."""
+    use_gpu = config.trainer.use_gpu
+    return num_gpus() > 0 if use_gpu is None else use_gpu
+
+
 def _logical_cpus(config: RunConfig) -> int:
     """Workers reserve their CPUs for the whole run; the data stream needs some beside them."""
     reserved = config.trainer.num_workers * config.trainer.cpus_per_worker

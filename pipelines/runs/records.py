@@ -82,7 +82,7 @@ class EpochLine(TypedDict, total=False):
         clusters_of_both: share of the clusters that have a partner, where pairs are one to one.
         pair_similarity: "mean" and "min".
         mutual_nearest: share of clusters that are the nearest of the one nearest to them.
-        search_recall: least recall of an approximate neighbour search.
+        search_recall: least recall of an approximate neighbor search.
         truth: how right clusters and pairs are, where identities are known.
         stability: per modality, how much of the last clustering is in this one.
         speed: see `SpeedRecord`.

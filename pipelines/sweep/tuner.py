@@ -22,7 +22,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher, sample
 
-from pipelines.cluster.session import session
+from pipelines.cluster.session import session, uses_gpu
 from pipelines.config import RunConfig
 from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import read
@@ -35,7 +35,7 @@ from pipelines.sweep import page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
-from pipelines.training.side_by_side import room, slots, start, uses_gpu
+from pipelines.training.side_by_side import room, slots, start
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0

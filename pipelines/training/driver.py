@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from pipelines.cluster.session import session_of_run
+from pipelines.cluster.session import session_of_run, uses_gpu
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
@@ -31,7 +31,6 @@ from pipelines.training.job import Job
 from pipelines.training.progress import Progress
 from pipelines.training.retries import GaveUpError, Retries
 from pipelines.training.run import Backend, complete
-from pipelines.training.side_by_side import uses_gpu
 from pipelines.training.worker import GPU_SHARE, work
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 
-from pipelines.cluster.session import num_gpus, session
+from pipelines.cluster.session import session, uses_gpu
 from pipelines.config import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
@@ -71,12 +71,6 @@ def _needs(config: RunConfig, use_gpu: bool) -> tuple[str, int]:
     if use_gpu:
         return "GPU", settings.num_workers
     return "CPU", settings.num_workers * settings.cpus_per_worker + 1
-
-
-def uses_gpu(config: RunConfig) -> bool:
-    """As the configuration says, or else whether the connected cluster has one."""
-    use_gpu = config.trainer.use_gpu
-    return num_gpus() > 0 if use_gpu is None else use_gpu
 
 
 def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> ray.ObjectRef[Summary]:
