@@ -265,7 +265,7 @@ def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
     )
     speeds = [epoch["speed"] for epoch in own if epoch.get("speed")]
     if memory := [num for speed in speeds if (num := speed.get("device_memory_bytes"))]:
-        text += f" Peak memory of a GPU: {max(memory) / 2**30:.1f} GB."
+        text += f" Peak memory of a GPU: {max(memory) / 2**30:.1f} GiB."
     chart = figures.phase_chart(_points(own), seconds, alt="Seconds per phase and epoch")
     phases = [
         Phase(name, words.PHASES.get(name, ""), color, sum(seconds[name]),

@@ -74,7 +74,7 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("no identity labels, no pairs")
     assert page.says("known because these people are generated; never used in training")
     assert page.says("crossreid demo --out runs/demo --seed 7")
-    assert page.says("Peak memory: 5.0 GiB")
+    assert page.says("Peak memory of a GPU: 5.0 GiB")
     assert page.says("align.swap.when epoch")
     assert page.says("38.2 ± 1.3")
     assert page.says("4 March 2026, 09:05")
