@@ -148,4 +148,5 @@ def _describe(probe: Path, address: str) -> tuple[Node, str]:
     return node, token
 
 
-_look_around = ray.remote(num_cpus=0, max_retries=0)(_describe)
+# a process that dies as it starts says little of its node: it is asked again
+_look_around = ray.remote(num_cpus=0, max_retries=2)(_describe)
