@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines import cli
+from pipelines.recipes.sections import ModelConfig
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
 from tests.core.openai_layout import Archive, rn50_weights
@@ -65,12 +66,8 @@ def test_three_stages_of_cclnet_on_sysu_and_every_protocol(
     assert stages == ["prepare", "prompts", "align"]
     assert {path.name for path in (run_dir / "stages").iterdir()} == set(stages)
     state = checkpoint.load(checkpoint.find(run_dir))
-    assert state["config"]["model"] == {
-        "name": "RN50",
-        "pretrained": str(weights),
-        "height": 288,
-        "width": 144,
-    }
+    published = ModelConfig(name="RN50", pretrained=str(weights), height=288, width=144)
+    assert state["config"]["model"] == published.model_dump(mode="json"), "and no option is on"
     results = json.loads(scores.read_text())
     names = {f"{mode}_{shots}" for mode in ("all", "indoor") for shots in ("single", "multi")}
     assert results.keys() == {f"sysu/{name}/infrared_to_visible" for name in names}
