@@ -18,7 +18,7 @@ from pipelines.config import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
 from pipelines.runs import runlog
-from pipelines.training import loop
+from pipelines.training import deterministic
 from reid_core import images
 from reid_core.models import backbones
 from tests.pipelines import small_runs
@@ -99,7 +99,7 @@ def test_batches_of_one_image_train_with_finite_losses(tmp_path: Path) -> None:
     one = [f"{s}.{key}=1" for s in stages for key in ("clusters_per_batch", "instances", "epochs")]
     run = small_runs.open_run(small_runs.make_config("cclnet", tmp_path, *one), tmp_path / "run")
     remaining = small_runs.Kept(tmp_path / "kept")
-    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     losses = [line["losses"]["total"] for line in runlog.read_metrics(tmp_path / "run")]
     assert len(losses) == 4
     assert np.isfinite(losses).all()

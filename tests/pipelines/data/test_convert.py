@@ -25,7 +25,7 @@ from pipelines.data.plan import Plan
 from pipelines.errors import UserError
 from pipelines.report import ranklists
 from pipelines.storage import shards
-from pipelines.training import loop
+from pipelines.training import deterministic
 from pipelines.training.driver import train
 from reid_core.datasets import LAYOUTS, manifest, synthetic, sysu
 from reid_core.transforms import Augmentation, TrainTransform, decode
@@ -179,7 +179,7 @@ def test_a_run_from_a_uri_ends_where_the_run_from_the_tree_ends(
         folder = tmp_path / kind
         remaining = small_runs.Kept(folder / "kept")
         run = small_runs.open_run(config, folder / "run")
-        loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+        deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
         hashes.append(remaining.hashes)
     assert hashes[0] == hashes[1]
 

@@ -21,7 +21,7 @@ from pipelines.retrieval.gallery_rows import Filter, Match
 from pipelines.retrieval.search import ask, search
 from pipelines.retrieval.sources import Source, record_id
 from pipelines.runs import checkpoint
-from pipelines.training import loop
+from pipelines.training import deterministic
 from reid_core.models import backbones
 from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
@@ -72,7 +72,7 @@ def trained(
     config = small_runs.make_config(method, trees, *overrides)
     run = small_runs.open_run(config, folder / "run")
     remaining = small_runs.Kept(folder / "run" / "checkpoint_0")
-    progress = loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    progress = deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     scores = progress.scores[progress.stage]
     return Trained(config, folder / "run", scores, _filled(config, folder))
 

@@ -142,7 +142,7 @@ def run_strictly(method: str, root: Path, folder: Path) -> list[str]:
 def run_plainly(root: Path, folder: Path) -> None:
     config = small_runs.make_config("cclnet", root, THREE_EPOCHS["cclnet"])
     run = small_runs.open_run(config, folder)
-    loop.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
 
 
 # Before and after them ---------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def prepare_state(method: str, config: RunConfig, root: Path, stage: str) -> Non
             raise EnoughError
 
     with pytest.raises(EnoughError):
-        loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU)
+        deterministic.train(run.job, run.bank, run.batches, report, device=small_runs.CPU)
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.data import extract_features
-from pipelines.training import loop, step
+from pipelines.training import deterministic, step
 from reid_core import text
 from reid_core.models import backbones
 from reid_core.models.text_image import TextImageEncoder
@@ -88,7 +88,7 @@ def test_no_step_of_any_stage_waits(
     config = small_runs.make_config(method, trees, *overrides)
     run = small_runs.open_run(config, tmp_path)
     with watched_steps(monkeypatch) as counts:
-        loop.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+        deterministic.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
     assert len(counts) == stages
     for name, operations in counts.items():
         assert operations["aten::mm"] or operations["aten::addmm"], name

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines.runs import runlog
-from pipelines.training import loop
+from pipelines.training import deterministic
 from tests.pipelines import small_runs
 
 
@@ -27,7 +27,7 @@ def losses_of(
     config = small_runs.make_config(method, trees, setting, *others)
     remaining = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder)
-    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     for name, x in remaining.states[-1]["epoch"].items():
         assert x.dtype in (torch.float32, torch.int64), name
     assert all(x.dtype != torch.bfloat16 for x in remaining.states[-1]["module"].values())
@@ -89,6 +89,6 @@ def first_losses(
     """Losses of the first epoch of every stage."""
     config = small_runs.make_config(method, trees, setting)
     run = small_runs.open_run(config, folder)
-    loop.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
     lines = runlog.read_metrics(folder)
     return {line["stage"]: line["losses"] for line in lines if line["epoch"] == 0}

@@ -22,7 +22,7 @@ from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.runs import checkpoint, recovery, runlog
-from pipelines.training import loop, within_epoch
+from pipelines.training import deterministic, within_epoch
 from pipelines.training.equipment import Equipment
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.progress import Place
@@ -76,7 +76,7 @@ def undisturbed(
     folder = tmp_path_factory.mktemp(request.param)
     remaining = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder)
-    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     return Undisturbed(config, remaining.states, remaining.hashes, log_of(folder))
 
 
@@ -106,7 +106,9 @@ def go_on(
 
     report = until(remaining, epochs)
     with pytest.raises(InterruptionError):
-        loop.train(run.job, run.bank, run.batches, report, device=small_runs.CPU, state=state)
+        deterministic.train(
+            run.job, run.bank, run.batches, report, device=small_runs.CPU, state=state
+        )
 
 
 def test_every_epoch_goes_on_from_the_one_before(undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -142,7 +144,9 @@ def test_an_epoch_cut_off_leaves_no_trace(
 
     hook = register_optimizer_step_post_hook(stumble)
     with pytest.raises(InterruptionError):
-        loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state)
+        deterministic.train(
+            run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state
+        )
     hook.remove()
     assert not remaining.states
     go_on(run, state, remaining, epochs=1)
@@ -173,7 +177,7 @@ def test_a_run_that_is_asked_to_end_goes_on_within_the_epoch(
             state = within_epoch.load(folder, finished)
             train = {"device": small_runs.CPU, "state": state, "notice": lambda stop=stop: stop}
             with contextlib.suppress(InterruptionError):
-                loop.train(run.job, run.bank, run.batches, until(remaining, 1), **train)
+                deterministic.train(run.job, run.bank, run.batches, until(remaining, 1), **train)
             taken += 1
         if (folder / checkpoint.WITHIN).exists():
             steps = [place.step for place, _ in drawn]
@@ -194,7 +198,9 @@ def test_the_log_tells_every_epoch_once(undisturbed: Undisturbed, tmp_path: Path
     run = small_runs.open_run(undisturbed.config, tmp_path)
     remaining = small_runs.Kept(tmp_path / "kept")
     state = undisturbed.states[last - 1]
-    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state)
+    deterministic.train(
+        run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state
+    )
     assert log_of(tmp_path) == undisturbed.lines  # stability too, whose other half is kept
     assert remaining.hashes == undisturbed.hashes[last:]
 
@@ -203,7 +209,7 @@ def test_a_finished_run_trains_nothing(undisturbed: Undisturbed, tmp_path: Path)
     run = small_runs.open_run(undisturbed.config, tmp_path)
     remaining = small_runs.Kept(tmp_path / "kept")
     state = undisturbed.states[-1]
-    progress = loop.train(
+    progress = deterministic.train(
         run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state
     )
     assert not remaining.states
@@ -230,7 +236,7 @@ def test_an_empty_stream_is_not_an_epoch(trees: Path, tmp_path: Path) -> None:
         return iter(())
 
     with pytest.raises(RuntimeError, match="ended before the plan"):
-        loop.train(run.job, run.bank, nothing, remaining, device=small_runs.CPU)
+        deterministic.train(run.job, run.bank, nothing, remaining, device=small_runs.CPU)
 
 
 def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
-from pipelines.training import loop
+from pipelines.training import deterministic
 from tests.pipelines import small_runs
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, small
     config = small_runs.make_config("cclnet", folder)
     remaining = small_runs.Kept(folder / "kept")
     run = small_runs.open_run(config, folder / "run")
-    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
+    deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     return folder / "run", config, remaining
 
 
@@ -43,7 +43,9 @@ def test_a_stage_started_alone_ends_where_the_whole_run_ends(
     remaining = small_runs.Kept(tmp_path / "kept")
     run = small_runs.open_run(config, tmp_path / "run")
     state = checkpoint.load(run_dir / "stages" / "prompts")
-    loop.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state)
+    deterministic.train(
+        run.job, run.bank, run.batches, remaining, device=small_runs.CPU, state=state
+    )
     assert {state["progress"]["stage"] for state in remaining.states} == {"align"}
     assert remaining.hashes[-1] == whole.hashes[-1]
 
