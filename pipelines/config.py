@@ -137,11 +137,14 @@ class EvaluationConfig(Section):
         select: "val" (needs data.fit=train) also measures the validation identities at every
             evaluation and reports, apart from the last epoch's scores, those of the epoch that is
             best on them. Nothing is ever selected on the test identities.
+        calibrate: at the end, fit how likely two images of some cosine show one identity, as
+            `crossreid calibrate` does: seconds beside the training.
     """
 
     split: Literal["test", "val"] = "test"
     start: bool = True
     select: Literal["val"] | None = None
+    calibrate: bool = True
 
 
 class RayConfig(Section):
@@ -221,6 +224,7 @@ class RunConfig(_WithMethods):
         if self.trainer.strict:
             decisive.add("shards")
         result["data"] = self.data.model_dump(mode="json", exclude={"cache_bytes"})
+        result["evaluation"] = self.evaluation.model_dump(mode="json", exclude={"calibrate"})
         result["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
         return result
 

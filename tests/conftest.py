@@ -58,6 +58,7 @@ def make_config(tree: Path) -> Callable[..., RunConfig]:
                 "prompts": {"epochs": 1, "batch_size": 32},
                 "align": dict(stage),
             },
+            "evaluation": {"calibrate": False},
             "trainer": {"num_workers": 2, "batches_per_block": 2, "max_failures": 0},
         }
         for override in overrides:

@@ -77,16 +77,19 @@ def search(
         pid=pid,
         checkpoint=checkpoint,
     )
+    known = searching.probabilities_of(opened, checkpoint, prior)
     hits = searching.search(
         opened,
         asked,
         top=top,
         where=where,
         reranked=rerank,
-        calibrated=searching.probabilities_of(opened, checkpoint, prior),
+        calibrated=known,
         min_probability=min_probability,
     )
     console.print(searching.table(asked, hits))
+    if known is not None:
+        say(known.described())
     if out is not None:
         note = searching.described(opened, where=where, reranked=rerank)
         say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
@@ -101,7 +104,6 @@ def calibrate(
 ) -> None:
     """Fit how likely two images of some cosine show one identity; kept beside the checkpoint."""
     from pipelines.evaluation.calibrate import calibrate as fit
-    from pipelines.evaluation.calibrated import PSEUDO
 
     fitted = fit(run, labels=labels)
     for name, one in fitted.maps.items():
@@ -109,8 +111,7 @@ def calibrate(
             f"{name}: {one.kind}, calibration error {fitted.error[name]:.3f} on the "
             f"{fitted.source} it was fitted on, {one.prior:.2%} of whose pairs are of one identity"
         )
-    if fitted.source == PSEUDO:
-        say("pseudo-labels come from these vectors themselves: the probabilities are optimistic")
+    say(fitted.described())
     say("`crossreid report` draws it, `crossreid eval` measures it on other identities")
 
 

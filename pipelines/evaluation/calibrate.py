@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.prepare import read
+from pipelines.data.prepare import fit_rows, read
+from pipelines.data.sample_list import recall, restore
 from pipelines.errors import UserError
-from pipelines.evaluation.calibrated import PSEUDO, VALIDATION, Calibrated, save
+from pipelines.evaluation import calibrated
+from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION, Calibrated
 from pipelines.evaluation.checkpoint import features_of
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.evaluation.pairs import Known, classes_of, pairs_of, sampled
 from pipelines.runs import checkpoint
 from reid_core.calibration import Calibration, expected_error, fit, reliability
 from reid_core.types import OUTLIER, Dataset, Modality, Split
+
+log = logging.getLogger(__name__)
 
 
 def calibrate(path: Path, *, labels: str = "auto", seed: int = 0) -> Calibrated:
@@ -32,14 +37,7 @@ def calibrate(path: Path, *, labels: str = "auto", seed: int = 0) -> Calibrated:
         raise UserError(f"--labels {labels}: choose auto, val or pseudo")
     loaded = open_encoder(path)
     dataset = read(loaded.config)
-    source = VALIDATION
-    known = {} if labels == "pseudo" else _validation(dataset, loaded)
-    split = dataset.val
-    if not known:
-        if labels == "val":
-            raise UserError(f"{dataset.root} has no validation identities: --labels pseudo")
-        source, split = PSEUDO, dataset.train
-        known = _pseudo(path, dataset, loaded)
+    source, split, known = _labeled(path, dataset, loaded, labels)
     known = {m: sampled(one, seed) for m, one in known.items()}
     features = _features(loaded, split, dataset.root, known)
     maps: dict[str, Calibration] = {}
@@ -51,24 +49,57 @@ def calibrate(path: Path, *, labels: str = "auto", seed: int = 0) -> Calibrated:
             continue  # no equal or no different pair of these modalities
         tables[name] = reliability(maps[name](cosines), same)
     if not maps:
-        raise UserError("no pair of images of one identity: nothing can be calibrated")
-    calibrated = Calibrated(
+        raise UserError(
+            f"{source}: no two modalities have pairs of one identity and pairs of two, so that "
+            "nothing can be calibrated"
+        )
+    result = Calibrated(
         fingerprint=loaded.fingerprint,
         source=source,
         maps=maps,
         error={name: expected_error(one) for name, one in tables.items()},
         reliability={name: one[one[:, 0] > 0].tolist() for name, one in tables.items()},
     )
-    save(path, calibrated)
-    return calibrated
+    calibrated.save(path, result)
+    return result
 
 
-def _validation(dataset: Dataset, loaded: LoadedEncoder) -> dict[Modality, Known]:
-    known = {m: classes_of(dataset.val, m) for m in loaded.modalities}
-    return {m: one for m, one in known.items() if len(one.rows)}
+def calibrate_finished(run_dir: Path) -> None:
+    """At the end of a run: `calibrate`, where nobody has yet.
+
+    What is in the way is a warning of the log, and no failure of the run.
+    """
+    try:
+        if calibrated.load(run_dir) is None:
+            calibrate(run_dir)
+    except (UserError, OSError, ValueError) as error:
+        log.warning("similarities have no probability yet: %s", error)
 
 
-def _pseudo(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> dict[Modality, Known]:
+def _labeled(
+    path: Path, dataset: Dataset, loaded: LoadedEncoder, labels: str
+) -> tuple[str, Split, dict[Modality, Known]]:
+    """Which identities are known, the split that they are in, and its rows."""
+    if labels != "pseudo":
+        known = {m: classes_of(dataset.val, m) for m in loaded.modalities}
+        known = {m: one for m, one in known.items() if len(np.unique(one.classes)) > 1}
+        if known:
+            apart = loaded.config.data.fit == "train"
+            return VALIDATION if apart else TRAINED, dataset.val, known
+    if labels == "val":
+        raise UserError(f"{dataset.root} has no two validation identities: --labels pseudo")
+    split = _trained_rows(path, dataset, loaded)
+    return PSEUDO, split, _pseudo(path, split, loaded)
+
+
+def _trained_rows(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> Split:
+    """The rows that the labels of the last epoch count."""
+    split = fit_rows(dataset, loaded.config)
+    begun = recall(checkpoint.find(path).parent)
+    return split if begun is None else restore(split, begun)
+
+
+def _pseudo(path: Path, split: Split, loaded: LoadedEncoder) -> dict[Modality, Known]:
     """Clusters of the last epoch; those of a matched pair are one class."""
     epoch = checkpoint.load(checkpoint.find(path)).get("epoch", {})
     known: dict[Modality, Known] = {}
@@ -76,7 +107,7 @@ def _pseudo(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> dict[Modalit
     offset = 0
     for m in loaded.modalities:
         labels = epoch.get(f"labels.{m}")
-        rows = dataset.train.rows(m)
+        rows = split.rows(m)
         if labels is None or len(labels) != len(rows):
             continue
         classes = labels.numpy().astype(np.int64)
@@ -86,8 +117,8 @@ def _pseudo(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> dict[Modalit
         offset += int(classes.max(initial=-1)) + 1
     if not known:
         raise UserError(
-            f"{path} keeps no pseudo-labels of {dataset.root}, and there are no validation "
-            "identities: calibrate with a data set that has some"
+            f"{path} keeps no pseudo-labels of {loaded.config.data.root}, and it has no two "
+            "validation identities: calibrate with a data set that has some"
         )
     pairs = epoch.get("pairs")
     if pairs is not None and len(known) > 1:

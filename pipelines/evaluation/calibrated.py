@@ -14,7 +14,9 @@ from reid_core.calibration import Calibration
 
 FILE = "calibration.json"
 FORMAT = 1
-VALIDATION, PSEUDO = "validation identities", "pseudo-labels"
+VALIDATION = "validation identities"
+TRAINED = "validation identities that training used too"
+PSEUDO = "pseudo-labels of the last epoch"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Calibrated:
 
     Attributes:
         fingerprint: of the encoder, in its space of descriptors.
-        source: "validation identities" or "pseudo-labels", which know less and are optimistic.
+        source: `VALIDATION`, `TRAINED` or `PSEUDO`.
         maps: per pair of modalities, "infrared visible", in the order of the alphabet.
         error: per pair, expected calibration error on the pairs of the fit, at `Calibration.prior`.
         reliability: per pair, rows of weight, mean probability and share of equal pairs.
@@ -36,6 +38,20 @@ class Calibrated:
     error: dict[str, float]
     reliability: dict[str, list[list[float]]]
     prior: float | None = None
+
+    @property
+    def caution(self) -> str:
+        """Why the probabilities are too sure of themselves, "" where they need not be."""
+        if self.source == TRAINED:
+            return "the encoder knows these identities: expect less of others (data.fit=train)"
+        if self.source == PSEUDO:
+            return "these come from the same vectors and know easy pairs alone: expect less"
+        return ""
+
+    def described(self) -> str:
+        """What the probabilities rest on, in words."""
+        text = f"probabilities were fitted on {self.source}"
+        return f"{text}: {self.caution}" if self.caution else text
 
     def probability(self, cosine: float, one: str, other: str) -> float | None:
         """P(same identity) of a pair, None where its modalities were not calibrated."""

@@ -33,8 +33,7 @@ def panels(run_dir: Path) -> tuple[list[Panel], str]:
     for pair, rows in known.reliability.items():
         title = " with ".join(pair.split()).capitalize()
         text = f"Fitted on {known.source}"
-        if known.source == calibrated.PSEUDO:
-            text += ", which come from the same vectors: too sure of itself"
+        text += f"; {known.caution}" if known.caution else ""
         text += f". Calibration error (ECE) there: {known.error[pair]:.3f}."
         shown.append(Panel(title, text, chart(rows, alt=f"Reliability, {title}")))
     return shown, ""

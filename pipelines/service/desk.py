@@ -42,14 +42,14 @@ class Facts:
         image_modalities: that the encoder was trained for.
         sentences: whether sentences can be asked.
         cameras: that there are.
-        calibrated: whether answers have a probability.
+        calibrated: what the probabilities of answers were fitted on, "" where they have none.
     """
 
     rows: int
     image_modalities: list[str]
     sentences: bool
     cameras: list[int]
-    calibrated: bool
+    calibrated: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Desk:
             image_modalities=[str(m) for m in self._modalities if m != Modality.TEXT],
             sentences=Modality.TEXT in self._modalities,
             cameras=self._gallery.cameras(),
-            calibrated=self._calibrated is not None,
+            calibrated=self._calibrated.source if self._calibrated else "",
         )
 
     def modality(self, name: str, *, text: bool = False) -> Modality:

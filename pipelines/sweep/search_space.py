@@ -31,7 +31,12 @@ Values = dict[str, Json]
 """Dotted configuration key -> value: what distinguishes a trial."""
 
 STABILITY = "stability"
-_ON_VALIDATION: Values = {"data.fit": "train", "evaluation.split": "val", "evaluation.start": False}
+_ON_VALIDATION: Values = {
+    "data.fit": "train",
+    "evaluation.split": "val",
+    "evaluation.start": False,
+    "evaluation.calibrate": False,
+}
 
 
 class Domain(Section):

@@ -18,6 +18,7 @@ from pipelines.data import gate
 from pipelines.data.prepare import FindBroken, Prepared, prepare
 from pipelines.data.sample_list import recall, remember
 from pipelines.errors import Terminated
+from pipelines.evaluation.calibrate import calibrate_finished
 from pipelines.runs import ending, runlog
 from pipelines.runs.epoch_lines import follow
 from pipelines.runs.records import Summary
@@ -80,9 +81,12 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
                 progress = backend.fit(config, prepared, run_dir, asked)
             if signals.asked is not None and not is_over(config, progress):
                 raise Terminated(signals.asked)
-    # 6. What the finished run says of itself.
+    # 6. What the finished run says of itself, and what its similarities mean.
     seconds = {"start": started - began, "train": time.perf_counter() - started}
-    return finish(run_dir, config, prepared, progress, seconds)
+    summary = finish(run_dir, config, prepared, progress, seconds)
+    if config.evaluation.calibrate:
+        calibrate_finished(run_dir)
+    return summary
 
 
 def _asked(signals: ending.Signals) -> bool:

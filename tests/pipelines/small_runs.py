@@ -130,7 +130,7 @@ def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
             "width": WIDTH,
         },
         "augmentation": {"pad": 2},
-        "evaluation": {"start": False},
+        "evaluation": {"start": False, "calibrate": False},
         method: copy.deepcopy(settings),
         "trainer": {"embed_batch": 32, "max_failures": 0},
     }

@@ -26,6 +26,7 @@ def save_run(
     module: dict[str, torch.Tensor] | None = None,
     trial: int = 1,
     model: str = backbones.SMALL,
+    fit: str = "train",
 ) -> Path:
     """A run directory as training leaves it, with a checkpoint of the bundled weights.
 
@@ -35,10 +36,11 @@ def save_run(
         module: what it holds instead of an encoder.
         trial: that it was trained on.
         model: whose bundled weights they are.
+        fit: the splits that it claims to be trained on.
     """
     config = configuration.validate(
         {
-            "data": {"root": str(run_dir / "data"), "trial": trial},
+            "data": {"root": str(run_dir / "data"), "trial": trial, "fit": fit},
             "model": {"name": model, "pretrained": "bundled", "height": 64, "width": 32},
         },
         source="test",

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.data.prepare import read
+from pipelines.data.prepare import fit_rows, read
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
-from pipelines.evaluation.calibrate import calibrate
-from pipelines.evaluation.calibrated import PSEUDO, VALIDATION
+from pipelines.evaluation.calibrate import calibrate, calibrate_finished
+from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.report import reliability
@@ -31,7 +31,7 @@ def run(tmp_path: Path, tree: Path) -> Path:
 
 def test_on_validation_identities_and_off_by_little_on_test_identities(run: Path) -> None:
     made = calibrate(run)
-    assert made.source == VALIDATION
+    assert (made.source, made.caution) == (VALIDATION, "")
     assert set(made.maps) == {"infrared visible", "infrared infrared", "visible visible"}
     again = calibrated.load(run, fingerprint=made.fingerprint)
     assert again == made
@@ -52,8 +52,11 @@ def test_on_validation_identities_and_off_by_little_on_test_identities(run: Path
     assert all(0 <= value <= 1 for row in result.values() for value in row.values())
 
 
-def test_on_the_clusters_of_the_last_epoch(run: Path) -> None:
-    train = read(open_encoder(run).config).train
+def test_on_the_clusters_of_the_last_epoch(run: Path, tmp_path: Path) -> None:
+    """Their labels count the rows that were trained on."""
+    run = save_run(tmp_path / "other", fit="train+val")
+    (run / "data").symlink_to(tmp_path / "run" / "data")
+    train = fit_rows(read(open_encoder(run).config), open_encoder(run).config)
     folder = checkpoint.find(run)
     state = checkpoint.load(folder)
     labels = {
@@ -66,7 +69,31 @@ def test_on_the_clusters_of_the_last_epoch(run: Path) -> None:
     checkpoint.save(folder, state, {})
     made = calibrate(run, labels="pseudo")
     assert made.source == PSEUDO
+    assert "expect less" in made.caution
     assert 0 < made.maps["infrared visible"].prior < 0.5, "matched clusters are one class"
+
+
+def test_identities_that_were_trained_on_are_no_validation_identities(
+    run: Path, tmp_path: Path
+) -> None:
+    known = save_run(tmp_path / "known", fit="train+val")
+    (known / "data").symlink_to(run / "data")
+    assert calibrate(known).source == TRAINED
+    (panel, *_), _ = reliability.panels(known)
+    assert "the encoder knows these identities" in panel.words
+
+
+def test_the_end_of_a_run_calibrates_once_and_never_fails(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrate_finished(run)
+    file = checkpoint.find(run) / calibrated.FILE
+    written = file.stat().st_mtime_ns
+    calibrate_finished(run)
+    assert file.stat().st_mtime_ns == written, "what somebody calibrated stays"
+    calibrate_finished(save_run(tmp_path / "without data"))
+    assert "similarities have no probability yet" in caplog.text
+    assert "is not a folder" in caplog.text
 
 
 class TestBadInput:

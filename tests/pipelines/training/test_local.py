@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.evaluation import calibrated
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import local
 from pipelines.training.epoch import EpochStart
@@ -27,7 +28,7 @@ from pathlib import Path
 from tests.pipelines import small_runs
 from pipelines.training import local
 
-config = small_runs.make_config(sys.argv[1], Path(sys.argv[2]))
+config = small_runs.make_config(sys.argv[1], Path(sys.argv[2]), "evaluation.calibrate=true")
 summary = local.train(config, Path(sys.argv[3]))
 assert not any(name.partition(".")[0] == "ray" for name in sys.modules)
 print(summary["rows"]["final"]["rank1"])
@@ -51,6 +52,9 @@ def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> No
     assert summary["rows"]["final"] == summary["rows"]["align"]
     assert (tmp_path / "run" / "evaluation" / "final.npz").exists()
     assert len(list((tmp_path / "run").glob("checkpoint_*"))) == 2
+    known = calibrated.load(tmp_path / "run")
+    assert known is not None
+    assert "infrared visible" in known.maps
 
 
 def test_a_killed_run_goes_on_to_the_same_content(
