@@ -39,11 +39,11 @@ check: setup  ## style, types, import rules
 	@$(BIN)/mypy
 
 bench: setup  ## speed and memory: what docs/benchmarks.md claims without a trained run
-	@$(BIN)/python benchmarks/clustering.py
-	@$(BIN)/python benchmarks/metrics.py
+	@$(BIN)/python -m benchmarks.clustering
+	@$(BIN)/python -m benchmarks.metrics
 	@$(BIN)/python -m benchmarks.epoch
-	@$(BIN)/python benchmarks/input_pipeline.py
-	@$(BIN)/python benchmarks/search.py
+	@$(BIN)/python -m benchmarks.input_pipeline
+	@$(BIN)/python -m benchmarks.search
 
 bench-demo: setup  ## the tables of learning results: rows x seeds x difficulty, hours, resumable
 	@$(BIN)/python -m benchmarks.demo_table --difficulty default easy hard
@@ -55,13 +55,13 @@ bench-roadscene: setup  ## what joins the modalities on real pixels: make bench-
 	@$(BIN)/python -m benchmarks.couplings --out runs/roadscene --worlds roadscene --seeds 0 1 2 --roadscene "$(SRC)"
 
 bench-agreement: setup  ## one, two and four workers: one step, and three epochs bit for bit
-	@$(BIN)/python -m pytest -m slow -s tests/pipelines/test_agreement.py
+	@$(BIN)/python -m pytest -m slow -s tests/pipelines/training/test_agreement.py
 
 bench-kills: setup  ## kill -9 at seeded moments, then the same command again
-	@$(BIN)/python benchmarks/kills.py --out runs/kills.json
+	@$(BIN)/python -m benchmarks.kills --out runs/kills.json
 
 bench-elastic: setup  ## a node goes and another comes while a run trains
-	@$(BIN)/python benchmarks/elastic.py
+	@$(BIN)/python -m benchmarks.elastic
 
 bench-spot: setup  ## a worker that is killed again and again, a command that is asked to end
 	@$(BIN)/python -m benchmarks.spot

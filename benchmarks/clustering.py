@@ -1,7 +1,7 @@
 """How fast and how small is the clustering? Prints the tables of docs/benchmarks.md.
 
-    python benchmarks/clustering.py            all tables, about ten minutes on two cores
-    python benchmarks/clustering.py --quick    small sizes, under a minute
+    python -m benchmarks.clustering            all tables, about ten minutes on two cores
+    python -m benchmarks.clustering --quick    small sizes, under a minute
 
 Every run is a process of its own, so that its peak memory is its own. "Memory" is the highest
 resident size during the call minus the resident size before it, when libraries, compiled kernels
@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
-import dense_clustering
 import numpy as np
 import torch
 from sklearn.metrics import adjusted_rand_score
 
+from benchmarks import dense_clustering
 from reid_core import clustering
 from reid_core.knn import products, search
 from reid_core.knn.certified import best_on_host
@@ -86,20 +87,20 @@ def job(who: str, kind: str, num_rows: int, width: int, labels_file: str) -> Non
         else:
             parts = [clustering.cluster(features[is_second == side]) for side in (False, True)]
             labels = np.concatenate(parts)
-        search, seconds = float("nan"), time.perf_counter() - start
+        searched, seconds = float("nan"), time.perf_counter() - start
     elif who == "rival":
         timed = dense_clustering.cluster(np.asarray(features))
-        labels, search, seconds = timed.labels, timed.search_seconds, timed.seconds
+        labels, searched, seconds = timed.labels, timed.search_seconds, timed.seconds
     else:
         result = search.nearest(features, 30)
-        search = time.perf_counter() - start
+        searched = time.perf_counter() - start
         graph = clustering.jaccard_graph_of_neighbors(result, features, max_distance=0.6)
         labels = clustering.dbscan(graph, eps=0.6, min_samples=4)
         seconds = time.perf_counter() - start
     figures = {
         "seconds": seconds,
         "cpu": time.process_time() - cpu,
-        "search": search,
+        "search": searched,
         "memory": resident("VmHWM") - before,
         "clusters": int(labels.max()) + 1,
         "outliers": float((labels < 0).mean()),
@@ -111,7 +112,8 @@ def job(who: str, kind: str, num_rows: int, width: int, labels_file: str) -> Non
 
 def run(who: str, kind: str, num_rows: int, width: int, *, repeats: int = 2) -> dict:
     """The quickest of a few jobs, each in a fresh process: its figures and labels."""
-    command = [sys.executable, __file__, "--job", who, kind, str(num_rows), str(width)]
+    size = [str(num_rows), str(width)]
+    command = [sys.executable, "-m", "benchmarks.clustering", "--job", who, kind, *size]
     results = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
@@ -203,7 +205,7 @@ def on_a_gpu(sizes: list[tuple[int, int]]) -> None:
 def half_of_the_products(sizes: list[tuple[int, int]]) -> None:
     """The search's tiles against faiss's, from rows to ordered neighbors, in this process."""
     print("\nHalf of the products: `all_pairs` against `faiss.knn`, 30 neighbors\n")
-    if products.faiss is None:
+    if find_spec("faiss") is None:
         print("not measured: faiss is not installed")
         return
     print(

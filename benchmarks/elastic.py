@@ -7,7 +7,7 @@ Printed is how many workers finished each epoch, and on how many nodes. Strict t
 same state for any number of workers, so both runs must end with the same content hash. The memory
 actor must live on the node of the driver, and every block be decoded on the node of its worker.
 
-    python benchmarks/elastic.py [--out FILE.json]
+    python -m benchmarks.elastic [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
     compute nothing: workers take the CPU and gloo. Functions of this file travel by value.
     """
     import ray
-    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import ScalingConfig
 
     work, make_bank = driver.work, driver.bank_on_ray
 
@@ -76,7 +76,7 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
         from pipelines.distributed import collectives
         from pipelines.training.equipment import Equipment
 
-        stream.DecodeAndAugment = noting_decode(notes)  # type: ignore[misc]
+        mock.patch.object(stream, "DecodeAndAugment", noting_decode(notes)).start()
         run_dir = given["job"].run_dir
         ray.train.torch.get_device = lambda: torch.device("cpu")
         world = ray.train.get_context().get_world_size()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Collects the wheels that benchmarks/gpu.py needs on a machine that has torch, torchvision, timm,
+# Collects the wheels that benchmarks/gpu needs on a machine that has torch, torchvision, timm,
 # numpy, scipy, numba, scikit-learn, pyarrow, pillow and pyyaml, but no network: Python 3.12, x86-64.
 #
 #   sh benchmarks/gpu_wheels.sh .whl          without faiss, 6 MiB; FAISS=1 adds it (24 MiB)

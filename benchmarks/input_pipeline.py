@@ -6,7 +6,7 @@ processes, and hand the same checked uint8 batches to one consumer. The DataLoad
 processes, prefetches and hands tensors over in shared memory. Each side runs in a process tree of
 its own; the first epoch warms up; the numbers are medians of the others.
 
-    python benchmarks/input_pipeline.py [--processes 2] [--batches 100] [--epochs 4]
+    python -m benchmarks.input_pipeline [--processes 2] [--batches 100] [--epochs 4]
 
 Rates need a quiet machine: on a busy one the consumer lags, and what was decoded ahead meanwhile
 counts as speed. CPU time per image, of the whole process tree over whole epochs, says more there.

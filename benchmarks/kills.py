@@ -9,7 +9,7 @@ The table tells who noticed (what a worker was told, where one was), seconds fro
 that, seconds from the kill until the first step of the group that took over, and epochs that were
 begun twice.
 
-    python benchmarks/kills.py [--seed 0] [--only "driver mid-epoch"] [--out FILE.json]
+    python -m benchmarks.kills [--seed 0] [--only "driver mid-epoch"] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -216,7 +217,7 @@ def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
             note("noticed", f"a worker: {type(error).__name__}")
             raise
 
-    actor.MemoryBank = Bank  # type: ignore[misc]
+    mock.patch.object(actor, "MemoryBank", Bank).start()
     module.work = armed_work
 
 
@@ -355,7 +356,7 @@ def cluster(folder: Path) -> Iterator[str]:
     }
     import ray  # reads the environment
 
-    started = ray.init(
+    started: Any = ray.init(
         address="local",
         num_cpus=4,
         include_dashboard=False,

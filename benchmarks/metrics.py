@@ -1,6 +1,6 @@
 """How fast are the retrieval scores? Prints the table of docs/benchmarks.md.
 
-    python benchmarks/metrics.py [--quick]
+    python -m benchmarks.metrics [--quick]
 
 The rival is the loop over queries of public re-ID code: all similarities sorted first, then one
 query after the other, for SYSU-MM01 with the camera rule and each identity counted once.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ import torch
 from reid_core.metrics import retrieval_metrics
 
 MAX_RANK = 20
+T = TypeVar("T")
 
 
 def rival(
@@ -52,7 +54,7 @@ def rival(
     return np.mean(curves, axis=0), float(np.mean(precisions)), float(np.mean(penalties))
 
 
-def timed(function: Callable[[], object], repeats: int) -> tuple[object, float]:
+def timed(function: Callable[[], T], repeats: int) -> tuple[T, float]:
     """Result and the least of the seconds of a few runs."""
     seconds = []
     for _ in range(repeats):

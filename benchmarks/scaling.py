@@ -106,7 +106,7 @@ def arrive(features: np.ndarray, folder: Path) -> dict[str, Any]:
         for start in range(0, len(share), step):
             piece = share[start : start + step].copy()
             incoming.place(Modality.VISIBLE, piece, rank, WORKERS, start)
-            incoming.count(Modality.VISIBLE, len(piece), rank, WORKERS)
+            incoming.count(Modality.VISIBLE, len(piece), rank, WORKERS, start)
     assert np.array_equal(incoming.rows(Modality.VISIBLE).numpy(), features)
     return {}
 

@@ -4,9 +4,9 @@ Clustered vectors, as identities are: a center per identity and noise per image.
 their own that the index does not hold. The rival in the same run is faiss's exact search over
 float32 rows in memory, which every answer is compared with.
 
-    python benchmarks/search.py                       1,000,000 x 512, what docs/benchmarks.md shows
-    python benchmarks/search.py --vectors 50000       seconds
-    python benchmarks/search.py --folder F --only faiss      one side; what is measured stays in F
+    python -m benchmarks.search                       1,000,000 x 512, what docs/benchmarks.md shows
+    python -m benchmarks.search --vectors 50000       seconds
+    python -m benchmarks.search --folder F --only faiss      one side; what is measured stays in F
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.retrieval import fill, vectors
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
-from reid_core.knn.products import faiss, largest_products
+from reid_core.knn.products import largest_products
 from reid_core.types import Modality, Sample
 
 _PART = 16_384
@@ -189,7 +190,9 @@ def _ask_faiss(
         began = time.perf_counter()
         options: dict[str, Any] = {"nprobe": probes}
         if mask is not None:
-            options["sel"] = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+            options["sel"] = faiss.IDSelectorBitmap(  # type: ignore[call-arg]  # takes an array
+                np.packbits(mask, bitorder="little")
+            )
         parameters = faiss.SearchParametersIVF(**options)
         rows = np.sort(index.search(query, candidates, params=parameters)[1][0])
         rows = rows[rows >= 0]

@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks import kills
 from pipelines import config as configuration
@@ -44,15 +45,13 @@ def overrides(data: Path, address: str) -> list[str]:
 
 def child(run_dir: Path, data: Path, scratch: Path, address: str) -> None:
     """Train with the kills built in."""
-    from pipelines.training import driver
-
-    work = driver.work
+    from pipelines.training import driver, worker
 
     def armed_work(settings: dict[str, Any]) -> None:
         arm(scratch)
-        work(settings)
+        worker.work(settings)
 
-    driver.work = armed_work
+    mock.patch.object(driver, "work", armed_work).start()
     config = configuration.load(Path("demo.yaml"), overrides(data, address))
     driver.train(config, run_dir, sys.argv)
 

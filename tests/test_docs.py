@@ -11,6 +11,10 @@ from typing import Any
 from pipelines import config as configuration
 
 ROOT = Path(__file__).parent.parent
+FOLDERS = (
+    "pipelines", "reid_core", "tests", "benchmarks", "docs", "examples", "tune_configs", "deploy"
+)  # fmt: skip
+PATH = re.compile(rf"(?<![\w/.])((?:{'|'.join(FOLDERS)})/[\w/]+\.(?:py|md|yaml|sh))\b")
 
 
 def test_the_page_of_commands_is_their_help() -> None:
@@ -63,11 +67,28 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
 
-def test_files_that_documents_name_are_there() -> None:
-    pattern = r"`((?:pipelines|reid_core|tests|benchmarks|docs|examples)/[\w/]+\.py)`"
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
-        for name in re.findall(pattern, page.read_text()):
-            assert (ROOT / name).is_file(), f"{page.name} names {name}"
+def test_files_that_are_named_are_there() -> None:
+    """By path, by the module that is run, tests also by name: in pages, code, recipes, make."""
+    texts = {path: path.read_text() for path in written()}
+    tests = {path.name for path in texts}
+    for place, text in texts.items():
+        modules = [name.replace(".", "/") for name in re.findall(r"-m (benchmarks[.\w]*\w)", text)]
+        missing = [name for name in PATH.findall(text) if not (ROOT / name).is_file()]
+        missing += [name for name in re.findall(r"\btest_\w+\.py\b", text) if name not in tests]
+        missing += [
+            name
+            for name in modules
+            if not any((ROOT / f"{name}{end}").is_file() for end in (".py", "/__main__.py"))
+        ]
+        assert not missing, f"{place.relative_to(ROOT)} names {missing}"
+
+
+def written() -> Iterator[Path]:
+    """Files that people write and read: pages, code, recipes, the Makefile."""
+    yield from (ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("*.md"))
+    for folder in FOLDERS:
+        for ending in ("py", "md", "yaml", "sh"):
+            yield from (ROOT / folder).rglob(f"*.{ending}")
 
 
 def test_no_product_file_is_longer_than_the_rule() -> None:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import runs
@@ -117,7 +116,7 @@ def counts(bench: Settings, work: Callable[[], None]) -> dict[str, Any]:
         work()
     events = watched.key_averages()
     seen: Counter[str] = Counter({event.key: event.count for event in events})
-    kernels = (event for event in events if event.device_type == DeviceType.CUDA)
+    kernels = (event for event in events if event.device_type.name == "CUDA")
     busy = sum(event.self_device_time_total for event in kernels) / 1000
     return {
         "device ms": round(busy, 2) if bench.on_gpu else None,

@@ -141,7 +141,7 @@ def test_stem_blocks_count_before_the_trunks_and_alike_in_both_modalities():
     options = backbones.Options(layer_decay=0.5, stem_blocks=1)
     model = backbones.load(backbones.SMALL_VIT, options=options)
     encoder = ImageEncoder(model, height=96, width=48)
-    factors = {name: p.lr_factor for name, p in encoder.named_parameters()}
+    factors = {name: vars(p)["lr_factor"] for name, p in encoder.named_parameters()}
     assert factors["visible_stem.blocks.0.ln_1.weight"] == 0.5**4
     assert factors["infrared_stem.blocks.0.ln_1.weight"] == 0.5**4
     assert factors["trunk.blocks.0.ln_1.weight"] == 0.5**3

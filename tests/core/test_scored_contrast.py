@@ -24,7 +24,7 @@ LABELS = torch.tensor([0, 0, 1])
     ],
 )
 def test_global_loss_by_hand(label: int, num_scored: int | None, value: float) -> None:
-    targets = (label == LABELS).float()[None]
+    targets = torch.eq(LABELS, label).float()[None]
     loss = losses.scored_contrast(X, targets, BANK, temperature=1.0, num_scored=num_scored)
     assert float(loss) == pytest.approx(value, abs=1e-6)
 

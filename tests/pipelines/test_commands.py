@@ -26,7 +26,7 @@ from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import export as exporting
 from pipelines.retrieval import fill
 from pipelines.retrieval import search as searching
-from pipelines.retrieval.export import Exported
+from pipelines.retrieval.model_file import Exported
 from pipelines.retrieval.sources import Source
 from reid_core.types import Modality
 from tests.pipelines.fake_run import fake_run, small_run

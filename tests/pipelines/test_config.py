@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> None:
-    config = configuration.load(file, ["cclnet.align.lr=0.5", "cclnet.align.lr=0.25", "seed=7"])
+    config: Any = configuration.load(
+        file, ["cclnet.align.lr=0.5", "cclnet.align.lr=0.25", "seed=7"]
+    )
     assert config.cclnet.align.epochs == 3
     assert config.cclnet.align.lr == 0.25
     assert config.cclnet.prepare.epochs == 120

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from pipelines.config import RunConfig
@@ -239,8 +240,8 @@ def test_ray_that_does_not_start_stops_with_the_remedy(
     def late(**_: Any) -> None:
         raise Exception("The current node timed out during startup")  # as Ray does
 
-    monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(session.ray, "init", late)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
     remedies = r"(?s)timed out.*per core.*GiB free.*`ray status`"
     with pytest.raises(UserError, match=remedies), session.session(make_config()):
         pass

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reid_core.datasets import LAYOUTS, synthetic
-from reid_core.datasets.synthetic import cameras, layouts
+from reid_core.datasets.synthetic import cameras, layouts, trees
 from reid_core.datasets.synthetic.identities import COLORS, VIEWS, draw_identity
 from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.types import Dataset, Modality
@@ -119,7 +119,7 @@ def test_sentences_are_about_the_view_that_was_filmed(monkeypatch: pytest.Monkey
     known = [
         view
         for pid in ids
-        for camera in layouts.LAYOUTS["icfg"].cameras
+        for camera in trees.LAYOUTS["icfg"].cameras
         for view in world.views(pid, camera)
     ]
     assert known == filmed

@@ -9,7 +9,8 @@ from reid_core.knn import approximate
 from reid_core.knn.approximate import GraphSearch, recall_of
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import nearest
-from tests.core.knn.test_search import same, unit
+from tests.core.knn.test_search import same
+from tests.core.rows import unit
 
 
 def rows() -> np.ndarray:

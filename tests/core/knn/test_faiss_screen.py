@@ -16,7 +16,8 @@ from torch import Tensor
 
 from reid_core.knn import duplicates, faiss_screen, products, search
 from reid_core.knn.faiss_screen import FaissScreen, faiss_for_gpus, open_screen
-from tests.core.knn.test_search import same, unit
+from tests.core.knn.test_search import same
+from tests.core.rows import unit
 
 CPU = torch.device("cpu")
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reid_core.knn import certified, duplicates, fixed_point, products, screen, search
+from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import NeighborSearch
 from tests import oracles
 from tests.core.rows import unit
@@ -93,7 +94,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certified, "_DOUBLE_BYTES", 1 << 18)
 
 
-def same(first: search.Neighbors, second: search.Neighbors) -> None:
+def same(first: Neighbors, second: Neighbors) -> None:
     np.testing.assert_array_equal(first.rows, second.rows)
     np.testing.assert_array_equal(first.similarity, second.similarity)
 

@@ -381,8 +381,8 @@ def test_stage_two_starts_from_the_weights_of_stage_one(clip: backbones.Backbone
 
 
 def test_descriptors_are_means_of_both_mirrors(clip: backbones.Backbone) -> None:
-    plain = opening.load_encoder(config_of(flip=False), clip, *SIZE.values(), None)
-    mirrored = opening.load_encoder(config_of(), clip, *SIZE.values(), None)
+    plain = opening.load_encoder(config_of(flip=False), clip, **SIZE, state=None)
+    mirrored = opening.load_encoder(config_of(), clip, **SIZE, state=None)
     images = torch.randint(0, 256, (5, 3, 32, 16)).to(torch.uint8)
     both = [plain.embed(x, V) for x in (images, images.flip(-1))]
     expected = functional.normalize(both[0] + both[1], dim=1)

@@ -17,7 +17,8 @@ from reid_core.methods.cclnet import METHOD, coupling, opening
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
 from reid_core.methods.cclnet.stages import image_terms
-from reid_core.methods.refinement import Refined, Refinement, refined
+from reid_core.methods.refinement import Refined, refined
+from reid_core.methods.sections import Refinement
 from reid_core.models import backbones
 from reid_core.models.encoders import Features
 from reid_core.transforms import Augmentation
@@ -259,7 +260,7 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: backbones.Backbone) -
     torch.testing.assert_close(stage.module.teacher.state_dict()[name], expected)
     images = batch_of(epoch)[VISIBLE].images
     stage.module.eval()
-    loaded = opening.load_encoder(config, clip, *SIZE.values(), stage.module.state_dict())
+    loaded = opening.load_encoder(config, clip, **SIZE, state=stage.module.state_dict())
     torch.testing.assert_close(loaded.embed(images, VISIBLE), stage.encoder.embed(images, VISIBLE))
     assert (loaded.embed(images, VISIBLE) != stage.module.student.embed(images, VISIBLE)).any()
 

@@ -18,7 +18,8 @@ from reid_core.memory import ClusterMemory
 from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.cpcl import between_epochs as cpcl
 from reid_core.methods.cpcl import opening, stages
-from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE, Config
+from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE
+from reid_core.methods.cpcl.settings import Config
 from reid_core.methods.cpcl.stages import Pairs, Prototypes
 from reid_core.models import backbones
 from reid_core.stage import Epoch

@@ -358,7 +358,7 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
     model = ImageModel(encoder, 7, seed=3).eval()
     saved = {f"module.{as_released(name)}": x for name, x in model.state_dict().items()}
     loaded = opening.load_encoder(
-        config, small, *SIZE.values(), from_released(REFERENCE, saved)["images"]
+        config, small, **SIZE, state=from_released(REFERENCE, saved)["images"]
     )
     own = Descriptor(encoder, flip=True).eval()
     images = torch.randint(256, (3, 3, 64, 32), generator=torch.Generator().manual_seed(0))
@@ -367,4 +367,4 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         for m in INPUTS:
             torch.testing.assert_close(loaded.embed(images, m), own.embed(images, m))
     with pytest.raises(ValueError, match="images"):
-        opening.load_encoder(config, small, *SIZE.values(), {"query.weight": Tensor()})
+        opening.load_encoder(config, small, **SIZE, state={"query.weight": Tensor()})

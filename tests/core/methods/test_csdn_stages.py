@@ -370,7 +370,9 @@ def test_stems_of_the_reference_keep_one_rectifier(small) -> None:
     names = {
         profile: [
             type(layer).__name__
-            for layer in build_encoder(Config(profile=profile), small, **SIZE).visible_stem
+            for layer in build_encoder(
+                Config(profile=profile), small, **SIZE
+            ).visible_stem.children()
         ]
         for profile in ("clean", "reference")
     }

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from reid_core.models import backbones, reid_weights
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.reid_weights import image_of
-from reid_core.models.weight_files import WeightFile
+from reid_core.models.weight_files import Pixels, WeightFile
 from reid_core.types import Modality
 
 
@@ -194,7 +194,7 @@ def test_a_configuration_beside_the_weights_says_what_they_were_trained_on(tmp_p
     notes = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 64, 32]}
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": notes}))
     loaded = backbones.load("timm/resnet18", str(tmp_path / "model.pth"))
-    assert loaded.pixels == backbones.Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 32))
+    assert loaded.pixels == Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 32))
     assert backbones.remarks(loaded, height=64, width=32) == []
     (size,) = backbones.remarks(loaded, height=128, width=64)
     assert "trained on images of 64 x 32" in size

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 import pytest
+import ray
 
 from pipelines.cluster import capacity
 from pipelines.config import RunConfig
@@ -19,7 +20,7 @@ Make = Callable[..., RunConfig]
 def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Resources that stand in for those of a cluster, to be changed by the test."""
     resources = {"CPU": 4.0}
-    monkeypatch.setattr(capacity.ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
     return resources
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from pipelines import config as configuration
 from pipelines.cluster import doctor, preflight
@@ -85,9 +87,7 @@ class TestMachine:
         assert doctor.shared_memory(8 * GIB, 24 * GIB).verdict == "ok"
 
     def test_full_disk(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr(
-            doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": GIB})
-        )
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": GIB}))
         assert doctor.disk(tmp_path).verdict == "warn"
 
     def test_port_of_another_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +100,10 @@ class TestMachine:
 
     def test_gpu_that_torch_cannot_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A driver without a usable build is the mistake that costs days; no GPU is a choice."""
-        monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(doctor.Path, "exists", lambda path: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(Path, "exists", lambda path: True)
         assert doctor.accelerator().verdict == "fail"
-        monkeypatch.setattr(doctor.Path, "exists", lambda path: False)
+        monkeypatch.setattr(Path, "exists", lambda path: False)
         assert doctor.accelerator().verdict == "warn"
 
     @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ class TestMachine:
             return "1.14"
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(doctor, "faiss_for_gpus", lambda: works)
         expected = f"{installed} 1.14 on the CPU; {searches}"
         assert doctor.neighbor_search() == Finding("faiss", "ok", expected)

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from pipelines import config as configuration
+from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
 from pipelines.data import check, prepare
 from pipelines.data import convert as conversion
@@ -62,7 +63,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         def __exit__(self, *error: object) -> None: ...
 
     monkeypatch.setattr(conversion, "_write_shards", write)
-    monkeypatch.setattr(conversion.cluster, "session", Session)
+    monkeypatch.setattr(cluster, "session", Session)
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -120,8 +121,8 @@ def test_a_run_removes_its_file_and_those_that_nobody_uses(folder: Path) -> None
 def test_without_room_on_the_disk_nothing_is_kept(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    usage = decoded.shutil.disk_usage(folder)
-    monkeypatch.setattr(decoded.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    usage = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
     remaining = room(4)
     for _ in range(2):
         np.testing.assert_array_equal(remaining.read("x.jpg", lambda: image(1)), image(1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,17 +155,22 @@ class Halves:
         return functional.normalize(halves, dim=1)
 
 
-@pytest.fixture
-def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """`open_encoder` finds `Halves`; the list receives the number of images of every read."""
-    result = LoadedEncoder(
+def opened(config: RunConfig) -> LoadedEncoder:
+    """What a checkpoint of `Halves` would open as."""
+    return LoadedEncoder(
         encoder=Halves(),
         modalities=(Modality.VISIBLE, Modality.INFRARED),
         tokenize=None,
-        config=make_config(),
+        config=config,
         device=torch.device("cpu"),
         fingerprint="halves",
     )
+
+
+@pytest.fixture
+def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """`open_encoder` finds `Halves`; the list receives the number of images of every read."""
+    result = opened(make_config())
     monkeypatch.setattr(measuring, "open_encoder", lambda path: result)
     reads: list[int] = []
     read = Inputs.read
@@ -211,7 +215,7 @@ def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_
 ) -> None:
     synthetic.write(tmp_path, num_identities=4, seed=1, layout="regdb", height=32)
     config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
-    encoder = replace(measuring.open_encoder(tmp_path), config=config)
+    encoder = opened(config)
     monkeypatch.setattr(measuring, "open_encoder", lambda path: encoder)
     for given, trial in ((None, 5), (9, 9)):
         result = measuring.evaluate_checkpoint(tmp_path, trial=given)

@@ -21,6 +21,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
 from pipelines.report import trials_page
 from pipelines.runs import runlog
+from pipelines.runs.console import console
 from reid_core.datasets import LAYOUTS, synthetic
 from tests.pipelines.fake_run import Page
 
@@ -186,7 +187,7 @@ class TestSideBySide:
 
         monkeypatch.setattr(side_by_side, "_train", ray.remote(num_cpus=0)(train))
         done: list[str] = []
-        monkeypatch.setattr(side_by_side.console, "print", done.append)
+        monkeypatch.setattr(console, "print", done.append)
         runs: Any = {tmp_path / name: None for name in "abcd"}
         with pytest.raises(UserError, match="b: the disk is full"):
             side_by_side.train_all(runs, [], at_once=2)

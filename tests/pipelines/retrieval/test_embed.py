@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
+from pipelines.cluster import session as cluster
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
@@ -59,7 +61,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __exit__(self, *error: object) -> None: ...
 
     monkeypatch.setattr(embedding, "_run", run)
-    monkeypatch.setattr(embedding.cluster, "session", NoRay)
+    monkeypatch.setattr(cluster, "session", NoRay)
     return keys
 
 
@@ -87,7 +89,7 @@ def test_vectors_are_those_of_the_encoder(
     for row in (0, 11):
         image = read_image(folder / ids[row], height=64, width=32)
         modality = Modality(table["modality"][row].as_py())
-        alone = loaded.encoder.embed(embedding.torch.from_numpy(image[None]), modality)
+        alone = loaded.encoder.embed(torch.from_numpy(image[None]), modality)
         np.testing.assert_allclose(result[row], alone[0].numpy(), atol=1e-5)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("lancedb")
@@ -160,8 +161,8 @@ def test_vectors_of_embed_come_in_whatever_their_age(rows: np.ndarray, tmp_path:
     vectors.finish(out, {"0": 9}, [], 9)
     assert fill.add_vectors(tmp_path / "g", out).new == 9
     (file,) = vectors.part_files(out)
-    old = vectors.pq.read_table(file).drop_columns(["tracklet", "images", "content"])
-    vectors.pq.write_table(old, file)
+    old = pq.read_table(file).drop_columns(["tracklet", "images", "content"])
+    pq.write_table(old, file)
     assert fill.add_vectors(tmp_path / "g2", out).new == 9
     row = Gallery.open(tmp_path / "g2").get("4.jpg")
     assert row is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("lancedb")
@@ -62,7 +63,7 @@ def test_a_gallery_of_tracklets_answers_tracklets(place: Path, tmp_path: Path) -
     }
     assert hits[0].image.is_file(), "its first image is shown"
 
-    rows = vectors.pq.read_table(vectors.part_files(out / "images")[0]).to_pylist()
+    rows = pq.read_table(vectors.part_files(out / "images")[0]).to_pylist()
     own = [np.array(row["vector"]) for row in rows if row["tracklet"] == 0 and row["camera"] == 1]
     mean = np.mean(own, axis=0)
     np.testing.assert_allclose(query.vector, mean / np.linalg.norm(mean), atol=1e-5)

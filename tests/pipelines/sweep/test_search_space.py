@@ -29,7 +29,7 @@ class TestSearchFile:
         study = search_space.load(
             write(overrides={WEIGHT: 3.0}), ["model.height=96", "data.root=/x"]
         )
-        config = search_space.trial_config(study, {KEEP: 0.9}, seed=7)
+        config: Any = search_space.trial_config(study, {KEEP: 0.9}, seed=7)
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (3.0, 0.9)
         assert (config.model.height, str(config.data.root), config.seed) == (96, "/x", 7)
 
@@ -40,7 +40,7 @@ class TestSearchFile:
     def test_best_recipe_trains_and_measures_as_the_recipe_says(
         self, write: Callable[..., Path]
     ) -> None:
-        config = search_space.best_config(search_space.load(write()), {KEEP: 0.9})
+        config: Any = search_space.best_config(search_space.load(write()), {KEEP: 0.9})
         assert (config.data.fit, config.evaluation.split) == ("train+val", "test")
         assert config.cclnet.swap.keep == 0.9
 
@@ -250,7 +250,7 @@ class TestSummary:
         for trial in self.ENDED:
             ledger.end(trial)
         assert ledgers.write_best(ledger.root, study).name == "a"
-        config = configuration.load(ledger.root / ledgers.BEST)
+        config: Any = configuration.load(ledger.root / ledgers.BEST)
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (0.1, 0.0)
         assert config.evaluation.split == "test"
 

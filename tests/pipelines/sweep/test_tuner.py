@@ -20,7 +20,7 @@ from pipelines.recipes.overrides import apply
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space
 from pipelines.sweep.ledger import Ledger
-from pipelines.sweep.tuner import slots
+from pipelines.training.side_by_side import slots
 from tests.pipelines.searches import KEEP, WEIGHT, ended, search_writer
 
 
@@ -88,7 +88,7 @@ class TestOptuna:
         interrupted = {WEIGHT: 0.3, KEEP: 1.0}
         ledger.begin(interrupted)
         ledger.end(ended("other", {WEIGHT: 2.0, KEEP: 0.0}, 30.0))
-        searcher = _optuna(study, ledger)
+        searcher: Any = _optuna(study, ledger)
         assert [trial.value for trial in searcher._ot_study.trials if trial.value] == [30.0]
         assert searcher.suggest("first")["values"] == interrupted
         drawn = searcher.suggest("second")["values"]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pipelines.config import RunConfig
@@ -184,7 +184,7 @@ def found_by(root: Path, method: str, world: int, rank: int = 0) -> dict[str, An
         stage, _ = ONE_STEP[method]
         if stage is not None and not (root / f"{method}-{stage}").exists():
             prepare_state(method, small_runs.make_config(method, root), root, stage)
-        mp.spawn(worker, args=(world, free_port(), root, method), nprocs=world)
+        spawn(worker, args=(world, free_port(), root, method), nprocs=world)
     return torch.load(file)
 
 

@@ -13,6 +13,8 @@ from pipelines.evaluation import calibrated
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import local
 from pipelines.training.epoch import EpochStart
+from pipelines.training.job import Job
+from pipelines.training.thread_stream import batches
 from tests.pipelines import small_runs
 
 WITHOUT_RAY = """
@@ -63,18 +65,18 @@ def test_a_killed_run_goes_on_to_the_same_content(
     config = small_runs.make_config("csdn", trees)
     local.train(config, tmp_path / "whole")
 
-    real, calls = local.batches, []
+    calls = []
 
-    def dies(job: local.Job, start: EpochStart, *, readers: int = 1) -> object:
+    def dies(job: Job, start: EpochStart, *, readers: int = 1) -> object:
         calls.append(start)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(job, start, readers=readers)
+        return batches(job, start, readers=readers)
 
     monkeypatch.setattr(local, "batches", dies)
     with pytest.raises(KeyboardInterrupt):
         local.train(config, tmp_path / "cut")
-    monkeypatch.setattr(local, "batches", real)
+    monkeypatch.setattr(local, "batches", batches)
     local.train(config, tmp_path / "cut")
     hashes = [
         checkpoint.content_hash(checkpoint.load(checkpoint.find(tmp_path / name)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from pipelines.config import RunConfig
@@ -40,7 +41,8 @@ def features(seed: int = 0) -> dict[Modality, np.ndarray]:
 def bank_of(config: RunConfig, pids: np.ndarray | None = None) -> MemoryBank:
     known = np.repeat(np.arange(PEOPLE), SHOTS) if pids is None else pids
     both = {VISIBLE: known, INFRARED: known}
-    given = both if config.settings.labels == "identities" else None
+    settings: Any = config.settings
+    given = both if settings.labels == "identities" else None
     return MemoryBank(config, both, identities=given)
 
 
@@ -180,8 +182,8 @@ def test_shares_that_go_to_the_actor_in_pieces_arrive(
         return piece
 
     monkeypatch.setattr(actor, "PIECE_BYTES", 4 * WIDTH * 5)
-    monkeypatch.setattr(actor.ray, "put", put)
-    monkeypatch.setattr(actor.ray, "get", lambda call: call)
+    monkeypatch.setattr(ray, "put", put)
+    monkeypatch.setattr(ray, "get", lambda call: call)
     bank, whole = bank_of(make_config()), begin(bank_of(make_config()))
     handle = SimpleNamespace(add_features=SimpleNamespace(remote=bank.add_features))
     remote, token = actor.RemoteBank(handle), bank.open()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from pipelines.data.plan import Plan
@@ -143,7 +144,7 @@ def test_a_machine_that_will_be_taken_away_is_a_notice_once(
         def is_to_stop(self) -> bool:
             return asked[0]
 
-    monkeypatch.setattr(worker.ray.train, "get_preemption_info", lambda: known[0])
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: known[0])
     notice = worker._Notice(Bank())  # type: ignore[arg-type]
     result = [notice()]
     known[0] = "node a, rank 1"
