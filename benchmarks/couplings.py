@@ -116,7 +116,8 @@ def measured(summary: dict[str, Any], epochs: list[dict[str, Any]]) -> dict[str,
     """What a line says of a run: shares from 0 to 1, scores in percent, None where there is none.
 
     Attributes of the line: clusters_of_both (clusters after matching, or joint ones, that have
-    images of both modalities), precision and recall of drawing two images of different modalities
+    images of both modalities), selection (scores of validation identities, with
+    evaluation.select=val), precision and recall of drawing two images of different modalities
     together, outliers, mutual_nearest, s_per_epoch (last stage, evaluation left out).
     """
     last = epochs[-1]
@@ -129,6 +130,7 @@ def measured(summary: dict[str, Any], epochs: list[dict[str, Any]]) -> dict[str,
         **{name: summary["rows"]["final"][name] for name in ("rank1", "mAP", "mINP")},
         "start": {name: summary["rows"]["start"][name] for name in ("rank1", "mAP")},
         "stages": {name: [x["rank1"], x["mAP"]] for name, x in summary["rows"].items()},
+        "selection": last.get("selection"),
         "clusters_of_both": last.get("clusters_of_both"),
         "precision": association.get("precision"),
         "recall": association.get("recall"),

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import runpy
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pipelines import config as configuration
 
 ROOT = Path(__file__).parent.parent
+<<<<<<< HEAD
 FOLDERS = (
     "pipelines", "reid_core", "tests", "benchmarks", "docs", "examples", "tune_configs", "deploy"
 )  # fmt: skip
 PATH = re.compile(rf"(?<![\w/.])((?:{'|'.join(FOLDERS)})/[\w/]+\.(?:py|md|yaml|sh))\b")
+=======
+FILES = {".csv", ".html", ".json", ".jsonl", ".md", ".onnx", ".py", ".toml", ".txt", ".yaml"}
+HOMES = ("reid_core", "reid_core.methods", "pipelines")
+>>>>>>> 31d5b78 (Functions that the documents name are looked for; those that moved into rooms are named where they are)
 
 
 def test_the_page_of_commands_is_their_help() -> None:
@@ -89,6 +97,31 @@ def written() -> Iterator[Path]:
     for folder in FOLDERS:
         for ending in ("py", "md", "yaml", "sh"):
             yield from (ROOT / folder).rglob(f"*.{ending}")
+
+
+def test_functions_that_documents_name_are_there() -> None:
+    """`losses.cluster_contrast`: what begins with a module's name is in it, or is a setting."""
+    settings = (ROOT / "docs" / "settings.md").read_text()
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for name in set(re.findall(r"`([a-z_]+(?:\.\w+)+)`", page.read_text())):
+            if Path(name).suffix in FILES or f"`{name}" in settings or f".{name}`" in settings:
+                continue
+            module = name.partition(".")[0]
+            homes = [home for home in HOMES if importlib.util.find_spec(f"{home}.{module}")]
+            assert not homes or any(leads_somewhere(x, name) for x in homes), f"{page.name}: {name}"
+
+
+def leads_somewhere(package: str, name: str) -> bool:
+    """Whether a dotted name is a module of a package, or an attribute of one."""
+    place: Any = importlib.import_module(package)
+    for part in name.split("."):
+        if not hasattr(place, part) and isinstance(place, ModuleType):
+            with suppress(ModuleNotFoundError):
+                importlib.import_module(f"{place.__name__}.{part}")
+        if not hasattr(place, part):
+            return False
+        place = getattr(place, part)
+    return True
 
 
 def test_no_product_file_is_longer_than_the_rule() -> None:
