@@ -14,15 +14,12 @@ from typing import Any
 from pipelines import config as configuration
 
 ROOT = Path(__file__).parent.parent
-<<<<<<< HEAD
 FOLDERS = (
     "pipelines", "reid_core", "tests", "benchmarks", "docs", "examples", "tune_configs", "deploy"
 )  # fmt: skip
 PATH = re.compile(rf"(?<![\w/.])((?:{'|'.join(FOLDERS)})/[\w/]+\.(?:py|md|yaml|sh))\b")
-=======
 FILES = {".csv", ".html", ".json", ".jsonl", ".md", ".onnx", ".py", ".toml", ".txt", ".yaml"}
 HOMES = ("reid_core", "reid_core.methods", "pipelines")
->>>>>>> 31d5b78 (Functions that the documents name are looked for; those that moved into rooms are named where they are)
 
 
 def test_the_page_of_commands_is_their_help() -> None:
