@@ -138,13 +138,14 @@ def finished_stage(config: RunConfig) -> Path | None:
         return None
     folder = find(config.start_from)
     given = config_of(load(folder), folder)
-    for key in ("method", "model"):
-        before, now = (one.model_dump(mode="json")[key] for one in (given, config))
-        if before != now:
-            raise UserError(
-                f"start_from={config.start_from} was trained with {key} {before}, this run has "
-                f"{now}: they must agree"
-            )
+    before, now = (
+        one.model_dump(mode="json", include={"method", "model"}) for one in (given, config)
+    )
+    if changed := configuration.differences(before, now):
+        raise UserError(
+            f"start_from={config.start_from} was trained with other settings than this run; they "
+            "must agree:\n  " + "\n  ".join(changed)
+        )
     stems = [getattr(one.settings, "stem_relu", None) for one in (given, config)]
     if stems[0] != stems[1]:
         raise UserError(

@@ -70,7 +70,8 @@ def add_low_rank(parts: Sequence[nn.Module], rank: int) -> None:
     torch's parametrizations do it for Linear and for MultiheadAttention's joint matrix alike.
 
     Raises:
-        ValueError: there is neither attention nor MLP: a convolutional tower.
+        ValueError: there is neither attention nor MLP: a convolutional tower; or a rank that a
+            matrix does not have.
     """
     for part in parts:
         part.requires_grad_(False)
@@ -83,6 +84,11 @@ def add_low_rank(parts: Sequence[nn.Module], rank: int) -> None:
     if not places:
         raise ValueError("model.lora_rank: this image tower has no attention; set it to 0")
     for layer, name in places:
+        if rank > min(shape := tuple(getattr(layer, name).shape)):
+            raise ValueError(
+                f"model.lora_rank={rank}: the matrix that is learnt beside one of {shape[0]} x "
+                f"{shape[1]} cannot have a higher rank than {min(shape)}; 4 to 64 are usual"
+            )
         parametrize.register_parametrization(
             layer, name, LowRank(getattr(layer, name), rank), unsafe=True
         )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import open_clip
 import timm
@@ -28,6 +30,7 @@ from reid_core.models.weight_files import (
     download_weights,
     fill,
     read_weights,
+    unwrapped,
 )
 from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
 
@@ -37,6 +40,7 @@ BUNDLED = (SMALL, SMALL_VIT)
 TIMM = "timm/"
 IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD)
 HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,49 @@ def without_text(name: str) -> str:
     )
 
 
+# Names and files of all families -----------------------------------------------------------------
+
+
+def _unknown(name: str) -> ValueError:
+    names = [*open_clip.list_models(), *reid_weights.MODELS]
+    names += [f"{TIMM}{model}" for model in timm.list_models()]
+    part = name.removeprefix(TIMM).lower()
+    near = [each for each in names if part in each.lower()][:6]
+    near = near or difflib.get_close_matches(name, names, n=4, cutoff=0.4)
+    return ValueError(
+        f"unknown model {name!r}; close names: {', '.join(near) or 'none'}. Models of timm are "
+        f"called {TIMM}<name>"
+    )
+
+
+def _downloaded(name: str, tag: str, download: Callable[[], T]) -> T:
+    try:
+        return download()
+    except Exception as error:  # each hub client raises its own kinds
+        raise ValueError(
+            f"could not download the weights {tag!r} of {name!r}: {str(error).rstrip('.')}. "
+            "Download them elsewhere and give the path of the file as model.pretrained"
+        ) from error
+
+
+def _without_tag(name: str, pretrained: str, tags: list[str]) -> Path:
+    """The weight file that ships with the package, of a hub, or of the user."""
+    if pretrained.startswith(HUB):
+        return download_weights(pretrained)
+    if pretrained == "bundled" and name in BUNDLED:
+        return ASSETS / f"{name}.pt"
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        bundled = f", 'bundled' for {' and '.join(BUNDLED)}"
+        raise ValueError(
+            f"model.pretrained={pretrained}: no such file, and no weights of {name!r} have this "
+            f"name. Give the path of a state dict, a training script's checkpoint, safetensors or "
+            f"OpenAI's JIT archive, {HUB}owner/name{bundled}, or one of the tags that are "
+            f"downloaded: {', '.join(tags) or 'none for this model'}"
+        )
+    return path
+
+
 # open_clip ---------------------------------------------------------------------------------------
 
 
@@ -237,12 +284,7 @@ def _clip_config(name: str) -> dict[str, Any]:
         for small in BUNDLED:
             open_clip.add_model_config(ASSETS / f"{small}.json")
     if name not in open_clip.list_models():
-        names = [*open_clip.list_models(), *reid_weights.MODELS]
-        near = difflib.get_close_matches(name, names, n=4, cutoff=0.4)
-        raise ValueError(
-            f"unknown model {name!r}; close names: {', '.join(near) or 'none'}. Models of timm are "
-            f"called {TIMM}<name>"
-        )
+        raise _unknown(name)
     config: dict[str, Any] = open_clip.get_model_config(name)
     return config
 
@@ -274,72 +316,47 @@ def _clip_pixels(name: str) -> Pixels:
 
 def _locate(name: str, pretrained: str) -> tuple[Path, bool]:
     """The weight file and whether their tag says that they need QuickGELU."""
-    if pretrained == "bundled":
-        if name not in BUNDLED:
-            raise ValueError(
-                f"'bundled' weights exist for {' and '.join(map(repr, BUNDLED))} only, not for "
-                f"{name!r}"
-            )
-        return ASSETS / f"{name}.pt", False
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained in tags:
-        source = open_clip.get_pretrained_cfg(name, pretrained)
-        try:
-            path = open_clip.download_pretrained(source)
-        except Exception as error:  # each hub client raises its own kinds
-            raise ValueError(
-                f"could not download the weights {pretrained!r} of {name!r}: {error}. Download "
-                f"them elsewhere and give the path of the file as `pretrained`"
-            ) from error
-        return Path(path), bool(source.get("quick_gelu", False))
-    return _local(name, pretrained, tags), False
-
-
-def _local(name: str, pretrained: str, tags: list[str]) -> Path:
-    if pretrained.startswith(HUB):
-        return download_weights(pretrained)
-    path = Path(pretrained).expanduser()
-    if not path.is_file():
-        raise ValueError(
-            f"no weight file at {path}; expected a state dict, a training script's checkpoint, "
-            f"safetensors or OpenAI's JIT archive of {name!r}. Give an existing path, "
-            f"{HUB}owner/name, or one of the tags that are downloaded: "
-            f"{', '.join(tags) or 'none for this model'}"
-        )
-    return path
+    if pretrained not in tags:
+        return _without_tag(name, pretrained, tags), False
+    source = open_clip.get_pretrained_cfg(name, pretrained)
+    path = _downloaded(name, pretrained, lambda: open_clip.download_pretrained(source))
+    return Path(path), bool(source.get("quick_gelu", False))
 
 
 # timm --------------------------------------------------------------------------------------------
 
 
 def _load_timm(name: str, pretrained: str | None, options: Options) -> Backbone:
-    plain = name.removeprefix(TIMM)
+    plain, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(plain):
-        near = difflib.get_close_matches(plain, timm.list_models(), n=4, cutoff=0.4)
+        raise _unknown(name)
+    if tag:
         raise ValueError(
-            f"unknown model {name!r}; close names of timm: {', '.join(near) or 'none'}"
+            f"{name!r} names weights too: take model.name={TIMM}{plain} and model.pretrained={tag}"
+            ", which is downloaded, or the path of their file as model.pretrained"
         )
-    settings: dict[str, Any] = {"drop_path_rate": options.drop_path} if options.drop_path else {}
-    tags = [tag for tag in timm.list_pretrained(f"{plain}.*") if tag.startswith(f"{plain}.")]
-    tags = [tag.removeprefix(f"{plain}.") for tag in tags]
-    if pretrained in tags:
-        try:
-            model = timm.create_model(
-                f"{plain}.{pretrained}", pretrained=True, num_classes=0, **settings
-            )
-        except Exception as error:  # each hub client raises its own kinds
-            raise ValueError(
-                f"could not download the weights {pretrained!r} of {name!r}: {error}. Download "
-                "them elsewhere and give the path of the file as model.pretrained"
-            ) from error
+    settings: dict[str, Any] = {"num_classes": 0}
+    settings |= {"drop_path_rate": options.drop_path} if options.drop_path else {}
+    tags = [tag.removeprefix(f"{plain}.") for tag in timm.list_pretrained(f"{plain}.*")]
+    if pretrained is not None and pretrained in tags:
+        model = _downloaded(
+            name,
+            pretrained,
+            lambda: timm.create_model(f"{plain}.{pretrained}", pretrained=True, **settings),
+        )
         return Backbone(name, model, None, _timm_pixels(model))
-    model = timm.create_model(plain, num_classes=0, **settings)
+    model = timm.create_model(plain, **settings)
     pixels = _timm_pixels(model)
     if pretrained is not None:
-        file = read_weights(_local(name, pretrained, tags))
+        file = unwrapped(read_weights(_without_tag(name, pretrained, tags)))
         pixels = file.pixels or pixels
         reid_weights.match_positions(model, file.state)
-        fill(model, _for_timm(file, model), name=name, hint="Name the architecture of the file")
+        hint = (
+            "Name the architecture of the file; pedestrian weights have names of their own: "
+            f"{', '.join(reid_weights.MODELS)}"
+        )
+        fill(model, _for_timm(file, model), name=name, hint=hint)
     return Backbone(name, model, None, pixels)
 
 
@@ -351,7 +368,11 @@ def _timm_pixels(model: Any) -> Pixels:
 def _for_timm(file: WeightFile, model: Any) -> WeightFile:
     """The names of timm, of a file by the model's authors; without the classifier."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    state = file.state if convert is None else convert(dict(file.state), model)
+    state = file.state
+    if convert is not None:
+        # Converters stumble over names of other models, each in its own way: `fill` lists them.
+        with suppress(Exception):
+            state = convert(dict(state), model)
     classifier = model.pretrained_cfg.get("classifier") or "head"
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     remaining = {k: v for k, v in state.items() if not k.startswith(tuple(f"{n}." for n in names))}
@@ -362,8 +383,7 @@ def _load_reid_weights(name: str, pretrained: str | None, options: Options) -> B
     source = reid_weights.MODELS[name]
     model = source.build(options.drop_path)
     if pretrained is not None:
-        file = read_weights(_local(name, pretrained, []))
-        file = source.rename(file)
+        file = source.rename(read_weights(_without_tag(name, pretrained, [])))
         reid_weights.match_positions(model, file.state)
         fill(model, file, name=name, hint=f"It takes the files of {source.origin}")
     return Backbone(name, model, None, source.pixels)

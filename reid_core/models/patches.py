@@ -123,8 +123,16 @@ def fit_timm_patches(
     """Gives timm's vision transformer another stride and positions for `grid`, in place.
 
     Learnt positions are resized; rotary ones are computed for the new grid.
+
+    Raises:
+        ValueError: a stride that the convolutions in front of the patches cannot give.
     """
     patches = visual.patch_embed
+    inside, rest = divmod(stride, getattr(patches, "front_stride", 1))
+    if rest:
+        raise ValueError(
+            f"model.patch_stride={stride}: take an even one with convolutional patches"
+        )
     if visual.pos_embed is not None:
         positions = resize_positions(
             visual.pos_embed.detach()[0],
@@ -133,7 +141,6 @@ def fit_timm_patches(
             source=tuple(patches.grid_size),
         )
         visual.pos_embed = nn.Parameter(positions[None])
-    inside = stride // getattr(patches, "front_stride", 1)
     patches.proj.stride = (inside, inside)
     patches.img_size, patches.grid_size, patches.num_patches = size, grid, grid[0] * grid[1]
     if getattr(visual, "rope", None) is not None:

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.weight_files import Pixels, WeightFile
+from reid_core.models.weight_files import Pixels, WeightFile, unwrapped
 from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 TALL = (256, 128)
@@ -168,14 +168,23 @@ def _grid(height: int, width: int, stride: int, *, patch: int) -> tuple[int, int
 
 
 def from_transreid_ssl(file: WeightFile) -> WeightFile:
-    """DINO's teacher, or what its authors cut out of it; heads are left out."""
-    return _kept(file, ("head.", "fc.", "gem.", "sie_embed"))
+    """DINO's teacher, or what its authors cut out of it; heads are left out.
+
+    Raises:
+        ValueError: descriptors that depend on the camera's number, or a last block for each part.
+    """
+    _refuse_camera_numbers(file.state)
+    if any(k.startswith("b1.") for k in file.state):
+        raise ValueError(
+            "b1.*: these weights end in a block for each part of the image (TransReID's jigsaw "
+            "patches); take the ones trained without"
+        )
+    return unwrapped(file, ("head.", "fc.", "gem."))
 
 
 def from_luperson(file: WeightFile) -> WeightFile:
     """A ResNet of torchvision's names, or the query encoder of MoCo's checkpoint."""
-    query = {k.removeprefix("encoder_q."): v for k, v in file.state.items() if "encoder_q." in k}
-    return _kept(replace(file, state=query) if query else file, ("fc.",))
+    return unwrapped(file, ("fc.",))
 
 
 def from_solider(file: WeightFile, *, semantic_weight: float = SEMANTIC_WEIGHT) -> WeightFile:
@@ -184,9 +193,17 @@ def from_solider(file: WeightFile, *, semantic_weight: float = SEMANTIC_WEIGHT) 
     The controller multiplies what a stage hands on by softplus(w) and adds b, both linear in the
     weight: with a fixed weight that is a change of the matrix that merges patches.
 
+    Raises:
+        ValueError: names of another Swin, whose patches are merged in another order.
+
     Reference: SOLIDER, Chen et al., CVPR 2023; 0.2 is what its authors take for re-identification.
     """
-    old = _kept(file, ("norm0.", "norm1.", "norm2.", "head.")).state
+    old = unwrapped(file, ("norm0.", "norm1.", "norm2.", "head.")).state
+    if not any(k.startswith("stages.") for k in old):
+        raise ValueError(
+            f"{file.path} does not hold weights of SOLIDER: no name is stages.*; a Swin of timm "
+            "is model.name=timm/swin_..."
+        )
     state = {_swin_name(k): v for k, v in old.items() if "semantic" not in k}
     state = {k: v for k, v in state.items() if not k.endswith("relative_position_index")}
     for name in [k for k in state if ".downsample." in k]:
@@ -238,11 +255,7 @@ def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: not such a file, or one whose descriptors depend on the number of the camera.
     """
-    if "cv_embed" in state:
-        raise ValueError(
-            "cv_embed: these weights were trained with the numbers of cameras or views as inputs "
-            "(SIE), which no encoder here takes"
-        )
+    _refuse_camera_numbers(state)
     tower = {k.removeprefix("image_encoder."): v for k, v in state.items() if "image_enc" in k}
     if not tower:
         raise ValueError("not a checkpoint of CLIP-ReID's public code: no name is image_encoder.*")
@@ -263,13 +276,12 @@ def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _kept(file: WeightFile, left_out: tuple[str, ...]) -> WeightFile:
-    """The backbone's names without prefix; what other parts of a training script hold goes."""
-    state = file.state
-    for prefix in ("backbone.", "base."):
-        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        state = inside or state
-    return replace(file, state={k: v for k, v in state.items() if not k.startswith(left_out)})
+def _refuse_camera_numbers(state: dict[str, Tensor]) -> None:
+    if name := next((k for k in state if k.endswith(("cv_embed", "sie_embed"))), None):
+        raise ValueError(
+            f"{name}: these weights were trained with the numbers of cameras or views as inputs "
+            "(SIE), which no encoder here takes"
+        )
 
 
 _VIT = "the authors of TransReID-SSL (vit_*_lup.pth, or DINO's checkpoint)"

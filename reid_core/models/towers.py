@@ -7,7 +7,7 @@ D trunk channels, E joint embedding, h x w positions of the last map or patches,
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -170,9 +170,8 @@ def _swin(visual: Any, fit: Fit) -> Tower:
         window_size=block.window_size,
         always_partition=block.always_partition,
     )
-    stages = [ChannelsFirst(stage) for stage in visual.layers]
+    own, shared = _split([ChannelsFirst(stage) for stage in visual.layers], fit)
     patches = ChannelsFirst(visual.patch_embed, images=True)
-    own, shared = stages[: fit.stem_blocks], stages[fit.stem_blocks :]
     return Tower(
         stem=nn.Sequential(OrderedDict(patches=patches, layers=nn.Sequential(*own))),
         trunk=nn.Sequential(
@@ -188,10 +187,10 @@ def _clip_transformer(visual: Any, fit: Fit) -> Tower:
     _check_ends_like_clip(visual)
     patches = _patches(fit, visual.patch_size)
     fit_clip_patches(visual, **patches)
-    blocks = list(visual.transformer.resblocks)
+    own, shared = _split(visual.transformer.resblocks, fit)
     return Tower(
-        stem=ClipPatches(visual, blocks[: fit.stem_blocks]),
-        trunk=Blocks(blocks[fit.stem_blocks :], visual.ln_post, grid=patches["grid"]),
+        stem=ClipPatches(visual, own),
+        trunk=Blocks(shared, visual.ln_post, grid=patches["grid"]),
         pool=TokenPool(fit.pool or "class", prefix=1, norm=nn.Identity(), attention=None),
         projection=ClassProjection(visual.proj),
         dim=visual.proj.shape[0],
@@ -208,8 +207,8 @@ def _transformer(visual: Any, fit: Fit) -> Tower:
     fit_timm_patches(visual, **patches, size=(fit.height, fit.width))
     prefix, attention, norm = visual.num_prefix_tokens, visual.attn_pool, visual.fc_norm
     rope = deepcopy(getattr(visual, "rope", None))
-    blocks = visual.blocks[fit.stem_blocks :]
-    trunk = Blocks(blocks, visual.norm, rope=rope, grid=patches["grid"])
+    _, shared = _split(visual.blocks, fit)
+    trunk = Blocks(shared, visual.norm, rope=rope, grid=patches["grid"])
     visual.reset_classifier(0, "")  # from here on it ends with its tokens
     visual.blocks = visual.blocks[: fit.stem_blocks]
     visual.norm = visual.fc_norm = visual.head_drop = nn.Identity()
@@ -247,6 +246,17 @@ def _check_ends_like_clip(visual: Any) -> None:
             "this vision transformer does not end with CLIP's own class token and projection; "
             "take ViT-B-16, ViT-B-32, ViT-L-14 or another plain CLIP"
         )
+
+
+def _split(blocks: Iterable[nn.Module], fit: Fit) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Blocks that each modality has of its own, and those that both share."""
+    blocks = list(blocks)
+    if fit.stem_blocks >= len(blocks):
+        raise ValueError(
+            f"model.stem_blocks={fit.stem_blocks}: this image tower has {len(blocks)} blocks or "
+            f"stages, and the modalities must share one; {len(blocks) - 1} at most"
+        )
+    return blocks[: fit.stem_blocks], blocks[fit.stem_blocks :]
 
 
 def _map_pool(fit: Fit) -> nn.Module:

@@ -6,7 +6,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ _HUB_NOTES = ("open_clip_config.json", "config.json")
 _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 # Where training scripts put the weights: timm and MAE, open_clip and MoCo, DINO.
 _INSIDE = ("state_dict", "model", "teacher")
+# What they call the encoder: MoCo, DINO and mmdetection, TransReID.
+_WRAPPERS = ("encoder_q.", "backbone.", "base.")
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ def read_weights(path: Path) -> WeightFile:
     """A state dict, a training script's checkpoint, safetensors, or OpenAI's JIT archive.
 
     Raises:
-        ValueError: not readable, or no names with tensors.
+        ValueError: no file, not readable, or no names with tensors.
     """
     content: Any
+    if not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
@@ -143,6 +147,20 @@ def fill(model: nn.Module, file: WeightFile, *, name: str, hint: str) -> None:
             f"wrong shape: {listed(misshapen)}. {hint}"
         )
     model.load_state_dict(state, strict=False)
+
+
+def unwrapped(file: WeightFile, left_out: tuple[str, ...] = ()) -> WeightFile:
+    """The encoder's own names; what else a training script saves beside it goes.
+
+    Args:
+        file: whose names may begin with what the script calls its encoder.
+        left_out: beginnings of names that are heads.
+    """
+    state = file.state
+    for prefix in _WRAPPERS:
+        inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        state = inside or state
+    return replace(file, state={k: v for k, v in state.items() if not k.startswith(left_out)})
 
 
 def listed(names: Iterable[str], *, limit: int = 8) -> str:

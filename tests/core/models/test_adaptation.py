@@ -79,6 +79,18 @@ def test_a_projection_that_is_left_out_is_neither_computed_nor_learnt() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "stride"),
+    [(SMALL, 16), (SMALL_VIT, 8), ("timm/swin_tiny_patch4_window7_224", 32), ("timm/resnet18", 16)],
+)
+def test_sizes_that_the_strides_do_not_divide_are_refused(name, stride) -> None:
+    with torch.device("meta"):
+        model = backbones.load(name)
+        for height, width in ((255, 128), (256, 100)):
+            with pytest.raises(ValueError, match=rf"{height} x {width} do not fit.*of {stride},"):
+                ImageEncoder(model, height=height, width=width)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         (SMALL, {"lora_rank": 2}, "no attention"),
@@ -88,9 +100,14 @@ def test_a_projection_that_is_left_out_is_neither_computed_nor_learnt() -> None:
         (SMALL, {"pool": "class"}, "maps has gem and mean"),
         (SMALL, {"drop_path": 0.1}, "take a model of timm"),
         (SMALL_VIT, {"patch_stride": 9}, "would leave gaps"),
+        ("transreid-ssl/vit_small_ics", {"patch_stride": 11}, "take an even one"),
+        (SMALL_VIT, {"stem_blocks": 4}, "has 4 blocks or stages.*3 at most"),
+        (SMALL_VIT, {"lora_rank": 129}, "one of 384 x 128 cannot have a higher rank than 128"),
         (SMALL_VIT, {"pool": "attention"}, "no attention pool"),
         ("timm/vit_base_patch16_siglip_224", {"pool": "class"}, "no class token"),
         ("timm/convnext_tiny", {}, "no encoder can be made of a ConvNeXt"),
+        ("timm/efficientnet_b0", {}, "no encoder can be made of a EfficientNet"),
+        ("timm/vit_small_patch16_rope_mixed_224", {}, "every block has of its own"),
     ],
 )
 def test_what_a_family_does_not_have_is_refused(name, options, message) -> None:

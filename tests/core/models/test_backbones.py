@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import open_clip
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -131,10 +132,31 @@ def test_weights_of_another_architecture_list_what_differs(small, tmp_path):
 def test_unknown_and_unsuitable_names_are_refused():
     with pytest.raises(ValueError, match=r"RN5O.*RN50"):
         backbones.load("RN5O")
-    with pytest.raises(ValueError, match=r"vit_bas_patch16.*timm: vit_base_patch16"):
+    with pytest.raises(ValueError, match=r"vit_bas_patch16.*close names: timm/vit_base_patch16"):
         backbones.load("timm/vit_bas_patch16_224")
-    with pytest.raises(ValueError, match="crossreid-small"):
+    with pytest.raises(ValueError, match=r"unknown model 'dinov3'.*timm/vit_base_patch16_dinov3"):
+        backbones.load("dinov3")
+    with pytest.raises(ValueError, match="'bundled' for crossreid-small and crossreid-small-vit"):
         backbones.load("RN50", "bundled")
+
+
+def test_a_name_of_timm_with_a_tag_is_told_apart() -> None:
+    expected = r"model.name=timm/vit_small_patch16_dinov3 and model.pretrained=lvd1689m"
+    for pretrained in (None, "lvd1689m", "/weights.pth"):
+        with pytest.raises(ValueError, match=expected):
+            backbones.load("timm/vit_small_patch16_dinov3.lvd1689m", pretrained)
+
+
+def test_a_tag_of_timm_without_a_network_says_what_to_do(monkeypatch) -> None:
+    def create(name: str, **settings: object) -> object:
+        assert name == "vit_small_patch16_dinov3.lvd1689m"
+        raise OSError("no route to host.")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(
+        ValueError, match=r"'lvd1689m' of 'timm/\w+': no route to host\. Download th"
+    ):
+        backbones.load("timm/vit_small_patch16_dinov3", "lvd1689m")
 
 
 def test_text_features_equal_open_clip_on_all_77_positions(small):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -91,6 +92,46 @@ def test_a_file_of_another_size_is_refused(tmp_path):
     torch.save(drawn(vit_names(384, positions=129, ics=True)), tmp_path / "ics.pth")
     with pytest.raises(ValueError, match=r"unexpected: patch_embed\.conv\.0.*TransReID-SSL"):
         backbones.load("transreid-ssl/vit_small", str(tmp_path / "ics.pth"))
+
+
+def test_a_last_block_of_parts_and_inputs_of_cameras_are_refused(tmp_path):
+    state = {"base.cls_token": torch.zeros(1, 1, 384)}
+    for extra, message in (
+        ("b1.0.norm1.weight", "a block for each part"),
+        ("base.sie_embed", r"base\.sie_embed.*numbers of cameras"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            reid_weights.from_transreid_ssl(
+                WeightFile(tmp_path, state | {extra: torch.zeros(3, 1, 384)})
+            )
+    with pytest.raises(ValueError, match=r"^cv_embed.*numbers of cameras"):
+        reid_weights.from_clip_reid(
+            {"image_encoder.proj": torch.zeros(1), "cv_embed": torch.zeros(1)}
+        )
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "base."])
+def test_names_of_timm_are_read_behind_those_of_a_training_script(prefix, tmp_path):
+    state = backbones.load("timm/vit_tiny_patch16_224", seed=3).model.state_dict()
+    heads = {"head.weight": torch.zeros(9, 192), "head.bias": torch.zeros(9)}
+    if prefix.endswith(("backbone.", "base.")):
+        heads = {"classifier.weight": torch.zeros(9, 192), "bottleneck.weight": torch.ones(192)}
+    whole = {f"{prefix}{k}": v for k, v in state.items()} | heads
+    torch.save({"state_dict": whole}, tmp_path / "weights.pth")
+    loaded = backbones.load("timm/vit_tiny_patch16_224", str(tmp_path / "weights.pth"))
+    assert all(torch.equal(loaded.model.state_dict()[k], v) for k, v in state.items())
+
+
+def test_files_of_another_architecture_are_told_by_their_names(tmp_path):
+    torch.save(drawn(swin_names()), tmp_path / "solider.pth")
+    with pytest.raises(ValueError, match=r"missing: patch_embed\.proj.*solider/swin_tiny"):
+        backbones.load("timm/swin_tiny_patch4_window7_224", str(tmp_path / "solider.pth"))
+    torch.save({"layers.1.downsample.reduction.weight": torch.zeros(1)}, tmp_path / "timm.pth")
+    with pytest.raises(ValueError, match=r"no name is stages\.\*.*timm/swin_"):
+        backbones.load("solider/swin_tiny", str(tmp_path / "timm.pth"))
+    save_file({"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(ValueError, match=r"missing: cls_token.*unexpected: layer1\.0\.conv1"):
+        backbones.load("timm/vit_tiny_patch16_224", str(tmp_path / "resnet.safetensors"))
 
 
 def test_the_convolutional_stem_is_the_written_formula():

@@ -16,6 +16,7 @@ from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.errors import UserError
 from reid_core.datasets import folder
 from reid_core.types import Modality, Sample, Split
+from tests.pipelines.trained import save_run
 
 Make = Callable[..., RunConfig]
 
@@ -112,6 +113,34 @@ def test_weights_that_are_not_finite_are_named(make_config: Make, tmp_path: Path
     torch.save(state, tmp_path / "bad.pt")
     config = make_config(f"model.pretrained={tmp_path / 'bad.pt'}")
     with pytest.raises(UserError, match="not finite"):
+        gate.check(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=timm/vit_tiny_patch16_224.augreg_in21k"], "model.pretrained=augreg_in21k"),
+        (["model.name=timm/convnext_atto"], "no encoder can be made of a ConvNeXt"),
+        (["model.height=255"], "multiples of 16"),
+        (["model.name=crossreid-small-vit", "model.lora_rank=999"], "cannot have a higher rank"),
+        (["model.name=crossreid-small-vit", "model.pretrained=here.pth"], "here.pth: no such file"),
+        (["model.name=timm/resnet18"], "cclnet.image_to_text=0 leaves the texts out"),
+    ],
+)
+def test_an_encoder_that_cannot_be_made_stops_a_run_before_it_begins(
+    make_config: Make, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    texts = [] if "texts" in message else ["cclnet.image_to_text=0"]
+    with pytest.raises(UserError, match=message):
+        gate.check(make_config(*overrides, *texts), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_transformer_does_not_start_from_a_resnet(make_config: Make, tmp_path: Path) -> None:
+    start = save_run(tmp_path / "resnet")
+    config = make_config(f"start_from={start}", "model.name=crossreid-small-vit")
+    expected = r"(?s)must agree:.*model\.name: crossreid-small -> crossreid-small-vit"
+    with pytest.raises(UserError, match=expected):
         gate.check(config, tmp_path / "run")
 
 

@@ -69,7 +69,7 @@ def test_a_stage_of_another_model_or_stem_is_refused(
     other = config.model_copy(
         update={"start_from": start, "model": config.model.model_copy(update=changed)}
     )
-    with pytest.raises(UserError, match=r"start_from.*model"):
+    with pytest.raises(UserError, match=r"(?s)start_from.*must agree:\n  model\."):
         checkpoint.finished_stage(other)
 
 
