@@ -28,7 +28,7 @@ from pipelines.recipes.files import Tree
 from pipelines.recipes.overrides import AS_TEXT, apply, put
 from pipelines.recipes.sections import AugmentationConfig, DataConfig, ModelConfig, Section
 from pipelines.storage.files import Json
-from reid_core.methods import METHODS
+from reid_core.methods import DEFAULT, METHODS
 
 _LARGEST = {
     "lr": 10,
@@ -173,7 +173,7 @@ else:
 class _Before(Section):
     """Keys of a run in front of the methods' sections."""
 
-    method: MethodName = "cclnet"
+    method: MethodName = DEFAULT
     seed: int = Field(0, ge=0, lt=2**31)
     start_from: Path | None = None
     data: DataConfig
@@ -261,7 +261,7 @@ def overridden(
     else:
         for override in overrides:
             apply(tree, override)
-    method = tree.get("method", "cclnet")
+    method = tree.get("method", DEFAULT)
     for name in METHODS if isinstance(method, str) and method in METHODS else ():
         if name != method and tree.get(name):
             raise UserError(

@@ -14,17 +14,17 @@ from pipelines.runs.console import console
 from pipelines.runs.records import Summary
 from pipelines.training.driver import train
 from reid_core.datasets import synthetic
-from reid_core.methods import METHODS
+from reid_core.methods import DEFAULT, METHODS
 
 FAST_IDENTITIES = 80
 
 
-def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]) -> Summary:
+def run(out: Path, *, method: str | None, seed: int, fast: bool, command: Sequence[str]) -> Summary:
     """Run the demo; the same path with fewer identities and steps where `fast`.
 
     Args:
         out: run directory; the identities are drawn into its folder "data".
-        method: a key of `METHODS`.
+        method: a key of `METHODS`; the first one unless given.
         seed: of the identities and of the training.
         fast: a smoke test; its scores mean nothing.
         command: the command line, for the record.
@@ -35,6 +35,7 @@ def run(out: Path, *, method: str, seed: int, fast: bool, command: Sequence[str]
     Raises:
         UserError: see `pipelines.training.driver.train`.
     """
+    method = method or DEFAULT
     if method not in METHODS:
         raise UserError(f"--method {method}: choose one of {', '.join(METHODS)}")
     root, demo = out / "data", METHODS[method].demo

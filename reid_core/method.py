@@ -208,6 +208,26 @@ class Demo:
 
 
 @dataclass(frozen=True)
+class Released(Generic[Config]):
+    """How weights that a method's authors published become a checkpoint of it.
+
+    Attributes:
+        stage: that they are the end of.
+        model: keys of a recipe's section `model` that they were trained with.
+        settings: keys of the method's own section that they were trained with.
+        module_state: of the stage, from the settings and the state dict of the file. Raises
+            ValueError, with the names, where the file holds something else.
+        quick_gelu: whether the transformers of the model use QuickGELU.
+    """
+
+    stage: str
+    model: Mapping[str, str | int | None]
+    module_state: Callable[[Config, Mapping[str, Tensor]], dict[str, Tensor]]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    quick_gelu: bool = True
+
+
+@dataclass(frozen=True)
 class Method(Generic[Config]):
     """A published method.
 
@@ -237,7 +257,10 @@ class Method(Generic[Config]):
             for them. Otherwise plans follow from given identities alone.
         can_accumulate: whether a batch may be worked on in parts (`trainer.gradient_accumulation`):
             no loss of it compares rows of the batch with each other.
-        without_text: how a user leaves the texts out, for messages; "" where none can.
+        without_text: how a user leaves the texts out, a key=value; "" where none can.
+        of_weights: settings that decide what trained weights mean: a run that starts from a
+            finished stage must share them with it.
+        released: how its authors' own weights are read; None where there are none.
     """
 
     name: str
@@ -259,3 +282,5 @@ class Method(Generic[Config]):
     reads_features: bool = True
     can_accumulate: bool = False
     without_text: str = ""
+    of_weights: tuple[str, ...] = ()
+    released: Released[Config] | None = None

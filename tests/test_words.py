@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from reid_core.methods import METHODS
+
 ROOT = Path(__file__).parent.parent
 CODE = ("reid_core", "pipelines", "tests", "benchmarks", "examples", "docs")
 PROSE = ("tune_configs", "deploy")
@@ -105,3 +107,8 @@ def test_the_code_speaks_of_identities() -> None:
 def test_benchmarks_are_imported_by_nothing() -> None:
     pattern = re.compile(r"^\s*(?:from|import) benchmarks\b", re.M)
     assert not places(pattern, files(("reid_core", "pipelines", "tests", "examples"), ".py"))
+
+
+def test_the_machinery_knows_no_method_by_name() -> None:
+    pattern = re.compile(rf"[\"'](?:{'|'.join(METHODS)})[\"']")
+    assert not places(pattern, files(("pipelines",), ".py"))

@@ -32,7 +32,8 @@ def import_checkpoint(
         list[str] | None, typer.Argument(help="Such as data.kind=sysu data.root=/data/SYSU-MM01.")
     ] = None,
     publisher: Annotated[
-        str, typer.Option("--from", help="csdn, cclnet, transreid-ssl, solider or clip-reid.")
+        str,
+        typer.Option("--from", help="A method's name, transreid-ssl, solider or clip-reid."),
     ] = "",
 ) -> None:
     """Make a run folder of released weights; what they were trained with is set and stays set."""

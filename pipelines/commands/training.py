@@ -22,7 +22,9 @@ def demo(
     out: Out = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
-    method: Annotated[str, typer.Option(help="By name; an unknown one lists them.")] = "cclnet",
+    method: Annotated[
+        str | None, typer.Option(help="By name; the first unless given; an unknown one lists them.")
+    ] = None,
 ) -> None:
     """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
     from pipelines import demo as demonstration

@@ -33,7 +33,7 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
     if kind not in LAYOUTS:
         raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
     where = location(root)
-    if "://" in where and kind != "manifest":
+    if "://" in where and not LAYOUTS[kind].has_paths:
         raise UserError(
             f"{where}: a {kind} tree is read from a folder. `crossreid data convert {kind} FOLDER "
             f"{where}` packs it; after that its kind is manifest (data.kind=manifest)"
@@ -48,7 +48,7 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
     if dataset.kind not in LAYOUTS:
         raise UserError(f"{where} says that it was of kind {dataset.kind[:60]}, which is unknown")
     images = (s.image for split in SPLITS for s in getattr(dataset, split).samples)
-    trusted.require(dataset.root, dict.fromkeys(images), follow_links=kind != "manifest")
+    trusted.require(dataset.root, dict.fromkeys(images), follow_links=not LAYOUTS[kind].has_paths)
     return dataset
 
 

@@ -145,7 +145,10 @@ def _stages(run: Run) -> list[dict[str, object]]:
     for name in run.stages:
         own = [epoch for epoch in run.epochs if epoch["stage"] == name]
         seconds = sum(sum(filter(None, (epoch.get("seconds") or {}).values())) for epoch in own)
-        stage, paired = words.stage(name), sum(bool(epoch.get("pairs")) for epoch in own)
+        stage, paired = (
+            words.stage(name, run.method),
+            sum(bool(epoch.get("pairs")) for epoch in own),
+        )
         known = [stage.description, stage.coupled.format(paired) if paired else ""]
         result.append(
             {

@@ -117,9 +117,13 @@ def method(name: str, *, labels: str = "") -> Method:
     return Method(title, words.title, words.lead + given, words.is_told_who)
 
 
-def stage(name: str) -> Stage:
-    """The words of the first method that has a stage of this name, plain ones where none has."""
-    known = (method.words.stages for method in METHODS.values())
+def stage(name: str, method: str = "") -> Stage:
+    """The words of a method's stage, plain ones where none has a stage of this name.
+
+    Without the method they are the first one's: methods that share a stage's name share its label.
+    """
+    candidates = [METHODS[method]] if method in METHODS else METHODS.values()
+    known = [candidate.words.stages for candidate in candidates]
     plain = StageWords(name.capitalize(), "")
     words = next((stages[name] for stages in known if name in stages), plain)
     return Stage(words.label, name, words.description, words.coupled)

@@ -21,6 +21,7 @@ from pipelines.config import RunConfig, with_new_names
 from pipelines.errors import UserError
 from pipelines.runs.records import State
 from pipelines.storage.files import own_folder, replace_file, write_json
+from reid_core.methods import METHODS
 
 STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
@@ -132,25 +133,24 @@ def finished_stage(config: RunConfig) -> Path | None:
     """The checkpoint that `start_from` names, where it fits this configuration.
 
     Raises:
-        UserError: no checkpoint, or one of another method, model or kind of stem.
+        UserError: no checkpoint, or one of another method, model or `Method.of_weights`.
     """
     if config.start_from is None:
         return None
     folder = find(config.start_from)
     given = config_of(load(folder), folder)
+    method = METHODS[config.method]
     before, now = (
-        one.model_dump(mode="json", include={"method", "model"}) for one in (given, config)
+        one.model_dump(
+            mode="json",
+            include={"method": True, "model": True, method.name: set(method.of_weights)},
+        )
+        for one in (given, config)
     )
     if changed := configuration.differences(before, now):
         raise UserError(
             f"start_from={config.start_from} was trained with other settings than this run; they "
             "must agree:\n  " + "\n  ".join(changed)
-        )
-    stems = [getattr(one.settings, "stem_relu", None) for one in (given, config)]
-    if stems[0] != stems[1]:
-        raise UserError(
-            f"start_from={config.start_from} was trained with csdn.stem_relu={stems[0]}, this run "
-            f"has {stems[1]}: take the profile that the weights belong to"
         )
     return folder
 

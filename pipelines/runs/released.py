@@ -13,19 +13,16 @@ from torch import Tensor, nn
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.recipes.overrides import apply
 from pipelines.runs import checkpoint
 from pipelines.runs.records import State
 from pipelines.storage.files import replace_file
-from reid_core.methods import METHODS
-from reid_core.methods.cclnet import released as cclnet
-from reid_core.methods.csdn import released as csdn
-from reid_core.methods.csdn import settings as csdn_settings
+from reid_core.method import Method
+from reid_core.methods import DEFAULT, METHODS
 from reid_core.models import backbones, reid_weights
 from reid_core.models.weight_files import WeightFile, read_weights
 
 Tree = dict[str, Any]
-# Where one modality is all that a model was trained on, its stem serves both.
-_IMAGES_ALONE: Tree = {"method": "cclnet", "cclnet": {"image_to_text": 0}}
 
 
 @dataclass(frozen=True)
@@ -34,13 +31,13 @@ class _Publisher:
 
     Attributes:
         settings: of a file; what the user says may add to them, not change them.
-        stage: that the weights are the end of.
+        stage: that the weights are the end of; the last one where None.
         state: the module state of that stage.
         quick_gelu: whether its transformers use QuickGELU.
     """
 
     settings: Callable[[WeightFile], Tree]
-    stage: str
+    stage: str | None
     state: Callable[[RunConfig, WeightFile], dict[str, Tensor]]
     quick_gelu: bool
 
@@ -73,7 +70,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
     remaining: State = {
         "config": config.used(),
         "progress": {
-            "stage": source.stage,
+            "stage": source.stage or METHODS[config.method].stages(config.settings)[-1],
             "epoch": 0,
             "handed": {},
             "scores": {},
@@ -123,24 +120,26 @@ def _check(config: RunConfig, state: dict[str, Tensor], *, quick_gelu: bool) -> 
         raise ValueError(f"incomplete, or of another model: {error}") from error
 
 
-def _csdn_settings(file: WeightFile) -> Tree:
-    return {
-        "method": "csdn",
-        "model": {"name": "RN50", "pretrained": None, "height": 288, "width": 144},
-        "csdn": {"profile": "reference", "variant": "head"},
-    }
+def _of_authors(method: Method[Any]) -> _Publisher:
+    """The method's own authors."""
+    released = method.released
+    assert released is not None
+
+    def settings(file: WeightFile) -> Tree:
+        own = {method.name: dict(released.settings)} if released.settings else {}
+        return {"method": method.name, "model": dict(released.model), **own}
+
+    def state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
+        return released.module_state(config.settings, file.state)
+
+    return _Publisher(settings, released.stage, state, released.quick_gelu)
 
 
-def _csdn_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
-    assert isinstance(config.settings, csdn_settings.Config)
-    return csdn.from_released(config.settings, file.state)["images"]
-
-
-def _cclnet_settings(file: WeightFile) -> Tree:
-    return {
-        "method": "cclnet",
-        "model": {"name": "RN50", "pretrained": None, "height": 288, "width": 144},
-    }
+def _of_images(model: Tree) -> Tree:
+    """Where one modality is all that a model was trained on: its stem serves both, without text."""
+    tree: Tree = {"method": DEFAULT, "model": model}
+    apply(tree, METHODS[DEFAULT].without_text)
+    return tree
 
 
 def _backbone_settings(name: str, file: WeightFile) -> Tree:
@@ -153,7 +152,7 @@ def _backbone_settings(name: str, file: WeightFile) -> Tree:
     model = {"name": name, "pretrained": str(file.path), "height": height, "width": width}
     model |= {"patch_stride": 12} if stride == 12 else {}
     model |= {"pixels": "half"} if whole else {}
-    return {**_IMAGES_ALONE, "model": model}
+    return _of_images(model)
 
 
 def _named(file: WeightFile, ending: str) -> Tensor:
@@ -199,7 +198,7 @@ def _clip_reid_settings(file: WeightFile) -> Tree:
     model = {"name": name, "pretrained": None, "height": height, "width": width, "pixels": "half"}
     model |= {"patch_stride": 12} if stride == 12 else {}
     model |= {"pool": "mean"} if name == "RN50" else {}
-    return {**_IMAGES_ALONE, "model": model}
+    return _of_images(model)
 
 
 def _clip_reid_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
@@ -214,11 +213,8 @@ def _clip_reid_state(config: RunConfig, file: WeightFile) -> dict[str, Tensor]:
 
 
 PUBLISHERS: dict[str, _Publisher] = {
-    "csdn": _Publisher(_csdn_settings, "images", _csdn_state, True),
-    "cclnet": _Publisher(
-        _cclnet_settings, "align", lambda _, file: cclnet.from_released(file.state), True
-    ),
-    "transreid-ssl": _Publisher(_transreid_ssl_settings, "align", _backbone_state, False),
-    "solider": _Publisher(_solider_settings, "align", _backbone_state, False),
-    "clip-reid": _Publisher(_clip_reid_settings, "align", _clip_reid_state, True),
+    **{m.name: _of_authors(m) for m in METHODS.values() if m.released is not None},
+    "transreid-ssl": _Publisher(_transreid_ssl_settings, None, _backbone_state, False),
+    "solider": _Publisher(_solider_settings, None, _backbone_state, False),
+    "clip-reid": _Publisher(_clip_reid_settings, None, _clip_reid_state, True),
 }

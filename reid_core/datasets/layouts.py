@@ -34,6 +34,8 @@ class Layout:
             left out.
         num_trials: divisions of the identities, numbered from 1, each with a model of its own;
             0 where there is one division.
+        has_paths: whether its list says where each image lies. Then the root may be a URI, and no
+            path may leave it through a link.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Layout:
     headline_words: str
     published: Expected = field(default_factory=dict)
     num_trials: int = 0
+    has_paths: bool = False
 
     @property
     def has_trials(self) -> bool:

@@ -104,4 +104,5 @@ LAYOUT = Layout(
     protocols.manifest,
     headline="manifest/all/query_to_gallery",
     headline_words="query rows against gallery rows",
+    has_paths=True,
 )

@@ -9,3 +9,5 @@ from reid_core.methods import bmil, cclnet, cpcl, csdn
 METHODS: Mapping[str, Method[Any]] = {
     method.name: method for method in (cclnet.METHOD, bmil.METHOD, csdn.METHOD, cpcl.METHOD)
 }
+DEFAULT = next(iter(METHODS))
+"""The method of a recipe that names none."""

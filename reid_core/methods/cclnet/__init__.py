@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reid_core.method import Demo, Method
+from reid_core.method import Demo, Method, Released
 from reid_core.methods.cclnet import settings
 from reid_core.methods.cclnet.settings import INPUTS, Config
 from reid_core.methods.cclnet.words import WORDS
@@ -16,11 +16,13 @@ from reid_core.methods.late import Late
 if TYPE_CHECKING:
     from reid_core.methods.cclnet.between_epochs import begin_epoch, cluster
     from reid_core.methods.cclnet.opening import load_encoder, open_stage
+    from reid_core.methods.cclnet.released import module_state
 else:
     begin_epoch = Late(f"{__name__}.between_epochs", "begin_epoch")
     cluster = Late(f"{__name__}.between_epochs", "cluster")
     load_encoder = Late(f"{__name__}.opening", "load_encoder")
     open_stage = Late(f"{__name__}.opening", "open_stage")
+    module_state = Late(f"{__name__}.released", "module_state")
 
 METHOD = Method(
     name="cclnet",
@@ -50,4 +52,9 @@ METHOD = Method(
     load_encoder=load_encoder,
     can_accumulate=True,
     without_text="cclnet.image_to_text=0",
+    released=Released(
+        stage="align",
+        model={"name": "RN50", "pretrained": None, "height": 288, "width": 144},
+        module_state=module_state,
+    ),
 )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from reid_core.methods.cclnet.settings import Config
+
 _PLACES = {
     "visible_module.visible.": "visible_stem.",
     "thermal_module.thermal.": "infrared_stem.",
@@ -18,10 +20,11 @@ _UNUSED = ("prompt_learner.", "text_encoder.")
 _STEM = ("conv1.", "conv2.", "conv3.", "bn1.", "bn2.", "bn3.")
 
 
-def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def module_state(config: Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The authors' state dict -> that of an `ImageEncoder` of RN50 at 288 x 144.
 
     Args:
+        config: any, it decides nothing.
         state: names as the public code saves them, without DataParallel's "module.".
 
     Raises:

@@ -84,3 +84,8 @@ def from_released(config: Config, state: Mapping[str, Tensor]) -> dict[str, dict
             f"({len(missing)} parts)"
         )
     return result
+
+
+def module_state(config: Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `from_released` has for the last stage, "images"."""
+    return from_released(config, state)["images"]

@@ -12,9 +12,9 @@ WORDS = Words(
     stages={
         "prompts": StageWords(
             "Stage 1",
-            "The encoder stands still. For every group of pictures, or every person where people "
-            "are known, a short phrase of learned words is found that describes them, using the "
-            "link between pictures and text that CLIP brings along.",
+            "The encoder stands still. For every person and kind of camera a short phrase of "
+            "learned words is found that describes them, using the link between pictures and text "
+            "that CLIP brings along.",
         ),
         "fusion": StageWords(
             "Stage 2",

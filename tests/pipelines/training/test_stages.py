@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from pipelines.config import validate
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from pipelines.training import deterministic
@@ -71,6 +73,17 @@ def test_a_stage_of_another_model_or_stem_is_refused(
     )
     with pytest.raises(UserError, match=r"(?s)start_from.*must agree:\n  model\."):
         checkpoint.finished_stage(other)
+
+
+def test_a_stage_whose_stems_have_other_rectifiers_is_refused(tmp_path: Path) -> None:
+    config = validate({"method": "csdn", "data": {"root": "/data"}}, source="test")
+    other = {"method": "csdn", "data": {"root": "/data"}, "csdn": {"profile": "reference"}}
+    state = {"config": config.used(), "module": {"w": torch.zeros(1)}}
+    checkpoint.save(tmp_path, state, {})
+    start = {"start_from": tmp_path}
+    assert checkpoint.finished_stage(validate({**config.used(), **start}, source="test"))
+    with pytest.raises(UserError, match=r"csdn\.stem_relu: all -> last"):
+        checkpoint.finished_stage(validate(other | {**start}, source="test"))
 
 
 def test_a_start_that_is_not_there_is_named(finished: tuple) -> None:
