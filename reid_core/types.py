@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,7 @@ class Sample:
         caption: the sentence of a TEXT sample, else empty.
         tracklet: number of the track that the image was cut from, -1 where unknown. Images of one
             tracklet show one identity; it says nothing across tracklets.
+        time: when it was seen, with its zone; None where unknown. Galleries filter by it.
     """
 
     image: str
@@ -52,6 +54,7 @@ class Sample:
     camera: int = -1
     caption: str = ""
     tracklet: int = -1
+    time: datetime | None = None
 
 
 @dataclass(frozen=True)

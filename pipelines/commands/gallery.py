@@ -74,21 +74,37 @@ def add(
 def remove(
     gallery: Gallery,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids to take away.")] = None,
-    until: Annotated[str | None, typer.Option(help="Take away what is as old as this.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of an identity on the watch list.")] = None,
+    pid: Annotated[int | None, typer.Option(help="Rows of this identity.", min=0)] = None,
+    camera: Annotated[int | None, typer.Option(help="Rows of this camera.", min=0)] = None,
+    since: Annotated[str | None, typer.Option(help="Rows from this time on.")] = None,
+    until: Annotated[str | None, typer.Option(help="Rows up to this time.")] = None,
     space: Space = None,
 ) -> None:
-    """Take rows away; older versions keep them until `gallery tidy`."""
+    """Take rows away: those of some ids, or those that are all that the options say.
+
+    Older versions keep them until `gallery tidy`.
+    """
     from pipelines.retrieval.gallery import Gallery
     from pipelines.retrieval.gallery_rows import Filter, time_of
 
-    if not ids and until is None:
-        raise UserError("say what to remove: ids, or --until a time")
-    opened = Gallery.open(gallery, space=space)
-    where = Filter(until=time_of(until, "--until")) if until else None
-    removed = opened.remove(ids=ids or (), where=where)
-    if ids and not removed:
+    where = Filter(
+        names=() if name is None else (name,),
+        pids=() if pid is None else (pid,),
+        cameras=() if camera is None else (camera,),
+        since=time_of(since, "--since"),
+        until=time_of(until, "--until"),
+    )
+    if bool(ids) == bool(where.sql()):
         raise UserError(
-            f"{gallery} holds no row {', '.join(ids[:3])}: `crossreid gallery info` shows some ids"
+            "say what to remove: ids, or one or more of --name, --pid, --camera, --since, --until"
+        )
+    opened = Gallery.open(gallery, space=space)
+    removed = opened.remove(ids=ids or (), where=None if ids else where)
+    if not removed:
+        raise UserError(
+            f"{gallery} holds no row {', '.join(ids[:3]) if ids else f'that is {where}'}: "
+            "`crossreid gallery info` shows what there is"
         )
     say(f"{removed:,} removed, {len(opened):,} left: {gallery}")
 

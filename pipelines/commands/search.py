@@ -51,17 +51,20 @@ def search(
     version: Annotated[int | None, typer.Option(help="Search an older state.")] = None,
     space: Space = None,
     checkpoint: Checkpoint = None,
-    out: Annotated[Path | None, typer.Option(help="Contact sheet, .html or .png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Contact sheet (.html, .png), or answers (.json, .csv).")
+    ] = None,
 ) -> None:
     """Find the nearest rows to an image, a sentence or a row of a gallery."""
-    from pipelines.retrieval import contact_sheet
+    from pipelines.retrieval import answer_file, contact_sheet
     from pipelines.retrieval import search as searching
     from pipelines.retrieval.gallery import Gallery
     from pipelines.retrieval.gallery_rows import Filter, time_of
     from pipelines.retrieval.sources import modality_named
 
+    sheet = out is None or out.suffix not in answer_file.SUFFIXES
     if out is not None:
-        contact_sheet.check(out)
+        (contact_sheet if sheet else answer_file).check(out)
     opened = Gallery.open(gallery, space=space, version=version)
     where = Filter(
         modality=modality_named(modality, "--modality"),
@@ -90,9 +93,11 @@ def search(
     console.print(searching.table(asked, hits))
     if known is not None:
         say(known.described())
-    if out is not None:
+    if out is not None and sheet:
         note = searching.described(opened, where=where, reranked=rerank)
         say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
+    elif out is not None:
+        say(f"answers: {answer_file.write(out, asked, hits)}")
 
 
 @commands.command()

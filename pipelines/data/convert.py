@@ -267,6 +267,7 @@ def _write_lists(target: _Target, dataset: Dataset, parts: Sequence[Sequence[str
             "pid": sample.pid,
             "camera": sample.camera,
             "tracklet": sample.tracklet,
+            "time": sample.time,
             "caption": sample.caption,
             "split": split,
         }

@@ -39,7 +39,9 @@ def check(path: Path) -> None:
         UserError: another suffix, or no folder to write into.
     """
     if path.suffix not in (".html", ".png"):
-        raise UserError(f"--out {path}: a contact sheet is an .html or a .png file")
+        raise UserError(
+            f"--out {path}: a contact sheet is .html or .png, answers are .json or .csv"
+        )
     if not path.parent.is_dir():
         raise UserError(f"cannot write {path}: there is no folder {path.parent}")
 

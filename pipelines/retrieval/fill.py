@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Unpack
 
@@ -20,7 +19,7 @@ from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import EmbedOptions, content_hash, embed
 from pipelines.retrieval.gallery import Added, Facts, Gallery
-from pipelines.retrieval.gallery_rows import schema
+from pipelines.retrieval.gallery_rows import schema, state
 from pipelines.retrieval.sources import Source, record_id
 from pipelines.retrieval.vectors import WrittenInfo
 from pipelines.storage.shards import read_bytes
@@ -88,7 +87,7 @@ def add_images(
         loaded.fingerprint, space, loaded.encoder.feature_dim, str(Path(checkpoint).resolve())
     )
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
-    missing = _missing(source, gallery.contents())
+    missing = _missing(source, gallery.states())
     if not missing:
         if not any(True for _ in source.samples()):
             raise UserError(f"{source.root} holds no images: nothing to add")
@@ -138,7 +137,6 @@ def rows_of(
     root: str,
     contents: Sequence[str] = (),
     name: str = "",
-    time: datetime | None = None,
 ) -> pa.Table:
     """Rows of a gallery from samples and their vectors (n, D)."""
     count = len(samples)
@@ -150,7 +148,7 @@ def rows_of(
         "pid": [sample.pid for sample in samples],
         "tracklet": [sample.tracklet for sample in samples],
         "images": [1] * count,
-        "time": [time] * count,
+        "time": [sample.time for sample in samples],
         "name": [name] * count,
         "root": [root] * count,
         "image": [sample.image for sample in samples],
@@ -202,8 +200,9 @@ def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:
     return pa.table({key: columns[key] for key in kinds.names})
 
 
-def _missing(source: Source, known: dict[str, str]) -> frozenset[str]:
-    """Ids whose images are not known with their present content."""
+def _missing(source: Source, known: dict[str, tuple[object, ...]]) -> frozenset[str]:
+    """Ids that are not known with their present image and what is said of it now."""
+    root = str(source.root)
 
     def changed(sample: Sample) -> str | None:
         name = record_id(sample)
@@ -213,7 +212,8 @@ def _missing(source: Source, known: dict[str, str]) -> frozenset[str]:
             data = sample.caption.encode() or read_bytes(source.root / sample.image)
         except OSError:
             return name  # embed names what cannot be read
-        return None if content_hash(data) == known[name] else name
+        now = state(sample, content=content_hash(data), root=root)
+        return None if now == known[name] else name
 
     with ThreadPoolExecutor(8) as pool:
         return frozenset(name for name in pool.map(changed, source.samples()) if name)

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 from pipelines.retrieval import neighbors
-from pipelines.retrieval.gallery_rows import COLUMNS, Filter, Match, matches, schema
+from pipelines.retrieval.gallery_rows import COLUMNS, STATE, Filter, Match, matches, schema
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ _IDS_AT_ONCE = 1000
 _CHANGED = " OR ".join(
     f"target.{name} != source.{name}"
     for name in ("content", "modality", "camera", "pid", "tracklet", "root", "images", "name")
+)
+_CHANGED += (
+    " OR target.time != source.time OR (target.time IS NULL AND source.time IS NOT NULL)"
+    " OR (target.time IS NOT NULL AND source.time IS NULL)"
 )
 
 
@@ -203,10 +208,22 @@ class Gallery:
         rows = matches(result.to_arrow())
         return rows[0] if rows else None
 
-    def contents(self) -> dict[str, str]:
-        """The content hash of every id."""
-        result = self._table.search().select(["id", "content"]).to_arrow()
-        return dict(zip(result["id"].to_pylist(), result["content"].to_pylist(), strict=True))
+    def states(self) -> dict[str, tuple[object, ...]]:
+        """What a row of every id was made of, as `gallery_rows.state` puts it."""
+        rows = self._table.search().select(["id", *STATE]).to_arrow()
+        columns = [rows[name] for name in STATE]
+        columns[-1] = columns[-1].cast(pa.int64())  # a number takes less than a datetime
+        return dict(
+            zip(
+                rows["id"].to_pylist(),
+                zip(*(column.to_pylist() for column in columns), strict=True),
+                strict=True,
+            )
+        )
+
+    def count(self, where: Filter) -> int:
+        """Rows that a filter leaves."""
+        return int(self._table.count_rows(where.sql() or None))
 
     def search(
         self, vector: np.ndarray, top: int, *, where: Filter | None = None, vectors: bool = False
@@ -225,7 +242,7 @@ class Gallery:
         if not len(self):
             raise UserError("the gallery is empty: fill it with `crossreid gallery add`")
         condition = where.sql() if where else ""
-        allowed = int(self._table.count_rows(condition or None))
+        allowed = self.count(where) if where else len(self)
         if not allowed:
             raise UserError(f"no row is {where}; this gallery has {self.described()}")
         columns = [name for name in COLUMNS if vectors or name != "vector"]
@@ -237,12 +254,15 @@ class Gallery:
         return matches(result, 1 - result["_distance"].to_numpy())
 
     def described(self) -> str:
-        """Modalities and cameras that there are, in words."""
+        """Modalities, cameras and times that there are, in words."""
         result = self._table.search().select(["modality"]).to_arrow()
         names = sorted(set(result["modality"].to_pylist()))
         cameras = self.cameras()
         where = f" of cameras {', '.join(map(str, cameras))}" if cameras else ""
-        return (" and ".join(names) or "no rows") + where
+        times = pc.min_max(self._table.search().select(["time"]).to_arrow()["time"]).as_py()
+        first, last = (times[end] and f"{times[end]:%Y-%m-%d %H:%M}" for end in ("min", "max"))
+        when = f" from {first} to {last}" if first else ", none with a time"
+        return (" and ".join(names) + where + when) if names else "no rows"
 
     def cameras(self) -> list[int]:
         """Numbers of the cameras that are known, rising."""

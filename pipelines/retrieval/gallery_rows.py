@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import UserError
-from reid_core.types import Modality
+from reid_core.types import Modality, Sample
 
 
 def schema(dim: int) -> pa.Schema:
@@ -40,6 +40,13 @@ def schema(dim: int) -> pa.Schema:
 
 
 COLUMNS = schema(1).names
+STATE = ("content", "modality", "camera", "pid", "tracklet", "root", "time")
+
+
+def state(sample: Sample, *, content: str, root: str) -> tuple[object, ...]:
+    """What a row is made of, in the order of `STATE`: another state is another row."""
+    time = None if sample.time is None else micros(sample.time)
+    return content, str(sample.modality), sample.camera, sample.pid, sample.tracklet, root, time
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Filter:
         cameras: of the answers, none for any.
         since, until: first and last time of the answers; rows without a time are left out then.
         enrolled: only identities of the watch list (True), only others (False), or both (None).
-        ids: of the answers, none for any.
+        ids, pids, names: of the answers, none for any.
     """
 
     modality: Modality | None = None
@@ -60,22 +67,26 @@ class Filter:
     until: datetime | None = None
     enrolled: bool | None = None
     ids: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
     def sql(self) -> str:
         """As a condition of the database, "" where everything may be an answer."""
         terms = []
         if self.modality is not None:
             terms.append(f"modality = {_quoted(self.modality)}")
-        if self.cameras:
-            terms.append(f"camera IN ({', '.join(str(int(c)) for c in self.cameras)})")
+        for column, numbers in (("camera", self.cameras), ("pid", self.pids)):
+            if numbers:
+                terms.append(f"{column} IN ({', '.join(str(int(n)) for n in numbers)})")
         if self.since is not None:
-            terms.append(f"time >= to_timestamp_micros({_micros(self.since)})")
+            terms.append(f"time >= to_timestamp_micros({micros(self.since)})")
         if self.until is not None:
-            terms.append(f"time <= to_timestamp_micros({_micros(self.until)})")
+            terms.append(f"time <= to_timestamp_micros({micros(self.until)})")
         if self.enrolled is not None:
             terms.append("name != ''" if self.enrolled else "name = ''")
-        if self.ids:
-            terms.append(f"id IN ({', '.join(map(_quoted, self.ids))})")
+        for column, texts in (("id", self.ids), ("name", self.names)):
+            if texts:
+                terms.append(f"{column} IN ({', '.join(map(_quoted, texts))})")
         return " AND ".join(terms)
 
     def __str__(self) -> str:
@@ -90,6 +101,10 @@ class Filter:
             terms.append("on the watch list" if self.enrolled else "not on the watch list")
         if self.ids:
             terms.append(f"one of {len(self.ids)} ids")
+        if self.pids:
+            terms.append(f"identity {', '.join(map(str, self.pids))}")
+        if self.names:
+            terms.append(f"called {', '.join(self.names)}")
         return " and ".join(terms)
 
 
@@ -169,5 +184,6 @@ def _quoted(text: str) -> str:
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def _micros(time: datetime) -> int:
+def micros(time: datetime) -> int:
+    """Since 1970, as the database compares times."""
     return round(time.timestamp() * 1e6)

@@ -145,6 +145,7 @@ class _Means:
                 row["pid"],
                 row["camera"],
                 tracklet=row["tracklet"],
+                time=row.get("time"),
             )
             self._tracks.append(_Track(first, hashlib.blake2b(digest_size=12)))
             if len(self._tracks) > len(self._sums):

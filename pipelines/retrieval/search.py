@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -218,6 +218,9 @@ def search(
 ) -> list[Hit]:
     """The best answers, the query itself left out.
 
+    A cosine means less between modalities than within one: where it has a probability, that orders
+    the answers, among the nearest of each modality.
+
     Args:
         gallery: an opened gallery.
         query: what is searched for.
@@ -237,14 +240,26 @@ def search(
             "--min-probability needs a calibration: run `crossreid calibrate` on the run first"
         )
     count = max(top, _RERANKED) if reranked else top
-    rows = gallery.search(query.vector, count + 1, where=where, vectors=reranked)
-    rows = [row for row in rows if row.id != query.id][:count]
+    by_probability = calibrated is not None and not reranked
+    rows: list[Match] = []
+    for one in _per_modality(gallery, where) if by_probability else [where]:
+        nearest = gallery.search(query.vector, count + 1, where=one, vectors=reranked)
+        rows += [row for row in nearest if row.id != query.id][:count]
     if reranked and rows:
         rows = [rows[i] for i in _reranked(query, rows)]
-    hits = [_hit(query, row, calibrated) for row in rows[:top]]
-    if calibrated is not None and not reranked:  # a cosine means less between modalities
-        hits.sort(key=lambda hit: -(hit.probability or 0.0))
-    return [hit for hit in hits if (hit.probability or 0.0) >= min_probability]
+    hits = [_hit(query, row, calibrated) for row in rows]
+    if by_probability:
+        hits.sort(key=lambda hit: (-(hit.probability or 0.0), -hit.similarity))
+    return [hit for hit in hits[:top] if (hit.probability or 0.0) >= min_probability]
+
+
+def _per_modality(gallery: Gallery, where: Filter | None) -> list[Filter]:
+    """The filter for each modality that it leaves rows of; itself where it leaves none."""
+    where = where or Filter()
+    if where.modality is not None:
+        return [where]
+    each = [replace(where, modality=modality) for modality in Modality]
+    return [one for one in each if gallery.count(one)] or [where]
 
 
 def table(query: Query, hits: Sequence[Hit]) -> Table:

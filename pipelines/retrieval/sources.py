@@ -43,7 +43,7 @@ class Source:
 
     Attributes:
         path: a folder, a manifest (.csv, .jsonl or .parquet with the columns image and modality,
-            perhaps pid, camera, tracklet and caption), or the root of a data set.
+            perhaps pid, camera, tracklet, time and caption), or the root of a data set.
         kind: layout of the data set, None for a folder or manifest.
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
@@ -160,7 +160,7 @@ def parts(samples: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
     for sample in samples:
         own = hashlib.blake2b(
             f"{record_id(sample)}\0{sample.modality}\0{sample.pid}\0{sample.camera}"
-            f"\0{sample.tracklet}".encode(),
+            f"\0{sample.tracklet}{sample.time or ''}".encode(),
             digest_size=8,
         ).digest()
         rows.append(sample)

@@ -187,6 +187,7 @@ def table(
             "pid": pa.array([row.pid for row in rows], pa.int64()),
             "tracklet": pa.array([row.tracklet for row in rows], pa.int64()),
             "images": pa.array(images or [1] * len(rows), pa.int32()),
+            "time": pa.array([row.time for row in rows], pa.timestamp("us", tz="UTC")),
             "content": pa.array(contents or [""] * len(rows), pa.string()),
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }

@@ -200,12 +200,12 @@ class Desk:
         if self._uploads is None:
             raise RefusedError("this service takes no images: it was started with --read-only")
         name = content_hash(data)
-        sample = Sample(f"uploads/{name}", modality, camera=camera)
+        sample = Sample(f"uploads/{name}", modality, camera=camera, time=time)
         try:
             (self._uploads / "uploads").mkdir(parents=True, exist_ok=True)
             replace_file(self._uploads / sample.image, data)
             added = self._gallery.add(
-                rows_of([sample], vector[None], root=str(self._uploads), contents=[name], time=time)
+                rows_of([sample], vector[None], root=str(self._uploads), contents=[name])
             )
         except (OSError, UserError) as error:
             raise RefusedError("the image could not be stored; nothing was changed") from error

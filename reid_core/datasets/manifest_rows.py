@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,19 @@ from reid_core.types import Modality, Sample
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-COLUMNS = ("image", "modality", "pid", "camera", "tracklet", "caption", "split", "bytes")
+COLUMNS = (
+    "image",
+    "modality",
+    "pid",
+    "camera",
+    "tracklet",
+    "time",
+    "caption",
+    "split",
+    "bytes",
+)
 SPLITS = ("train", "val", "test", "query", "gallery")
-_UNKNOWN = frozenset(("", "nan", "none", "null", "na", "<na>"))
+_UNKNOWN = frozenset(("", "nan", "nat", "none", "null", "na", "<na>"))
 _WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 _ROWS_AT_ONCE = 4096
 
@@ -38,6 +49,7 @@ class Row:
         modality: of the row.
         pid, camera: -1 where unknown.
         tracklet: name of the track, "" where unknown.
+        time: when it was seen, None where unknown.
         caption: the sentence of a text row, or one about the image; "" without.
     """
 
@@ -48,14 +60,18 @@ class Row:
     pid: int
     camera: int
     tracklet: str
+    time: datetime | None
     caption: str
 
     def samples(self, tracklet: int = -1) -> Iterator[Sample]:
         """The row's sample; an image with a sentence gives two."""
         if self.modality != Modality.TEXT:
-            yield Sample(self.image, self.modality, self.pid, self.camera, tracklet=tracklet)
+            yield self._sample(self.modality, "", tracklet)
         if self.caption:
-            yield Sample(self.image, Modality.TEXT, self.pid, self.camera, self.caption, tracklet)
+            yield self._sample(Modality.TEXT, self.caption, tracklet)
+
+    def _sample(self, modality: Modality, caption: str, tracklet: int) -> Sample:
+        return Sample(self.image, modality, self.pid, self.camera, caption, tracklet, self.time)
 
 
 def rows(path: Path, *, modality: Modality | None = None) -> Iterator[Row]:
@@ -215,6 +231,7 @@ def _parse(number: int, cells: Mapping[str, Any], default: Modality | None, wher
         whole_number(cells.get("pid"), "pid", where),
         whole_number(cells.get("camera"), "camera", where),
         _track(cells.get("tracklet"), where),
+        moment(cells.get("time"), where),
         caption,
     )
 
@@ -261,3 +278,39 @@ def _track(value: Any, where: str) -> str:
         return "" if value.strip().lower() in _UNKNOWN else value.strip()
     number = whole_number(value, "tracklet", where)
     return "" if number == -1 else str(number)
+
+
+def moment(value: Any, where: str) -> datetime | None:
+    """A time with its zone, UTC where none is said; None where there is no time.
+
+    Args:
+        value: a datetime, ISO 8601 text, or seconds since 1970 as a number or text.
+        where: begins the message.
+
+    Raises:
+        ValueError: none of these.
+    """
+    if value is None or value != value or str(value).strip().lower() in _UNKNOWN:
+        return None
+    try:
+        if isinstance(value, datetime):
+            known = value
+        elif isinstance(value, str):
+            known = _written_moment(value.strip())
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            known = datetime.fromtimestamp(value, UTC)
+        else:
+            raise TypeError
+    except (ValueError, TypeError, OverflowError, OSError):
+        raise ValueError(
+            f"{where}: time must be as 2026-11-27T14:05:30, or seconds since 1970, not "
+            f"{str(value)[:60]!r}"
+        ) from None
+    return known if known.tzinfo else known.replace(tzinfo=UTC)
+
+
+def _written_moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return datetime.fromtimestamp(float(text), UTC)

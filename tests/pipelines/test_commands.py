@@ -176,7 +176,7 @@ def test_doctor_prints_remedies_and_fails_where_a_run_would(
         ("search /gallery nobody.png", "neither a file nor an id of this gallery"),
         ("search /gallery /who.png", "Say --as visible or --as infrared"),
         ("search /gallery infrared/0.png --camera 9", "this gallery has"),
-        ("search /gallery infrared/0.png --out /found.pdf", "is an .html or a .png file"),
+        ("search /gallery infrared/0.png --out /found.pdf", "a contact sheet is .html or .png"),
         ("search /gallery infrared/0.png --out /no/found.png", "there is no folder"),
         ("search /gallery --text tall", "add the images again with --space joint"),
         ("export /nothing /out", "no checkpoint in"),

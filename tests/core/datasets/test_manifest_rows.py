@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reid_core.datasets import manifest
-from reid_core.datasets.manifest_rows import number_tracklets, rows, whole_number
+from reid_core.datasets.manifest_rows import moment, number_tracklets, rows, whole_number
 from reid_core.types import Modality
 
 
@@ -70,6 +71,32 @@ def test_one_image_with_two_identities_is_refused_and_one_that_is_repeated_is_co
     with caplog.at_level(logging.WARNING):
         assert len(list(rows(path))) == 3
     assert "2 rows repeat an earlier one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-11-27T14:05:30",
+        " 2026-11-27 15:05:30+01:00 ",
+        "1795788330",
+        1795788330,
+        1795788330.0,
+        datetime(2026, 11, 27, 14, 5, 30),
+    ],
+)
+def test_a_time_is_read_however_a_table_wrote_it(value: object) -> None:
+    assert moment(value, "row 1") == datetime(2026, 11, 27, 14, 5, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("value", [None, "", "NaT", float("nan")])
+def test_no_time_is_none(value: object) -> None:
+    assert moment(value, "row 1") is None
+
+
+@pytest.mark.parametrize("value", ["yesterday", 1795788330000, True, [3], float("inf")])
+def test_no_other_time_is_read(value: object) -> None:
+    with pytest.raises(ValueError, match="row 1: time must be as 2026-11-27T14:05:30"):
+        moment(value, "row 1")
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
 from pipelines.retrieval import fill, gallery, neighbors, vectors
+from pipelines.retrieval.embed import content_hash
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter, time_of
+from pipelines.retrieval.sources import Source
 from reid_core.types import Modality, Sample
-from tests.pipelines.trained import random_rows
+from tests.pipelines.trained import draw_folder, random_rows
 
 DIM = 16
 FACTS = Facts("f", "descriptor", DIM, "/run")
@@ -31,12 +33,16 @@ def rows_of(rows: np.ndarray, *, first: int = 0, content: str = "c") -> pa.Table
     """Half visible, half infrared; cameras 1 to 4; five images per identity."""
     numbers = range(first, first + len(rows))
     samples = [
-        Sample(f"{i}.jpg", (Modality.VISIBLE, Modality.INFRARED)[i % 2], i // 5, 1 + i % 4)
+        Sample(
+            f"{i}.jpg",
+            (Modality.VISIBLE, Modality.INFRARED)[i % 2],
+            i // 5,
+            1 + i % 4,
+            time=DAY + timedelta(hours=i),
+        )
         for i in numbers
     ]
-    table = fill.rows_of(samples, rows, root="r", contents=[content] * len(rows))
-    times = pa.array([DAY + timedelta(hours=i) for i in numbers], pa.timestamp("us", tz="UTC"))
-    return table.set_column(table.schema.get_field_index("time"), "time", times)
+    return fill.rows_of(samples, rows, root="r", contents=[content] * len(rows))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,35 @@ def test_equal_rows_again_change_nothing_and_another_content_replaces(
     row = small.get("3.jpg")
     assert row is not None
     np.testing.assert_array_equal(row.vector, rows[103])
+    time = DAY.replace(year=2020)
+    moved = [Sample("3.jpg", Modality.INFRARED, 0, 4, time=time)]
+    later = small.add(fill.rows_of(moved, rows[103:104], root="r", contents=["d"]))
+    assert (later.new, later.replaced) == (0, 1), "another time alone"
+    assert len(small.search(rows[0], 5, where=Filter(until=time))) == 1
+
+
+def test_what_is_embedded_again_is_another_image_or_another_word_about_it(
+    small: Gallery, tmp_path: Path
+) -> None:
+    """Of a manifest that names cameras and times."""
+    images = draw_folder(tmp_path / "i", visible=3, infrared=0)
+    lines = [f"visible/{i}.png,visible,{i},2026-11-0{1 + i}" for i in range(3)]
+
+    def missing() -> set[str]:
+        (images / "list.csv").write_text("\n".join(["image,modality,camera,time", *lines]))
+        return set(fill._missing(Source(images / "list.csv"), small.states()))
+
+    assert missing() == {f"visible/{i}.png" for i in range(3)}
+    samples = list(Source(images / "list.csv").samples())
+    hashes = [content_hash((images / sample.image).read_bytes()) for sample in samples]
+    root = str(images.resolve())
+    small.add(fill.rows_of(samples, random_rows(3, DIM, seed=9), root=root, contents=hashes))
+    assert not missing()
+    lines[1] = lines[1].replace("2026", "2025")
+    assert missing() == {"visible/1.png"}
+    draw_folder(images, visible=1, infrared=0)
+    (images / "visible" / "2.png").write_bytes((images / "visible" / "0.png").read_bytes())
+    assert missing() == {"visible/1.png", "visible/2.png"}
 
 
 def test_new_rows_are_answers_at_once_and_removed_ones_never(
@@ -116,6 +151,22 @@ def test_new_rows_are_answers_at_once_and_removed_ones_never(
     assert small.search(rows[55], 1)[0].id != "55.jpg"
     assert small.remove(where=Filter(until=DAY + timedelta(hours=9))) == 10
     assert len(small) == 19
+    assert small.remove(where=Filter(pids=(3,), cameras=(1, 2))) == 2, "16.jpg and 17.jpg"
+
+
+@pytest.mark.filterwarnings("ignore:optimize")
+def test_who_is_forgotten_is_found_no_more(
+    small: Gallery, rows: np.ndarray, tmp_path: Path
+) -> None:
+    for name, first in (("Ada", 100), ("O'Hara", 110)):
+        samples = [Sample(f"enrolled/{name}/{i}", Modality.VISIBLE) for i in range(2)]
+        small.add(fill.rows_of(samples, rows[first : first + 2], root="", name=name))
+    assert small.names() == {"Ada": 2, "O'Hara": 2}
+    assert small.remove(where=Filter(names=("O'Hara",))) == 2
+    assert small.names() == {"Ada": 2}
+    small.optimize(keep_for=timedelta(0))
+    states = [Gallery.open(tmp_path / "g", version=number) for number, _ in small.versions()]
+    assert all(state.names() == {"Ada": 2} for state in states), "no older state keeps them"
 
 
 def test_an_older_version_answers_as_it_did(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +16,16 @@ from rich.console import Console
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
+from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import Space, open_encoder
-from pipelines.retrieval import contact_sheet
+from pipelines.retrieval import answer_file, contact_sheet
 from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
 from pipelines.retrieval.search import Query, ask, search, table
 from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint as checkpoint_files
+from reid_core.calibration import fit
 from reid_core.types import Modality
 from tests.pipelines.fake_run import Page
 from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
@@ -144,6 +148,37 @@ class TestBadInput:
             search(index, asked, top=0)
 
 
+def test_a_probability_orders_the_nearest_of_each_modality(index: Gallery) -> None:
+    """However much higher the cosines within one of them are."""
+    cosines = np.linspace(-1, 1, 400)
+    sure, unsure = fit(cosines, cosines > -0.5), fit(cosines, cosines > 0.9999 - 0.005)
+    known = Calibrated("", "test", {"visible visible": unsure, "infrared visible": sure}, {}, {})
+    asked = ask(index, image="visible/2.png", text=None, seen_as=None)
+    hits = search(index, asked, top=4, calibrated=known)
+    assert {hit.modality for hit in hits} == {"infrared"}
+    assert [hit.similarity for hit in hits] == sorted((h.similarity for h in hits), reverse=True)
+    everything = search(index, asked, top=50, calibrated=known)
+    assert len({hit.id for hit in everything}) == len(everything) == 9
+    with pytest.raises(UserError, match="no row is of camera 7"):
+        search(index, asked, where=Filter(cameras=(7,)), calibrated=known)
+
+
+def test_answers_as_files_for_programs(index: Gallery, tmp_path: Path) -> None:
+    asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
+    hits = [replace(hit, camera=-1) for hit in search(index, asked, top=2)]
+    rows = json.loads(answer_file.write(tmp_path / "a.json", asked, hits).read_text())
+    assert [row["id"] for row in rows] == [hit.id for hit in hits]
+    assert (rows[0]["query"], rows[1]["rank"]) == ("infrared/1.png", 2)
+    assert (rows[0]["camera"], rows[0]["time"], rows[0]["probability"]) == (None, None, None)
+    with answer_file.write(tmp_path / "a.csv", asked, hits).open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["id"] for row in table] == [hit.id for hit in hits]
+    assert [float(row["similarity"]) for row in table] == [row["similarity"] for row in rows]
+    assert table[0]["camera"] == ""
+    with pytest.raises(UserError, match="there is no folder"):
+        answer_file.check(tmp_path / "no" / "a.csv")
+
+
 class TestShown:
     def test_table_has_a_line_per_answer(self, index: Gallery) -> None:
         asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
@@ -181,7 +216,7 @@ class TestShown:
 
     def test_another_kind_of_file_is_refused(self, index: Gallery, tmp_path: Path) -> None:
         asked = ask(index, image="infrared/1.png", text=None, seen_as=None)
-        with pytest.raises(UserError, match=r"\.html or a \.png"):
+        with pytest.raises(UserError, match=r"is \.html or \.png"):
             contact_sheet.write(tmp_path / "a.pdf", asked, [], note="n")
         with pytest.raises(UserError, match="cannot write"):
             contact_sheet.write(tmp_path / "no" / "a.html", asked, [], note="n")
