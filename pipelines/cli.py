@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dis
 import logging
 import os
 import tempfile
 import traceback
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from rich.logging import RichHandler
@@ -23,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _DEBUG = "CROSSREID_DEBUG"
+_HOME, _PARTS = Path(__file__).parents[1], ("pipelines", "reid_core")
 app.add_typer(data.data_app, name="data")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.add_typer(gallery.gallery_app, name="gallery")
@@ -51,20 +54,53 @@ def main() -> None:
     end_on_signals()
     try:
         app()
-    except (UserError, ValueError) as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        raise SystemExit(2) from error
     except RunFailedError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}")
-        raise SystemExit(1) from error
+        _refuse(str(error), 1, error)
     except Terminated as error:
         say("ended by a signal: what is finished is kept; the same command goes on from there")
         raise SystemExit(128 + error.number) from error
+    except BrokenPipeError as error:  # whoever read our lines has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from error
     except Exception as error:
+        if said := _for_users(error):
+            _refuse(said, 2, error)
         if _DEBUG in os.environ:
             raise
         _our_fault(error)
         raise SystemExit(1) from error
+
+
+def _refuse(said: str, code: int, error: Exception) -> NoReturn:
+    console.print(f"[bold red]error:[/] {escape(said)}")
+    raise SystemExit(code) from error
+
+
+def _for_users(error: Exception) -> str:
+    """What to tell about an error that its user can put right; "" of one that is ours."""
+    if isinstance(error, UserError) or (isinstance(error, ValueError) and _is_own(error)):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        names = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return (
+            f"{names}: {error.strerror}: see that the path is right and yours, and that its disk "
+            "has room"
+        )
+    if isinstance(error, MemoryError):
+        return "this machine has too little memory for that: take fewer or smaller images"
+    return ""
+
+
+def _is_own(error: Exception) -> bool:
+    """Whether a `raise` of this project made it, in words of its own, and not a library."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and any(Path(code.co_filename).is_relative_to(_HOME / part) for part in _PARTS)
 
 
 def _our_fault(error: Exception) -> None:

@@ -34,6 +34,10 @@ _LARGEST = {
     "lr": 10,
     "epochs": 100_000,
     "batches_per_epoch": 1_000_000,
+    "clusters_per_batch": 100_000,
+    "instances": 10_000,
+    "batch_size": 1_000_000,
+    "batches_per_block": 100_000,
     "pad": 512,
     "height": 4096,
     "width": 4096,
@@ -343,7 +347,11 @@ def _explain(item: ErrorDetails) -> str:
         return f"unknown key {key}{hint}; valid keys here: {', '.join(valid)}"
     if item["type"] == "missing":
         return f"missing key {key}: add it to the file or pass {key}=VALUE"
-    return f"{key}: {item['msg']}, got {item['input']!r}"
+    given = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.200}"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return f"{key}: must be a section of keys and values{given}"
+    said = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{key}: {said}{given}"
 
 
 def _fields_at(location: list[str]) -> list[str]:

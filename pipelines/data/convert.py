@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY
-from reid_core.images import MAX_MEGAPIXELS, decode
+from reid_core.images import MAX_MEGAPIXELS, decode, size_of
 from reid_core.types import Dataset
 
 MANIFEST = "manifest.parquet"
@@ -92,6 +93,8 @@ def convert(
     if trial != 1 and not (kind in LAYOUTS and LAYOUTS[kind].has_trials):
         raise UserError(f"--trial {trial}: {kind} has no divisions, RegDB has")
     dataset = roots.read(kind, root.resolve(), trial=trial, trusted=trusted)
+    if "://" not in out and os.path.realpath(out) == os.path.realpath(dataset.root):
+        raise UserError(f"{out} is the data set itself: choose another folder")
     images = list(dict.fromkeys(r.image for s in SPLITS for r in getattr(dataset, s).samples))
     target = _Target(out if "://" in out else str(Path(out).resolve()))
     target.claim(_plan(dataset.kind, trial, size, images_per_shard, images))
@@ -125,7 +128,11 @@ class _Target:
             with opened.open_input_stream(f"{path}/{PLAN}") as stream:
                 remaining = json.loads(stream.read())
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot write to {self.location}: {error}") from error
+            said = getattr(error, "strerror", None) or str(error)
+            raise UserError(
+                f"cannot write to {self.location}: {said.partition('. Detail')[0]}; choose another "
+                "folder, or see whose it is"
+            ) from error
         if remaining != plan:
             changed = "; ".join(configuration.differences(remaining, plan))
             raise UserError(
@@ -243,6 +250,7 @@ def _write_shard(
 def _content(path: Path, shape: tuple[int, int] | None) -> bytes:
     data = read_bytes(path)
     if shape is None:
+        size_of(data)  # no image by its header is named here, not when it is trained on
         return data
     pixels = decode(data, height=shape[0], width=shape[1])
     encoded = io.BytesIO()

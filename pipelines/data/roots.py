@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
+from pipelines.storage.http import is_http
 from pipelines.storage.shards import has_file, location, read_file
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS, expected_counts
@@ -33,6 +34,11 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
     if kind not in LAYOUTS:
         raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
     where = location(root)
+    if is_http(where):
+        raise UserError(
+            f"{where}: a data set is not read by http, only images that a manifest names: download "
+            "it, or give its folder or bucket (s3://..., gs://...)"
+        )
     if "://" in where and not LAYOUTS[kind].has_paths:
         raise UserError(
             f"{where}: a {kind} tree is read from a folder. `crossreid data convert {kind} FOLDER "

@@ -11,6 +11,7 @@ Images keep the names that they had, so a sample means the same before and after
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import threading
@@ -42,6 +43,8 @@ _LASTING = (
     PermissionError,
     UnfitFileError,
 )
+_LASTING_NUMBERS = (errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO)
+_GCS_LIMIT = "retry_limit_seconds"  # without it Google's client tries for a quarter of an hour
 _PAUSES_S = (0.2, 1.0, 5.0)
 
 
@@ -59,7 +62,7 @@ def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
     if "://" not in str(location):
         return arrow_fs.LocalFileSystem(), str(Path(location).absolute())
     try:
-        opened, path = arrow_fs.FileSystem.from_uri(str(location))
+        opened, path = arrow_fs.FileSystem.from_uri(_limited(str(location)))
         return opened, path
     except pa.ArrowInvalid:
         pass
@@ -68,6 +71,13 @@ def filesystem(location: str | Path) -> tuple[arrow_fs.FileSystem, str]:
     except (ImportError, ValueError) as error:
         raise ValueError(f"{location} cannot be opened: {error}") from error
     return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(opened)), path
+
+
+def _limited(uri: str) -> str:
+    """The URI of a file system that gives up after a while."""
+    if not uri.startswith(("gs://", "gcs://")) or _GCS_LIMIT in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{_GCS_LIMIT}=10"
 
 
 def location(path: str | Path) -> str:
@@ -107,6 +117,8 @@ def read_bytes(path: Path) -> bytes:
         except _LASTING:
             raise
         except OSError as error:
+            if error.errno in _LASTING_NUMBERS:
+                raise
             log.warning("%s: %s; reading it again in %g s", location(path), error, pause_s)
             time.sleep(pause_s)
             _column.cache_clear()  # what is open may be what has broken

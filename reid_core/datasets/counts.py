@@ -111,6 +111,13 @@ def _fits(number: int, expected: Number) -> bool:
     return number == expected
 
 
+def _is_number(value: object) -> bool:
+    """A number, or the smallest and the largest."""
+    if isinstance(value, list):
+        return len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _load(path: Path) -> Expected:
     try:
         expected: Expected = json.loads(path.read_text())
@@ -119,9 +126,9 @@ def _load(path: Path) -> Expected:
                 raise ValueError(f"{split!r} is no split")
             for modality, numbers in by_modality.items():
                 Modality(modality)
-                if not isinstance(numbers, dict):
+                if not isinstance(numbers, dict) or not all(map(_is_number, numbers.values())):
                     raise ValueError(f"{split} {modality} holds no numbers by name")
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} must hold numbers per split and modality, e.g. "
             f'{{"train": {{"visible": {{"ids": 3, "images": 12}}}}}}: {error}'

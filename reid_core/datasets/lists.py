@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+_ID = re.compile(r"\s*[0-9]{1,18}\s*")
 
 
 def read_ids(path: Path) -> list[int]:
@@ -14,10 +17,12 @@ def read_ids(path: Path) -> list[int]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: it names the identities of a split, e.g. 1,2,5")
     fields = _text(path).replace("\n", ",").split(",")
-    try:
-        ids = sorted({int(field) for field in fields if field.strip()})
-    except ValueError as error:
-        raise ValueError(f"{path} must hold comma-separated ids: {error}") from error
+    for field in filter(str.strip, fields):
+        if not _ID.fullmatch(field):
+            raise ValueError(
+                f"{path} must hold ids with commas between them, e.g. 1,2,5, not {field!r:.40}"
+            )
+    ids = sorted({int(field) for field in fields if field.strip()})
     if not ids:
         raise ValueError(f"{path} is empty: it should name the identities of a split, e.g. 1,2,5")
     return ids
@@ -68,5 +73,7 @@ def read_identities(path: Path, *, example: str) -> list[tuple[str, int]]:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no readable UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: save it as UTF-8") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -65,6 +65,8 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 def _find(root: Path) -> Path:
     if root.is_file():
         return root
+    if os.path.lexists(root) and not root.is_dir():
+        raise ValueError(f"{root} is no regular file (a pipe, a device, a link to nowhere)")
     result = [root / name for name in NAMES if (root / name).is_file()]
     if len(result) == 1:
         return result[0]
@@ -80,7 +82,9 @@ def _kind(path: Path) -> str:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from error
+        raise ValueError(
+            f"{path} is not a readable parquet file: damaged, or of another kind; write it again"
+        ) from error
     return str(metadata.get(KIND_KEY, b"manifest").decode("utf-8", "replace"))
 
 

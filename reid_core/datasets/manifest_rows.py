@@ -104,8 +104,13 @@ def rows(path: Path, *, modality: Modality | None = None) -> Iterator[Row]:
                 )
             num_repeated += first != number
             yield row
-    except (OSError, csv.Error, pa.ArrowException) as error:
-        raise ValueError(f"{path} is not a readable {path.suffix[1:]} file: {error}") from error
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} is not a readable csv file: {error}; is a quote left open, or is it no text?"
+        ) from error
+    except (OSError, pa.ArrowException) as error:
+        said = getattr(error, "strerror", None) or "damaged, or of another kind; write it again"
+        raise ValueError(f"{path} is not a readable {path.suffix[1:]} file: {said}") from error
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
@@ -174,9 +179,11 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
                 continue
             number += 1
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, row {number} is no JSON object: {error}") from error
+                row = json.loads(line, object_pairs_hook=_once)
+            except _TwiceError as error:
+                raise ValueError(f"{path}, row {number} has two values of {error}") from error
+            except (ValueError, RecursionError):
+                row = None
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, row {number} is no JSON object: {line.strip()[:60]}")
             cells = {str(name).strip().lower(): cell for name, cell in row.items()}
@@ -184,6 +191,18 @@ def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
                 _warn_of_unread(path, cells.keys() - known)
                 known |= cells.keys()
             yield cells
+
+
+class _TwiceError(Exception):
+    """A key that stands twice in an object."""
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return row
 
 
 def _names(path: Path, columns: Iterable[str], may_lack_modality: bool) -> list[str]:
@@ -219,6 +238,8 @@ def _parse(number: int, cells: Mapping[str, Any], default: Modality | None, wher
         )
     modality = Modality(named)
     image, caption = (_text(cells, name, where) for name in ("image", "caption"))
+    if not _is_name(image):
+        raise ValueError(f"{where}: image {image!a:.60} is no name that a file can have")
     if modality == Modality.TEXT and not caption:
         raise ValueError(f"{where}: a text row needs a caption")
     if modality != Modality.TEXT and not image:
@@ -234,6 +255,13 @@ def _parse(number: int, cells: Mapping[str, Any], default: Modality | None, wher
         moment(cells.get("time"), where),
         caption,
     )
+
+
+def _is_name(image: str) -> bool:
+    try:
+        return b"\0" not in image.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _text(cells: Mapping[str, Any], name: str, where: str) -> str:

@@ -121,8 +121,12 @@ def _read(root: Path, source: _Source) -> Dataset:
 def _entries(path: Path) -> list[Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a complete JSON file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: take the file as it was published") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a complete JSON file ({str(error)[:100]}): take it as it was published"
+        ) from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} must hold one list with an object per image")
     return entries
@@ -135,8 +139,8 @@ def _parse(entry: Any, where: str, source: _Source) -> tuple[str, Sample, list[s
         pid, captions = whole_number(entry["id"], "id", where), entry["captions"]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{where} must have split, {source.path_key}, captions and id: "
-            f"{type(error).__name__}: {error}"
+            f"{where} must have split, {source.path_key}, captions and id, each of its kind; it is "
+            f"{str(entry)[:100]}"
         ) from error
     if split not in _SPLITS:
         raise ValueError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")

@@ -123,6 +123,8 @@ def _check(recipe: Recipe, workers: int) -> None:
             f"num_identities={recipe.num_identities} is out of range: three splits need at least "
             f"3 identities, and the folder names of {recipe.layout} end at {largest}"
         )
+    if not 0 <= recipe.seed < 2**63:
+        raise ValueError(f"seed={recipe.seed} must be at least 0 and have at most 63 bits")
     if not 32 <= recipe.height <= 2048 or recipe.height % 2:
         raise ValueError(f"height={recipe.height} must be even, at least 32 and at most 2048")
     if not 0 < recipe.test_share <= 0.8:
