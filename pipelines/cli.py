@@ -86,6 +86,10 @@ def _for_users(error: Exception) -> str:
             f"{names}: {error.strerror}: see that the path is right and yours, and that its disk "
             "has room"
         )
+    if isinstance(error, OSError) and _is_own(error):
+        return str(error.strerror or error)
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return f"{error}: a link leads to itself; remove it"
     if isinstance(error, MemoryError):
         return "this machine has too little memory for that: take fewer or smaller images"
     return ""

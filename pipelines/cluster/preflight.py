@@ -67,7 +67,9 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
         probe.mkdir(parents=True)
         replace_file(probe / "driver", probe.name)
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder"
+        ) from error
     try:
         asked = {
             _look_around.options(

@@ -35,9 +35,7 @@ def _trusted(extra_root: list[Path] | None, allow_http: bool) -> Trusted:
 def synth(
     root: Annotated[Path, typer.Argument(help="Folder to write to.")],
     identities: Annotated[int, typer.Option(help="Identities; a tenth validate.")] = 430,
-    seed: Annotated[
-        int, typer.Option(help="Same seed, same files.", min=0, max=2**31 - 1)
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.", min=0, max=2**31 - 1)] = 0,
     layout: Annotated[str, typer.Option(help="sysu, regdb, llcm, cuhk, icfg or rstp.")] = "sysu",
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
     height: Annotated[int, typer.Option(help="Pixels; images are half as wide.")] = 96,
@@ -69,9 +67,7 @@ def synth(
 def roadscene(
     source: Annotated[Path, typer.Argument(help="A checkout of hanna-xu/RoadScene.")],
     root: Annotated[Path, typer.Argument(help="Folder to write to.")],
-    seed: Annotated[
-        int, typer.Option(help="Same seed, same files.", min=0, max=2**31 - 1)
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same files.", min=0, max=2**31 - 1)] = 0,
     difficulty: Annotated[str, typer.Option(help="easy, default or hard.")] = "default",
 ) -> None:
     """Places of real visible and thermal images as a data set in SYSU-MM01's layout."""

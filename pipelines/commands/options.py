@@ -51,7 +51,7 @@ def write_text(path: Path, text: str) -> None:
         else:
             replace_file(path, text)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file") from error
 
 
 def of_environment() -> list[str]:

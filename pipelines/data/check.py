@@ -149,7 +149,7 @@ def write_expected(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> P
     try:
         replace_file(path, text)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; see whose folder it is") from error
     return path
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.cluster import join
 from pipelines.config import RunConfig, TrainerConfig
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
@@ -63,7 +64,8 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     _check_rows(dataset, train, config)
     measured = dataset.val if config.evaluation.split == "val" else dataset.test
     refuse_shared_identities(dataset, config)
-    if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val)):
+    inputs = METHODS[config.method].inputs
+    if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
     start_from = checkpoint.finished_stage(config)
     model_bytes = check_weights(config)
@@ -115,19 +117,19 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
 
 
 def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]:
-    lines = []
+    lines, inputs = [], METHODS[config.method].inputs
     for name in ("train", "val", "test"):
         split: Split = getattr(dataset, name)
         counts = [f"{len(split.rows(m)):,} {m}" for m in Modality if len(split.rows(m))]
         if counts:
             known = len(set(split.pids.tolist()) - {OUTLIER})
             lines.append(f"{name}: {', '.join(counts)}; {known:,} known identities")
-    if reason := why_unmeasured(dataset.kind, measured):
+    if reason := why_unmeasured(dataset.kind, measured, inputs):
         lines.append(
             f"training without evaluation: of the {config.evaluation.split} split {reason}"
         )
         return lines
-    for name, queries in measurable(dataset.kind, measured).items():
+    for name, queries in measurable(dataset.kind, measured, inputs).items():
         lines.append(f"{name}: {queries.matched:,} of {queries.total:,} queries have a match")
     return lines
 
@@ -151,6 +153,13 @@ def _existing(folder: Path) -> Path:
 def check_settings(config: RunConfig) -> None:
     """Refuse settings that contradict each other; warn of those without effect."""
     method, trainer = METHODS[config.method], config.trainer
+    if (address := config.ray.address or "local") not in ("local", "auto"):
+        join.resolve(address)
+    for folder in map(location, config.data.extra_roots):
+        if "://" not in folder and not Path(folder).is_dir():
+            raise UserError(
+                f"data.extra_roots: {folder} is not a folder: leave it out, or mount it"
+            )
     _check_sharing(method.batch_rows(config.settings), trainer)
     if trainer.strict and trainer.compile:
         raise UserError(
@@ -220,6 +229,11 @@ def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> Non
                 raise UserError(
                     f"{name} = {rows} cannot be shared by trainer.{key}={parts}{allowed}: "
                     "choose a multiple"
+                )
+            if rows // parts < trainer.gradient_accumulation:
+                raise UserError(
+                    f"trainer.gradient_accumulation={trainer.gradient_accumulation} parts of the "
+                    f"{rows // parts} rows that a worker has of {name} = {rows}: take fewer parts"
                 )
 
 

@@ -161,7 +161,7 @@ def _measurable_splits(dataset: Dataset, config: RunConfig) -> dict[str, Split]:
         "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
         "selection": dataset.val if config.evaluation.select else Split(()),
     }
-    if reason := why_unmeasured(dataset.kind, splits["measured"]):
+    if reason := why_unmeasured(dataset.kind, splits["measured"], METHODS[config.method].inputs):
         log.warning(
             "%s: training without evaluation, since of the %s split %s",
             location(dataset.root),
@@ -196,7 +196,10 @@ def read(config: RunConfig) -> Dataset:
     if "://" in location(root):
         return roots.read(config.data.kind, root, trusted=trusted)
     if not root.is_dir():
-        raise UserError(f"data.root={root} is not a folder")
+        raise UserError(
+            f"data.root={root} is not a folder: see that it is mounted here, or give another one "
+            "(data.root=PATH, of `crossreid eval` --root PATH)"
+        )
     return roots.read(config.data.kind, root.resolve(), trial=trial, trusted=trusted)
 
 

@@ -81,9 +81,9 @@ def _lists(where: str) -> Iterator[Path]:
         except (OSError, ValueError) as error:
             scheme, _, path = where.partition("://")
             raise UserError(
-                f"cannot read {path} by {scheme}://: {error}\ncheck the address and every node's "
-                "credentials; what pyarrow does not open itself needs the fsspec package of its "
-                "scheme (gcsfs, adlfs, ...)"
+                f"cannot read {path} by {scheme}://: {str(error)[:200]}\ncheck the address and "
+                "every node's credentials; what pyarrow does not open itself needs the fsspec "
+                "package of its scheme (gcsfs, adlfs, ...)"
             ) from error
         if not any((folder / name).is_file() for name in NAMES):
             raise UserError(

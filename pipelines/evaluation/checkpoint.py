@@ -60,7 +60,7 @@ def evaluate_checkpoint(
         raise UserError(f"--split {split}: choose test or val")
     dataset = read(config)
     samples: Split = getattr(dataset, split)
-    if reason := why_unmeasured(dataset.kind, samples):
+    if reason := why_unmeasured(dataset.kind, samples, loaded.modalities):
         raise UserError(f"{location(dataset.root)}: of the {split} split {reason}")
     results = features_of(loaded, samples, dataset.root, config=config, flip=flip)
     width = loaded.encoder.feature_dim
@@ -92,7 +92,8 @@ def features_of(
     """
     config = config or loaded.config
     inputs = inputs_of(split, root, config)
-    features = np.empty((len(split), loaded.encoder.feature_dim * (1 + flip)), dtype=np.float32)
+    shape = (len(split), loaded.encoder.feature_dim * (1 + flip))
+    features = np.full(shape, np.nan, dtype=np.float32)  # of what it does not embed
     for m in loaded.modalities:
         if len(split.rows(m)):
             features[split.rows(m)] = (

@@ -150,7 +150,7 @@ def write(groups: Sequence[Group], path: Path) -> Path:
     try:
         replace_file(path, page)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
     return path
 
 

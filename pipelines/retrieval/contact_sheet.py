@@ -66,7 +66,7 @@ def write(path: Path, query: Query, hits: Sequence[Hit], *, note: str) -> Path:
         else:
             replace_file(path, _page(query, hits, note))
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another --out") from error
     return path
 
 

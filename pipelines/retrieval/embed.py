@@ -366,9 +366,9 @@ def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]
 
 def _show(done: int, total: int, num_skipped: int, began: float) -> None:
     rate = done / max(time.perf_counter() - began, 1e-9)
-    left = (total - done) / max(rate, 1e-9)
+    left = f", {(total - done) / rate:,.0f} s left" if rate else ""
     unreadable = f", {num_skipped} unreadable" if num_skipped else ""
-    console.print(f"{done:,} of {total:,}, {rate:,.0f} per second, {left:,.0f} s left{unreadable}")
+    console.print(f"{done:,} of {total:,}, {rate:,.0f} per second{left}{unreadable}")
 
 
 def _at_address(config: RunConfig, address: str | None) -> RunConfig:

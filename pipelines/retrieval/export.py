@@ -65,11 +65,15 @@ def export(
     _require(file_format)
     if form.target:
         form = replace(form, inputs="pixels")
+    if images is not None and form.precision == "fp32":
+        raise UserError("--images is for --precision fp16 and int8: fp32 is checked without images")
     loaded = open_encoder(checkpoint, space=space)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write to {out}: {error.strerror}; choose another folder"
+        ) from error
     written = [_exported(loaded, modality, form, out) for modality in loaded.modalities]
     if form.precision != "fp32":
         written = smaller.shrink(loaded, written, form, images)

@@ -43,16 +43,16 @@ def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any)
     Raises:
         UserError: as `embed`; no image has a tracklet, or one shows two identities.
     """
+    if all(sample.tracklet < 0 for sample in source.samples()):
+        raise UserError(
+            f"no image of {source.path} has a tracklet: a manifest's column tracklet, or a folder "
+            "for each track, says which track an image was cut from"
+        )
     done = embed(checkpoint, source, _images_of(out, "tracklet"), **options)
     info = vectors.read_info(out / IMAGES)
     means = _Means(info["dim"])
     for path in vectors.part_files(out / IMAGES):
         means.add(pq.read_table(path))
-    if not means.num_tracklets:
-        raise UserError(
-            f"no image of {source.path} has a tracklet: a manifest's column tracklet, or a folder "
-            "for each track, says which track an image was cut from"
-        )
     count = _write(out, info, "tracklet", means.batches())
     return replace(done, num_vectors=count)
 

@@ -103,7 +103,9 @@ def describe(out: Path, info: VectorInfo, checkpoint: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / INFO, content | {"complete": False})
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write to {out}: {error.strerror}; choose another folder"
+        ) from error
 
 
 def read_info(folder: Path) -> WrittenInfo:
@@ -118,7 +120,7 @@ def read_info(folder: Path) -> WrittenInfo:
     try:
         info: WrittenInfo = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; embed again into a new folder") from error
+        raise UserError(f"{path} is damaged: embed again into a new folder") from error
     if not isinstance(info, dict):
         raise UserError(f"{path} is damaged: it holds no object; embed again into a new folder")
     if info.get("format") != FORMAT:

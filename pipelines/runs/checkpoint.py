@@ -121,10 +121,12 @@ def find(path: Path) -> Path:
         key=lambda folder: (folder / STATE).stat().st_mtime,
     )
     if not result:
+        partial = sorted(entry.parent.name for entry in path.glob(f"*/{STATE}"))
         runs = sorted({state.parent.parent.name for state in path.glob(f"*/*/{STATE}")})
         raise UserError(
             f"no checkpoint in {path}: expected {STATE} there or one folder below"
             + (f"; it holds {', '.join(runs)}: name one of them" if runs else "")
+            + (f"; {', '.join(partial)} arrived in part: copy it again" if partial else "")
         )
     return result[-1]
 

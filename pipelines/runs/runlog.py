@@ -99,7 +99,9 @@ def held(run_dir: Path) -> Iterator[None]:
 
 
 def _unwritable(run_dir: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {run_dir}: {error.strerror or error}")
+    return UserError(
+        f"cannot write to {run_dir}: {error.strerror}; choose another --out, or make room"
+    )
 
 
 def environment(command: Sequence[str]) -> dict[str, Json]:

@@ -76,7 +76,9 @@ class Ledger:
             (self.root / FOLDER).mkdir(parents=True, exist_ok=True)
             _claim(self.root / SEARCH, study, resume=resume)
         except OSError as error:
-            raise UserError(f"cannot write to {root}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write to {root}: {error.strerror}; choose another --out"
+            ) from error
         # A trial that failed is tried again: its cause may be gone.
         self.over = [trial for trial in read(self.root) if trial.status != "failed"]
         self._taken = {trial.name for trial in self.over}

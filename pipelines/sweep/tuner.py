@@ -36,6 +36,7 @@ from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scor
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
 from pipelines.training.side_by_side import room, slots, start
+from reid_core.methods import METHODS
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
@@ -100,7 +101,7 @@ def _check_identities(study: Study, config: RunConfig) -> None:
     if study.search.objective == search_space.STABILITY:
         return
     dataset = read(config)
-    if reason := why_unmeasured(dataset.kind, dataset.val):
+    if reason := why_unmeasured(dataset.kind, dataset.val, METHODS[config.method].inputs):
         none = "has none" if not len(dataset.val) else f"cannot be judged, since {reason}"
         raise UserError(
             f"objective: {study.search.objective} is measured on validation identities, and "

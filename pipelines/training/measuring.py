@@ -61,7 +61,7 @@ def _embed_split(
     """Features of a split's samples, on rank 0; none elsewhere."""
     split = measured.split
     num_rows = 0 if collectives.rank() else len(split)
-    features = np.empty((num_rows, encoder.feature_dim), dtype=np.float32)
+    features = np.full((num_rows, encoder.feature_dim), np.nan, dtype=np.float32)
     for m in modalities:
         share = embed(encoder.embed, measured.inputs, m)
         rows = collectives.gather_shares_on_first(share, measured.inputs.num_rows(m))

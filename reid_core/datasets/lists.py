@@ -19,9 +19,7 @@ def read_ids(path: Path) -> list[int]:
     fields = _text(path).replace("\n", ",").split(",")
     for field in filter(str.strip, fields):
         if not _ID.fullmatch(field):
-            raise ValueError(
-                f"{path} must hold ids with commas between them, e.g. 1,2,5, not {field!r:.40}"
-            )
+            raise ValueError(f"{path} must hold comma-separated ids, e.g. 1,2,5, not {field!r:.40}")
     ids = sorted({int(field) for field in fields if field.strip()})
     if not ids:
         raise ValueError(f"{path} is empty: it should name the identities of a split, e.g. 1,2,5")

@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -28,6 +29,7 @@ from pipelines.retrieval import fill
 from pipelines.retrieval import search as searching
 from pipelines.retrieval.model_file import Exported
 from pipelines.retrieval.sources import Source
+from reid_core.images import as_rgb
 from reid_core.types import Modality
 from tests.pipelines.fake_run import fake_run, small_run
 from tests.pipelines.trained import draw_folder, embed_alone, save_run
@@ -213,13 +215,39 @@ def test_an_error_is_shown_as_it_is_and_ends_with_exit_code_2(
     """Brackets, as in the name of an extra, are no markup."""
 
     def fail() -> None:
-        raise ValueError('pip install -e ".[export]" [/x]')
+        raise UserError('pip install -e ".[export]" [/x]')
 
     monkeypatch.setattr(cli, "app", fail)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
     assert 'error: pip install -e ".[export]" [/x]' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "message"),
+    [
+        (lambda: as_rgb(Image.new("F", (2, 2))), 2, "whose range is unknown"),
+        (lambda: np.concatenate([]), 1, "internal error: ValueError"),
+        (lambda: int("x"), 1, "internal error: ValueError"),
+        (lambda: open("/nowhere/x"), 2, "/nowhere/x: No such file or directory: see that"),
+        (lambda: Path("/proc/x").mkdir(), 2, "/proc/x: No such file or directory: see that"),
+    ],
+    ids=["own words", "a library's", "the language's", "a file", "a folder"],
+)
+def test_only_words_of_our_own_are_the_users_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fail: Callable[[], object],
+    code: int,
+    message: str,
+) -> None:
+    """A library's ValueError names neither culprit nor remedy; a file's error gets both."""
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert message in capsys.readouterr().out
 
 
 def test_an_error_of_ours_is_a_line_and_a_file(

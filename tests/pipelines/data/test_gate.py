@@ -14,9 +14,12 @@ from pipelines.config import RunConfig
 from pipelines.data import gate
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.errors import UserError
-from reid_core.datasets import folder
+from pipelines.evaluation.checkpoint import evaluate_checkpoint
+from reid_core.datasets import folder, synthetic
 from reid_core.types import Modality, Sample, Split
 from tests.pipelines.trained import save_run
+
+IMAGES = (Modality.VISIBLE, Modality.INFRARED)
 
 Make = Callable[..., RunConfig]
 
@@ -79,15 +82,26 @@ def test_what_cannot_be_measured_is_said_and_does_not_stop_training(
     make_config: Make, tmp_path: Path, test: list[str], reason: str
 ) -> None:
     root = draw(tmp_path / "data", *pairs("train", "a"), *test)
-    assert reason in why_unmeasured("folder", folder.read(root).test)
+    assert reason in why_unmeasured("folder", folder.read(root).test, IMAGES)
     passed = gate.check(make_config("data.kind=folder", root=root), tmp_path / "run")
     assert passed.lines[-1].startswith("training without evaluation: of the test split")
+
+
+def test_what_an_encoder_does_not_embed_is_not_measured(tmp_path: Path) -> None:
+    """Rows of sentences, and an encoder of images alone: a score would be of no features at all."""
+    rows = [Sample("v", Modality.VISIBLE, 1), Sample("v", Modality.TEXT, 1, caption="a man")]
+    split = Split(tuple(rows))
+    assert "compares text rows, the encoder embeds" in why_unmeasured("cuhk", split, IMAGES)
+    assert why_unmeasured("cuhk", split, tuple(Modality)) == ""
+    synthetic.write(tmp_path / "d", num_identities=6, seed=1, height=32, layout="cuhk")
+    with pytest.raises(UserError, match="compares text rows"):
+        evaluate_checkpoint(save_run(tmp_path / "run"), kind="cuhk", root=tmp_path / "d")
 
 
 def test_queries_without_a_match_are_counted() -> None:
     rows = [("v", Modality.VISIBLE, 1), ("i", Modality.INFRARED, 1), ("j", Modality.INFRARED, 2)]
     split = Split(tuple(Sample(*row) for row in rows))
-    counts = measurable("folder", split)["folder/all/infrared_to_visible"]
+    counts = measurable("folder", split, IMAGES)["folder/all/infrared_to_visible"]
     assert (counts.matched, counts.total) == (1, 2)
 
 
