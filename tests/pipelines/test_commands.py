@@ -230,7 +230,11 @@ def test_an_error_is_shown_as_it_is_and_ends_with_exit_code_2(
         (lambda: as_rgb(Image.new("F", (2, 2))), 2, "whose range is unknown"),
         (lambda: np.concatenate([]), 1, "internal error: ValueError"),
         (lambda: int("x"), 1, "internal error: ValueError"),
-        (lambda: open("/nowhere/x"), 2, "/nowhere/x: No such file or directory: see that"),
+        (
+            lambda: Path("/nowhere/x").read_text(),
+            2,
+            "/nowhere/x: No such file or directory: see that",
+        ),
         (lambda: Path("/proc/x").mkdir(), 2, "/proc/x: No such file or directory: see that"),
     ],
     ids=["own words", "a library's", "the language's", "a file", "a folder"],
