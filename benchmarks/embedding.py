@@ -19,12 +19,12 @@ from pathlib import Path
 
 from benchmarks.watched import run_module
 
-PICTURES = 200
+DIFFERENT = 200
 BATCH = 64
 
 
 def draw(root: Path, num_images: int) -> Path:
-    """A folder `visible` of `num_images` files, PICTURES of them different."""
+    """A folder `visible` of `num_images` files, DIFFERENT of them different."""
     from reid_core.datasets import synthetic, sysu
     from reid_core.types import Modality
 
@@ -32,7 +32,7 @@ def draw(root: Path, num_images: int) -> Path:
     if not identities.is_dir():
         synthetic.write(identities, num_identities=40, seed=0)
     train = sysu.read(identities).train
-    seen = [train.samples[i].image for i in train.rows(Modality.VISIBLE)][:PICTURES]
+    seen = [train.samples[i].image for i in train.rows(Modality.VISIBLE)][:DIFFERENT]
     folder = root / str(num_images) / "visible"
     folder.mkdir(parents=True)
     for number in range(num_images):

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 
 HEIGHT, WIDTH = 288, 144
-PEOPLE, INSTANCES = 4, 16
+IDENTITIES, INSTANCES = 4, 16
 SKIP = 8  # batches of an epoch before the steady state
 RIVAL, PRODUCT = "torch DataLoader", "Ray Data plan"
 GOAL_RATIO, GOAL_FIRST_S = 0.8, 1.5
@@ -54,10 +54,10 @@ def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
         paths[m] = np.array([split.samples[i].image for i in own])
         # No file twice within a few batches, as in data of real size: neither side decodes less.
         order = np.random.default_rng(number).permutation(len(own))
-        rows[m] = np.resize(order, (batches, PEOPLE * INSTANCES))
-        labels[m] = np.tile(np.repeat(np.arange(PEOPLE), INSTANCES), (batches, 1))
+        rows[m] = np.resize(order, (batches, IDENTITIES * INSTANCES))
+        labels[m] = np.tile(np.repeat(np.arange(IDENTITIES), INSTANCES), (batches, 1))
         seeds[m] = sampling.augmentation_seeds(rows[m].shape, seed=number, epoch=0)
-    shape = BatchShape(dict.fromkeys(views, PEOPLE * INSTANCES), dict.fromkeys(views, 1))
+    shape = BatchShape(dict.fromkeys(views, IDENTITIES * INSTANCES), dict.fromkeys(views, 1))
     transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
     return (
         Plan(rows, labels, seeds),

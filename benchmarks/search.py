@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--identities", type=int, help="default: a person per 20 vectors")
+    parser.add_argument("--identities", type=int, help="default: one per 20 vectors")
     parser.add_argument("--noise", type=float, default=1.0, help="length, against a center of 1")
     parser.add_argument("--queries", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)

@@ -23,6 +23,7 @@ VARIABLE = re.compile(
 # a name of the code that is put together with underscores, or a variable
 NAME = re.compile(
     r"(?:people|persons?|pictures?)_\w|\w_(?:people|persons?|pictures?)\b|"
+    r"\b(?:PEOPLE|PERSONS?|PICTURES?)\b|\b(?:people|pictures?)\(|"
     r"^\s*(?:people|persons?|pictures?) = ",
     re.M,
 )
@@ -85,7 +86,7 @@ def test_variables_have_nouns() -> None:
 
 
 def test_names_say_identity_and_image() -> None:
-    assert not places(NAME, files(("reid_core", "pipelines"), ".py"))
+    assert not places(NAME, files(CODE, ".py"))
 
 
 def test_spelling_is_torchs() -> None:

@@ -97,10 +97,10 @@ def check(kind: str, root: Path, *, trusted: Trusted = ROOT_ALONE) -> Check:
         A check whose only problem is the layout, where the reader finds it wrong.
 
     Raises:
-        UserError: unknown kind.
+        UserError: unknown layout.
     """
     if kind not in LAYOUTS:
-        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
+        raise UserError(f"{kind}: unknown layout; choose one of {', '.join(LAYOUTS)}")
     root = root if "://" in location(root) else root.resolve()
     try:
         trials = _read(kind, root, trusted)

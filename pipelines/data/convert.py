@@ -86,7 +86,7 @@ def convert(
         ray_address: cluster to use, None for one on this machine.
 
     Raises:
-        UserError: not a data set of this kind, `out` holds another conversion, a bad size, or
+        UserError: not a data set of this layout, `out` holds another conversion, a bad size, or
             images cannot be read; the shards without such images are written nevertheless.
     """
     shape = _parse_size(size)

@@ -187,7 +187,7 @@ def read(config: RunConfig) -> Dataset:
     """The data set that the configuration names.
 
     Raises:
-        UserError: no such folder, or not the layout of this kind.
+        UserError: no such folder, or another layout in it.
     """
     root, trial = config.data.root, config.data.trial
     trusted = Trusted(config.data.extra_roots, config.data.allow_http)

@@ -20,7 +20,7 @@ from reid_core.types import Dataset
 
 
 def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE) -> Dataset:
-    """The data set of a kind below a root.
+    """The data set of a layout below a root.
 
     Args:
         kind: a key of `reid_core.datasets.LAYOUTS`.
@@ -29,10 +29,10 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
         trusted: where images may lie beside the root.
 
     Raises:
-        UserError: no such kind, root or layout; says what was expected.
+        UserError: no such layout or root, or another layout in it; says what was expected.
     """
     if kind not in LAYOUTS:
-        raise UserError(f"{kind}: unknown kind of data set; choose one of {', '.join(LAYOUTS)}")
+        raise UserError(f"{kind}: unknown layout; choose one of {', '.join(LAYOUTS)}")
     where = location(root)
     if is_http(where):
         raise UserError(
@@ -42,7 +42,7 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
     if "://" in where and not LAYOUTS[kind].has_paths:
         raise UserError(
             f"{where}: a {kind} tree is read from a folder. `crossreid data convert {kind} FOLDER "
-            f"{where}` packs it; after that its kind is manifest (data.kind=manifest)"
+            f"{where}` packs it; after that its layout is manifest (data.kind=manifest)"
         )
     with _lists(where) as folder:
         try:
@@ -52,7 +52,7 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
             raise UserError(f"{where} is no readable {kind} data set: {said}") from error
     dataset = replace(result, root=root) if "://" in where else result
     if dataset.kind not in LAYOUTS:
-        raise UserError(f"{where} says that it was of kind {dataset.kind[:60]}, which is unknown")
+        raise UserError(f"{where} says that its layout was {dataset.kind[:60]}, which is unknown")
     images = (s.image for split in SPLITS for s in getattr(dataset, split).samples)
     trusted.require(dataset.root, dict.fromkeys(images), follow_links=not LAYOUTS[kind].has_paths)
     return dataset

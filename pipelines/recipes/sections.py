@@ -66,7 +66,7 @@ class DataConfig(Section):
     @classmethod
     def _known(cls, kind: str) -> str:
         if kind not in LAYOUTS:
-            raise ValueError(f"unknown kind; choose one of {', '.join(LAYOUTS)}")
+            raise ValueError(f"unknown layout; choose one of {', '.join(LAYOUTS)}")
         return kind
 
     @field_validator("root", mode="before")

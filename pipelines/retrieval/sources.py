@@ -53,7 +53,7 @@ class Source:
             of images; those directly in a folder of a modality have none.
 
     Raises:
-        UserError: nothing there, an unknown kind, split or file type.
+        UserError: nothing there, an unknown layout, split or file type.
     """
 
     path: Path

@@ -15,23 +15,23 @@ if TYPE_CHECKING:  # reading a record needs no torch
     from reid_core.models.text_tower import TextTower
 
 FILE_NAME = "prompts.json"
-NUM_SHOWN = 6  # groups per modality
+NUM_SHOWN = 6  # clusters per modality
 _NUM_RECORDED = 50
 _MIN_LETTERS = 3
 
 
 @dataclass(frozen=True)
 class Phrase:
-    """The learned tokens of one group in words.
+    """The learned tokens of one cluster in words.
 
     Attributes:
         modality: of its images.
-        group: number of the group.
+        cluster: its number.
         words: per token the nearest word and its similarity.
     """
 
     modality: str
-    group: int
+    cluster: int
     words: tuple[tuple[str, float], ...]
 
 
@@ -40,7 +40,7 @@ class Phrases:
     """What is shown of a run.
 
     Attributes:
-        shown: phrases of some groups.
+        shown: phrases of some clusters.
         chance: similarity of a random token to its nearest word.
     """
 
@@ -53,7 +53,7 @@ def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
 
     Args:
         run_dir: a run directory.
-        module: of a finished stage; the first 50 groups of each prompt learner in it are recorded.
+        module: of a finished stage; those of the first 50 clusters are recorded.
         text: the tower that they were learned for; None where the model has none.
 
     Returns:
@@ -80,8 +80,8 @@ def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
         "chance": sum(chance) / len(chance),
         "words": {
             name: [
-                [[near[0].word, near[0].similarity] for near in group]
-                for group in near_words(result[:_NUM_RECORDED].cpu(), vocabulary, words, count=1)
+                [[near[0].word, near[0].similarity] for near in phrase]
+                for phrase in near_words(result[:_NUM_RECORDED].cpu(), vocabulary, words, count=1)
             ]
             for name, result in tokens.items()
         },
@@ -91,16 +91,16 @@ def record(run_dir: Path, module: nn.Module, text: TextTower | None) -> bool:
 
 
 def phrases(run_dir: Path) -> Phrases | None:
-    """The recorded words of the first groups of each modality, None where there is no record."""
+    """The recorded words of the first clusters of each modality, None where there is no record."""
     path = run_dir / FILE_NAME
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         shown = tuple(
-            Phrase(modality, number, tuple((str(word), float(value)) for word, value in group))
-            for modality, groups in content["words"].items()
-            for number, group in enumerate(groups[:NUM_SHOWN])
+            Phrase(modality, number, tuple((str(word), float(value)) for word, value in phrase))
+            for modality, learned in content["words"].items()
+            for number, phrase in enumerate(learned[:NUM_SHOWN])
         )
         return Phrases(shown, float(content["chance"]))
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -79,7 +79,7 @@ def _test(root: Path, ids: list[int], files: ImageFiles) -> Split:
         ]
         if not result:
             raise ValueError(
-                f"no {modality} picture of any of the {len(ids)} identities of idx/test_id.txt: "
+                f"no {modality} image of any of the {len(ids)} identities of idx/test_id.txt: "
                 f"expected e.g. {root / f'test_{name}/cam1/{ids[0]:04d}'}/*.jpg"
             )
         samples += result

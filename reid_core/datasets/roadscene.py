@@ -126,7 +126,7 @@ def _scenes(source: Path) -> list[str]:
             continue
         remaining.append(name)
     if not remaining:
-        raise ValueError(f"{source / _FOLDERS['infrared']} holds no pictures FLIR_*.jpg")
+        raise ValueError(f"{source / _FOLDERS['infrared']} holds no images FLIR_*.jpg")
     return remaining
 
 

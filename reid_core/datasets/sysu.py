@@ -63,7 +63,7 @@ def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Sp
     ]
     if not samples:
         raise ValueError(
-            f"no picture of any of the {len(ids)} identities of exp/{split}_id.txt: expected e.g. "
+            f"no image of any of the {len(ids)} identities of exp/{split}_id.txt: expected e.g. "
             f"{root / f'cam1/{ids[0]:04d}/0001.jpg'}"
         )
     return Split(tuple(samples))

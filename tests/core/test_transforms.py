@@ -20,7 +20,7 @@ def seeds(number: int, start: int = 0) -> np.ndarray:
     return np.arange(start, start + number, dtype=np.uint64)
 
 
-def pictures(number: int, height: int = 64, width: int = 32, seed: int = 0) -> np.ndarray:
+def random_images(number: int, height: int = 64, width: int = 32, seed: int = 0) -> np.ndarray:
     shape = (number, 3, height, width)
     return np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
 
@@ -32,19 +32,19 @@ def encoded(pixels: np.ndarray, kind: str) -> bytes:
 
 
 def test_without_augmentation_nothing_changes():
-    images = pictures(5)
+    images = random_images(5)
     assert np.array_equal(TrainTransform(NOTHING)(images, seeds(5)), images)
 
 
 def test_a_row_depends_on_its_seed_alone():
     transform = TrainTransform(Augmentation(grayscale=0.5, pad=4))
-    images, numbers = pictures(40), seeds(40, start=7)
+    images, numbers = random_images(40), seeds(40, start=7)
     whole = transform(images, numbers)
     order = np.random.default_rng(0).permutation(40)
     assert np.array_equal(transform(images[order], numbers[order]), whole[order])
     assert np.array_equal(transform(images[13:14], numbers[13:14]), whole[13:14])
     assert not np.array_equal(transform(images, numbers + np.uint64(1)), whole)
-    assert np.array_equal(images, pictures(40))  # inputs are not written to
+    assert np.array_equal(images, random_images(40))  # inputs are not written to
 
 
 def test_probabilities_and_ranges_are_the_papers():
@@ -91,7 +91,7 @@ def test_erased_rectangles_lie_anywhere_in_the_image():
 
 def test_erasing_paints_its_rectangle_and_nothing_else():
     transform = TrainTransform(Augmentation(flip=0, pad=0, erase=1.0))
-    images = pictures(50)
+    images = random_images(50)
     boxes = transform.draw(seeds(50), height=64, width=32).box
     for image, result, (y0, y1, x0, x1) in zip(
         images, transform(images, seeds(50)), boxes, strict=True
@@ -106,13 +106,13 @@ def test_erasing_paints_its_rectangle_and_nothing_else():
 def test_an_image_that_no_rectangle_fits_into_stays_whole():
     """Half of the image's area at an aspect of 20 is three times as tall as it: never possible."""
     options = Augmentation(flip=0, pad=0, erase=1.0, erase_area=(0.5, 0.5), erase_aspect=(20, 20))
-    assert np.array_equal(TrainTransform(options)(pictures(5), seeds(5)), pictures(5))
+    assert np.array_equal(TrainTransform(options)(random_images(5), seeds(5)), random_images(5))
 
 
 def test_the_border_is_black_and_as_wide_as_the_shift():
     transform = TrainTransform(Augmentation(flip=0, pad=6, erase=0))
     draws = transform.draw(seeds(80), height=64, width=32)
-    for i, result in enumerate(transform(pictures(80), seeds(80))):
+    for i, result in enumerate(transform(random_images(80), seeds(80))):
         down, right = draws.top[i] - 6, draws.left[i] - 6
         seen = result[0] > 0  # no pixel of the images is black
         rows, columns = seen.any(axis=1), seen.any(axis=0)
@@ -158,7 +158,7 @@ def oracle_share(height: int, width: int) -> float:
 def test_pixels_are_those_of_the_slow_obvious_version():
     options = Augmentation(grayscale=0.5, pad=5)
     transform = TrainTransform(options)
-    images, numbers = pictures(60), seeds(60)
+    images, numbers = random_images(60), seeds(60)
     draws = transform.draw(numbers, height=64, width=32)
     for i, (image, result) in enumerate(zip(images, transform(images, numbers), strict=True)):
         pixels = Image.fromarray(image.transpose(1, 2, 0))
@@ -184,10 +184,10 @@ def one_step(normalized: torch.Tensor, bytes_: np.ndarray) -> None:
 
 def test_exchanging_writes_one_normalized_channel_into_all_three():
     transform = TrainTransform(Augmentation(pad=3, channels="exchange"))
-    before = TrainTransform(Augmentation(pad=3))(pictures(40), seeds(40))
+    before = TrainTransform(Augmentation(pad=3))(random_images(40), seeds(40))
     draws = transform.draw(seeds(40), height=64, width=32)
     assert set(draws.mixture) == {0, 1, 2}
-    for i, image in enumerate(transform(pictures(40), seeds(40))):
+    for i, image in enumerate(transform(random_images(40), seeds(40))):
         chosen = normalize(torch.from_numpy(before[i : i + 1]))[0, draws.mixture[i]]
         one_step(chosen.expand(3, -1, -1), image)
         assert np.array_equal(image[draws.mixture[i]], before[i, draws.mixture[i]])
@@ -195,10 +195,10 @@ def test_exchanging_writes_one_normalized_channel_into_all_three():
 
 def test_adapting_also_writes_gray_or_nothing():
     transform = TrainTransform(Augmentation(pad=3, channels="adapt"))
-    before = TrainTransform(Augmentation(pad=3))(pictures(60), seeds(60))
+    before = TrainTransform(Augmentation(pad=3))(random_images(60), seeds(60))
     mixture = transform.draw(seeds(60), height=64, width=32).mixture
     weights = torch.tensor([0.2989, 0.5870, 0.1140]).reshape(3, 1, 1)
-    for i, image in enumerate(transform(pictures(60), seeds(60))):
+    for i, image in enumerate(transform(random_images(60), seeds(60))):
         if mixture[i] == -1:
             assert np.array_equal(image, before[i])
         elif mixture[i] == 3:
@@ -223,7 +223,7 @@ def test_channel_operations_have_the_papers_shares(channels, shares):
 
 
 def test_infrared_settings_keep_colors_and_visible_settings_lose_half():
-    images = pictures(400, 8, 8)
+    images = random_images(400, 8, 8)
     plain = TrainTransform(Augmentation(flip=0, pad=0, erase=0))(images, seeds(400))
     assert np.array_equal(plain, images)
     visible = TrainTransform(Augmentation(grayscale=0.5, flip=0, pad=0, erase=0))
@@ -232,7 +232,7 @@ def test_infrared_settings_keep_colors_and_visible_settings_lose_half():
 
 
 def test_an_empty_batch_stays_empty():
-    assert TrainTransform(Augmentation())(pictures(0), seeds(0)).shape == (0, 3, 64, 32)
+    assert TrainTransform(Augmentation())(random_images(0), seeds(0)).shape == (0, 3, 64, 32)
 
 
 @pytest.mark.parametrize(
@@ -246,21 +246,21 @@ def test_settings_outside_their_range_are_named(setting, value):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
 def test_decoding_equals_pillow(kind):
-    data = encoded(pictures(1)[0].transpose(1, 2, 0), kind)
+    data = encoded(random_images(1)[0].transpose(1, 2, 0), kind)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(decode(data, height=64, width=32), expected)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_another_size_is_resized_with_lanczos(kind):
-    data = encoded(pictures(1, 50, 20)[0].transpose(1, 2, 0), kind)
+    data = encoded(random_images(1, 50, 20)[0].transpose(1, 2, 0), kind)
     image = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 64), Image.Resampling.LANCZOS)
     assert np.array_equal(decode(data, height=64, width=32), np.asarray(image).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_one_channel_becomes_three_equal_ones(kind):
-    image = decode(encoded(pictures(1)[0, 0], kind), height=64, width=32)
+    image = decode(encoded(random_images(1)[0, 0], kind), height=64, width=32)
     assert image.shape == (3, 64, 32)
     assert (image == image[:1]).all()
 
@@ -268,7 +268,7 @@ def test_one_channel_becomes_three_equal_ones(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
 def test_broken_data_is_an_error(kind, share):
-    data = encoded(pictures(1)[0].transpose(1, 2, 0), kind)
+    data = encoded(random_images(1)[0].transpose(1, 2, 0), kind)
     with pytest.raises(ValueError, match="not a complete image"):
         decode(data[: int(share * len(data))], height=64, width=32)
 
@@ -292,14 +292,14 @@ def test_sixteen_bit_gray_of_another_size_is_resized():
 @pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
 def test_pixels_without_a_known_range_are_an_error_that_names_mode_and_remedy(kind, mode):
     with pytest.raises(ValueError, match=rf"mode {mode} .*save the image as 8-bit gray"):
-        decode(encoded(pictures(1)[0, 0].astype(kind), "TIFF"), height=64, width=32)
+        decode(encoded(random_images(1)[0, 0].astype(kind), "TIFF"), height=64, width=32)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_too_many_pixels_are_the_error_of_a_broken_image(kind, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 32 // 2 - 1)
     with pytest.raises(ValueError, match=r"too many pixels: .* exceeds limit"):
-        decode(encoded(pictures(1)[0].transpose(1, 2, 0), kind), height=64, width=32)
+        decode(encoded(random_images(1)[0].transpose(1, 2, 0), kind), height=64, width=32)
 
 
 def test_normalizing_is_imagenets():

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-NUM_PEOPLE = 8
+NUM_IDENTITIES = 8
 SUMMARY: dict[str, Any] = {
     "rows": {
         "start": {"rank1": 32.54, "rank5": 60.1, "rank10": 72.3, "mAP": 29.61, "mINP": 15.2},
@@ -94,15 +94,15 @@ def draw_identity(path: Path, pid: int, infrared: bool) -> None:
 
 def fake_evaluation(root: Path, noise: float, rng: np.random.Generator) -> dict[str, Any]:
     """Arrays of evaluation/<row>.npz from noisy embeddings; images go below root."""
-    query_pids = np.repeat(np.arange(NUM_PEOPLE), 3)
-    gallery_pids = np.repeat(np.arange(NUM_PEOPLE), 2)
+    query_pids = np.repeat(np.arange(NUM_IDENTITIES), 3)
+    gallery_pids = np.repeat(np.arange(NUM_IDENTITIES), 2)
     queries = [f"cam{3 + 3 * (i % 2)}/{p:04d}/{i:04d}.jpg" for i, p in enumerate(query_pids)]
     gallery = [f"cam{1 + i % 2}/{p:04d}/{i:04d}.jpg" for i, p in enumerate(gallery_pids)]
     for path, pid in zip(queries, query_pids, strict=True):
         draw_identity(root / path, int(pid), infrared=True)
     for path, pid in zip(gallery, gallery_pids, strict=True):
         draw_identity(root / path, int(pid), infrared=False)
-    centers = rng.normal(size=(NUM_PEOPLE, 16))
+    centers = rng.normal(size=(NUM_IDENTITIES, 16))
     features = centers[np.r_[query_pids, gallery_pids]]
     features = features + noise * rng.normal(size=features.shape)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

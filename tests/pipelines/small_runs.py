@@ -32,7 +32,7 @@ from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
-PEOPLE, HEIGHT, WIDTH = 10, 32, 16
+IDENTITIES, HEIGHT, WIDTH = 10, 32, 16
 CPU = torch.device("cpu")
 _IMAGES = {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", "evaluate_every": 0}
 _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -112,7 +112,7 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def write_trees(root: Path) -> None:
     """The identities that all small runs train on."""
     for kind in {kind for kind, _ in _METHODS.values()}:
-        synthetic.write(root / kind, num_identities=PEOPLE, seed=4, layout=kind, height=HEIGHT)
+        synthetic.write(root / kind, num_identities=IDENTITIES, seed=4, layout=kind, height=HEIGHT)
 
 
 def make_config(method: str, root: Path, *overrides: str) -> RunConfig:

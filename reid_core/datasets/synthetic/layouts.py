@@ -29,7 +29,7 @@ from reid_core.types import Modality
 WORLD = 5  # raise it when the drawings change: an old tree is then not taken for a new one
 
 # Namespaces of the random streams: the identities do not depend on layout, size or difficulty.
-_PEOPLE, _IDS, _DYES, _SHOTS = range(4)
+_IDENTITIES, _IDS, _DYES, _SHOTS = range(4)
 _SIGHT = 6  # after those of `trees`
 _JPEG_QUALITY = 92
 _MISMATCHED = ("sysu", "llcm")
@@ -205,7 +205,7 @@ def _world(recipe: Recipe) -> World:
     return World(
         splits=_splits(recipe),
         stream=partial(_generator, recipe.seed),
-        identity=lambda pid: draw_identity(_generator(recipe.seed, _PEOPLE, index[pid])),
+        identity=lambda pid: draw_identity(_generator(recipe.seed, _IDENTITIES, index[pid])),
         views=views,
         cameras=_cameras(recipe),
     )
@@ -273,7 +273,7 @@ def _write_identities(root: Path, recipe: Recipe, identities: Iterable[int]) -> 
     layout, seen_by = LAYOUTS[recipe.layout], _cameras(recipe)
     ids, paths = _ids(recipe).tolist(), _paths(recipe)
     for index in identities:
-        identity = draw_identity(_generator(recipe.seed, _PEOPLE, index))
+        identity = draw_identity(_generator(recipe.seed, _IDENTITIES, index))
         for camera in seen_by[ids[index]]:
             num_tracks, num_frames = layout.tracks[camera.modality]
             images = film(

@@ -124,7 +124,7 @@ def test_llcm_test_rows_are_sorted_and_camera_3_has_no_infrared(dark: Path) -> N
 
 def test_llcm_names_what_is_missing(dark: Path) -> None:
     (dark / "idx" / "test_id.txt").write_text("99")
-    with pytest.raises(ValueError, match=r"no infrared picture .*test_nir/cam1/0099"):
+    with pytest.raises(ValueError, match=r"no infrared image .*test_nir/cam1/0099"):
         llcm.read(dark)
     (dark / "test_nir").rename(dark / "nir_test")
     with pytest.raises(ValueError, match=r"test_nir is missing: an LLCM root holds"):

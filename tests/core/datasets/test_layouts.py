@@ -16,7 +16,7 @@ from reid_core.datasets.synthetic.sentences import write_sentence
 from reid_core.types import Dataset, Modality
 
 KINDS = ("sysu", "regdb", "llcm", "cuhk", "icfg", "rstp")
-PEOPLE = 6
+IDENTITIES = 6
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree of six identities in every layout."""
     root = tmp_path_factory.mktemp("worlds")
     for kind in KINDS:
-        synthetic.write(root / kind, num_identities=PEOPLE, seed=3, layout=kind, height=32)
+        synthetic.write(root / kind, num_identities=IDENTITIES, seed=3, layout=kind, height=32)
     return root
 
 
@@ -86,7 +86,7 @@ def test_each_trial_of_regdb_is_another_half(worlds: Path) -> None:
     for trial in range(1, 11):
         dataset = LAYOUTS["regdb"].read(worlds / "regdb", trial=trial)
         train, test = (set(split.pids.tolist()) for split in (dataset.train, dataset.test))
-        assert (len(train), len(test), len(train | test)) == (3, 3, PEOPLE)
+        assert (len(train), len(test), len(train | test)) == (3, 3, IDENTITIES)
         halves.add(frozenset(train))
     assert len(halves) > 5
 

@@ -19,7 +19,7 @@ from reid_core.datasets.synthetic.figure import Pose, draw_figure
 from reid_core.datasets.synthetic.identities import COLORS, VIEWS, draw_identity
 from reid_core.types import Modality, Split
 
-PEOPLE = 10
+IDENTITIES = 10
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -31,7 +31,7 @@ def contents(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world") / "sysu"
-    synthetic.write(root, num_identities=PEOPLE, seed=3)
+    synthetic.write(root, num_identities=IDENTITIES, seed=3)
     return root
 
 
@@ -60,7 +60,7 @@ def test_every_file_belongs_to_exactly_one_split_and_identities_do_not_overlap(t
     listed = [sample.image for split in splits for sample in split.samples]
     assert sorted(listed) == sorted(name for name in contents(tree) if name.endswith(".jpg"))
     assert [len(set(split.pids)) for split in splits] == [7, 1, 2]
-    assert len(set().union(*(split.pids.tolist() for split in splits))) == PEOPLE
+    assert len(set().union(*(split.pids.tolist() for split in splits))) == IDENTITIES
 
 
 def test_images_are_twice_as_high_as_wide_and_infrared_has_one_channel(tree: Path) -> None:
@@ -76,12 +76,12 @@ def test_images_are_twice_as_high_as_wide_and_infrared_has_one_channel(tree: Pat
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_workers(
     tree: Path, tmp_path: Path
 ) -> None:
-    synthetic.write(tmp_path / "again", num_identities=PEOPLE, seed=3, workers=2)
+    synthetic.write(tmp_path / "again", num_identities=IDENTITIES, seed=3, workers=2)
     assert contents(tmp_path / "again") == contents(tree)
 
 
 def test_another_seed_gives_other_images_and_another_split(tree: Path, tmp_path: Path) -> None:
-    synthetic.write(tmp_path / "other", num_identities=PEOPLE, seed=4)
+    synthetic.write(tmp_path / "other", num_identities=IDENTITIES, seed=4)
     ours, other = contents(tree), contents(tmp_path / "other")
     shared = {name for name in ours.keys() & other.keys() if name.endswith(".jpg")}
     assert all(ours[name] != other[name] for name in shared)
@@ -89,7 +89,7 @@ def test_another_seed_gives_other_images_and_another_split(tree: Path, tmp_path:
 
 
 def test_difficulty_changes_infrared_images_only(tree: Path, tmp_path: Path) -> None:
-    synthetic.write(tmp_path / "hard", num_identities=PEOPLE, seed=3, difficulty="hard")
+    synthetic.write(tmp_path / "hard", num_identities=IDENTITIES, seed=3, difficulty="hard")
     ours, hard = contents(tree), contents(tmp_path / "hard")
     changed = {name[:4] for name in ours if ours[name] != hard[name] and name.endswith(".jpg")}
     assert changed == {"cam3", "cam6"}
@@ -269,8 +269,10 @@ def test_a_catalogue_is_the_same_again_and_shows_four_looks_of_each_identity() -
 
 
 def test_catalogue_and_target_identities_differ_for_the_same_seed(tree: Path) -> None:
-    targets = [draw_identity(layouts._generator(3, layouts._PEOPLE, i)) for i in range(PEOPLE)]
-    words = synthetic.catalogue(4 * PEOPLE, seed=3).words[::4]
+    targets = [
+        draw_identity(layouts._generator(3, layouts._IDENTITIES, i)) for i in range(IDENTITIES)
+    ]
+    words = synthetic.catalogue(4 * IDENTITIES, seed=3).words[::4]
     for index, identity in enumerate(targets):
         shape_words = captions.words(identity, "front", colors=False)
         assert not np.array_equal(words[index] & shape_words, shape_words)

@@ -17,7 +17,7 @@ from reid_core.methods.cpcl.settings import Config
 from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 
-NUM_PEOPLE, IMAGES, CAPTIONS = 8, 3, 2  # captions per image
+NUM_IDENTITIES, IMAGES, CAPTIONS = 8, 3, 2  # captions per image
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -34,9 +34,9 @@ class World:
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.identities = np.repeat(np.arange(NUM_PEOPLE), IMAGES)
+        self.identities = np.repeat(np.arange(NUM_IDENTITIES), IMAGES)
         self.owners = np.repeat(np.arange(len(self.identities)), CAPTIONS)
-        centers = rng.standard_normal((2, NUM_PEOPLE, 32))
+        centers = rng.standard_normal((2, NUM_IDENTITIES, 32))
         of_captions = self.identities[self.owners]
         self.features = {
             VISIBLE: unit(centers[0, self.identities] + 0.2 * rng.standard_normal((24, 32))),
@@ -120,7 +120,7 @@ def test_banks_are_unit_means_over_pairs() -> None:
     world = World()
     epoch = world.begin(config(mining={"sides": "none"}))
     for m, rows in ((VISIBLE, world.features[VISIBLE]), (TEXT, world.features[TEXT])):
-        for cluster in range(NUM_PEOPLE):
+        for cluster in range(NUM_IDENTITIES):
             expected = unit(rows[epoch.labels[m] == cluster].mean(axis=0, keepdims=True))[0]
             assert np.allclose(epoch.prototypes[m][cluster], expected, atol=1e-6)
 
@@ -171,9 +171,9 @@ def test_the_pk_sampler_draws_image_clusters() -> None:
 def test_pairs_count_how_often_two_clusters_occur_together() -> None:
     world = World()
     epoch = world.begin(config())
-    counts = np.zeros((NUM_PEOPLE, NUM_PEOPLE))
+    counts = np.zeros((NUM_IDENTITIES, NUM_IDENTITIES))
     np.add.at(counts, tuple(epoch.pairs.T), 1)
-    expected = np.diag(np.full(NUM_PEOPLE, 6.0))
+    expected = np.diag(np.full(NUM_IDENTITIES, 6.0))
     expected[5, 5] -= 2  # the image that nobody knows
     assert np.array_equal(counts, expected)
     assert np.allclose(

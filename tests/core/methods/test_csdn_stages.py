@@ -24,7 +24,7 @@ from reid_core.stage import Stage, Terms
 from reid_core.types import Batch, Modality
 
 SIZE = {"height": 64, "width": 32}
-PEOPLE = {m: np.repeat(np.arange(6), 4) for m in INPUTS}
+IDENTITIES = {m: np.repeat(np.arange(6), 4) for m in INPUTS}
 VISIBLE, INFRARED = INPUTS
 
 
@@ -37,7 +37,7 @@ def rows(num: int, width: int, *, seed: int) -> Tensor:
     return torch.randn(num, width, generator=torch.Generator().manual_seed(seed))
 
 
-def pictures(num: int, *, seed: int = 0) -> Tensor:
+def random_images(num: int, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (num, 3, 64, 32), generator=generator).to(torch.uint8)
 
@@ -46,7 +46,7 @@ def open_stage(config: Config, name: str, clip: backbones.Backbone) -> Stage:
     handed = {f"texts.{m}": rows(6, 128, seed=i) for i, m in enumerate(INPUTS)}
     handed["fused"] = rows(6, 128, seed=5)
     return opening.open_stage(
-        config, name, Opening(clip, **SIZE, identities=PEOPLE, handed=handed, seed=3)
+        config, name, Opening(clip, **SIZE, identities=IDENTITIES, handed=handed, seed=3)
     )
 
 
@@ -121,7 +121,7 @@ def test_only_separate_pairing_tells_the_two_sets_of_words_apart(small, pairing,
 def test_stage_one_loss_is_the_written_formula(small) -> None:
     for pairing, groups in (("separate", [[VISIBLE], [INFRARED]]), ("joint", [list(INPUTS)])):
         stage, batch = prompting(Config(pairing=pairing, prompts={"batch_size": 8}), small)
-        identities = torch.tensor(PEOPLE[VISIBLE][batch.rows[VISIBLE]])
+        identities = torch.tensor(IDENTITIES[VISIBLE][batch.rows[VISIBLE]])
         texts = stage.module(Chosen.of(identities.numpy()))
         expected = 0.0
         for group in groups:
@@ -334,10 +334,10 @@ def test_stage_three_moves_the_whole_image_side_and_no_text(small) -> None:
     stage = open_stage(Config(variant="head"), "images", small)
     y = torch.arange(2).repeat_interleave(2)
     batch = {
-        VISIBLE: Batch(pictures(8), torch.arange(4), y),
-        INFRARED: Batch(pictures(4, seed=1), torch.arange(4), y),
+        VISIBLE: Batch(random_images(8), torch.arange(4), y),
+        INFRARED: Batch(random_images(4, seed=1), torch.arange(4), y),
     }
-    epoch = csdn.begin_epoch(Config(), BetweenEpochs("images", 0, 0), PEOPLE)
+    epoch = csdn.begin_epoch(Config(), BetweenEpochs("images", 0, 0), IDENTITIES)
     stage.begin_epoch(0, epoch.for_workers())
     stage.module.train()
     moved = changed(
@@ -351,7 +351,7 @@ def test_stage_three_moves_the_whole_image_side_and_no_text(small) -> None:
 def test_descriptors_are_unit_rows_of_equal_parts(small) -> None:
     encoder = build_encoder(Config(), small, **SIZE)
     plain, flipped = (Descriptor(encoder, flip=flip).eval() for flip in (False, True))
-    images = pictures(3)
+    images = random_images(3)
     with torch.no_grad():
         features = encoder(None, images)
         result = plain.embed(images, INFRARED)

@@ -136,7 +136,7 @@ def test_every_trial_of_regdb_is_read(worlds: Path, tmp_path: Path) -> None:
 def test_a_wrong_layout_is_the_only_thing_said(tmp_path: Path) -> None:
     (what,) = said(tmp_path)
     assert "cam1 is missing: a SYSU-MM01 root holds" in what
-    with pytest.raises(UserError, match="unknown kind of data set; choose one of sysu, regdb"):
+    with pytest.raises(UserError, match="unknown layout; choose one of sysu, regdb"):
         check.check("market", tmp_path)
 
 

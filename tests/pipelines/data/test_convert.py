@@ -277,7 +277,7 @@ def test_an_image_may_be_a_uri_or_a_row_of_a_parquet_file(identities: Path, tmp_
     ("arguments", "message"),
     [
         ({"size": "288"}, "expected height x width"),
-        ({"kind": "market"}, "unknown kind of data set"),
+        ({"kind": "market"}, "unknown layout"),
         ({"kind": "regdb"}, "is no readable regdb data set"),
         ({"out": "nosuch://place"}, "nosuch"),
     ],

@@ -16,7 +16,7 @@ from reid_core.types import Modality, Sample, Split
 
 VISIBLE, TEXT = Modality.VISIBLE, Modality.TEXT
 # two images, the first of which has two sentences
-PEOPLE = Split(
+IDENTITIES = Split(
     (
         Sample("a.jpg", VISIBLE),
         Sample("b.jpg", VISIBLE),
@@ -52,22 +52,22 @@ def test_an_image_that_was_left_out_stays_out(make_config: Callable[..., RunConf
 
 
 def test_rows_that_are_gone_are_named() -> None:
-    without = PEOPLE.take([0, 2, 3])
+    without = IDENTITIES.take([0, 2, 3])
     with pytest.raises(UserError, match=r"began with 5 training rows.*2 are gone: b\.jpg, b\.jpg"):
-        restore(without, rows_of(PEOPLE))
-    one_sentence_less = PEOPLE.take([0, 1, 2, 4])
+        restore(without, rows_of(IDENTITIES))
+    one_sentence_less = IDENTITIES.take([0, 1, 2, 4])
     with pytest.raises(UserError, match=r"1 are gone: a\.jpg; restore"):
-        restore(one_sentence_less, rows_of(PEOPLE))
+        restore(one_sentence_less, rows_of(IDENTITIES))
 
 
 def test_another_order_is_another_run() -> None:
     with pytest.raises(UserError, match="another order"):
-        restore(PEOPLE.take([1, 0, 2, 3, 4]), rows_of(PEOPLE))
+        restore(IDENTITIES.take([1, 0, 2, 3, 4]), rows_of(IDENTITIES))
 
 
 def test_only_a_run_with_a_checkpoint_has_begun(tmp_path: Path) -> None:
     assert recall(tmp_path) is None
-    remember(tmp_path, PEOPLE)
+    remember(tmp_path, IDENTITIES)
     assert recall(tmp_path) is None
     (tmp_path / "checkpoint_1").mkdir()
-    assert recall(tmp_path) == rows_of(PEOPLE)
+    assert recall(tmp_path) == rows_of(IDENTITIES)

@@ -22,7 +22,7 @@ from tests.core.methods.test_csdn import as_released
 from tests.core.models.test_reid_weights import drawn, swin_names, vit_names
 
 
-def picture(folder: Path) -> Path:
+def random_image(folder: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (256, 128, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "one.png")
     return folder / "one.png"
@@ -40,7 +40,7 @@ def test_a_fine_tuned_transreid_ssl_embeds_both_modalities_alike(tmp_path):
         "transreid-ssl/vit_small", 256, 128, "half"
     )  # fmt: skip
     vectors = [
-        loaded.embed_images([picture(tmp_path)], modality=m) for m in ("visible", "infrared")
+        loaded.embed_images([random_image(tmp_path)], modality=m) for m in ("visible", "infrared")
     ]
     np.testing.assert_array_equal(*vectors)
     # the class token behind the last norm, of pixels in [-1, 1], as its authors test
@@ -90,7 +90,7 @@ def test_solider_at_the_size_of_its_authors(tmp_path):
     torch.save({f"base.{k}": v for k, v in drawn(swin_names()).items()}, tmp_path / "swin.pth")
     loaded = open_encoder(import_released(tmp_path / "swin.pth", tmp_path / "run", "solider"))
     assert (loaded.config.model.height, loaded.encoder.feature_dim) == (384, 768)
-    vectors = loaded.embed_images([picture(tmp_path)], modality="infrared")
+    vectors = loaded.embed_images([random_image(tmp_path)], modality="infrared")
     assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_cclnet_csdn_and_clip_reid_give_the_descriptors_of_the_encoder_they_were
     tmp_path,
 ):
     def of(run: Path) -> np.ndarray:
-        return open_encoder(run).embed_images([picture(tmp_path)], modality="infrared")
+        return open_encoder(run).embed_images([random_image(tmp_path)], modality="infrared")
 
     resnet = backbones.load("RN50", seed=1, quick_gelu=True)
     cclnet = ImageEncoder(resnet, height=288, width=144).eval()

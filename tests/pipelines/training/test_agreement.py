@@ -65,7 +65,7 @@ def worker(rank: int, world: int, port: int, root: Path, method: str) -> None:
         result["step"] = take_one_step(method, root, folder / "step")
     if method == "cclnet":
         run_plainly(root, folder / "plain")
-    torch.save(result, folder / "found.pt")
+    torch.save(result, folder / "result.pt")
     if world > 1:
         dist.destroy_process_group()
 
@@ -179,9 +179,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def found_by(root: Path, method: str, world: int, rank: int = 0) -> dict[str, Any]:
+def result_of(root: Path, method: str, world: int, rank: int = 0) -> dict[str, Any]:
     """What one of several workers found; they run when the first one is asked for."""
-    file = root / f"{method}-{world}-{rank}" / "found.pt"
+    file = root / f"{method}-{world}-{rank}" / "result.pt"
     if not file.exists():
         stage, _ = ONE_STEP[method]
         if stage is not None and not (root / f"{method}-{stage}").exists():
@@ -209,14 +209,14 @@ def distance(a: Tensor, b: Tensor) -> float:
 def test_one_step_is_that_of_one_worker(
     root: Path, method: str, world: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone, rows = found_by(root, method, 1)["step"], []
+    alone, rows = result_of(root, method, 1)["step"], []
     for rank in range(world):
-        step = found_by(root, method, world, rank)["step"]
+        step = result_of(root, method, world, rank)["step"]
         assert step["plan"] == alone["plan"]
         for name, loss in alone["losses"].items():
             assert step["losses"][name] == pytest.approx(loss, rel=1e-5), name
         rows += distances(step["grads"], alone["grads"])
-    first = found_by(root, method, world)["step"]
+    first = result_of(root, method, world)["step"]
     for kind in ("buffers", "banks"):
         for name, tensor in alone[kind].items():
             rows.append(distance(first[kind][name], tensor))
@@ -230,8 +230,8 @@ def test_one_step_is_that_of_one_worker(
 
 @pytest.mark.parametrize(("method", "world"), CASES)
 def test_strict_runs_are_equal_to_the_bit(root: Path, method: str, world: int) -> None:
-    alone = found_by(root, method, 1)["strict"]
-    assert found_by(root, method, world)["strict"] == alone
+    alone = result_of(root, method, 1)["strict"]
+    assert result_of(root, method, world)["strict"] == alone
     assert len(set(alone)) == len(alone) >= 3
 
 
@@ -240,7 +240,7 @@ def test_the_first_epoch_with_another_label_is_told(
 ) -> None:
     """Not strict: the first clustering is the same, a later one need not be."""
     for world in WORLDS:
-        found_by(root, "cclnet", world)
+        result_of(root, "cclnet", world)
     for world in WORLDS[1:]:
         runs = (root / f"cclnet-{n}-0" / "plain" for n in (1, world))
         epoch = runlog.first_difference(*runs)

@@ -24,13 +24,13 @@ from reid_core.types import Modality
 
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
 KEY = ("align", 0)
-PEOPLE, SHOTS, WIDTH = 6, 8, 16
+IDENTITIES, SHOTS, WIDTH = 6, 8, 16
 
 
 def features(seed: int = 0) -> dict[Modality, np.ndarray]:
     """Tight groups of unit rows; identity i is group i in both modalities."""
     rng = np.random.default_rng(seed)
-    centers = np.repeat(np.eye(PEOPLE, WIDTH), SHOTS, axis=0)
+    centers = np.repeat(np.eye(IDENTITIES, WIDTH), SHOTS, axis=0)
     result = {}
     for m in (VISIBLE, INFRARED):
         x = centers + 0.05 * rng.standard_normal(centers.shape)
@@ -39,7 +39,7 @@ def features(seed: int = 0) -> dict[Modality, np.ndarray]:
 
 
 def bank_of(config: RunConfig, pids: np.ndarray | None = None) -> MemoryBank:
-    known = np.repeat(np.arange(PEOPLE), SHOTS) if pids is None else pids
+    known = np.repeat(np.arange(IDENTITIES), SHOTS) if pids is None else pids
     both = {VISIBLE: known, INFRARED: known}
     settings: Any = config.settings
     given = both if settings.labels == "identities" else None
@@ -72,7 +72,7 @@ def test_what_goes_wrong_while_features_arrive_is_raised_at_once(
 
 def test_finds_the_groups_and_matches_them(make_config: Callable[..., RunConfig]) -> None:
     start = begin(bank_of(make_config()))
-    assert start.metrics["clusters"] == {"visible": PEOPLE, "infrared": PEOPLE}
+    assert start.metrics["clusters"] == {"visible": IDENTITIES, "infrared": IDENTITIES}
     assert start.metrics["truth"]["matching_accuracy"] == 1.0  # type: ignore[index]
     assert start.plan.num_batches == 3
     assert start.plan.shape.rows == {VISIBLE: 16, INFRARED: 16}
@@ -90,7 +90,7 @@ def test_number_of_shares_changes_nothing(
 
 
 def test_true_identities_never_reach_the_epoch(make_config: Callable[..., RunConfig]) -> None:
-    shuffled = np.random.default_rng(1).permutation(PEOPLE * SHOTS)
+    shuffled = np.random.default_rng(1).permutation(IDENTITIES * SHOTS)
     one, other = begin(bank_of(make_config())), begin(bank_of(make_config(), shuffled))
     np.testing.assert_array_equal(one.epoch.pairs, other.epoch.pairs)
     for m in (VISIBLE, INFRARED):
@@ -244,6 +244,6 @@ def test_given_identities_are_pairs_without_clustering(
 ) -> None:
     start = begin(bank_of(make_config("cclnet.labels=identities")))
     np.testing.assert_array_equal(
-        start.epoch.pairs, np.repeat(np.arange(PEOPLE)[:, None], 2, axis=1)
+        start.epoch.pairs, np.repeat(np.arange(IDENTITIES)[:, None], 2, axis=1)
     )
     np.testing.assert_array_equal(start.epoch.prototypes[VISIBLE], start.epoch.prototypes[INFRARED])
