@@ -22,7 +22,7 @@ VARIABLE = re.compile(
 )
 # a name of the code that is put together with underscores, or a variable
 NAME = re.compile(
-    r"(?:people|persons?|pictures?)_\w|\w_(?:people|persons?|pictures?)\b|"
+    r"(?<![a-z])(?:people|persons?|pictures?)_\w|\w_(?:people|persons?|pictures?)\b|"
     r"\b(?:PEOPLE|PERSONS?|PICTURES?)\b|\b(?:people|pictures?)\(|"
     r"^\s*(?:people|persons?|pictures?) = ",
     re.M,

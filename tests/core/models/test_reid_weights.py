@@ -212,7 +212,7 @@ def test_solider_merges_patches_as_unfold_lays_them_and_folds_its_controller_in(
     torch.testing.assert_close(merged.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_names_are_shared_by_luperson_with_torchvision(tmp_path):
+def test_luperson_and_torchvision_share_their_names(tmp_path):
     model = backbones.load("luperson/resnet50", seed=3).model
     state = model.state_dict()
     query = {f"module.encoder_q.{k}": v for k, v in state.items()}
