@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from pipelines.report.figures import INK, MUTED, RIGHT, WRONG
+from pipelines.report.style import INK, MUTED, RIGHT, WRONG
 
 TARGET = Path(__file__).with_name("query.png")
 WIDTH, HEIGHT, FRAME, GAP, NUM = 84, 168, 5, 10, 7

@@ -19,6 +19,24 @@ from reid_core.datasets import synthetic
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests (pytest-xdist), what one process must run.
+
+    A module's tests share fixtures; those that need Ray share one Ray, and are begun first.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        group = "ray" if needs_ray(item) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not needs_ray(item))
+
+
+def needs_ray(item: pytest.Item) -> bool:
+    """Whether a test or a fixture of it uses the local Ray."""
+    return "local_ray" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SYSU-MM01 tree of 20 generated identities: 14 train, 2 val, 4 test. Read only."""

@@ -126,3 +126,11 @@ def test_no_product_file_is_longer_than_the_rule() -> None:
         for path in (ROOT / package).rglob("*.py"):
             length = len(path.read_text().splitlines())
             assert length <= 400, f"{path.relative_to(ROOT)} has {length} lines"
+
+
+def test_maps_of_packages_name_their_files() -> None:
+    for package in ("reid_core", "pipelines"):
+        for path in (ROOT / package).rglob("__init__.py"):
+            named = set(re.findall(r"^(\w+\.py) ", path.read_text(), re.M))
+            there = {file.name for file in path.parent.glob("*.py")} - {"__init__.py"}
+            assert not named or named == there, path.relative_to(ROOT)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import UserError
-from pipelines.report import panels, ranklists, reliability, scores, words
+from pipelines.report import panels, ranking_panels, ranklists, reliability, scores, words
 from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
@@ -178,7 +178,7 @@ def _sections(run: Run) -> list[Section]:
             "Finding people",
             "Queries and answers show people that were never trained on.",
             scores_by_epoch,
-            (panels.retrieval(run.rankings), f"ranks, {no_arrays}"),
+            (ranking_panels.retrieval(run.rankings), f"ranks, {no_arrays}"),
         ),
         _section(
             "similarities",
@@ -186,7 +186,7 @@ def _sections(run: Run) -> list[Section]:
             "Two at a time, of one person or of two, and how similar the program finds them, "
             "across modalities and within each, in percent of such pairs. The less the two hills "
             "overlap, the better people can be told apart.",
-            (panels.similarities(run.rankings), f"similarities, {no_arrays}"),
+            (ranking_panels.similarities(run.rankings), f"similarities, {no_arrays}"),
         ),
         _section(
             "certainty",

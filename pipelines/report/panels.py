@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipelines.report import figures, words
-from pipelines.report.figures import Curve, Series
+from pipelines.report import figures, style, words
+from pipelines.report.figures import Series
 from pipelines.runs.records import EpochLine as Epoch
 from pipelines.runs.records import Summary
 
@@ -41,17 +41,6 @@ class Phase:
     color: str
     seconds: float
     share: float
-
-
-@dataclass(frozen=True)
-class _Hills:
-    """Pairs of one person (bins,) and of two, by similarity: `right`, `wrong`."""
-
-    pair: str
-    row: str
-    right: np.ndarray
-    wrong: np.ndarray
-    bins: np.ndarray
 
 
 def losses(epochs: Sequence[Epoch]) -> list[Panel]:
@@ -109,7 +98,7 @@ def groups(epochs: Sequence[Epoch]) -> list[Panel]:
             )
         )
     if own := _with(epochs, "pairs"):
-        series = [Series("pairs", figures.INK, [epoch["pairs"] for epoch in own])]
+        series = [Series("pairs", style.INK, [epoch["pairs"] for epoch in own])]
         text = "How many groups of one kind of camera were paired with a group of the other."
         if "text" in own[-1].get("clusters", {}):
             text = "How many pictures with a sentence have a group on both sides."
@@ -191,8 +180,8 @@ def scores(epochs: Sequence[Epoch], summary: Summary) -> list[Panel]:
     series = [
         Series(label, color, [epoch["scores"].get(key) for epoch in own], dash, start.get(key))
         for key, label, color, dash in (
-            ("rank1", "Rank-1", figures.INK, "-"),
-            ("mAP", "mAP", figures.SPARE[0], "--"),
+            ("rank1", "Rank-1", style.INK, "-"),
+            ("mAP", "mAP", style.SPARE[0], "--"),
         )
     ]
     text = "Scores on people that were never trained on."
@@ -200,54 +189,6 @@ def scores(epochs: Sequence[Epoch], summary: Summary) -> list[Panel]:
         text += " The dotted lines are the start."
     chart = figures.epochs_chart(_points(own), series, alt="Scores by epoch")
     return [Panel("Rank-1 and mAP, %", text, chart)]
-
-
-def retrieval(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
-    """CMC of all rows in one panel."""
-    styles = {
-        "start": ("start", figures.MUTED, ":"),
-        "prepare": ("after stage 0", figures.SPARE[0], "--"),
-        "final": ("full method", figures.INK, "-"),
-    }
-    curves = [
-        Curve(label, rankings[row]["cmc"], color, dash)
-        for row, (label, color, dash) in styles.items()
-        if "cmc" in rankings.get(row, {})
-    ]
-    text = (
-        "How often a right answer is among the first k. The curve starts at Rank-1; the higher "
-        "and the earlier it rises, the fewer pictures somebody has to look through."
-    )
-    if not curves:
-        return []
-    return [Panel("Right answers among the first k, %", text, figures.cmc_chart(curves, alt="CMC"))]
-
-
-def similarities(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
-    """Histograms per pair of modalities, at the start and after training, on the same axes."""
-    hills = [
-        _Hills(str(pair), row, right, wrong, arrays["bins"])
-        for row, arrays in rankings.items()
-        if row != "prepare" and {"pairs", "same_hist", "different_hist", "bins"} <= set(arrays)
-        for pair, right, wrong in zip(
-            arrays["pairs"], arrays["same_hist"], arrays["different_hist"], strict=True
-        )
-        if right.any()  # without two pictures of anybody there is nothing to compare
-    ]
-    if not hills:
-        return []
-    top = 1.08 * max(figures.share(x).max() for one in hills for x in (one.right, one.wrong))
-    limits = _used(hills)
-    panels = []
-    for one in hills:
-        overlap = np.minimum(figures.share(one.right), figures.share(one.wrong)).sum()
-        when = "at the start" if one.row == "start" else "after training"
-        title = f"{' with '.join(one.pair.split()).capitalize()}, {when}"
-        chart = figures.similarity_chart(
-            one.right, one.wrong, one.bins, alt=f"Similarities, {title}", limits=limits, top=top
-        )
-        panels.append(Panel(title, f"The hills share {overlap:.0f} %.", chart))
-    return panels
 
 
 def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
@@ -275,15 +216,6 @@ def times(epochs: Sequence[Epoch]) -> tuple[list[Panel], list[Phase]]:
     return [Panel("Seconds per epoch", text, chart)], phases
 
 
-def _used(hills: Sequence[_Hills]) -> tuple[float, float]:
-    """Range of similarities that occur; the bins are those of all hills."""
-    bins = hills[0].bins
-    filled = np.flatnonzero(np.sum([one.right + one.wrong for one in hills], axis=0))
-    if not filled.size:
-        return float(bins[0]), float(bins[-1])
-    return float(bins[filled[0]]), float(bins[filled[-1] + 1])
-
-
 def _modalities(
     epochs: Sequence[Epoch],
     values: Callable[[Epoch], Mapping[str, float]],
@@ -305,7 +237,7 @@ def _shares(
     series = [
         Series(name, color, of_name, dash)
         for (name, of_name), color, dash in zip(
-            values.items(), (figures.INK, figures.SPARE[0]), ("-", "--"), strict=False
+            values.items(), (style.INK, style.SPARE[0]), ("-", "--"), strict=False
         )
     ]
     alt = f"{title.removesuffix(', %')} by epoch"
@@ -319,7 +251,7 @@ def _by_key(
 ) -> list[Series]:
     """A line per key; modalities in their color, a total in ink, others in spare colors."""
     names = list(dict.fromkeys(name for epoch in epochs for name in values(epoch)))
-    fixed = {"total": figures.INK, **figures.COLORS}
+    fixed = {"total": style.INK, **style.COLORS}
     others = [name for name in names if name not in fixed]
     dashes = {"infrared": "--", "total": "-", "visible": "-"}
     # where the spare colors come round again, the dashes differ
@@ -327,9 +259,9 @@ def _by_key(
     return [
         Series(
             name.replace("_", " "),
-            fixed.get(name) or figures.SPARE[others.index(name) % len(figures.SPARE)],
+            fixed.get(name) or style.SPARE[others.index(name) % len(style.SPARE)],
             [values(epoch).get(name) for epoch in epochs],
-            dashes.get(name) or spare[others.index(name) // len(figures.SPARE) % len(spare)],
+            dashes.get(name) or spare[others.index(name) // len(style.SPARE) % len(spare)],
         )
         for name in names
     ]

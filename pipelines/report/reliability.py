@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
-from pipelines.report import figures
+from pipelines.report import style
 from pipelines.report.panels import Panel
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ def chart(rows: Sequence[Sequence[float]], *, alt: str) -> Markup:
         An `<svg>` element.
     """
     weight, said, true = np.asarray(rows, dtype=float).reshape(-1, 3).T
-    with matplotlib.rc_context(figures.STYLE):
-        figure, axes = figures.panel()
-        axes.plot([0, 100], [0, 100], ":", color=figures.MUTED, linewidth=1.0)
-        axes.plot(100 * said, 100 * true, color=figures.SPARE[0], linewidth=1.0)
+    with matplotlib.rc_context(style.STYLE):
+        figure, axes = style.panel()
+        axes.plot([0, 100], [0, 100], ":", color=style.MUTED, linewidth=1.0)
+        axes.plot(100 * said, 100 * true, color=style.SPARE[0], linewidth=1.0)
         sizes = 14 + 110 * np.sqrt(weight / weight.max())
-        axes.scatter(100 * said, 100 * true, s=sizes, color=figures.SPARE[0] + "99", linewidth=0)
+        axes.scatter(100 * said, 100 * true, s=sizes, color=style.SPARE[0] + "99", linewidth=0)
         axes.set(xlim=(-3, 103), ylim=(-3, 103), xlabel="said, %", ylabel="true, %")
-        return figures.svg(figure, alt)
+        return style.svg(figure, alt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,9 +14,6 @@ import yaml
 
 from pipelines.runs.records import EpochLine, Summary
 from pipelines.storage.files import Json
-
-# evaluation/<row>.npz, in the order in which they are shown.
-RANKING_ROWS = ("start", "prepare", "final")
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,8 @@ class Run:
         environment: versions, machine, command and start time, {} where missing.
         epochs: one mapping per finished epoch, in training order, each with "stage" and "epoch".
         summary: rows, protocol, seconds and seed, {} where missing (a run that has not finished).
-        rankings: row name -> arrays of evaluation/<row>.npz.
+        rankings: row name -> arrays of evaluation/<row>.npz, in the order of the rows: the start,
+            stages but for the last one, which is the final state, "final".
         notes: sentences about files that could not be read in full.
     """
 
@@ -90,13 +88,14 @@ def read(directory: Path) -> Run:
             "was passed to `crossreid train ... --out DIR` or `crossreid demo --out DIR`"
         )
     notes: list[str] = []
+    epochs = _epochs(metrics, notes)
     return Run(
         directory=directory,
         config=_mapping(directory / "config.yaml", notes),
         environment=_mapping(directory / "environment.json", notes),
-        epochs=_epochs(metrics, notes),
+        epochs=epochs,
         summary=_summary(directory / "summary.json", notes),
-        rankings=_rankings(directory / "evaluation", notes),
+        rankings=_rankings(directory / "evaluation", epochs, notes),
         notes=tuple(notes),
     )
 
@@ -149,9 +148,12 @@ def _epochs(path: Path, notes: list[str]) -> tuple[EpochLine, ...]:
     return tuple(result.values())
 
 
-def _rankings(folder: Path, notes: list[str]) -> dict[str, dict[str, np.ndarray]]:
+def _rankings(
+    folder: Path, epochs: Sequence[EpochLine], notes: list[str]
+) -> dict[str, dict[str, np.ndarray]]:
     rankings = {}
-    for row in RANKING_ROWS:
+    stages = list(dict.fromkeys(epoch["stage"] for epoch in epochs))
+    for row in ("start", *stages[:-1], "final"):
         path = folder / f"{row}.npz"
         if not path.is_file():
             continue

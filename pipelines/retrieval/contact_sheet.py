@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.errors import UserError
-from pipelines.report.figures import INK, MUTED, RIGHT, WRONG
 from pipelines.report.ranklists import thumbnail
+from pipelines.report.style import INK, MUTED, RIGHT, WRONG
 from pipelines.report.templates import render
 from pipelines.retrieval.search import Hit, Query
 from pipelines.storage.files import replace_file

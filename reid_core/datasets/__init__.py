@@ -10,6 +10,7 @@ manifest.py  any data listed in a CSV, JSON-lines or Parquet file; converted dat
 files.py     which files of a tree are images
 manifest_rows.py  the rows of a manifest
 lists.py     the text files that name identities and images
+roadscene.py  aligned pairs of a street, cut into a tree in SYSU-MM01's layout
 counts.py    how many identities and images there are, beside what was published
 synthetic/   a generated world, written in the layouts of the real data sets
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.report import panels, ranklists
+from pipelines.report import ranking_panels, ranklists
 from pipelines.report.page import write
 from pipelines.report.run import read
 from tests.pipelines.fake_run import Page, epoch_line, fake_evaluation, fake_run, small_run
@@ -120,8 +120,8 @@ def test_rank_lists_mark_right_and_wrong_by_symbol_as_well(run_dir: Path, page: 
 
 def test_same_run_gives_the_same_charts(run_dir: Path) -> None:
     rankings = read(run_dir).rankings
-    assert panels.retrieval(rankings) == panels.retrieval(rankings)
-    assert panels.similarities(rankings) == panels.similarities(rankings)
+    assert ranking_panels.retrieval(rankings) == ranking_panels.retrieval(rankings)
+    assert ranking_panels.similarities(rankings) == ranking_panels.similarities(rankings)
 
 
 def test_without_metrics_the_error_names_the_file_and_the_remedy(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from pipelines.report import figures, panels, ranklists, scores
+from pipelines.report import figures, panels, ranking_panels, ranklists, scores
 from pipelines.report.templates import duration
 from pipelines.report.terminal import summary_table
 from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, epoch_line
@@ -72,7 +72,7 @@ def test_overlap_of_similarities(same: list[int], different: list[int], words: s
         "different_hist": np.array([different, [1, 1, 1]]),
         "bins": np.array([-1.0, 0.0, 0.5, 1.0]),
     }
-    (panel,) = panels.similarities({"final": arrays})
+    (panel,) = ranking_panels.similarities({"final": arrays})
     assert panel.title == "Text with visible, after training", "nobody has two sentences"
     assert words in panel.words
 
