@@ -28,7 +28,7 @@ images make a start that training within each modality can only wear down; with 
 gains what a catalogue cannot teach.
 
 ======================  ======================================================================
-identities.py               attributes of an identity, drawn independently
+identities.py           attributes of an identity, drawn independently
 captions.py             a sentence and a set of words for an image
 drawing.py              the canvas of material codes, patterns
 figure.py, heads.py     one body in one pose
