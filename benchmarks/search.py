@@ -34,6 +34,7 @@ from reid_core.types import Modality, Sample
 _PART = 16_384
 _AT = 10
 _RECALL = 0.95
+_TIMED_EXACTLY = 100  # queries; each takes as long as the others
 
 
 def main() -> None:
@@ -135,12 +136,12 @@ def stored_rows(folder: Path) -> np.ndarray:
 def exact_search(stored: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """The ten nearest rows (Q, 10) of each query, and median and p95 of the time of one."""
     rows = stored.astype(np.float32)
-    truth, times = [], []
-    for query in queries[:, None]:
+    truth, times = largest_products(queries, rows, _AT).rows, []
+    for query in queries[:_TIMED_EXACTLY, None]:
         began = time.perf_counter()
-        truth.append(largest_products(query, rows, _AT).rows[0])
+        largest_products(query, rows, _AT)
         times.append(time.perf_counter() - began)
-    return np.stack(truth), _milliseconds(times)
+    return truth, _milliseconds(times)
 
 
 def faiss_side(root: Path, queries: np.ndarray, truth: np.ndarray, _: World) -> list[str]:

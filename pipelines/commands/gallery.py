@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pipelines.commands.options import ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import say
+
+if TYPE_CHECKING:
+    from pipelines.retrieval.gallery import Gallery as Table
 
 gallery_app = typer.Typer(help="Fill, change and look into galleries.", no_args_is_help=True)
 
@@ -81,11 +84,10 @@ def remove(
     until: Annotated[str | None, typer.Option(help="Rows up to this time.")] = None,
     space: Space = None,
 ) -> None:
-    """Take rows away: those of some ids, or those that are all that the options say.
+    """Take rows away, of all tables: those of some ids, or those that are all that the options say.
 
     Older versions keep them until `gallery tidy`.
     """
-    from pipelines.retrieval.gallery import Gallery
     from pipelines.retrieval.gallery_rows import Filter, time_of
 
     where = Filter(
@@ -99,14 +101,14 @@ def remove(
         raise UserError(
             "say what to remove: ids, or one or more of --name, --pid, --camera, --since, --until"
         )
-    opened = Gallery.open(gallery, space=space)
-    removed = opened.remove(ids=ids or (), where=None if ids else where)
+    opened = _all_tables(gallery, space)
+    removed = sum(one.remove(ids=ids or (), where=None if ids else where) for one in opened)
     if not removed:
         raise UserError(
             f"{gallery} holds no row {', '.join(ids[:3]) if ids else f'that is {where}'}: "
             "`crossreid gallery info` shows what there is"
         )
-    say(f"{removed:,} removed, {len(opened):,} left: {gallery}")
+    say(f"{removed:,} removed, {sum(map(len, opened)):,} left: {gallery}")
 
 
 @gallery_app.command(name="enroll")
@@ -159,7 +161,19 @@ def tidy(
     """Join small files, index what grew, drop old versions."""
     from datetime import timedelta
 
-    from pipelines.retrieval.gallery import Gallery
-
-    Gallery.open(gallery, space=space).optimize(keep_for=timedelta(days=keep_days))
+    for one in _all_tables(gallery, space):
+        one.optimize(keep_for=timedelta(days=keep_days))
     say(f"tidied: {gallery}")
+
+
+def _all_tables(gallery: str, space: str | None) -> list[Table]:
+    """The tables of a gallery, or those of one space."""
+    from pipelines.retrieval import gallery as galleries
+
+    each = [one for one in galleries.tables(gallery) if space in (None, one.space)]
+    if not each:
+        raise UserError(f"{gallery} holds no vectors {space or ''}".rstrip())
+    return [
+        galleries.Gallery.open(gallery, space=one.space, fingerprint=one.fingerprint)
+        for one in each
+    ]

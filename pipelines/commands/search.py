@@ -58,13 +58,15 @@ def search(
     """Find the nearest rows to an image, a sentence or a row of a gallery."""
     from pipelines.retrieval import answer_file, contact_sheet
     from pipelines.retrieval import search as searching
-    from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.gallery import Gallery, tables
     from pipelines.retrieval.gallery_rows import Filter, time_of
     from pipelines.retrieval.sources import modality_named
 
     sheet = out is None or out.suffix not in answer_file.SUFFIXES
     if out is not None:
         (contact_sheet if sheet else answer_file).check(out)
+    if text is not None and any(facts.space == "joint" for facts in tables(gallery)):
+        space = space or "joint"
     opened = Gallery.open(gallery, space=space, version=version)
     where = Filter(
         modality=modality_named(modality, "--modality"),

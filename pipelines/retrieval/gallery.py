@@ -129,6 +129,8 @@ class Gallery:
     ) -> Gallery:
         """A table of a gallery: the only one, or the newest that fits what is named.
 
+        Where no space is named, one of descriptors goes before one of the joint space.
+
         Args:
             uri: folder or URI.
             space, fingerprint: of the encoder; None for any.
@@ -150,8 +152,9 @@ class Gallery:
             there = ", ".join(one.table for one in _tables(database)) or "nothing"
             wanted = "-".join(part for part in (space, fingerprint) if part)
             raise UserError(f"{uri} holds no vectors {wanted}".rstrip() + f"; there is {there}")
+        chosen = ([one for one in facts if one.space == "descriptor"] or facts)[-1]
         with _lance(f"cannot open {uri}"):
-            table = database.open_table(facts[-1].table)
+            table = database.open_table(chosen.table)
         if version is not None:
             known = [entry["version"] for entry in table.list_versions()]
             if version not in known:
@@ -159,7 +162,7 @@ class Gallery:
                     f"{uri} has no version {version}: there are {known[0]} to {known[-1]}"
                 )
             table.checkout(version)
-        return cls(table, facts[-1], historic=version is not None)
+        return cls(table, chosen, historic=version is not None)
 
     def __len__(self) -> int:
         return int(self._table.count_rows())

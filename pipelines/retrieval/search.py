@@ -17,6 +17,7 @@ from pipelines.evaluation.calibrated import load as load_calibration
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter, Match
+from reid_core.models import backbones
 from reid_core.reranking import rerank
 from reid_core.types import Modality
 
@@ -159,6 +160,9 @@ def query_by_text(loaded: LoadedEncoder, sentence: str) -> Query:
     Raises:
         UserError: it is empty, or the gallery is in a space without sentences.
     """
+    name = loaded.config.model.name
+    if loaded.tokenize is None and not backbones.has_text(name):
+        raise UserError(f"nothing can be asked in words: {backbones.without_text(name)}")
     if loaded.tokenize is None:
         raise UserError(
             "the vectors of this gallery cannot be compared with sentences: add the images again "

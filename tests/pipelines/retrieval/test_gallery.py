@@ -228,6 +228,11 @@ class TestBadInput:
         Gallery.create(tmp_path / "g", other, new_encoder=True)
         assert len(Gallery.open(tmp_path / "g", fingerprint="f")) == 20
         assert len(Gallery.open(tmp_path / "g")) == 0, "the newest is searched"
+        Gallery.create(tmp_path / "g", Facts("words", "joint", DIM, "/run"))
+        assert (
+            Gallery.open(tmp_path / "g").facts
+            == Gallery.open(tmp_path / "g", space="descriptor").facts
+        )
 
     def test_a_gallery_of_a_newer_version(
         self, small: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

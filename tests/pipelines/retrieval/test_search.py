@@ -22,7 +22,7 @@ from pipelines.retrieval import answer_file, contact_sheet
 from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
-from pipelines.retrieval.search import Query, ask, search, table
+from pipelines.retrieval.search import Query, ask, query_by_image, query_by_text, search, table
 from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint as checkpoint_files
 from reid_core.calibration import fit
@@ -114,6 +114,21 @@ def test_a_sentence_asks_the_joint_space(
 
 
 class TestBadInput:
+    def test_a_modality_that_the_encoder_never_saw(self, index: Gallery, checkpoint: Path) -> None:
+        image = images_of(index) / "visible" / "2.png"
+        with pytest.raises(UserError, match="--as text: this encoder embeds images as visible or"):
+            ask(index, image=str(image), text=None, seen_as=Modality.TEXT)
+        loaded = replace(open_encoder(checkpoint), modalities=(Modality.VISIBLE,))
+        with pytest.raises(UserError, match="--as infrared: this encoder embeds images as visible"):
+            query_by_image(loaded, image, modality=Modality.INFRARED)
+
+    def test_words_for_a_model_without_words(self, checkpoint: Path) -> None:
+        loaded = open_encoder(checkpoint)
+        model = loaded.config.model.model_copy(update={"name": "timm/resnet50"})
+        without = replace(loaded, config=loaded.config.model_copy(update={"model": model}))
+        with pytest.raises(UserError, match="'timm/resnet50' has no text tower"):
+            query_by_text(without, "a man in red")
+
     def test_neither_or_both(self, index: Gallery) -> None:
         with pytest.raises(UserError, match="and not both"):
             ask(index, image=None, text=None, seen_as=None)
