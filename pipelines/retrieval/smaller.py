@@ -48,7 +48,7 @@ def shrink(
         folder: of images to check and calibrate on, None for the run's data.
 
     Returns:
-        The models with what changed: cosines, and for int8 the scores on the run's test images.
+        The models with what changed: cosines, and the scores on the run's test images.
 
     Raises:
         UserError: no images for int8, or vectors in fp16 that are others.
@@ -74,8 +74,7 @@ def shrink(
                 f"{MIN_COSINE}: export {model.modality} with --precision fp32 ({full} is that)"
             )
         small.append(replace(model, cosine=cosine, checked_on=where))
-    if form.precision == "int8":
-        small = _scored(loaded, small, form)
+    small = _scored(loaded, small, form)
     for model in small:
         model.path.with_suffix(".fp32.onnx").unlink(missing_ok=True)
     return small

@@ -18,11 +18,11 @@ from starlette.middleware.base import RequestResponseEndpoint
 from pipelines.errors import UserError
 from pipelines.retrieval.gallery_rows import Filter, time_of
 from pipelines.retrieval.search import Query
-from pipelines.service.desk import Answer, Desk, Facts, RefusedError, Stored
+from pipelines.service.desk import Answer, Desk, Facts, Input, RefusedError, Stored
 from pipelines.service.guard import Guard
-from reid_core.types import Modality
 
-Embed = Callable[[np.ndarray | str, Modality], Awaitable[np.ndarray]]
+Embed = Callable[[Input], Awaitable[np.ndarray]]
+"""(D,) unit row of what a request holds."""
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -35,7 +35,7 @@ def build(desk: Desk, embed: Embed, *, token: str, max_bytes: int) -> Guard:
 
     Args:
         desk: answers.
-        embed: an image (3, H, W) uint8 or a sentence, and its modality -> (D,) unit row.
+        embed: see `Embed`.
         token: see `pipelines.service.guard.Guard`.
         max_bytes: of a request.
     """
@@ -120,10 +120,11 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
         elif image is not None:
             seen = desk.modality(seen_as)
             pixels = await run_in_threadpool(desk.pixels, await image.read())
-            query = Query(await embed(pixels, seen), "image", seen)
+            query = Query(await embed(Input(pixels, seen)), "image", seen)
         else:
             seen = desk.modality("text", text=True)
-            query = Query(await embed(text, seen), "text", seen)
+            asked = Input(text, seen, joint=desk.has_words)
+            query = Query(await embed(asked), "text", seen)
         hits = await run_in_threadpool(
             desk.search, query, top=top, where=where, min_probability=min_probability
         )
@@ -140,9 +141,12 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
         seen = desk.modality(seen_as)
         data = await image.read()
         pixels = await run_in_threadpool(desk.pixels, data)
-        vector = await embed(pixels, seen)
+        vector = await embed(Input(pixels, seen))
+        in_words = await embed(Input(pixels, seen, joint=True)) if desk.has_words else None
         when = _time(time, "time")
-        return await run_in_threadpool(desk.add, data, vector, seen, camera=camera, time=when)
+        return await run_in_threadpool(
+            desk.add, data, vector, seen, in_words=in_words, camera=camera, time=when
+        )
 
 
 def _filter(desk: Desk, modality: str, cameras: list[int] | None, since: str, until: str) -> Filter:

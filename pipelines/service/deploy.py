@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ import torch
 from pipelines.cluster import session as cluster
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder
-from pipelines.retrieval.gallery import Gallery
+from pipelines.retrieval.gallery import Gallery, tables
 from pipelines.retrieval.search import encoder_of, probabilities_of
-from pipelines.service.desk import MAX_BYTES, Desk
+from pipelines.service.desk import MAX_BYTES, Desk, Input
 from pipelines.service.guard import Guard, is_loopback
 from reid_core.types import Modality
 
@@ -37,7 +37,8 @@ class Settings:
 
     Attributes:
         gallery: folder or URI.
-        space: of the vectors, None for the newest table.
+        space: of the vectors; None for descriptors, beside which the table of the joint space
+            answers sentences where the gallery has one.
         checkpoint: where the encoder lies, None for where it lay.
         prior: see `pipelines.evaluation.calibrated.Calibrated`.
         host, port: to listen on.
@@ -87,43 +88,55 @@ class Settings:
 
 
 class Encoding:
-    """Embeds batches of images and sentences."""
+    """Embeds batches of images and sentences.
 
-    def __init__(self, loaded: LoadedEncoder) -> None:
-        self._loaded = loaded
+    Args:
+        loaded: the encoder.
+        joint: that of the table of words, None where there is none.
+    """
 
-    def embed(self, inputs: list[np.ndarray | str], modalities: list[Modality]) -> list[np.ndarray]:
+    def __init__(self, loaded: LoadedEncoder, joint: LoadedEncoder | None = None) -> None:
+        self.loaded, self._joint = loaded, joint
+
+    def embed(self, inputs: Sequence[Input]) -> list[np.ndarray]:
         """(D,) unit rows, in the order of the inputs."""
         rows: list[np.ndarray] = [np.empty(0)] * len(inputs)
-        for modality in dict.fromkeys(modalities):
-            places = [i for i, m in enumerate(modalities) if m == modality]
-            own = [inputs[i] for i in places]
-            if modality == Modality.TEXT:
-                assert self._loaded.tokenize is not None
-                batch = self._loaded.tokenize([str(one) for one in own])
+        for kind in dict.fromkeys((one.modality, one.joint) for one in inputs):
+            places = [i for i, one in enumerate(inputs) if (one.modality, one.joint) == kind]
+            loaded = self._joint if kind[1] else self.loaded
+            assert loaded is not None
+            own = [inputs[i].content for i in places]
+            if kind[0] == Modality.TEXT:
+                assert loaded.tokenize is not None
+                batch = loaded.tokenize([str(one) for one in own])
             else:
                 batch = torch.from_numpy(np.stack([np.asarray(one) for one in own]))
-            for place, row in zip(places, self._loaded.vectors(batch, modality), strict=True):
+            for place, row in zip(places, loaded.vectors(batch, kind[0]), strict=True):
                 rows[place] = row
         return rows
 
 
-def desk_of(settings: Settings) -> tuple[Desk, LoadedEncoder]:
-    """What answers, and its encoder.
+def desk_of(settings: Settings) -> tuple[Desk, Encoding]:
+    """What answers, and what embeds for it.
 
     Raises:
         UserError: no such gallery or encoder.
     """
     gallery = Gallery.open(settings.gallery, space=settings.space)
-    loaded = encoder_of(gallery, settings.checkpoint)
+    loaded, words, joint = encoder_of(gallery, settings.checkpoint), None, None
+    known = {facts.space for facts in tables(settings.gallery)}
+    if settings.space is None and loaded.tokenize is None and "joint" in known:
+        words = Gallery.open(settings.gallery, space="joint")
+        joint = encoder_of(words, settings.checkpoint)
     desk = Desk(
         gallery,
+        words=words,
         calibrated=probabilities_of(gallery, settings.checkpoint, settings.prior),
-        modalities=loaded.modalities,
+        modalities=loaded.modalities if joint is None else joint.modalities,
         size=(loaded.config.model.height, loaded.config.model.width),
         uploads=settings.uploads,
     )
-    return desk, loaded
+    return desk, Encoding(loaded, joint)
 
 
 def application(settings: Settings, *, num_gpus: int) -> Application:
@@ -139,27 +152,26 @@ def application(settings: Settings, *, num_gpus: int) -> Application:
 
     class Encoder:
         def __init__(self) -> None:
-            self._encoding = Encoding(desk_of(settings)[1])
+            self._encoding = desk_of(settings)[1]
 
         @serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)
-        async def batched(self, asked: list[tuple[np.ndarray | str, str]]) -> list[np.ndarray]:
-            inputs, names = zip(*asked, strict=True)
-            return self._encoding.embed(list(inputs), [Modality(name) for name in names])
+        async def batched(self, asked: list[Input]) -> list[np.ndarray]:
+            return self._encoding.embed(asked)
 
-        async def embed(self, content: np.ndarray | str, modality: str) -> np.ndarray:
-            return await self.batched((content, modality))
+        async def embed(self, asked: Input) -> np.ndarray:
+            return await self.batched(asked)
 
     def routes() -> Guard:
         from pipelines.service.app import build
 
         encoder = serve.get_deployment_handle("encoder", _NAME)
 
-        async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
+        async def embed(asked: Input) -> np.ndarray:
             vectors: np.ndarray
             try:
-                vectors = await encoder.embed.remote(content, str(modality))
+                vectors = await encoder.embed.remote(asked)
             except RayActorError:  # embedding changes nothing: another replica does it
-                vectors = await encoder.embed.remote(content, str(modality))
+                vectors = await encoder.embed.remote(asked)
             return vectors
 
         desk, _ = desk_of(settings)
@@ -197,7 +209,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
     except ImportError as error:
         raise UserError(f"serving needs Ray Serve and FastAPI: {_INSTALL}") from error
     settings.check()
-    config = desk_of(settings)[1].config
+    config = desk_of(settings)[1].loaded.config
     own = config.ray.model_copy(update={"address": ray_address})
     with cluster.session(config.model_copy(update={"ray": own})):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)

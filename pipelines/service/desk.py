@@ -34,6 +34,21 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
+class Input:
+    """What is embedded for a request.
+
+    Attributes:
+        content: an image (3, H, W) uint8, or a sentence.
+        modality: of it.
+        joint: whether into the joint space, for the table that sentences ask.
+    """
+
+    content: np.ndarray | str
+    modality: Modality
+    joint: bool = False
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a client must know to ask.
 
@@ -90,6 +105,8 @@ class Desk:
 
     Args:
         gallery: to ask.
+        words: the gallery's table in the joint space, which sentences ask; None where `gallery`
+            answers everything.
         calibrated: of its encoder, None where nothing was calibrated.
         modalities: that the encoder embeds.
         size: height and width that images are decoded to.
@@ -100,15 +117,21 @@ class Desk:
         self,
         gallery: Gallery,
         *,
+        words: Gallery | None = None,
         calibrated: Calibrated | None,
         modalities: tuple[Modality, ...],
         size: tuple[int, int],
         uploads: Path | None = None,
     ) -> None:
-        self._gallery, self._calibrated = gallery, calibrated
+        self._gallery, self._words, self._calibrated = gallery, words, calibrated
         self._modalities, self._size, self._uploads = modalities, size, uploads
         self._hidden: OrderedDict[str, str] = OrderedDict()
         self._lock = Lock()
+
+    @property
+    def has_words(self) -> bool:
+        """Whether sentences ask a table of their own."""
+        return self._words is not None
 
     def facts(self) -> Facts:
         """What there is."""
@@ -155,10 +178,10 @@ class Desk:
         """
         with self._lock:
             name = self._hidden.get(public, public)
-        query = query_by_id(self._gallery, name)
-        if query is None:
-            raise RefusedError(f"no row is called {public}")
-        return query
+        for gallery in (self._gallery, self._words):
+            if gallery is not None and (query := query_by_id(gallery, name)) is not None:
+                return query
+        raise RefusedError(f"no row is called {public}")
 
     def search(
         self, query: Query, *, top: int, where: Filter, min_probability: float = 0.0
@@ -170,18 +193,27 @@ class Desk:
         """
         if not 1 <= top <= MAX_TOP:
             raise RefusedError(f"top {top}: between 1 and {MAX_TOP}")
+        gallery = self._table_of(query)
+        known = self._calibrated if gallery is self._gallery else None
         try:
             hits = search(
-                self._gallery,
+                gallery,
                 query,
                 top=top,
                 where=where,
-                calibrated=self._calibrated,
-                min_probability=min_probability if self._calibrated else 0.0,
+                calibrated=known,
+                min_probability=min_probability if known else 0.0,
             )
         except UserError as error:
             raise RefusedError(str(error)) from error
         return [self._shown(hit) for hit in hits]
+
+    def _table_of(self, query: Query) -> Gallery:
+        """Sentences ask the table of words, and so do rows that it alone holds."""
+        if self._words is None:
+            return self._gallery
+        alone = query.id and self._gallery.get(query.id) is None
+        return self._words if alone or query.modality == Modality.TEXT else self._gallery
 
     def add(
         self,
@@ -189,10 +221,11 @@ class Desk:
         vector: np.ndarray,
         modality: Modality,
         *,
+        in_words: np.ndarray | None = None,
         camera: int = -1,
         time: datetime | None = None,
     ) -> Stored:
-        """Store an image and its vector.
+        """Store an image and its vector; `in_words` is that for the table of words.
 
         Raises:
             RefusedError: this service takes no images, or they cannot be stored.
@@ -204,9 +237,10 @@ class Desk:
         try:
             (self._uploads / "uploads").mkdir(parents=True, exist_ok=True)
             replace_file(self._uploads / sample.image, data)
-            added = self._gallery.add(
-                rows_of([sample], vector[None], root=str(self._uploads), contents=[name])
-            )
+            root = str(self._uploads)
+            if self._words is not None and in_words is not None:
+                self._words.add(rows_of([sample], in_words[None], root=root, contents=[name]))
+            added = self._gallery.add(rows_of([sample], vector[None], root=root, contents=[name]))
         except (OSError, UserError) as error:
             raise RefusedError("the image could not be stored; nothing was changed") from error
         return Stored(id=sample.image, new=bool(added.new), rows=added.total)

@@ -26,9 +26,9 @@ from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.sources import Source
 from pipelines.service.app import build
-from pipelines.service.deploy import Encoding, Settings, desk_of
+from pipelines.service.deploy import Settings, desk_of
+from pipelines.service.desk import Input
 from reid_core.calibration import fit
-from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, embed_alone, save_run
 
 TOKEN = "a-secret-of-some-length"
@@ -57,11 +57,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def client_of(place: Path, **options: Any) -> TestClient:
     settings = Settings(str(place / "gallery"), **options)
-    desk, loaded = desk_of(settings)
-    encoding = Encoding(loaded)
+    desk, encoding = desk_of(settings)
 
-    async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
-        return encoding.embed([content], [modality])[0]
+    async def embed(asked: Input) -> np.ndarray:
+        return encoding.embed([asked])[0]
 
     app = build(desk, embed, token=settings.token, max_bytes=2**20)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
@@ -123,6 +122,34 @@ def test_an_added_image_is_found_and_the_same_again_changes_nothing(
     ).json()["answers"]
     assert (result["id"], result["camera"]) == (first["id"], 9)
     assert client_of(place).post("/images", **sent).status_code == 400, "read only"
+
+
+def test_words_ask_a_table_of_their_own_and_images_keep_their_probability(
+    place: Path, tmp_path: Path
+) -> None:
+    images = draw_folder(tmp_path / "images", visible=4, infrared=0)
+    for space in ("joint", "descriptor"):
+        add_vectors(
+            tmp_path / "gallery",
+            embed_alone(place / "run", Source(images), tmp_path / space, space=space),
+        )
+    client = client_of(tmp_path, uploads=tmp_path)
+    assert client.get("/facts").json()["sentences"]
+    words = client.post("/search", data={"text": "a man in red"}).json()["answers"]
+    assert [answer["probability"] for answer in words] == [None] * 4
+    image = (images / "visible" / "2.png").read_bytes()
+    sent: dict[str, Any] = {"files": {"image": image}, "data": {"seen_as": "visible"}}
+    for answers in (
+        client.post("/search", **sent).json()["answers"],
+        client.post("/search", data={"id": words[0]["id"]}).json()["answers"],
+    ):
+        assert all(answer["probability"] is not None for answer in answers)
+    added = client.post("/images", files={"image": png()}, data={"seen_as": "visible"}).json()
+    assert (added["new"], added["rows"]) == (True, 5)
+    words = client.post("/search", data={"text": "a man in red"}).json()["answers"]
+    assert added["id"] in [answer["id"] for answer in words]
+    alone = client_of(tmp_path, space="joint")
+    assert alone.get("/facts").json() | {"rows": 5, "calibrated": ""} == alone.get("/facts").json()
 
 
 def test_page_loads_nothing_from_elsewhere(client: TestClient) -> None:

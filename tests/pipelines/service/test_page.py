@@ -26,8 +26,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from pipelines.service.app import build
-from pipelines.service.deploy import Encoding, Settings, desk_of
-from reid_core.types import Modality
+from pipelines.service.deploy import Settings, desk_of
+from pipelines.service.desk import Input
 from tests.pipelines.service.test_app import TOKEN, place  # noqa: F401
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -56,11 +56,10 @@ def address(request: pytest.FixtureRequest, place: Path) -> Iterator[tuple[str, 
     """Where a service listens, and its token."""
     token = request.param
     settings = Settings(str(place / "gallery"), token=token)
-    desk, loaded = desk_of(settings)
-    encoding = Encoding(loaded)
+    desk, encoding = desk_of(settings)
 
-    async def embed(content: np.ndarray | str, modality: Modality) -> np.ndarray:
-        return encoding.embed([content], [modality])[0]
+    async def embed(asked: Input) -> np.ndarray:
+        return encoding.embed([asked])[0]
 
     app: Any = build(desk, embed, token=token, max_bytes=2**20)
     with socket.socket() as probe:
