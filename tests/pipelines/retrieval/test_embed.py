@@ -27,6 +27,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import Embedder, embed
 from pipelines.retrieval.sources import Part, Source, parts, record_id
 from reid_core.datasets import regdb, synthetic
+from reid_core.models import backbones
 from reid_core.types import Modality, Sample
 from tests.pipelines.trained import draw_folder, save_run
 
@@ -71,13 +72,15 @@ def read_vectors(out: Path) -> tuple[list[str], np.ndarray, pa.Table]:
     return table["id"].to_pylist(), np.stack(rows.to_numpy(zero_copy_only=False)), table
 
 
+@pytest.mark.parametrize("model", backbones.BUNDLED)
 def test_vectors_are_those_of_the_encoder(
-    checkpoint: Path,
+    model: str,
     folder: Path,
     tmp_path: Path,
     in_process: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    checkpoint = save_run(tmp_path / "run", model=model)
     done = embed(checkpoint, Source(folder), tmp_path / "out", dtype="float32", batch_size=3)
     assert re.search(r"12 of 12, [\d,]+ per second, 0 s left", capsys.readouterr().out)
     ids, result, table = read_vectors(tmp_path / "out")
