@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import memory
 from pipelines import evaluate, load_config, train
+from pipelines.recipes.files import find_recipe
 from reid_core.datasets import synthetic
 
 pytestmark = pytest.mark.slow
@@ -74,3 +76,18 @@ def test_two_steps_and_every_protocol(
     from pipelines import open_encoder
 
     assert open_encoder(tmp_path / "run").encoder.feature_dim == dim
+
+
+@pytest.mark.parametrize("recipe", memory.RECIPES)
+def test_the_header_states_the_memory_that_is_counted(recipe: str) -> None:
+    config = load_config(recipe, {"data.root": "unused"})
+    result, precision = memory.count(config), config.trainer.precision
+    header = " ".join(find_recipe(Path(recipe)).read_text().replace("\n#", " ").split())
+    stated = re.search(
+        r"(\d+) MiB of activations (?:an|per) image[^:]*: (?:about )?(\d+) GiB", header
+    )
+    assert stated is not None
+    assert (round(result.mib[precision]), round(result.gib[precision])) == tuple(
+        int(number) for number in stated.groups()
+    )
+    assert f"{result.images} images" in header
