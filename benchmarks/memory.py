@@ -68,24 +68,24 @@ def count(config: RunConfig) -> Counted:
 
 def _activations(encoder: ImageEncoder, config: RunConfig, precision: str) -> float:
     """Bytes for one image: the difference between steps of four and of two."""
-    kept = [_kept(encoder, config, precision, rows) for rows in (1, 2)]
-    return (kept[1] - kept[0]) / 2
+    one, two = (_saved(encoder, config, precision, rows) for rows in (1, 2))
+    return (two - one) / 2
 
 
-def _kept(encoder: ImageEncoder, config: RunConfig, precision: str, rows: int) -> int:
+def _saved(encoder: ImageEncoder, config: RunConfig, precision: str, rows: int) -> int:
     """Bytes that autograd keeps beside the weights, for `rows` images of each modality."""
     own = {x.untyped_storage()._cdata for x in (*encoder.parameters(), *encoder.buffers())}
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
 
     def pack(x: Tensor) -> Tensor:
-        kept[x.untyped_storage()._cdata] = x
+        saved[x.untyped_storage()._cdata] = x
         return x
 
     images = torch.zeros(rows, 3, config.model.height, config.model.width)
     half = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), half:
         encoder(images, images)
-    return sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in own)
+    return sum(x.untyped_storage().nbytes() for at, x in saved.items() if at not in own)
 
 
 def _images(config: RunConfig) -> int:

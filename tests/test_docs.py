@@ -96,6 +96,19 @@ def written() -> Iterator[Path]:
             yield from (ROOT / folder).rglob(f"*.{ending}")
 
 
+def test_trainings_that_are_shown_have_valid_settings() -> None:
+    """Of every recipe that ships; what a reader would put in place of a name is not looked at."""
+    shown = []
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^crossreid train (\w+\.yaml .*)$", text, re.MULTILINE):
+            recipe, *words = line.partition(" #")[0].split()
+            if (ROOT / "tune_configs" / recipe).is_file():
+                given = [word for word in words if "=" in word and not word.startswith("--")]
+                shown.append(configuration.load(Path(recipe), ["data.root=/data", *given]))
+    assert len(shown) > 10
+
+
 def test_functions_that_documents_name_are_there() -> None:
     """`losses.cluster_contrast`: what begins with a module's name is in it, or is a setting."""
     settings = (ROOT / "docs" / "settings.md").read_text()

@@ -94,7 +94,7 @@ def open_tower(visual: nn.Module, fit: Fit) -> Tower:
     """
     visual = visual.trunk if isinstance(visual, TimmModel) else visual  # open_clip's wrapper
     for kinds, opener, settings in _FAMILIES:
-        if isinstance(visual, kinds):
+        if type(visual) in kinds:  # what a family's heirs do otherwise is not known here
             _refuse_others(fit, settings, type(visual).__name__)
             return opener(deepcopy(visual), fit)
     raise ValueError(
@@ -224,11 +224,13 @@ def _transformer(visual: Any, fit: Fit) -> Tower:
 
 _LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 _TOKENS = frozenset({"patch_stride", "stem_blocks"})
-_FAMILIES: tuple[tuple[Any, Callable[[Any, Fit], Tower], frozenset[str]], ...] = (
-    (ModifiedResNet, _clip_resnet, frozenset({"last_stride", "stem_relu"})),
-    (ResNet, _resnet, frozenset({"last_stride"})),
-    (SwinTransformer, _swin, frozenset({"stem_blocks"})),
-    (ClipTransformer, _clip_transformer, _TOKENS),
+_FAMILIES: tuple[
+    tuple[tuple[type[nn.Module], ...], Callable[[Any, Fit], Tower], frozenset[str]], ...
+] = (
+    ((ModifiedResNet,), _clip_resnet, frozenset({"last_stride", "stem_relu"})),
+    ((ResNet,), _resnet, frozenset({"last_stride"})),
+    ((SwinTransformer,), _swin, frozenset({"stem_blocks"})),
+    ((ClipTransformer,), _clip_transformer, _TOKENS),
     ((VisionTransformer, Eva), _transformer, _TOKENS),
 )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-from benchmarks import memory
 from pipelines import evaluate, load_config, train
 from pipelines.recipes.files import find_recipe
 from reid_core.datasets import synthetic
 
 pytestmark = pytest.mark.slow
+MEMORY = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))
 SHORT = {
     "bmil": {
         "bmil.labels": "identities",  # random features have no clusters
@@ -78,10 +79,10 @@ def test_two_steps_and_every_protocol(
     assert open_encoder(tmp_path / "run").encoder.feature_dim == dim
 
 
-@pytest.mark.parametrize("recipe", memory.RECIPES)
+@pytest.mark.parametrize("recipe", MEMORY["RECIPES"])
 def test_the_header_states_the_memory_that_is_counted(recipe: str) -> None:
     config = load_config(recipe, {"data.root": "unused"})
-    result, precision = memory.count(config), config.trainer.precision
+    result, precision = MEMORY["count"](config), config.trainer.precision
     header = " ".join(find_recipe(Path(recipe)).read_text().replace("\n#", " ").split())
     stated = re.search(
         r"(\d+) MiB of activations (?:an|per) image[^:]*: (?:about )?(\d+) GiB", header

@@ -106,6 +106,7 @@ def test_sizes_that_the_strides_do_not_divide_are_refused(name, stride) -> None:
         (SMALL_VIT, {"pool": "attention"}, "no attention pool"),
         ("timm/vit_base_patch16_siglip_224", {"pool": "class"}, "no class token"),
         ("timm/convnext_tiny", {}, "no encoder can be made of a ConvNeXt"),
+        ("timm/deit_tiny_distilled_patch16_224", {}, "made of a VisionTransformerDistilled"),
         ("timm/efficientnet_b0", {}, "no encoder can be made of a EfficientNet"),
         ("timm/vit_small_patch16_rope_mixed_224", {}, "every block has of its own"),
     ],
