@@ -348,10 +348,17 @@ def _explain(item: ErrorDetails) -> str:
     if item["type"] == "missing":
         return f"missing key {key}: add it to the file or pass {key}=VALUE"
     given = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.200}"
-    if item["type"] in ("model_type", "model_attributes_type"):
-        return f"{key}: must be a section of keys and values{given}"
-    said = item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return f"{key}: {said}{given}"
+    return f"{key}: {in_words(item)}{given}"
+
+
+def in_words(item: ErrorDetails) -> str:
+    """What a value must be."""
+    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a section of keys and values"
+    if item["type"] == "too_short":
+        return "must hold something"
+    said = item["msg"].removeprefix("Value error, ")
+    return said.replace("Input should be", "must be").replace("Keys should be", "keys must be")
 
 
 def _fields_at(location: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pipelines.report import page
 from pipelines.runs import runlog
 from pipelines.runs.console import console
 from pipelines.runs.records import Summary
+from pipelines.storage.files import reason
 from pipelines.training.driver import train
 from reid_core.datasets import synthetic
 from reid_core.methods import DEFAULT, METHODS
@@ -54,7 +55,7 @@ def run(out: Path, *, method: str | None, seed: int, fast: bool, command: Sequen
             workers=2,
         )
     except (ValueError, OSError) as error:
-        raise UserError(f"cannot generate identities in {root}: {error}") from error
+        raise UserError(f"cannot generate identities in {root}: {reason(error)}") from error
     drawn = time.perf_counter() - began
     console.print(
         f"training {config.method} with {config.trainer.num_workers} workers on "

@@ -149,8 +149,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(data: bytes, error: Exception) -> ValueError:
-    if isinstance(error, Image.DecompressionBombError) or "megapixels" in str(error):
+    if isinstance(error, Image.DecompressionBombError):
+        return ValueError("too many pixels: more than Pillow opens at all; make it smaller")
+    if "megapixels" in str(error):
         return ValueError(f"too many pixels: {error}")
     unknown = isinstance(error, UnidentifiedImageError)
-    said = "its format is none that is known" if unknown else str(error)
+    said = "its format is none that is known" if unknown else "damaged or cut off; copy it again"
     return ValueError(f"not a complete image ({len(data):,} bytes): {said}")

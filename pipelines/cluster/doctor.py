@@ -33,6 +33,7 @@ from pipelines.cluster import machine as limits
 from pipelines.cluster import preflight
 from pipelines.cluster.session import session
 from pipelines.errors import UserError
+from pipelines.storage.files import reason
 from reid_core.knn.faiss_screen import faiss_for_gpus
 from reid_core.models import backbones
 
@@ -75,7 +76,7 @@ def examine(folder: Path, address: str | None) -> Iterator[Finding]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        yield Finding("run folder", "fail", str(error), "choose another --out")
+        yield Finding("run folder", "fail", f"{folder}: {reason(error)}", "choose another --out")
         return
     joins = address not in (None, "local")
     checks: list[Callable[[], Finding]] = [

@@ -155,7 +155,9 @@ def info(gallery: Gallery) -> None:
 @gallery_app.command(name="tidy")
 def tidy(
     gallery: Gallery,
-    keep_days: Annotated[float, typer.Option(help="Versions that are kept.", min=0)] = 30,
+    keep_days: Annotated[
+        float, typer.Option(help="Versions that are kept.", min=0, max=36_500)
+    ] = 30,
     space: Space = None,
 ) -> None:
     """Join small files, index what grew, drop old versions."""

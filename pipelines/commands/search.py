@@ -17,7 +17,7 @@ commands = typer.Typer()
 
 Modality = Annotated[str | None, typer.Option(help="Answers of this modality only.")]
 Camera = Annotated[
-    list[int] | None, typer.Option(help="Answers of this camera only; may be repeated.")
+    list[int] | None, typer.Option(help="Answers of this camera only; may be repeated.", min=0)
 ]
 Since = Annotated[str | None, typer.Option(help="Answers from this time on, 2026-11-27T14:05.")]
 Until = Annotated[str | None, typer.Option(help="Answers up to this time.")]
@@ -37,7 +37,9 @@ def search(
     query: Annotated[str | None, typer.Argument(help="Image file, or an id.")] = None,
     text: Annotated[str | None, typer.Option(help="Search by a sentence instead.")] = None,
     seen_as: SeenAs = None,
-    pid: Annotated[int, typer.Option(help="Identity on the image, to mark right answers.")] = -1,
+    pid: Annotated[
+        int, typer.Option(help="Identity on the image, to mark right answers.", min=-1)
+    ] = -1,
     top: Annotated[int, typer.Option(help="Number of answers.")] = 10,
     modality: Modality = None,
     camera: Camera = None,

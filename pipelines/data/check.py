@@ -26,7 +26,7 @@ from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
-from pipelines.storage.files import Json, replace_file
+from pipelines.storage.files import Json, reason, replace_file
 from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS, Count, count, counts_of
@@ -318,7 +318,7 @@ def _look(path: Path) -> _Seen:
     try:
         data = read_bytes(path)
     except OSError as error:
-        return _Seen(error="missing" if isinstance(error, FileNotFoundError) else str(error))
+        return _Seen(error="missing" if isinstance(error, FileNotFoundError) else reason(error))
     try:
         height, width = size_of(data)
         decode(data, height=height, width=width)

@@ -31,6 +31,7 @@ from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
+from pipelines.storage.files import reason
 from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
@@ -128,7 +129,7 @@ class _Target:
             with opened.open_input_stream(f"{path}/{PLAN}") as stream:
                 remaining = json.loads(stream.read())
         except (OSError, ValueError) as error:
-            said = getattr(error, "strerror", None) or str(error)
+            said = reason(error)
             raise UserError(
                 f"cannot write to {self.location}: {said.partition('. Detail')[0]}; choose another "
                 "folder, or see whose it is"
@@ -228,7 +229,7 @@ def _write_shard(
         try:
             contents.append(_content(root / image, shape))
         except (OSError, ValueError) as error:
-            wrong.append(f"{image}: {error}")
+            wrong.append(f"{image}: {reason(error)}")
     if wrong:
         return wrong
     table = pa.table({"image": list(images), "bytes": pa.array(contents, pa.large_binary())})
@@ -243,7 +244,7 @@ def _write_shard(
             write_statistics=False,
         )
     except OSError as error:
-        return [f"{PART.format(part)}: cannot write to {target.location}: {error}"]
+        return [f"{PART.format(part)}: cannot write to {target.location}: {reason(error)}"]
     return []
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.data.decoded import Decoded
 from pipelines.data.replacements import NUM_REPLACEMENTS
+from pipelines.storage.files import reason
 from pipelines.storage.shards import location, read_bytes
 from reid_core.images import MAX_MEGAPIXELS, decode
 from reid_core.transforms import TrainTransform
@@ -32,7 +33,7 @@ def read_image(
         data = read_bytes(path)
         return decode(data, height=height, width=width, max_megapixels=max_megapixels)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{location(path)}: {error}") from error
+        raise ValueError(f"{location(path)}: {reason(error)}") from error
 
 
 class DecodeAndAugment:

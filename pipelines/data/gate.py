@@ -137,6 +137,8 @@ def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]
 def _check_out(run_dir: Path) -> None:
     """Refuse a run directory that could not be made or written to."""
     existing = _existing(run_dir)
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise UserError(f"cannot write to {run_dir}: it is a link to nowhere; choose another --out")
     if not existing.is_dir():
         raise UserError(f"cannot write to {run_dir}: {existing} is no folder; choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):

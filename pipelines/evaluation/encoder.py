@@ -121,8 +121,8 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
             can be compared with images.
 
     Raises:
-        UserError: no such checkpoint, one without a trained encoder, or no such space, of a model
-            without texts too.
+        UserError: no such checkpoint, one without a trained encoder or with weights that are not
+            finite, or no such space, of a model without texts too.
     """
     if space not in get_args(Space):
         raise UserError(f"--space {space}: choose {' or '.join(get_args(Space))}")
@@ -135,15 +135,20 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
             size.name, None, quick_gelu=state.get("quick_gelu", False), options=size.options()
         )
         encoder = _encoder(config, start, state["module"])
-    except (
-        RuntimeError,
-        KeyError,
-        ValueError,
-    ) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        progress = state.get("progress")
+        stage = progress.get("stage") if isinstance(progress, dict) else None
         raise UserError(
-            f"{folder} was written in stage {state['progress']['stage']!r} and holds no trained "
-            "encoder: wait for a later stage, or give an older checkpoint folder"
+            f"{folder} was written in stage {stage!r} and holds no trained encoder of its "
+            "model and method: wait for a later stage, or give another checkpoint folder"
         ) from error
+    assert isinstance(encoder, torch.nn.Module)
+    for name, weights in encoder.state_dict().items():
+        if not torch.isfinite(weights).all():
+            raise UserError(
+                f"{folder}: {name} holds numbers that are not finite: give an older checkpoint "
+                "folder, and train again with a lower learning rate"
+            )
     modalities: tuple[Modality, ...] = method.inputs
     text = getattr(encoder, "text", None) if Modality.TEXT in modalities else None
     if space == "joint" and text is None:

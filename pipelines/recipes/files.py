@@ -55,7 +55,7 @@ def read(path: Path, *, as_text: Collection[str] = ()) -> Tree:
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {_in_words(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid YAML: {str(error)[:200]}") from error
+        raise UserError(f"{path} is not valid YAML: {_unread(error)}") from error
     if content is None:
         raise UserError(f"{path} is empty: a recipe names at least method and data.kind")
     if not isinstance(content, dict):
@@ -103,7 +103,7 @@ def value(text: str, *, said: str) -> Json:
     try:
         return _load(text, ())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = _in_words(error) if isinstance(error, yaml.YAMLError) else str(error)[:200]
+        reason = _in_words(error) if isinstance(error, yaml.YAMLError) else _unread(error)
         raise UserError(f"{said}: the value is not valid YAML: {reason}") from error
 
 
@@ -132,13 +132,16 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a word", problem_mark=key.start_mark
+                )
+            if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key.value} stands in line {seen[key.value]} already",
                     problem_mark=key.start_mark,
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen[key.value] = line
+            seen[key.value] = line
         return super().construct_mapping(node, deep)
 
 
@@ -152,6 +155,11 @@ def _keep_text(node: yaml.Node | None, keys: list[str]) -> None:
             _keep_text(child, keys[1:])
         elif isinstance(child, yaml.ScalarNode):
             child.tag = _TEXT
+
+
+def _unread(error: Exception) -> str:
+    deep = isinstance(error, RecursionError)
+    return "it is nested too deeply" if deep else "a number or a date is none that can be meant"
 
 
 def _in_words(error: yaml.YAMLError) -> str:

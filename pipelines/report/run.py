@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args, get_origin, get_type_hints
 from zipfile import BadZipFile
 
 import numpy as np
@@ -15,6 +15,7 @@ import yaml
 from pipelines.runs.records import EpochLine, Summary
 from pipelines.storage.files import Json
 
+_KINDS, _NUMBERS = get_type_hints(EpochLine), (int, float)
 
 @dataclass(frozen=True)
 class Run:
@@ -144,8 +145,30 @@ def _epochs(path: Path, notes: list[str]) -> tuple[EpochLine, ...]:
                 "stopped while it writes."
             )
             continue
-        result[key] = {**epoch, "stage": key[0], "epoch": key[1]}
+        if wrong := [name for name in epoch if not _is_sound(name, epoch)]:
+            notes.append(
+                f"Line {number} of {path.name}: {', '.join(wrong)[:200]} left out: damaged."
+            )
+        sound = {name: value for name, value in epoch.items() if name not in wrong}
+        result[key] = cast(EpochLine, {**sound, "stage": key[0], "epoch": key[1]})
     return tuple(result.values())
+
+
+def _is_sound(name: str, epoch: EpochLine) -> bool:
+    """Whether a part of a line is of its kind, so that figures can be drawn of it."""
+    value, kind = cast(dict[str, object], epoch)[name], _KINDS.get(name)
+    if kind in _NUMBERS:
+        return not isinstance(value, dict) and _holds_numbers(value)
+    of_numbers = get_origin(kind) is dict and get_args(kind)[1] in _NUMBERS
+    if of_numbers or name in ("speed", "truth"):
+        return isinstance(value, dict) and _holds_numbers(value)
+    return True
+
+
+def _holds_numbers(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(map(_holds_numbers, value.values()))
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _rankings(

@@ -39,6 +39,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part, Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
 from pipelines.runs.console import console
+from pipelines.storage.files import reason
 from pipelines.storage.shards import location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.images import decode
@@ -281,7 +282,7 @@ def _pixels_and_hash(path: Path, *, height: int, width: int) -> tuple[np.ndarray
         data = read_bytes(path)
         return decode(data, height=height, width=width), content_hash(data)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{location(path)}: {error}") from error
+        raise ValueError(f"{location(path)}: {reason(error)}") from error
 
 
 @dataclass(frozen=True)

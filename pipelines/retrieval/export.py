@@ -30,6 +30,7 @@ from pipelines.retrieval.model_file import (
     prepared,
     set_facts,
 )
+from pipelines.retrieval.sources import Source
 from reid_core.models.text_tower import TextTower
 from reid_core.stage import Encoder
 from reid_core.types import Modality
@@ -67,6 +68,8 @@ def export(
         form = replace(form, inputs="pixels")
     if images is not None and form.precision == "fp32":
         raise UserError("--images is for --precision fp16 and int8: fp32 is checked without images")
+    if images is not None:
+        Source(images)  # refuses what is none
     loaded = open_encoder(checkpoint, space=space)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import schema, state
 from pipelines.retrieval.sources import Source, record_id
 from pipelines.retrieval.vectors import WrittenInfo
+from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
@@ -50,6 +51,8 @@ def add_vectors(
     info = vectors.read_info(folder)
     if not info["complete"]:
         raise UserError(f"{folder} is not complete: run the same `crossreid embed` again")
+    if not vectors.part_files(folder):
+        raise UserError(f"{folder} holds no vectors: embed again into a new folder")
     facts = Facts(info["fingerprint"], info["space"], info["dim"], info["checkpoint"])
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
     done = Added(0, 0, len(gallery))
@@ -119,11 +122,16 @@ def enroll(
     """
     if not name.strip():
         raise UserError("NAME is empty: say who is on the images")
+    hashes = []
+    for image in images:
+        try:
+            hashes.append(content_hash(read_bytes(image)))
+        except OSError as error:
+            raise UserError(f"{image}: {reason(error)}; give files of images") from error
     try:
-        hashes = [content_hash(read_bytes(image)) for image in images]
         rows = loaded.embed_images(list(images), modality=str(modality))
-    except (OSError, ValueError) as error:
-        raise UserError(str(error)) from error
+    except ValueError as error:
+        raise UserError(f"{error}; give other images of {name}") from error
     samples = [Sample(f"enrolled/{name}/{content}", modality) for content in hashes]
     table = rows_of(samples, rows, root="", contents=hashes, name=name)
     places = pa.array([str(image.resolve()) for image in images], pa.string())
@@ -163,7 +171,12 @@ def _batches(folder: Path, info: WrittenInfo) -> Iterator[pa.Table]:
     """The parts of a folder, some at a time, as rows of a gallery."""
     waiting: list[pa.Table] = []
     for path in vectors.part_files(folder):
-        waiting.append(_as_rows(pq.read_table(path), info))
+        try:
+            waiting.append(_as_rows(pq.read_table(path), info))
+        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise UserError(
+                f"{path} is damaged, or not what embedding.json says: embed again into a new folder"
+            ) from error
         if sum(map(len, waiting)) >= _AT_ONCE:
             yield pa.concat_tables(waiting)
             waiting = []

@@ -23,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.retrieval import neighbors
 from pipelines.retrieval.gallery_rows import COLUMNS, STATE, Filter, Match, matches, schema
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
+from pipelines.storage.files import reason
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -41,6 +42,22 @@ _CHANGED = " OR ".join(
 _CHANGED += (
     " OR target.time != source.time OR (target.time IS NULL AND source.time IS NOT NULL)"
     " OR (target.time IS NOT NULL AND source.time IS NULL)"
+)
+
+
+@contextmanager
+def _lance(what: str, then: str = "what was there before is still there") -> Iterator[None]:
+    """Errors of the database as messages; its own transactions keep what was there."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        first = reason(error).splitlines()[0].partition(", /")[0]
+        raise UserError(f"{what}: {first[:200]}; {then}") from error
+
+
+_reading = _lance(
+    "the gallery cannot be read",
+    "are its files there and whole? If not, `crossreid gallery add` fills a new one",
 )
 
 
@@ -149,9 +166,10 @@ class Gallery:
             if space in (None, one.space) and fingerprint in (None, one.fingerprint)
         ]
         if not facts:
-            there = ", ".join(one.table for one in _tables(database)) or "nothing"
+            there = ", ".join(one.table for one in _tables(database))
+            there = f"there is {there}" if there else "`crossreid gallery add` fills it"
             wanted = "-".join(part for part in (space, fingerprint) if part)
-            raise UserError(f"{uri} holds no vectors {wanted}".rstrip() + f"; there is {there}")
+            raise UserError(f"{uri} holds no vectors {wanted}".rstrip() + f"; {there}")
         chosen = ([one for one in facts if one.space == "descriptor"] or facts)[-1]
         with _lance(f"cannot open {uri}"):
             table = database.open_table(chosen.table)
@@ -164,6 +182,7 @@ class Gallery:
             table.checkout(version)
         return cls(table, chosen, historic=version is not None)
 
+    @_reading
     def __len__(self) -> int:
         return int(self._table.count_rows())
 
@@ -205,12 +224,14 @@ class Gallery:
         with _lance("the gallery was not tidied"):
             self._table.optimize(cleanup_older_than=keep_for)
 
+    @_reading
     def get(self, name: str) -> Match | None:
         """The row of an id with its vector, None where there is none."""
         result = self._table.search().where(Filter(ids=(name,)).sql()).select(COLUMNS).limit(1)
         rows = matches(result.to_arrow())
         return rows[0] if rows else None
 
+    @_reading
     def states(self) -> dict[str, tuple[object, ...]]:
         """What a row of every id was made of, as `gallery_rows.state` puts it."""
         rows = self._table.search().select(["id", *STATE]).to_arrow()
@@ -224,10 +245,12 @@ class Gallery:
             )
         )
 
+    @_reading
     def count(self, where: Filter) -> int:
         """Rows that a filter leaves."""
         return int(self._table.count_rows(where.sql() or None))
 
+    @_reading
     def search(
         self, vector: np.ndarray, top: int, *, where: Filter | None = None, vectors: bool = False
     ) -> list[Match]:
@@ -256,6 +279,7 @@ class Gallery:
         result = query.to_arrow()
         return matches(result, 1 - result["_distance"].to_numpy())
 
+    @_reading
     def described(self) -> str:
         """Modalities, cameras and times that there are, in words."""
         result = self._table.search().select(["modality"]).to_arrow()
@@ -267,22 +291,26 @@ class Gallery:
         when = f" from {first} to {last}" if first else ", none with a time"
         return (" and ".join(names) + where + when) if names else "no rows"
 
+    @_reading
     def cameras(self) -> list[int]:
         """Numbers of the cameras that are known, rising."""
         result = self._table.search().select(["camera"]).to_arrow()["camera"].unique()
         return sorted(set(result.to_pylist()) - {-1})
 
+    @_reading
     def some_ids(self, count: int = 3) -> list[str]:
         """The first few ids."""
         rows = self._table.search().select(["id"]).limit(count).to_arrow()
         ids: list[str] = rows["id"].to_pylist()
         return ids
 
+    @_reading
     def names(self) -> dict[str, int]:
         """Who is on the watch list, and with how many images."""
         result = self._table.search().where("name != ''").select(["name"]).to_arrow()
         return {row["values"]: row["counts"] for row in result["name"].value_counts().to_pylist()}
 
+    @_reading
     def versions(self) -> list[tuple[int, datetime]]:
         """Number and time of the states that can be searched, oldest first."""
         return [(entry["version"], entry["timestamp"]) for entry in self._table.list_versions()]
@@ -301,7 +329,9 @@ def tables(uri: str | Path) -> list[Facts]:
     """
     if "://" not in str(uri) and not Path(uri).is_dir():
         raise UserError(f"{uri} is no gallery: make one with `crossreid gallery add`")
-    return _tables(_connect(uri))
+    if not (result := _tables(_connect(uri))):
+        raise UserError(f"{uri} holds no vectors; `crossreid gallery add` fills it")
+    return result
 
 
 def _tables(database: LanceDBConnection) -> list[Facts]:
@@ -349,13 +379,3 @@ def _checked(rows: pa.Table, dim: int) -> pa.Table:
     if len(last) < len(rows):
         rows = rows.take(sorted(last.values()))
     return rows.select(schema(dim).names).cast(schema(dim))
-
-
-@contextmanager
-def _lance(what: str) -> Iterator[None]:
-    """Errors of the database as messages; its own transactions keep what was there."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{what}: {first[:300]}; what was there before is still there") from error

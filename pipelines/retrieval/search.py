@@ -268,7 +268,10 @@ def _per_modality(gallery: Gallery, where: Filter | None) -> list[Filter]:
 
 def table(query: Query, hits: Sequence[Hit]) -> Table:
     """The answers for a terminal."""
-    shown = Table(title=f"nearest to {escape(query.name)}", title_justify="left")
+    title = f"nearest to {escape(query.name)}"
+    if not hits:
+        title += ": no row but itself, or none so likely; ask for other rows, or more of them"
+    shown = Table(title=title, title_justify="left")
     lines = [_cells(rank, hit) for rank, hit in enumerate(hits, start=1)]
     always = {"", "similarity", "modality", "camera", "identity", "id"}
     columns = [name for name in _SIDES if name in always or any(line[name] for line in lines)]

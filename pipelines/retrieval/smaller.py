@@ -22,6 +22,7 @@ from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.retrieval.model_file import Exported, Form, prepared
 from pipelines.retrieval.sources import Source
+from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.images import decode
 from reid_core.types import Modality, Sample, Split
@@ -231,7 +232,9 @@ def _decoded(loaded: LoadedEncoder, samples: Sequence[Sample], root: Path) -> np
             data = read_bytes(root / sample.image)
             images[row] = decode(data, height=size.height, width=size.width)
         except (OSError, ValueError) as error:
-            raise UserError(f"{root / sample.image}: {error}") from error
+            raise UserError(
+                f"{root / sample.image}: {reason(error)}; --images takes another folder"
+            ) from error
     return images
 
 

@@ -125,6 +125,9 @@ def read_info(folder: Path) -> WrittenInfo:
         raise UserError(f"{path} is damaged: it holds no object; embed again into a new folder")
     if info.get("format") != FORMAT:
         raise UserError(f"{path} has format {info.get('format')}, this version reads {FORMAT}")
+    texts = [info.get(key) for key in ("fingerprint", "space", "root", "checkpoint")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(info.get("dim"), int):
+        raise UserError(f"{path} is damaged: keys are missing; embed again into a new folder")
     return info
 
 

@@ -66,7 +66,12 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         state = source.state(config, weights)
         _check(config, state, quick_gelu=source.quick_gelu)
     except (ValueError, KeyError) as error:
-        raise UserError(f"{file}, --from {publisher}: {error}") from error
+        missing = isinstance(error, KeyError)
+        said = f"it holds no {error.args[0]}" if missing else str(error)[:300]
+        raise UserError(
+            f"{file}, --from {publisher}: {said}; take the file as it was published, or say "
+            "whose it is"
+        ) from error
     remaining: State = {
         "config": config.used(),
         "progress": {
@@ -117,7 +122,8 @@ def _check(config: RunConfig, state: dict[str, Tensor], *, quick_gelu: bool) -> 
             config.settings, start, model.height, model.width, state
         )
     except RuntimeError as error:
-        raise ValueError(f"incomplete, or of another model: {error}") from error
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"incomplete, or of another model ({said})") from error
 
 
 def _of_authors(method: Method[Any]) -> _Publisher:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import psutil
 import torch
-import yaml
 
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from pipelines.recipes import files
+from pipelines.recipes.overrides import AS_TEXT
 from pipelines.runs import tensorboard
 from pipelines.runs.checkpoint import WITHIN
 from pipelines.runs.records import EpochLine, Summary
@@ -64,7 +65,7 @@ def differences(run_dir: Path, config: RunConfig) -> list[str]:
     done = logged or (run_dir / SUMMARY).exists() or has_checkpoint(run_dir)
     if not done or not known.exists():
         return []
-    before = configuration.validate(yaml.safe_load(known.read_text()), source=str(known))
+    before = configuration.validate(files.read(known, as_text=AS_TEXT), source=str(known))
     return configuration.differences(before.identity(), config.identity())
 
 
@@ -141,9 +142,11 @@ def read_metrics(run_dir: Path) -> Iterator[EpochLine]:
         return
     for text in path.read_text().splitlines():
         try:
-            yield json.loads(text)
-        except json.JSONDecodeError:
+            line: EpochLine = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict):
+            yield line
 
 
 def first_difference(one: Path, other: Path) -> tuple[str, int] | None:

@@ -21,6 +21,11 @@ class UnfitFileError(OSError):
     """What a name leads to is no file that could be read; trying again does not help."""
 
 
+def reason(error: Exception) -> str:
+    """What an error says, without its number and the file, which whoever tells it names."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
 def read_regular(path: str | Path, *, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
     """Content of a regular file; pipes and devices, which may never end, are not opened to wait.
 

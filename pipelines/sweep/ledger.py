@@ -23,6 +23,7 @@ from rich.table import Table
 
 from pipelines import config as configuration
 from pipelines.errors import UserError
+from pipelines.recipes import files
 from pipelines.recipes.files import Tree
 from pipelines.runs.records import EpochLine
 from pipelines.storage.files import Json, replace_file, to_json, write_json
@@ -120,11 +121,24 @@ class Ledger:
 
 
 def read(root: Path) -> list[SweepTrial]:
-    """The trials of a sweep that are over."""
+    """The trials of a sweep that are over.
+
+    Raises:
+        UserError: a line that is damaged.
+    """
     path = root / TRIALS
     if not path.exists():
         return []
-    return [SweepTrial(**json.loads(line)) for line in path.read_text().splitlines()]
+    trials = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            trials.append(SweepTrial(**json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{path}, line {number}, is no trial of a sweep: take the line out, and tune again "
+                "with --resume"
+            ) from error
+    return trials
 
 
 def ranked(trials: Sequence[SweepTrial], objective: str) -> list[SweepTrial]:
@@ -252,7 +266,7 @@ def _claim(path: Path, study: Study, *, resume: bool) -> None:
     if path.exists():
         if not resume:
             raise UserError(f"{path.parent} holds a sweep: add --resume, or choose another --out")
-        before = _identity(yaml.safe_load(path.read_text()), str(path))
+        before = _identity(files.read(path), str(path))
         changed = configuration.differences(before, _identity(content, "search"))
         if changed:
             raise UserError(

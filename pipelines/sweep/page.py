@@ -43,12 +43,10 @@ def write(sweep_dir: Path) -> Path:
         Path of report.html.
 
     Raises:
-        ValueError: no trial has finished, or trials.jsonl is damaged.
+        ValueError: no trial has finished.
+        UserError: trials.jsonl is damaged.
     """
-    try:
-        result = ledger.read(sweep_dir)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{sweep_dir / ledger.TRIALS} is damaged: {error}") from error
+    result = ledger.read(sweep_dir)
     search = _search(sweep_dir)
     objective = search["objective"]
     ranked = ledger.ranked(result, objective)
@@ -147,6 +145,6 @@ def _search(sweep_dir: Path) -> dict[str, str]:
     try:
         content = yaml.safe_load((sweep_dir / ledger.SEARCH).read_text(encoding="utf-8"))
         result |= {key: str(content[key]) for key in result if key in content}
-    except (OSError, yaml.YAMLError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, TypeError):
         pass
     return result if result["objective"] in _SCORES else result | {"objective": "mAP"}

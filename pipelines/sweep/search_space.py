@@ -303,7 +303,7 @@ def _look_up(tree: Tree, key: str) -> Json:
 def _explain(item: ErrorDetails) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+        return f"{key}: {configuration.in_words(item)}".removeprefix(": ")
     sections: dict[str, type[Section]] = {"budget": Budget, "asha": Asha, "space": Domain}
     model = sections.get(str(item["loc"][0]), Search) if len(item["loc"]) > 1 else Search
     return f"unknown key {key}; valid keys here: {', '.join(sorted(model.model_fields))}"

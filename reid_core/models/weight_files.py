@@ -77,10 +77,10 @@ def read_weights(path: Path) -> WeightFile:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each raise their own kinds
         # torch would advise to read it in a way that runs whatever code the file holds
-        said = str(error).partition("weights_only")[0].splitlines() or [""]
         raise ValueError(
-            f"{path} is not a readable weight file ({type(error).__name__}: {said[0][:200]}): it "
-            "must hold tensors alone, as torch.save(model.state_dict(), ...) writes them"
+            f"{path} is not a readable weight file: damaged, or with objects that are not opened "
+            f"({type(error).__name__}); it must hold tensors alone, as "
+            "torch.save(model.state_dict(), ...) writes them"
         ) from error
     for key in _INSIDE:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -54,5 +54,7 @@ def load_encoder(
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"this state is not that of a whole image encoder: {error}") from error
+        raise ValueError(
+            "this state is not that of a whole image encoder: it is damaged, or of another model"
+        ) from error
     return Descriptor(encoder, flip=config.flip_test).eval()

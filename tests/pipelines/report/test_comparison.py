@@ -155,7 +155,7 @@ class TestSweep:
         with pytest.raises(ValueError, match="nothing to report"):
             sweep_page.write(root)
         (root / "trials.jsonl").write_text("{")
-        with pytest.raises(ValueError, match="is damaged"):
+        with pytest.raises(UserError, match=r"trials\.jsonl, line 1, is no trial"):
             sweep_page.write(root)
 
 
