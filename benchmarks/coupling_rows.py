@@ -13,6 +13,7 @@ OURS = ("cross_demo.yaml",)
 BMIL = ("bmil_demo.yaml",)
 VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbors=12")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
+CAMERAS = "cclnet.clustering.camera_scaling=0.5"
 SCALED = "cclnet.matching.method=scaled"
 ALONE, MODALITY = ", a softmax for each modality", "bmil.memory.softmax=modality"
 TOGETHER = ("assigned", "overlap", "both", "either")
@@ -54,6 +55,15 @@ TRIED: dict[str, tuple[str, ...]] = {
         "cclnet.matching.camera_scaling=1",
         "cclnet.align.epochs=12",
     ),
+    **{
+        f"ours, whitened {when}{words}": (*OURS, f"cclnet.matching.whitened={when}", *more)
+        for when in ("agreed", "always")
+        for words, more in (
+            ("", ()),
+            (", cameras", (CAMERAS,)),
+            (", cameras, 12 epochs", (CAMERAS, "cclnet.align.epochs=12")),
+        )
+    },
     "ours, centered": (*OURS, "cclnet.matching.centered=true"),
     "ours, 12 epochs, decay": (
         *OURS,

@@ -18,6 +18,7 @@ from reid_core.method import BetweenEpochs, Labels
 from reid_core.methods.cclnet.coupling import is_coupled, match
 from reid_core.methods.cclnet.settings import INPUTS, Config
 from reid_core.types import Modality
+from reid_core.whitening import whitened_prototypes
 
 _NONE = np.empty((0, 2), dtype=np.int64)
 
@@ -36,6 +37,33 @@ def pairs_of_epoch(
     if config.matching.method == "hungarian" or given or not is_coupled(config, context.epoch):
         return match(config, prototypes, epoch=context.epoch), _NONE
     return named_pairs(config, prototypes, features, labels, search=context.nearest)
+
+
+def whitened(
+    config: Config,
+    features: Mapping[Modality, Features],
+    labels: Labels,
+    prototypes: Mapping[Modality, Tensor],
+) -> tuple[Mapping[Modality, Tensor], dict[str, float]]:
+    """The prototypes to match, whitened as `matching.whitened` says; 1 or 0 for whether, to log.
+
+    Args:
+        config: the method's configuration.
+        features: per modality (n, D) unit rows, as matched.
+        labels: per modality (n,) clusters; -1 = outlier.
+        prototypes: per modality (C, D) unit rows, without whitening.
+
+    Reference: ours. Whitening helps where the modalities differ in other directions than
+    identities do, and costs elsewhere; how many clusters agree tells which, without any label.
+    """
+    asked = config.matching.whitened
+    if asked == "never" or config.labels == "identities":
+        return prototypes, {}
+    sides = whitened_prototypes([features[m] for m in INPUTS], [labels[m] for m in INPUTS])
+    shares = matching.mutual_share(*sides), matching.mutual_share(*(prototypes[m] for m in INPUTS))
+    if asked == "agreed" and shares[0] <= shares[1]:
+        return prototypes, {"whitened": 0.0}
+    return dict(zip(INPUTS, sides, strict=True)), {"whitened": 1.0}
 
 
 def guarded(

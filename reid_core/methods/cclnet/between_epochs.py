@@ -27,7 +27,7 @@ from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import mutual_agreement
 from reid_core.methods.camera_rows import rows_to_compare
 from reid_core.methods.cclnet.across import cross_votes, of_contradictions
-from reid_core.methods.cclnet.association import guarded, pairs_of_epoch
+from reid_core.methods.cclnet.association import guarded, pairs_of_epoch, whitened
 from reid_core.methods.cclnet.coupling import (
     couple,
     couples_between_epochs,
@@ -81,7 +81,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         labels = {m: numbered_alone(labels[m]) for m in INPUTS}
     _check_clusters(config, labels)
     prototypes = {m: clustering.unit_centroids(context.features[m], labels[m]) for m in INPUTS}
-    features, matched = _to_match(config, context, labels, prototypes)
+    features, matched, of_match = _to_match(config, context, labels, prototypes)
     pairs, contradictory = pairs_of_epoch(config, context, matched, features, labels)
     counts, weak = mutual_agreement.agreement(*(matched[m] for m in INPUTS), epoch=context.epoch)
     pairs, dropped = guarded(config, matched, pairs, share=counts[mutual_agreement.COUNT])
@@ -104,21 +104,23 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         pairs=pairs,
         similarity=similarity,
         arrays=arrays,
-        counts=counts | numbers,
+        counts=counts | of_match | numbers,
         warnings=warnings + _warnings(settings, prototypes),
     )
 
 
 def _to_match(
     config: Config, context: BetweenEpochs, labels: Labels, prototypes: Mapping[Modality, Tensor]
-) -> tuple[dict[Modality, Features], Mapping[Modality, Tensor]]:
-    """The features and prototypes that matches are made of: without what cameras add, if asked."""
+) -> tuple[dict[Modality, Features], Mapping[Modality, Tensor], dict[str, float]]:
+    """The features and prototypes that matches are made of: without what cameras add, and whitened,
+    if asked; and what is to be logged of it.
+    """
     scaling = config.matching.camera_scaling
     scaling = config.clustering.camera_scaling if scaling is None else scaling
     features = {m: rows_to_compare(scaling, context, m) for m in INPUTS}
-    if scaling is None:
-        return features, prototypes
-    return features, {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
+    if scaling is not None:
+        prototypes = {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
+    return features, *whitened(config, features, labels, prototypes)
 
 
 def _votes(

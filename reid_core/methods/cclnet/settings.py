@@ -86,6 +86,9 @@ class Matching(Section):
             (the joint clustering first); pairs that the images of both modalities propose
             ("consistent"), or also those that one side alone proposes ("proposed").
         camera_scaling: that of clustering.camera_scaling, for matching; null for the same.
+        whitened: Ours. Match prototypes in the space where the images of a cluster scatter alike in
+            all directions: "never", "always", or where more of them then "agreed", that is are
+            mutual nearest ones of the two modalities.
         temperature: of the transport and of the proposals.
         balanced: whether half of a joint clustering's neighbors come from either modality.
         joint_eps: largest distance between neighbors in a joint clustering; null for
@@ -114,6 +117,7 @@ class Matching(Section):
         "proposed",
     ] = "hungarian"
     camera_scaling: float | None = Field(None, ge=0, le=1)
+    whitened: Literal["never", "always", "agreed"] = "never"
     temperature: float = Field(0.05, gt=0)
     balanced: bool = True
     joint_eps: float | None = Field(None, gt=0, lt=1)
@@ -231,10 +235,13 @@ class Config(Section):
                 "matching.exclusion is of contradictory proposals: choose "
                 "matching.method=consistent or proposed"
             )
-        if self.swap.when == "step" and self.matching.guard:
-            raise ValueError(
-                "matching.guard looks at the pairs between epochs: swap.when=step matches in steps"
-            )
+        between = {name: getattr(self.matching, name) for name in ("guard", "whitened")}
+        for name, value in between.items():
+            if self.swap.when == "step" and value not in (0, "never"):
+                raise ValueError(
+                    f"matching.{name}={value} is of the pairs between epochs: swap.when=step "
+                    "matches in steps"
+                )
         return self
 
 
