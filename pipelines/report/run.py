@@ -17,6 +17,7 @@ from pipelines.storage.files import Json
 
 _KINDS, _NUMBERS = get_type_hints(EpochLine), (int, float)
 
+
 @dataclass(frozen=True)
 class Run:
     """One run directory in memory.

@@ -11,9 +11,11 @@ import importlib
 import io
 import logging
 import shlex
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,32 @@ CASES = [
 ]
 
 
+NOT_FINITE = float("nan")
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "nan": lambda state: state.update(
+        module={k: v * NOT_FINITE for k, v in state["module"].items()}
+    ),
+    "larger": lambda state: state["config"]["model"].update(name="RN50", pretrained="openai"),
+    "odd-size": lambda state: state["config"]["model"].update(height=33),
+    "tall": lambda state: state["config"]["model"].update(height="tall"),
+    "future": lambda state: state["config"].update(later=1),
+    "format": lambda state: state.update(format=99),
+    "no-module": lambda state: state.pop("module"),
+    "list-module": lambda state: state.update(module=[1, 2]),
+    "no-progress": lambda state: [state.pop("progress"), state.pop("module")],
+    "elsewhere": lambda state: state["config"]["data"].update(root="/nowhere/else"),
+}
+"""What became of a sound checkpoint, by the name of its folder."""
+DAMAGED: tuple[tuple[str, str, bytes | None], ...] = (
+    ("run~partial", "*/state.pt", b"PK"),
+    ("sound-vectors~parts", "*.parquet", b"PAR1"),
+    ("sound-vectors~none", "*.parquet", None),
+    ("gallery~data", "*/data/*.lance", b"xxxx"),
+    ("gallery~versions", "*/_versions/*", b""),
+)
+"""Copies whose name ends with what is wrong: the files that are, and what stands in them."""
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("faults") / "sysu"
@@ -80,6 +108,15 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         (root / name).mkdir()
         torch.save(state, root / name / "state.pt")
+    for name, change in DAMAGES.items():
+        shutil.copytree(run / "checkpoint_0", root / name)
+        state = torch.load(root / name / "state.pt", weights_only=True)
+        change(state)
+        torch.save(state, root / name / "state.pt")
+    for name, file, content in DAMAGED:
+        shutil.copytree(root / name.partition("~")[0], root / name)
+        for path in (root / name).glob(file):
+            path.write_bytes(content) if content is not None else path.unlink()
     line = '{"stage": "align", "epoch": 0}\n'
     for name, text in (
         ("vectors/embedding.json", "[1, 2]"),
@@ -87,6 +124,14 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("lines/metrics.jsonl", line + '{"stage": "align", "epoch": 1e400}\n[1]\n3\n'),
         ("summary/metrics.jsonl", line),
         ("summary/summary.json", '{"rows": 3}'),
+        ("wild/metrics.jsonl", '{"stage": "align", "epoch": 0, "losses": {"total": "NaN"}}\n'),
+        ("trials/trials.jsonl", "{}\n"),
+        ("begun/config.yaml", "["),
+        ("begun/summary.json", "{}"),
+        ("other/config.yaml", "seed: 7\ndata: {root: /x}\n"),
+        ("other/summary.json", "{}"),
+        ("sweep/search.yaml", "{"),
+        ("sweep/trials.jsonl", ""),
         ("file", "hello"),
     ):
         (root / name).parent.mkdir(exist_ok=True)
