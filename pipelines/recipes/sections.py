@@ -17,7 +17,7 @@ from pydantic import (
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.images import MAX_MEGAPIXELS
-from reid_core.models.backbones import Options
+from reid_core.models.towers import Options
 from reid_core.transforms import Augmentation
 
 

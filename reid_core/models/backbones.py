@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import open_clip
 import timm
@@ -21,8 +21,8 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from reid_core.models import reid_weights
-from reid_core.models.pooling import PoolKind
 from reid_core.models.text_tower import TextTower
+from reid_core.models.towers import PLAIN, Options
 from reid_core.models.weight_files import (
     HUB,
     Pixels,
@@ -44,32 +44,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What an encoder makes of its backbone, whichever method trains it; the keys of `model`.
-
-    Attributes:
-        pixels: mean and deviation that images are normalized with: "weights" what the weights were
-            trained with, "imagenet" ImageNet's, "half" one half for both; None ImageNet's for
-            CLIP's ResNets, as CCLNet and CSDN do, else the weights'.
-        pool, patch_stride, stem_blocks: see `towers.Fit`.
-        drop_path: share of the residual branches left out in the last block, rising from 0.
-        layer_decay: factor on the learning rate per block, from the last one down.
-        freeze_patches: whether the projection of the patches stays as it is.
-        lora_rank: rank of the matrices that are learnt beside frozen attention and MLP weights; 0
-            trains the weights themselves.
-    """
-
-    pixels: Literal["imagenet", "weights", "half"] | None = None
-    pool: PoolKind | None = None
-    patch_stride: int | None = None
-    stem_blocks: int = 0
-    drop_path: float = 0.0
-    layer_decay: float = 1.0
-    freeze_patches: bool = False
-    lora_rank: int = 0
-
-
-@dataclass(frozen=True)
 class Backbone:
     """A loaded model.
 
@@ -85,7 +59,7 @@ class Backbone:
     model: nn.Module
     text_tower: TextTower | None
     pixels: Pixels
-    options: Options = Options()
+    options: Options = PLAIN
 
     @property
     def visual(self) -> nn.Module:
@@ -128,7 +102,7 @@ def load(
     *,
     seed: int = 0,
     quick_gelu: bool = False,
-    options: Options = Options(),
+    options: Options = PLAIN,
 ) -> Backbone:
     """Builds a model and fills it with weights, completely or not at all; float32, eval mode.
 

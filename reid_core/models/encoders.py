@@ -81,16 +81,7 @@ class ImageEncoder(nn.Module):
         """
         super().__init__()
         options, self.pixels = backbone.options, backbone.encoder_pixels
-        fit = Fit(
-            height,
-            width,
-            pool=options.pool,
-            last_stride=last_stride,
-            stem_relu=stem_relu,
-            patch_stride=options.patch_stride,
-            stem_blocks=options.stem_blocks,
-            learnable_gem=learnable_gem,
-        )
+        fit = Fit(height, width, options, last_stride, stem_relu, learnable_gem)
         tower = open_tower(backbone.visual, fit)
         self._projects = backbone.text_tower is not None and tower.projection is not None
         self._frozen: list[nn.Parameter] = []

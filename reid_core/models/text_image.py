@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.backbones import Backbone, Options
-from reid_core.models.towers import joint_tower
+from reid_core.models.backbones import Backbone
+from reid_core.models.towers import PLAIN, joint_tower
 from reid_core.types import Modality
 
 
@@ -43,7 +43,7 @@ class TextImageEncoder(nn.Module):
             ValueError: another image tower, or a size that its stride does not divide.
         """
         super().__init__()
-        if clip.options != Options():
+        if clip.options != PLAIN:
             raise ValueError(
                 "model.pixels, pool, patch_stride, stem_blocks, drop_path, layer_decay, "
                 "freeze_patches and lora_rank are of image encoders; text-image retrieval takes "

@@ -40,30 +40,57 @@ from reid_core.models.pooling import (
 
 
 @dataclass(frozen=True)
+class Options:
+    """What an encoder makes of its backbone, whichever method trains it; the keys of `model`.
+
+    Attributes:
+        pixels: mean and deviation that images are normalized with: "weights" what the weights were
+            trained with, "imagenet" ImageNet's, "half" one half for both; None ImageNet's for
+            CLIP's ResNets, as CCLNet and CSDN do, else the weights'.
+        pool: None for the family's own: GeM of maps; of tokens the class token, the attention pool
+            or the mean, whichever the weights were trained with.
+        patch_stride: pixels from one patch to the next, None for the patches' size. 12 of 16 is
+            TransReID's.
+        stem_blocks: blocks of a transformer, or stages of a Swin, that each modality has of its
+            own.
+        drop_path: share of the residual branches left out in the last block, rising from 0.
+        layer_decay: factor on the learning rate per block, from the last one down.
+        freeze_patches: whether the projection of the patches stays as it is.
+        lora_rank: rank of the matrices that are learnt beside frozen attention and MLP weights; 0
+            trains the weights themselves.
+    """
+
+    pixels: Literal["imagenet", "weights", "half"] | None = None
+    pool: PoolKind | None = None
+    patch_stride: int | None = None
+    stem_blocks: int = 0
+    drop_path: float = 0.0
+    layer_decay: float = 1.0
+    freeze_patches: bool = False
+    lora_rank: int = 0
+
+
+PLAIN = Options()
+
+
+@dataclass(frozen=True)
 class Fit:
     """How a tower is fitted to its images.
 
     Attributes:
         height, width: of the images, in pixels.
-        pool: None for the family's own: GeM of maps; of tokens the class token, the attention pool
-            or the mean, whichever the weights were trained with.
+        options: of the encoder, of which the tower follows pool, patch_stride and stem_blocks.
         last_stride: of a ResNet's layer4. It was trained with 2; re-identification takes 1.
         stem_relu: "all" three rectifiers of the stem of CLIP's ResNets, or the "last" alone, which
             is how CSDN's public code rebuilds it (its released weights need it).
-        patch_stride: pixels from one patch to the next, None for the patches' size. 12 of 16 is
-            TransReID's.
-        stem_blocks: blocks of a transformer, or stages of a Swin, that each modality has of its
-            own.
         learnable_gem: whether GeM learns its exponent.
     """
 
     height: int
     width: int
-    pool: PoolKind | None = None
+    options: Options = PLAIN
     last_stride: int = 1
     stem_relu: Literal["all", "last"] = "all"
-    patch_stride: int | None = None
-    stem_blocks: int = 0
     learnable_gem: bool = False
 
 
@@ -191,7 +218,7 @@ def _clip_transformer(visual: Any, fit: Fit) -> Tower:
     return Tower(
         stem=ClipPatches(visual, own),
         trunk=Blocks(shared, visual.ln_post, grid=patches["grid"]),
-        pool=TokenPool(fit.pool or "class", prefix=1, norm=nn.Identity(), attention=None),
+        pool=TokenPool(fit.options.pool or "class", prefix=1, norm=nn.Identity(), attention=None),
         projection=ClassProjection(visual.proj),
         dim=visual.proj.shape[0],
     )
@@ -210,13 +237,13 @@ def _transformer(visual: Any, fit: Fit) -> Tower:
     _, shared = _split(visual.blocks, fit)
     trunk = Blocks(shared, visual.norm, rope=rope, grid=patches["grid"])
     visual.reset_classifier(0, "")  # from here on it ends with its tokens
-    visual.blocks = visual.blocks[: fit.stem_blocks]
+    visual.blocks = visual.blocks[: fit.options.stem_blocks]
     visual.norm = visual.fc_norm = visual.head_drop = nn.Identity()
     own: PoolKind = "attention" if attention is not None else "class" if prefix else "mean"
     return Tower(
         stem=visual,
         trunk=trunk,
-        pool=TokenPool(fit.pool or own, prefix=prefix, norm=norm, attention=attention),
+        pool=TokenPool(fit.options.pool or own, prefix=prefix, norm=norm, attention=attention),
         projection=None,
         dim=visual.embed_dim,
     )
@@ -237,9 +264,11 @@ _FAMILIES: tuple[
 
 def _refuse_others(fit: Fit, settings: frozenset[str], family: str) -> None:
     """Raises where a setting was changed that this family does not have."""
-    for name in ("last_stride", "stem_relu", "patch_stride", "stem_blocks"):
-        if name not in settings and getattr(fit, name) != getattr(Fit, name, None):
-            raise ValueError(f"model.{name}={getattr(fit, name)}: a {family} has no such thing")
+    given = {"last_stride": fit.last_stride, "stem_relu": fit.stem_relu, **vars(fit.options)}
+    usual = {"last_stride": 1, "stem_relu": "all", "patch_stride": None, "stem_blocks": 0}
+    for name in usual.keys() - settings:
+        if given[name] != usual[name]:
+            raise ValueError(f"model.{name}={given[name]}: a {family} has no such thing")
 
 
 def _check_ends_like_clip(visual: Any) -> None:
@@ -252,19 +281,19 @@ def _check_ends_like_clip(visual: Any) -> None:
 
 def _split(blocks: Iterable[nn.Module], fit: Fit) -> tuple[list[nn.Module], list[nn.Module]]:
     """Blocks that each modality has of its own, and those that both share."""
-    blocks = list(blocks)
-    if fit.stem_blocks >= len(blocks):
+    blocks, own = list(blocks), fit.options.stem_blocks
+    if own >= len(blocks):
         raise ValueError(
-            f"model.stem_blocks={fit.stem_blocks}: this image tower has {len(blocks)} blocks or "
+            f"model.stem_blocks={own}: this image tower has {len(blocks)} blocks or "
             f"stages, and the modalities must share one; {len(blocks) - 1} at most"
         )
-    return blocks[: fit.stem_blocks], blocks[fit.stem_blocks :]
+    return blocks[:own], blocks[own:]
 
 
 def _map_pool(fit: Fit) -> nn.Module:
-    if fit.pool not in (None, "gem", "mean"):
-        raise ValueError(f"model.pool={fit.pool}: an image tower of maps has gem and mean")
-    return MeanPool() if fit.pool == "mean" else GeM(learnable=fit.learnable_gem)
+    if (pool := fit.options.pool) not in (None, "gem", "mean"):
+        raise ValueError(f"model.pool={pool}: an image tower of maps has gem and mean")
+    return MeanPool() if pool == "mean" else GeM(learnable=fit.learnable_gem)
 
 
 def _pieces(tower: Any, names: list[str]) -> nn.Sequential:
@@ -283,13 +312,14 @@ def _grid(fit: Fit, stride: int) -> tuple[int, int]:
 
 def _patches(fit: Fit, size: tuple[int, int]) -> dict[str, Any]:
     """Stride and grid of the patches; overlapping ones need not reach the border."""
-    if fit.patch_stride is None or fit.patch_stride == size[0]:
-        return {"stride": size[0], "grid": _grid(fit, size[0])}
-    if not 0 < fit.patch_stride < size[0]:
+    stride = fit.options.patch_stride or size[0]
+    if stride == size[0]:
+        return {"stride": stride, "grid": _grid(fit, stride)}
+    if stride > size[0]:
         raise ValueError(
-            f"model.patch_stride={fit.patch_stride}: patches of {size[0]} pixels would leave gaps"
+            f"model.patch_stride={stride}: patches of {size[0]} pixels would leave gaps"
         )
-    grid = tuple((side - size[0]) // fit.patch_stride + 1 for side in (fit.height, fit.width))
+    grid = tuple((side - size[0]) // stride + 1 for side in (fit.height, fit.width))
     if min(grid) < 1:
         raise ValueError(f"images of {fit.height} x {fit.width} are smaller than a patch")
-    return {"stride": fit.patch_stride, "grid": grid}
+    return {"stride": stride, "grid": grid}

@@ -11,6 +11,7 @@ from reid_core.attribution import heat_maps, near_words
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.text_image import TextImageEncoder
+from reid_core.models.towers import Options
 from reid_core.types import Modality
 
 
@@ -62,7 +63,7 @@ def test_attention_is_rolled_out_to_the_patches_that_speak_for_the_target(color,
 
 @pytest.mark.parametrize("pool", ["class", "mean", "gem"])
 def test_a_vision_transformer_has_maps_whichever_tokens_it_reads(pool) -> None:
-    model = backbones.load(backbones.SMALL_VIT, options=backbones.Options(pool=pool, stem_blocks=1))
+    model = backbones.load(backbones.SMALL_VIT, options=Options(pool=pool, stem_blocks=1))
     encoder = ImageEncoder(model, height=96, width=48).eval().requires_grad_(False)
     pixels = torch.randint(0, 256, (2, 3, 96, 48), dtype=torch.uint8)
     targets = encoder.embed(pixels.flip(0), Modality.INFRARED)

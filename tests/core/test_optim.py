@@ -9,6 +9,7 @@ from torch import nn
 from reid_core import optim
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
+from reid_core.models.towers import Options
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_nothing_to_train_is_an_error(build, network):
 
 
 def test_rates_fall_from_block_to_block_towards_the_patches():
-    model = backbones.load(backbones.SMALL_VIT, options=backbones.Options(layer_decay=0.5))
+    model = backbones.load(backbones.SMALL_VIT, options=Options(layer_decay=0.5))
     encoder = ImageEncoder(model, height=96, width=48)
     rates = {}
     for optimizer in (
@@ -138,7 +139,7 @@ def test_rates_fall_from_block_to_block_towards_the_patches():
 
 
 def test_stem_blocks_count_before_the_trunks_and_alike_in_both_modalities():
-    options = backbones.Options(layer_decay=0.5, stem_blocks=1)
+    options = Options(layer_decay=0.5, stem_blocks=1)
     model = backbones.load(backbones.SMALL_VIT, options=options)
     encoder = ImageEncoder(model, height=96, width=48)
     factors = {name: vars(p)["lr_factor"] for name, p in encoder.named_parameters()}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from reid_core.models import backbones, reid_weights
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.reid_weights import image_of
+from reid_core.models.towers import Options
 from reid_core.models.weight_files import Pixels, WeightFile
 from reid_core.types import Modality
 
@@ -239,7 +240,7 @@ def test_a_configuration_beside_the_weights_says_what_they_were_trained_on(tmp_p
     assert backbones.remarks(loaded, height=64, width=32) == []
     (size,) = backbones.remarks(loaded, height=128, width=64)
     assert "trained on images of 64 x 32" in size
-    wrong = backbones.load("timm/resnet18", options=backbones.Options(pixels="half"))
+    wrong = backbones.load("timm/resnet18", options=Options(pixels="half"))
     (remark,) = backbones.remarks(wrong, height=64, width=32)
     assert "model.pixels=half" in remark
     assert WeightFile(tmp_path, {}).pixels is None
