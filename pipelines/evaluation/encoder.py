@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
 
@@ -22,6 +22,7 @@ from reid_core.models import backbones
 from reid_core.models.adaptation import merge_low_rank
 from reid_core.models.backbones import Backbone
 from reid_core.models.text_tower import TextTower
+from reid_core.models.weight_files import Pixels
 from reid_core.stage import Encoder
 from reid_core.types import Modality
 
@@ -134,6 +135,8 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
         start = backbones.load(
             size.name, None, quick_gelu=state.get("quick_gelu", False), options=size.options()
         )
+        if "pixels" in state:  # of the weights that training began with, which are not read here
+            start = replace(start, pixels=Pixels(*state["pixels"]))
         encoder = _encoder(config, start, state["module"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         progress = state.get("progress")

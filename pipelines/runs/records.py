@@ -176,6 +176,7 @@ class State(TypedDict, total=False):
         progress: where it stood.
         trains_encoder: whether `module` holds an encoder.
         quick_gelu: whether its transformers use QuickGELU.
+        pixels: mean and deviation that the pre-trained weights came with; older files lack them.
         module: of the stage, without its frozen towers.
         epoch: labels, prototypes and pairs of the epoch.
         optimiser: its state; spelt so in format 1.
@@ -187,6 +188,7 @@ class State(TypedDict, total=False):
     progress: Required[ProgressState]
     trains_encoder: bool
     quick_gelu: bool
+    pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
     module: Required[dict[str, Tensor]]
     epoch: dict[str, Tensor]
     optimiser: dict[str, object]

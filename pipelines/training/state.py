@@ -31,6 +31,7 @@ def collect(
         "progress": progress.state_dict(),
         "trains_encoder": not isinstance(stage, CachedStage),
         "quick_gelu": backbone.quick_gelu,
+        "pixels": (backbone.pixels.mean, backbone.pixels.std),
         "module": tensors_of(stage),
         "epoch": stage.state_dict(),
         "optimiser": optimizer.state_dict(),  # so spelt in format 1

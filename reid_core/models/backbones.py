@@ -250,7 +250,7 @@ def _load_clip(
         hint="Name the architecture that the file was made for, or take one of the tags that "
         f"open_clip downloads: {', '.join(tags) or 'none'}",
     )
-    return replace(backbone, pixels=file.pixels or backbone.pixels)
+    return replace(backbone, pixels=file.pixels or _clip_pixels(name, pretrained))
 
 
 def _clip_config(name: str) -> dict[str, Any]:
@@ -277,11 +277,12 @@ def _build_clip(name: str, config: dict[str, Any], *, quick_gelu: bool) -> Backb
     return Backbone(name, model, TextTower(model).eval(), pixels)
 
 
-def _clip_pixels(name: str) -> Pixels:
-    """What open_clip says about the weights of this name, or OpenAI's where it says nothing."""
+def _clip_pixels(name: str, pretrained: str | None = None) -> Pixels:
+    """What open_clip says of the tag, or of any of this name, or OpenAI's where it says nothing."""
     if name in BUNDLED:
         return replace(IMAGENET, size=(96, 48))
-    for tag in open_clip.list_pretrained_tags_by_model(name):
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    for tag in [pretrained] if pretrained in tags else tags:
         notes = open_clip.get_pretrained_cfg(name, tag)
         if "mean" in notes:
             return Pixels(tuple(notes["mean"]), tuple(notes["std"]))

@@ -100,6 +100,13 @@ def test_a_tag_brings_its_activation_and_a_failed_download_says_what_to_do(monke
         backbones.load("RN50", "openai")
 
 
+def test_mean_and_deviation_are_those_of_the_tag():
+    half, openai = (0.5, 0.5, 0.5), open_clip.OPENAI_DATASET_MEAN
+    assert backbones._clip_pixels("ViT-L-14", "laion2b_s32b_b82k").mean == half
+    assert backbones._clip_pixels("ViT-L-14", "openai").mean == openai
+    assert backbones._clip_pixels("ViT-L-14", "/weights.pt").mean == openai
+
+
 def test_a_missing_file_names_the_path_and_the_remedy(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere\.pt.*state dict.*openai"):
         backbones.load("RN50", str(tmp_path / "nowhere.pt"))

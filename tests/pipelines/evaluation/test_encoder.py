@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,9 @@ from pipelines.retrieval.sources import Source, record_id
 from pipelines.runs import checkpoint
 from pipelines.training import deterministic
 from reid_core.models import backbones
+from reid_core.models.encoders import ImageEncoder
 from reid_core.models.text_image import TextImageEncoder
+from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
 from tests.pipelines import small_runs
 from tests.pipelines.trained import embed_alone
@@ -56,6 +60,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("cpcl",),
         ("cpcl", "quick_gelu"),
         ("cclnet-vit", "model.lora_rank=2"),
+        ("bmil-vit", "notes"),
         ("bmil-vit", "model.patch_stride=4", "model.pool=mean", "model.stem_blocks=1"),
         ("csdn-vit", "csdn.variant=head"),
         ("cpcl-vit",),
@@ -69,12 +74,22 @@ def trained(
     method, *overrides = request.param
     if overrides == ["quick_gelu"]:
         overrides = [f"model.pretrained={_of_openai(folder / 'weights.pt')}"]
+    if overrides == ["notes"]:
+        overrides = [f"model.pretrained={_with_notes(folder / 'hub')}"]
     config = small_runs.make_config(method, trees, *overrides)
     run = small_runs.open_run(config, folder / "run")
     remaining = small_runs.Kept(folder / "run" / "checkpoint_0")
     progress = deterministic.train(run.job, run.bank, run.batches, remaining, device=small_runs.CPU)
     scores = progress.scores[progress.stage]
     return Trained(config, folder / "run", scores, _filled(config, folder))
+
+
+def _with_notes(folder: Path) -> Path:
+    """The small transformer's weights, with a mean and a deviation of their own beside them."""
+    folder.mkdir()
+    notes = {"preprocess_cfg": {"mean": [0.2, 0.4, 0.6], "std": [0.5, 0.1, 0.9]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(notes))
+    return shutil.copy(backbones.ASSETS / f"{backbones.SMALL_VIT}.pt", folder / "weights.pt")
 
 
 def _of_openai(path: Path) -> Path:
@@ -149,6 +164,25 @@ def test_the_start_is_what_training_began_with(trained: Trained) -> None:
     image = torch.randint(0, 256, (1, 3, size.height, size.width), dtype=torch.uint8)
     before, after = (one.embed(image, Modality.VISIBLE) for one in (start, loaded.encoder))
     assert not torch.allclose(before, after)
+
+
+def test_a_checkpoint_brings_the_mean_and_deviation_of_its_weights(tmp_path: Path) -> None:
+    """What is opened later reads no pre-trained weights, and so not what stood beside them."""
+    path = _with_notes(tmp_path / "hub")
+    config = small_runs.make_config("bmil-vit", tmp_path, f"model.pretrained={path}")
+    weights = backbones.load(backbones.SMALL_VIT, str(path))
+    encoder = ImageEncoder(weights, height=small_runs.HEIGHT, width=small_runs.WIDTH).eval()
+    state = {
+        "module": encoder.state_dict(),
+        "pixels": (weights.pixels.mean, weights.pixels.std),
+        "config": config.used(),
+        "progress": {"stage": "joint", "epoch": 0},
+    }
+    checkpoint.save(tmp_path / "checkpoint_0", state, {})
+    opened = open_encoder(tmp_path).encoder
+    assert isinstance(opened, torch.nn.Module)
+    (inside,) = (part for part in opened.modules() if isinstance(part, ImageEncoder))
+    assert inside.pixels == Pixels((0.2, 0.4, 0.6), (0.5, 0.1, 0.9))
 
 
 def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
