@@ -70,7 +70,7 @@ def main() -> None:
         for name in _SIDES:
             if args.only in (None, name):
                 rows[name] = in_a_process(name, root, queries, truth, world)
-        known.write_text(json.dumps(rows))
+                known.write_text(json.dumps(rows))
         print("| | built s | memory MB | median ms | p95 ms | recall@10 | visible only, p95 ms |")
         print("|---|---|---|---|---|---|---|")
         for row in rows.values():

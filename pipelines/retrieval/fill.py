@@ -56,9 +56,13 @@ def add_vectors(
     facts = Facts(info["fingerprint"], info["space"], info["dim"], info["checkpoint"])
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
     done = Added(0, 0, len(gallery))
-    for rows in _batches(folder, info):
-        step = gallery.add(rows, recall=recall)
+    batches = _batches(folder, info)
+    rows = next(batches, None)
+    while rows is not None:
+        following = next(batches, None)
+        step = gallery.add(rows, recall=recall, more_follow=following is not None)
         done = Added(done.new + step.new, done.replaced + step.replaced, step.total)
+        rows = following
     return done
 
 

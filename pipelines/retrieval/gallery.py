@@ -186,12 +186,14 @@ class Gallery:
     def __len__(self) -> int:
         return int(self._table.count_rows())
 
-    def add(self, rows: pa.Table, *, recall: float = 0.95) -> Added:
+    def add(self, rows: pa.Table, *, recall: float = 0.95, more_follow: bool = False) -> Added:
         """Store rows; equal ones are left alone, those of a known id and other content replaced.
 
         Args:
             rows: with the columns of `gallery_rows.schema`; a later row of one id wins.
             recall: at ten answers that an approximate search is tuned to.
+            more_follow: leave the index for the last `add` of a series; until then these rows are
+                searched exactly.
 
         Raises:
             UserError: vectors of another width or not finite, or the disk is full.
@@ -205,7 +207,8 @@ class Gallery:
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
-            neighbors.keep_indexed(self._table, recall=recall)
+            if not more_follow:
+                neighbors.keep_indexed(self._table, recall=recall)
         return Added(done.num_inserted_rows, done.num_updated_rows, len(self))
 
     def remove(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> int:
