@@ -22,6 +22,7 @@ from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.retrieval.model_file import Exported, Form, prepared
 from pipelines.retrieval.sources import Source
+from pipelines.runs.console import console
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.images import decode
@@ -278,6 +279,7 @@ def _scored(loaded: LoadedEncoder, models: list[Exported], form: Form) -> list[E
         return models
     if not len(dataset.test) or not (dataset.test.pids >= 0).all():
         return models
+    console.print(f"ranking {len(dataset.test):,} test images with both sizes of the models ...")
     scores = []
     for suffix in (".fp32.onnx", ".onnx"):
         paths = {model.modality: model.path.with_suffix(suffix) for model in models}
