@@ -8,6 +8,7 @@ that can still be searched: a writer that fails, or a second one beside it, lose
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -361,6 +362,8 @@ def _connect(uri: str | Path) -> LanceDBConnection:
         import lancedb
     except ImportError as error:
         raise UserError(f"a gallery needs LanceDB: {_INSTALL}") from error
+    # It warns at every fork, also where a subprocess runs another program at once.
+    warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
     with _lance(f"cannot open {uri}"):
         database = lancedb.connect(str(uri))
     assert isinstance(database, lancedb.db.LanceDBConnection)
