@@ -120,11 +120,13 @@ def enroll(
     checkpoint: Checkpoint = None,
     space: Space = None,
 ) -> None:
-    """Put an identity on the watch list."""
+    """Put an identity on the watch list; with --checkpoint also of a gallery that is new."""
     from pipelines.retrieval import fill, search
     from pipelines.retrieval.gallery import Gallery
     from pipelines.retrieval.sources import modality_named
 
+    if checkpoint is not None and "://" not in gallery and not Path(gallery).exists():
+        fill.made_for(gallery, checkpoint, space=space or "descriptor")
     opened = Gallery.open(gallery, space=space)
     loaded = search.encoder_of(opened, checkpoint)
     modality = search.image_modality(loaded, modality_named(seen_as, "--as"))

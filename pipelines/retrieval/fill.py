@@ -89,11 +89,7 @@ def add_images(
     Raises:
         UserError: another encoder's gallery, or what `embed` refuses.
     """
-    loaded = open_encoder(checkpoint, space=space)
-    facts = Facts(
-        loaded.fingerprint, space, loaded.encoder.feature_dim, str(Path(checkpoint).resolve())
-    )
-    gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
+    gallery = made_for(uri, checkpoint, space=space, new_encoder=new_encoder)
     missing = _missing(source, gallery.states())
     if not missing:
         if not any(True for _ in source.samples()):
@@ -107,6 +103,20 @@ def add_images(
     done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
     shutil.rmtree(folder)
     return done
+
+
+def made_for(
+    uri: str | Path, checkpoint: Path, *, space: Space = "descriptor", new_encoder: bool = False
+) -> Gallery:
+    """The gallery's table for the vectors of a checkpoint, made where it is not there.
+
+    Raises:
+        UserError: another encoder's gallery, or no checkpoint.
+    """
+    loaded = open_encoder(checkpoint, space=space)
+    dim, place = loaded.encoder.feature_dim, str(Path(checkpoint).resolve())
+    facts = Facts(loaded.fingerprint, space, dim, place)
+    return Gallery.create(uri, facts, new_encoder=new_encoder)
 
 
 def enroll(

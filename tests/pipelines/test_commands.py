@@ -90,6 +90,12 @@ def test_gallery_tells_what_it_holds(place: Place) -> None:
         place, "gallery", "enroll", "/new-gallery", "Ada", "/who.png", "--as", "visible"
     )
     assert (code, text) == (0, "Ada: 1 images on the watch list")
+    alone = ("gallery", "enroll", "/watch-list", "Ada", "/who.png", "--as", "visible")
+    assert said(place, *alone)[0] != 0, "no gallery, and nobody said whose"
+    assert said(place, *alone, "--checkpoint", "/run")[1] == "Ada: 1 images on the watch list"
+    assert said(place, "gallery", "remove", "/watch-list", "--name", "Bea")[0] != 0
+    text = said(place, "gallery", "remove", "/watch-list", "--name", "Ada")[1]
+    assert text.startswith("1 removed, 0 left")
     code, text = said(place, "gallery", "info", "/new-gallery")
     assert code == 0
     assert "6 x 384, infrared and visible" in text
