@@ -365,7 +365,8 @@ def _connect(uri: str | Path) -> LanceDBConnection:
     # It warns at every fork, also where a subprocess runs another program at once.
     warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
     with _lance(f"cannot open {uri}"):
-        database = lancedb.connect(str(uri))
+        # A service sees at once what another process adds or takes away.
+        database = lancedb.connect(str(uri), read_consistency_interval=timedelta(0))
     assert isinstance(database, lancedb.db.LanceDBConnection)
     return database
 

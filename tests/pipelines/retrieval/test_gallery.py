@@ -169,6 +169,17 @@ def test_who_is_forgotten_is_found_no_more(
     assert all(state.names() == {"Ada": 2} for state in states), "no older state keeps them"
 
 
+def test_who_has_a_gallery_open_sees_what_others_change(
+    small: Gallery, rows: np.ndarray, tmp_path: Path
+) -> None:
+    """As a service does, beside the commands of an operator."""
+    other = Gallery.open(tmp_path / "g")
+    other.add(rows_of(rows[50:60], first=50))
+    assert small.search(rows[55], 1)[0].id == "55.jpg"
+    other.remove(ids=["55.jpg"])
+    assert small.search(rows[55], 1)[0].id != "55.jpg"
+
+
 def test_an_older_version_answers_as_it_did(
     small: Gallery, rows: np.ndarray, tmp_path: Path
 ) -> None:
