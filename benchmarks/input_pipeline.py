@@ -42,9 +42,10 @@ def parts(root: Path, batches: int) -> tuple[Any, Any, Any, Any]:
     from pipelines.data.inputs import Inputs
     from pipelines.data.plan import BatchShape, Plan
     from reid_core import sampling
+    from reid_core.augmentation import Augmentation
     from reid_core.datasets import sysu
     from reid_core.methods import METHODS
-    from reid_core.transforms import Augmentation, TrainTransform
+    from reid_core.transforms import TrainTransform
 
     views = METHODS["cclnet"].augmentations(METHODS["cclnet"].config(), Augmentation(grayscale=0.5))
     split = sysu.read(root).train

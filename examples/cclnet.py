@@ -20,12 +20,13 @@ import torch
 from torch.nn import functional as F
 
 from reid_core import centroids, cluster, hungarian_pairs, losses, optim, protocols, sampling, swap
+from reid_core.augmentation import Augmentation
 from reid_core.datasets import synthetic, sysu
 from reid_core.memory import ClusterMemory, swap_rows
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.prompts import Chosen, PromptLearner
-from reid_core.transforms import Augmentation, TrainTransform, decode
+from reid_core.transforms import TrainTransform, decode
 from reid_core.types import Modality, Split
 
 TINY = "--tiny" in sys.argv

@@ -13,7 +13,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_jpeg
 
-MAX_MEGAPIXELS = 50.0
+from reid_core.types import MAX_MEGAPIXELS
+
 BACKGROUND = (255, 255, 255)
 DECODING = {
     "orientation": "exif",

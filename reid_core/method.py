@@ -28,11 +28,11 @@ from reid_core.types import Modality
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from reid_core.augmentation import Augmentation
     from reid_core.knn.neighbors import Search
     from reid_core.knn.products import Features
     from reid_core.models.backbones import Backbone
     from reid_core.stage import Encoder, Epoch, Stage
-    from reid_core.transforms import Augmentation
 
 Config = TypeVar("Config", bound=BaseModel)
 Labels = Mapping[Modality, np.ndarray]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # whoever only lists files needs no torch, which costs a proc
     from torch import Tensor
 
 OUTLIER = -1
+MAX_MEGAPIXELS = 50.0
+"""Images with more pixels are refused unless a recipe says otherwise."""
 
 
 class Modality(StrEnum):

@@ -26,6 +26,11 @@ def test_the_command_line_imports_nothing_heavy_before_a_command_runs() -> None:
     assert not imported("import pipelines.cli") & {*HEAVY, "numpy", "pydantic"}
 
 
+def test_a_recipe_is_read_and_checked_without_torch() -> None:
+    read = "from pipelines import load_config; load_config('demo.yaml', ['data.root=/data'])"
+    assert not imported(read) & {*HEAVY} - {"pyarrow"}
+
+
 def test_what_stands_flat_is_what_it_says() -> None:
     import reid_core
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from pipelines.commands.gallery import Checkpoint, Gallery, SeenAs, Space
 from pipelines.commands.options import ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
+
+if TYPE_CHECKING:
+    from pipelines.retrieval.search import Hit, Query
 
 commands = typer.Typer()
 
@@ -58,15 +61,12 @@ def search(
     ] = None,
 ) -> None:
     """Find the nearest rows to an image, a sentence or a row of a gallery."""
-    from pipelines.retrieval import answer_file, contact_sheet
     from pipelines.retrieval import search as searching
     from pipelines.retrieval.gallery import Gallery, tables
     from pipelines.retrieval.gallery_rows import Filter, time_of
     from pipelines.retrieval.sources import modality_named
 
-    sheet = out is None or out.suffix not in answer_file.SUFFIXES
-    if out is not None:
-        (contact_sheet if sheet else answer_file).check(out)
+    _check(out)
     if text is not None and any(facts.space == "joint" for facts in tables(gallery)):
         space = space or "joint"
     opened = Gallery.open(gallery, space=space, version=version)
@@ -97,11 +97,25 @@ def search(
     console.print(searching.table(asked, hits))
     if known is not None:
         say(known.described())
-    if out is not None and sheet:
-        note = searching.described(opened, where=where, reranked=rerank)
-        say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
-    elif out is not None:
+    if out is not None:
+        _write(out, asked, hits, searching.described(opened, where=where, reranked=rerank))
+
+
+def _check(out: Path | None) -> None:
+    """Refuse what no answers can be written to, before there are any."""
+    from pipelines.retrieval import answer_file, contact_sheet
+
+    if out is not None:
+        (answer_file if out.suffix in answer_file.SUFFIXES else contact_sheet).check(out)
+
+
+def _write(out: Path, asked: Query, hits: list[Hit], note: str) -> None:
+    from pipelines.retrieval import answer_file, contact_sheet
+
+    if out.suffix in answer_file.SUFFIXES:
         say(f"answers: {answer_file.write(out, asked, hits)}")
+    else:
+        say(f"contact sheet: {contact_sheet.write(out, asked, hits, note=note)}")
 
 
 @commands.command()

@@ -36,8 +36,8 @@ from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY
-from reid_core.images import MAX_MEGAPIXELS, decode, size_of
-from reid_core.types import Dataset
+from reid_core.images import decode, size_of
+from reid_core.types import MAX_MEGAPIXELS, Dataset
 
 MANIFEST = "manifest.parquet"
 PLAN = "images/plan.json"

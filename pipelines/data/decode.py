@@ -12,9 +12,9 @@ from pipelines.data.decoded import Decoded
 from pipelines.data.replacements import NUM_REPLACEMENTS
 from pipelines.storage.files import reason
 from pipelines.storage.shards import location, read_bytes
-from reid_core.images import MAX_MEGAPIXELS, decode
+from reid_core.images import decode
 from reid_core.transforms import TrainTransform
-from reid_core.types import OUTLIER, Modality
+from reid_core.types import MAX_MEGAPIXELS, OUTLIER, Modality
 
 Transforms = Mapping[Modality, Sequence[TrainTransform]]
 # What the workers receive of a line, beside its image.

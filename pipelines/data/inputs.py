@@ -9,8 +9,7 @@ import numpy as np
 
 from pipelines.data.decode import read_image
 from pipelines.data.decoded import Decoded
-from reid_core.images import MAX_MEGAPIXELS
-from reid_core.types import Modality, Split
+from reid_core.types import MAX_MEGAPIXELS, Modality, Split
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from pydantic import (
 )
 
 from pipelines.storage.shards import location
+from reid_core.augmentation import Augmentation
 from reid_core.datasets import LAYOUTS
-from reid_core.images import MAX_MEGAPIXELS
-from reid_core.models.towers import Options
-from reid_core.transforms import Augmentation
+from reid_core.models.options import Options
+from reid_core.types import MAX_MEGAPIXELS
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from reid_core.methods.sections import Views
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # recipes are checked without torch
-    from reid_core.transforms import Augmentation
+    from reid_core.augmentation import Augmentation
 
 
 def augmentations(views: Views, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:

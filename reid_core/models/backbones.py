@@ -21,8 +21,8 @@ from open_clip.transformer import QuickGELU
 from torch import nn
 
 from reid_core.models import reid_weights
+from reid_core.models.options import PLAIN, Options
 from reid_core.models.text_tower import TextTower
-from reid_core.models.towers import PLAIN, Options
 from reid_core.models.weight_files import (
     HUB,
     Pixels,

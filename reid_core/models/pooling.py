@@ -6,13 +6,13 @@ Shapes: B images, D trunk channels, E joint embedding, h x w positions, P tokens
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PoolKind = Literal["gem", "class", "mean", "attention"]
+from reid_core.models.options import PoolKind
 
 
 class GeM(nn.Module):

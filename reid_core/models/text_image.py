@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid_core.models.backbones import Backbone
-from reid_core.models.towers import PLAIN, joint_tower
+from reid_core.models.options import PLAIN
+from reid_core.models.towers import joint_tower
 from reid_core.types import Modality
 
 

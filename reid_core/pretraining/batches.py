@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid_core.augmentation import Augmentation
 from reid_core.datasets.synthetic import Catalogue
 from reid_core.pretraining.captioning import Sentences, has_color, is_color
-from reid_core.transforms import Augmentation, TrainTransform, normalize
+from reid_core.transforms import TrainTransform, normalize
 
 HEIGHT, WIDTH = 96, 48
 _LUMA = (0.299, 0.587, 0.114)

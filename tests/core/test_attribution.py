@@ -10,8 +10,8 @@ from torch.nn import functional
 from reid_core.attribution import heat_maps, near_words
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
+from reid_core.models.options import Options
 from reid_core.models.text_image import TextImageEncoder
-from reid_core.models.towers import Options
 from reid_core.types import Modality
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 from torchvision.transforms import functional
 
 from reid_core import transforms
-from reid_core.transforms import Augmentation, TrainTransform
+from reid_core.augmentation import Augmentation
+from reid_core.transforms import TrainTransform
 
 PLAIN = Augmentation(flip=0, pad=0, erase=0)
 JITTER = Augmentation(flip=0, pad=0, erase=0, jitter=0.5)

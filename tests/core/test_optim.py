@@ -9,7 +9,7 @@ from torch import nn
 from reid_core import optim
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
-from reid_core.models.towers import Options
+from reid_core.models.options import Options
 
 
 @pytest.fixture

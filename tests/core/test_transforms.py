@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from reid_core.augmentation import Augmentation
 from reid_core.methods import METHODS
-from reid_core.transforms import Augmentation, TrainTransform, decode, normalize
+from reid_core.transforms import TrainTransform, decode, normalize
 from reid_core.types import Modality
 
 NOTHING = Augmentation(grayscale=0, flip=0, pad=0, erase=0)

@@ -15,7 +15,7 @@ from reid_core.methods.sections import Refinement, Section, Views
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
-    from reid_core.transforms import Augmentation
+    from reid_core.augmentation import Augmentation
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 STAGES = ("intra", "joint")

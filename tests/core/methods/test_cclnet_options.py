@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from reid_core import optim
+from reid_core.augmentation import Augmentation
 from reid_core.knn.search import nearest
 from reid_core.memory import ClusterMemory
 from reid_core.method import BetweenEpochs
@@ -21,7 +22,6 @@ from reid_core.methods.refinement import Refined, refined
 from reid_core.methods.sections import Refinement
 from reid_core.models import backbones
 from reid_core.models.encoders import Features
-from reid_core.transforms import Augmentation
 from tests.core.cclnet_case import (
     INFRARED,
     INPUTS,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from reid_core.augmentation import Augmentation
 from reid_core.method import BetweenEpochs, EpochPlan
 from reid_core.methods.cpcl import METHOD, optimization, settings
 from reid_core.methods.cpcl import between_epochs as cpcl
 from reid_core.methods.cpcl.between_epochs import TEXT, VISIBLE
 from reid_core.methods.cpcl.settings import Config
-from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 
 NUM_IDENTITIES, IMAGES, CAPTIONS = 8, 3, 2  # captions per image

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reid_core.augmentation import Augmentation
 from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.csdn import METHOD, opening, optimization, stages
 from reid_core.methods.csdn import between_epochs as csdn
@@ -15,7 +16,6 @@ from reid_core.methods.csdn.released import from_released
 from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.models import backbones
 from reid_core.models.fusion import TextFusion
-from reid_core.transforms import Augmentation
 from reid_core.types import Modality
 
 SIZE = {"height": 64, "width": 32}

@@ -10,7 +10,7 @@ from reid_core.models import backbones
 from reid_core.models.adaptation import merge_low_rank
 from reid_core.models.backbones import SMALL, SMALL_VIT
 from reid_core.models.encoders import ImageEncoder
-from reid_core.models.towers import Options
+from reid_core.models.options import Options
 from reid_core.types import Modality
 
 PIXELS = torch.randint(

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from reid_core.models import backbones, reid_weights
 from reid_core.models.encoders import ImageEncoder
+from reid_core.models.options import Options
 from reid_core.models.reid_weights import image_of
-from reid_core.models.towers import Options
 from reid_core.models.weight_files import Pixels, WeightFile
 from reid_core.types import Modality
 

@@ -28,8 +28,9 @@ from pipelines.report import ranklists
 from pipelines.storage import shards
 from pipelines.training import deterministic
 from pipelines.training.driver import train
+from reid_core.augmentation import Augmentation
 from reid_core.datasets import LAYOUTS, manifest, synthetic, sysu
-from reid_core.transforms import Augmentation, TrainTransform, decode
+from reid_core.transforms import TrainTransform, decode
 from reid_core.types import Dataset, Modality
 from tests.pipelines import small_runs
 from tests.pipelines.local_stream import blocks

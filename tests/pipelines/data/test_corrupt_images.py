@@ -26,9 +26,10 @@ from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.memory_bank import MemoryBank
+from reid_core.augmentation import Augmentation
 from reid_core.datasets import sysu
 from reid_core.methods import METHODS
-from reid_core.transforms import Augmentation, TrainTransform
+from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 from tests.pipelines.local_stream import blocks
 

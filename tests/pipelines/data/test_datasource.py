@@ -16,8 +16,9 @@ from pipelines.data.plan import BatchShape, Plan
 from pipelines.data.prepare import inputs_of
 from pipelines.data.unreadable import find_unreadable
 from pipelines.distributed.collectives import shares
+from reid_core.augmentation import Augmentation
 from reid_core.datasets import sysu
-from reid_core.transforms import Augmentation, TrainTransform
+from reid_core.transforms import TrainTransform
 from reid_core.types import Modality
 from tests.pipelines.local_stream import blocks
 
