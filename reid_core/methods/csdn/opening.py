@@ -54,7 +54,9 @@ def load_encoder(
     try:
         encoder.load_state_dict(weights)
     except RuntimeError as error:
+        odd = sorted(weights.keys() ^ encoder.state_dict().keys())
         raise ValueError(
             "this state is not that of a whole image encoder: it is damaged, or of another model"
+            + (f"; missing or unknown: {', '.join(odd[:5])} ({len(odd)} names)" if odd else "")
         ) from error
     return Descriptor(encoder, flip=config.flip_test).eval()
