@@ -240,26 +240,33 @@ def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> Non
 
 
 def check_weights(config: RunConfig) -> int:
-    """Load the model once; returns its size in bytes.
+    """Load the model once and pass one image through it; returns its size in bytes.
 
     Raises:
-        UserError: unknown model, missing or unfitting weights.
+        UserError: unknown model, missing or unfitting weights, a model that takes no such image.
     """
+    size, method = (config.model.height, config.model.width), METHODS[config.method]
     try:
         options = config.model.options()
         model = backbones.load(config.model.name, config.model.pretrained, options=options)
-        METHODS[config.method].load_encoder(
-            config.settings, model, config.model.height, config.model.width, None
-        )
+        encoder = method.load_encoder(config.settings, model, *size, None).eval()
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
+    try:
+        with torch.inference_mode():
+            encoder.embed(torch.zeros(1, 3, *size, dtype=torch.uint8), method.inputs[0])
+    except Exception as error:  # of a layer inside, whose words say what does not fit
+        raise UserError(
+            f"model.name={config.model.name} cannot embed an image of {size[0]} x {size[1]} as it "
+            f"is taken apart here: {error}. Take another model of the table in docs/encoders.md"
+        ) from error
     for name, parameter in model.model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(
                 f"model.pretrained={config.model.pretrained}: {name} holds numbers that are not "
                 "finite: the weights are damaged, take others"
             )
-    for remark in backbones.remarks(model, height=config.model.height, width=config.model.width):
+    for remark in backbones.remarks(model, height=size[0], width=size[1]):
         log.warning("%s", remark)
     return sum(p.numel() * p.element_size() for p in model.model.parameters())
 

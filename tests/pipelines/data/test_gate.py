@@ -135,6 +135,7 @@ def test_weights_that_are_not_finite_are_named(make_config: Make, tmp_path: Path
     [
         (["model.name=timm/vit_tiny_patch16_224.augreg_in21k"], "model.pretrained=augreg_in21k"),
         (["model.name=timm/convnext_atto"], "no encoder can be made of a ConvNeXt"),
+        (["model.name=timm/resnetblur18"], "resnetblur18 cannot embed an image of 64 x 32"),
         (["model.height=255"], "multiples of 16"),
         (["model.name=crossreid-small-vit", "model.lora_rank=999"], "cannot have a higher rank"),
         (["model.name=crossreid-small-vit", "model.pretrained=here.pth"], "here.pth: no such file"),
