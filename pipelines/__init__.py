@@ -42,7 +42,7 @@ def load_config(
     """
     from pipelines import config as configuration
 
-    return configuration.load(Path(recipe), overrides)
+    return configuration.load(_path("recipe", recipe), overrides)
 
 
 def train(
@@ -63,8 +63,14 @@ def train(
     Raises:
         UserError: something the user can put right.
     """
+    from pipelines.config import RunConfig
+    from pipelines.errors import UserError
     from pipelines.evaluation import regdb_trials
     from pipelines.report import page, trials_page
+
+    if not isinstance(config, RunConfig):
+        raise UserError(f"config={config!r:.60}: give what `load_config` returns")
+    out = _path("out", out)
 
     def train_one(one: RunConfig, run_dir: Path) -> Summary:
         summary = _trainer(backend)(one, run_dir, _command())
@@ -113,7 +119,7 @@ def evaluate(
     from pipelines.evaluation.checkpoint import evaluate_checkpoint
 
     return evaluate_checkpoint(
-        Path(checkpoint),
+        _path("checkpoint", checkpoint),
         kind=kind,
         root=None if root is None else Path(root),
         trial=trial,
@@ -138,7 +144,7 @@ def open_encoder(
     """
     from pipelines.evaluation import encoder
 
-    return encoder.open_encoder(Path(checkpoint), space=space)
+    return encoder.open_encoder(_path("checkpoint", checkpoint), space=space)
 
 
 def embed(
@@ -167,8 +173,22 @@ def embed(
     from pipelines.retrieval.sources import Source
 
     return retrieval.embed(
-        Path(checkpoint), Source(Path(source)), Path(out), space=space, dtype=dtype, **options
+        _path("checkpoint", checkpoint),
+        Source(_path("source", source)),
+        _path("out", out),
+        space=space,
+        dtype=dtype,
+        **options,
     )
+
+
+def _path(name: str, given: str | Path) -> Path:
+    """An argument as a path."""
+    if isinstance(given, (str, Path)):
+        return Path(given)
+    from pipelines.errors import UserError
+
+    raise UserError(f"{name}={given!r:.60}: give a path")
 
 
 def _trainer(backend: str) -> Callable[[RunConfig, Path, Sequence[str]], Summary]:

@@ -246,8 +246,13 @@ def load(path: Path, overrides: Mapping[str, Json | Path] | Sequence[str] = ()) 
             YAML, but for those of paths; or a mapping of such keys to values.
 
     Raises:
-        UserError: no such file, broken YAML, an unknown key, a value of the wrong kind.
+        UserError: no such file, broken YAML, an unknown key, a value of the wrong kind, overrides
+            that are neither a mapping nor a list.
     """
+    if isinstance(overrides, str) or not isinstance(overrides, (Mapping, Sequence)):
+        raise UserError(f"overrides={overrides!r}: give a list of key=value, or a mapping")
+    if not all(isinstance(key, str) for key in overrides):
+        raise UserError(f"overrides={overrides!r}: keys are texts, such as data.root")
     path = files.find_recipe(path)
     tree = files.read(path, as_text=AS_TEXT)
     if tree.keys() & {"base", "space", "objective"}:

@@ -78,8 +78,10 @@ def jaccard_graph_of_neighbors(
     Raises:
         ValueError: as `jaccard_graph`; also neighbors of another k1 or of other features.
     """
-    if k2 < 1:
-        raise ValueError(f"k2 is {k2}; the weights are averaged over the row itself at least")
+    if not isinstance(k2, (int, np.integer)) or k2 < 1:
+        raise ValueError(
+            f"k2 is {k2!r}, no whole number above 0: weights are averaged over the row at least"
+        )
     if result.rows.shape != (len(features), min(k1, len(features))):
         raise ValueError(
             f"neighbors of shape {result.rows.shape} do not fit {len(features)} rows and k1={k1}"
@@ -114,7 +116,7 @@ def cluster(
         int64 (N,), contiguous from 0; -1 = outlier.
 
     Raises:
-        ValueError: as `jaccard_graph`.
+        ValueError: as `jaccard_graph`; `min_samples` below 1.
 
     Reference: CCLNet, stages 0 and 2, pseudo labels (k1=30, k2=6, eps=0.6, min_samples=4).
     """
@@ -219,7 +221,12 @@ def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
 
     Returns:
         int64 (N,), contiguous from 0; -1 = outlier.
+
+    Raises:
+        ValueError: `min_samples` below 1.
     """
+    if min_samples < 1:
+        raise ValueError(f"min_samples is {min_samples}; a row is a neighbor of itself at least")
     labels = np.full(graph.shape[0], OUTLIER, dtype=np.int64)
     _dbscan(graph.indptr, graph.indices, graph.data, float(np.float32(eps)), min_samples, labels)
     return labels
@@ -240,11 +247,16 @@ def centroids(
         (C, D) of the features' kind and device; (0, D) where all rows are outliers.
 
     Raises:
-        ValueError: not one label per row, a label below -1, or one below the largest without a row.
+        ValueError: not one whole number per row, a label below -1, one below the largest without a
+            row, or a feature that is not finite.
 
     Reference: CCLNet, stages 0 and 2, prototypes.
     """
     every = torch.as_tensor(features)
+    if (kind := np.asarray(labels).dtype.kind if not torch.is_tensor(labels) else "i") not in "iu":
+        raise ValueError(
+            f"labels are no whole numbers but of kind {kind}: give int64, -1 = outlier"
+        )
     names = torch.as_tensor(labels, device=every.device)
     num = len(every) if rows is None else len(rows)
     if names.shape != (num,):
@@ -253,6 +265,10 @@ def centroids(
     if len(ordered) and ordered[0] < OUTLIER:
         raise ValueError(f"label {int(ordered[0])}: labels are 0 or above, or -1 for an outlier")
     order, ordered = order[ordered != OUTLIER], ordered[ordered != OUTLIER]
+    if len(ordered) and ordered[-1] >= len(ordered):
+        raise ValueError(
+            f"label {int(ordered[-1])} of {len(ordered)} rows: labels must be contiguous"
+        )
     counts = torch.bincount(ordered)
     if not len(counts):
         return features[:0]
@@ -261,6 +277,9 @@ def centroids(
     if rows is not None:
         order = torch.as_tensor(rows, device=every.device)[order]
     means = _segment_means(every, order, counts)
+    if not torch.isfinite(means).all():
+        label = int(torch.argmin(torch.isfinite(means).all(dim=1).int()))
+        raise ValueError(f"a feature of label {label} is not finite: leave such rows out")
     return means if isinstance(features, Tensor) else means.numpy()
 
 

@@ -34,6 +34,9 @@ def hungarian_pairs(
     Returns:
         int64 (M, 2), M <= min(C_a, C_b).
 
+    Raises:
+        ValueError: banks of other shapes, or numbers that are not finite.
+
     Reference: CCLNet, stages 0 and 2, matching (threshold 0).
     """
     similarity = _product(torch.as_tensor(bank_a), torch.as_tensor(bank_b))
@@ -129,8 +132,19 @@ def centered(bank: Tensor) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> np.ndarray:
-    """(C_a, C_b) float64 similarities on the host."""
-    return (a.float() @ b.float().T).double().cpu().numpy()
+    """(C_a, C_b) float64 similarities on the host.
+
+    Raises:
+        ValueError: banks of other shapes, or numbers that are not finite.
+    """
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"banks have shapes {tuple(a.shape)} and {tuple(b.shape)}: give (C_a, D) and (C_b, D)"
+        )
+    similarity: np.ndarray = (a.float() @ b.float().T).double().cpu().numpy()
+    if not np.isfinite(similarity).all():
+        raise ValueError("a bank holds numbers that are not finite: leave such clusters out")
+    return similarity
 
 
 def _nearest(a: Tensor, b: Tensor) -> tuple[np.ndarray, np.ndarray]:

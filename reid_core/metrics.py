@@ -140,6 +140,11 @@ def _checked(
     if cmc not in ("image", "identity"):
         raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")
     shape = (len(query_pids), len(gallery_pids))
+    for name, pids in (("query", query_pids), ("gallery", gallery_pids)):
+        if len(pids) and np.asarray(pids).dtype.kind not in "iu":
+            raise ValueError(f"{name}_pids are no whole numbers: give int64, -1 where unknown")
+    if not hasattr(similarity, "shape"):
+        raise ValueError("similarity is no array: give (queries, gallery) numbers")
     if tuple(similarity.shape) != shape:
         raise ValueError(
             f"similarity has shape {tuple(similarity.shape)}, but there are {shape[0]} query and"

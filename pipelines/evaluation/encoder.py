@@ -63,19 +63,23 @@ class LoadedEncoder:
             (n, D) float32 unit rows, in the order of the paths.
 
         Raises:
-            ValueError: a file that is no image, a modality that the encoder was not trained for.
+            ValueError: a file that is no image, no list of paths, a modality that the encoder was
+                not trained for.
         """
+        images = [m for m in self.modalities if m != Modality.TEXT]
+        if modality not in images:
+            raise ValueError(f"{modality} images: this encoder embeds {' and '.join(images)}")
         kind = Modality(modality)
-        if kind not in self.modalities or kind == Modality.TEXT:
-            raise ValueError(f"{kind} images: this encoder embeds {' and '.join(self.modalities)}")
+        if isinstance(paths, (str, Path)) or not all(isinstance(p, (str, Path)) for p in paths):
+            raise ValueError("paths: give a list of paths of image files")
         size = self.config.model
         vectors = np.empty((len(paths), self.encoder.feature_dim), dtype=np.float32)
         for start in range(0, len(paths), batch_size):
             rows = slice(start, start + batch_size)
-            images = [
+            decoded = [
                 read_image(Path(path), height=size.height, width=size.width) for path in paths[rows]
             ]
-            vectors[rows] = self.vectors(torch.from_numpy(np.stack(images)), kind)
+            vectors[rows] = self.vectors(torch.from_numpy(np.stack(decoded)), kind)
         return vectors
 
     @torch.inference_mode()

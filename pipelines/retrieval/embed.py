@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -101,6 +101,12 @@ def embed(
     Raises:
         UserError: nothing to embed, `out` holds other vectors, too many images cannot be read.
     """
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype={dtype!r}: choose {' or '.join(get_args(Dtype))}")
+    if batch_size < 1 or not 0 <= max_unreadable <= 1:
+        raise UserError(
+            f"batch_size={batch_size}, max_unreadable={max_unreadable}: at least 1, and a share"
+        )
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
     loaded = open_encoder(checkpoint, space=space)

@@ -45,9 +45,12 @@ def unit_rows(features: Features) -> Features:
         features: (N, D), array or tensor, CPU or CUDA.
 
     Raises:
-        ValueError: no row at all; or names the first row that is zero, not finite or not of unit
-            length.
+        ValueError: no numbers, no row at all; or names the first row that is zero, not finite or
+            not of unit length.
     """
+    if not isinstance(features, Tensor) and np.asarray(features).dtype.kind not in "fiu":
+        raise ValueError("features are no array of numbers: give (N, D) float32")
+    features = features if isinstance(features, Tensor) else np.asarray(features)
     if features.ndim != 2 or not len(features):
         raise ValueError(f"features have shape {tuple(features.shape)}; at least one row is needed")
     if isinstance(features, Tensor):

@@ -54,8 +54,8 @@ class NeighborSearch:
         Raises:
             ValueError: k below 1, or a row that is zero, not finite or not of unit length.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; a row has at least itself as a neighbor")
+        if not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"k is {k!r}: a whole number, since a row has at least itself as one")
         features = products.unit_rows(features)
         self._propose, self._num_rows = propose, len(features)
         self._k = min(k, self._num_rows)
