@@ -24,6 +24,13 @@ Camera = Annotated[
 ]
 Since = Annotated[str | None, typer.Option(help="Answers from this time on, 2026-11-27T14:05.")]
 Until = Annotated[str | None, typer.Option(help="Answers up to this time.")]
+Pid = Annotated[int, typer.Option(help="Identity on the image, to mark right answers.", min=-1)]
+MinProbability = Annotated[
+    float, typer.Option(help="Leave out what is less likely one identity.", min=0, max=1)
+]
+Answers = Annotated[
+    Path | None, typer.Option(help="Contact sheet (.html, .png), or answers (.json, .csv).")
+]
 Prior = Annotated[
     float | None,
     typer.Option(
@@ -40,25 +47,19 @@ def search(
     query: Annotated[str | None, typer.Argument(help="Image file, or an id.")] = None,
     text: Annotated[str | None, typer.Option(help="Search by a sentence instead.")] = None,
     seen_as: SeenAs = None,
-    pid: Annotated[
-        int, typer.Option(help="Identity on the image, to mark right answers.", min=-1)
-    ] = -1,
+    pid: Pid = -1,
     top: Annotated[int, typer.Option(help="Number of answers.")] = 10,
     modality: Modality = None,
     camera: Camera = None,
     since: Since = None,
     until: Until = None,
-    min_probability: Annotated[
-        float, typer.Option(help="Leave out what is less likely one identity.", min=0, max=1)
-    ] = 0.0,
+    min_probability: MinProbability = 0.0,
     prior: Prior = None,
     rerank: Annotated[bool, typer.Option("--rerank", help="Re-rank by shared neighbors.")] = False,
     version: Annotated[int | None, typer.Option(help="Search an older state.")] = None,
     space: Space = None,
     checkpoint: Checkpoint = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Contact sheet (.html, .png), or answers (.json, .csv).")
-    ] = None,
+    out: Answers = None,
 ) -> None:
     """Find the nearest rows to an image, a sentence or a row of a gallery."""
     from pipelines.retrieval import search as searching
