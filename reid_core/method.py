@@ -257,6 +257,8 @@ class Method(Generic[Config]):
             for them. Otherwise plans follow from given identities alone.
         can_accumulate: whether a batch may be worked on in parts (`trainer.gradient_accumulation`):
             no loss of it compares rows of the batch with each other.
+        needs_cameras: the setting, key=value, for which every training image must have a camera
+            number; "" where none is asked for.
         without_text: how a user leaves the texts out, a key=value; "" where none can.
         of_weights: settings that decide what trained weights mean: a run that starts from a
             finished stage must share them with it.
@@ -281,6 +283,7 @@ class Method(Generic[Config]):
     cluster: Callable[[Config, Modality, BetweenEpochs], np.ndarray] | None = None
     reads_features: bool = True
     can_accumulate: bool = False
+    needs_cameras: Callable[[Config], str] = lambda _: ""
     without_text: str = ""
     of_weights: tuple[str, ...] = ()
     released: Released[Config] | None = None

@@ -102,6 +102,7 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
                 f"{where} has no {m} rows to train on: {config.method} trains on "
                 f"{' and '.join(method.inputs)}"
             )
+    _check_cameras(train, config, where)
     known = method.supervision(config.settings)
     for m in method.inputs:
         rows = train.rows(m)
@@ -113,6 +114,19 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
                 f"{where}: {len(unknown):,} {m} rows have no pid, as "
                 f"{train.samples[unknown[0]].image}; {config.method} with these settings trains on "
                 "ids: give them, or choose settings that need none"
+            )
+
+
+def _check_cameras(train: Split, config: RunConfig, where: str) -> None:
+    method = METHODS[config.method]
+    asking = method.needs_cameras(config.settings)
+    for m in method.inputs if asking else ():
+        rows = train.rows(m)
+        if (unknown := rows[train.cameras[rows] == OUTLIER]).size:
+            raise UserError(
+                f"{where}: {len(unknown):,} {m} rows have no camera, as "
+                f"{train.samples[unknown[0]].image}; {asking} needs one for every image: give them "
+                "in a manifest's column 'camera', or leave the setting out"
             )
 
 

@@ -45,4 +45,5 @@ METHOD = Method(
     begin_epoch=begin_epoch,
     open_stage=open_stage,
     load_encoder=load_encoder,
+    needs_cameras=settings.needs_cameras,
 )

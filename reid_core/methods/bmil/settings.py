@@ -213,6 +213,14 @@ def batch_rows(config: Config) -> dict[str, int]:
     return rows
 
 
+def needs_cameras(config: Config) -> str:
+    """See `Method`."""
+    if config.sampling.camera_aware:
+        return "bmil.sampling.camera_aware=true"
+    scaling = config.clustering.camera_scaling
+    return "" if scaling is None else f"bmil.clustering.camera_scaling={scaling:g}"
+
+
 def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
     """Two views of a visible image and one of an infrared one, or what `views` asks for."""
     return views.augmentations(config.views, base)

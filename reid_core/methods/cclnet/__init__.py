@@ -51,6 +51,7 @@ METHOD = Method(
     open_stage=open_stage,
     load_encoder=load_encoder,
     can_accumulate=True,
+    needs_cameras=settings.needs_cameras,
     without_text="cclnet.image_to_text=0",
     released=Released(
         stage="align",

@@ -245,6 +245,14 @@ class Config(Section):
         return self
 
 
+def needs_cameras(config: Config) -> str:
+    """See `Method`."""
+    for name, section in (("clustering", config.clustering), ("matching", config.matching)):
+        if section.camera_scaling is not None:
+            return f"cclnet.{name}.camera_scaling={section.camera_scaling:g}"
+    return ""
+
+
 def is_ever_coupled(config: Config) -> bool:
     """Whether clusters of the modalities are matched at all, from `Swap.start_epoch` on."""
     return config.swap.when != "never" or config.matching.shared or config.refine.cross > 0
