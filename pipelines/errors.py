@@ -1,4 +1,4 @@
-"""Errors meant for the identity at the terminal: what is wrong, where, and what to do."""
+"""Errors meant for whoever sits at the terminal: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_data_check_train_and_embed_list_the_same_images(tmp_path: Path) -> None
 
 
 def test_a_manifest_of_pandas_is_read_alike(tmp_path: Path) -> None:
-    """deep-identity-reid#207, fast-reid#173."""
+    """deep-person-reid#207, fast-reid#173."""
     root = draw(tmp_path / "d", "v0.jpg", "i0.jpg")
     path = root / "M.CSV"
     path.write_text("image,modality,pid,camera\nv0.jpg,Visible,0.0,1.0\ni0.jpg, infrared,,3.0\n")
@@ -105,7 +105,7 @@ def test_identities_of_published_lists_are_shared_only_where_that_is_said(
 
 
 def test_queries_without_a_match_are_no_score(tmp_path: Path) -> None:
-    """deep-identity-reid#562, pytorch-metric-learning#129."""
+    """deep-person-reid#562, pytorch-metric-learning#129."""
     run = save_run(tmp_path / "run")
     root = draw(tmp_path / "d", "test/visible/v/0.jpg", "test/infrared/i/0.jpg")
     with pytest.raises(UserError, match="none of the 1 queries has a match"):
