@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 if TYPE_CHECKING:
-    from pipelines.config import RunConfig
+    from pipelines.config import Overrides, RunConfig
     from pipelines.evaluation.encoder import LoadedEncoder
     from pipelines.retrieval.embed import Embedded, EmbedOptions
     from pipelines.runs.records import ScoreTable, Summary
-    from pipelines.storage.files import Json
 
 __all__ = ["embed", "evaluate", "load_config", "open_encoder", "train"]
 
 
-def load_config(
-    recipe: str | Path, overrides: Mapping[str, Json | Path] | Sequence[str] = ()
-) -> RunConfig:
+def load_config(recipe: str | Path, overrides: Overrides = ()) -> RunConfig:
     """A run's settings: a recipe, and what differs from it.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import yaml
 from pydantic import (
@@ -56,6 +56,10 @@ _RENAMED = {
     "neighbours": "neighbors",
     "centred": "centered",
 }
+
+
+Overrides: TypeAlias = "Mapping[str, Json | Path] | Sequence[str]"
+"""{"data.root": "/data/SYSU-MM01", ...}, or texts "key=value" as on the command line."""
 
 
 class TrainerConfig(Section):
@@ -237,7 +241,7 @@ class RunConfig(_WithMethods):
         return self.model_dump(mode="json", exclude=METHODS.keys() - {self.method})
 
 
-def load(path: Path, overrides: Mapping[str, Json | Path] | Sequence[str] = ()) -> RunConfig:
+def load(path: Path, overrides: Overrides = ()) -> RunConfig:
     """Read a configuration file and apply overrides, later ones winning.
 
     Args:

@@ -32,7 +32,6 @@ from torch import nn
 
 from pipelines.cluster import session as cluster
 from pipelines.config import RunConfig
-from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
@@ -41,7 +40,6 @@ from pipelines.retrieval.vectors import Dtype, VectorInfo
 from pipelines.runs.console import console
 from pipelines.storage.files import reason
 from pipelines.storage.shards import location, read_bytes
-from reid_core.datasets import LAYOUTS
 from reid_core.images import decode
 from reid_core.models.folding import folded
 from reid_core.types import Modality, Sample
@@ -110,7 +108,7 @@ def embed(
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
     loaded = open_encoder(checkpoint, space=space)
-    source = _as_trained(source, loaded.config)
+    source = source.as_trained(loaded.config.data)
     info = VectorInfo(
         fingerprint=loaded.fingerprint,
         space=space,
@@ -134,18 +132,6 @@ def embed(
         raise _too_many(skipped, max_unreadable, num_samples)
     vectors.finish(out, planned, skipped, num_samples - len(skipped))
     return Embedded(num_samples - len(skipped), num_new, tuple(skipped), seconds)
-
-
-def _as_trained(source: Source, config: RunConfig) -> Source:
-    """The source with what a run's configuration says of places and trials, where it says none."""
-    source = replace(source, path=source.path.resolve())
-    if source.trusted == ROOT_ALONE:
-        trusted = Trusted(config.data.extra_roots, config.data.allow_http)
-        source = replace(source, trusted=trusted)
-    if source.kind and LAYOUTS[source.kind].has_trials and source.trial is None:
-        assert config.data.trial != "all"  # every trial is a run of its own
-        source = replace(source, trial=config.data.trial)
-    return source
 
 
 def _too_many(skipped: list[str], max_unreadable: float, num_samples: int) -> UserError:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
+from pipelines.recipes.sections import DataConfig
 from reid_core.datasets import LAYOUTS, manifest_rows
 from reid_core.datasets.files import ImageFiles
 from reid_core.types import Modality, Sample, Split
@@ -78,6 +79,16 @@ class Source:
                 f"{self.path} is no manifest: expected {', '.join(manifest_rows.SUFFIXES)}, or a "
                 "folder"
             )
+
+    def as_trained(self, data: DataConfig) -> Source:
+        """With what a run's data says of places and trials, where the source says none."""
+        source = replace(self, path=self.path.resolve())
+        if self.trusted == ROOT_ALONE:
+            source = replace(source, trusted=Trusted(data.extra_roots, data.allow_http))
+        if self.kind and LAYOUTS[self.kind].has_trials and self.trial is None:
+            assert data.trial != "all"  # every trial is a run of its own
+            source = replace(source, trial=data.trial)
+        return source
 
     @property
     def root(self) -> Path:

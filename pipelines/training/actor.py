@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,21 +38,26 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
         job, prepared: the work, and its data set.
         use_gpu: let the nodes' GPUs find the neighbors.
     """
-    bank = start_bank(job, prepared, use_gpu=use_gpu)
+    options, make = _bank_of(job, prepared, use_gpu=use_gpu)
+    stored = ray.put(make)  # kept as long as the block: a bank that is started again asks for it
+    # Ray's annotation also allows for the class itself
+    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote([stored]))
     try:
         yield bank
     finally:
         ray.kill(bank)  # and with it its searchers
 
 
-def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> ActorHandle[BankActor]:
-    """The actor between the epochs: a memory bank, or a planner for a method without one.
+def _bank_of(
+    job: Job, prepared: Prepared, *, use_gpu: bool
+) -> tuple[dict[str, object], Callable[[], MemoryBank | Planner]]:
+    """Options of the actor, and what makes a memory bank, or a planner for a method without one.
 
     Where GPUs are used and its node has one, the bank holds its features there.
     """
     config = job.config
     node = ray.get_runtime_context().get_node_id()
-    options = {
+    options: dict[str, object] = {
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 4,
         # Workers wait while it clusters: all cores are its own. Ray would give it one.
@@ -64,7 +69,7 @@ def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> ActorHandle[Ba
     }
     if not job.needs_memory:
         assert job.identities is not None
-        return _started(options, partial(Planner, config, job.identities))
+        return options, partial(Planner, config, job.identities)
     inputs = job.method.inputs
     has_gpu = any(n["NodeID"] == node and n["Resources"].get("GPU", 0) >= 1 for n in ray.nodes())
     if use_gpu and has_gpu:
@@ -79,14 +84,7 @@ def start_bank(job: Job, prepared: Prepared, *, use_gpu: bool) -> ActorHandle[Ba
         search=SearchOnNodes(use_gpu),
         device=torch.device("cuda" if use_gpu and has_gpu else "cpu"),
     )
-    return _started(options, bank)
-
-
-def _started(
-    options: Mapping[str, object], bank: Callable[[], MemoryBank | Planner]
-) -> ActorHandle[BankActor]:
-    # Ray's annotation also allows for the class itself
-    return cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(bank))
+    return options, bank
 
 
 @dataclass
@@ -143,11 +141,11 @@ class BankActor:
     What begins an epoch is stored once for all workers, not once for each.
 
     Args:
-        bank: makes a `MemoryBank` or a `Planner`.
+        make: one object that makes a `MemoryBank` or a `Planner`, kept by the driver.
     """
 
-    def __init__(self, bank: Callable[[], MemoryBank | Planner]) -> None:
-        self._bank = bank()
+    def __init__(self, make: list[ray.ObjectRef[Callable[[], MemoryBank | Planner]]]) -> None:
+        self._bank = ray.get(make[0])()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()
         self._stop = False

@@ -9,7 +9,7 @@ from reid_core.knn import approximate
 from reid_core.knn.approximate import GraphSearch, recall_of
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import nearest
-from tests.core.knn.test_search import same
+from tests.core.knn.test_search import assert_same
 from tests.core.rows import unit
 
 
@@ -31,7 +31,7 @@ def test_where_nothing_is_missed_it_is_the_exact_search(
     result = search(rows(), 12, is_second=is_second)
     exact = nearest(rows(), 12, is_second=is_second)
     assert search.recalls == [1.0]
-    same(result, exact)
+    assert_same(result, exact)
 
 
 def test_the_recall_is_the_share_of_neighbors_that_were_found() -> None:
@@ -49,7 +49,7 @@ def test_the_recall_is_the_share_of_neighbors_that_were_found() -> None:
 
 
 def test_few_rows_are_searched_exactly() -> None:
-    same(GraphSearch()(rows(), 12), nearest(rows(), 12))
+    assert_same(GraphSearch()(rows(), 12), nearest(rows(), 12))
 
 
 def test_without_faiss_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reid_core.knn import duplicates, faiss_screen, products, search
 from reid_core.knn.faiss_screen import FaissScreen, faiss_for_gpus, open_screen
-from tests.core.knn.test_search import same
+from tests.core.knn.test_search import assert_same
 from tests.core.rows import unit
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_neighbors_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, halves:
     x[50:60] = x[50] + np.float32(1e-7) * np.arange(10)[:, None]  # too close for float32
     x[50:60] /= np.linalg.norm(x[50:60], axis=1, keepdims=True)
     is_second = np.arange(1200) % 3 == 0 if halves else None
-    same(
+    assert_same(
         search.nearest(x, 20, is_second=is_second),
         search.nearest(torch.from_numpy(x), 20, is_second=is_second),
     )

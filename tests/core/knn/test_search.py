@@ -94,7 +94,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certified, "_DOUBLE_BYTES", 1 << 18)
 
 
-def same(first: Neighbors, second: Neighbors) -> None:
+def assert_same(first: Neighbors, second: Neighbors) -> None:
     np.testing.assert_array_equal(first.rows, second.rows)
     np.testing.assert_array_equal(first.similarity, second.similarity)
 
@@ -103,7 +103,7 @@ def same(first: Neighbors, second: Neighbors) -> None:
 def test_a_device_finds_the_same_bits(device: None, num_rows: int, width: int, k: int) -> None:
     x = unit(num_rows, width)
     x[num_rows - num_rows // 10 :] = x[: num_rows // 10]
-    same(search.nearest(x, k), search.nearest(torch.from_numpy(x), k))
+    assert_same(search.nearest(x, k), search.nearest(torch.from_numpy(x), k))
     first, second = np.random.default_rng(0).integers(0, num_rows, (2, 500))
     pairs = fixed_point.products_of_pairs(x, first, second)
     on_device = fixed_point.products_of_pairs(torch.from_numpy(x), first, second)
@@ -125,7 +125,7 @@ def test_rows_too_close_for_the_screen_are_searched_again(
     scores[np.arange(len(x)), np.arange(len(x))] = 2
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(host.rows, expected)
-    same(host, search.nearest(torch.from_numpy(x), k))
+    assert_same(host, search.nearest(torch.from_numpy(x), k))
 
 
 def test_ties_at_the_last_place_go_by_row_on_a_device_too(device: None) -> None:
@@ -133,7 +133,7 @@ def test_ties_at_the_last_place_go_by_row_on_a_device_too(device: None) -> None:
     x = np.eye(200, dtype=np.float32)
     host = search.nearest(x, 5)
     assert host.rows[150].tolist() == [150, 0, 1, 2, 3]
-    same(host, search.nearest(torch.from_numpy(x), 5))
+    assert_same(host, search.nearest(torch.from_numpy(x), 5))
 
 
 @pytest.mark.parametrize("width", [16, 512])
@@ -198,4 +198,4 @@ def test_k_below_one_is_refused() -> None:
 def test_cuda_finds_the_same_rows() -> None:
     x = unit(3000, 64)
     x[2000:2100] = x[:100]
-    same(search.nearest(x, 30), search.nearest(torch.from_numpy(x).cuda(), 30))
+    assert_same(search.nearest(x, 30), search.nearest(torch.from_numpy(x).cuda(), 30))

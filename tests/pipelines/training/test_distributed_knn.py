@@ -80,7 +80,7 @@ def test_the_memory_actor_has_all_cores(
 
     config = make_config()
     prepared = prepare(config, lambda inputs, modality: [])
-    bank = actor.start_bank(Job.of(config, prepared, tmp_path), prepared, use_gpu=False)
-    result = ray.get(bank.__ray_call__.remote(threads))
-    ray.kill(bank)
+    job = Job.of(config, prepared, tmp_path)
+    with actor.bank_on_ray(job, prepared, use_gpu=False) as bank:
+        result = ray.get(bank.__ray_call__.remote(threads))
     assert result == os.cpu_count()
