@@ -13,6 +13,7 @@ OURS = ("cross_demo.yaml",)
 BMIL = ("bmil_demo.yaml",)
 VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbors=12")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
+PLAIN = "cclnet.matching.whitened=never"
 CAMERAS = "cclnet.clustering.camera_scaling=0.5"
 SCALED = "cclnet.matching.method=scaled"
 ALONE, MODALITY = ", a softmax for each modality", "bmil.memory.softmax=modality"
@@ -38,7 +39,7 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours + teacher": (*OURS, "cclnet.teacher=0.95"),
     "ours + decay": (*OURS, "cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0"),
     "ours, two views": (*OURS, "cclnet.views.visible=2", "cclnet.views.channels=keep"),
-    **{f"ours, pairs: {m}": (*OURS, f"cclnet.matching.method={m}") for m in MATCHERS},
+    **{f"ours, pairs: {m}": (*OURS, PLAIN, f"cclnet.matching.method={m}") for m in MATCHERS},
     **{
         f"ours, cameras {c}, {m}{words}": (
             *OURS,
@@ -49,7 +50,7 @@ TRIED: dict[str, tuple[str, ...]] = {
         for c, m in ((0, 0), (0.5, 0.5), (0.5, 1), (1, 1))
         for words, more in (("", ()), (", pairs: scaled", (SCALED,)))
     },
-    "ours, never whitened": (*OURS, "cclnet.matching.whitened=never"),
+    "ours, never whitened": (*OURS, PLAIN),
     "ours, always whitened": (*OURS, "cclnet.matching.whitened=always"),
     "ours, cameras 0.5": (*OURS, CAMERAS),
     "ours, centered": (*OURS, "cclnet.matching.centered=true"),
@@ -62,6 +63,7 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours + cross term": (*OURS, "cclnet.refine.cross=1", *(f"cclnet.{v}" for v in VOTES)),
     "ours, pairs: consistent, others excluded": (
         *OURS,
+        PLAIN,
         "cclnet.matching.method=consistent",
         "cclnet.matching.exclusion=0.25",
     ),

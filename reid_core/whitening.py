@@ -19,6 +19,7 @@ from reid_core.knn.products import Features
 from reid_core.types import OUTLIER
 
 _SHRINKAGE = 0.1  # share of the mean variance that is added to every direction
+_ROUNDING = 1e-12  # of float32 rows, squared; their length is one
 _BLOCK_BYTES = 1 << 28  # of gathered rows
 
 
@@ -42,7 +43,7 @@ def whitened_prototypes(features: Sequence[Features], labels: Sequence[np.ndarra
     sides = zip(features, labels, means, strict=True)
     scatter = torch.stack([_scatter(*side) for side in sides]).mean(dim=0)
     variance = scatter.diagonal().mean()
-    if variance == 0:  # images of a cluster are all alike: nothing to whiten by
+    if variance < _ROUNDING / len(scatter):  # images of a cluster are alike: nothing to whiten by
         return [_unit(mean.double().cpu()) for mean in means]
     values, vectors = torch.linalg.eigh(scatter + _SHRINKAGE * variance * torch.eye(len(scatter)))
     whitening = vectors / values.sqrt() @ vectors.T

@@ -75,12 +75,14 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(side, expected, atol=1e-5, rtol=0)
 
 
-def test_images_that_are_all_alike_are_centered_alone() -> None:
-    rows = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
-    truth = np.repeat(np.arange(4), 3)
-    sides = whitening.whitened_prototypes([rows, rows], [truth, truth])
-    assert all(torch.isfinite(side).all() for side in sides)
-    assert right_pairs(sides) * IDENTITIES == 4
+@pytest.mark.parametrize("copies", [1, 2, 3, 7])
+def test_images_that_are_all_alike_are_centered_alone(copies: int) -> None:
+    """Also where the mean of equal rows differs from them by its rounding."""
+    few = world(nuisance=0.0)[0][0][: 4 * IMAGES : IMAGES]
+    rows, truth = np.repeat(few, copies, axis=0), np.repeat(np.arange(4), copies)
+    expected = matching.centered(torch.from_numpy(few))
+    for side in whitening.whitened_prototypes([rows, rows], [truth, truth]):
+        torch.testing.assert_close(side, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("nuisance", "is_whitened"), [(1.5, 1.0), (0.0, 0.0)])
@@ -90,14 +92,24 @@ def test_more_clusters_that_agree_decide(nuisance: float, is_whitened: float) ->
     names = dict(zip(sides, labels, strict=True))
     means = [torch.from_numpy(x.reshape(IDENTITIES, IMAGES, WIDTH).mean(1)) for x in features]
     prototypes = dict(zip(sides, map(torch.nn.functional.normalize, means), strict=True))
-    config = Config.model_validate({"matching": {"whitened": "agreed"}})
-    matched, counts = whitened(config, sides, names, prototypes)
+    given = {"matching": {"whitened": "agreed"}, "swap": {"start_epoch": 0}}
+    config = Config.model_validate(given)
+    matched, counts = whitened(config, sides, names, prototypes, epoch=0)
     assert counts == {"whitened": is_whitened}
     assert (matched is not prototypes) == bool(is_whitened)
+    given["swap"]["start_epoch"] = 1  # nothing is matched yet: nothing is computed or logged
+    later = Config.model_validate(given)
+    assert whitened(later, sides, names, prototypes, epoch=0) == (prototypes, {})
     never = Config()
-    assert whitened(never, sides, names, prototypes) == (prototypes, {})
+    assert whitened(never, sides, names, prototypes, epoch=0) == (prototypes, {})
 
 
 def test_matching_in_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="whitened=agreed is of the pairs between epochs"):
         Config.model_validate({"matching": {"whitened": "agreed"}, "swap": {"when": "step"}})
+
+
+@pytest.mark.parametrize("method", ["joint", "consistent", "proposed"])
+def test_methods_that_compare_images_are_refused(method: str) -> None:
+    with pytest.raises(ValueError, match=f"method={method} compares images"):
+        Config.model_validate({"matching": {"whitened": "agreed", "method": method}})

@@ -44,6 +44,8 @@ def whitened(
     features: Mapping[Modality, Features],
     labels: Labels,
     prototypes: Mapping[Modality, Tensor],
+    *,
+    epoch: int,
 ) -> tuple[Mapping[Modality, Tensor], dict[str, float]]:
     """The prototypes to match, whitened as `matching.whitened` says; 1 or 0 for whether, to log.
 
@@ -52,17 +54,19 @@ def whitened(
         features: per modality (n, D) unit rows, as matched.
         labels: per modality (n,) clusters; -1 = outlier.
         prototypes: per modality (C, D) unit rows, without whitening.
+        epoch: within the stage; before the first with matches nothing is whitened.
 
     Reference: ours. Whitening helps where the modalities differ in other directions than
     identities do, and costs elsewhere; how many clusters agree tells which, without any label.
     """
     asked = config.matching.whitened
-    if asked == "never" or config.labels == "identities":
+    if asked == "never" or config.labels == "identities" or not is_coupled(config, epoch):
         return prototypes, {}
     sides = whitened_prototypes([features[m] for m in INPUTS], [labels[m] for m in INPUTS])
-    shares = matching.mutual_share(*sides), matching.mutual_share(*(prototypes[m] for m in INPUTS))
-    if asked == "agreed" and shares[0] <= shares[1]:
-        return prototypes, {"whitened": 0.0}
+    if asked == "agreed":
+        plain = matching.mutual_share(*(prototypes[m] for m in INPUTS))
+        if matching.mutual_share(*sides) <= plain:
+            return prototypes, {"whitened": 0.0}
     return dict(zip(INPUTS, sides, strict=True)), {"whitened": 1.0}
 
 

@@ -120,7 +120,7 @@ def _to_match(
     features = {m: rows_to_compare(scaling, context, m) for m in INPUTS}
     if scaling is not None:
         prototypes = {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
-    return features, *whitened(config, features, labels, prototypes)
+    return features, *whitened(config, features, labels, prototypes, epoch=context.epoch)
 
 
 def _votes(

@@ -71,6 +71,9 @@ class Swap(Section):
     start_epoch: int = Field(60, ge=0)
 
 
+_OF_ROWS = ("joint", "consistent", "proposed")  # methods of matching that compare no prototypes
+
+
 class Matching(Section):
     """Which prototypes of the two modalities belong together (stages 0 and 2).
 
@@ -87,8 +90,8 @@ class Matching(Section):
             ("consistent"), or also those that one side alone proposes ("proposed").
         camera_scaling: that of clustering.camera_scaling, for matching; null for the same.
         whitened: Ours. Match prototypes in the space where the images of a cluster scatter alike in
-            all directions: "never", "always", or where more of them then "agreed", that is are
-            mutual nearest ones of the two modalities.
+            all directions: "never", "always", or "agreed": where more prototypes of the two
+            modalities are then each other's nearest. Of methods that compare prototypes alone.
         temperature: of the transport and of the proposals.
         balanced: whether half of a joint clustering's neighbors come from either modality.
         joint_eps: largest distance between neighbors in a joint clustering; null for
@@ -235,13 +238,18 @@ class Config(Section):
                 "matching.exclusion is of contradictory proposals: choose "
                 "matching.method=consistent or proposed"
             )
-        between = {name: getattr(self.matching, name) for name in ("guard", "whitened")}
-        for name, value in between.items():
-            if self.swap.when == "step" and value not in (0, "never"):
+        for name, off in (("guard", 0), ("whitened", "never")):
+            value = getattr(self.matching, name)
+            if self.swap.when == "step" and value != off:
                 raise ValueError(
-                    f"matching.{name}={value} is of the pairs between epochs: swap.when=step "
-                    "matches in steps"
+                    f"matching.{name}={value} is of the pairs between epochs, and swap.when=step "
+                    f"matches in steps: choose another swap.when, or matching.{name}={off}"
                 )
+        if self.matching.whitened != "never" and self.matching.method in _OF_ROWS:
+            raise ValueError(
+                f"matching.method={self.matching.method} compares images, which are not whitened: "
+                "choose a method that compares prototypes, or matching.whitened=never"
+            )
         return self
 
 
