@@ -20,8 +20,8 @@ setup: $(READY)
 demo: setup  ## draw identities, train CCLNet on a local Ray cluster, evaluate, write the report
 	@$(BIN)/crossreid demo --out runs/demo
 
-test: setup  ## the fast suite, under 2 minutes
-	@$(BIN)/python -m pytest
+test: setup  ## the fast suite, under 2 minutes, in two processes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## everything that takes minutes
 	@$(BIN)/python -m pytest -m slow

@@ -20,16 +20,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests (pytest-xdist), what one process must run.
-
-    A module's tests share fixtures; those that need Ray share one Ray, and are begun first.
-    """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        group = "ray" if needs_ray(item) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not needs_ray(item))
+    """Files whose tests need Ray are begun first: two processes share the files (pytest-xdist)."""
+    with_ray = {item.path for item in items if needs_ray(item)}
+    items.sort(key=lambda item: item.path not in with_ray)
 
 
 def needs_ray(item: pytest.Item) -> bool:

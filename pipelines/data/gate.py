@@ -20,7 +20,7 @@ from pipelines.config import RunConfig, TrainerConfig
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
 from pipelines.errors import UserError
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
@@ -59,6 +59,7 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     """
     check_settings(config)
     _check_out(run_dir)
+    runlog.refuse_another(run_dir, config)
     dataset = read(config)
     train = fit_rows(dataset, config)
     _check_rows(dataset, train, config)

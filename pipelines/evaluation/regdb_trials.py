@@ -131,12 +131,6 @@ def _with_trial(config: RunConfig, trial: int) -> RunConfig:
 
 def _finished(run_dir: Path, config: RunConfig) -> Summary | None:
     """A trial's summary if it is trained to the end, with this configuration."""
-    changed = runlog.differences(run_dir, config)
-    if changed:
-        raise UserError(
-            f"{run_dir} was trained with another configuration:\n  "
-            + "\n  ".join(changed)
-            + "\nchoose another --out, or delete that folder"
-        )
+    runlog.refuse_another(run_dir, config)
     summary = run_dir / runlog.SUMMARY
     return json.loads(summary.read_text()) if summary.exists() else None

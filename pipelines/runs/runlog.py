@@ -41,6 +41,21 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
     Raises:
         UserError: not writable, or another configuration was trained in it; names the keys.
     """
+    refuse_another(run_dir, config)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        replace_file(run_dir / CONFIG, configuration.dump(config))
+        write_json(run_dir / ENVIRONMENT, environment(command))
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+
+
+def refuse_another(run_dir: Path, config: RunConfig) -> None:
+    """Refuse a directory in which another configuration was trained.
+
+    Raises:
+        UserError: names the keys and what to do.
+    """
     changed = differences(run_dir, config)
     if changed:
         raise UserError(
@@ -50,12 +65,6 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
         )
     if has_checkpoint(run_dir) and not (run_dir / CONFIG).exists():
         raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(run_dir / CONFIG, configuration.dump(config))
-        write_json(run_dir / ENVIRONMENT, environment(command))
-    except OSError as error:
-        raise _unwritable(run_dir, error) from error
 
 
 def differences(run_dir: Path, config: RunConfig) -> list[str]:

@@ -200,7 +200,8 @@ def _check_clusters(config: Config, kind: str, labels: Labels) -> None:
             raise ValueError(
                 f"no {kind} cluster with {m} images ({len(y)} images, subset={settings.subset}, "
                 f"eps={eps}, k1={settings.k1}, min_samples={settings.min_samples}): "
-                "raise eps or k1, or lower min_samples"
+                "raise bmil.clustering.eps or lower min_samples there, with k1 at most the images "
+                "of one identity; docs/troubleshooting.md"
             )
 
 

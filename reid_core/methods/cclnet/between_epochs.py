@@ -149,7 +149,8 @@ def _check_clusters(config: Config, labels: Labels) -> None:
             raise ValueError(
                 f"no cluster in the {m} modality ({len(labels[m])} images, eps={settings.eps}, "
                 f"k1={settings.k1}, min_samples={settings.min_samples}): "
-                "raise eps or k1, or lower min_samples"
+                "raise cclnet.clustering.eps or lower min_samples there, with k1 at most the "
+                "images of one identity; docs/troubleshooting.md"
             )
 
 

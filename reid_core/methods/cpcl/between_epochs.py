@@ -160,8 +160,9 @@ def _require_clusters(config: Config, labels: Mapping[Modality, np.ndarray]) -> 
         if labels[m].max(initial=OUTLIER) == OUTLIER:
             raise ValueError(
                 f"no cluster among {len(labels[m])} rows of the {m} modality (eps={settings.eps}, "
-                f"k1={settings.k1}, min_samples={settings.min_samples}): raise eps or k1, lower "
-                "min_samples, or start later with cpcl.prototypes_from"
+                f"k1={settings.k1}, min_samples={settings.min_samples}): raise "
+                "cpcl.clustering.eps or lower min_samples there, or start later with "
+                "cpcl.prototypes_from; docs/troubleshooting.md"
             )
 
 

@@ -216,7 +216,9 @@ def test_calls_of_an_earlier_incarnation_are_refused(make_config: Callable[..., 
 
 def test_no_cluster_names_modality_and_remedy(make_config: Callable[..., RunConfig]) -> None:
     bank = bank_of(make_config("cclnet.clustering.min_samples=100"))
-    with pytest.raises(ValueError, match=r"no cluster in the visible modality.*raise eps"):
+    with pytest.raises(
+        ValueError, match=r"no cluster in the visible modality.*raise cclnet.clustering.eps"
+    ):
         begin(bank)
 
 
