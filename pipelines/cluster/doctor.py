@@ -208,7 +208,9 @@ def weights() -> Finding:
     source = open_clip.get_pretrained_cfg("RN50", "openai")
     for path in _cached(source):
         return Finding("CLIP RN50", "ok", str(path))
-    remedy = "the first run downloads them; without a network, set model.pretrained=/path/RN50.pt"
+    remedy = (
+        "the first run downloads the weights; without a network, set model.pretrained=/path/RN50.pt"
+    )
     return Finding("CLIP RN50", "warn", "not in the cache", remedy)
 
 

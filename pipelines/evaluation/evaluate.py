@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from pipelines.runs.records import ProtocolScores, Scores, ScoreTable
@@ -106,18 +107,21 @@ def calibration_lines(result: Evaluation) -> list[str]:
 
 
 def score_table(result: Evaluation) -> Table:
-    """Mean and standard deviation over trials, one line per protocol."""
-    table = Table(title=f"percent; a random ranking has Rank-1 {result.chance:.1f}")
-    table.add_column("protocol / mode / direction", overflow="fold")
+    """Mean, and where galleries are drawn standard deviation, one line per protocol."""
+    title = f"percent; a random ranking has Rank-1 {result.chance:.1f}"
+    table = Table(title=title, box=box.SIMPLE)
+    table.add_column("protocol / mode / direction")
     for name in SCORES:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     suffix = ""
     for name, row in result.table.items():
         if name.partition("+")[2] != suffix:
             suffix = name.partition("+")[2]
             table.add_section()
-        cells = [f"{row['mean'][key]:.2f} ± {row['std'][key]:.2f}" for key in SCORES]
-        table.add_row(name, *cells)
+        is_drawn = any(row["std"].values())
+        spread = {key: f"\n± {row['std'][key]:.2f}" if is_drawn else "" for key in SCORES}
+        cells = [f"{row['mean'][key]:.2f}{spread[key]}" for key in SCORES]
+        table.add_row(name.replace("/", " / "), *cells)
     return table
 
 

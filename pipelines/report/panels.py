@@ -104,6 +104,9 @@ def groups(epochs: Sequence[Epoch]) -> list[Panel]:
             text = "How many pictures with a sentence have a group on both sides."
         if similarity := (own[-1].get("pair_similarity") or {}).get("mean"):
             text += f" Mean similarity of a pair in the last epoch: {similarity:.2f}."
+        if decided := _with(own, "whitened"):
+            num = int(sum(epoch["whitened"] for epoch in decided))
+            text += f" They were compared after whitening in {num} of {len(decided)} epochs."
         chart = figures.epochs_chart(
             _points(own), series, alt="Paired groups by epoch", least=(0, 0)
         )

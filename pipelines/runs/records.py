@@ -82,6 +82,7 @@ class EpochLine(TypedDict, total=False):
         clusters_of_both: share of the clusters that have a partner, where pairs are one to one.
         pair_similarity: "mean" and "min".
         mutual_nearest: share of clusters that are the nearest of the one nearest to them.
+        whitened: 1 where prototypes were matched after whitening, else 0.
         search_recall: least recall of an approximate neighbor search.
         truth: how right clusters and pairs are, where identities are known.
         stability: per modality, how much of the last clustering is in this one.
@@ -104,6 +105,7 @@ class EpochLine(TypedDict, total=False):
     clusters_of_both: float
     pair_similarity: dict[str, float]
     mutual_nearest: float
+    whitened: float
     search_recall: float
     truth: Truth
     stability: dict[str, float]
