@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
 
-from benchmarks.coupling_rows import ROWS
 from pipelines import config as configuration
+
+ROWS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coupling_rows.py"))["ROWS"]
 
 
 @pytest.mark.parametrize("row", ROWS)

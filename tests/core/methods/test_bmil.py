@@ -123,7 +123,9 @@ def test_settings_that_cannot_be_are_named() -> None:
     scattered = {
         m: functional.normalize(torch.randn(*x.shape)).numpy() for m, x in features.items()
     }
-    with pytest.raises(ValueError, match=r"no separate cluster with visible images.*raise eps"):
+    with pytest.raises(
+        ValueError, match=r"no separate cluster with visible images.*raise bmil.clustering.eps"
+    ):
         bmil.begin_epoch(
             config_of(clustering={"k1": 8, "eps": 0.1, "subset": 1}),
             BetweenEpochs("intra", 0, 0, features=scattered),
