@@ -59,7 +59,7 @@ def test_every_line_works_in_the_order_given(tmp_path: Path) -> None:
         "in all: identities.gallery",
         "contact sheet: found.html",
         "contact sheet: words.html",
-        "Ada: 1 images on the watch list",
+        "Ada: 1 image on the watch list",
         '"image": "3-0001.jpg", "name": "Ada"',
         "probabilities were fitted on pseudo-labels",
         "largest difference to torch",

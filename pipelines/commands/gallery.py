@@ -97,7 +97,7 @@ def remove(
         since=time_of(since, "--since"),
         until=time_of(until, "--until"),
     )
-    if bool(ids) == bool(where.sql()):
+    if bool(ids) == bool(where.sql()) or "" in (ids or ()):
         raise UserError(
             "say what to remove: ids, or one or more of --name, --pid, --camera, --since, --until"
         )
@@ -131,7 +131,8 @@ def enroll(
     loaded = search.encoder_of(opened, checkpoint)
     modality = search.image_modality(loaded, modality_named(seen_as, "--as"))
     fill.enroll(opened, loaded, name, images, modality)
-    say(f"{name}: {opened.names()[name]} images on the watch list")
+    count = opened.names()[name]
+    say(f"{name}: {count} image{'s' * (count != 1)} on the watch list")
 
 
 @gallery_app.command(name="info")
@@ -144,7 +145,7 @@ def info(gallery: Gallery) -> None:
         versions = opened.versions()
         how = opened.tuning
         say(
-            f"{facts.table}: {len(opened):,} x {facts.dim}, {opened.described()}\n"
+            f"{facts.table}: {len(opened):,} vectors of {facts.dim} numbers, {opened.described()}\n"
             f"  encoder {facts.checkpoint}\n"
             f"  ids such as {', '.join(opened.some_ids()) or 'none'}\n"
             f"  search: {f'{how.num_probes} lists' if how.num_probes else 'exact'}, recall@10 "

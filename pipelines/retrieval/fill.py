@@ -227,7 +227,7 @@ def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:
     return pa.table({key: columns[key] for key in kinds.names})
 
 
-def _missing(source: Source, known: dict[str, tuple[object, ...]]) -> frozenset[str]:
+def _missing(source: Source, known: dict[str, int]) -> frozenset[str]:
     """Ids that are not known with their present image and what is said of it now."""
     root = str(source.root)
 

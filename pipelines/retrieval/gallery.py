@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.errors import UserError
-from pipelines.retrieval import neighbors
-from pipelines.retrieval.gallery_rows import COLUMNS, STATE, Filter, Match, matches, schema
+from pipelines.retrieval import gallery_rows, neighbors
+from pipelines.retrieval.gallery_rows import CHANGED, COLUMNS, STATE, Filter, Match, NoRowsError
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
 from pipelines.storage.files import reason
 
@@ -35,15 +35,7 @@ _INSTALL = 'pip install -c constraints.txt -e ".[gallery]"'
 _FACTS = b"crossreid"
 _KEPT = timedelta(days=30)  # of versions, when small files are joined
 _IDS_AT_ONCE = 1000
-# A row is replaced where its image, or what is known about it, is another.
-_CHANGED = " OR ".join(
-    f"target.{name} != source.{name}"
-    for name in ("content", "modality", "camera", "pid", "tracklet", "root", "images", "name")
-)
-_CHANGED += (
-    " OR target.time != source.time OR (target.time IS NULL AND source.time IS NOT NULL)"
-    " OR (target.time IS NOT NULL AND source.time IS NULL)"
-)
+_STATES_AT_ONCE = 10_000
 
 
 @contextmanager
@@ -131,7 +123,9 @@ class Gallery:
             )
         if not same:
             made = replace(facts, created=datetime.now(UTC).isoformat(timespec="microseconds"))
-            content = schema(facts.dim).with_metadata({_FACTS: json.dumps(vars(made)).encode()})
+            content = gallery_rows.schema(facts.dim).with_metadata(
+                {_FACTS: json.dumps(vars(made)).encode()}
+            )
             with _lance(f"cannot write to {uri}"):
                 database.create_table(facts.table, schema=content, exist_ok=True)
         return cls.open(uri, space=facts.space, fingerprint=facts.fingerprint)
@@ -200,11 +194,11 @@ class Gallery:
             UserError: vectors of another width or not finite, or the disk is full.
         """
         assert not self._historic
-        rows = _checked(rows, self.facts.dim)
+        rows = gallery_rows.checked(rows, self.facts.dim)
         with _lance("nothing was added"):
             done = (
                 self._table.merge_insert("id")
-                .when_matched_update_all(where=_CHANGED)
+                .when_matched_update_all(where=CHANGED)
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
@@ -213,9 +207,15 @@ class Gallery:
         return Added(done.num_inserted_rows, done.num_updated_rows, len(self))
 
     def remove(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> int:
-        """Take rows away, by id or by what a filter leaves; returns how many."""
+        """Take rows away, by id or by what a filter leaves; returns how many.
+
+        Raises:
+            UserError: a filter that leaves everything; nothing is removed then.
+        """
         parts = [tuple(ids[i : i + _IDS_AT_ONCE]) for i in range(0, len(ids), _IDS_AT_ONCE)]
-        conditions = [] if where is None else [where.sql() or "true"]
+        conditions = [] if where is None else [where.sql()]
+        if "" in conditions:
+            raise UserError("nothing was removed: say which rows")
         removed = 0
         with _lance("not everything was removed"):
             for condition in (*conditions, *(Filter(ids=part).sql() for part in parts)):
@@ -232,22 +232,18 @@ class Gallery:
     def get(self, name: str) -> Match | None:
         """The row of an id with its vector, None where there is none."""
         result = self._table.search().where(Filter(ids=(name,)).sql()).select(COLUMNS).limit(1)
-        rows = matches(result.to_arrow())
+        rows = gallery_rows.matches(result.to_arrow())
         return rows[0] if rows else None
 
     @_reading
-    def states(self) -> dict[str, tuple[object, ...]]:
+    def states(self) -> dict[str, int]:
         """What a row of every id was made of, as `gallery_rows.state` puts it."""
-        rows = self._table.search().select(["id", *STATE]).to_arrow()
-        columns = [rows[name] for name in STATE]
-        columns[-1] = columns[-1].cast(pa.int64())  # a number takes less than a datetime
-        return dict(
-            zip(
-                rows["id"].to_pylist(),
-                zip(*(column.to_pylist() for column in columns), strict=True),
-                strict=True,
-            )
-        )
+        result: dict[str, int] = {}
+        for batch in self._table.search().select(["id", *STATE]).to_batches(_STATES_AT_ONCE):
+            batch = batch.set_column(len(STATE), STATE[-1], batch[STATE[-1]].cast(pa.int64()))
+            columns = (batch[name].to_pylist() for name in STATE)
+            result |= zip(batch["id"].to_pylist(), map(gallery_rows.digest, *columns), strict=True)
+        return result
 
     @_reading
     def count(self, where: Filter) -> int:
@@ -256,7 +252,13 @@ class Gallery:
 
     @_reading
     def search(
-        self, vector: np.ndarray, top: int, *, where: Filter | None = None, vectors: bool = False
+        self,
+        vector: np.ndarray,
+        top: int,
+        *,
+        where: Filter | None = None,
+        vectors: bool = False,
+        allowed: int | None = None,
     ) -> list[Match]:
         """The nearest rows by cosine, best first; all of them where `top` is more.
 
@@ -265,23 +267,25 @@ class Gallery:
             top: number of answers.
             where: what answers may be.
             vectors: also return the vectors.
+            allowed: rows that the filter leaves, None where they are still to be counted.
 
         Raises:
-            UserError: the gallery is empty, or no row is left by the filter.
+            NoRowsError: the gallery is empty, or no row is left by the filter.
         """
-        if not len(self):
-            raise UserError("the gallery is empty: fill it with `crossreid gallery add`")
-        condition = where.sql() if where else ""
-        allowed = self.count(where) if where else len(self)
+        where = where or Filter()
+        condition = where.sql()
+        allowed = self.count(where) if allowed is None else allowed
+        if not allowed and condition and len(self):
+            raise NoRowsError(f"no row is {where}; this gallery has {self.described()}")
         if not allowed:
-            raise UserError(f"no row is {where}; this gallery has {self.described()}")
+            raise NoRowsError("the gallery is empty: fill it with `crossreid gallery add`")
         columns = [name for name in COLUMNS if vectors or name != "vector"]
         query = neighbors.query(self._table, vector, exact=allowed <= EXACT_UP_TO)
         query = query.limit(min(top, allowed)).select([*columns, "_distance"])
         if condition:
             query = query.where(condition, prefilter=True)
         result = query.to_arrow()
-        return matches(result, 1 - result["_distance"].to_numpy())
+        return gallery_rows.matches(result, 1 - result["_distance"].to_numpy())
 
     @_reading
     def described(self) -> str:
@@ -369,20 +373,3 @@ def _connect(uri: str | Path) -> LanceDBConnection:
         database = lancedb.connect(str(uri), read_consistency_interval=timedelta(0))
     assert isinstance(database, lancedb.db.LanceDBConnection)
     return database
-
-
-def _checked(rows: pa.Table, dim: int) -> pa.Table:
-    """The rows in the schema's order, the last of each id, with vectors that can be compared."""
-    width = rows.schema.field("vector").type.list_size
-    if width != dim:
-        raise UserError(f"these vectors have {width} numbers, the gallery's have {dim}")
-    flat = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-    lengths = np.linalg.norm(flat.astype(np.float32), axis=1)
-    wrong = ~(np.abs(lengths - 1) < 0.01)
-    if wrong.any():
-        name = rows["id"][int(np.argmax(wrong))].as_py()
-        raise UserError(f"the vector of {name} has length {lengths[wrong][0]:.3g} instead of 1")
-    last = {name: number for number, name in enumerate(rows["id"].to_pylist())}
-    if len(last) < len(rows):
-        rows = rows.take(sorted(last.values()))
-    return rows.select(schema(dim).names).cast(schema(dim))

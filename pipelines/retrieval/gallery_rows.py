@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -40,13 +41,54 @@ def schema(dim: int) -> pa.Schema:
 
 
 COLUMNS = schema(1).names
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATE = ("content", "modality", "camera", "pid", "tracklet", "root", "time")
+# A row is replaced where its image, or what is known about it, is another.
+CHANGED = " OR ".join(
+    f"target.{name} != source.{name}"
+    for name in ("content", "modality", "camera", "pid", "tracklet", "root", "images", "name")
+)
+CHANGED += (
+    " OR target.time != source.time OR (target.time IS NULL AND source.time IS NOT NULL)"
+    " OR (target.time IS NOT NULL AND source.time IS NULL)"
+)
 
 
-def state(sample: Sample, *, content: str, root: str) -> tuple[object, ...]:
-    """What a row is made of, in the order of `STATE`: another state is another row."""
+def checked(rows: pa.Table, dim: int) -> pa.Table:
+    """The rows in the schema's order, the last of each id, with vectors that can be compared.
+
+    Raises:
+        UserError: vectors of another width, or not of length 1.
+    """
+    width = rows.schema.field("vector").type.list_size
+    if width != dim:
+        raise UserError(f"these vectors have {width} numbers, the gallery's have {dim}")
+    flat = rows["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    lengths = np.linalg.norm(flat.astype(np.float32), axis=1)
+    wrong = ~(np.abs(lengths - 1) < 0.01)
+    if wrong.any():
+        name = rows["id"][int(np.argmax(wrong))].as_py()
+        raise UserError(f"the vector of {name} has length {lengths[wrong][0]:.3g} instead of 1")
+    last = {name: number for number, name in enumerate(rows["id"].to_pylist())}
+    if len(last) < len(rows):
+        rows = rows.take(sorted(last.values()))
+    return rows.select(schema(dim).names).cast(schema(dim))
+
+
+def state(sample: Sample, *, content: str, root: str) -> int:
+    """What a row is made of: another state is another row."""
     time = None if sample.time is None else micros(sample.time)
-    return content, str(sample.modality), sample.camera, sample.pid, sample.tracklet, root, time
+    modality = str(sample.modality)
+    return digest(content, modality, sample.camera, sample.pid, sample.tracklet, root, time)
+
+
+def digest(*values: str | int | None) -> int:
+    """64 bits of the values of `STATE`, time in microseconds: a gallery has many rows."""
+    return int.from_bytes(hashlib.blake2b(repr(values).encode(), digest_size=8).digest())
+
+
+class NoRowsError(UserError):
+    """A gallery has no row that a filter leaves."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +101,9 @@ class Filter:
         since, until: first and last time of the answers; rows without a time are left out then.
         enrolled: only identities of the watch list (True), only others (False), or both (None).
         ids, pids, names: of the answers, none for any.
+
+    Raises:
+        UserError: an empty name: that is what rows outside the watch list have.
     """
 
     modality: Modality | None = None
@@ -69,6 +114,10 @@ class Filter:
     ids: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all(name.strip() for name in self.names):
+            raise UserError("a name is empty: say who of the watch list is meant")
 
     def sql(self) -> str:
         """As a condition of the database, "" where everything may be an answer."""
@@ -166,17 +215,19 @@ def matches(rows: pa.Table, similarity: Sequence[float] | np.ndarray | None = No
 
 
 def time_of(text: str | None, option: str) -> datetime | None:
-    """A time as identities write it, UTC where it says no zone; None for none.
+    """A time as identities write it, UTC where it says no zone; None for None.
 
     Raises:
-        UserError: it is no ISO time.
+        UserError: it is no ISO time, or empty.
     """
-    if not text:
+    if text is None:
         return None
     try:
         known = datetime.fromisoformat(text)
     except ValueError:
-        raise UserError(f"{option} {text}: write a time as 2026-11-27T14:05") from None
+        raise UserError(
+            f"{option} {text or 'is empty'}: write a time as 2026-11-27T14:05"
+        ) from None
     return known if known.tzinfo else known.replace(tzinfo=UTC)
 
 
@@ -186,4 +237,4 @@ def _quoted(text: str) -> str:
 
 def micros(time: datetime) -> int:
     """Since 1970, as the database compares times."""
-    return round(time.timestamp() * 1e6)
+    return (time - _EPOCH) // timedelta(microseconds=1)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.errors import UserError
-from pipelines.evaluation.calibrated import Calibrated
+from pipelines.evaluation.calibrated import Calibrated, pair_of
 from pipelines.evaluation.calibrated import load as load_calibration
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.retrieval.gallery import Gallery
@@ -222,8 +222,8 @@ def search(
 ) -> list[Hit]:
     """The best answers, the query itself left out.
 
-    A cosine means less between modalities than within one: where it has a probability, that orders
-    the answers, among the nearest of each modality.
+    A cosine means less between modalities than within one: where each of them has a probability,
+    that orders the answers, among the nearest of each modality.
 
     Args:
         gallery: an opened gallery.
@@ -244,10 +244,17 @@ def search(
             "--min-probability needs a calibration: run `crossreid calibrate` on the run first"
         )
     count = max(top, _RERANKED) if reranked else top
-    by_probability = calibrated is not None and not reranked
+    parts: dict[Filter, int | None] = {where or Filter(): None}
+    by_probability = False
+    if calibrated is not None and not reranked:
+        parts, by_probability = _parts(
+            gallery, query, where or Filter(), calibrated, unknown=not min_probability
+        )
     rows: list[Match] = []
-    for one in _per_modality(gallery, where) if by_probability else [where]:
-        nearest = gallery.search(query.vector, count + 1, where=one, vectors=reranked)
+    for one, allowed in parts.items():
+        nearest = gallery.search(
+            query.vector, count + 1, where=one, vectors=reranked, allowed=allowed
+        )
         rows += [row for row in nearest if row.id != query.id][:count]
     if reranked and rows:
         rows = [rows[i] for i in _reranked(query, rows)]
@@ -257,13 +264,24 @@ def search(
     return [hit for hit in hits[:top] if (hit.probability or 0.0) >= min_probability]
 
 
-def _per_modality(gallery: Gallery, where: Filter | None) -> list[Filter]:
-    """The filter for each modality that it leaves rows of; itself where it leaves none."""
-    where = where or Filter()
-    if where.modality is not None:
-        return [where]
-    each = [replace(where, modality=modality) for modality in Modality]
-    return [one for one in each if gallery.count(one)] or [where]
+def _parts(
+    gallery: Gallery, query: Query, where: Filter, calibrated: Calibrated, *, unknown: bool
+) -> tuple[dict[Filter, int | None], bool]:
+    """What is searched, with its number of rows, and whether probabilities can order the answers.
+
+    They can where every modality that a filter leaves rows of has a map to the query's; without
+    `unknown`, modalities that have none are left out.
+    """
+    modalities = tuple(Modality) if where.modality is None else (where.modality,)
+    counts = {one: gallery.count(replace(where, modality=one)) for one in modalities}
+    known: dict[Filter, int | None] = {
+        replace(where, modality=one): count
+        for one, count in counts.items()
+        if count and pair_of(query.modality, one) in calibrated.maps
+    }
+    if known and (not unknown or len(known) == sum(map(bool, counts.values()))):
+        return known, True
+    return {where: sum(counts.values())}, False
 
 
 def table(query: Query, hits: Sequence[Hit]) -> Table:

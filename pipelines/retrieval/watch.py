@@ -12,7 +12,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.retrieval.gallery import Gallery
-from pipelines.retrieval.gallery_rows import Filter
+from pipelines.retrieval.gallery_rows import Filter, NoRowsError
 from pipelines.retrieval.search import Hit, query_by_image, search
 from reid_core.datasets.files import ImageFiles
 from reid_core.types import Modality
@@ -63,14 +63,17 @@ def watch(
                     yield json.dumps({"image": image.name, "error": str(error)})
                 continue
             arrivals.done(image)
-            hits = search(
-                gallery,
-                query,
-                top=top,
-                where=Filter(enrolled=True),
-                calibrated=probabilities,
-                min_probability=min_probability,
-            )
+            try:
+                hits = search(
+                    gallery,
+                    query,
+                    top=top,
+                    where=Filter(enrolled=True),
+                    calibrated=probabilities,
+                    min_probability=min_probability,
+                )
+            except NoRowsError:  # the last identity was removed meanwhile; others may be enrolled
+                hits = []
             yield from (_line(image.name, hit) for hit in hits)
         if rounds is not None and (rounds := rounds - 1) <= 0:
             return

@@ -160,6 +160,6 @@ def _filter(desk: Desk, modality: str, cameras: list[int] | None, since: str, un
 
 def _time(text: str, name: str) -> datetime | None:
     try:
-        return time_of(text, name)
+        return time_of(text or None, name)
     except UserError as error:
         raise RefusedError(str(error)) from error

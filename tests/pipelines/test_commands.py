@@ -89,16 +89,16 @@ def test_gallery_tells_what_it_holds(place: Place) -> None:
     code, text = said(
         place, "gallery", "enroll", "/new-gallery", "Ada", "/who.png", "--as", "visible"
     )
-    assert (code, text) == (0, "Ada: 1 images on the watch list")
+    assert (code, text) == (0, "Ada: 1 image on the watch list")
     alone = ("gallery", "enroll", "/watch-list", "Ada", "/who.png", "--as", "visible")
     assert said(place, *alone)[0] != 0, "no gallery, and nobody said whose"
-    assert said(place, *alone, "--checkpoint", "/run")[1] == "Ada: 1 images on the watch list"
+    assert said(place, *alone, "--checkpoint", "/run")[1] == "Ada: 1 image on the watch list"
     assert said(place, "gallery", "remove", "/watch-list", "--name", "Bea")[0] != 0
     text = said(place, "gallery", "remove", "/watch-list", "--name", "Ada")[1]
     assert text.startswith("1 removed, 0 left")
     code, text = said(place, "gallery", "info", "/new-gallery")
     assert code == 0
-    assert "6 x 384, infrared and visible" in text
+    assert "6 vectors of 384 numbers, infrared and visible" in text
     assert "search: exact, recall@10 1.000 watch list: Ada versions 1" in text
     code, text = said(place, "gallery", "remove", "/new-gallery", "visible/0.png")
     assert text.startswith("1 removed, 5 left")
@@ -277,6 +277,29 @@ def test_an_error_of_ours_is_a_line_and_a_file(
     assert "boom [/x]" in capsys.readouterr().out
     (report,) = tmp_path.glob("crossreid-*.txt")
     assert "Traceback" in report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("--name", ""), "a name is empty"),
+        (("--name", " "), "a name is empty"),
+        (("--pid", ""), "unable to parse string as an integer"),
+        (("--camera", ""), "unable to parse string as an integer"),
+        (("--camera", "1", "--since", ""), "--since is empty"),
+        (("--camera", "1", "--until", ""), "--until is empty"),
+        (("",), "say what to remove"),
+        ((), "say what to remove"),
+    ],
+)
+def test_a_variable_that_is_not_set_removes_nothing(
+    place: Place, command: tuple[str, ...], message: str
+) -> None:
+    before = said(place, "gallery", "info", "/gallery")
+    code, text = said(place, "gallery", "remove", "/gallery", *command)
+    assert code != 0
+    assert message in text
+    assert said(place, "gallery", "info", "/gallery") == before
 
 
 @pytest.mark.slow

@@ -295,6 +295,13 @@ class TestBadInput:
         assert small.get("' OR 'a' = 'a") is None
         assert small.remove(ids=["' OR 'a' = 'a"]) == 0
 
+    def test_a_filter_that_says_nothing_removes_nothing(self, small: Gallery) -> None:
+        for says_nothing in (lambda: Filter(names=("",)), Filter):
+            with pytest.raises(UserError, match=r"is empty|nothing was removed"):
+                small.remove(where=says_nothing())
+        assert small.remove() == 0
+        assert len(small) == 20
+
     def test_a_name_that_leads_out_of_its_folder(self, small: Gallery, rows: np.ndarray) -> None:
         sample = Sample("../../etc/passwd", Modality.VISIBLE)
         small.add(fill.rows_of([sample], rows[:1], root="/srv/images"))

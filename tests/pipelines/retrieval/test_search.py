@@ -19,11 +19,12 @@ from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import answer_file, contact_sheet
-from pipelines.retrieval.fill import add_vectors
+from pipelines.retrieval.fill import add_vectors, enroll
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
 from pipelines.retrieval.search import Query, ask, query_by_image, query_by_text, search, table
 from pipelines.retrieval.sources import Source
+from pipelines.retrieval.watch import watch
 from pipelines.runs import checkpoint as checkpoint_files
 from reid_core.calibration import fit
 from reid_core.types import Modality
@@ -176,6 +177,49 @@ def test_a_probability_orders_the_nearest_of_each_modality(index: Gallery) -> No
     assert len({hit.id for hit in everything}) == len(everything) == 9
     with pytest.raises(UserError, match="no row is of camera 7"):
         search(index, asked, where=Filter(cameras=(7,)), calibrated=known)
+
+
+def test_no_modality_is_left_out_because_it_was_not_calibrated(index: Gallery) -> None:
+    """Where one pair of modalities has a probability and the other none, cosines order."""
+    cosines = np.linspace(-1, 1, 400)
+    known = Calibrated("", "test", {"visible visible": fit(cosines, cosines > -0.5)}, {}, {})
+    asked = ask(index, image="visible/2.png", text=None, seen_as=None)
+    plain, partly = search(index, asked, top=9), search(index, asked, top=9, calibrated=known)
+    assert [hit.id for hit in partly] == [hit.id for hit in plain]
+    assert {hit.modality for hit in partly if hit.probability is None} == {"infrared"}
+    sure = search(index, asked, top=9, calibrated=known, min_probability=0.01)
+    assert {hit.modality for hit in sure} == {"visible"}
+
+
+def test_rows_are_counted_once_per_modality(
+    index: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, counts = type(index._table), []
+    counted = table.count_rows
+    monkeypatch.setattr(
+        table, "count_rows", lambda own, where=None: counts.append(where) or counted(own, where)
+    )
+    asked = ask(index, image="visible/2.png", text=None, seen_as=None)
+    assert len(search(index, asked)) == 9
+    assert len(counts) == 1
+    search(index, asked, calibrated=Calibrated("", "test", {}, {}, {}))
+    assert len(counts) == 1 + len(Modality)
+
+
+def test_a_watch_goes_on_when_the_last_identity_is_removed(
+    index: Gallery, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = draw_folder(tmp_path, visible=2, infrared=0)
+    fitted = fit(np.linspace(-1, 1, 400), np.linspace(-1, 1, 400) > -0.9)
+    known = Calibrated("", "test", {"visible visible": fitted}, {}, {})
+    people, loaded = Gallery.create(tmp_path / "g", index.facts), open_encoder(checkpoint)
+    enroll(people, loaded, "Ada", [images / "visible" / "0.png"], Modality.VISIBLE)
+    lines = watch(
+        people, loaded, images, calibrated=known, min_probability=0.5, every_s=0, rounds=2
+    )
+    assert json.loads(next(lines))["name"] == "Ada"
+    people.remove(where=Filter(enrolled=True))
+    assert not list(lines)
 
 
 def test_answers_as_files_for_programs(index: Gallery, tmp_path: Path) -> None:
