@@ -63,7 +63,7 @@ def add(
         added = fill.add_images(
             gallery,
             run,
-            Source(source, kind, split, modality_named(modality, "--modality")),
+            Source(source, kind, split, modality_named(modality, "--modality"), times=True),
             space=space,
             new_encoder=new_encoder,
             recall=recall,

@@ -52,6 +52,7 @@ class Source:
         trusted: where images may lie beside the root; that of the run where nothing is said.
         by_folder: whether the images of one folder are one tracklet, where the source is a folder
             of images; those directly in a folder of a modality have none.
+        times: whether a manifest's times are needed, see `manifest_rows.rows`.
 
     Raises:
         UserError: nothing there, an unknown layout, split or file type.
@@ -64,6 +65,7 @@ class Source:
     trial: int | None = None
     trusted: Trusted = ROOT_ALONE
     by_folder: bool = False
+    times: bool = False
 
     def __post_init__(self) -> None:
         if not self.path.exists():
@@ -141,7 +143,8 @@ class Source:
     def _manifest(self) -> Iterator[Sample]:
         """A sentence about an image is a sample where its row is one of text."""
         try:
-            for row in manifest_rows.rows(self.path, modality=self.modality):
+            listed = manifest_rows.rows(self.path, modality=self.modality, times=self.times)
+            for row in listed:
                 if row.image:
                     self.trusted.require(self.root, [row.image], follow_links=False)
                 yield next(row.samples(_tracklet(row.tracklet)))

@@ -227,22 +227,32 @@ class Desk:
     ) -> Stored:
         """Store an image and its vector; `in_words` is that for the table of words.
 
+        A camera and a time that are known already stay where none is given.
+
         Raises:
-            RefusedError: this service takes no images, or they cannot be stored.
+            RefusedError: this service takes no images, or they cannot be stored; says what was.
         """
         if self._uploads is None:
             raise RefusedError("this service takes no images: it was started with --read-only")
         name = content_hash(data)
-        sample = Sample(f"uploads/{name}", modality, camera=camera, time=time)
+        root, image = str(self._uploads), f"uploads/{name}"
         try:
+            if before := self._gallery.get(image):
+                camera = before.camera if camera == -1 else camera
+                time = before.time if time is None else time
+            sample = Sample(image, modality, camera=camera, time=time)
             (self._uploads / "uploads").mkdir(parents=True, exist_ok=True)
-            replace_file(self._uploads / sample.image, data)
-            root = str(self._uploads)
-            if self._words is not None and in_words is not None:
-                self._words.add(rows_of([sample], in_words[None], root=root, contents=[name]))
+            replace_file(self._uploads / image, data)
             added = self._gallery.add(rows_of([sample], vector[None], root=root, contents=[name]))
         except (OSError, UserError) as error:
-            raise RefusedError("the image could not be stored; nothing was changed") from error
+            raise RefusedError("the image could not be stored; no row was changed") from error
+        try:
+            if self._words is not None and in_words is not None:
+                self._words.add(rows_of([sample], in_words[None], root=root, contents=[name]))
+        except UserError as error:
+            raise RefusedError(
+                "the image was stored, but no sentence finds it as it is now: send it again"
+            ) from error
         return Stored(id=sample.image, new=bool(added.new), rows=added.total)
 
     def _shown(self, hit: Hit) -> Answer:

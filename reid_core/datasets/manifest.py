@@ -29,6 +29,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     - ``pid``, ``camera``: whole numbers; empty where unknown.
     - ``tracklet``: number or name of the track that an image was cut from; empty where unknown.
     - ``time``: when it was seen, as 2026-11-27T14:05 or seconds since 1970; empty where unknown.
+      One that cannot be understood is unknown too, and counted: training reads none.
     - ``caption``: the sentence of a text row; on an image row it adds a text record of its own.
     - ``split``: train (where empty), val, test, or query and gallery, which together are the test
       split; queries are of one modality, gallery images of another one. In a split named test,

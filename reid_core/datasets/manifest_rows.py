@@ -21,21 +21,12 @@ from reid_core.types import Modality, Sample
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-COLUMNS = (
-    "image",
-    "modality",
-    "pid",
-    "camera",
-    "tracklet",
-    "time",
-    "caption",
-    "split",
-    "bytes",
-)
+COLUMNS = ("image", "modality", "pid", "camera", "tracklet", "time", "caption", "split", "bytes")
 SPLITS = ("train", "val", "test", "query", "gallery")
 _UNKNOWN = frozenset(("", "nan", "nat", "none", "null", "na", "<na>"))
 _WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 _ROWS_AT_ONCE = 4096
+_EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1990, 2100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +65,7 @@ class Row:
         return Sample(self.image, modality, self.pid, self.camera, caption, tracklet, self.time)
 
 
-def rows(path: Path, *, modality: Modality | None = None) -> Iterator[Row]:
+def rows(path: Path, *, modality: Modality | None = None, times: bool = False) -> Iterator[Row]:
     """Read a manifest row by row; the bytes of images are not read.
 
     Names of columns, modalities, splits and the file's ending count without case, spaces around a
@@ -83,16 +74,20 @@ def rows(path: Path, *, modality: Modality | None = None) -> Iterator[Row]:
     Args:
         path: file that ends with one of `SUFFIXES`.
         modality: of rows that say none; None where every row must.
+        times: whether they are needed. Where not, one that cannot be understood is unknown, and
+            a warning says how many there are: the column may be of another program.
 
     Raises:
         ValueError: names the file, and the row where it is one: no such column, a value that
             cannot be understood, an image that stands there twice with different ids.
     """
     identities: dict[bytes, tuple[int, int]] = {}
-    num_repeated = 0
+    num_repeated, unread = 0, list[str]()
     try:
         for number, cells in enumerate(_cells(path, modality is not None), start=1):
-            row = _parse(number, cells, modality, f"{path}, row {number}")
+            row = _parse(
+                number, cells, modality, f"{path}, row {number}", None if times else unread
+            )
             key = hashlib.blake2b(
                 f"{row.modality}\0{row.image}\0{row.caption}".encode(), digest_size=8
             ).digest()
@@ -117,6 +112,8 @@ def rows(path: Path, *, modality: Modality | None = None) -> Iterator[Row]:
         ) from error
     if num_repeated:
         log.warning("%s: %d rows repeat an earlier one", path, num_repeated)
+    if unread:
+        log.warning("%s; %d such times are unknown", unread[0], len(unread))
 
 
 def number_tracklets(names: Sequence[str]) -> list[int]:
@@ -162,12 +159,23 @@ def _parquet(path: Path, may_lack_modality: bool) -> Iterator[Mapping[str, Any]]
         wanted = [column for column, name in names.items() if name in COLUMNS and name != "bytes"]
         number = 0
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
-            for cells in batch.to_pylist():
+            for cells in _in_micros(batch).to_pylist():
                 row = {names[column]: cell for column, cell in cells.items()}
                 if "image" not in row:
                     row["image"] = f"{path.name}#{number}"
                 number += 1
                 yield row
+
+
+def _in_micros(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Times of nanoseconds cut to microseconds, which is all that Python and a gallery know."""
+    kinds = [
+        pa.field(field.name, pa.timestamp("us", field.type.tz))
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns"
+        else field
+        for field in batch.schema
+    ]
+    return batch.cast(pa.schema(kinds), safe=False)
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -227,7 +235,13 @@ def _warn_of_unread(path: Path, names: Iterable[str]) -> None:
         log.warning("%s: columns %s are not read; known are %s", path, ", ".join(unread), known)
 
 
-def _parse(number: int, cells: Mapping[str, Any], default: Modality | None, where: str) -> Row:
+def _parse(
+    number: int,
+    cells: Mapping[str, Any],
+    default: Modality | None,
+    where: str,
+    unread: list[str] | None,
+) -> Row:
     split = _text(cells, "split", where).lower() or "train"
     if split not in SPLITS:
         raise ValueError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
@@ -252,7 +266,7 @@ def _parse(number: int, cells: Mapping[str, Any], default: Modality | None, wher
         whole_number(cells.get("pid"), "pid", where),
         whole_number(cells.get("camera"), "camera", where),
         _track(cells.get("tracklet"), where),
-        moment(cells.get("time"), where),
+        _time(cells.get("time"), where, unread),
         caption,
     )
 
@@ -308,11 +322,23 @@ def _track(value: Any, where: str) -> str:
     return "" if number == -1 else str(number)
 
 
+def _time(value: Any, where: str, unread: list[str] | None) -> datetime | None:
+    """As `moment`; with a list its message goes there, and the time is unknown."""
+    try:
+        return moment(value, where)
+    except ValueError as error:
+        if unread is None:
+            raise
+        unread.append(str(error))
+        return None
+
+
 def moment(value: Any, where: str) -> datetime | None:
     """A time with its zone, UTC where none is said; None where there is no time.
 
     Args:
-        value: a datetime, ISO 8601 text, or seconds since 1970 as a number or text.
+        value: a datetime; text as 2026-11-27T14:05:30; or a number, also as text, of seconds or
+            milliseconds since 1970, between the years 1990 and 2100.
         where: begins the message.
 
     Raises:
@@ -326,19 +352,24 @@ def moment(value: Any, where: str) -> datetime | None:
         elif isinstance(value, str):
             known = _written_moment(value.strip())
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            known = datetime.fromtimestamp(value, UTC)
+            known = _counted_moment(value)
         else:
             raise TypeError
     except (ValueError, TypeError, OverflowError, OSError):
         raise ValueError(
-            f"{where}: time must be as 2026-11-27T14:05:30, or seconds since 1970, not "
-            f"{str(value)[:60]!r}"
+            f"{where}: time must be as 2026-11-27T14:05:30, or seconds or milliseconds since 1970 "
+            f"that lie between 1990 and 2100, not {str(value)[:60]!r}"
         ) from None
     return known if known.tzinfo else known.replace(tzinfo=UTC)
 
 
 def _written_moment(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return datetime.fromtimestamp(float(text), UTC)
+    """Digits alone could be a date, a time of day, or seconds: only a dash makes them a date."""
+    return datetime.fromisoformat(text) if "-" in text[1:] else _counted_moment(float(text))
+
+
+def _counted_moment(number: float) -> datetime:
+    for seconds in (number, number / 1000):
+        if _EARLIEST <= seconds < _LATEST:
+            return datetime.fromtimestamp(seconds, UTC)
+    raise ValueError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_one_image_with_two_identities_is_refused_and_one_that_is_repeated_is_co
         "1795788330",
         1795788330,
         1795788330.0,
+        1795788330000,
+        "1795788330000",
         datetime(2026, 11, 27, 14, 5, 30),
     ],
 )
@@ -93,10 +96,59 @@ def test_no_time_is_none(value: object) -> None:
     assert moment(value, "row 1") is None
 
 
-@pytest.mark.parametrize("value", ["yesterday", 1795788330000, True, [3], float("inf")])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "yesterday",
+        "14:05",
+        "202611271405",
+        "20261127",
+        20261127,
+        0,
+        -1795788330,
+        1795788330e6,
+        "-",
+        True,
+        [3],
+        float("inf"),
+    ],
+)
 def test_no_other_time_is_read(value: object) -> None:
     with pytest.raises(ValueError, match="row 1: time must be as 2026-11-27T14:05:30"):
         moment(value, "row 1")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_time_of_another_program_stops_only_who_needs_times(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ending: str
+) -> None:
+    path, times = tmp_path / f"m.{ending}", ["14:05", "", "2026-11-27", "15:05"]
+    table = [{"image": f"{n}.jpg", "modality": "visible", "time": t} for n, t in enumerate(times)]
+    if ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(table), path)
+    elif ending == "jsonl":
+        path.write_text("\n".join(map(json.dumps, table)))
+    else:
+        path.write_text("\n".join(["image,modality,time", *(",".join(r.values()) for r in table)]))
+    with caplog.at_level(logging.WARNING):
+        known = [row.time for row in rows(path)]
+    assert known == [None, None, datetime(2026, 11, 27, tzinfo=UTC), None]
+    assert caplog.text.count("2 such times are unknown") == 1
+    assert "row 1: time must be" in caplog.text
+    with pytest.raises(ValueError, match="row 1: time must be as"):
+        list(rows(path, times=True))
+
+
+def test_nanoseconds_are_cut_once(tmp_path: Path) -> None:
+    """As a gallery stores them: rounded anywhere else, a row would never equal itself."""
+    for zone in (None, "UTC"):
+        times = pa.array([1795788330_123456_900], pa.timestamp("ns", zone))
+        pq.write_table(
+            pa.table({"image": ["a.jpg"], "modality": ["visible"], "time": times}),
+            tmp_path / "m.parquet",
+        )
+        (row,) = rows(tmp_path / "m.parquet")
+        assert row.time == datetime(2026, 11, 27, 14, 5, 30, 123456, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(

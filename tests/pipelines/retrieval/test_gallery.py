@@ -19,7 +19,7 @@ from pipelines.errors import UserError
 from pipelines.retrieval import fill, gallery, neighbors, vectors
 from pipelines.retrieval.embed import content_hash
 from pipelines.retrieval.gallery import Facts, Gallery
-from pipelines.retrieval.gallery_rows import Filter, time_of
+from pipelines.retrieval.gallery_rows import Filter, micros, time_of
 from pipelines.retrieval.sources import Source
 from reid_core.types import Modality, Sample
 from tests.pipelines.trained import draw_folder, random_rows
@@ -309,6 +309,11 @@ class TestBadInput:
         assert row is not None
         with pytest.raises(UserError, match="lies outside"):
             _ = row.file
+
+    def test_a_time_is_compared_as_it_is_stored(self) -> None:
+        late = datetime(2199, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+        stored = pa.array([late], pa.timestamp("us", "UTC")).cast(pa.int64())[0].as_py()
+        assert micros(late) == stored
 
     def test_a_time_that_is_none(self) -> None:
         with pytest.raises(UserError, match="--since yesterday"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -24,11 +25,14 @@ from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval.fill import add_vectors
+from pipelines.retrieval.gallery import Added, Facts, Gallery
+from pipelines.retrieval.gallery_rows import time_of
 from pipelines.retrieval.sources import Source
 from pipelines.service.app import build
 from pipelines.service.deploy import Settings, desk_of
-from pipelines.service.desk import Input
+from pipelines.service.desk import Desk, Input, RefusedError
 from reid_core.calibration import fit
+from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, embed_alone, save_run
 
 TOKEN = "a-secret-of-some-length"
@@ -122,6 +126,68 @@ def test_an_added_image_is_found_and_the_same_again_changes_nothing(
     ).json()["answers"]
     assert (result["id"], result["camera"]) == (first["id"], 9)
     assert client_of(place).post("/images", **sent).status_code == 400, "read only"
+
+
+def test_what_is_known_of_an_image_stays_when_it_comes_again_without(
+    place: Path, tmp_path: Path
+) -> None:
+    client = client_of(place, uploads=tmp_path)
+    image = {"image": png(33)}
+    sent = {"seen_as": "visible", "camera": "9", "time": "2026-11-27T14:05"}
+    name = client.post("/images", files=image, data=sent).json()["id"]
+    opened = Gallery.open(place / "gallery")
+    before = opened.get(name)
+    client.post("/images", files=image, data={"seen_as": "visible"})
+    now = opened.get(name)
+    assert before is not None
+    assert now is not None
+    assert (
+        (now.camera, now.time)
+        == (before.camera, before.time)
+        == (9, time_of("2026-11-27T14:05", ""))
+    )
+    client.post("/images", files=image, data={"seen_as": "visible", "camera": "8"})
+    now = opened.get(name)
+    assert now is not None
+    assert (now.camera, now.time) == (8, before.time)
+
+
+@pytest.mark.parametrize(
+    ("fails", "message", "rows"),
+    [
+        ("descriptor", "no row was changed", 0),
+        ("joint", "was stored, but no sentence finds it", 1),
+    ],
+)
+def test_what_was_stored_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, message: str, rows: int
+) -> None:
+    tables = [
+        Gallery.create(tmp_path, Facts("f", space, 4, "/run")) for space in ("descriptor", "joint")
+    ]
+    desk = Desk(
+        tables[0],
+        words=tables[1],
+        calibrated=None,
+        modalities=(Modality.VISIBLE,),
+        size=(64, 32),
+        uploads=tmp_path,
+    )
+    stored = Gallery.add
+
+    def add(self: Gallery, rows: pa.Table, **options: Any) -> Added:
+        if self.facts.space == fails:
+            raise UserError("nothing was added: the disk is full")
+        return stored(self, rows, **options)
+
+    row = np.array([1, 0, 0, 0], np.float32)
+    with monkeypatch.context() as broken:
+        broken.setattr(Gallery, "add", add)
+        with pytest.raises(RefusedError, match=message):
+            desk.add(png(), row, Modality.VISIBLE, in_words=row)
+    assert (len(tables[0]), len(tables[1])) == (rows, 0)
+    desk.add(png(), row, Modality.VISIBLE, in_words=row)
+    assert (len(tables[0]), len(tables[1])) == (1, 1), "sent again, it is in both"
 
 
 def test_words_ask_a_table_of_their_own_and_images_keep_their_probability(
