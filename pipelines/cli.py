@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dis
 import logging
 import os
 import tempfile
 import traceback
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,7 +13,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipelines.commands import checkpoint, data, doctor, gallery, results, search, training, vectors
-from pipelines.errors import RunFailedError, Terminated, UserError, end_on_signals
+from pipelines.errors import RunFailedError, Terminated, UserError, end_on_signals, is_own
 from pipelines.runs.console import console, say
 
 app = typer.Typer(
@@ -25,7 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _DEBUG = "CROSSREID_DEBUG"
-_HOME, _PARTS = Path(__file__).parents[1], ("pipelines", "reid_core")
 app.add_typer(data.data_app, name="data")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.add_typer(gallery.gallery_app, name="gallery")
@@ -78,7 +75,7 @@ def _refuse(said: str, code: int, error: Exception) -> NoReturn:
 
 def _for_users(error: Exception) -> str:
     """What to tell about an error that its user can put right; "" of one that is ours."""
-    if isinstance(error, UserError) or (isinstance(error, ValueError) and _is_own(error)):
+    if isinstance(error, UserError) or (isinstance(error, ValueError) and is_own(error)):
         return str(error)
     if isinstance(error, OSError) and error.filename and error.strerror:
         names = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
@@ -86,25 +83,13 @@ def _for_users(error: Exception) -> str:
             f"{names}: {error.strerror}: see that the path is right and yours, and that its disk "
             "has room"
         )
-    if isinstance(error, OSError) and _is_own(error):
+    if isinstance(error, OSError) and is_own(error):
         return str(error.strerror or error)
     if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
         return f"{error}: a link leads to itself; remove it"
     if isinstance(error, MemoryError):
         return "this machine has too little memory for that: take fewer or smaller images"
     return ""
-
-
-def _is_own(error: Exception) -> bool:
-    """Whether a `raise` of this project made it, in words of its own, and not a library."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return raised and any(Path(code.co_filename).is_relative_to(_HOME / part) for part in _PARTS)
 
 
 def _our_fault(error: Exception) -> None:

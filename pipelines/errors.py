@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import dis
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+_HOME, _PARTS = Path(__file__).parents[1], ("pipelines", "reid_core")
 
 
 class UserError(Exception):
     """Stops a command with exit code 2 and its message alone, without a traceback."""
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether a `raise` of this project made it, in words of its own, and not a library.
+
+    Only the process in which it was raised can say so: a traceback is not sent to another one.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and any(Path(code.co_filename).is_relative_to(_HOME / part) for part in _PARTS)
+
+
+@contextmanager
+def own_words_for_users() -> Iterator[None]:
+    """Within the block a `ValueError` that says what is wrong in words of ours is for the user.
+
+    Raises:
+        UserError: in its place. One of a library, of which nobody knows who is to blame, stays.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not is_own(error):
+            raise
+        verdict = UserError(str(error))
+        for note in getattr(error, "__notes__", ()):
+            verdict.add_note(note)
+        raise verdict from error
 
 
 class RunFailedError(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.errors import BarrierTimeoutError, UserError
+from pipelines.errors import BarrierTimeoutError, UserError, own_words_for_users
 from pipelines.storage.files import own_folder, replace_file
 
 log = logging.getLogger(__name__)
@@ -58,14 +58,16 @@ def reported(run_dir: Path, *, rank: int, attempt: int, node: str = "") -> Itera
         node: what the cluster calls this machine.
 
     Raises:
-        UserError: for an `OSError` where results cannot be written: what to do.
+        UserError: for an `OSError` where results cannot be written: what to do. For a `ValueError`
+            of this project, see `pipelines.errors.own_words_for_users`.
     """
     known = LastLines()
     root = logging.getLogger()
     root.addHandler(known)
     try:
         try:
-            yield
+            with own_words_for_users():
+                yield
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
@@ -146,8 +148,8 @@ def cause(error: BaseException, rank: int) -> str:
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether it is sure to come again: what settings or data are the reason of."""
-    return isinstance(error, (UserError, ValueError)) and not died(error)
+    """Whether it is sure to come again: what settings or data are the reason of, see `reported`."""
+    return isinstance(error, UserError) and not died(error)
 
 
 def died(error: BaseException) -> bool:

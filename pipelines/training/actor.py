@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.data.prepare import Prepared
-from pipelines.errors import UserError
+from pipelines.errors import UserError, own_words_for_users
 from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
@@ -130,7 +130,7 @@ class RemoteBank:
             stored = self.handle.begin_epoch.remote(token, key, world)
             return ray.get(ray.get(stored)[0])
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ValueError):
+            if isinstance(error.cause, UserError):  # without the actor's traceback in its words
                 raise UserError(str(error.cause)) from error
             raise
 
@@ -178,7 +178,8 @@ class BankActor:
 
     def begin_epoch(self, token: int, key: Key, world: int) -> list[ray.ObjectRef[EpochStart]]:
         """A list that holds the reference of what `MemoryBank.begin_epoch` returns."""
-        start = self._bank.begin_epoch(token, key, world)
+        with own_words_for_users():
+            start = self._bank.begin_epoch(token, key, world)
         with self._storing:
             if self._stored[0] is not start:
                 self._stored = start, [ray.put(start)]

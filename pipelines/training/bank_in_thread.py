@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pipelines.data.prepare import Prepared
-from pipelines.errors import UserError
+from pipelines.errors import own_words_for_users
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
@@ -63,7 +63,5 @@ class BankInThread:
         Raises:
             UserError: what the bank was given makes no epoch.
         """
-        try:
+        with own_words_for_users():
             return self._bank.begin_epoch(token, key, world)
-        except ValueError as error:
-            raise UserError(str(error)) from error

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import logging
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pipelines.errors import RunFailedError, UserError
 from pipelines.runs import failures
 from pipelines.training.retries import GaveUpError, Retries
+from reid_core.augmentation import Augmentation
 
 GONE = WorkerHealthCheckFailedError("no answer", RayActorError())
 
@@ -77,8 +82,47 @@ def test_any_number_of_machines_may_go(tmp_path: Path) -> None:
     assert len(list((tmp_path / "failures").iterdir())) == 100  # of the last fifty attempts
 
 
-@pytest.mark.parametrize("error", [UserError("the loss is not finite"), ValueError("pad < 0")])
-def test_what_settings_or_data_cause_is_not_tried_again(tmp_path: Path, error: Exception) -> None:
+def of_a_worker(work: Callable[[], object], run_dir: Path) -> Exception:
+    """What Ray's controller gets of a worker that fails so: without its traceback."""
+    with pytest.raises(Exception) as caught, failures.reported(run_dir, rank=1, attempt=1):
+        work()
+    sent: Exception = pickle.loads(pickle.dumps(caught.value))
+    assert sent.__traceback__ is None
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda: torch.tensor([1, 2]).numpy().reshape(3), "cannot reshape array of size 2"),
+        (lambda: int("a"), "invalid literal for int"),
+        (lambda: np.linalg.norm(1, axis=7), "axis"),
+    ],
+)
+def test_a_library_that_refuses_a_value_is_no_mistake_of_the_user(
+    tmp_path: Path, work: Callable[[], object], said: str
+) -> None:
+    error = of_a_worker(work, tmp_path)
+    retries = Retries(tmp_path, -1)
+    assert isinstance(error, ValueError)
+    assert ends(retries, r1=error) is None
+    end = ends(retries, r1=error)
+    assert end is not None
+    assert "a second time at the same step" in end.text
+    assert said in end.text
+    assert isinstance(end.for_users(), RunFailedError)
+
+
+def test_a_value_that_this_project_refuses_is_one(tmp_path: Path) -> None:
+    error = of_a_worker(lambda: Augmentation(pad=-1), tmp_path)
+    end = ends(Retries(tmp_path, -1), r1=error)
+    assert end is not None
+    assert end.text.startswith("pad is a number of pixels, not -1; all of it: ")
+    assert isinstance(end.for_users(), UserError)
+
+
+def test_what_settings_or_data_cause_is_not_tried_again(tmp_path: Path) -> None:
+    error = UserError("the loss is not finite")
     end = ends(Retries(tmp_path, -1), r0=RuntimeError("Connection closed by peer"), r1=error)
     assert end is not None
     assert str(error) in end.text.splitlines()[-1]
