@@ -146,7 +146,7 @@ class EvaluationConfig(Section):
             evaluation and reports, apart from the last epoch's scores, those of the epoch that is
             best on them. Nothing is ever selected on the test identities.
         calibrate: at the end, fit how likely two images of some cosine show one identity, as
-            `crossreid calibrate` does: seconds beside the training.
+            `crossreid calibrate` does: one worker embeds at most 3,000 images of each modality.
     """
 
     split: Literal["test", "val"] = "test"

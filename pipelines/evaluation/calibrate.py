@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from pipelines.data.prepare import fit_rows, read
+from pipelines.data.prepare import fit_rows, inputs_of, read
 from pipelines.data.sample_list import recall, restore
+from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION, Calibrated
@@ -16,30 +18,36 @@ from pipelines.evaluation.checkpoint import features_of
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.evaluation.pairs import Known, classes_of, pairs_of, sampled
 from pipelines.runs import checkpoint
+from pipelines.storage.files import reason
 from reid_core.calibration import Calibration, expected_error, fit, reliability
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
 log = logging.getLogger(__name__)
 
 
-def calibrate(path: Path, *, labels: str = "auto", seed: int = 0) -> Calibrated:
+def calibrate(
+    path: Path, *, labels: str = "auto", seed: int = 0, device: torch.device | None = None
+) -> Calibrated:
     """Fit and keep P(same identity | cosine) per pair of modalities.
+
+    Images that cannot be read are left out, with a warning.
 
     Args:
         path: checkpoint folder or run directory.
         labels: "val", "pseudo", or "auto": validation identities where there are some.
         seed: of the sample, where there are more rows than needed.
+        device: to embed on, None for a GPU if there is one.
 
     Raises:
         UserError: neither validation identities nor pseudo-labels, or the data are not there.
     """
     if labels not in ("auto", "val", "pseudo"):
         raise UserError(f"--labels {labels}: choose auto, val or pseudo")
-    loaded = open_encoder(path)
+    loaded = open_encoder(path, device=device)
     dataset = read(loaded.config)
     source, split, known = _labeled(path, dataset, loaded, labels)
     known = {m: sampled(one, seed) for m, one in known.items()}
-    features = _features(loaded, split, dataset.root, known)
+    known, features = _embedded(loaded, split, dataset.root, known)
     maps: dict[str, Calibration] = {}
     tables: dict[str, np.ndarray] = {}
     for name, cosines, same in pairs_of(known, features):
@@ -64,16 +72,20 @@ def calibrate(path: Path, *, labels: str = "auto", seed: int = 0) -> Calibrated:
     return result
 
 
-def calibrate_finished(run_dir: Path) -> None:
+def calibrate_finished(run_dir: Path, device: torch.device | None = None) -> str:
     """At the end of a run: `calibrate`, where nobody has yet.
 
-    What is in the way is a warning of the log, and no failure of the run.
+    Returns:
+        What is in the way, whatever it is: a trained run does not fail for it. "" for nothing.
     """
     try:
         if calibrated.load(run_dir) is None:
-            calibrate(run_dir)
-    except (UserError, OSError, ValueError) as error:
-        log.warning("similarities have no probability yet: %s", error)
+            calibrate(run_dir, device=device)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # of a GPU without memory, of a disk, of a library
+        return f"{type(error).__name__}: {reason(error)}"
+    return ""
 
 
 def _labeled(
@@ -136,9 +148,40 @@ def _join(known: dict[Modality, Known], pairs: np.ndarray) -> None:
     known[second] = Known(known[second].rows, classes)
 
 
-def _features(
+def _embedded(
     loaded: LoadedEncoder, split: Split, root: Path, known: dict[Modality, Known]
-) -> dict[Modality, np.ndarray]:
-    rows = np.sort(np.concatenate([one.rows for one in known.values()]))
+) -> tuple[dict[Modality, Known], dict[Modality, np.ndarray]]:
+    """What is known of rows that can be read, and their vectors."""
+    rows = _with_images(split, np.concatenate([one.rows for one in known.values()]))
+    rows = _readable(loaded, split, root, rows)
+    known = {m: _within(one, rows) for m, one in known.items()}
     result = features_of(loaded, split.take(rows), root)
-    return {m: result[np.searchsorted(rows, one.rows)] for m, one in known.items()}
+    return known, {m: result[np.searchsorted(rows, one.rows)] for m, one in known.items()}
+
+
+def _with_images(split: Split, rows: np.ndarray) -> np.ndarray:
+    """Some rows, and those of the images that captions among them describe; rising."""
+    described = {
+        split.samples[row].image for row in np.intersect1d(rows, split.rows(Modality.TEXT))
+    }
+    images = [i for i in split.rows(Modality.VISIBLE) if split.samples[i].image in described]
+    return np.union1d(rows, np.array(images, dtype=rows.dtype))
+
+
+def _readable(loaded: LoadedEncoder, split: Split, root: Path, rows: np.ndarray) -> np.ndarray:
+    """Without the rows of images that cannot be read, and of their captions."""
+    inputs = inputs_of(split.take(rows), root, loaded.config)
+    broken = {
+        str(paths[row]): message
+        for m, paths in inputs.paths.items()
+        for row, message in find_in_threads(inputs, m, num_threads=torch.get_num_threads())
+    }
+    if broken:
+        message = next(iter(broken.values()))
+        log.warning("left out: %d images that cannot be read, as %s", len(broken), message)
+    return np.array([i for i in rows if split.samples[i].image not in broken], dtype=rows.dtype)
+
+
+def _within(known: Known, rows: np.ndarray) -> Known:
+    remaining = np.isin(known.rows, rows)
+    return Known(known.rows[remaining], known.classes[remaining])

@@ -27,6 +27,7 @@ from reid_core.stage import Encoder
 from reid_core.types import Modality
 
 Space = Literal["descriptor", "joint"]
+_SHOWN = 300  # characters of a library's reason
 
 
 @dataclass(frozen=True)
@@ -117,13 +118,16 @@ class JointSpace(torch.nn.Module):
         return functional.normalize(self.images.project(inputs, modality).float(), dim=1)
 
 
-def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
-    """The encoder of a checkpoint, on a GPU if there is one.
+def open_encoder(
+    path: Path, *, space: Space = "descriptor", device: torch.device | None = None
+) -> LoadedEncoder:
+    """The encoder of a checkpoint.
 
     Args:
         path: checkpoint folder or run directory.
         space: "descriptor", what the method was trained to rank by, or "joint", where sentences
             can be compared with images.
+        device: to lie on, None for a GPU if there is one.
 
     Raises:
         UserError: no such checkpoint, one without a trained encoder or with weights that are not
@@ -137,7 +141,11 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     size, method = config.model, METHODS[config.method]
     try:
         start = backbones.load(
-            size.name, None, quick_gelu=state.get("quick_gelu", False), options=size.options()
+            size.name,
+            None,
+            quick_gelu=state.get("quick_gelu", False),
+            options=size.options(),
+            tagged=True,
         )
         if "pixels" in state:  # of the weights that training began with, which are not read here
             start = replace(start, pixels=Pixels(*state["pixels"]))
@@ -145,9 +153,11 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         progress = state.get("progress")
         stage = progress.get("stage") if isinstance(progress, dict) else None
+        said = " ".join(str(error).split())[:_SHOWN]  # torch lists every weight
         raise UserError(
             f"{folder} was written in stage {stage!r} and holds no trained encoder of its "
-            "model and method: wait for a later stage, or give another checkpoint folder"
+            "model and method: wait for a later stage, or give another checkpoint folder "
+            f"({type(error).__name__}: {said})"
         ) from error
     assert isinstance(encoder, torch.nn.Module)
     for name, weights in encoder.state_dict().items():
@@ -162,7 +172,7 @@ def open_encoder(path: Path, *, space: Space = "descriptor") -> LoadedEncoder:
         text = _text_tower(config)
         assert isinstance(encoder, Projecting)
         encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_tf32(config.trainer.allow_tf32)
     return LoadedEncoder(
         encoder=encoder.to(device).eval().requires_grad_(False),
@@ -188,7 +198,7 @@ def open_start(loaded: LoadedEncoder) -> Encoder:
         ValueError: the weights that training started from are not at hand.
     """
     size = loaded.config.model
-    start = backbones.load(size.name, size.pretrained, options=size.options())
+    start = backbones.load(size.name, size.pretrained, options=size.options(), tagged=True)
     encoder = _encoder(loaded.config, start, None)
     return encoder.to(loaded.device).eval().requires_grad_(False)
 

@@ -8,22 +8,27 @@ same run directory is used again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipelines.cluster.session import session_of_run, uses_gpu
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.errors import RunFailedError
+from pipelines.evaluation.calibrate import calibrate_finished
 from pipelines.runs import ending, recovery
 from pipelines.runs.records import Summary
 from pipelines.training.actor import BankActor, bank_on_ray
@@ -33,10 +38,14 @@ from pipelines.training.retries import GaveUpError, Retries
 from pipelines.training.run import Backend, complete
 from pipelines.training.worker import GPU_SHARE, work
 
+_LONGEST_WAIT_S = 60  # the workers have just given back what it needs
+
 
 def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> Summary:
     """Train, or go on training, in a run directory; see `pipelines.training.run.complete`."""
-    return complete(config, run_dir, command, Backend(session_of_run, find_on_all_nodes, _fit))
+    return complete(
+        config, run_dir, command, Backend(session_of_run, find_on_all_nodes, _fit, _calibrated)
+    )
 
 
 def _fit(
@@ -55,6 +64,44 @@ def _fit(
     return Progress.of_checkpoint(Path(result.checkpoint.path))
 
 
+def _calibrated(config: RunConfig, run_dir: Path) -> str:
+    """On what a worker had, which this process and its machine need not have."""
+    share = _share(config)
+    try:
+        with _reserved(share) as room:
+            if not room.wait(_LONGEST_WAIT_S):
+                return f"the cluster had no room for it within {_LONGEST_WAIT_S} s"
+            task = ray.remote(_calibrate).options(
+                num_cpus=share["CPU"],
+                num_gpus=share.get("GPU", 0),
+                max_retries=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(room),
+            )
+            return ray.get(task.remote(config, run_dir, "GPU" in share))
+    except Exception as error:  # Ray raises many classes here, and the run is trained
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+@contextmanager
+def _reserved(share: dict[str, float]) -> Iterator[PlacementGroup]:
+    room = ray.util.placement_group([share])
+    try:
+        yield room
+    finally:
+        ray.util.remove_placement_group(room)
+
+
+def _calibrate(config: RunConfig, run_dir: Path, use_gpu: bool) -> str:
+    torch.set_num_threads(config.trainer.cpus_per_worker)
+    return calibrate_finished(run_dir, torch.device("cuda" if use_gpu else "cpu"))
+
+
+def _share(config: RunConfig) -> dict[str, float]:
+    """What one worker reserves."""
+    share: dict[str, float] = {"CPU": config.trainer.cpus_per_worker}
+    return share | {"GPU": GPU_SHARE} if uses_gpu(config) else share
+
+
 def _for_users(error: ray.train.TrainingFailedError) -> Exception:
     """What a command raises in its place; worker failures went through `Retries`."""
     reason = getattr(error, "controller_failure", error)
@@ -66,7 +113,6 @@ def _for_users(error: ray.train.TrainingFailedError) -> Exception:
 
 def _trainer(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> TorchTrainer:
     settings = job.config.trainer
-    use_gpu = uses_gpu(job.config)
     # Ray's annotations are those of an older Ray Train here
     retries: Any = Retries(job.run_dir, settings.max_failures)
     workers: Any = settings.num_workers
@@ -77,11 +123,8 @@ def _trainer(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) ->
         train_loop_config={"job": job, "bank": bank, "start_from": start_from},
         scaling_config=ScalingConfig(
             num_workers=workers,
-            use_gpu=use_gpu,
-            resources_per_worker={
-                "CPU": settings.cpus_per_worker,
-                **({"GPU": GPU_SHARE} if use_gpu else {}),
-            },
+            use_gpu=uses_gpu(job.config),
+            resources_per_worker=_share(job.config),
         ),
         run_config=ray.train.RunConfig(
             name=job.run_dir.name,

@@ -20,6 +20,7 @@ from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError
+from pipelines.evaluation.calibrate import calibrate_finished
 from pipelines.runs import failures, recovery
 from pipelines.runs.records import EpochLine, State, Summary
 from pipelines.training import deterministic, within_epoch
@@ -60,6 +61,7 @@ def train(
         machines=lambda config, run_dir: nullcontext(),
         find_broken=partial(find_in_threads, num_threads=readers),
         fit=partial(_fit, device=device, readers=readers),
+        calibrate=lambda config, run_dir: calibrate_finished(run_dir, device),
     )
     return complete(config, run_dir, command, here)
 

@@ -6,6 +6,7 @@ interrupted goes on from: the order of the steps is what `runs.recovery` relies 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -18,12 +19,13 @@ from pipelines.data import gate
 from pipelines.data.prepare import FindBroken, Prepared, prepare
 from pipelines.data.sample_list import recall, remember
 from pipelines.errors import Terminated
-from pipelines.evaluation.calibrate import calibrate_finished
 from pipelines.runs import ending, runlog
 from pipelines.runs.epoch_lines import follow
 from pipelines.runs.records import Summary
 from pipelines.training.progress import Progress, is_over
 from pipelines.training.summary import finish
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Backend:
         find_broken: looks at every image, with all machines.
         fit: trains on the checked data set, from the newest checkpoint on, until all is done or
             the last argument answers that the run is to end.
+        calibrate: says what the finished run's similarities mean, on what one worker had; returns
+            what is in the way, "" for nothing.
     """
 
     machines: Callable[[RunConfig, Path], AbstractContextManager[None]]
     find_broken: FindBroken
     fit: Callable[[RunConfig, Prepared, Path, Callable[[], bool]], Progress]
+    calibrate: Callable[[RunConfig, Path], str]
 
 
 def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: Backend) -> Summary:
@@ -81,12 +86,22 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
                 progress = backend.fit(config, prepared, run_dir, asked)
             if signals.asked is not None and not is_over(config, progress):
                 raise Terminated(signals.asked)
-    # 6. What the finished run says of itself, and what its similarities mean.
-    seconds = {"start": started - began, "train": time.perf_counter() - started}
-    summary = finish(run_dir, config, prepared, progress, seconds)
-    if config.evaluation.calibrate:
-        calibrate_finished(run_dir)
+            # 6. What the finished run says of itself, and what its similarities mean.
+            seconds = {"start": started - began, "train": time.perf_counter() - started}
+            summary = finish(run_dir, config, prepared, progress, seconds)
+            if config.evaluation.calibrate:
+                calibrate(config, run_dir, backend)
     return summary
+
+
+def calibrate(config: RunConfig, run_dir: Path, backend: Backend) -> None:
+    """Say what the similarities of a finished run mean; what is in the way is a warning."""
+    if said := backend.calibrate(config, run_dir):
+        log.warning(
+            "similarities have no probability yet: %s; `crossreid calibrate %s` gives them one",
+            said,
+            run_dir,
+        )
 
 
 def _asked(signals: ending.Signals) -> bool:

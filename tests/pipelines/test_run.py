@@ -20,10 +20,11 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare
 from pipelines.data.unreadable import find_unreadable
 from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, runlog
-from pipelines.training import local
+from pipelines.training import driver, local
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
 
@@ -103,6 +104,19 @@ class TestTrainingOnRay:
             train(
                 make_config("cclnet.align.epochs=2", "cclnet.memory.momentum=0.5"), finished[0], []
             )
+
+    @pytest.mark.slow
+    def test_it_is_calibrated_on_what_a_worker_had(
+        self, finished: tuple, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run_dir, _, config = finished
+        evaluation = config.evaluation.model_copy(update={"calibrate": True})
+        train(config.model_copy(update={"evaluation": evaluation}), run_dir, [])
+        assert calibrated.load(run_dir) is not None
+        monkeypatch.setattr(driver, "_LONGEST_WAIT_S", 1)
+        large = config.trainer.model_copy(update={"cpus_per_worker": 500})
+        said = driver._calibrated(config.model_copy(update={"trainer": large}), run_dir)
+        assert said == "the cluster had no room for it within 1 s"
 
     @pytest.mark.slow
     def test_no_cluster_stops_with_the_remedy(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from pipelines.data.prepare import fit_rows, read
+from pipelines import config as configuration
+from pipelines.data.prepare import fit_rows, inputs_of, read
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
-from pipelines.evaluation.calibrate import calibrate, calibrate_finished
+from pipelines.evaluation.calibrate import _with_images, _within, calibrate, calibrate_finished
 from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.evaluation.encoder import open_encoder
+from pipelines.evaluation.pairs import Known
 from pipelines.report import reliability
 from pipelines.runs import checkpoint
-from reid_core.types import Modality
+from reid_core.types import Modality, Sample, Split
 from tests.pipelines.trained import save_run
 
 
@@ -83,17 +87,67 @@ def test_identities_that_were_trained_on_are_no_validation_identities(
     assert "the encoder knows these identities" in panel.words
 
 
-def test_the_end_of_a_run_calibrates_once_and_never_fails(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_validation_image_that_cannot_be_read_is_left_out(
+    run: Path, tmp_path: Path, tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    calibrate_finished(run)
+    whole = calibrate(run)
+    (run / "data").unlink()
+    shutil.copytree(tree, run / "data")
+    image = next(one for one in read(open_encoder(run).config).val.samples if one.pid >= 0)
+    (run / "data" / image.image).write_bytes(b"no image")
+    made = calibrate(run)
+    assert (made.source, set(made.maps)) == (VALIDATION, set(whole.maps))
+    assert (
+        made.maps[f"{image.modality} {image.modality}"]
+        != whole.maps[f"{image.modality} {image.modality}"]
+    )
+    assert "left out: 1 images that cannot be read, as " in caplog.text
+    assert Path(image.image).name in caplog.text
+
+
+def test_captions_come_with_the_images_that_they_describe(tmp_path: Path) -> None:
+    """Images and captions are cut to clustered and sampled rows apart."""
+    names = [f"{number}.jpg" for number in range(4)]
+    images = [Sample(name, Modality.VISIBLE, 1) for name in names]
+    captions = [Sample(name, Modality.TEXT, 1, caption="a red coat") for name in names]
+    split = Split((*images, *captions))
+    rows = _with_images(split, np.array([1, 6, 7]))
+    assert rows.tolist() == [1, 2, 3, 6, 7]
+    config = configuration.validate(
+        {"method": "cpcl", "data": {"root": str(tmp_path), "kind": "cuhk"}}, source="test"
+    )
+    inputs = inputs_of(split.take(rows), tmp_path, config)
+    assert inputs.owners is not None
+    assert inputs.owners.tolist() == [1, 2]
+    known = _within(Known(np.array([1, 6]), np.array([0, 1])), np.array([1, 2, 3]))
+    assert (known.rows.tolist(), known.classes.tolist()) == ([1], [0])
+
+
+def test_the_end_of_a_run_calibrates_once(run: Path, tmp_path: Path) -> None:
+    assert calibrate_finished(run) == ""
     file = checkpoint.find(run) / calibrated.FILE
     written = file.stat().st_mtime_ns
-    calibrate_finished(run)
+    assert calibrate_finished(run) == ""
     assert file.stat().st_mtime_ns == written, "what somebody calibrated stays"
-    calibrate_finished(save_run(tmp_path / "without data"))
-    assert "similarities have no probability yet" in caplog.text
-    assert "is not a folder" in caplog.text
+    assert "is not a folder" in calibrate_finished(save_run(tmp_path / "without data"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        EOFError("Compressed file ended before the end-of-stream marker was reached"),
+        KeyError("labels"),
+    ],
+)
+def test_whatever_is_in_the_way_is_said_and_fails_no_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipelines.evaluation.calibrate.features_of", fails)
+    assert calibrate_finished(run) == f"{type(error).__name__}: {error}"
 
 
 class TestBadInput:

@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines.evaluation import calibrated
 from pipelines.runs import checkpoint, runlog
-from pipelines.training import local
+from pipelines.training import local, run
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
 from pipelines.training.thread_stream import batches
@@ -57,6 +58,18 @@ def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> No
     known = calibrated.load(tmp_path / "run")
     assert known is not None
     assert "infrared visible" in known.maps
+
+
+def test_a_run_that_cannot_be_calibrated_says_so_and_what_to_do(
+    trees: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_runs.make_config("cclnet", trees)
+    backend = SimpleNamespace(calibrate=lambda *_: "OutOfMemoryError: CUDA out of memory")
+    run.calibrate(config, tmp_path, backend)  # type: ignore[arg-type]
+    assert caplog.messages == [
+        "similarities have no probability yet: OutOfMemoryError: CUDA out of memory; "
+        f"`crossreid calibrate {tmp_path}` gives them one"
+    ]
 
 
 def test_a_killed_run_goes_on_to_the_same_content(

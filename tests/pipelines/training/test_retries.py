@@ -84,7 +84,10 @@ def test_any_number_of_machines_may_go(tmp_path: Path) -> None:
 
 def of_a_worker(work: Callable[[], object], run_dir: Path) -> Exception:
     """What Ray's controller gets of a worker that fails so: without its traceback."""
-    with pytest.raises(Exception) as caught, failures.reported(run_dir, rank=1, attempt=1):
+    with (
+        pytest.raises(Exception, match=r"\S") as caught,
+        failures.reported(run_dir, rank=1, attempt=1),
+    ):
         work()
     sent: Exception = pickle.loads(pickle.dumps(caught.value))
     assert sent.__traceback__ is None
