@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.retrieval.model_file import Exported, Form, prepared
 from pipelines.retrieval.sources import Source
-from pipelines.runs.console import console
+from pipelines.runs.console import console, say
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.images import decode
@@ -76,10 +77,11 @@ def shrink(
                 f"{MIN_COSINE}: export {model.modality} with --precision fp32 ({full} is that)"
             )
         small.append(replace(model, cosine=cosine, checked_on=where))
-    small = _scored(loaded, small, form)
-    for model in small:
-        model.path.with_suffix(".fp32.onnx").unlink(missing_ok=True)
-    return small
+    try:
+        return _scored(loaded, small, form)
+    finally:
+        for model in small:
+            model.path.with_suffix(".fp32.onnx").unlink(missing_ok=True)
 
 
 def halve(source: Path, target: Path) -> None:
@@ -209,9 +211,9 @@ def _images(
             dataset = read(loaded.config)
             samples, root = dataset.train.samples, dataset.root
         result = {m: _decoded(loaded, _spread(samples, m), root) for m in kinds}
-    except UserError:
+    except UserError as error:
         if needed or folder is not None:
-            raise
+            raise UserError(f"{error}; --images takes another folder") from error
         return _noise(loaded, kinds), f"{CHECKED} images of noise"
     if missing := [m for m in kinds if not len(result[m])]:
         raise UserError(f"no {' and no '.join(missing)} image in {folder or root}: --images FOLDER")
@@ -233,9 +235,7 @@ def _decoded(loaded: LoadedEncoder, samples: Sequence[Sample], root: Path) -> np
             data = read_bytes(root / sample.image)
             images[row] = decode(data, height=size.height, width=size.width)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{root / sample.image}: {reason(error)}; --images takes another folder"
-            ) from error
+            raise UserError(f"{root / sample.image}: {reason(error)}") from error
     return images
 
 
@@ -272,29 +272,32 @@ def _smallest_cosine(one: Path, other: Path, batches: Sequence[np.ndarray]) -> f
 
 
 def _scored(loaded: LoadedEncoder, models: list[Exported], form: Form) -> list[Exported]:
-    """With Rank-1 on the run's test images before and after, where they are there."""
+    """With Rank-1 on the run's test images before and after, where that can be measured."""
+    images = [model for model in models if model.modality != Modality.TEXT]
     try:
         dataset = read(loaded.config)
-    except UserError:
+        embedded = [model.modality for model in images]
+        if why := why_unmeasured(dataset.kind, dataset.test, embedded):
+            raise UserError(f"of the test split {why}")
+        console.print(f"ranking {len(dataset.test):,} test images with both sizes of the models")
+        scores = []
+        for suffix in (".fp32.onnx", ".onnx"):
+            paths = {model.modality: model.path.with_suffix(suffix) for model in images}
+            rows = _features(loaded, dataset.test, dataset.root, paths, form)
+            scores.append(evaluate(dataset.kind, dataset.test, rows).headline["rank1"])
+    except UserError as error:
+        say(f"what smaller models cost in Rank-1 is not measured: {error}")
         return models
-    if not len(dataset.test) or not (dataset.test.pids >= 0).all():
-        return models
-    console.print(f"ranking {len(dataset.test):,} test images with both sizes of the models ...")
-    scores = []
-    for suffix in (".fp32.onnx", ".onnx"):
-        paths = {model.modality: model.path.with_suffix(suffix) for model in models}
-        if Modality.TEXT in paths:
-            return models
-        rows = _features(loaded, dataset.test, dataset.root, paths, form)
-        scores.append(evaluate(dataset.kind, dataset.test, rows).headline["rank1"])
-    return [replace(model, rank1=(scores[0], scores[1])) for model in models]
+    rank1 = scores[0], scores[1]
+    return [replace(model, rank1=rank1) if model in images else model for model in models]
 
 
 def _features(
     loaded: LoadedEncoder, split: Split, root: Path, paths: dict[Modality, Path], form: Form
 ) -> np.ndarray:
     """Unit rows (N, D) of model files."""
-    features = np.empty((len(split), loaded.encoder.feature_dim), dtype=np.float32)
+    shape = (len(split), loaded.encoder.feature_dim)
+    features = np.full(shape, np.nan, dtype=np.float32)  # of what no file embeds
     for modality, path in paths.items():
         session, rows = _session(path), split.rows(modality)
         for places in np.array_split(rows, max(1, len(rows) // _BATCH)):

@@ -16,9 +16,9 @@ from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval import deepstream, smaller
 from pipelines.retrieval.export import MAX_DIFFERENCE, _OneModality, compare, example, export
-from pipelines.retrieval.model_file import Form, prepared
+from pipelines.retrieval.model_file import Exported, Form, prepared
 from reid_core.images import DECODING, decode
-from reid_core.types import Modality
+from reid_core.types import Dataset, Modality, Sample, Split
 from tests.pipelines.trained import draw_folder, save_run
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -146,6 +146,49 @@ def test_eight_bits_say_what_they_cost(tmp_path: Path, tree: Path) -> None:
         facts = onnxruntime.InferenceSession(model.path).get_modelmeta().custom_metadata_map
         assert facts["precision"] == "int8"
     assert not list((tmp_path / "models").glob("*.fp32.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "test", "said"),
+    [
+        (
+            "manifest",
+            (Sample("a.jpg", Modality.TEXT, 1, caption="a"), Sample("a.jpg", Modality.VISIBLE, 1)),
+            "compares text rows, the encoder embeds visible and infrared",
+        ),
+        ("folder", (Sample("a.jpg", Modality.VISIBLE, 1),), "needs infrared test images"),
+        ("folder", (), "there are no identities"),
+        (
+            "folder",
+            (Sample("a.jpg", Modality.VISIBLE, 1), Sample("b.jpg", Modality.INFRARED, 1)),
+            "a.jpg: No such image",
+        ),
+    ],
+)
+def test_test_images_that_cannot_be_ranked_do_not_stop_an_export(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    test: tuple[Sample, ...],
+    said: str,
+) -> None:
+    loaded, lines = open_encoder(checkpoint), list[str]()
+    dataset = Dataset(kind, tmp_path, Split(()), Split(()), Split(test))
+    monkeypatch.setattr(smaller, "read", lambda config: dataset)
+    monkeypatch.setattr(smaller, "say", lines.append)
+    monkeypatch.setattr(smaller, "_session", str)
+    models = [Exported(tmp_path / f"{m}.onnx", m, 0.0) for m in loaded.modalities]
+    assert smaller._scored(loaded, models, Form(precision="fp16")) == models
+    assert len(lines) == 1
+    assert "in Rank-1 is not measured: " in lines[0]
+    assert said in lines[0]
+
+
+def test_what_no_file_embeds_has_no_vector(checkpoint: Path, tmp_path: Path) -> None:
+    split = Split((Sample("a.jpg", Modality.TEXT, 1, caption="a"),))
+    rows = smaller._features(open_encoder(checkpoint), split, tmp_path, {}, Form())
+    assert np.isnan(rows).all()
 
 
 @pytest.mark.parametrize("name", ["16 bit", "alpha", "palette", "cmyk", "exif", "gray", "plain"])
