@@ -69,7 +69,7 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
     start_from = checkpoint.finished_stage(config)
-    model_bytes = check_weights(config)
+    model_bytes = check_weights(config, begun=runlog.has_checkpoint(run_dir))
     check_disk(config, _existing(run_dir), model_bytes)
     return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
 
@@ -254,8 +254,12 @@ def _check_sharing(batch_rows: Mapping[str, int], trainer: TrainerConfig) -> Non
                 )
 
 
-def check_weights(config: RunConfig) -> int:
+def check_weights(config: RunConfig, *, begun: bool = False) -> int:
     """Load the model once and pass one image through it; returns its size in bytes.
+
+    Args:
+        config: the run's configuration.
+        begun: a run goes on, under the name that its model had when it began.
 
     Raises:
         UserError: unknown model, missing or unfitting weights, a model that takes no such image.
@@ -263,7 +267,9 @@ def check_weights(config: RunConfig) -> int:
     size, method = (config.model.height, config.model.width), METHODS[config.method]
     try:
         options = config.model.options()
-        model = backbones.load(config.model.name, config.model.pretrained, options=options)
+        model = backbones.load(
+            config.model.name, config.model.pretrained, options=options, tagged=begun
+        )
         encoder = method.load_encoder(config.settings, model, *size, None).eval()
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error

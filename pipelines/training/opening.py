@@ -32,7 +32,9 @@ class Opener:
         set_tf32(job.config.trainer.allow_tf32)
         model = job.config.model
         with _first_values:
-            self.backbone = backbones.load(model.name, model.pretrained, options=model.options())
+            self.backbone = backbones.load(
+                model.name, model.pretrained, options=model.options(), tagged=True
+            )
 
     def encoder_before_training(self) -> Encoder:
         """The encoder that the first stage starts from."""

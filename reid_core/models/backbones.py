@@ -20,7 +20,7 @@ from open_clip.model import _build_vision_tower
 from open_clip.transformer import QuickGELU
 from torch import nn
 
-from reid_core.models import reid_weights
+from reid_core.models import hub, reid_weights
 from reid_core.models.options import PLAIN, Options
 from reid_core.models.text_tower import TextTower
 from reid_core.models.weight_files import (
@@ -103,6 +103,7 @@ def load(
     seed: int = 0,
     quick_gelu: bool = False,
     options: Options = PLAIN,
+    tagged: bool = False,
 ) -> Backbone:
     """Builds a model and fills it with weights, completely or not at all; float32, eval mode.
 
@@ -117,6 +118,8 @@ def load(
         seed: of the random weights; the global random state is left alone.
         quick_gelu: what CLIP's transformers are built with where neither name nor weights say it.
         options: of the encoder.
+        tagged: take "timm/<model>.<tag>" too, as runs once could: the tag says mean and deviation,
+            and no weights are read for it.
 
     Raises:
         ValueError: unknown name, missing or unreadable file, or weights of another
@@ -125,7 +128,7 @@ def load(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name.startswith(TIMM):
-            backbone = _load_timm(name, pretrained, options)
+            backbone = _load_timm(name, pretrained, options, tagged=tagged)
         elif name in reid_weights.MODELS:
             backbone = _load_reid_weights(name, pretrained, options)
         else:
@@ -194,13 +197,16 @@ def _unknown(name: str) -> ValueError:
 
 
 def _downloaded(name: str, tag: str, download: Callable[[], T]) -> T:
-    try:
-        return download()
-    except Exception as error:  # each hub client raises its own kinds
-        raise ValueError(
-            f"could not download the weights {tag!r} of {name!r}: {str(error).rstrip('.')}. "
-            "Download them elsewhere and give the path of the file as model.pretrained"
-        ) from error
+    with hub.asked() as unreachable:
+        try:
+            return download()
+        except Exception as error:  # each hub client raises its own kinds
+            said = unreachable if hub.needed(error) else ""
+            raise ValueError(
+                f"could not download the weights {tag!r} of {name!r}: "
+                f"{said or str(error).rstrip('.')}. "
+                "Download them elsewhere and give the path of the file as model.pretrained"
+            ) from error
 
 
 def _without_tag(name: str, pretrained: str, tags: list[str]) -> Path:
@@ -302,11 +308,11 @@ def _locate(name: str, pretrained: str) -> tuple[Path, bool]:
 # timm --------------------------------------------------------------------------------------------
 
 
-def _load_timm(name: str, pretrained: str | None, options: Options) -> Backbone:
+def _load_timm(name: str, pretrained: str | None, options: Options, *, tagged: bool) -> Backbone:
     plain, _, tag = name.removeprefix(TIMM).partition(".")
     if not timm.is_model(plain):
         raise _unknown(name)
-    if tag:
+    if tag and not tagged:
         raise ValueError(
             f"{name!r} names weights too: take model.name={TIMM}{plain} and model.pretrained={tag}"
             ", which is downloaded, or the path of their file as model.pretrained"
@@ -321,7 +327,7 @@ def _load_timm(name: str, pretrained: str | None, options: Options) -> Backbone:
             lambda: timm.create_model(f"{plain}.{pretrained}", pretrained=True, **settings),
         )
         return Backbone(name, model, None, _timm_pixels(model))
-    model = timm.create_model(plain, **settings)
+    model = timm.create_model(f"{plain}.{tag}" if tag in tags else plain, **settings)
     pixels = _timm_pixels(model)
     if pretrained is not None:
         file = unwrapped(read_weights(_without_tag(name, pretrained, tags)))

@@ -6,6 +6,7 @@ import json
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from reid_core.models import hub
 
 HUB = "hf-hub:"
 _HUB_FILES = ("open_clip_model.safetensors", "model.safetensors", "pytorch_model.bin")
@@ -100,21 +103,20 @@ def download_weights(name: str) -> Path:
         ValueError: no such repository, or no network.
     """
     repository, failure = name.removeprefix(HUB), "it has none of the usual files"
-    for file in _HUB_FILES:
-        try:
-            path = Path(hf_hub_download(repository, file))
-        except Exception as error:  # the client raises its own kinds
-            failure = f"{type(error).__name__}: {error}"
-            continue
-        for note in _HUB_NOTES:
+    with hub.asked() as unreachable:
+        for file in _HUB_FILES:
             try:
-                hf_hub_download(repository, note)
-            except Exception:
+                path = Path(hf_hub_download(repository, file))
+            except Exception as error:  # the client raises its own kinds
+                failure = f"{type(error).__name__}: {error}"
                 continue
-        return path
+            for note in _HUB_NOTES:
+                with suppress(Exception):
+                    hf_hub_download(repository, note)
+            return path
     raise ValueError(
-        f"could not download the weights {name!r}: {failure}. Download them elsewhere and give the "
-        "path of the file as model.pretrained"
+        f"could not download the weights {name!r}: {unreachable or failure}. Download them "
+        "elsewhere and give the path of the file as model.pretrained"
     )
 
 

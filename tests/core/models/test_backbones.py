@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 
+import huggingface_hub
 import open_clip
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from reid_core.models import backbones
+from reid_core.models.hub import asked
 from reid_core.models.pooling import AttentionPool, resize_positions
 from tests.core.openai_layout import Archive
 
@@ -98,6 +102,56 @@ def test_a_tag_brings_its_activation_and_a_failed_download_says_what_to_do(monke
     monkeypatch.setattr(open_clip, "download_pretrained", offline)
     with pytest.raises(ValueError, match=r"'openai' of 'RN50': no route.*path of the file"):
         backbones.load("RN50", "openai")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_without_its_warnings(
+    monkeypatch, caplog, capfd, tmp_path
+):
+    urls = []
+
+    class Session:
+        def head(self, url, *, timeout):
+            urls.append(url)
+            raise OSError("no such host")
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hidden = logging.getLogger("huggingface_hub").level
+    for name, tag in (
+        ("ViT-B-16", "laion2b_s34b_b88k"),
+        ("timm/resnet18", "a1_in1k"),
+        ("RN50", "hf-hub:owner/name"),
+    ):
+        with pytest.raises(ValueError, match=r"does not answer \(no such host\)\. Download them"):
+            backbones.load(name, tag)
+    assert len(urls) == 3
+    assert not caplog.text
+    assert capfd.readouterr().err == ""
+    assert not constants.HF_HUB_OFFLINE
+    assert logging.getLogger("huggingface_hub").level == hidden
+
+
+def test_a_hub_that_answers_is_asked_as_ever(monkeypatch):
+    class Session:
+        def head(self, url, *, timeout):
+            return None
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    with asked() as unreachable:
+        assert unreachable == ""
+        assert not constants.HF_HUB_OFFLINE
+
+
+def test_a_name_with_a_tag_still_opens_what_was_trained_with_it(tmp_path):
+    name = "timm/vit_tiny_patch16_224"
+    plain = backbones.load(name)
+    torch.save(plain.model.state_dict(), tmp_path / "file.pt")
+    for file in (None, str(tmp_path / "file.pt")):
+        loaded = backbones.load(f"{name}.augreg_in21k", file, tagged=True)
+        assert loaded.model.state_dict().keys() == plain.model.state_dict().keys()
+    with torch.device("meta"):
+        clip = backbones.load("timm/vit_base_patch16_clip_224.openai", tagged=True)
+    assert clip.pixels.mean == open_clip.OPENAI_DATASET_MEAN
 
 
 def test_mean_and_deviation_are_those_of_the_tag():

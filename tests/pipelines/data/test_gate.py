@@ -151,6 +151,18 @@ def test_an_encoder_that_cannot_be_made_stops_a_run_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_began_under_a_name_with_a_tag_goes_on_under_it(
+    make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(
+        "model.name=timm/vit_tiny_patch16_224.augreg_in21k", "cclnet.image_to_text=0"
+    )
+    with pytest.raises(UserError, match="names weights too"):
+        gate.check(config, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint_0").mkdir(parents=True)
+    gate.check(config, tmp_path / "run")
+
+
 def test_a_transformer_does_not_start_from_a_resnet(make_config: Make, tmp_path: Path) -> None:
     start = save_run(tmp_path / "resnet")
     config = make_config(f"start_from={start}", "model.name=crossreid-small-vit")

@@ -14,6 +14,7 @@ import torch
 from pipelines.config import RunConfig
 from pipelines.data.decode import read_image
 from pipelines.data.prepare import read
+from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder, open_start
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.retrieval.export import export
@@ -30,7 +31,7 @@ from reid_core.models.text_image import TextImageEncoder
 from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
 from tests.pipelines import small_runs
-from tests.pipelines.trained import embed_alone
+from tests.pipelines.trained import embed_alone, save_run
 
 SENTENCE = "a woman in a striped dress with a backpack"
 
@@ -183,6 +184,21 @@ def test_a_checkpoint_brings_the_mean_and_deviation_of_its_weights(tmp_path: Pat
     assert isinstance(opened, torch.nn.Module)
     (inside,) = (part for part in opened.modules() if isinstance(part, ImageEncoder))
     assert inside.pixels == Pixels((0.2, 0.4, 0.6), (0.5, 0.1, 0.9))
+
+
+def test_a_run_of_a_name_with_a_tag_opens_and_one_that_does_not_says_why(tmp_path: Path) -> None:
+    name = "timm/resnet18.a1_in1k"
+    encoder = ImageEncoder(backbones.load(name, tagged=True), height=64, width=32)
+    folder = checkpoint.find(save_run(tmp_path / "run", module=encoder.state_dict()))
+    state = checkpoint.load(folder)
+    state["config"]["model"] |= {"name": name, "pretrained": None}
+    del state["format"]
+    checkpoint.save(folder, state, {})
+    assert open_encoder(folder).encoder.feature_dim == encoder.feature_dim
+    state["config"]["model"]["name"] = "timm/resnet18x"
+    checkpoint.save(folder, state, {})
+    with pytest.raises(UserError, match=r"wait for a later stage.*unknown model 'timm/resnet18x'"):
+        open_encoder(folder)
 
 
 def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
