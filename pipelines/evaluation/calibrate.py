@@ -81,11 +81,16 @@ def calibrate_finished(run_dir: Path, device: torch.device | None = None) -> str
     try:
         if calibrated.load(run_dir) is None:
             calibrate(run_dir, device=device)
-    except UserError as error:
-        return str(error)
     except Exception as error:  # of a GPU without memory, of a disk, of a library
-        return f"{type(error).__name__}: {reason(error)}"
+        return in_words(error)
     return ""
+
+
+def in_words(error: Exception) -> str:
+    """What is in the way of a calibration, in one line where it was not meant for users."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {next(iter(reason(error).splitlines()), '')}"
 
 
 def _labeled(

@@ -28,7 +28,8 @@ from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.errors import RunFailedError
-from pipelines.evaluation.calibrate import calibrate_finished
+from pipelines.evaluation import calibrated
+from pipelines.evaluation.calibrate import calibrate_finished, in_words
 from pipelines.runs import ending, recovery
 from pipelines.runs.records import Summary
 from pipelines.training.actor import BankActor, bank_on_ray
@@ -68,6 +69,8 @@ def _calibrated(config: RunConfig, run_dir: Path) -> str:
     """On what a worker had, which this process and its machine need not have."""
     share = _share(config)
     try:
+        if calibrated.load(run_dir) is not None:
+            return ""
         with _reserved(share) as room:
             if not room.wait(_LONGEST_WAIT_S):
                 return f"the cluster had no room for it within {_LONGEST_WAIT_S} s"
@@ -79,7 +82,7 @@ def _calibrated(config: RunConfig, run_dir: Path) -> str:
             )
             return ray.get(task.remote(config, run_dir, "GPU" in share))
     except Exception as error:  # Ray raises many classes here, and the run is trained
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return in_words(error)
 
 
 @contextmanager

@@ -114,6 +114,7 @@ class TestTrainingOnRay:
         train(config.model_copy(update={"evaluation": evaluation}), run_dir, [])
         assert calibrated.load(run_dir) is not None
         monkeypatch.setattr(driver, "_LONGEST_WAIT_S", 1)
+        (checkpoint.find(run_dir) / calibrated.FILE).unlink()
         large = config.trainer.model_copy(update={"cpus_per_worker": 500})
         said = driver._calibrated(config.model_copy(update={"trainer": large}), run_dir)
         assert said == "the cluster had no room for it within 1 s"
