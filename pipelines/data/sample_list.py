@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,11 +40,22 @@ def remember(run_dir: Path, split: Split) -> None:
 
 
 def recall(run_dir: Path) -> list[Row] | None:
-    """What the run in this directory began with; None where it has no checkpoint to go on from."""
+    """What the run in this directory began with; None where it has no checkpoint to go on from.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
     path = run_dir / ROWS
     if not path.exists() or not runlog.has_checkpoint(run_dir):
         return None
-    return [(modality, image) for modality, image in json.loads(gzip.decompress(path.read_bytes()))]
+    try:
+        content = json.loads(gzip.decompress(path.read_bytes()))
+        return [(modality, image) for modality, image in content]
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}), and its checkpoints count those rows: restore it from a "
+            "copy of the run, or choose another --out"
+        ) from error
 
 
 def restore(split: Split, begun: Sequence[Row]) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from pipelines.config import RunConfig
 from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare
-from pipelines.data.sample_list import recall, remember, restore, rows_of
+from pipelines.data.sample_list import ROWS, recall, remember, restore, rows_of
 from pipelines.errors import UserError
 from reid_core.types import Modality, Sample, Split
 
@@ -71,3 +72,22 @@ def test_only_a_run_with_a_checkpoint_has_begun(tmp_path: Path) -> None:
     assert recall(tmp_path) is None
     (tmp_path / "checkpoint_1").mkdir()
     assert recall(tmp_path) == rows_of(IDENTITIES)
+
+
+@pytest.mark.parametrize("content", ["cut off", "no gzip", "no list", "another byte"])
+def test_a_damaged_list_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "checkpoint_0").mkdir()
+    remember(tmp_path, IDENTITIES)
+    assert recall(tmp_path) == rows_of(IDENTITIES)
+    file = tmp_path / ROWS
+    whole = file.read_bytes()
+    file.write_bytes(
+        {
+            "cut off": whole[:-9],
+            "no gzip": b"rows",
+            "no list": gzip.compress(b"7"),
+            "another byte": whole[:12] + b"\xff\xff" + whole[14:],
+        }[content]
+    )
+    with pytest.raises(UserError, match=r"rows\.json\.gz is damaged .*from a copy of the run"):
+        recall(tmp_path)
