@@ -15,6 +15,7 @@ from pipelines.data import gate
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.errors import UserError
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
+from pipelines.runs import runlog
 from reid_core.datasets import folder, synthetic
 from reid_core.types import Modality, Sample, Split
 from tests.pipelines.trained import save_run
@@ -159,7 +160,8 @@ def test_a_run_that_began_under_a_name_with_a_tag_goes_on_under_it(
     )
     with pytest.raises(UserError, match="names weights too"):
         gate.check(config, tmp_path / "run")
-    (tmp_path / "run" / "checkpoint_0").mkdir(parents=True)
+    runlog.claim(tmp_path / "run", config, [])
+    (tmp_path / "run" / "checkpoint_0").mkdir()
     gate.check(config, tmp_path / "run")
 
 
