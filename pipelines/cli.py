@@ -54,7 +54,7 @@ def main() -> None:
     except RunFailedError as error:
         _refuse(str(error), 1, error)
     except Terminated as error:
-        say("ended by a signal: what is finished is kept; the same command goes on from there")
+        say(error.said)
         raise SystemExit(128 + error.number) from error
     except BrokenPipeError as error:  # whoever read our lines has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

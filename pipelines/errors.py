@@ -62,11 +62,27 @@ class Terminated(BaseException):
 
     Args:
         number: of the signal; the command's exit code is 128 more.
+
+    Attributes:
+        said: what its user is told; a command that cannot go on has words of its own.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+        self.said = (
+            "ended by a signal: what is finished is kept; the same command goes on from there"
+        )
+
+
+@contextmanager
+def said_at_the_end(words: str) -> Iterator[None]:
+    """What `Terminated` tells where it ends this block."""
+    try:
+        yield
+    except Terminated as ended:
+        ended.said = words
+        raise
 
 
 def end_on_signals() -> None:

@@ -10,7 +10,7 @@ import typer
 
 from pipelines.commands.gallery import Checkpoint, Gallery, SeenAs, Space
 from pipelines.commands.options import ray_address
-from pipelines.errors import UserError
+from pipelines.errors import UserError, said_at_the_end
 from pipelines.runs.console import console, say
 
 if TYPE_CHECKING:
@@ -169,8 +169,9 @@ def watch(
         every_s=every,
         rounds=2 if once else None,
     )
-    for line in lines:
-        typer.echo(line)
+    with said_at_the_end("the watch has ended"):
+        for line in lines:
+            typer.echo(line)
 
 
 @commands.command()
@@ -208,7 +209,10 @@ def serve(
         max_replicas=max_replicas,
         max_batch=max_batch,
     )
-    with deploy.running(settings, ray_address=ray_address()):
+    with (
+        said_at_the_end(f"{gallery} is served no more"),
+        deploy.running(settings, ray_address=ray_address()),
+    ):
         shown = f"[{host}]" if ":" in host else host
-        say(f"serving {gallery}: http://{shown}:{port}/ (Ctrl-C ends it)")
+        say(f"serving {gallery} at http://{shown}:{port}/ (Ctrl-C ends it)")
         deploy.wait()

@@ -17,6 +17,7 @@ from pipelines.data.decode import read_image
 from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
+from pipelines.runs.records import State
 from reid_core.methods import METHODS
 from reid_core.models import backbones
 from reid_core.models.adaptation import merge_low_rank
@@ -166,22 +167,74 @@ def open_encoder(
                 f"{folder}: {name} holds numbers that are not finite: give an older checkpoint "
                 "folder, and train again with a lower learning rate"
             )
-    modalities: tuple[Modality, ...] = method.inputs
-    text = getattr(encoder, "text", None) if Modality.TEXT in modalities else None
-    if space == "joint" and text is None:
-        text = _text_tower(config)
-        assert isinstance(encoder, Projecting)
-        encoder, modalities = JointSpace(encoder, text), (*modalities, Modality.TEXT)
+    text = getattr(encoder, "text", None) if Modality.TEXT in method.inputs else None
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_tf32(config.trainer.allow_tf32)
-    return LoadedEncoder(
+    loaded = LoadedEncoder(
         encoder=encoder.to(device).eval().requires_grad_(False),
-        modalities=modalities,
+        modalities=method.inputs,
         tokenize=None if text is None else text.tokenize,
         config=config,
         device=device,
-        fingerprint=checkpoint.content_hash({"module": state["module"], "space": space})[:16],
+        fingerprint=_fingerprint(state, space),
     )
+    return in_joint_space(loaded, loaded.fingerprint) if space == "joint" else loaded
+
+
+def in_joint_space(loaded: LoadedEncoder, fingerprint: str) -> LoadedEncoder:
+    """An encoder of descriptors that embeds into the joint space; it shares the image weights.
+
+    Args:
+        loaded: itself where its descriptors can be compared with sentences.
+        fingerprint: in the joint space.
+
+    Raises:
+        UserError: its model has no texts.
+    """
+    if loaded.tokenize is not None:
+        return loaded
+    text = _text_tower(loaded.config)
+    assert isinstance(loaded.encoder, Projecting)
+    encoder = JointSpace(loaded.encoder, text).to(loaded.device).eval().requires_grad_(False)
+    return replace(
+        loaded,
+        encoder=encoder,
+        modalities=(*loaded.modalities, Modality.TEXT),
+        tokenize=text.tokenize,
+        fingerprint=fingerprint,
+    )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of its encoder, which is not built.
+
+    Attributes:
+        config: of the run.
+        modalities: what it embeds into its space of descriptors.
+        fingerprints: of each space, see `LoadedEncoder`.
+    """
+
+    config: RunConfig
+    modalities: tuple[Modality, ...]
+    fingerprints: dict[Space, str]
+
+
+def describe(path: Path) -> Description:
+    """What an encoder of a checkpoint folder or run directory would be.
+
+    Raises:
+        UserError: no such checkpoint.
+    """
+    folder = checkpoint.find(path)
+    state = checkpoint.load(folder)
+    config = checkpoint.config_of(state, folder)
+    fingerprints = {space: _fingerprint(state, space) for space in get_args(Space)}
+    return Description(config, METHODS[config.method].inputs, fingerprints)
+
+
+def _fingerprint(state: State, space: Space) -> str:
+    return checkpoint.content_hash({"module": state.get("module"), "space": space})[:16]
 
 
 def _text_tower(config: RunConfig) -> TextTower:

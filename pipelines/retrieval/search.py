@@ -14,7 +14,7 @@ from rich.table import Table
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated, pair_of
 from pipelines.evaluation.calibrated import load as load_calibration
-from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter, Match
 from reid_core.models import backbones
@@ -184,15 +184,33 @@ def encoder_of(gallery: Gallery, checkpoint: Path | None = None) -> LoadedEncode
     Raises:
         UserError: there is no checkpoint, or one of other weights.
     """
-    facts = gallery.facts
-    path = checkpoint or Path(facts.checkpoint)
-    loaded = open_encoder(path, space="joint" if facts.space == "joint" else "descriptor")
-    if loaded.fingerprint != facts.fingerprint:
-        raise UserError(
-            f"{path} holds other weights than those that made this gallery: add the images again, "
-            "or give the old checkpoint with --checkpoint"
-        )
+    path = checkpoint or Path(gallery.facts.checkpoint)
+    loaded = open_encoder(path, space=space_of(gallery))
+    require_made_by(gallery, path, loaded.fingerprint)
     return loaded
+
+
+def space_of(gallery: Gallery) -> Space:
+    """That its vectors lie in."""
+    return "joint" if gallery.facts.space == "joint" else "descriptor"
+
+
+def require_made_by(gallery: Gallery, checkpoint: Path, fingerprint: str) -> None:
+    """Refuse to compare vectors of different weights.
+
+    Args:
+        gallery: an opened gallery.
+        checkpoint: where an encoder lies.
+        fingerprint: of that encoder, in the gallery's space.
+
+    Raises:
+        UserError: another encoder made the gallery.
+    """
+    if fingerprint != gallery.facts.fingerprint:
+        raise UserError(
+            f"{checkpoint} holds other weights than those that made this gallery: add the images "
+            "again, or give the old checkpoint with --checkpoint"
+        )
 
 
 def probabilities_of(

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from pipelines.cluster import session as cluster
+from pipelines.config import RunConfig
 from pipelines.errors import UserError
-from pipelines.evaluation.encoder import LoadedEncoder
+from pipelines.evaluation.encoder import LoadedEncoder, describe, in_joint_space
 from pipelines.retrieval.gallery import Gallery, tables
-from pipelines.retrieval.search import encoder_of, probabilities_of
+from pipelines.retrieval.search import encoder_of, probabilities_of, require_made_by, space_of
 from pipelines.service.desk import MAX_BYTES, Desk, Input
 from pipelines.service.guard import Guard, is_loopback
 from reid_core.types import Modality
@@ -26,6 +27,7 @@ from reid_core.types import Modality
 if TYPE_CHECKING:
     from ray.serve import Application
 
+log = logging.getLogger(__name__)
 _INSTALL = 'pip install -c constraints.txt -e ".[serve]"'
 _NAME = "crossreid"
 _FORM = 2**20  # of a request beside its image
@@ -92,18 +94,18 @@ class Encoding:
 
     Args:
         loaded: the encoder.
-        joint: that of the table of words, None where there is none.
+        joint: the same one into the space of the table of words, None where there is none.
     """
 
     def __init__(self, loaded: LoadedEncoder, joint: LoadedEncoder | None = None) -> None:
-        self.loaded, self._joint = loaded, joint
+        self._loaded, self._joint = loaded, joint
 
     def embed(self, inputs: Sequence[Input]) -> list[np.ndarray]:
         """(D,) unit rows, in the order of the inputs."""
         rows: list[np.ndarray] = [np.empty(0)] * len(inputs)
         for kind in dict.fromkeys((one.modality, one.joint) for one in inputs):
             places = [i for i, one in enumerate(inputs) if (one.modality, one.joint) == kind]
-            loaded = self._joint if kind[1] else self.loaded
+            loaded = self._joint if kind[1] else self._loaded
             assert loaded is not None
             own = [inputs[i].content for i in places]
             if kind[0] == Modality.TEXT:
@@ -116,34 +118,94 @@ class Encoding:
         return rows
 
 
-def desk_of(settings: Settings) -> tuple[Desk, Encoding]:
-    """What answers, and what embeds for it.
+@dataclass(frozen=True)
+class Plan:
+    """What is served: small, for every replica, and the same for all of them.
+
+    Attributes:
+        settings: as they were given.
+        config: of the run that trained the encoder.
+        space, fingerprint: of the table that is searched.
+        words: fingerprint of the table of the joint space that sentences ask, "" without.
+        modalities: that can be asked.
+    """
+
+    settings: Settings
+    config: RunConfig
+    space: str
+    fingerprint: str
+    words: str
+    modalities: tuple[Modality, ...]
+
+    def gallery(self) -> Gallery:
+        """The table that is searched."""
+        uri = self.settings.gallery
+        return Gallery.open(uri, space=self.space, fingerprint=self.fingerprint)
+
+
+def plan_of(settings: Settings) -> Plan:
+    """What a gallery and the checkpoint of its encoder say; no encoder is built.
 
     Raises:
-        UserError: no such gallery or encoder.
+        UserError: no such gallery or checkpoint, or one of other weights.
     """
     gallery = Gallery.open(settings.gallery, space=settings.space)
-    loaded, words, joint = encoder_of(gallery, settings.checkpoint), None, None
-    known = {facts.space for facts in tables(settings.gallery)}
-    if settings.space is None and loaded.tokenize is None and "joint" in known:
-        words = Gallery.open(settings.gallery, space="joint")
-        joint = encoder_of(words, settings.checkpoint)
-    desk = Desk(
+    place = settings.checkpoint or Path(gallery.facts.checkpoint)
+    encoder = describe(place)
+    require_made_by(gallery, place, encoder.fingerprints[space_of(gallery)])
+    words, asked = "", encoder.modalities
+    if settings.space is None and gallery.facts.space != "joint" and Modality.TEXT not in asked:
+        words = _words(settings.gallery, encoder.fingerprints["joint"])
+    if (words or gallery.facts.space == "joint") and Modality.TEXT not in asked:
+        asked = (*asked, Modality.TEXT)
+    facts = gallery.facts
+    return Plan(settings, encoder.config, facts.space, facts.fingerprint, words, asked)
+
+
+def _words(uri: str, fingerprint: str) -> str:
+    """The fingerprint of an encoder's joint space where a gallery has its table, else ""."""
+    joint = {one.fingerprint for one in tables(uri) if one.space == "joint"}
+    if joint and fingerprint not in joint:
+        log.warning(
+            "no sentences: the joint space of %s is another encoder's; `crossreid gallery add` "
+            "with --space joint and --new-encoder adds this one's",
+            uri,
+        )
+    return fingerprint if fingerprint in joint else ""
+
+
+def desk_of(plan: Plan) -> Desk:
+    """What answers."""
+    settings, size = plan.settings, plan.config.model
+    gallery, words = plan.gallery(), None
+    if plan.words:
+        words = Gallery.open(settings.gallery, space="joint", fingerprint=plan.words)
+    return Desk(
         gallery,
         words=words,
         calibrated=probabilities_of(gallery, settings.checkpoint, settings.prior),
-        modalities=loaded.modalities if joint is None else joint.modalities,
-        size=(loaded.config.model.height, loaded.config.model.width),
+        modalities=plan.modalities,
+        size=(size.height, size.width),
         uploads=settings.uploads,
     )
-    return desk, Encoding(loaded, joint)
 
 
-def application(settings: Settings, *, num_gpus: int) -> Application:
+def encoding_of(plan: Plan) -> Encoding:
+    """What embeds for it; both spaces share the image weights.
+
+    Raises:
+        UserError: see `encoder_of`.
+    """
+    loaded = encoder_of(plan.gallery(), plan.settings.checkpoint)
+    return Encoding(loaded, in_joint_space(loaded, plan.words) if plan.words else None)
+
+
+def application(plan: Plan, *, num_gpus: int) -> Application:
     """The deployments, bound to each other."""
     from ray import serve
     from ray.exceptions import RayActorError
 
+    settings = plan.settings
     autoscaling = {
         "min_replicas": settings.min_replicas,
         "max_replicas": max(settings.max_replicas, settings.min_replicas),
@@ -152,7 +214,7 @@ def application(settings: Settings, *, num_gpus: int) -> Application:
 
     class Encoder:
         def __init__(self) -> None:
-            self._encoding = desk_of(settings)[1]
+            self._encoding = encoding_of(plan)
 
         @serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)
         async def batched(self, asked: list[Input]) -> list[np.ndarray]:
@@ -174,8 +236,7 @@ def application(settings: Settings, *, num_gpus: int) -> Application:
                 vectors = await encoder.embed.remote(asked)
             return vectors
 
-        desk, _ = desk_of(settings)
-        return build(desk, embed, token=settings.token, max_bytes=MAX_BYTES + _FORM)
+        return build(desk_of(plan), embed, token=settings.token, max_bytes=MAX_BYTES + _FORM)
 
     @serve.ingress(routes)
     class Routes:
@@ -199,7 +260,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
     """Serve while the block runs, on a Ray of its own or one that is there.
 
     Raises:
-        UserError: see `Settings.check` and `desk_of`; Ray Serve is not installed.
+        UserError: see `Settings.check` and `plan_of`; Ray Serve is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -209,14 +270,13 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
     except ImportError as error:
         raise UserError(f"serving needs Ray Serve and FastAPI: {_INSTALL}") from error
     settings.check()
-    config = desk_of(settings)[1].loaded.config
-    own = config.ray.model_copy(update={"address": ray_address})
-    with cluster.session(config.model_copy(update={"ray": own})):
+    plan = plan_of(settings)
+    own = plan.config.ray.model_copy(update={"address": ray_address})
+    with cluster.session(plan.config.model_copy(update={"ray": own})):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            application_ = application(settings, num_gpus=cluster.num_gpus())
-            serve.run(application_, name=_NAME, route_prefix="/")
+            serve.run(application(plan, num_gpus=cluster.num_gpus()), name=_NAME, route_prefix="/")
             yield
         finally:
             serve.shutdown()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from pipelines import cli
 from pipelines.cluster import doctor
 from pipelines.cluster.doctor import Finding
-from pipelines.errors import UserError
+from pipelines.errors import Terminated, UserError
 from pipelines.evaluation import checkpoint as evaluating
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval import embed as embedding
@@ -29,6 +30,7 @@ from pipelines.retrieval import fill
 from pipelines.retrieval import search as searching
 from pipelines.retrieval.model_file import Exported
 from pipelines.retrieval.sources import Source
+from pipelines.service import deploy
 from reid_core.images import as_rgb
 from reid_core.types import Modality
 from tests.pipelines.fake_run import fake_run, small_run
@@ -300,6 +302,29 @@ def test_a_variable_that_is_not_set_removes_nothing(
     assert code != 0
     assert message in text
     assert said(place, "gallery", "info", "/gallery") == before
+
+
+def test_a_command_that_cannot_go_on_says_so_when_a_signal_ends_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def running(settings: deploy.Settings, **_: object) -> Iterator[None]:
+        yield
+
+    def wait() -> None:
+        raise Terminated(signal.SIGTERM)
+
+    monkeypatch.setattr(deploy, "running", running)
+    monkeypatch.setattr(deploy, "wait", wait)
+    monkeypatch.setattr("sys.argv", ["crossreid", "serve", "ids.gallery", "--host", "::1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 143
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        "serving ids.gallery at http://[::1]:8000/ (Ctrl-C ends it)",
+        "ids.gallery is served no more",
+    ]
 
 
 @pytest.mark.slow

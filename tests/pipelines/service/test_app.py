@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image, PngImagePlugin
 
 pytest.importorskip("lancedb")
@@ -23,13 +24,13 @@ from fastapi.testclient import TestClient
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrated import Calibrated
-from pipelines.evaluation.encoder import open_encoder
+from pipelines.evaluation.encoder import JointSpace, in_joint_space, open_encoder
 from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import time_of
 from pipelines.retrieval.sources import Source
 from pipelines.service.app import build
-from pipelines.service.deploy import Settings, desk_of
+from pipelines.service.deploy import Settings, desk_of, encoding_of, plan_of
 from pipelines.service.desk import Desk, Input, RefusedError
 from reid_core.calibration import fit
 from reid_core.types import Modality
@@ -61,7 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def client_of(place: Path, **options: Any) -> TestClient:
     settings = Settings(str(place / "gallery"), **options)
-    desk, encoding = desk_of(settings)
+    plan = plan_of(settings)
+    desk, encoding = desk_of(plan), encoding_of(plan)
 
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
@@ -216,6 +218,35 @@ def test_words_ask_a_table_of_their_own_and_images_keep_their_probability(
     assert added["id"] in [answer["id"] for answer in words]
     alone = client_of(tmp_path, space="joint")
     assert alone.get("/facts").json() | {"rows": 5, "calibrated": ""} == alone.get("/facts").json()
+
+
+def test_a_table_of_words_that_another_encoder_left_is_not_asked(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service starts, without sentences; beside it the right table would be taken."""
+    own, dim = open_encoder(place / "run").fingerprint, 384
+    Gallery.create(tmp_path, Facts(own, "descriptor", dim, str(place / "run")))
+    assert plan_of(Settings(str(tmp_path))).words == ""
+    assert not caplog.text
+    Gallery.create(tmp_path, Facts("older", "joint", 32, "/nowhere"))
+    plan = plan_of(Settings(str(tmp_path)))
+    assert (plan.words, desk_of(plan).facts().sentences) == ("", False)
+    assert caplog.text.count("is another encoder's") == 1
+    words = open_encoder(place / "run", space="joint").fingerprint
+    Gallery.create(tmp_path, Facts(words, "joint", 32, "/moved"), new_encoder=True)
+    assert plan_of(Settings(str(tmp_path))).words == words
+
+
+def test_both_spaces_share_the_weights_of_images(place: Path) -> None:
+    loaded = open_encoder(place / "run")
+    joint = in_joint_space(loaded, "f")
+    own, alone = joint.encoder, open_encoder(place / "run", space="joint")
+    assert isinstance(own, JointSpace)
+    assert own.images is loaded.encoder
+    pixels = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+    np.testing.assert_array_equal(
+        joint.vectors(pixels, Modality.VISIBLE), alone.vectors(pixels, Modality.VISIBLE)
+    )
 
 
 def test_page_loads_nothing_from_elsewhere(client: TestClient) -> None:

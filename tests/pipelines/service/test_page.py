@@ -26,7 +26,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from pipelines.service.app import build
-from pipelines.service.deploy import Settings, desk_of
+from pipelines.service.deploy import Settings, desk_of, encoding_of, plan_of
 from pipelines.service.desk import Input
 from tests.pipelines.service.test_app import TOKEN, place  # noqa: F401
 
@@ -56,7 +56,8 @@ def address(request: pytest.FixtureRequest, place: Path) -> Iterator[tuple[str, 
     """Where a service listens, and its token."""
     token = request.param
     settings = Settings(str(place / "gallery"), token=token)
-    desk, encoding = desk_of(settings)
+    plan = plan_of(settings)
+    desk, encoding = desk_of(plan), encoding_of(plan)
 
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
