@@ -78,7 +78,10 @@ def remove(
     gallery: Gallery,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids to take away.")] = None,
     name: Annotated[str | None, typer.Option(help="Of an identity on the watch list.")] = None,
-    pid: Annotated[int | None, typer.Option(help="Rows of this identity.", min=0)] = None,
+    pid: Annotated[
+        int | None,
+        typer.Option(help="Rows of the identity that `search` shows by this number.", min=0),
+    ] = None,
     camera: Annotated[int | None, typer.Option(help="Rows of this camera.", min=0)] = None,
     since: Annotated[str | None, typer.Option(help="Rows from this time on.")] = None,
     until: Annotated[str | None, typer.Option(help="Rows up to this time.")] = None,

@@ -24,7 +24,13 @@ Camera = Annotated[
 ]
 Since = Annotated[str | None, typer.Option(help="Answers from this time on, 2026-11-27T14:05.")]
 Until = Annotated[str | None, typer.Option(help="Answers up to this time.")]
-Pid = Annotated[int, typer.Option(help="Identity on the image, to mark right answers.", min=-1)]
+Pid = Annotated[
+    int,
+    typer.Option(
+        help="Identity on the image, as the column identity numbers it: marks right answers.",
+        min=-1,
+    ),
+]
 MinProbability = Annotated[
     float, typer.Option(help="Leave out what is less likely one identity.", min=0, max=1)
 ]
