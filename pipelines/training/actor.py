@@ -39,9 +39,8 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
         use_gpu: let the nodes' GPUs find the neighbors.
     """
     options, make = _bank_of(job, prepared, use_gpu=use_gpu)
-    stored = ray.put(make)  # kept as long as the block: a bank that is started again asks for it
     # Ray's annotation also allows for the class itself
-    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote([stored]))
+    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(make))
     try:
         yield bank
     finally:
@@ -141,11 +140,11 @@ class BankActor:
     What begins an epoch is stored once for all workers, not once for each.
 
     Args:
-        make: one object that makes a `MemoryBank` or a `Planner`, kept by the driver.
+        make: makes a `MemoryBank` or a `Planner`.
     """
 
-    def __init__(self, make: list[ray.ObjectRef[Callable[[], MemoryBank | Planner]]]) -> None:
-        self._bank = ray.get(make[0])()
+    def __init__(self, make: Callable[[], MemoryBank | Planner]) -> None:
+        self._bank = make()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()
         self._stop = False
