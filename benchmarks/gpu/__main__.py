@@ -12,7 +12,7 @@ agreement   losses, memory updates, neighbors, labels and scores: GPU against CP
 search      34 k x 2048, 100 k x 512, 1 M x 256: neighbors, Jaccard, DBSCAN; rivals
 embed       images per second of RN50 at 288x144 and ViT-B/16 at 384x128
 steps       a training step of every method: images per second, memory, kernels, waits
-epoch       two epochs of the size of SYSU-MM01 from JPEGs in memory, phase by phase
+epoch       three epochs of the size of SYSU-MM01 from JPEGs in memory, phase by phase
 ddp         DistributedDataParallel over nccl in a group of one against none
 """
 
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes: does the path work?")
     parser.add_argument("--only", nargs="*", choices=WEIGHTS, default=list(WEIGHTS))
     parser.add_argument("--cases", nargs="*", default=(), help="of the steps; all if not given")
+    parser.add_argument("--modes", nargs="*", default=(), help="precisions; all if not given")
     parser.add_argument("--device", help="cuda where there is one, else cpu (with --tiny only)")
     parser.add_argument("--step", choices=WEIGHTS, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60, help=argparse.SUPPRESS)
@@ -75,6 +76,7 @@ def run_in_slice(given: argparse.Namespace, name: str, seconds: float) -> None:
     command += ["--seconds", f"{seconds:.0f}", *(["--tiny"] if given.tiny else [])]
     command += ["--device", given.device] if given.device else []
     command += ["--cases", *given.cases] if given.cases else []
+    command += ["--modes", *given.modes] if given.modes else []
     began = time.monotonic()
     log = given.out / f"{name}.log"
     with log.open("w") as file:

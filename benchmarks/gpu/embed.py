@@ -43,7 +43,7 @@ def measure(settings: Settings, recipe: str) -> Iterator[dict[str, Any]]:
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=settings.device)
     size = f"{model.height}x{model.width}"
     for mode in MODES:
-        if "compiled" in mode and (settings.tiny or settings.left() < 40):
+        if not settings.takes_mode(mode, compiled_needs=40):
             continue
         yield {"size": size, "batch": batch, "mode": mode, **_rate(settings, encoder, images, mode)}
 

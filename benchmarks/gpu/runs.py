@@ -89,11 +89,16 @@ def short_config(
 
 def train_here(settings: Settings, config: RunConfig, name: str) -> tuple[Progress, Path]:
     """Train on the device from the first epoch on; returns the progress and the run directory."""
-    run_dir = settings.scratch / "runs" / name
-    shutil.rmtree(run_dir, ignore_errors=True)
+    there = run_dir(settings, name)
+    shutil.rmtree(there, ignore_errors=True)
     readers = max(1, min(16, (os.cpu_count() or 1) - 1))
     prepared = prepare(config, lambda files, modality: [])
-    return local.fit(config, prepared, run_dir, device=settings.device, readers=readers), run_dir
+    return local.fit(config, prepared, there, device=settings.device, readers=readers), there
+
+
+def run_dir(settings: Settings, name: str) -> Path:
+    """Where `train_here` keeps a run."""
+    return settings.scratch / "runs" / name
 
 
 @contextmanager

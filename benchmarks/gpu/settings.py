@@ -26,6 +26,7 @@ class Settings:
         scratch: a temporary folder for generated data, shared by the steps and left behind.
         record: adds a line of results, at once: record(case, line).
         cases: names of those that are wanted; all where there are none.
+        modes: likewise of precisions, within a case of `embed` and `steps`.
     """
 
     device: torch.device
@@ -34,6 +35,7 @@ class Settings:
     scratch: Path
     record: Callable[[str, dict[str, Any]], None]
     cases: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
     began: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -50,9 +52,8 @@ class Settings:
             raise SystemExit("torch sees no GPU here; --tiny runs the same path on the CPU")
         scratch = Path(tempfile.gettempdir()) / f"crossreid-gpu-{'tiny' if given.tiny else 'full'}"
         scratch.mkdir(exist_ok=True)
-        return cls(
-            torch.device(name), given.tiny, given.seconds, scratch, record, tuple(given.cases)
-        )
+        wanted = tuple(given.cases), tuple(given.modes)
+        return cls(torch.device(name), given.tiny, given.seconds, scratch, record, *wanted)
 
     @property
     def on_gpu(self) -> bool:
@@ -62,6 +63,13 @@ class Settings:
     def takes(self, case: str) -> bool:
         """Whether a case is wanted."""
         return not self.cases or case in self.cases
+
+    def takes_mode(self, mode: str, *, compiled_needs: float) -> bool:
+        """Whether a precision is wanted, and a compiled one has the seconds that it needs."""
+        if self.modes and mode not in self.modes:
+            return False
+        plain = mode in ("fp32", "tf32", "bf16")
+        return plain or not (self.tiny or self.left() < compiled_needs)
 
     def left(self) -> float:
         """Seconds of the slice that are left."""

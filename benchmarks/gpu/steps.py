@@ -76,7 +76,7 @@ def of_stage(
 
     for mode in MODES:
         compiled = mode.partition("bf16 ")[2]
-        if compiled and (bench.tiny or bench.left() - until < 45):
+        if not bench.takes_mode(mode, compiled_needs=45 + until):
             continue
         set_tf32(mode == "tf32")
         precision = "bf16" if mode.startswith("bf16") else "fp32"
