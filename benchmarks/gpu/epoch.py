@@ -41,7 +41,7 @@ def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[
     with settings.timed() as spent:
         write_tree(root, tiny=settings.tiny)
     print(f"tree: {spent():.1f} s", flush=True)
-    for mode in ("bf16",) if settings.tiny else ("bf16 compiled", "bf16", "tf32"):
+    for mode in ("bf16",) if settings.tiny else ("bf16", "bf16 compiled", "tf32"):
         yield f"CCLNet, {mode}", partial(measure, settings, root, mode)
 
 
