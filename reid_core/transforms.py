@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from reid_core import pixels
 from reid_core.augmentation import Augmentation
 from reid_core.images import as_rgb as as_rgb
 from reid_core.images import decode as decode
@@ -67,49 +69,40 @@ class TrainTransform:
         Returns:
             (B, 3, H, W) uint8.
         """
-        out = np.empty(images.shape, dtype=np.uint8)
-        self.into(out, images, seeds)
+        images = np.ascontiguousarray(images)
+        out, rows = np.empty(images.shape, dtype=np.uint8), np.arange(len(images))
+        self.into(out, rows, images, rows, seeds)
         return out
 
     def into(
         self,
-        out: np.ndarray | Sequence[np.ndarray],
-        images: np.ndarray | Sequence[np.ndarray],
+        out: np.ndarray,
+        targets: np.ndarray,
+        images: np.ndarray,
+        sources: np.ndarray,
         seeds: np.ndarray,
     ) -> None:
-        """Like `__call__`, from B images wherever they lie to B places wherever they lie."""
-        if not len(images):
-            return
-        height, width = images[0].shape[1:]
-        draws = self.draw(seeds, height=height, width=width)
+        """Like `__call__`, from rows of one block of images to rows of another.
+
+        Args:
+            out: (M, 3, H, W) uint8, C-contiguous.
+            targets: (B,) int64 rows of out that are written.
+            images: (N, 3, H, W) uint8, C-contiguous; not changed.
+            sources: (B,) int64 rows of images, as often as they are wanted.
+            seeds: (B,) uint64.
+        """
+        draws = self.draw(seeds, height=images.shape[2], width=images.shape[3])
         pad = self.augmentation.pad
-        fill = np.array(self.augmentation.erase_fill, dtype=np.uint8)[:, None, None]
-        rows = zip(
-            images,
-            out,
-            draws.gray.tolist(),
-            draws.flip.tolist(),
-            (draws.top - pad).tolist(),
-            (draws.left - pad).tolist(),
-            draws.box.tolist(),
-            draws.mixture.tolist(),
-            [None] * len(images) if draws.jitter is None else draws.jitter.tolist(),
-            strict=True,
-        )
-        for image, target, gray, flip, down, right, (y0, y1, x0, x1), mixture, jitter in rows:
-            target[...] = 0
-            seen = _luma(image)[None] if gray else image
-            if flip:
-                seen = seen[:, :, ::-1]
-            seen = seen[:, max(down, 0) : height + down, max(right, 0) : width + right]
-            place = target[:, max(-down, 0) : height - down, max(-right, 0) : width - right]
-            place[...] = seen
-            if jitter:
-                target[...] = _jittered(target, jitter)
-            if y1:
-                target[:, y0:y1, x0:x1] = fill
-            if mixture != _KEEP:
-                target[...] = _mixed(target, _MIXTURES[mixture])
+        down, right = draws.top - pad, draws.left - pad
+        pixels.crop(out, targets, images, sources, draws.gray, draws.flip, down, right)
+        if draws.jitter is not None:
+            for target, drawn in zip(targets, draws.jitter.tolist(), strict=True):
+                out[target] = _jittered(out[target], drawn)
+        fill = np.array(self.augmentation.erase_fill, dtype=np.uint8)
+        channels = _channel_tables()
+        pixels.erase_and_mix(out, targets, draws.box, fill, draws.mixture, channels)
+        for target in targets[draws.mixture == _GRAY]:
+            out[target] = _mixed(out[target], _MIXTURES[_GRAY])
 
     def draw(self, seeds: np.ndarray, *, height: int, width: int) -> Draws:
         """The random part of `__call__`: what happens to images of this size."""
@@ -183,13 +176,11 @@ def pixel_statistics(
     return 1 / (255 * deviations), means / deviations
 
 
-def _luma(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) bytes to (H, W): ITU-R 601 luma in fixed point, by Pillow.
-
-    A decoded image lies in memory pixel by pixel, as Pillow takes it: seen as a whole, not cropped,
-    it is not copied for that.
-    """
-    return np.asarray(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L"))
+@cache
+def _channel_tables() -> np.ndarray:
+    """(3, 3, 256) bytes: what a byte becomes where all channels follow from its channel."""
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 1, 256))
+    return np.stack([_mixed(every, weights)[:, 0] for weights in _MIXTURES[:_GRAY]])
 
 
 def _mixed(image: np.ndarray, weights: np.ndarray) -> np.ndarray:

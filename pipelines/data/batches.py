@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipelines.data.decode import located
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import BatchShape, Plan
 from pipelines.data.replacements import NUM_REPLACEMENTS
@@ -52,7 +53,7 @@ class PlannedLines:
         parts = []
         for m, table in self.tables.items():
             for name, column in self.paths[m].items():
-                whole = [str(self.root / path) if path else "" for path in column.to_pylist()]
+                whole = located(self.root, column.to_pylist())
                 table = table.append_column(name, pa.array(whole))
             parts.append(table.append_column("modality", pa.array([str(m)] * len(table))))
         block = pa.concat_tables(parts)

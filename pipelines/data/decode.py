@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,28 @@ def read_image(
         raise ValueError(f"{location(path)}: {reason(error)}") from error
 
 
+def located(root: Path, paths: Iterable[str]) -> list[str]:
+    """Where files lie, as they are named wherever decoded images are kept; "" stays as it is."""
+    folder = str(root)
+    return [os.path.join(folder, path) if path else "" for path in paths]
+
+
+def read_into(
+    out: np.ndarray,
+    paths: Sequence[str],
+    decode: Callable[[int], np.ndarray | None],
+    decoded: Decoded | None,
+) -> None:
+    """Fill in images of different paths, as `Decoded.read_into`; decode all where none are kept."""
+    if decoded is not None:
+        decoded.read_into(out, paths, decode)
+        return
+    for number in range(len(paths)):
+        image = decode(number)
+        if image is not None:
+            out[number] = image
+
+
 class DecodeAndAugment:
     """Adds the augmented image (3, H, W) uint8 to every line of a block.
 
@@ -66,49 +88,53 @@ class DecodeAndAugment:
 
     def __call__(self, block: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Lines with paths -> lines with images."""
-        files = {"": np.zeros((3, *self._size), dtype=np.uint8)}
         paths = block["path"].tolist()
-        for path in paths:
-            self._read(path, files)
+        files, decoded = self._read(list(dict.fromkeys(paths)))
         block = {name: np.array(column) for name, column in block.items()}  # may be read-only
         block["planned"] = np.full(len(paths), OUTLIER)
-        for line, path in enumerate(paths):
-            if path not in files:
-                paths[line] = self._replace(block, line, files)
+        sources = np.array([files.get(path, -1) for path in paths], dtype=np.int64)
+        missing = np.flatnonzero(sources < 0)
+        if len(missing):
+            more = [self._replacement(block, line) for line in missing.tolist()]
+            sources[missing] = len(decoded) + np.arange(len(missing))
+            decoded = np.concatenate([decoded, np.stack(more)])
         images = np.empty((len(paths), 3, *self._size), dtype=np.uint8)
         for name, views in self._transforms.items():
             for view, transform in enumerate(views):
                 (own,) = np.nonzero((block["modality"] == str(name)) & (block["view"] == view))
-                decoded = [files[paths[i]] for i in own]
-                transform.into([images[i] for i in own], decoded, block["seed"][own])
+                transform.into(images, own, decoded, sources[own], block["seed"][own])
         return {name: block[name] for name in _KEPT if name in block} | {"image": images}
 
-    def _replace(
-        self, block: dict[str, np.ndarray], line: int, files: dict[str, np.ndarray]
-    ) -> str:
-        """Fill a line with its first readable replacement; returns that one's path, or ""."""
+    def _replacement(self, block: dict[str, np.ndarray], line: int) -> np.ndarray:
+        """A line's first readable replacement, which it is from now on; else a black image."""
         block["planned"][line] = block["row"][line]
         for number in range(1, 1 + NUM_REPLACEMENTS):
             path: str = block[f"path{number}"][line]
-            self._read(path, files)
-            if path and path in files:
+            files, decoded = self._read([path] if path else [])
+            if files:
                 for name in block.keys() & {"row", "caption"}:
                     block[name][line] = block[f"{name}{number}"][line]
-                return path
-        return ""
+                image: np.ndarray = decoded[0]
+                return image
+        return np.zeros((3, *self._size), dtype=np.uint8)
 
-    def _read(self, path: str, files: dict[str, np.ndarray]) -> None:
-        """Add a file to the decoded ones, unless it is there or cannot be read."""
-        if path in files:
-            return
-        with suppress(ValueError):
-            files[path] = self._image(path)
+    def _read(self, paths: list[str]) -> tuple[dict[str, int], np.ndarray]:
+        """Images (n, 3, H, W) of different paths, and the rows of those that can be read."""
+        height, width = self._size
+        images = np.empty((len(paths), 3, height, width), dtype=np.uint8)
+        broken = set()
 
-    def _image(self, path: str) -> np.ndarray:
-        def decode() -> np.ndarray:
-            height, width = self._size
-            return read_image(
-                Path(path), height=height, width=width, max_megapixels=self._max_megapixels
-            )
+        def decode(number: int) -> np.ndarray | None:
+            try:
+                return read_image(
+                    Path(paths[number]),
+                    height=height,
+                    width=width,
+                    max_megapixels=self._max_megapixels,
+                )
+            except ValueError:
+                broken.add(number)
+                return None
 
-        return decode() if self._decoded is None else self._decoded.read(path, decode)
+        read_into(images, paths, decode, self._decoded)
+        return {path: row for row, path in enumerate(paths) if row not in broken}, images

@@ -17,7 +17,7 @@ import struct
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,11 +25,12 @@ from pathlib import Path
 
 import numpy as np
 
+from reid_core.pixels import gather
+
 log = logging.getLogger(__name__)
 _PREFIX = "crossreid-decoded-"
 _HEADER = struct.Struct("<16sI4x")  # digest of the name and size; checksum of the pixels
 _WAYS = 32  # places that an image may take
-_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -65,25 +66,34 @@ class Decoded:
         """The file, on whichever node this is."""
         return Path(tempfile.gettempdir()) / f"{_PREFIX}{self.token}"
 
-    def read(self, name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """An image (3, H, W) uint8, not to be changed, from here or else from `decode`.
+    def read_into(
+        self, out: np.ndarray, names: Sequence[str], decode: Callable[[int], np.ndarray | None]
+    ) -> None:
+        """Fill in images, from here or else from `decode`.
+
+        Args:
+            out: (n, 3, H, W) uint8, C-contiguous.
+            names: n different ones, the same in all processes.
+            decode: gives the image (3, H, W) of a position of names; None leaves out as it is.
 
         Raises:
-            ValueError: what `decode` raises; nothing is kept then.
+            ValueError: what `decode` raises; nothing is kept of that image.
         """
         file = _opened(self)
-        if file is None:
-            return decode()
-        content = file.content
-        digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-        for place in self._places(digest):
-            if content[place : place + 16] == digest:
-                pixels = self._pixels(content, place)
-                if zlib.crc32(pixels.data) == _HEADER.unpack_from(content, place)[1]:
-                    return pixels
-        image = decode()
-        self._keep(file, digest, image)
-        return image
+        places = np.full(len(names), -1)
+        for number, name in enumerate(names):
+            digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
+            place = None if file is None else self._place(file, digest)
+            if place is not None:
+                places[number] = place + _HEADER.size
+                continue
+            image = decode(number)
+            if image is not None:
+                out[number] = image
+                if file is not None:
+                    self._keep(file, digest, out[number])
+        if file is not None:
+            gather(out, file.pixels, places)
 
     def remove(self) -> None:
         """Give the room back; processes that still read keep what they have."""
@@ -96,12 +106,21 @@ class Decoded:
             state = (state * 6364136223846793005 + 1442695040888963407) % 2**64  # Knuth, MMIX
             yield (state >> 33) % self.num_slots * size
 
-    def _pixels(self, content: mmap.mmap, place: int) -> np.ndarray:
-        shape = (3, self.height, self.width)
-        flat = np.frombuffer(content, np.uint8, int(np.prod(shape)), place + _HEADER.size)
-        image = flat.reshape(shape)
-        image.flags.writeable = False
-        return image
+    def _place(self, file: _File, digest: bytes) -> int | None:
+        """Where an image lies; its checksum is looked at once, for no slot is written twice."""
+        for place in self._places(digest):
+            if file.content[place : place + 16] == digest:
+                if place not in file.checked:
+                    _, checksum = _HEADER.unpack_from(file.content, place)
+                    if zlib.crc32(self._pixels(file, place).data) != checksum:
+                        continue
+                    file.checked.add(place)
+                return place
+        return None
+
+    def _pixels(self, file: _File, place: int) -> np.ndarray:
+        begin = place + _HEADER.size
+        return file.pixels[begin : begin + 3 * self.height * self.width]
 
     def _keep(self, file: _File, digest: bytes, image: np.ndarray) -> None:
         """Write into the first free slot, unless all are taken or somebody writes there."""
@@ -109,37 +128,51 @@ class Decoded:
         for place in self._places(digest):
             if content[place : place + 16] != free:
                 continue
-            with _writing, suppress(BlockingIOError), file.locked(place):
+            with suppress(BlockingIOError), file.locked(place):
                 if content[place : place + 16] == free:
-                    pixels = np.ascontiguousarray(image).tobytes()
-                    end = place + _HEADER.size + len(pixels)
-                    content[place + _HEADER.size : end] = pixels
-                    content[place + 16 : place + 20] = struct.pack("<I", zlib.crc32(pixels))
+                    self._pixels(file, place)[:] = image.reshape(-1)
+                    content[place + 16 : place + 20] = struct.pack("<I", zlib.crc32(image.data))
                     content[place : place + 16] = digest
             return
 
 
 class _File:
-    """An open file, mapped; closed with its last user."""
+    """An open file, mapped; closed with its last user.
+
+    Attributes:
+        content, pixels: all its bytes, also as an array, whose copies leave other threads running.
+        checked: places of which this process has seen the right checksum.
+    """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor, self.content = descriptor, mmap.mmap(descriptor, size)
+        self.pixels = np.frombuffer(self.content, np.uint8)
+        self.checked: set[int] = set()
+        self._claims, self._claimed = threading.Lock(), set[int]()
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
     @contextmanager
     def locked(self, place: int) -> Iterator[None]:
-        """A slot that no other process writes; of this one's threads `_writing` takes care.
+        """A slot that nobody else writes: the system keeps processes apart, a claim the threads.
 
         Raises:
-            BlockingIOError: another process writes there.
+            BlockingIOError: somebody writes there.
         """
-        fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 16, place)
+        with self._claims:
+            if place in self._claimed:
+                raise BlockingIOError
+            self._claimed.add(place)
         try:
-            yield
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 16, place)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 16, place)
         finally:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 16, place)
+            with self._claims:
+                self._claimed.discard(place)
 
 
 @lru_cache(maxsize=2)

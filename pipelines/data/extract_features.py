@@ -17,6 +17,7 @@ from pipelines.distributed.prefetch import Prefetch
 from reid_core.text import trimmed
 from reid_core.types import Modality
 
+_TYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.int64): torch.int64}  # images, token ids
 Head = Callable[[Tensor, Modality], Tensor]
 
 
@@ -56,7 +57,9 @@ def embed(
     Returns:
         (n, D) float32 on the device.
     """
-    batches = _read_ahead(inputs, modality, rows, batch_size, readers)
+    reads = _read_ahead(inputs, modality, rows, batch_size, readers)
+    batches: Iterator[np.ndarray]
+    batches = (_joined(parts, pinned=device.type == "cuda") for parts in reads)
     if modality == Modality.TEXT:  # here and not by the model, which would ask the device
         batches = map(trimmed, batches)
     host = map(torch.from_numpy, map(np.ascontiguousarray, batches))
@@ -76,8 +79,8 @@ def embed(
 
 def _read_ahead(
     inputs: Rows, modality: Modality, rows: np.ndarray, batch_size: int, readers: int
-) -> Iterator[np.ndarray]:
-    """Batches of inputs; the next two are read and decoded while the current one is used."""
+) -> Iterator[list[np.ndarray]]:
+    """Batches of inputs in parts; two more are read and decoded while the current one is used."""
     with ThreadPoolExecutor(readers) as pool:
 
         def read(batch: np.ndarray) -> list[Future[np.ndarray]]:
@@ -88,11 +91,15 @@ def _read_ahead(
         for start in range(0, len(rows), batch_size):
             ahead.append(read(rows[start : start + batch_size]))
             if len(ahead) > 2:
-                yield _joined(ahead.popleft())
+                yield [part.result() for part in ahead.popleft()]
         while ahead:
-            yield _joined(ahead.popleft())
+            yield [part.result() for part in ahead.popleft()]
 
 
-def _joined(parts: list[Future[np.ndarray]]) -> np.ndarray:
-    result = [part.result() for part in parts]
-    return result[0] if len(result) == 1 else np.concatenate(result)
+def _joined(parts: list[np.ndarray], *, pinned: bool) -> np.ndarray:
+    """Parts as one; copied once, to where a GPU fetches it from."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    whole: np.ndarray = torch.empty(shape, dtype=_TYPES[parts[0].dtype], pin_memory=pinned).numpy()
+    return np.concatenate(parts, out=whole)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.decode import read_image
+from pipelines.data.decode import located, read_image, read_into
 from pipelines.data.decoded import Decoded
 from reid_core.types import MAX_MEGAPIXELS, Modality, Split
 
@@ -48,17 +48,14 @@ class Inputs:
             tokens: np.ndarray = self.tokens[rows]
             return tokens
         images = np.empty((len(rows), 3, self.height, self.width), dtype=np.uint8)
-        for i, path in enumerate(self.paths[modality][rows]):
-            images[i] = self._image(self.root / path)
+        paths = located(self.root, self.paths[modality][rows])
+
+        def decode(number: int) -> np.ndarray:
+            size = {"height": self.height, "width": self.width}
+            return read_image(Path(paths[number]), **size, max_megapixels=self.max_megapixels)
+
+        read_into(images, paths, decode, self.decoded)
         return images
-
-    def _image(self, path: Path) -> np.ndarray:
-        def decode() -> np.ndarray:
-            return read_image(
-                path, height=self.height, width=self.width, max_megapixels=self.max_megapixels
-            )
-
-        return decode() if self.decoded is None else self.decoded.read(str(path), decode)
 
 
 @dataclass(frozen=True)

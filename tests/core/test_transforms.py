@@ -11,7 +11,15 @@ from PIL import Image
 
 from reid_core.augmentation import Augmentation
 from reid_core.methods import METHODS
-from reid_core.transforms import TrainTransform, decode, normalize
+from reid_core.transforms import (
+    _MIXTURES,
+    Draws,
+    TrainTransform,
+    _jittered,
+    _mixed,
+    decode,
+    normalize,
+)
 from reid_core.types import Modality
 
 NOTHING = Augmentation(grayscale=0, flip=0, pad=0, erase=0)
@@ -314,3 +322,40 @@ def test_the_erasing_color_is_csdns_normalized_color():
     fill = torch.tensor(Augmentation().erase_fill, dtype=torch.uint8).reshape(1, 3, 1, 1)
     expected = torch.tensor([0.4914, 0.4822, 0.4465])
     assert (normalize(fill).flatten() - expected).abs().max() < 0.5 / 255 / 0.224
+
+
+@pytest.mark.parametrize("channels", ["keep", "exchange", "adapt"])
+@pytest.mark.parametrize("jitter", [0.0, 0.5])
+def test_compiled_loops_write_what_one_image_after_the_other_does(
+    channels: str, jitter: float
+) -> None:
+    options = Augmentation(grayscale=0.5, pad=70, channels=channels, jitter=jitter)
+    transform, images, numbers = TrainTransform(options), random_images(12, 24, 40), seeds(150)
+    sources = np.arange(150) % 12
+    out = np.full((160, 3, 24, 40), 7, np.uint8)
+    targets = np.random.default_rng(3).permutation(160)[:150]
+    transform.into(out, targets, images, sources, numbers)
+    draws = transform.draw(numbers, height=24, width=40)
+    for i, target in enumerate(targets):
+        np.testing.assert_array_equal(out[target], slowly(images[sources[i]], draws, i, options))
+    assert (np.delete(out, targets, axis=0) == 7).all()
+
+
+def slowly(image: np.ndarray, draws: Draws, i: int, options: Augmentation) -> np.ndarray:
+    """The definition, on a padded image."""
+    if draws.gray[i]:
+        luma = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).convert("L")
+        image = np.stack([np.asarray(luma)] * 3)
+    if draws.flip[i]:
+        image = image[:, :, ::-1]
+    _, height, width = image.shape
+    around = ((0, 0), (options.pad, options.pad), (options.pad, options.pad))
+    top, left = draws.top[i], draws.left[i]
+    result = np.pad(image, around)[:, top : top + height, left : left + width]
+    if draws.jitter is not None:
+        result = _jittered(result, draws.jitter[i].tolist())
+    y0, y1, x0, x1 = draws.box[i]
+    result = result.copy()
+    result[:, y0:y1, x0:x1] = np.array(options.erase_fill)[:, None, None]
+    mixture = draws.mixture[i]
+    return result if mixture == -1 else _mixed(result, _MIXTURES[mixture])
