@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from reid_core.datasets.files import ImageFiles
@@ -50,7 +51,8 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     ids = {split: read_ids(path) for split, path in lists.items()}
     files = ImageFiles(root)
     train, val, test = (_list_split(root, split, ids[split], files) for split in _SPLITS)
-    return Dataset("sysu", root, train, val, test, files.notes())
+    notes = (*files.notes(), *_unlisted(root, ids))
+    return Dataset("sysu", root, train, val, test, notes)
 
 
 def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Split:
@@ -67,6 +69,16 @@ def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Sp
             f"{root / f'cam1/{ids[0]:04d}/0001.jpg'}"
         )
     return Split(tuple(samples))
+
+
+def _unlisted(root: Path, ids: dict[str, list[int]]) -> Iterator[str]:
+    """A sentence about the identities that have folders and stand in no list."""
+    folders = {path.name for camera in CAMERAS for path in (root / f"cam{camera}").iterdir()}
+    listed = {f"{pid:04d}" for split in ids.values() for pid in split}
+    left = sorted(name for name in folders - listed if name.isdecimal())
+    if left:
+        named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        yield f"{len(left)} identities stand in no list of exp and are not read: {named}"
 
 
 LAYOUT = Layout(

@@ -90,3 +90,10 @@ def test_a_wrong_list_is_named_with_what_is_wrong(root: Path, text: str, message
 
 def test_the_reader_is_found_by_its_kind() -> None:
     assert LAYOUTS["sysu"].reader is sysu.read
+
+
+def test_identities_of_no_list_are_told(root: Path) -> None:
+    assert sysu.read(root).notes == ()
+    (root / "exp" / "val_id.txt").write_text("1")
+    (note,) = sysu.read(root).notes
+    assert note == "1 identities stand in no list of exp and are not read: 0012"
