@@ -27,6 +27,7 @@ STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
 WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.within_epoch`
 FORMAT = 1
+_TABLES = {"config", "progress", "module", "epoch", "optimiser", "within"}
 
 
 def save(folder: Path, state: State, info: Mapping[str, object] | None = None) -> None:
@@ -80,18 +81,39 @@ def load_file(path: Path) -> State:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch would advise to read it in a way that runs whatever code the file holds
-        raise UserError(
-            f"{path} is damaged, or no checkpoint of crossreid ({type(error).__name__}): take "
-            "another one, or start a new run; other programs' weights are model.pretrained=FILE"
-        ) from error
+        raise _damaged(path, type(error).__name__) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of crossreid: it holds a {type(state).__name__}")
     written = state.get("format")
     if not isinstance(written, int) or written != FORMAT:
         raise UserError(f"{path} has format {written!r:.40}, this version reads {FORMAT}")
+    for entry in _TABLES & state.keys():
+        if not isinstance(value := state.get(entry), dict):
+            raise _damaged(path, f"its {entry} is a {type(value).__name__}")
     if "config" in state:
         state["config"] = with_new_names(state["config"])
     return state
+
+
+def load_to_go_on_from(path: Path) -> State:
+    """The state in a file of which training goes on.
+
+    Raises:
+        UserError: see `load`; also one that does not say where a run stood.
+    """
+    state = load_file(path)
+    progress = state.get("progress", {})
+    stood = isinstance(progress.get("stage"), str), isinstance(progress.get("epoch"), int)
+    if not all(stood) or "module" not in state:
+        raise _damaged(path, "it does not say where a run stood")
+    return state
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} is damaged, or no checkpoint of crossreid ({what}): take another one, or start a "
+        "new run; other programs' weights are model.pretrained=FILE"
+    )
 
 
 def config_of(state: State, source: Path) -> RunConfig:

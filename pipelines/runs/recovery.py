@@ -80,7 +80,9 @@ def start_from(config: RunConfig, run_dir: Path) -> State | None:
     (run_dir / RECORD).unlink(missing_ok=True)  # Ray's list would not hold those of one process
     if any(run_dir.glob("checkpoint_*")):
         folder = checkpoint.find(run_dir)
-    return None if folder is None else checkpoint.load(folder)
+    if folder is None:
+        return None
+    return checkpoint.load_to_go_on_from(folder / checkpoint.STATE)
 
 
 def keep(run_dir: Path, state: State, *, newest: int) -> None:

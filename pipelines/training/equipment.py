@@ -80,8 +80,14 @@ class Equipment:
         self._go_to(self.place._replace(step=self.place.step + 1))
 
     def _go_to(self, place: Place) -> None:
-        """Every step of every worker draws from its own stream: no random state is to be kept."""
+        """Every step of every worker draws from its own stream: no random state is to be kept.
+
+        Workers that are threads draw nothing in a step (`pipelines.data.gate`). They share torch's
+        random state, from which another one may be drawing first values meanwhile.
+        """
         self.place = place
+        if collectives.are_threads():
+            return
         config = self.job.config
         number = self.job.method.stages(config.settings).index(place.stage)
         stream = np.random.SeedSequence(

@@ -40,7 +40,8 @@ class Opener:
         """The encoder that the first stage starts from."""
         config = self._job.config
         size = config.model.height, config.model.width
-        encoder = self._job.method.load_encoder(config.settings, self.backbone, *size, None)
+        with _first_values:
+            encoder = self._job.method.load_encoder(config.settings, self.backbone, *size, None)
         assert isinstance(encoder, nn.Module)
         return encoder.to(self._device)
 

@@ -189,7 +189,7 @@ def load(run_dir: Path, state: State | None) -> State | None:
     if not (run_dir / checkpoint.WITHIN).exists():
         return state
     try:
-        within = checkpoint.load_file(run_dir / checkpoint.WITHIN)
+        within = checkpoint.load_to_go_on_from(run_dir / checkpoint.WITHIN)
     except UserError:  # cut off by a machine that went down: the epoch is repeated
         return state
     after = within["progress"]["stage"], within["progress"]["epoch"]

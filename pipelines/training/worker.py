@@ -89,9 +89,13 @@ def _kept(start_from: Path | None) -> State | None:
     """The state to go on from; `start_from` is used where Ray has none."""
     remaining = ray.train.get_checkpoint()
     if remaining is None:
-        return None if start_from is None else checkpoint.load(start_from)
+        return (
+            None
+            if start_from is None
+            else checkpoint.load_to_go_on_from(start_from / checkpoint.STATE)
+        )
     with remaining.as_directory() as folder:
-        return checkpoint.load(Path(folder))
+        return checkpoint.load_to_go_on_from(Path(folder) / checkpoint.STATE)
 
 
 def _report(upload: str, line: EpochLine, state: State | None) -> None:

@@ -191,7 +191,12 @@ def saved(content: Any) -> bytes:
 
 
 SOUND = saved(
-    {"format": 1, "config": {}, "progress": {"stage": "a", "epoch": 0}, "w": torch.ones(3)}
+    {
+        "format": 1,
+        "config": {},
+        "progress": {"stage": "a", "epoch": 0},
+        "module": {"w": torch.ones(3)},
+    }
 )
 tensors = st.just(torch.ones(2)) | values | st.just(Bomb())
 
@@ -205,7 +210,12 @@ def is_read_or_refused(folder: Path, data: bytes) -> bool:
         state = checkpoint.load(folder)
     except UserError as error:
         return str(folder) in str(error) and "weights_only" not in str(error)
-    return state["format"] == checkpoint.FORMAT
+    assert state["format"] == checkpoint.FORMAT
+    try:
+        state = checkpoint.load_to_go_on_from(folder / checkpoint.STATE)
+    except UserError as error:
+        return str(folder) in str(error)
+    return isinstance(state["progress"]["stage"], str) and isinstance(state["module"], dict)
 
 
 @often

@@ -19,6 +19,9 @@ from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.errors import UserError
 from pipelines.training import deterministic
+from pipelines.training.equipment import Equipment
+from pipelines.training.within_epoch import Pauses, nothing
+from reid_core.methods import METHODS
 from reid_core.types import Batch, Modality
 from tests.pipelines import small_runs
 
@@ -204,6 +207,23 @@ def test_the_culprit_is_named_not_those_that_waited(monkeypatch: pytest.MonkeyPa
     bank: Any = None
     with pytest.raises(ValueError, match="row 3 is zero"):
         deterministic.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
+
+
+def test_a_shard_leaves_alone_the_random_state_that_others_draw_first_values_from(
+    tmp_path: Path,
+) -> None:
+    config = small_runs.make_config("cclnet", tmp_path)
+    job: Any = SimpleNamespace(config=config, method=METHODS["cclnet"])
+    none: Any = None
+    equipment = Equipment(job, none, none, none, none, Pauses(nothing, 0.0))
+    before = torch.random.get_rng_state()
+    with collectives.joined(deterministic.Shard(deterministic.Meeting(1), 0, rank=0, size=1)):
+        equipment.begin_epoch("align", 1)
+        equipment.begin_step()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with torch.random.fork_rng():
+        equipment.begin_step()
+        assert not torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_compiler_may_not_choose_the_order(tmp_path: Path) -> None:

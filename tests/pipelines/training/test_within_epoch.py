@@ -101,7 +101,8 @@ def underway() -> Underway:
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     before = underway()
     progress = {"stage": "align", "epoch": 3}
-    within_epoch.save(tmp_path, {"progress": progress, "within": before.state_dict("align", 0, 2)})
+    within = before.state_dict("align", 0, 2)
+    within_epoch.save(tmp_path, {"progress": progress, "module": {}, "within": within})
     state = within_epoch.load(tmp_path, {"progress": progress})
     assert state is not None
     after = Underway.from_state(state["within"], torch.device("cpu"))
@@ -117,7 +118,7 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("finished", [None, {"progress": {"stage": "align", "epoch": 4}}])
 def test_it_follows_its_checkpoint_alone(tmp_path: Path, finished: Any) -> None:
-    state = {"progress": {"stage": "align", "epoch": 3}, "within": {"batch": 1}}
+    state = {"progress": {"stage": "align", "epoch": 3}, "module": {}, "within": {"batch": 1}}
     within_epoch.save(tmp_path, state)
     assert within_epoch.load(tmp_path, finished) is finished
     (tmp_path / checkpoint.WITHIN).write_bytes(b"PK")
@@ -127,7 +128,9 @@ def test_it_follows_its_checkpoint_alone(tmp_path: Path, finished: Any) -> None:
 
 def test_the_first_epoch_has_no_checkpoint_before_it(tmp_path: Path) -> None:
     assert within_epoch.mark(tmp_path) == 0
-    within_epoch.save(tmp_path, {"progress": {"stage": "", "epoch": -1}, "within": {"batch": 1}})
+    within_epoch.save(
+        tmp_path, {"progress": {"stage": "", "epoch": -1}, "module": {}, "within": {"batch": 1}}
+    )
     state = within_epoch.load(tmp_path, None)
     assert state is not None
     assert state["within"]["batch"] == 1
