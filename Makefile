@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow test-faults test-fuzz check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-spot bench-gpu docs docs-site pretrain clean
+.PHONY: setup demo test test-slow test-night test-faults test-fuzz check bench bench-demo bench-roadscene bench-agreement bench-sweep bench-kills bench-elastic bench-spot bench-gpu docs docs-site pretrain clean
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or make PYTHON=/path/to/it"; exit 1; }
@@ -23,8 +23,11 @@ demo: setup  ## draw identities, train CCLNet on a local Ray cluster, evaluate, 
 test: setup  ## the fast suite, under 2 minutes, in two processes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## everything that takes minutes
-	@$(BIN)/python -m pytest -m slow
+test-slow: setup  ## real models, several processes, whole small runs: under 30 minutes
+	@$(BIN)/python -m pytest -m "slow and not night"
+
+test-night: setup  ## kills, nodes that go, a service under load, the demo and every example
+	@$(BIN)/python -m pytest -m night
 
 test-faults: setup  ## bad inputs, attacks, fuzzed readers, and the table of docs/reliability.md
 	@$(BIN)/python -m pytest -m "slow or not slow" tests/faults

@@ -31,6 +31,7 @@ def test_clustering_ones_own_features(
 
 
 @pytest.mark.slow
+@pytest.mark.night
 def test_cclnet_in_one_file() -> None:
     lines = run("cclnet.py", "--tiny").splitlines()
     assert [line.split(":")[0] for line in lines if "Rank-1" in line] == [
@@ -41,11 +42,13 @@ def test_cclnet_in_one_file() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.night
 def test_train_embed_search_without_ray(tmp_path: Path) -> None:
     assert "is most like" in run("train_embed_search.py", str(tmp_path), "--local")
 
 
 @pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.ray
 def test_a_sweep(tmp_path: Path) -> None:
     synthetic.write(tmp_path / "tree", num_identities=60, seed=0)

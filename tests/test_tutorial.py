@@ -32,6 +32,7 @@ _LIMIT_S = 1800.0
 
 
 @pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
 def test_every_line_works_in_the_order_given(tmp_path: Path) -> None:
     clone = tmp_path / "clone"

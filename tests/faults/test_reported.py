@@ -92,6 +92,7 @@ def test_odd_images_have_the_same_pixels_everywhere(format: str, mode: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.night
 def test_batches_of_one_image_train_with_finite_losses(tmp_path: Path) -> None:
     """Fuss-Free-structure#1, video_reid#4: BatchNorm has nothing to average."""
     small_runs.write_trees(tmp_path)

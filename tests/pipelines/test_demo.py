@@ -45,6 +45,7 @@ def test_the_training_reads_the_identities_that_were_drawn(
 
 
 @pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.parametrize("method", METHODS)
 def test_the_command_ends_with_scores_and_a_report(method: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.cli", "demo", "--fast", "--method", method]

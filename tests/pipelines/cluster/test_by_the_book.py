@@ -27,7 +27,7 @@ FEW = [
     "evaluation.start=false",
 ]
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.night, pytest.mark.ray]
 
 
 def free_port() -> int:

@@ -27,7 +27,7 @@ from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.sources import Source
 from tests.pipelines.trained import draw_folder, embed_alone, save_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.night]
 CLIENTS, SECONDS = 50, 30.0
 _STARTS_S = 180.0
 

@@ -18,7 +18,7 @@ import pytest
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.night]
 LIVES = (9, 4) * 3  # steps of a process before it is killed; an epoch has six
 SMALL = [
     "cclnet.prepare.epochs=3",

@@ -255,6 +255,7 @@ def test_nobody_waits_for_a_group_that_is_gone(trees: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.night
 def test_killed_processes_end_as_the_undisturbed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
