@@ -72,20 +72,32 @@ def may_grow(config: RunConfig) -> bool:
 
 
 def _fits(workers: int, bundle: Mapping[str, float]) -> bool:
-    total = ray.cluster_resources()
-    return all(total.get(name, 0) >= workers * amount for name, amount in bundle.items())
+    return _room(bundle) >= workers
+
+
+def _room(bundle: Mapping[str, float]) -> int:
+    """Workers that the machines hold, each of which is on one of them."""
+    return sum(
+        int(min(machine.get(name, 0) // amount for name, amount in bundle.items()))
+        for machine in _machines()
+    )
+
+
+def _machines() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _compared(workers: int, bundle: Mapping[str, float]) -> str:
-    total = ray.cluster_resources()
-    return ", ".join(
-        f"{total.get(name, 0):g} of {workers * amount:g} {name}s" for name, amount in bundle.items()
+    asked = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.items())
+    there = "; ".join(
+        ", ".join(f"{machine.get(name, 0):g} {name}s" for name in bundle) for machine in _machines()
     )
+    return f"room for {_room(bundle)} of {workers} workers of {asked} (machines: {there})"
 
 
 def _too_small(workers: int, bundle: Mapping[str, float], why: str) -> str:
     gpus = "" if "GPU" not in bundle else " trainer.use_gpu=false trains on CPUs;"
     return (
-        f"trainer.num_workers={workers} ask for more than the cluster has, {why}: it has "
+        f"trainer.num_workers={workers} ask for more than the cluster has, {why}: "
         f"{_compared(workers, bundle)}.{gpus} fewer workers (trainer.num_workers), or more machines"
     )

@@ -18,25 +18,38 @@ Make = Callable[..., RunConfig]
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Resources that stand in for those of a cluster, to be changed by the test."""
+    """Resources of the one machine that stands in for a cluster, to be changed by the test."""
     resources = {"CPU": 4.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
     return resources
 
 
 def test_gpus_are_refused_where_there_are_none(
     make_config: Make, cluster: dict[str, float]
 ) -> None:
-    with pytest.raises(UserError, match=r"0 of 2 GPUs.*trainer\.use_gpu=false"):
+    with pytest.raises(UserError, match=r"0 of 2 workers.*4 CPUs, 0 GPUs.*trainer\.use_gpu=false"):
         capacity.require(make_config("trainer.use_gpu=true"))
 
 
 def test_more_workers_than_gpus(make_config: Make, cluster: dict[str, float]) -> None:
     cluster["GPU"] = 1
-    with pytest.raises(UserError, match=r"1 of 2 GPUs.*trainer\.num_workers"):
+    with pytest.raises(UserError, match=r"1 of 2 workers.*4 CPUs, 1 GPUs.*trainer\.num_workers"):
         capacity.require(make_config())
     capacity.require(make_config("trainer.use_gpu=false"))
     capacity.require(make_config("trainer.min_workers=1"))
+
+
+def test_a_worker_is_on_one_machine(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their sum would do, and Ray would wait for ever."""
+    sizes = ((True, 1.0), (True, 3.0), (False, 3.0))
+    nodes = [{"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in sizes]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    wide = "trainer.cpus_per_worker=2"
+    with pytest.raises(UserError, match=r"1 of 2 workers of 2 CPUs \(machines: 1 CPUs; 3 CPUs\)"):
+        capacity.require(make_config(wide, "trainer.num_workers=2"))
+    capacity.require(make_config(wide, "trainer.num_workers=1"))
 
 
 def test_machines_that_may_come_are_waited_for_and_then_refused(
@@ -53,7 +66,7 @@ def test_machines_that_may_come_are_waited_for_and_then_refused(
     config = make_config("trainer.use_gpu=true", "ray.wait_for_nodes_s=0.2")
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"wait_for_nodes_s=0\.2"):
         capacity.require(config)
-    assert "0 of 2 GPUs" in caplog.text
+    assert "room for 0 of 2 workers" in caplog.text
     assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []], "the request is taken back"
 
 
