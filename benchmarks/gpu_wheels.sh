@@ -9,7 +9,7 @@
 set -eu
 folder=${1:?usage: gpu_wheels.sh FOLDER}
 names="open_clip_torch ftfy wcwidth pydantic pydantic_core annotated-types typing-inspection
-       typing_extensions tensorboardX protobuf packaging"
+       typing_extensions tensorboardX protobuf packaging simplejpeg"
 [ -z "${FAISS:-}" ] || names="$names faiss-cpu"
 here=$(dirname "$0")
 mkdir -p "$folder"

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array
-from sklearn.metrics import adjusted_rand_score
 
 from reid_core.types import OUTLIER
 
@@ -42,7 +41,7 @@ def clustering_agreement(labels: np.ndarray, truth: np.ndarray) -> ClusteringAgr
         return ClusteringAgreement(ari=float("nan"), purity=float("nan"))
     counts = _contingency(labels[remaining], truth[remaining])
     return ClusteringAgreement(
-        ari=float(adjusted_rand_score(truth[remaining], labels[remaining])),
+        ari=_adjusted_rand_index(truth[remaining], labels[remaining]),
         purity=float(counts[:, 2][_majority(counts)].sum() / remaining.sum()),
     )
 
@@ -66,7 +65,7 @@ def clustering_stability(before: np.ndarray, after: np.ndarray) -> float:
     remaining = (before != OUTLIER) & (after != OUTLIER)
     if min(len(np.unique(before[remaining])), len(np.unique(after[remaining]))) < 2:
         return 0.0
-    return float(adjusted_rand_score(before[remaining], after[remaining]) * remaining.mean())
+    return _adjusted_rand_index(before[remaining], after[remaining]) * float(remaining.mean())
 
 
 def matching_accuracy(
@@ -172,3 +171,9 @@ def _majority_identity(labels: np.ndarray, truth: np.ndarray) -> np.ndarray:
     best = counts[_majority(counts)]
     majority[best[:, 0]] = best[:, 1]
     return majority
+
+
+def _adjusted_rand_index(a: np.ndarray, b: np.ndarray) -> float:
+    from sklearn.metrics import adjusted_rand_score  # its package takes a second
+
+    return float(adjusted_rand_score(a, b))

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 _ISOTONIC_FROM = 1000  # pairs of either kind; with fewer its steps follow single pairs
 _KNOTS = 64
@@ -119,6 +117,8 @@ def _isotonic(
     cosines: np.ndarray, same: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """At knots that hold equal weight each, so that the map is small."""
+    from sklearn.isotonic import IsotonicRegression  # its package takes a second
+
     fitted = IsotonicRegression(y_min=_FLOOR, y_max=1 - _FLOOR, out_of_bounds="clip")
     fitted.fit(cosines, same.astype(np.float64), sample_weight=weights)
     order = np.argsort(cosines)
@@ -131,6 +131,8 @@ def _isotonic(
 def _logistic(
     cosines: np.ndarray, same: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.linear_model import LogisticRegression
+
     fitted = LogisticRegression(C=1e3, max_iter=1000)
     fitted.fit(cosines[:, None], same, sample_weight=weights * len(same))
     knots = np.linspace(-1, 1, _KNOTS)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from open_clip.tokenizer import SimpleTokenizer
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 CONTEXT = 77
 MASK, SOT, EOT = 49405, 49406, 49407
@@ -99,4 +102,6 @@ def _uniform(seed: int, epoch: int, row: int) -> np.ndarray:
 
 @cache
 def _tokenizer() -> SimpleTokenizer:
+    from open_clip.tokenizer import SimpleTokenizer  # its package takes two seconds
+
     return SimpleTokenizer()

@@ -27,7 +27,7 @@ STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
 WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.within_epoch`
 FORMAT = 1
-_TABLES = {"config", "progress", "module", "epoch", "optimiser", "within"}
+_TABLES = State.__annotations__.keys() - {"format", "trains_encoder", "quick_gelu", "pixels"}
 
 
 def save(folder: Path, state: State, info: Mapping[str, object] | None = None) -> None:

@@ -33,9 +33,9 @@ def never() -> np.ndarray:
     raise AssertionError("decoded again")
 
 
-def read(kept: Decoded, name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
+def read(decoded_images: Decoded, name: str, decode: Callable[[], np.ndarray]) -> np.ndarray:
     out = np.zeros((1, 3, 8, 4), np.uint8)
-    kept.read_into(out, [name], lambda _: decode())
+    decoded_images.read_into(out, [name], lambda _: decode())
     return out[0]
 
 
