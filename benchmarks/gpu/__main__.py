@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def main() -> None:
     if given.step:
         run_step(given)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given.out.mkdir(parents=True, exist_ok=True)
     append(given.out, "machine", **machine())
     ends = time.monotonic() + 60 * given.minutes
@@ -87,7 +89,9 @@ def run_in_slice(given: argparse.Namespace, name: str, seconds: float) -> None:
             code: int | str = process.wait(max(5, seconds))
         except subprocess.TimeoutExpired:
             code = "cut off at the end of its slice"
-            os.killpg(process.pid, signal.SIGKILL)
+        finally:  # also where this program is told to end: nothing may go on beside the next one
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     spent = round(time.monotonic() - began, 1)
     text = log.read_text(errors="replace")

@@ -68,6 +68,7 @@ def measure(settings: Settings, root: Path, mode: str) -> Iterator[dict[str, Any
         given += ["cclnet.align.clusters_per_batch=2", "cclnet.align.instances=4"]
     recipe = "demo.yaml" if settings.tiny else "cclnet_sysu.yaml"
     config = configuration.load(Path(recipe), given)
+    shutil.rmtree(runs.run_dir(settings, "epoch"), ignore_errors=True)
     lines = runs.run_dir(settings, "epoch") / runlog.METRICS
     with idle_shares(lines) as idle:
         _, run_dir = runs.train_here(settings, config, "epoch")

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _PREFIX = "crossreid-decoded-"
 _HEADER = struct.Struct("<16sI4x")  # digest of the name and size; checksum of the pixels
 _WAYS = 32  # places that an image may take
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ class Decoded:
         """Where an image lies; its checksum is looked at once, for no slot is written twice."""
         for place in self._places(digest):
             if file.content[place : place + 16] == digest:
-                if place not in file.checked:
+                if file.checked.get(place) != digest:
                     _, checksum = _HEADER.unpack_from(file.content, place)
                     if zlib.crc32(self._pixels(file, place).data) != checksum:
                         continue
-                    file.checked.add(place)
+                    file.checked[place] = digest
                 return place
         return None
 
@@ -141,13 +142,13 @@ class _File:
 
     Attributes:
         content, pixels: all its bytes, also as an array, whose copies leave other threads running.
-        checked: places of which this process has seen the right checksum.
+        checked: whose image this process has seen at a place with the right checksum.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self._descriptor, self.content = descriptor, mmap.mmap(descriptor, size)
         self.pixels = np.frombuffer(self.content, np.uint8)
-        self.checked: set[int] = set()
+        self.checked: dict[int, bytes] = {}
         self._claims, self._claimed = threading.Lock(), set[int]()
 
     def __del__(self) -> None:
@@ -175,9 +176,15 @@ class _File:
                 self._claimed.discard(place)
 
 
-@lru_cache(maxsize=2)
 def _opened(decoded: Decoded) -> _File | None:
-    """The mapped file, made by whoever comes first; None where there is no room for it."""
+    """The mapped file, one for all threads: two would not know of each other's claims."""
+    with _opening:
+        return _open(decoded)
+
+
+@lru_cache(maxsize=2)
+def _open(decoded: Decoded) -> _File | None:
+    """Made by whoever comes first; None where there is no room for it."""
     size = decoded.num_slots * _slot_bytes(decoded.height, decoded.width)
     _remove_abandoned(decoded.path)
     descriptor = os.open(decoded.path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipelines import config as configuration
 from pipelines.config import RunConfig, with_new_names
 from pipelines.errors import UserError
-from pipelines.runs.records import State
+from pipelines.runs.records import ProgressState, State
 from pipelines.storage.files import own_folder, replace_file, write_json
 from reid_core.methods import METHODS
 
@@ -27,6 +27,8 @@ STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
 WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.within_epoch`
 FORMAT = 1
+_TO_GO_ON_FROM = ("config", "progress", "module", "epoch", "optimiser")
+_STOOD = {"stage": str, "epoch": int, "handed": dict, "scores": dict}  # in progress
 _TABLES = State.__annotations__.keys() - {"format", "trains_encoder", "quick_gelu", "pixels"}
 
 
@@ -69,14 +71,13 @@ def load(folder: Path) -> State:
     Raises:
         UserError: no checkpoint there, a damaged one, or one of another format.
     """
-    path = folder / STATE
-    if not path.is_file():
-        raise UserError(f"{folder} holds no checkpoint: {STATE} is missing")
-    return load_file(path)
+    return load_file(folder / STATE)
 
 
 def load_file(path: Path) -> State:
     """The state in a file, see `load`."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no checkpoint: {path.name} is missing")
     try:
         state: State = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -96,16 +97,22 @@ def load_file(path: Path) -> State:
 
 
 def load_to_go_on_from(path: Path) -> State:
-    """The state in a file of which training goes on.
+    """The state in a file from which training goes on.
 
     Raises:
         UserError: see `load`; also one that does not say where a run stood.
     """
     state = load_file(path)
-    progress = state.get("progress", {})
-    stood = isinstance(progress.get("stage"), str), isinstance(progress.get("epoch"), int)
-    if not all(stood) or "module" not in state:
-        raise _damaged(path, "it does not say where a run stood")
+    lacking = [entry for entry in _TO_GO_ON_FROM if entry not in state]
+    progress: dict[str, object] = dict(state.get("progress", {}))
+    lacking += [
+        f"progress.{key}" for key, kind in _STOOD.items() if not isinstance(progress.get(key), kind)
+    ]
+    lacking += [
+        f"progress without {key}" for key in progress.keys() - ProgressState.__annotations__
+    ]
+    if lacking:
+        raise _damaged(path, f"it lacks {', '.join(lacking)}")
     return state
 
 

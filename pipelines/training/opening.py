@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,8 +17,19 @@ from reid_core.method import Opening
 from reid_core.models import backbones
 from reid_core.stage import Encoder, Stage
 
-# First values are drawn from torch's global random state, which belongs to the whole process.
-_first_values = threading.Lock()
+_drawing = threading.Lock()
+
+
+@contextmanager
+def _first_values(*seed: int) -> Iterator[None]:
+    """First values are drawn here, from the seed alone.
+
+    Much draws from torch's random state, which belongs to the whole process: workers that are
+    threads take turns, and find it as if each were the first.
+    """
+    with _drawing, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        yield
 
 
 class Opener:
@@ -31,7 +44,7 @@ class Opener:
         self._job, self._device = job, device
         set_tf32(job.config.trainer.allow_tf32)
         model = job.config.model
-        with _first_values:
+        with _first_values(job.config.seed):
             self.backbone = backbones.load(
                 model.name, model.pretrained, options=model.options(), tagged=True
             )
@@ -40,7 +53,7 @@ class Opener:
         """The encoder that the first stage starts from."""
         config = self._job.config
         size = config.model.height, config.model.width
-        with _first_values:
+        with _first_values(config.seed):
             encoder = self._job.method.load_encoder(config.settings, self.backbone, *size, None)
         assert isinstance(encoder, nn.Module)
         return encoder.to(self._device)
@@ -53,7 +66,8 @@ class Opener:
             handed: what finished stages handed on.
         """
         config = self._job.config
-        with _first_values:
+        number = self._job.method.stages(config.settings).index(name)
+        with _first_values(config.seed, number):
             opening = Opening(
                 self.backbone,
                 config.model.height,

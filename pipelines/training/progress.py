@@ -66,7 +66,7 @@ class Progress:
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Progress:
         """That of a checkpoint."""
-        return cls.from_state(checkpoint.load(folder)["progress"])
+        return cls.from_state(checkpoint.load_to_go_on_from(folder / checkpoint.STATE)["progress"])
 
 
 def is_over(config: RunConfig, progress: Progress) -> bool:

@@ -25,6 +25,7 @@ from pipelines.config import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from pipelines.training import within_epoch
+from pipelines.training.progress import Progress
 from reid_core.datasets import manifest
 from reid_core.types import Dataset
 from tests.faults import ledger
@@ -194,8 +195,10 @@ SOUND = saved(
     {
         "format": 1,
         "config": {},
-        "progress": {"stage": "a", "epoch": 0},
+        "progress": {"stage": "a", "epoch": 0, "handed": {}, "scores": {}},
         "module": {"w": torch.ones(3)},
+        "epoch": {},
+        "optimiser": {},
     }
 )
 tensors = st.just(torch.ones(2)) | values | st.just(Bomb())
@@ -215,7 +218,7 @@ def is_read_or_refused(folder: Path, data: bytes) -> bool:
         state = checkpoint.load_to_go_on_from(folder / checkpoint.STATE)
     except UserError as error:
         return str(folder) in str(error)
-    return isinstance(state["progress"]["stage"], str) and isinstance(state["module"], dict)
+    return Progress.from_state(state["progress"]).stage == state["progress"]["stage"]
 
 
 @often

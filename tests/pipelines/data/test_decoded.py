@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ SIZE = {"height": 8, "width": 4}
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    decoded._opened.cache_clear()
+    decoded._open.cache_clear()
     return tmp_path
 
 
@@ -112,6 +114,28 @@ def test_processes_that_write_at_a_time_leave_right_images(folder: Path) -> None
         hits += np.array_equal(pixels, image(number))
         assert np.array_equal(pixels, image(number)) or np.array_equal(pixels, 255 - image(number))
     assert hits >= 98
+
+
+def test_threads_that_open_it_together_read_right_images() -> None:
+    """Few slots, so that many images want the same ones."""
+    names = [f"{number}.jpg" for number in range(64)]
+    images = np.random.default_rng(0).integers(0, 256, (64, 3, 288, 144), dtype=np.uint8)
+    for round_ in range(12):
+        few = Decoded(f"t{round_}", num_slots=8, height=288, width=144)
+        start = threading.Barrier(16)
+
+        def work(seed: int, few: Decoded = few, start: threading.Barrier = start) -> int:
+            wrong = 0
+            start.wait()
+            for part in np.random.default_rng(seed).permutation(64).reshape(8, 8):
+                out = np.empty((8, 3, 288, 144), np.uint8)
+                few.read_into(out, [names[n] for n in part], lambda i, part=part: images[part[i]])
+                wrong += int((out != images[part]).any(axis=(1, 2, 3)).sum())
+            return wrong
+
+        with ThreadPoolExecutor(16) as pool:
+            assert sum(pool.map(work, range(16))) == 0
+        few.remove()
 
 
 def test_a_run_removes_its_file_and_those_that_nobody_uses(folder: Path) -> None:

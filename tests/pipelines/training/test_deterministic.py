@@ -20,6 +20,7 @@ from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.errors import UserError
 from pipelines.training import deterministic
 from pipelines.training.equipment import Equipment
+from pipelines.training.opening import Opener
 from pipelines.training.within_epoch import Pauses, nothing
 from reid_core.methods import METHODS
 from reid_core.types import Batch, Modality
@@ -207,6 +208,23 @@ def test_the_culprit_is_named_not_those_that_waited(monkeypatch: pytest.MonkeyPa
     bank: Any = None
     with pytest.raises(ValueError, match="row 3 is zero"):
         deterministic.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
+
+
+def test_first_values_follow_from_the_seed_alone(tmp_path: Path) -> None:
+    """Also those that are drawn from torch's random state, as the matrices of low rank are."""
+
+    def first_values(seed: int) -> list[Tensor]:
+        torch.randn(seed + 1)  # what was drawn before does not matter
+        few = ("model.lora_rank=2", f"seed={seed}")
+        config = small_runs.make_config("cclnet-vit", tmp_path, *few)
+        job: Any = SimpleNamespace(config=config, method=METHODS["cclnet"], identities=None)
+        module = Opener(job, small_runs.CPU).open("prepare", {}).module
+        return [x for name, x in module.named_parameters() if name.endswith(".a")]
+
+    one, same, other = first_values(0), first_values(0), first_values(1)
+    assert len(one) > 4
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_a_shard_leaves_alone_the_random_state_that_others_draw_first_values_from(

@@ -98,12 +98,16 @@ def underway() -> Underway:
     return result
 
 
+def stood_at(stage: str, epoch: int) -> Any:
+    progress = {"stage": stage, "epoch": epoch, "handed": {}, "scores": {}}
+    return {"config": {}, "progress": progress, "module": {}, "epoch": {}, "optimiser": {}}
+
+
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
     before = underway()
-    progress = {"stage": "align", "epoch": 3}
-    within = before.state_dict("align", 0, 2)
-    within_epoch.save(tmp_path, {"progress": progress, "module": {}, "within": within})
-    state = within_epoch.load(tmp_path, {"progress": progress})
+    finished = stood_at("align", 3)
+    within_epoch.save(tmp_path, finished | {"within": before.state_dict("align", 0, 2)})
+    state = within_epoch.load(tmp_path, finished)
     assert state is not None
     after = Underway.from_state(state["within"], torch.device("cpu"))
     assert (after.start.plan.first, after.start.plan.num_batches) == (2, 4)
@@ -118,7 +122,7 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("finished", [None, {"progress": {"stage": "align", "epoch": 4}}])
 def test_it_follows_its_checkpoint_alone(tmp_path: Path, finished: Any) -> None:
-    state = {"progress": {"stage": "align", "epoch": 3}, "module": {}, "within": {"batch": 1}}
+    state = stood_at("align", 3) | {"within": {"batch": 1}}
     within_epoch.save(tmp_path, state)
     assert within_epoch.load(tmp_path, finished) is finished
     (tmp_path / checkpoint.WITHIN).write_bytes(b"PK")
@@ -128,9 +132,7 @@ def test_it_follows_its_checkpoint_alone(tmp_path: Path, finished: Any) -> None:
 
 def test_the_first_epoch_has_no_checkpoint_before_it(tmp_path: Path) -> None:
     assert within_epoch.mark(tmp_path) == 0
-    within_epoch.save(
-        tmp_path, {"progress": {"stage": "", "epoch": -1}, "module": {}, "within": {"batch": 1}}
-    )
+    within_epoch.save(tmp_path, stood_at("", -1) | {"within": {"batch": 1}})
     state = within_epoch.load(tmp_path, None)
     assert state is not None
     assert state["within"]["batch"] == 1
