@@ -44,6 +44,7 @@ ALLOWED = {
     "pipelines/training/state.py": ("ptimise",),
     "pipelines/runs/released.py": ("ptimise",),
     "pipelines/runs/records.py": ("ptimise",),
+    "pipelines/runs/checkpoint.py": ("ptimise",),
     # what a generated person wears, in its captions: other words would be another data set
     "reid_core/datasets/synthetic/sentences.py": ("grey",),
     # the papers' prompt: "A photo of a X X X X person."
