@@ -27,7 +27,7 @@ STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
 WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.within_epoch`
 FORMAT = 1
-_TO_GO_ON_FROM = ("config", "progress", "module", "epoch", "optimiser")
+TO_GO_ON_FROM = ("config", "progress", "module", "epoch", "optimiser")
 _STOOD = {"stage": str, "epoch": int, "handed": dict, "scores": dict}  # in progress
 _TABLES = State.__annotations__.keys() - {"format", "trains_encoder", "quick_gelu", "pixels"}
 
@@ -103,7 +103,7 @@ def load_to_go_on_from(path: Path) -> State:
         UserError: see `load`; also one that does not say where a run stood.
     """
     state = load_file(path)
-    lacking = [entry for entry in _TO_GO_ON_FROM if entry not in state]
+    lacking = [entry for entry in TO_GO_ON_FROM if entry not in state]
     progress: dict[str, object] = dict(state.get("progress", {}))
     lacking += [
         f"progress.{key}" for key, kind in _STOOD.items() if not isinstance(progress.get(key), kind)

@@ -100,7 +100,7 @@ def underway() -> Underway:
 
 def stood_at(stage: str, epoch: int) -> Any:
     progress = {"stage": stage, "epoch": epoch, "handed": {}, "scores": {}}
-    return {"config": {}, "progress": progress, "module": {}, "epoch": {}, "optimiser": {}}
+    return {entry: {} for entry in checkpoint.TO_GO_ON_FROM} | {"progress": progress}
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:
