@@ -36,6 +36,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Where a JPEG may say how it is to be turned, or that it holds several images.
+_MAY_BE_TURNED = (b"Exif\0", b"http://ns.adobe.com/xap/", b"MPF\0")
 _UNREADABLE = (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
@@ -55,15 +57,13 @@ def decode(
     Raises:
         ValueError: broken or truncated data, too many pixels, or pixels that `as_rgb` refuses.
     """
+    if height * width <= max_megapixels * 1e6:
+        plain = _plain_jpeg(data, height, width)
+        if plain is not None:
+            return plain
     try:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(image, max_megapixels)
-            as_it_is = image.size == (width, height) and image.mode in ("RGB", "L")
-            if image.format == "JPEG" and as_it_is and _orientation(image) not in _UPRIGHT:
-                # the same pixels as Pillow's, sooner; what it refuses, Pillow may still take
-                with suppress(ValueError):
-                    pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
-                    return pixels.transpose(2, 0, 1)
             image.load()
     except _UNREADABLE as error:
         raise _unreadable(data, error) from error
@@ -71,6 +71,21 @@ def decode(
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))
+
+
+def _plain_jpeg(data: bytes, height: int, width: int) -> np.ndarray | None:
+    """A JPEG that is what it will be, upright and of that size; None for Pillow to look at.
+
+    The same pixels as Pillow's, sooner, and the interpreter's lock is hardly held.
+    """
+    if not data.startswith(b"\xff\xd8\xff") or any(mark in data for mark in _MAY_BE_TURNED):
+        return None
+    with suppress(ValueError):  # what it refuses, Pillow may still take
+        *size, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if size == [height, width] and colors in ("YCbCr", "Gray", "RGB"):
+            pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+            return pixels.transpose(2, 0, 1)
+    return None
 
 
 def open_rgb(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import runpy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,3 +118,28 @@ def test_broken_exif_says_nothing(junk: bytes) -> None:
     broken = data[:2] + segment + data[2:]
     expected = decode(data, height=HEIGHT, width=WIDTH)
     assert np.array_equal(decode(broken, height=HEIGHT, width=WIDTH), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
+def test_a_jpeg_of_the_right_size_has_pillows_pixels(mode: str, options: dict[str, Any]) -> None:
+    drawn = np.random.default_rng(0).integers(0, 256, (25, 13, 3), dtype=np.uint8)
+    image = Image.fromarray(drawn).resize((52, 97)).convert(mode)
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(file.getvalue(), height=97, width=52), expected)
+    with pytest.raises(ValueError, match="too many pixels"):
+        decode(file.getvalue(), height=97, width=52, max_megapixels=0.005)
+    with pytest.raises(ValueError, match="cut off"):
+        decode(file.getvalue()[:-20], height=97, width=52)
+
+
+def test_a_turn_that_xmp_asks_for_is_taken() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>'
+    drawn = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
+    plain, turned = io.BytesIO(), io.BytesIO()
+    Image.fromarray(drawn).save(plain, "JPEG")
+    Image.fromarray(drawn).save(turned, "JPEG", xmp=xmp)
+    upright, other = (decode(x.getvalue(), height=8, width=16) for x in (plain, turned))
+    np.testing.assert_array_equal(other, upright[:, ::-1, ::-1])
