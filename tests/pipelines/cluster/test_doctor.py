@@ -269,6 +269,7 @@ def head() -> Iterator[Head]:
 
 
 @pytest.mark.slow
+@pytest.mark.night
 class TestJobs:
     def test_doctor_looks_at_every_node(self, head: Head, tmp_path: Path) -> None:
         report, runs = tmp_path / "doctor.json", tmp_path / "runs"

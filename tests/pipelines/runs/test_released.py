@@ -58,7 +58,7 @@ def test_what_the_weights_were_trained_with_cannot_be_changed(tmp_path):
     arguments = tmp_path / "vit.pth", tmp_path / "run", "transreid-ssl"
     with pytest.raises(UserError, match=r"model\.height: 256 -> 384"):
         import_released(*arguments, ["model.height=384"])
-    with pytest.raises(UserError, match="choose one of csdn, cclnet"):
+    with pytest.raises(UserError, match="choose one of cclnet, csdn"):
         import_released(*arguments[:2], "nobody")
     run = import_released(*arguments, ["data.kind=regdb", "data.root=/data/RegDB"])
     assert open_encoder(run).config.data.kind == "regdb"
