@@ -46,8 +46,10 @@ def train(
 ) -> None:
     """Train a method; the same command again continues an interrupted run."""
     import pipelines
+    from pipelines.data import roots
 
     loaded = pipelines.load_config(config, [*of_environment(), *(overrides or [])])
+    roots.require_folder(loaded.data.root)
     if dry_run:
         from pipelines.data import gate
 

@@ -195,11 +195,7 @@ def read(config: RunConfig) -> Dataset:
         raise UserError("data.trial=all is for `crossreid train` alone: choose one from 1 to 10")
     if "://" in location(root):
         return roots.read(config.data.kind, root, trusted=trusted)
-    if not root.is_dir():
-        raise UserError(
-            f"data.root={root} is not a folder: see that it is mounted here, or give another one "
-            "(data.root=PATH, of `crossreid eval` --root PATH)"
-        )
+    roots.require_folder(root)
     return roots.read(config.data.kind, root.resolve(), trial=trial, trusted=trusted)
 
 

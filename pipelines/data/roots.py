@@ -19,6 +19,19 @@ from reid_core.datasets.manifest import NAMES
 from reid_core.types import Dataset
 
 
+def require_folder(root: Path) -> None:
+    """Nothing, where a data set can lie; known without loading what trains.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if "://" not in location(root) and not root.is_dir():
+        raise UserError(
+            f"data.root={root} is not a folder: see that it is mounted here, or give another one "
+            "(data.root=PATH, of `crossreid eval` --root PATH)"
+        )
+
+
 def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE) -> Dataset:
     """The data set of a layout below a root.
 
