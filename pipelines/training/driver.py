@@ -8,38 +8,31 @@ same run directory is used again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.torch
-import torch
 from ray.actor import ActorHandle
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipelines.cluster.session import session_of_run, uses_gpu
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.errors import RunFailedError
-from pipelines.evaluation import calibrated
-from pipelines.evaluation.calibrate import calibrate_finished, in_words
 from pipelines.runs import ending, recovery
 from pipelines.runs.records import Summary
+from pipelines.training import calibrating
 from pipelines.training.actor import BankActor, bank_on_ray
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress
 from pipelines.training.retries import GaveUpError, Retries
 from pipelines.training.run import Backend, complete
 from pipelines.training.worker import GPU_SHARE, work
-
-_LONGEST_WAIT_S = 60  # the workers have just given back what it needs
 
 
 def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> Summary:
@@ -66,37 +59,7 @@ def _fit(
 
 
 def _calibrated(config: RunConfig, run_dir: Path) -> str:
-    """On what a worker had, which this process and its machine need not have."""
-    share = _share(config)
-    try:
-        if calibrated.load(run_dir) is not None:
-            return ""
-        with _reserved(share) as room:
-            if not room.wait(_LONGEST_WAIT_S):
-                return f"the cluster had no room for it within {_LONGEST_WAIT_S} s"
-            task = ray.remote(_calibrate).options(
-                num_cpus=share["CPU"],
-                num_gpus=share.get("GPU", 0),
-                max_retries=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(room),
-            )
-            return ray.get(task.remote(config, run_dir, "GPU" in share))
-    except Exception as error:  # Ray raises many classes here, and the run is trained
-        return in_words(error)
-
-
-@contextmanager
-def _reserved(share: dict[str, float]) -> Iterator[PlacementGroup]:
-    room = ray.util.placement_group([share])
-    try:
-        yield room
-    finally:
-        ray.util.remove_placement_group(room)
-
-
-def _calibrate(config: RunConfig, run_dir: Path, use_gpu: bool) -> str:
-    torch.set_num_threads(config.trainer.cpus_per_worker)
-    return calibrate_finished(run_dir, torch.device("cuda" if use_gpu else "cpu"))
+    return calibrating.on_the_cluster(config, run_dir, _share(config))
 
 
 def _share(config: RunConfig) -> dict[str, float]:

@@ -24,7 +24,7 @@ from pipelines.evaluation import calibrated
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, runlog
-from pipelines.training import driver, local
+from pipelines.training import calibrating, driver, local
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
 
@@ -113,7 +113,7 @@ class TestTrainingOnRay:
         evaluation = config.evaluation.model_copy(update={"calibrate": True})
         train(config.model_copy(update={"evaluation": evaluation}), run_dir, [])
         assert calibrated.load(run_dir) is not None
-        monkeypatch.setattr(driver, "_LONGEST_WAIT_S", 1)
+        monkeypatch.setattr(calibrating, "_LONGEST_WAIT_S", 1)
         (checkpoint.find(run_dir) / calibrated.FILE).unlink()
         large = config.trainer.model_copy(update={"cpus_per_worker": 500})
         said = driver._calibrated(config.model_copy(update={"trainer": large}), run_dir)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from reid_core.datasets import synthetic
+from tests.pipelines.cluster.machines import Machine, end, free_port, wait_for
 
-BIN = Path(sys.executable).parent
-ROOT = Path(__file__).resolve().parents[3]
 FEW = [
     "cclnet.image_to_text=0",
     "cclnet.align.epochs=1",
@@ -28,49 +19,6 @@ FEW = [
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.night, pytest.mark.ray]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-@dataclass
-class Machine:
-    """A home of its own, as another computer would have."""
-
-    home: Path
-    variables: dict[str, str]
-
-    def run(self, *command: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            env=self.environment(),
-            cwd=self.home,
-        )
-
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
-        log = (self.home / "ray.log").open("wb")
-        return subprocess.Popen(
-            command, stdout=log, stderr=log, env=self.environment(), start_new_session=True
-        )
-
-    def environment(self) -> dict[str, str]:
-        known = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-        return (
-            known | {"HOME": str(self.home), "PATH": path, "PYTHONPATH": str(ROOT)} | self.variables
-        )
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="b", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_token_head_worker_doctor_train_and_job(scratch: Path) -> None:
@@ -125,13 +73,8 @@ def test_token_head_worker_doctor_train_and_job(scratch: Path) -> None:
         assert job.returncode == 0, job.stdout + job.stderr
         assert all((scratch / "runs" / name / "summary.json").exists() for name in "ab")
     finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGTERM)
-        for process in started:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+        for process in reversed(started):
+            end(process)
 
 
 def active_nodes(machine: Machine, address: str) -> str:
@@ -141,10 +84,3 @@ def active_nodes(machine: Machine, address: str) -> str:
         "print('', sum(n['Alive'] for n in ray.nodes()), '')"
     )
     return machine.run(sys.executable, "-c", code).stdout
-
-
-def wait_for(done: Callable[[], bool], timeout_s: float = 90) -> None:
-    end = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < end, "the cluster did not come up"
-        time.sleep(1)

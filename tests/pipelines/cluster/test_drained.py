@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
-from tests.pipelines.cluster.test_by_the_book import Machine, free_port, wait_for
+from tests.pipelines.cluster.machines import Machine, end, free_port, wait_for
 
 EPOCHS = 2
 SETTINGS = [
@@ -31,13 +26,6 @@ SETTINGS = [
 ]
 
 pytestmark = [pytest.mark.slow, pytest.mark.night, pytest.mark.ray]
-
-
-@pytest.fixture
-def scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="d", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_drained_machine_costs_no_step(scratch: Path) -> None:
@@ -90,12 +78,3 @@ def alive(machine: Machine, address: str) -> dict[str, int]:
     lines = machine.run(sys.executable, "-c", code).stdout.splitlines()
     parts = [line.split() for line in lines if len(line.split()) == 2]
     return {node: int(cpus) for node, cpus in parts if len(node) == 56 and cpus.isdecimal()}
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
