@@ -23,14 +23,13 @@ from pipelines.cluster.session import session_of_run, uses_gpu
 from pipelines.config import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
-from pipelines.errors import RunFailedError
 from pipelines.runs import ending, recovery
 from pipelines.runs.records import Summary
 from pipelines.training import calibrating
 from pipelines.training.actor import BankActor, bank_on_ray
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress
-from pipelines.training.retries import GaveUpError, Retries
+from pipelines.training.retries import Retries, for_users
 from pipelines.training.run import Backend, complete
 from pipelines.training.worker import GPU_SHARE, work
 
@@ -52,7 +51,7 @@ def _fit(
         try:
             result = ending.beside(trainer.fit, lambda: asked() and bank.ask_to_stop.remote())
         except ray.train.TrainingFailedError as error:
-            raise _for_users(error) from error
+            raise for_users(error) from error
     if result.checkpoint is None:
         return Progress()
     return Progress.of_checkpoint(Path(result.checkpoint.path))
@@ -66,15 +65,6 @@ def _share(config: RunConfig) -> dict[str, float]:
     """What one worker reserves."""
     share: dict[str, float] = {"CPU": config.trainer.cpus_per_worker}
     return share | {"GPU": GPU_SHARE} if uses_gpu(config) else share
-
-
-def _for_users(error: ray.train.TrainingFailedError) -> Exception:
-    """What a command raises in its place; worker failures went through `Retries`."""
-    reason = getattr(error, "controller_failure", error)
-    if isinstance(reason, GaveUpError):
-        return reason.for_users()
-    said = next(iter(str(reason).splitlines()), "")
-    return RunFailedError(f"Ray Train ended the run with {type(reason).__name__}: {said}")
 
 
 def _trainer(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> TorchTrainer:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ray.train import Checkpoint, UserCallback
+from ray.train import Checkpoint, TrainingFailedError, UserCallback
 
 from pipelines.errors import RunFailedError, UserError
 from pipelines.runs import failures
@@ -32,6 +32,15 @@ class GaveUpError(Exception):
     def for_users(self) -> Exception:
         """As a command raises it."""
         return (UserError if self.by_user else RunFailedError)(self.text)
+
+
+def for_users(error: TrainingFailedError) -> Exception:
+    """What a command raises where Ray Train says that a run is over."""
+    reason = getattr(error, "controller_failure", error)
+    if isinstance(reason, GaveUpError):
+        return reason.for_users()
+    said = next(iter(str(reason).splitlines()), "")
+    return RunFailedError(f"Ray Train ended the run with {type(reason).__name__}: {said}")
 
 
 class Retries(UserCallback):
