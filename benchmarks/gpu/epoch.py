@@ -1,4 +1,4 @@
-"""Epochs of the size of SYSU-MM01 as `pipelines.training.local` runs them, phase by phase.
+"""Epochs of the size of SYSU-MM01 as `pipelines.training.in_process` runs them, phase by phase.
 
 34,167 JPEGs of 288x144 (22,258 visible, 11,909 infrared, 395 identities) are made once, each a
 pattern of its identity under noise, and lie in the page cache when the epochs begin. The first

@@ -15,7 +15,7 @@ from benchmarks.gpu.settings import Settings
 from pipelines import config as configuration
 from pipelines.config import RunConfig
 from pipelines.data.prepare import prepare
-from pipelines.training import local, step
+from pipelines.training import in_process, step
 from pipelines.training.progress import Progress
 from reid_core.datasets import synthetic
 
@@ -93,7 +93,7 @@ def train_here(settings: Settings, config: RunConfig, name: str) -> tuple[Progre
     shutil.rmtree(there, ignore_errors=True)
     readers = max(1, min(16, (os.cpu_count() or 1) - 1))
     prepared = prepare(config, lambda files, modality: [])
-    return local.fit(config, prepared, there, device=settings.device, readers=readers), there
+    return in_process.fit(config, prepared, there, device=settings.device, readers=readers), there
 
 
 def run_dir(settings: Settings, name: str) -> Path:

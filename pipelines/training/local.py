@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,11 @@ from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrate import calibrate_finished
-from pipelines.runs import failures, recovery
-from pipelines.runs.records import EpochLine, State, Summary
-from pipelines.training import deterministic, within_epoch
-from pipelines.training.bank_in_thread import BankInThread, open_bank
-from pipelines.training.job import Job
+from pipelines.runs import failures
+from pipelines.runs.records import Summary
+from pipelines.training.in_process import fit
 from pipelines.training.progress import Progress
 from pipelines.training.run import Backend, complete
-from pipelines.training.thread_stream import batches
 
 _MOST_READERS = 16
 
@@ -78,47 +74,6 @@ def _fit(
     attempt = failures.next_attempt(run_dir)
     with failures.reported(run_dir, rank=0, attempt=attempt):
         return fit(config, prepared, run_dir, device=device, readers=readers, asked=asked)
-
-
-def fit(
-    config: RunConfig,
-    prepared: Prepared,
-    run_dir: Path,
-    *,
-    device: torch.device,
-    readers: int,
-    asked: Callable[[], bool] = lambda: False,
-) -> Progress:
-    """The training of `train`, from the newest checkpoint on, of a data set that was checked.
-
-    Args:
-        config, run_dir, device, readers: as in `train`.
-        prepared: the data set.
-        asked: whether the run is to end at its next step.
-
-    Raises:
-        UserError: as `train`.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    job = Job.of(config, prepared, run_dir)
-    with ThreadPoolExecutor(1, "bank") as pool:
-        bank = BankInThread(open_bank(job, prepared, device), pool)
-        return deterministic.train(
-            job,
-            bank,
-            partial(batches, job, readers=readers),
-            partial(_report, run_dir, config.trainer.keep_checkpoints),
-            device=device,
-            state=within_epoch.load(run_dir, recovery.start_from(config, run_dir)),
-            readers=readers,
-            notice=lambda: within_epoch.Order.STOP if asked() else within_epoch.Order.NOTHING,
-        )
-
-
-def _report(run_dir: Path, newest: int, line: EpochLine, state: State | None) -> None:
-    """Keep an epoch's state."""
-    assert state is not None  # there is one worker, the first
-    recovery.keep(run_dir, state, newest=newest)
 
 
 def _device(config: RunConfig) -> torch.device:

@@ -24,7 +24,7 @@ from pipelines.evaluation import calibrated
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, runlog
-from pipelines.training import calibrating, driver, local
+from pipelines.training import calibrating, driver, in_process
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
 
@@ -72,7 +72,7 @@ class TestTrainingOnRay:
         run_dir, _, config = finished
         prepared = prepare(config, read_everything)
         here = tmp_path / "one"
-        local.fit(config, prepared, here, device=torch.device("cpu"), readers=2)
+        in_process.fit(config, prepared, here, device=torch.device("cpu"), readers=2)
         # Later epochs may cluster a borderline row differently; the first one may not.
         first, other = (next(runlog.read_metrics(one)) for one in (here, run_dir))
         assert {k: first[k] for k in ("rows", "clusters", "outliers")} == {
@@ -276,7 +276,7 @@ def test_identity_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_
     )
     renamed = replace(prepared, train=identities)
     for name, given in (("one", prepared), ("other", renamed)):
-        local.fit(config, given, tmp_path / name, device=torch.device("cpu"), readers=2)
+        in_process.fit(config, given, tmp_path / name, device=torch.device("cpu"), readers=2)
     one, other = (list(runlog.read_metrics(tmp_path / name)) for name in ("one", "other"))
     assert [line["losses"] for line in one] == [line["losses"] for line in other]
     assert one[-1]["scores"] == other[-1]["scores"]

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.evaluation import calibrated
 from pipelines.runs import checkpoint, runlog
-from pipelines.training import local, run
+from pipelines.training import in_process, local, run
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
 from pipelines.training.thread_stream import batches
@@ -86,10 +86,10 @@ def test_a_killed_run_goes_on_to_the_same_content(
             raise KeyboardInterrupt
         return batches(job, start, readers=readers)
 
-    monkeypatch.setattr(local, "batches", dies)
+    monkeypatch.setattr(in_process, "batches", dies)
     with pytest.raises(KeyboardInterrupt):
         local.train(config, tmp_path / "cut")
-    monkeypatch.setattr(local, "batches", batches)
+    monkeypatch.setattr(in_process, "batches", batches)
     local.train(config, tmp_path / "cut")
     hashes = [
         checkpoint.content_hash(checkpoint.load(checkpoint.find(tmp_path / name)))

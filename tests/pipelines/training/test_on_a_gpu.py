@@ -18,7 +18,7 @@ from pipelines.data.prepare import prepare
 from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.distributed.prefetch import Prefetch
 from pipelines.runs import runlog
-from pipelines.training import local, step
+from pipelines.training import in_process, step
 from reid_core.memory import ClusterMemory
 from tests.pipelines import small_runs
 
@@ -91,7 +91,7 @@ def train(trees: Path, run_dir: Path, method: str, *overrides: str) -> list[dict
     """A small run on the device; returns the losses of its epochs."""
     config = small_runs.make_config(method, trees, *overrides)
     prepared = prepare(config, lambda inputs, modality: [])
-    local.fit(config, prepared, run_dir, device=torch.device("cuda"), readers=2)
+    in_process.fit(config, prepared, run_dir, device=torch.device("cuda"), readers=2)
     return [line["losses"] for line in runlog.read_metrics(run_dir)]
 
 
