@@ -22,6 +22,15 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+def ray_start(*options: str) -> tuple[str, ...]:
+    """A node with ports of its own: on Ray's own ones another Ray of this machine may listen."""
+    ports = (
+        f"--{kind}-port={free_port()}"
+        for kind in ("dashboard-agent-listen", "dashboard-agent-grpc", "metrics-export")
+    )
+    return ("ray", "start", "--block", "--object-store-memory=200000000", *ports, *options)
+
+
 @dataclass
 class Machine:
     """A home of its own, as another computer would have."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reid_core.datasets import synthetic
-from tests.pipelines.cluster.machines import Machine, end, free_port, wait_for
+from tests.pipelines.cluster.machines import Machine, end, free_port, ray_start, wait_for
 
 FEW = [
     "cclnet.image_to_text=0",
@@ -37,18 +37,13 @@ def test_token_head_worker_doctor_train_and_job(scratch: Path) -> None:
     synthetic.write(scratch / "set", num_identities=20, seed=5)
     started = [
         head.start(
-            "ray", "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
-            "--num-cpus=3", "--object-store-memory=200000000", f"--temp-dir={scratch / 'r'}",
+            *ray_start("--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--num-cpus=3"),
+            f"--temp-dir={scratch / 'r'}",
         )
-    ]  # fmt: skip
+    ]
     try:
         wait_for(lambda: head.run("ray", "status", f"--address=127.0.0.1:{gcs}").returncode == 0)
-        started.append(
-            worker.start(
-                "ray", "start", "--block", f"--address=127.0.0.1:{gcs}", "--num-cpus=2",
-                "--object-store-memory=200000000",
-            )
-        )  # fmt: skip
+        started.append(worker.start(*ray_start(f"--address=127.0.0.1:{gcs}", "--num-cpus=2")))
         address = f"127.0.0.1:{gcs}"
         wait_for(lambda: " 2 " in active_nodes(head, address))
         refused = stranger.run(

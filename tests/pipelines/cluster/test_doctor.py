@@ -28,6 +28,7 @@ from pipelines.cluster.doctor import Finding
 from pipelines.cluster.preflight import Node
 from pipelines.config import RunConfig
 from pipelines.errors import UserError
+from tests.pipelines.cluster.machines import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
@@ -237,7 +238,7 @@ def head() -> Iterator[Head]:
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "disabled",
     }
-    port, dashboard, agent, client = (_free_port() for _ in range(4))
+    port, dashboard, agent, client = (free_port() for _ in range(4))
     memory = f"--object-store-memory={200 * 2**20}"
     started: list[subprocess.Popen] = []
     with tempfile.TemporaryDirectory(prefix="j", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -304,11 +305,6 @@ class TestJobs:
         assert "align   1/1" in done.stdout
         assert "final" in json.loads((run_dir / "summary.json").read_text())["rows"]
         assert (run_dir / "report.html").is_file()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def _listens(port: int) -> bool:

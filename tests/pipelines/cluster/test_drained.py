@@ -11,13 +11,13 @@ import pytest
 
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
-from tests.pipelines.cluster.machines import Machine, end, free_port, wait_for
+from tests.pipelines.cluster.machines import Machine, end, free_port, ray_start, wait_for
 
 EPOCHS = 2
 SETTINGS = [
     "cclnet.image_to_text=0",
     f"cclnet.align.epochs={EPOCHS}",
-    "cclnet.align.batches_per_epoch=60",
+    "cclnet.align.batches_per_epoch=200",  # longer than the notice needs to arrive
     "evaluation.start=false",
     "trainer.num_workers=1",
     "trainer.cpus_per_worker=2",
@@ -36,13 +36,11 @@ def test_a_drained_machine_costs_no_step(scratch: Path) -> None:
     machine = Machine(scratch / "h", {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(scratch)})
     machine.home.mkdir()
     synthetic.write(scratch / "set", num_identities=20, seed=5)
-    memory = "--object-store-memory=200000000"
-    join = ("ray", "start", "--block", f"--address={address}", "--num-cpus=3", memory)
-    head = ("ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=1", memory)
+    head = ray_start("--head", f"--port={port}", "--num-cpus=1")
     started = [machine.start(*head, f"--temp-dir={scratch / 'r'}", "--include-dashboard=false")]
     try:
         wait_for(lambda: len(alive(machine, address)) == 1)
-        started.append(machine.start(*join))
+        started.append(machine.start(*ray_start(f"--address={address}", "--num-cpus=3")))
         wait_for(lambda: len(alive(machine, address)) == 2)
         (taken,) = (node for node, cpus in alive(machine, address).items() if cpus == 3)
         train = machine.start(
@@ -60,7 +58,7 @@ def test_a_drained_machine_costs_no_step(scratch: Path) -> None:
         assert drained.returncode == 0, drained.stderr
         wait_for((run_dir / checkpoint.WITHIN).exists, 60)
         os.killpg(started[1].pid, signal.SIGKILL)
-        started.append(machine.start(*join))
+        started.append(machine.start(*ray_start(f"--address={address}", "--num-cpus=3")))
         assert train.wait(timeout=300) == 0
     finally:
         for process in reversed(started):
