@@ -59,7 +59,7 @@ def execute(run: Run, out: Path) -> dict[str, Any]:
     """Train; see `Results`."""
     import torch
 
-    from pipelines import config as configuration
+    from pipelines.config import run as configuration
     from pipelines.runs import runlog
     from pipelines.training import local
 

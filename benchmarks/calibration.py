@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks.ablation import World, markdown
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.evaluation.calibrate import calibrate
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.training import local

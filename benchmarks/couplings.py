@@ -89,7 +89,7 @@ def execute(job: Job, root: Path, run_dir: Path, out: Path, *, processes: int) -
     """Train it, or go on training it, and append its line; one that fails says why in its line."""
     import torch
 
-    from pipelines import config as configuration
+    from pipelines.config import run as configuration
     from pipelines.training import local
 
     share = max(1, (os.cpu_count() or 1) // processes)

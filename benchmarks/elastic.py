@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.runs import checkpoint, recovery, runlog
 from reid_core.datasets import synthetic
 

@@ -47,7 +47,7 @@ def overrides(root: Path, epochs: int, workers: int, cores: int) -> list[str]:
 
 def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
     """Train one variant in this process; metrics.jsonl in `out` is the result."""
-    from pipelines import config as configuration
+    from pipelines.config import run as configuration
 
     workers = 2 if "2" in variant else 1
     cores = 1 if variant in OVERLAPS else os.cpu_count() or 1

@@ -32,7 +32,7 @@ from unittest import mock
 
 import numpy as np
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.runs import checkpoint
 from reid_core.datasets import synthetic
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from reid_core.methods import METHODS
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder

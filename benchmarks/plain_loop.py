@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.datasource import PlanDatasource
 from pipelines.data.decode import DecodeAndAugment, Transforms

@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks import kills
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
 

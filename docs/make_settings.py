@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 
 TARGET = Path(__file__).with_name("settings.md")
 HEAD = """# Settings

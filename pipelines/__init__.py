@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Unpack
 
 if TYPE_CHECKING:
-    from pipelines.config import Overrides, RunConfig
+    from pipelines.config.run import Overrides, RunConfig
     from pipelines.evaluation.encoder import LoadedEncoder
     from pipelines.retrieval.embed import Embedded, EmbedOptions
     from pipelines.runs.records import ScoreTable, Summary
@@ -37,7 +37,7 @@ def load_config(recipe: str | Path, overrides: Overrides = ()) -> RunConfig:
     Raises:
         UserError: no such file, an unknown key, a value out of range.
     """
-    from pipelines import config as configuration
+    from pipelines.config import run as configuration
 
     return configuration.load(_path("recipe", recipe), overrides)
 
@@ -60,7 +60,7 @@ def train(
     Raises:
         UserError: something the user can put right.
     """
-    from pipelines.config import RunConfig
+    from pipelines.config.run import RunConfig
     from pipelines.errors import UserError
     from pipelines.evaluation import regdb_trials
     from pipelines.report import page, trials_page

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
-from pipelines.recipes.overrides import apply
+from pipelines.config import run as configuration
+from pipelines.config.overrides import apply
+from pipelines.config.run import RunConfig
 from reid_core.datasets import synthetic
 
 torch.set_num_threads(1)

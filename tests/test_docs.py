@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 
 ROWS = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coupling_rows.py"))["ROWS"]
 

@@ -37,7 +37,7 @@ PEOPLE = re.compile(r"\b(?:people|persons?)\b")
 # Where an old word has to stand, and why.
 ALLOWED = {
     # users' files of version 0.1 say them
-    "pipelines/config.py": ("ptimise", "neighbour", "centre"),
+    "pipelines/config/run.py": ("ptimise", "neighbour", "centre"),
     # a key of what exported models say of themselves
     "reid_core/images.py": ("grey",),
     # format 1 of checkpoints

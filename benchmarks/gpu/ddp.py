@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.gpu import runs
 from benchmarks.gpu.settings import Settings
-from pipelines.config import TrainerConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.training.global_loss import Means
 from pipelines.training.step import compress_gradients
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.settings import Settings
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.distributed.precision import autocast, set_tf32
 from reid_core.methods import METHODS
 from reid_core.models import backbones

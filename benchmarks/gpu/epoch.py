@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.gpu import runs
 from benchmarks.gpu.settings import Settings
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.runs import runlog
 
 CAMERAS = {1: True, 2: True, 4: True, 5: True, 3: False, 6: False}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.settings import Settings
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.training import in_process, step
 from pipelines.training.progress import Progress

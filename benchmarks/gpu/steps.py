@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import runs
 from benchmarks.gpu.settings import Settings
-from pipelines.config import TrainerConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.distributed.precision import set_tf32
 from pipelines.training.global_loss import Means
 

@@ -17,7 +17,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.sdk import request_resources
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -28,10 +28,10 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import config as configuration
 from pipelines.cluster import machine as limits
 from pipelines.cluster import preflight
 from pipelines.cluster.session import session
+from pipelines.config import run as configuration
 from pipelines.errors import UserError
 from pipelines.storage.files import reason
 from reid_core.knn.faiss_screen import faiss_for_gpus

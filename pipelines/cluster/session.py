@@ -15,7 +15,7 @@ import ray
 import ray.data
 
 from pipelines.cluster import capacity, join, machine, preflight
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError, end_on_signals
 
 _MIN_SHARED_MEMORY = 256 * 2**20

@@ -27,7 +27,7 @@ def demo(
     ] = None,
 ) -> None:
     """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
-    from pipelines import demo as demonstration
+    from pipelines.commands import demo as demonstration
 
     summary = demonstration.run(out, method=method, seed=seed, fast=fast, command=sys.argv)
     _show(summary, out)

@@ -25,8 +25,8 @@ from PIL import Image
 from pyarrow import fs as arrow_fs
 from rich.progress import track
 
-from pipelines import config as configuration
 from pipelines.cluster import session as cluster
+from pipelines.config import run as configuration
 from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from pipelines.cluster import join
-from pipelines.config import RunConfig, TrainerConfig
+from pipelines.config.run import RunConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
 from pipelines.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data import roots
 from pipelines.data.check import counts_differ
 from pipelines.data.inputs import Inputs, Measured

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.data import extract_features
 from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import inputs_of, read

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.decode import read_image
 from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import runlog
 from pipelines.runs.records import ProtocolScores, Summary

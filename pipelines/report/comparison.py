@@ -13,7 +13,7 @@ from statistics import fmean, stdev
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.config import differences
+from pipelines.config.run import differences
 from pipelines.errors import UserError
 from pipelines.report import figures, words
 from pipelines.report.figures import Bar

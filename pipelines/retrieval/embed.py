@@ -31,7 +31,7 @@ from ray.data.datasource import Datasource, ReadTask
 from torch import nn
 
 from pipelines.cluster import session as cluster
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from pipelines.config.sections import DataConfig
 from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
-from pipelines.recipes.sections import DataConfig
 from reid_core.datasets import LAYOUTS, manifest_rows
 from reid_core.datasets.files import ImageFiles
 from reid_core.types import Modality, Sample, Split

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig, with_new_names
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig, with_new_names
 from pipelines.errors import UserError
 from pipelines.runs.records import ProgressState, State
 from pipelines.storage.files import own_folder, replace_file, write_json

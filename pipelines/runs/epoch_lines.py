@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.runs import runlog
 from pipelines.runs.console import console
 from pipelines.runs.records import EpochLine

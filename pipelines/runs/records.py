@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Required, TypedDict
 
-from pipelines.recipes.files import Tree
+from pipelines.config.files import Tree
 
 if TYPE_CHECKING:
     from torch import Tensor

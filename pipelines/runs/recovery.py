@@ -28,7 +28,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.runs import checkpoint
 from pipelines.runs.records import State
 

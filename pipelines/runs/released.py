@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.overrides import apply
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
-from pipelines.recipes.overrides import apply
 from pipelines.runs import checkpoint
 from pipelines.runs.records import State
 from pipelines.storage.files import replace_file

@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import files
+from pipelines.config import run as configuration
+from pipelines.config.overrides import AS_TEXT
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
-from pipelines.recipes import files
-from pipelines.recipes.overrides import AS_TEXT
 from pipelines.runs import tensorboard
 from pipelines.runs.checkpoint import WITHIN
 from pipelines.runs.records import EpochLine, Summary

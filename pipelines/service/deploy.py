@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipelines.cluster import session as cluster
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, describe, in_joint_space
 from pipelines.retrieval.gallery import Gallery, tables

@@ -21,10 +21,10 @@ import yaml
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines import config as configuration
+from pipelines.config import files
+from pipelines.config import run as configuration
+from pipelines.config.files import Tree
 from pipelines.errors import UserError
-from pipelines.recipes import files
-from pipelines.recipes.files import Tree
 from pipelines.runs.records import EpochLine
 from pipelines.storage.files import Json, replace_file, to_json, write_json
 from pipelines.sweep import search_space

@@ -17,13 +17,13 @@ import numpy as np
 from pydantic import Field, JsonValue, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import files
+from pipelines.config import run as configuration
+from pipelines.config.files import Tree
+from pipelines.config.overrides import put, split_override
+from pipelines.config.run import RunConfig
+from pipelines.config.sections import Section
 from pipelines.errors import UserError
-from pipelines.recipes import files
-from pipelines.recipes.files import Tree
-from pipelines.recipes.overrides import put, split_override
-from pipelines.recipes.sections import Section
 from pipelines.storage.files import Json
 from reid_core.methods import METHODS
 

@@ -23,7 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher, sample
 
 from pipelines.cluster.session import session, uses_gpu
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import read
 from pipelines.errors import UserError

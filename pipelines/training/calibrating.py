@@ -14,7 +14,7 @@ import torch
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrate import calibrate_finished, in_words
 

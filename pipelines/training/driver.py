@@ -20,7 +20,7 @@ from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from pipelines.cluster.session import session_of_run, uses_gpu
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.runs import ending, recovery

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data import extract_features
 from pipelines.distributed import collectives
 from pipelines.distributed.sharded_rows import ShardedRows

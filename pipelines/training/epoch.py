@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.plan import Plan
 from pipelines.runs.records import EpochLine
 from reid_core import agreement, sampling

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.runs import recovery
 from pipelines.runs.records import EpochLine, State

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.decoded import Decoded
 from pipelines.data.inputs import Inputs, Measured
 from pipelines.data.prepare import Prepared

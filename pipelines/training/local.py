@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
 from pipelines.training.incoming import Incoming

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import StaleBankError
 from pipelines.training.epoch import EpochStart, Key, make_epoch
 from reid_core.method import BetweenEpochs, Labels

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.runs import checkpoint
 from pipelines.runs.records import ProgressState, Scores, ScoreTable
 from reid_core.methods import METHODS

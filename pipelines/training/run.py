@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.data.prepare import FindBroken, Prepared, prepare
 from pipelines.data.sample_list import recall, remember

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 
 from pipelines.cluster.session import session, uses_gpu
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
 from pipelines.runs.console import console

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from pipelines.config import TrainerConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.runs.records import SpeedRecord
 
 _TERA = 1e12

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.runs import checkpoint, learned_prompts
 from pipelines.runs.records import State
 from pipelines.training.progress import Progress

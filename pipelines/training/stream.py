@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.datasource import plan_dataset
 from pipelines.distributed import collectives

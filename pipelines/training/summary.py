@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.runs import runlog
 from pipelines.runs.records import Summary

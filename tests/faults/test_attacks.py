@@ -19,7 +19,7 @@ import torch
 import yaml
 from PIL import Image, PngImagePlugin
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.data import roots
 from pipelines.data.check import check
 from pipelines.data.sample_list import remember

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.data.check import check
 from pipelines.data.prepare import prepare
 from pipelines.errors import UserError

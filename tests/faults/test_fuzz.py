@@ -20,8 +20,8 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from pipelines.training import within_epoch

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from pipelines.cluster import session
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
 from pipelines.runs import runlog

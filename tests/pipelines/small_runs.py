@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.overrides import apply
+from pipelines.config.run import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.decode import DecodeAndAugment
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
 from pipelines.data.prepare import prepare
 from pipelines.distributed import collectives
-from pipelines.recipes.overrides import apply
 from pipelines.runs import checkpoint
 from pipelines.training.bank_in_thread import open_bank
 from pipelines.training.epoch import EpochStart, Key

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.recipes.sections import ModelConfig
+from pipelines.config.sections import ModelConfig
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
 from tests.core.openai_layout import Archive, rn50_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import evaluate, load_config, train
-from pipelines.recipes.files import find_recipe
+from pipelines.config.files import find_recipe
 from reid_core.datasets import synthetic
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.gate import check_settings
 from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import Embedder, _Work

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from pipelines.cluster import capacity
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 
 Make = Callable[..., RunConfig]

@@ -21,12 +21,12 @@ import psutil
 import pytest
 import torch
 
-from pipelines import config as configuration
 from pipelines.cluster import doctor, preflight
 from pipelines.cluster import machine as limits
 from pipelines.cluster.doctor import Finding
 from pipelines.cluster.preflight import Node
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from tests.pipelines.cluster.machines import free_port
 

@@ -15,9 +15,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipelines import config as configuration
 from pipelines.cluster import session as cluster
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.data import check, prepare
 from pipelines.data import convert as conversion
 from pipelines.data import decode as decoding

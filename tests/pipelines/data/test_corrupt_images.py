@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.corrupt_images import CorruptImages
 from pipelines.data.inputs import Inputs

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.datasource import block_spans
 from pipelines.data.plan import BatchShape, Plan

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.inputs import Inputs
 from pipelines.data.prepare import prepare
 from pipelines.data.sample_list import ROWS, recall, remember, restore, rows_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipelines.config import TrainerConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.distributed.precision import set_tf32
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.data.prepare import fit_rows, inputs_of, read
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.decode import read_image
 from pipelines.data.prepare import read
 from pipelines.errors import UserError

@@ -14,7 +14,7 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.inputs import Inputs
 from pipelines.errors import UserError
 from pipelines.evaluation import checkpoint as measuring

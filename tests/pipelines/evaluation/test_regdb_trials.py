@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import pipelines
 from pipelines import cli
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials

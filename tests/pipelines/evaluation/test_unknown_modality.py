@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.evaluation.encoder import JointSpace, LoadedEncoder
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.errors import UserError
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import page, search_space

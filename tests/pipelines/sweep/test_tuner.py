@@ -13,10 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.overrides import apply
+from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
-from pipelines.recipes.overrides import apply
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space
 from pipelines.sweep.ledger import Ledger

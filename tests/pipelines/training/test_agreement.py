@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import deterministic, loop
 from pipelines.training.epoch import EpochStart

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.training import distributed_knn
 from pipelines.training.job import Job

@@ -14,7 +14,7 @@ import pytest
 import ray
 import torch
 
-from pipelines.config import RunConfig
+from pipelines.config.run import RunConfig
 from pipelines.distributed.collectives import shares
 from pipelines.errors import BarrierTimeoutError, StaleBankError
 from pipelines.training.epoch import EpochStart

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pipelines import config as configuration
-from pipelines.config import RunConfig
+from pipelines.config import run as configuration
+from pipelines.config.run import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.runs import checkpoint, recovery, runlog
 from pipelines.training import deterministic, within_epoch

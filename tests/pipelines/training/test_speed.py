@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.config import TrainerConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.training.speed import Speed, peak_flops
 
 CPU = torch.device("cpu")

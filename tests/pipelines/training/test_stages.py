@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.config import validate
+from pipelines.config.run import validate
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
 from pipelines.training import deterministic

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.config import TrainerConfig
+from pipelines.config.trainer import TrainerConfig
 from pipelines.training import step
 from pipelines.training.global_loss import Means
 from reid_core.types import Batch, Modality, Term

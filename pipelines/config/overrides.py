@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.config import files
+from pipelines.config.files import Tree
 from pipelines.errors import UserError
-from pipelines.recipes import files
-from pipelines.recipes.files import Tree
 from pipelines.storage.files import Json
 
 # Values that are paths or names of files stay as they are written: a folder may be called "no".

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.errors import UserError
 from reid_core.methods import METHODS
 
-RECIPES = sorted((Path(configuration.__file__).parent.parent / "tune_configs").glob("*.yaml"))
+RECIPES = sorted((Path(configuration.__file__).parents[2] / "tune_configs").glob("*.yaml"))
 RECIPES = [path for path in RECIPES if not path.name.startswith("search_")]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pipelines import demo
-from pipelines.config import RunConfig
+from pipelines.commands import demo
+from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.runs import runlog
 from reid_core.methods import METHODS

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines import config as configuration
+from pipelines.config import run as configuration
 from pipelines.errors import UserError
 from pipelines.report import page
 from pipelines.runs import runlog
