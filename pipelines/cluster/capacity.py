@@ -17,6 +17,7 @@ from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.sdk import request_resources
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
 
+from pipelines.cluster import nodes
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 
@@ -66,9 +67,9 @@ def may_grow(config: RunConfig) -> bool:
     status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS) if _internal_kv_initialized() else None
     if not status:
         return True
-    nodes = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes") or {}
+    kinds = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes") or {}
     # without a launcher's file Ray names each machine after its id
-    return any(not kind.startswith("node_") for kind in nodes)
+    return any(not kind.startswith("node_") for kind in kinds)
 
 
 def _fits(workers: int, bundle: Mapping[str, float]) -> bool:
@@ -78,19 +79,16 @@ def _fits(workers: int, bundle: Mapping[str, float]) -> bool:
 def _room(bundle: Mapping[str, float]) -> int:
     """Workers that the machines hold, each of which is on one of them."""
     return sum(
-        int(min(machine.get(name, 0) // amount for name, amount in bundle.items()))
-        for machine in _machines()
+        int(min(node["Resources"].get(name, 0) // amount for name, amount in bundle.items()))
+        for node in nodes.usable()
     )
-
-
-def _machines() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _compared(workers: int, bundle: Mapping[str, float]) -> str:
     asked = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.items())
     there = "; ".join(
-        ", ".join(f"{machine.get(name, 0):g} {name}s" for name in bundle) for machine in _machines()
+        ", ".join(f"{node['Resources'].get(name, 0):g} {name}s" for name in bundle)
+        for node in nodes.usable()
     )
     return f"room for {_room(bundle)} of {workers} workers of {asked} (machines: {there})"
 

@@ -18,6 +18,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster import machine
+from pipelines.cluster.nodes import usable
 from pipelines.errors import UserError
 from pipelines.storage.files import replace_file
 
@@ -51,7 +52,7 @@ class Node:
 
 
 def survey(folder: Path) -> tuple[list[Node], list[str]]:
-    """Ask every living node; needs a running Ray.
+    """Ask every node that work can be placed on; needs a running Ray.
 
     Args:
         folder: must be writable here; two small files per node come and go in it.
@@ -75,8 +76,7 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
             _look_around.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             ).remote(probe, node["NodeManagerAddress"]): node["NodeManagerAddress"]
-            for node in ray.nodes()
-            if node["Alive"]
+            for node in usable()
         }
         done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
         result, silent = [], [asked[task] for task in late]

@@ -30,6 +30,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
+from pipelines.cluster.nodes import usable
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, open_search
@@ -66,7 +67,7 @@ class SearchOnNodes:
         """See `reid_core.knn.search.nearest`."""
         here = ray.get_runtime_context().get_node_id()
         resource = "GPU" if self._use_gpu else "CPU"
-        nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get(resource, 0) >= 1]
+        nodes = [node for node in usable() if node["Resources"].get(resource, 0) >= 1]
         takes_part = here in [node["NodeID"] for node in nodes]
         others = [node for node in nodes if node["NodeID"] != here]
         if len(features) < _WORTH_SPREADING:

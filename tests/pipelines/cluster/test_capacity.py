@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import ray
 
-from pipelines.cluster import capacity
+from pipelines.cluster import capacity, nodes
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 
@@ -21,7 +21,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Resources of the one machine that stands in for a cluster, to be changed by the test."""
     resources = {"CPU": 4.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+    monkeypatch.setattr(nodes, "usable", lambda: [{"Resources": resources}])
     return resources
 
 
@@ -41,11 +41,15 @@ def test_more_workers_than_gpus(make_config: Make, cluster: dict[str, float]) ->
 
 
 def test_a_worker_is_on_one_machine(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their sum would do, and Ray would wait for ever."""
-    sizes = ((True, 1.0), (True, 3.0), (False, 3.0))
-    nodes = [{"Alive": alive, "Resources": {"CPU": cpus}} for alive, cpus in sizes]
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    """Their sum would do, and Ray would wait for ever; so would one on a machine that goes."""
+    sizes = {"small": (True, 1.0), "large": (True, 3.0), "dead": (False, 3.0), "going": (True, 3.0)}
+    machines = [
+        {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus}}
+        for name, (alive, cpus) in sizes.items()
+    ]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 7.0})
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
+    monkeypatch.setattr(nodes.state, "get_draining_nodes", lambda: {"going": 0})
     wide = "trainer.cpus_per_worker=2"
     with pytest.raises(UserError, match=r"1 of 2 workers of 2 CPUs \(machines: 1 CPUs; 3 CPUs\)"):
         capacity.require(make_config(wide, "trainer.num_workers=2"))
@@ -71,12 +75,12 @@ def test_machines_that_may_come_are_waited_for_and_then_refused(
 
 
 @pytest.mark.parametrize(
-    ("nodes", "grows"), [({"node_12ab": 1}, False), ({"head": 1, "gpu_worker": 0}, True)]
+    ("kinds", "grows"), [({"node_12ab": 1}, False), ({"head": 1, "gpu_worker": 0}, True)]
 )
 def test_a_launchers_file_is_what_adds_machines(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch, nodes: dict[str, int], grows: bool
+    make_config: Make, monkeypatch: pytest.MonkeyPatch, kinds: dict[str, int], grows: bool
 ) -> None:
-    status = json.dumps({"autoscaler_report": {"active_nodes": nodes}})
+    status = json.dumps({"autoscaler_report": {"active_nodes": kinds}})
     monkeypatch.setattr(capacity, "_internal_kv_initialized", lambda: True)
     monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: status.encode())
     assert capacity.may_grow(make_config("ray.address=auto")) is grows
