@@ -5,10 +5,11 @@
 Each phase is a process of its own, so that its peak memory is its own, and leaves a line of JSON in
 DIR/scaling.jsonl: wall and CPU seconds, the highest resident size, and of that what the input took.
 
-    exact     the exact search of as many blocks of 1,024 rows as fit a minute, and what all would
-              take (each pair twice; `nearest` multiplies each once)
+    blocks    the exact search of as many blocks of 1,024 rows as fit a minute, and what all would
+              take (each pair twice, as where several nodes search)
+    nearest   the exact search of all rows in this process; leaves the neighbors in DIR
     graph     the approximate search of all rows, with its recall; leaves the neighbors in DIR
-    turn      Jaccard graph, DBSCAN and centroids of those neighbors
+    turn      Jaccard graph, DBSCAN and centroids of the neighbors that were left last
     arrive    what the memory bank does while features arrive: pieces of 64 MiB from eight workers
 """
 
@@ -32,10 +33,11 @@ from pipelines.training.incoming import Incoming
 from reid_core import clustering
 from reid_core.knn.approximate import GraphSearch
 from reid_core.knn.neighbors import Neighbors
-from reid_core.knn.search import open_search
+from reid_core.knn.search import nearest, open_search
 from reid_core.types import Modality
 
 K1, EPS, WORKERS, PIECE_BYTES = 30, 0.6, 8, 1 << 26
+NEIGHBORS = "neighbors.npz"
 _MINUTE = 60.0
 _CPU = torch.device("cpu")
 
@@ -54,7 +56,7 @@ def world(num_rows: int, width: int) -> np.ndarray:
     return x
 
 
-def exact(features: np.ndarray, folder: Path) -> dict[str, Any]:
+def blocks(features: np.ndarray, folder: Path) -> dict[str, Any]:
     """Blocks for a minute, then the rest by proportion."""
     search = open_search(features, K1)
     began, done = time.perf_counter(), 0
@@ -69,17 +71,24 @@ def exact(features: np.ndarray, folder: Path) -> dict[str, Any]:
     }
 
 
+def exact(features: np.ndarray, folder: Path) -> dict[str, Any]:
+    """All neighbors, each pair of rows multiplied once."""
+    result = nearest(features, K1)
+    np.savez(folder / NEIGHBORS, rows=result.rows, similarity=result.similarity)
+    return {}
+
+
 def graph(features: np.ndarray, folder: Path) -> dict[str, Any]:
     """All neighbors by a graph."""
     search = GraphSearch()
     result = search(features, K1)
-    np.savez(folder / "neighbors.npz", rows=result.rows, similarity=result.similarity)
+    np.savez(folder / NEIGHBORS, rows=result.rows, similarity=result.similarity)
     return {"recall": search.recalls[0]}
 
 
 def turn(features: np.ndarray, folder: Path) -> dict[str, Any]:
     """What follows the search."""
-    with np.load(folder / "neighbors.npz") as file:
+    with np.load(folder / NEIGHBORS) as file:
         result = Neighbors(file["rows"], file["similarity"])
     began = time.perf_counter()
     distances = clustering.jaccard_graph_of_neighbors(result, features, k1=K1, max_distance=EPS)
@@ -113,7 +122,8 @@ def arrive(features: np.ndarray, folder: Path) -> dict[str, Any]:
 
 PHASES: dict[str, Callable[[np.ndarray, Path], dict[str, Any]]] = {
     "arrive": arrive,
-    "exact": exact,
+    "blocks": blocks,
+    "nearest": exact,
     "graph": graph,
     "turn": turn,
 }
