@@ -123,7 +123,7 @@ def association_agreement(
         In [0, 1]; rows of unknown identity are left out, outliers only of what is drawn together.
         NaN where there is no pair of rows to take a share of.
     """
-    num_identities = 1 + int(max(truth_a.max(initial=OUTLIER), truth_b.max(initial=OUTLIER)))
+    truth_a, truth_b, num_identities = _renumbered(truth_a, truth_b)
     pairs = np.unique(pairs, axis=0)
     sides = []
     for column, labels, truth in ((0, labels_a, truth_a), (1, labels_b, truth_b)):
@@ -142,6 +142,14 @@ def association_agreement(
         precision=right / together if together else float("nan"),
         recall=right / of_one if of_one else float("nan"),
     )
+
+
+def _renumbered(truth_a: np.ndarray, truth_b: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Identities of both sides from 0 on, since numbers may be large; -1 stays; and how many."""
+    names, numbers = np.unique(np.concatenate([truth_a, truth_b]), return_inverse=True)
+    numbers -= int(names.min(initial=0) == OUTLIER)
+    num_identities = 1 + int(numbers.max(initial=OUTLIER))
+    return numbers[: len(truth_a)], numbers[len(truth_a) :], num_identities
 
 
 def _counts(labels: np.ndarray, truth: np.ndarray, shape: tuple[int, int]) -> csr_array:

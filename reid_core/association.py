@@ -6,6 +6,7 @@ Shapes: C_a and C_b clusters of the two modalities, N_a and N_b rows, M pairs. P
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,27 +115,52 @@ class Verdicts:
     contradictory: np.ndarray
 
 
-def proposed_pairs(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def largest_entries(blocks: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Places of the largest entries of a matrix of which one block of rows is seen at a time.
+
+    Args:
+        blocks: (B, C) each, in the order of the rows.
+        count: how many, or all where there are fewer.
+
+    Returns:
+        int64 (count,) row * C + column, by falling entry; of equal ones the first in the matrix.
+    """
+    values, places, first = np.empty(0), np.empty(0, dtype=np.int64), 0
+    for block in blocks if count else ():
+        flat = block.ravel()
+        # an entry equal to the least of a full set comes later in the matrix, so it is not better
+        better = np.flatnonzero(flat > values[-1]) if len(values) == count else np.arange(len(flat))
+        if len(better) > count:
+            least = np.partition(flat[better], -count)[-count]
+            better = better[flat[better] >= least]
+        values = np.concatenate([values, flat[better]])
+        places = np.concatenate([places, first + better])
+        order = np.argsort(-values, kind="stable")[:count]
+        values, places = values[order], places[order]
+        first += len(flat)
+    return places
+
+
+def proposed_pairs(
+    probabilities: Iterable[np.ndarray], labels: np.ndarray, *, num_columns: int
+) -> np.ndarray:
     """One-to-one pairs that one modality's rows propose.
 
     Of all entries the N largest are counted per pair (label of the row, column); pairs are taken by
     falling count, equal counts by their best entry, where neither side is taken.
 
     Args:
-        probabilities: (N, C) of each row for the other modality's identities.
-        labels: (N,) own identity of each row; -1 takes no part.
+        probabilities: (B, C) of the rows, a block after the other, for the other modality's
+            identities.
+        labels: (N,) own identity of each row, from 0.
+        num_columns: C.
 
     Returns:
         int64 (M, 2) pairs (own identity, other's identity).
 
     Reference: WSL-VIReID (Zhang et al., ICCV 2025), phase 2, the cross-modality relations.
     """
-    known = labels != OUTLIER
-    probabilities, labels = probabilities[known], labels[known]
-    num_rows, num_columns = probabilities.shape
-    if not num_rows or not num_columns:
-        return np.empty((0, 2), dtype=np.int64)
-    flat = np.argsort(-probabilities.ravel(), kind="stable")[:num_rows]
+    flat = largest_entries(probabilities, len(labels))
     keys = labels[flat // num_columns] * num_columns + flat % num_columns
     pairs, first, counts = np.unique(keys, return_index=True, return_counts=True)
     taken_own: set[int] = set()

@@ -253,9 +253,10 @@ def centroids(
     Reference: CCLNet, stages 0 and 2, prototypes.
     """
     every = torch.as_tensor(features)
-    if (kind := np.asarray(labels).dtype.kind if not torch.is_tensor(labels) else "i") not in "iu":
+    labels = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    if "int" not in str(labels.dtype):
         raise ValueError(
-            f"labels are no whole numbers but of kind {kind}: give int64, -1 = outlier"
+            f"labels are no whole numbers but {labels.dtype}: give int64, -1 = outlier"
         )
     names = torch.as_tensor(labels, device=every.device)
     num = len(every) if rows is None else len(rows)

@@ -61,14 +61,13 @@ class ClusterMemory:
 
         Raises:
             ValueError: not one label per row; on the CPU, where a look costs nothing, also a label
-                below -1.
+                that is no row of the bank. A device stops at one.
         """
         if labels.shape != (len(x),):
             raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
         if labels.device.type == "cpu":
             names, counts = np.unique(labels.numpy(), return_counts=True)
-            if names.min(initial=OUTLIER) < OUTLIER:
-                raise ValueError(f"label {names[0]}: labels are 0 or above, or -1 for none")
+            _require_rows(names, len(self.bank))
             most, num_slots = int(counts[names != OUTLIER].max(initial=0)), len(names)
         else:
             num_slots = len(labels)  # as many labels as may occur
@@ -82,6 +81,7 @@ class ClusterMemory:
         writes what that one writes.
         """
         size, num = len(x), len(self.bank)
+        _assert_rows(labels, num)
         ordered, rows = torch.sort(torch.where(labels == OUTLIER, num, labels), stable=True)
         position = torch.arange(size, device=labels.device)
         turn = position - torch.searchsorted(ordered, ordered)
@@ -156,10 +156,14 @@ class HybridMemory:
             labels: (B,) int64 class of each row; -1 is skipped.
 
         Raises:
-            ValueError: not one label per row.
+            ValueError: not one label per row; on the CPU also a label that is no class. A device
+                stops at one.
         """
         if labels.shape != (len(x),):
             raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
+        if labels.device.type == "cpu":
+            _require_rows(labels.numpy(), len(self.mean))
+        _assert_rows(labels, len(self.mean))
         x = x.detach().to(self.mean.dtype)
         # (C, B) products and no loop: no class is asked for, so no device has to answer
         members = torch.arange(len(self.mean), device=labels.device)[:, None] == labels[None, :]
@@ -183,6 +187,24 @@ class HybridMemory:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """The inverse; both banks stay on this memory's device."""
         self.mean, self.hard = (state[n].to(self.mean.device).clone() for n in ("mean", "hard"))
+
+
+def _require_rows(labels: np.ndarray, num_rows: int) -> None:
+    if not len(labels):
+        return
+    for label in (labels.min(), labels.max()):
+        if not OUTLIER <= label < num_rows:
+            raise ValueError(
+                f"label {label}: the bank has {num_rows} rows, so labels are 0 to {num_rows - 1}, "
+                "or -1 for none"
+            )
+
+
+def _assert_rows(labels: Tensor, num_rows: int) -> None:
+    """`_require_rows` on a device, which nothing waits for."""
+    if labels.device.type != "cpu":
+        inside = ((labels >= OUTLIER) & (labels < num_rows)).all()
+        torch._assert_async(inside, f"labels are -1 to {num_rows - 1}")
 
 
 def swap(

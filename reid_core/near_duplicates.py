@@ -6,9 +6,11 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from reid_core.knn.duplicates import find_equal_rows
 from reid_core.knn.search import nearest
 
-_NEIGHBORS = 20  # that a row is compared with; longer bursts hang together as chains
+_NEIGHBORS = 20  # of each row at first
+_PRODUCTS = 1 << 24  # held at a time where more rows are near
 
 
 def near_duplicates(features: np.ndarray, *, above: float) -> list[np.ndarray]:
@@ -28,12 +30,31 @@ def near_duplicates(features: np.ndarray, *, above: float) -> list[np.ndarray]:
         raise ValueError(f"near-duplicates above {above:g}: a cosine above 0 and up to 1")
     if len(features) < 2:
         return []
-    result = nearest(features, min(_NEIGHBORS, len(features)))
-    rows, places = np.nonzero(result.similarity >= above)
-    graph = coo_matrix(
-        (np.ones(len(rows)), (rows, result.rows[rows, places])), (len(features),) * 2
-    )
-    _, labels = connected_components(graph, directed=False)
+    equal = find_equal_rows(np.asarray(features, dtype=np.float32))
+    labels = _components(features[equal.first], above)[equal.member_of]
     order = np.argsort(labels, kind="stable")
     sets = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
     return sorted((one for one in sets if len(one) > 1), key=lambda one: int(one[0]))
+
+
+def _components(rows: np.ndarray, above: float) -> np.ndarray:
+    """(U,) number of the set of each of U distinct rows."""
+    result = nearest(rows, min(_NEIGHBORS, len(rows)))
+    is_near = result.similarity >= above
+    asked, places = np.nonzero(is_near)
+    labels = _connected(asked, result.rows[asked, places], len(rows))
+    bursts = np.flatnonzero(is_near.all(axis=1))  # rows that may have further ones
+    edges = [np.empty((0, 2), dtype=np.int64)]
+    for block in np.array_split(bursts, 1 + len(bursts) * len(rows) // _PRODUCTS):
+        asked, near = np.nonzero(rows[block] @ rows.T >= above)
+        pairs = np.stack([labels[block[asked]], labels[near]], axis=1)
+        edges.append(np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0))
+    between = np.concatenate(edges)
+    sets: np.ndarray = _connected(between[:, 0], between[:, 1], int(labels.max()) + 1)[labels]
+    return sets
+
+
+def _connected(first: np.ndarray, second: np.ndarray, num: int) -> np.ndarray:
+    graph = coo_matrix((np.ones(len(first)), (first, second)), (num, num))
+    labels: np.ndarray = connected_components(graph, directed=False)[1]
+    return labels

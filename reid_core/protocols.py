@@ -133,7 +133,7 @@ def text_to_image(split: Split, *, name: str) -> Iterator[Trial]:
     query, gallery = split.rows(Modality.TEXT), split.rows(Modality.VISIBLE)
     if not len(query) or not len(gallery):
         raise ValueError("evaluation needs test captions and test images, the split lacks one")
-    yield Trial(f"{name}/text_to_image", 0, query, gallery, None, "image")
+    yield Trial(f"{name}/text_to_image", 0, _known(split, query), gallery, None, "image")
 
 
 def manifest(split: Split) -> Iterator[Trial]:
@@ -249,5 +249,5 @@ def chance_rank1(pids: np.ndarray, trial: Trial) -> float:
         same = np.equal.outer(pids[trial.query], pids[trial.gallery])
         right = right - (same & trial.ignore).sum(axis=1)
         candidates -= trial.ignore.sum(axis=1)
-    valid = right > 0
+    valid = (right > 0) & (pids[trial.query] >= 0)
     return float((right[valid] / candidates[valid]).mean())

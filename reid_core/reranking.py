@@ -2,7 +2,7 @@
 
 Shapes: Q queries, G gallery rows, N = Q + G, D feature width, k1 and k2 neighbors.
 
-Zhong, Zheng, Cao, Li: "Re-ranking Identity Re-identification with k-reciprocal Encoding", CVPR
+Zhong, Zheng, Cao, Li: "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR
 2017. Neighbor sets and their weights are sparse; nothing here is N x N.
 """
 

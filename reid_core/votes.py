@@ -30,7 +30,7 @@ def neighbor_votes(neighbors: np.ndarray, pool_labels: np.ndarray) -> csr_array:
     """
     num_rows, num_neighbors = neighbors.shape
     sizes = np.bincount(pool_labels[pool_labels != OUTLIER])
-    cast = pool_labels[neighbors]
+    cast = np.where(neighbors < 0, OUTLIER, pool_labels[neighbors])
     voter, _ = np.nonzero(cast != OUTLIER)
     ballots = coo_array(
         (np.ones(len(voter)), (voter, cast[cast != OUTLIER])), shape=(num_rows, len(sizes))
@@ -70,17 +70,13 @@ def voted_targets(votes: csr_array, labels: np.ndarray, *, hard_share: float) ->
         its own label alone.
     """
     labeled = np.flatnonzero(labels != OUTLIER)
-    ones = np.ones(len(labeled))
-    own = csr_array(coo_array((ones, (labeled, labels[labeled])), shape=votes.shape))
+    voted = np.diff(votes.indptr)[labeled] > 0
+    on_own = np.where(voted, hard_share, 1.0)
+    own = csr_array(coo_array((on_own, (labeled, labels[labeled])), shape=votes.shape))
     keep = np.where(labels != OUTLIER, 1.0 - hard_share, 0.0)
     scaled = votes.copy()
     scaled.data = scaled.data * np.repeat(keep, np.diff(votes.indptr))
-    return _rows_of_sum_one(hard_share * own + scaled)
-
-
-def dense_rows(targets: csr_array, rows: np.ndarray) -> np.ndarray:
-    """float32 (B, C) of the given rows."""
-    return np.asarray(targets[rows].toarray(), dtype=np.float32)
+    return _rows_of_sum_one(own + scaled)
 
 
 def _rows_of_sum_one(matrix: csr_array) -> csr_array:

@@ -39,7 +39,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     Raises:
         ValueError: a folder or list is missing, empty or unreadable as ids.
 
-    Reference: Wu et al., RGB-Infrared Cross-Modality Identity Re-Identification, ICCV 2017.
+    Reference: Wu et al., RGB-Infrared Cross-Modality Person Re-Identification, ICCV 2017.
     """
     root = Path(root)
     for camera in CAMERAS:

@@ -181,16 +181,11 @@ class BalancedSearch:
         return Neighbors(rows, similarity)
 
 
-def nearest_in_each(features: Features, is_second: np.ndarray, k: int) -> Neighbors:
-    """Half of the k nearest rows of each row from either modality, see `neighbors.Search`."""
-    return BalancedSearch(features, is_second, k).run_here()
-
-
 def merged_by_similarity(halves: Neighbors) -> Neighbors:
     """Both halves of each list in one order: the row itself, then (similarity falling, row).
 
     Args:
-        halves: (N, k) as `nearest_in_each` gives them; not changed.
+        halves: (N, k) as `BalancedSearch` gives them; not changed.
     """
     rows, similarity = halves.rows.copy(), halves.similarity.copy()
     order_candidates(rows, similarity, np.arange(len(rows)))
@@ -203,7 +198,7 @@ def alternating(halves: Neighbors, is_second: np.ndarray) -> Neighbors:
     Every beginning of such a list is balanced, whatever is cut from it later.
 
     Args:
-        halves: (N, k) as `nearest_in_each` gives them; not changed.
+        halves: (N, k) as `BalancedSearch` gives them; not changed.
         is_second: (N,) bool.
 
     Reconstruction: ours, in place of the public code's order by similarity.

@@ -76,22 +76,40 @@ def test_renumbered_identities_change_no_verdict() -> None:
         assert moved == set(map(tuple, getattr(renumbered, name).tolist()))
 
 
+def proposed(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """In blocks of two rows."""
+    blocks = np.array_split(probabilities, 1 + len(probabilities) // 2)
+    return association.proposed_pairs(blocks, labels, num_columns=probabilities.shape[1])
+
+
 def test_rows_propose_the_pairs_they_name_most() -> None:
     """Three rows of identity 0 name column 1, one row of identity 1 does so more surely."""
-    probabilities = np.array([[0.1, 0.6], [0.1, 0.6], [0.2, 0.7], [0.3, 0.9], [0.5, 0.5]])
-    labels = np.array([0, 0, 0, 1, -1])
-    assert association.proposed_pairs(probabilities, labels).tolist() == [[0, 1]]
+    probabilities = np.array([[0.1, 0.6], [0.1, 0.6], [0.2, 0.7], [0.3, 0.9]])
+    labels = np.array([0, 0, 0, 1])
+    assert proposed(probabilities, labels).tolist() == [[0, 1]]
     surer = np.array([[0.1, 0.6], [0.8, 0.1], [0.1, 0.7], [0.9, 0.2]])
-    assert association.proposed_pairs(surer, np.array([0, 0, 1, 1])).tolist() == [[0, 1], [1, 0]]
+    assert proposed(surer, np.array([0, 0, 1, 1])).tolist() == [[0, 1], [1, 0]]
 
 
 def test_modalities_without_an_identity_in_common_or_of_other_sizes_run() -> None:
     rng = np.random.default_rng(0)
-    a = association.proposed_pairs(rng.random((30, 5)), rng.integers(0, 8, 30))
-    b = association.proposed_pairs(rng.random((20, 8)), rng.integers(-1, 5, 20))
+    a = proposed(rng.random((30, 5)), rng.integers(0, 8, 30))
+    b = proposed(rng.random((20, 8)), rng.integers(0, 5, 20))
     result = association.verdicts(a, b)
     assert len(a) <= 5
     assert len(b) <= 5
     total = sum(len(x) for x in (result.consistent, result.single, result.contradictory))
     assert total + len(result.consistent) == len(a) + len(b)
-    assert association.proposed_pairs(np.empty((0, 3)), np.empty(0, dtype=np.int64)).shape == (0, 2)
+    assert proposed(np.empty((0, 3)), np.empty(0, dtype=np.int64)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 40, 90])
+@pytest.mark.parametrize("rows_of_block", [1, 3, 100])
+def test_the_largest_entries_of_blocks_are_those_of_the_matrix(
+    count: int, rows_of_block: int
+) -> None:
+    """With many ties."""
+    matrix = np.random.default_rng(0).integers(0, 6, (12, 5)).astype(np.float32)
+    blocks = (matrix[i : i + rows_of_block] for i in range(0, 12, rows_of_block))
+    expected = np.argsort(-matrix.ravel(), kind="stable")[:count]
+    np.testing.assert_array_equal(association.largest_entries(blocks, count), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional
 
@@ -55,3 +56,11 @@ def test_one_row_a_class_is_the_plain_update_of_both_banks() -> None:
     hybrid.update(x, labels)
     torch.testing.assert_close(hybrid.mean, plain.bank)
     torch.testing.assert_close(hybrid.hard, plain.bank)
+
+
+@pytest.mark.parametrize("label", [-2, 2])
+def test_a_label_that_is_no_class_is_refused(label: int) -> None:
+    memory = HybridMemory(unit(2), momentum=0.1)
+    with pytest.raises(ValueError, match=f"label {label}: the bank has 2 rows"):
+        memory.update(unit(2, seed=1), torch.tensor([0, label]))
+    torch.testing.assert_close(memory.mean, unit(2))

@@ -38,12 +38,15 @@ def test_update_is_the_sequential_one(labels: list[int], momentum: float) -> Non
     torch.testing.assert_close(bank.bank, expected, atol=1e-6, rtol=0)
 
 
-def test_update_needs_one_label_per_row_and_none_below_an_outliers() -> None:
+def test_update_needs_one_label_per_row_and_none_that_is_no_row_of_the_bank() -> None:
     bank = fresh()
     with pytest.raises(ValueError, match=r"shape \(3,\) for 8 rows"):
         bank.update(unit(8), torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="label -2"):  # not the last prototype but one
         bank.update(unit(2), torch.tensor([0, -2]))
+    for label in (4, 7):
+        with pytest.raises(ValueError, match=rf"label {label}: the bank has 4 rows.* 0 to 3"):
+            bank.update(unit(2), torch.tensor([3, label]))
     torch.testing.assert_close(bank.bank, unit(4))
 
 

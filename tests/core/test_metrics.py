@@ -215,6 +215,8 @@ def test_association_agreement_counts_pairs_of_rows_by_hand() -> None:
     result = agreement.association_agreement(pairs, labels_a, truth_a, labels_b, truth_b)
     assert result.precision == pytest.approx(4 / 6)
     assert result.recall == pytest.approx(4 / 5)
+    large = [np.where(x < 0, x, 2**60 + x) for x in (truth_a, truth_b)]
+    assert result == agreement.association_agreement(pairs, labels_a, large[0], labels_b, large[1])
     none = np.empty((0, 2), dtype=np.int64)
     empty = agreement.association_agreement(none, labels_a, truth_a, labels_b, truth_b)
     assert np.isnan(empty.precision)

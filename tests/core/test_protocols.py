@@ -197,3 +197,14 @@ def test_chance_is_the_share_of_right_images_averaged_over_valid_queries(ignored
     # Query 0: 2 of 4, or 1 of 3; query 1: 1 of 4, or 1 of 3; query 2 has nobody and does not count.
     expected = (1 / 3 + 1 / 3) / 2 if ignored else (2 / 4 + 1 / 4) / 2
     assert chance_rank1(pids, trial) == pytest.approx(expected)
+
+
+def test_unknown_captions_ask_nothing_and_are_nobody() -> None:
+    split = split_of(
+        (TEXT, 3, -1), (TEXT, -1, -1), (VISIBLE, 3, 1), (VISIBLE, -1, 1), (VISIBLE, -1, 1)
+    )
+    (trial,) = LAYOUTS["cuhk"].protocol(split)
+    assert trial.query.tolist() == [0]
+    every = Trial("a/b/c", 0, np.arange(2), np.arange(2, 5), None, "image")
+    pids = np.array([3, -1, 3, -1, -1])
+    assert chance_rank1(pids, every) == pytest.approx(1 / 3)

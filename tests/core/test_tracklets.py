@@ -54,6 +54,20 @@ class TestNearDuplicates:
         rows = np.repeat(np.eye(3, dtype=np.float32), [50, 1, 2], axis=0)
         assert [len(one) for one in near_duplicates(rows, above=1.0)] == [50, 2]
 
+    @pytest.mark.parametrize("copies", [8, 25])
+    def test_bursts_of_any_length_that_are_near_each_other_are_one_set(self, copies: int) -> None:
+        """Beside equal rows, none of which crowds out the others; and without any."""
+        angle = np.arccos(0.99)
+        two = np.array([[1, 0], [np.cos(angle), np.sin(angle)]], dtype=np.float32)
+        assert [len(x) for x in near_duplicates(np.repeat(two, copies, 0), above=0.95)] == [
+            2 * copies
+        ]
+        spread = np.concatenate(
+            [np.linspace(0, 0.01, copies), angle + np.linspace(0, 0.01, copies)]
+        )
+        rows = np.stack([np.cos(spread), np.sin(spread)], axis=1).astype(np.float32)
+        assert [len(x) for x in near_duplicates(rows, above=0.95)] == [2 * copies]
+
     def test_bad_thresholds_and_few_rows(self) -> None:
         assert near_duplicates(np.eye(1, dtype=np.float32), above=0.9) == []
         for above in (0, 1.5):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
 
 from reid_core import votes
 from tests import oracles
@@ -86,8 +85,9 @@ def test_wrong_labels_are_trusted_far_less() -> None:
     assert weights[labels != truth].mean() < 0.1 * weights[labels == truth].mean()
 
 
-def test_rows_come_out_dense() -> None:
-    matrix = csr_array(np.array([[0.0, 1.0], [0.5, 0.5]]))
-    np.testing.assert_array_equal(
-        votes.dense_rows(matrix, np.array([1, 0, 1]))[:, 0], [0.5, 0, 0.5]
-    )
+def test_a_row_without_a_vote_keeps_its_own_label_whatever_the_share() -> None:
+    """Its only neighbor is an outlier; a neighbor of -1 is none."""
+    cast = votes.neighbor_votes(np.array([[0, 1], [2, 2], [-1, 2]]), np.array([0, 0, -1]))
+    for hard_share in (0.0, 0.7):
+        targets = votes.voted_targets(cast, np.array([0, 0, 0]), hard_share=hard_share)
+        np.testing.assert_allclose(targets.toarray(), [[1], [1], [1]])

@@ -161,9 +161,4 @@ def reflectance_table(values: dict[Material, float], *, occluder: float) -> np.n
     return _with_shades(base)
 
 
-def dye_luminance(color: str) -> float:
-    """Luminance of a palette color, 0 to 1."""
-    return float(luminance(np.array(_RGB[color]) / 255.0))
-
-
 assert set(_RGB) == set(_LAW) == set(COLORS)

@@ -33,8 +33,8 @@ from reid_core.methods.bmil.labels import (
     subset_parts,
 )
 from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
+from reid_core.methods.bmil.voting import votes_of_both, votes_of_each
 from reid_core.methods.camera_rows import rows_to_compare
-from reid_core.methods.refinement import refined
 from reid_core.types import OUTLIER, Modality
 
 _TOGETHER = "joint"
@@ -65,7 +65,14 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     steps = _labels_of_steps(config, stage, compared, labels, parts, search)
     for kind, of_kind in steps.items():
         _check_clusters(config, kind, of_kind)
-    arrays, counts = _memories(config, features, steps, search)
+    arrays, counts = _memories(config, features, steps)
+    if config.refine.on:
+        for kind, of_kind in steps.items():
+            visible = parts[kind == _TOGETHER]
+            vote = votes_of_both if kind == _TOGETHER else votes_of_each
+            votes, numbers = vote(config.refine, compared, of_kind, visible, search=search)
+            arrays |= {f"{kind}.{name}": x for name, x in votes.items()}
+            counts |= {f"{kind}_{name}": x for name, x in numbers.items()}
     weak: tuple[str, ...] = ()
     if "separate" in steps and config.labels != "identities":
         banks = [arrays[f"bank.{m}"] for m in INPUTS]
@@ -125,9 +132,8 @@ def _memories(
     config: Config,
     features: Mapping[Modality, Features],
     steps: Mapping[str, Labels],
-    search: Search,
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """First prototypes of every kind of label and what votes say; numbers for the log."""
+    """First prototypes of every kind of label; numbers for the log."""
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, float] = {}
     if "separate" in steps:
@@ -144,12 +150,6 @@ def _memories(
         of_label = proxies.of_label(steps[_TOGETHER])
         arrays |= {f"proxies.{m}": of_label[m] for m in INPUTS}
         counts |= _joint_counts(steps[_TOGETHER], proxies)
-    if config.refine.on:
-        for kind, of_kind in steps.items():
-            for m, y in of_kind.items():
-                votes, numbers = refined(config.refine, m, features[m], y, search=search)
-                arrays |= {f"{kind}.{name}": x for name, x in votes.items()}
-                counts |= {f"{kind}_{name}": x for name, x in numbers.items()}
     return arrays, counts
 
 

@@ -128,7 +128,9 @@ def camera_plan(
     if not len(clusters):
         raise ValueError(f"no cluster among {len(labels)} rows: raise eps or lower min_samples")
     rng = sampling.generator(seed, epoch, _CAMERA_STREAM)
-    members = {int(c): np.flatnonzero(labels == c) for c in clusters}
+    order = np.argsort(labels, kind="stable")
+    cuts = np.searchsorted(labels[order], clusters)
+    members = dict(zip(clusters.tolist(), np.split(order, cuts)[1:], strict=True))
     plan = np.empty((num_batches, num_clusters, num_instances), dtype=np.int64)
     for batch, chosen in enumerate(_passes(rng, clusters, num_clusters, num_batches)):
         for place, cluster in enumerate(chosen):

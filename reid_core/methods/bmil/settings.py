@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
@@ -59,6 +59,12 @@ class Clustering(Section):
         if 0.5 < subset < 1:
             raise ValueError("two parts of more than half do not fit: choose up to 0.5, or 1")
         return subset
+
+    @model_validator(mode="after")
+    def _has_two_halves(self) -> Clustering:
+        if self.balanced and self.together != "assigned" and self.k1 % 2:
+            raise ValueError(f"k1={self.k1} must be even: half of it comes from either modality")
+        return self
 
 
 class Memory(Section):

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from reid_core import association, clustering, matching
 from reid_core.knn.neighbors import Search
-from reid_core.knn.products import Features, stacked
+from reid_core.knn.products import Features, stacked, take
 from reid_core.method import BetweenEpochs, Labels
 from reid_core.methods.cclnet.coupling import is_coupled, match
 from reid_core.methods.cclnet.settings import INPUTS, Config
-from reid_core.types import Modality
+from reid_core.types import OUTLIER, Modality
 from reid_core.whitening import whitened_prototypes
 
 _NONE = np.empty((0, 2), dtype=np.int64)
+_BLOCK = 4096  # rows whose probabilities are in memory at a time
 
 
 def pairs_of_epoch(
@@ -53,7 +54,7 @@ def whitened(
         config: the method's configuration.
         features: per modality (n, D) unit rows, as matched.
         labels: per modality (n,) clusters; -1 = outlier.
-        prototypes: per modality (C, D) unit rows, without whitening.
+        prototypes: per modality (C, D) unit rows, `to_compare`, without whitening.
         epoch: within the stage; before the first with matches nothing is whitened.
 
     Reference: ours. Whitening helps where the modalities differ in other directions than
@@ -90,8 +91,6 @@ def guarded(
     if share >= config.matching.guard or not len(pairs) or config.labels == "identities":
         return pairs, ()
     sides = [prototypes[m] for m in INPUTS]
-    if config.matching.centered:
-        sides = [matching.centered(side) for side in sides]
     remaining = association.pairs_of_both(pairs, matching.mutual_nearest_pairs(*sides))
     return remaining, (
         f"{share:.0%} of the clusters are mutual nearest neighbors, below cclnet.matching.guard="
@@ -111,8 +110,8 @@ def named_pairs(
     """Matched clusters (M, 2), at most one pair per cluster, and contradictory proposals.
 
     Args:
-        config: the method's configuration.
-        banks: per modality (C, D) unit prototypes.
+        config: the method's configuration, whose matching is not "hungarian".
+        banks: per modality (C, D) unit prototypes, `to_compare`.
         features: per modality (n, D) unit rows.
         labels: per modality (n,) clusters; -1 = outlier.
         search: for a joint clustering.
@@ -122,7 +121,7 @@ def named_pairs(
         return _proposals(config, banks, features, labels)
     if settings.method == "joint":
         return _joint(config, features, labels, search=search), _NONE
-    sides = [matching.centered(banks[m]) if settings.centered else banks[m] for m in INPUTS]
+    sides = [banks[m] for m in INPUTS]
     if settings.method == "transport":
         plan = association.transport_plan(*sides, temperature=settings.temperature)
         return association.pairs_of_plan(plan), _NONE
@@ -132,8 +131,6 @@ def named_pairs(
     if settings.method == "scaled":
         return matching.scaled_pairs(*sides, min_similarity=settings.min_similarity), _NONE
     pairs = matching.hungarian_pairs(*sides, min_similarity=settings.min_similarity)
-    if settings.method == "hungarian":
-        return pairs, _NONE
     joint = _joint(config, features, labels, search=search)
     if settings.method == "both":
         return association.pairs_of_both(pairs, joint), _NONE
@@ -178,15 +175,28 @@ def _proposals(
     """
     proposals = []
     for own, other in (INPUTS, INPUTS[::-1]):
-        rows = torch.as_tensor(features[own])
-        scores = rows @ banks[other].T.to(rows.device) / config.matching.temperature
-        probabilities = torch.softmax(scores, dim=1).cpu().numpy()
-        proposals.append(association.proposed_pairs(probabilities, labels[own]))
+        known = np.flatnonzero(labels[own] != OUTLIER)
+        blocks = (
+            _probabilities(features[own], rows, banks[other], config.matching.temperature)
+            for rows in np.array_split(known, 1 + len(known) // _BLOCK)
+        )
+        proposals.append(
+            association.proposed_pairs(blocks, labels[own][known], num_columns=len(banks[other]))
+        )
     verdicts = association.verdicts(*proposals)
     if config.matching.method == "consistent":
         return verdicts.consistent, verdicts.contradictory
     pairs = association.pairs_of_either(verdicts.consistent, _one_to_one(verdicts.single))
     return pairs, verdicts.contradictory
+
+
+def _probabilities(
+    features: Features, rows: np.ndarray, bank: Tensor, temperature: float
+) -> np.ndarray:
+    """(B, C) of some rows for the prototypes of the other modality."""
+    asked = torch.as_tensor(take(features, rows))
+    scores = asked @ bank.T.to(asked.device) / temperature
+    return torch.softmax(scores, dim=1).cpu().numpy()
 
 
 def _one_to_one(pairs: np.ndarray) -> np.ndarray:

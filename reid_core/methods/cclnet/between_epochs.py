@@ -1,6 +1,6 @@
 """CCLNet: unsupervised visible-infrared re-ID with CLIP prompts and memory swapping.
 
-Chen, Zhang, Tan, Qu, Xie: "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Identity
+Chen, Zhang, Tan, Qu, Xie: "Unveiling the Power of CLIP in Unsupervised Visible-Infrared Person
 Re-Identification", ACM MM 2023. Told in the paper's order:
 
 stage 0 "prepare"  cluster each modality, contrast images with their cluster prototypes; later in
@@ -33,6 +33,7 @@ from reid_core.methods.cclnet.coupling import (
     couples_between_epochs,
     identities_of_both,
     numbered_alone,
+    to_compare,
 )
 from reid_core.methods.cclnet.settings import (
     INPUTS,
@@ -112,14 +113,15 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
 def _to_match(
     config: Config, context: BetweenEpochs, labels: Labels, prototypes: Mapping[Modality, Tensor]
 ) -> tuple[dict[Modality, Features], Mapping[Modality, Tensor], dict[str, float]]:
-    """The features and prototypes that matches are made of: without what cameras add, and whitened,
-    if asked; and what is to be logged of it.
+    """The features and prototypes that matches are made of: without what cameras add, centered and
+    whitened, if asked; and what is to be logged of it.
     """
     scaling = config.matching.camera_scaling
     scaling = config.clustering.camera_scaling if scaling is None else scaling
     features = {m: rows_to_compare(scaling, context, m) for m in INPUTS}
     if scaling is not None:
         prototypes = {m: clustering.unit_centroids(features[m], labels[m]) for m in INPUTS}
+    prototypes = to_compare(config, prototypes)
     return features, *whitened(config, features, labels, prototypes, epoch=context.epoch)
 
 
@@ -134,7 +136,8 @@ def _votes(
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, float] = {}
     for m in INPUTS if config.refine.on else ():
-        of_side, numbers = refined(config.refine, m, features[m], labels[m], search=context.nearest)
+        rows = rows_to_compare(config.clustering.camera_scaling, context, m)
+        of_side, numbers = refined(config.refine, m, rows, labels[m], search=context.nearest)
         arrays, counts = arrays | of_side, counts | numbers
     if config.refine.cross and len(pairs):
         of_others, numbers = cross_votes(config, features, labels, pairs, search=context.nearest)

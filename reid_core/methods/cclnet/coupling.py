@@ -79,8 +79,15 @@ def matches_in_steps(config: Config) -> bool:
     return not shares_prototypes(config) and config.swap.when == "step"
 
 
+def to_compare(config: Config, banks: Mapping[Modality, Tensor]) -> dict[Modality, Tensor]:
+    """The prototypes as matches, the guard and the share of mutual nearest see them."""
+    return {
+        m: matching.centered(banks[m]) if config.matching.centered else banks[m] for m in INPUTS
+    }
+
+
 def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np.ndarray:
-    """Matched clusters (M, 2) of two banks; empty before swapping starts.
+    """Matched clusters (M, 2) of two banks, given `to_compare`; empty before swapping starts.
 
     With given identities, equal classes are the pairs.
     """
@@ -90,8 +97,6 @@ def match(config: Config, banks: Mapping[Modality, Tensor], *, epoch: int) -> np
     if not is_coupled(config, epoch):
         return np.empty((0, 2), dtype=np.int64)
     sides = [banks[m] for m in INPUTS]
-    if config.matching.centered:
-        sides = [matching.centered(side) for side in sides]
     return matching.hungarian_pairs(*sides, min_similarity=config.matching.min_similarity)
 
 
@@ -138,7 +143,8 @@ def update(
     if not couples_in_steps(config):
         return
     if matches_in_steps(config):
-        matched = match(config, {m: memories[m].bank for m in INPUTS}, epoch=epoch)
+        banks = to_compare(config, {m: memories[m].bank for m in INPUTS})
+        matched = match(config, banks, epoch=epoch)
         pairs = torch.from_numpy(matched).to(memories[INPUTS[0]].bank.device)
     if not len(pairs):
         return

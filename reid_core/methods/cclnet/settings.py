@@ -245,11 +245,13 @@ class Config(Section):
                     f"matching.{name}={value} is of the pairs between epochs, and swap.when=step "
                     f"matches in steps: choose another swap.when, or matching.{name}={off}"
                 )
-        if self.matching.whitened != "never" and self.matching.method in _OF_ROWS:
-            raise ValueError(
-                f"matching.method={self.matching.method} compares images, which are not whitened: "
-                "choose a method that compares prototypes, or matching.whitened=never"
-            )
+        for name, off in (("whitened", "never"), ("centered", "false")):
+            asked = str(getattr(self.matching, name)).lower() != off
+            if asked and self.matching.method in _OF_ROWS:
+                raise ValueError(
+                    f"matching.method={self.matching.method} compares images, which are not {name}:"
+                    f" choose a method that compares prototypes, or matching.{name}={off}"
+                )
         return self
 
 

@@ -1,7 +1,7 @@
 """CPCL: weakly supervised text-image person retrieval with a prototypical memory per modality.
 
 Zheng, Zhao, Lan, Zhang, Huang, Yang, Yu: "CPCL: Cross-Modal Prototypical Contrastive Learning for
-Weakly Supervised Text-based Identity Retrieval", arXiv 2401.10011. Trained from pairs of an image
+Weakly Supervised Text-based Person Retrieval", arXiv 2401.10011. Trained from pairs of an image
 and a caption, without identities.
 
 No code was released and the body of the paper could not be read: the parts are the abstract's and
@@ -89,7 +89,6 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
         `rows` holds the images and `captions` the captions of the same pairs; `pairs` one row per
         training pair whose sides both have a cluster, so that counting equal rows gives how often
         two clusters occur together.
-        search, cameras: not asked for.
 
     Raises:
         ValueError: no cluster in a modality although prototypes are asked for, or fewer pairs than

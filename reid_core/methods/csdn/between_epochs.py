@@ -1,6 +1,6 @@
 """CSDN: supervised visible-infrared re-ID with modality prompts and text fusion.
 
-Yu, Dong, Zhu, Peng, Tao: "CLIP-Driven Semantic Discovery Network for Visible-Infrared Identity
+Yu, Dong, Zhu, Peng, Tao: "CLIP-Driven Semantic Discovery Network for Visible-Infrared Person
 Re-Identification", IEEE TMM 2025. Told in the paper's order:
 
 stage 1 "prompts"  four words per identity and modality, against frozen image features

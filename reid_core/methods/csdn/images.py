@@ -1,5 +1,4 @@
-"""CSDN, stage 3: images learn identities and their identities's texts, and what retrieval sees of
-them.
+"""CSDN, stage 3: images learn identities and the texts of these, and what retrieval sees of them.
 
 Shapes: B rows of a worker's slice per modality, G of the global batch, C identities, D trunk
 channels, E joint embedding.

@@ -209,7 +209,7 @@ def test_how_far_luminance_tells_infrared_reflectance(
     for i, identity in enumerate(crowd(300)):
         setting = palettes.DIFFICULTIES[difficulty]
         values = palettes.reflectances(identity, setting, np.random.default_rng([1, i]))
-        luminance.append(palettes.dye_luminance(identity.upper.color))
+        luminance.append(palettes.luminance(np.array(palettes._RGB[identity.upper.color]) / 255))
         reflectance.append(values[Material.UPPER])
     assert low <= spearmanr(luminance, reflectance).statistic <= high
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reid_core import optim
+from reid_core.knn.search import nearest
 from reid_core.memory import HybridMemory
 from reid_core.method import BetweenEpochs, EpochPlan, Opening
 from reid_core.methods.bmil import METHOD, joint_labels, objectives, opening, optimization
@@ -45,6 +46,13 @@ def world(gap: float = 1.0, num: int = 10, each: int = 8, width: int = 384):
 def epoch_of(config: Config, stage: str = "joint") -> EpochPlan:
     features, _ = world()
     return bmil.begin_epoch(config, BetweenEpochs(stage, 0, 0, features=features), {})
+
+
+def test_half_of_the_neighbors_is_half_an_even_number() -> None:
+    with pytest.raises(ValidationError, match="k1=9 must be even"):
+        config_of(clustering={"k1": 9})
+    for free in ({"balanced": False}, {"together": "assigned"}):
+        config_of(clustering={"k1": 9} | free)
 
 
 # Between epochs ----------------------------------------------------------------------------------
@@ -390,3 +398,26 @@ def test_descriptors_are_means_of_both_mirrors(clip: backbones.Backbone) -> None
     expected = functional.normalize(both[0] + both[1], dim=1)
     torch.testing.assert_close(mirrored.embed(images, V), expected)
     torch.testing.assert_close(mirrored.embed(images.flip(-1), V), expected)
+
+
+def test_rows_vote_that_were_clustered_together() -> None:
+    """Half of the visible rows for separate labels, the other half and infrared for joint ones."""
+    clustering = {"k1": 8, "k2": 2, "min_samples": 3, "subset": 0.5}
+    config = config_of(clustering=clustering, refine={"labels": "voted", "neighbors": 5})
+    features, _ = world()
+    asked: list[tuple[int, int, bool]] = []
+
+    def search(rows, k, /, *, is_second=None):
+        asked.append((len(rows), k, is_second is not None))
+        return nearest(rows, k, is_second=is_second)
+
+    context = BetweenEpochs("joint", 0, 0, features=features, search=search)
+    epoch = bmil.begin_epoch(config, context, {})
+    # clusters of each and of both, then a vote of each and one of both
+    assert asked == [(32, 8, False), (80, 8, False), (112, 8, True),
+                     (32, 5, False), (80, 5, False), (112, 6, True)]  # fmt: skip
+    separate = epoch.arrays["separate.weights.visible"] > 0
+    joint = epoch.arrays["joint.weights.visible"] > 0
+    assert separate.sum() <= 32 < 64
+    assert not (separate & joint).any()
+    assert epoch.counts["joint_confidence_infrared"] > 0.5

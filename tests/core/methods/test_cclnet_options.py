@@ -289,3 +289,17 @@ def test_the_rate_falls_within_the_coupled_epochs() -> None:
     np.testing.assert_allclose(factors, [1] * 9 + [0.1] * 3)
     short = [optim.coupled_steps(e, epochs=6, start_epoch=0, share=2 / 3) for e in range(6)]
     np.testing.assert_allclose(short, [1, 1, 1, 1, 0.1, 0.1])
+
+
+def test_the_guard_and_the_logged_share_see_centered_prototypes_where_matches_do() -> None:
+    features, labels = world(num_clusters=40, gap=12.0)
+    config = small_config(matching={"centered": True, "guard": 0.9}, swap={"start_epoch": 0})
+    context = BetweenEpochs("align", 0, 0, features=features)
+    epoch = cclnet.begin_epoch(config, context, labels)
+    assert epoch.counts[mutual_agreement.COUNT] == 1.0
+    assert len(epoch.pairs) == 40
+    assert not [x for x in epoch.warnings if "guard" in x]
+    plain = cclnet.begin_epoch(small_config(swap={"start_epoch": 0}), context, labels)
+    assert plain.counts[mutual_agreement.COUNT] < 0.9
+    with pytest.raises(ValidationError, match="images, which are not centered"):
+        small_config(matching={"centered": True, "method": "joint"})
