@@ -14,6 +14,8 @@ from reid_core.datasets import synthetic
 
 pytestmark = pytest.mark.slow
 MEMORY = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "memory.py"))
+VITB, CCLNET = "bmil_sysu_vitb.yaml", "cclnet_sysu_vitb16.yaml"
+CLIP = {"name": "ViT-B-16", "drop_path": 0}
 SHORT = {
     "bmil": {
         "bmil.labels": "identities",  # random features have no clusters
@@ -54,13 +56,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("recipe", "model", "dim"),
     [
-        ("bmil_sysu_vitb.yaml", {}, 768),
-        ("bmil_sysu_vitb.yaml", {"name": "ViT-B-16", "drop_path": 0}, 768),
-        ("bmil_sysu_vitb.yaml", {"name": "ViT-B-16-SigLIP2", "drop_path": 0}, 768),
-        ("bmil_sysu_dinov3.yaml", {}, 384),
-        ("cclnet_sysu_vitb16.yaml", {}, 768),
+        pytest.param(VITB, {}, 768, id="TransReID-SSL"),
+        pytest.param(VITB, CLIP, 768, id="CLIP", marks=pytest.mark.night),  # 3 minutes
+        pytest.param(VITB, CLIP | {"name": "ViT-B-16-SigLIP2"}, 768, id="SigLIP 2"),
+        pytest.param("bmil_sysu_dinov3.yaml", {}, 384, id="DINOv3"),
+        pytest.param(CCLNET, {}, 768, id="CCLNet on CLIP", marks=pytest.mark.night),
     ],
-    ids=["TransReID-SSL", "CLIP", "SigLIP 2", "DINOv3", "CCLNet on CLIP"],
 )
 def test_two_steps_and_every_protocol(
     recipe: str, model: dict[str, object], dim: int, root: Path, tmp_path: Path
