@@ -6,15 +6,22 @@ What stands here is loaded when it is first used; everything else is imported fr
 
 types        what a sample, a split and a batch are, and the legend of shape letters
 method       what a method is to the machinery             methods      one paper a folder
+stage        what it does within an epoch                  sampling     PxK epoch plans
 datasets     read(root) -> Dataset for each layout; `synthetic` draws identities
-transforms   decoded images -> augmented uint8 batches     text         captions as tokens
-sampling     PxK epoch plans                               optim        parameter groups, schedules
-models       CLIP towers with a stem per modality, prompts losses       functions only
+images       files -> decoded images                       pixels       compiled loops over them
+transforms   decoded images -> augmented uint8 batches     augmentation its settings
+text         captions as tokens                            optim        parameter groups, schedules
+models       towers with a stem per modality, prompts      losses       functions only
 clustering   Jaccard graph, DBSCAN, centroids              knn, jaccard behind it
 matching     Hungarian pairs of prototypes                 memory       prototypes and their swap
+association  pairs that joint clusters or images name      votes        labels that neighbors vote for
+whitening    prototypes where clusters scatter alike       camera_shift features without their camera
 mining       labels for outliers                           agreement    clusters against identities
 protocols    who is query, gallery, ignored                metrics      CMC, AP, INP
-reranking    k-reciprocal re-ranking                       attribution  where an encoder looks
+reranking    k-reciprocal re-ranking                       calibration  from a cosine to a probability
+tracklets    one vector for a track                        near_duplicates sets of nearly equal images
+attribution, attention where an encoder looks              compiled     numba's functions, kept on disk
+pretraining, assets the small CLIPs: training, weights
 """
 
 from importlib import import_module

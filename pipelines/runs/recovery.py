@@ -12,7 +12,9 @@ The same command again goes on. In this order it is decided from what:
 4. `TrainingLoop`: stages before the checkpoint's are skipped, their hand-ons are in it; the stage
    itself gets module and optimizer back and starts after the finished epoch. Log lines of later
    epochs are taken back. Nothing random has a state: every epoch draws from its own seed.
-5. Within a run, a worker that fails ends the group and Ray Train starts it again from the newest
+5. `within_epoch.load`: where the state was kept in the middle of the epoch that comes next, it goes
+   on there, with the plan that the epoch began with.
+6. Within a run, a worker that fails ends the group and Ray Train starts it again from the newest
    checkpoint. A memory bank that was restarted is empty: its token tells the workers, who do the
    same.
 
