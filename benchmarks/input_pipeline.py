@@ -129,8 +129,8 @@ def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dic
     from pipelines.data.batches import training_batches
 
     plan, inputs, transforms, shape = parts(root, arguments.batches)
-    kept = _kept(inputs) if variant == KEPT else None
-    inputs = replace(inputs, decoded=kept)
+    decoded = _room_for_all(inputs) if variant == KEPT else None
+    inputs = replace(inputs, decoded=decoded)
     opener = rival_epochs if variant == RIVAL else product_epochs
     options = {"processes": arguments.processes, "per_block": arguments.batches_per_block}
     epochs = opener(plan, inputs, transforms, **options)
@@ -150,12 +150,12 @@ def measure(variant: str, root: Path, arguments: argparse.Namespace) -> list[dic
                 "cpu": (_cpu_seconds() - used) / (images * arguments.batches),
             }
         )
-    if kept is not None:
-        kept.remove()
+    if decoded is not None:
+        decoded.remove()
     return result[1:]
 
 
-def _kept(inputs: Any) -> Decoded | None:
+def _room_for_all(inputs: Any) -> Decoded | None:
     """Room for every image."""
     from pipelines.data.decoded import Decoded
 

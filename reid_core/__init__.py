@@ -14,13 +14,13 @@ text         captions as tokens                            optim        paramete
 models       towers with a stem per modality, prompts      losses       functions only
 clustering   Jaccard graph, DBSCAN, centroids              knn, jaccard behind it
 matching     Hungarian pairs of prototypes                 memory       prototypes and their swap
-association  pairs that joint clusters or images name      votes        labels that neighbors vote for
-whitening    prototypes where clusters scatter alike       camera_shift features without their camera
+association  pairs that joint clusters or images name      votes        labels that neighbors name
+whitening    prototypes where clusters scatter alike       camera_shift  features without cameras
 mining       labels for outliers                           agreement    clusters against identities
 protocols    who is query, gallery, ignored                metrics      CMC, AP, INP
-reranking    k-reciprocal re-ranking                       calibration  from a cosine to a probability
-tracklets    one vector for a track                        near_duplicates sets of nearly equal images
-attribution, attention where an encoder looks              compiled     numba's functions, kept on disk
+reranking    k-reciprocal re-ranking                       calibration  cosine to probability
+tracklets    one vector for a track                        near_duplicates  images nearly equal
+attribution, attention where an encoder looks              compiled     numba, kept on disk
 pretraining, assets the small CLIPs: training, weights
 """
 
