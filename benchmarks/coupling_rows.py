@@ -12,6 +12,9 @@ SHARED = (*NO_TEXT, "cclnet.matching.shared=true")
 OURS = ("cross_demo.yaml",)
 BMIL = ("bmil_demo.yaml",)
 VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbors=12")
+OWN_VOTES = tuple(f"cclnet.{vote}" for vote in VOTES)
+TEACHER, LONGER = "cclnet.teacher=0.95", "cclnet.align.epochs=12"
+TWO_VIEWS = ("cclnet.views.visible=2", "cclnet.views.channels=keep")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
 PLAIN = "cclnet.matching.whitened=never"
 CAMERAS = "cclnet.clustering.camera_scaling=0.5"
@@ -35,10 +38,20 @@ MAIN: dict[str, tuple[str, ...]] = {
 }
 TRIED: dict[str, tuple[str, ...]] = {
     "ours + guard": (*OURS, "cclnet.matching.guard=0.5"),
-    "ours + voted labels": (*OURS, *(f"cclnet.{v}" for v in VOTES)),
-    "ours + teacher": (*OURS, "cclnet.teacher=0.95"),
+    "ours + voted labels": (*OURS, *OWN_VOTES),
+    "ours + teacher": (*OURS, TEACHER),
     "ours + decay": (*OURS, "cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0"),
-    "ours, two views": (*OURS, "cclnet.views.visible=2", "cclnet.views.channels=keep"),
+    "ours, two views": (*OURS, *TWO_VIEWS),
+    "ours, two views + teacher": (*OURS, *TWO_VIEWS, TEACHER),
+    "ours, two views + teacher + votes": (*OURS, *TWO_VIEWS, TEACHER, *OWN_VOTES),
+    "ours, two views + teacher, 12 epochs": (*OURS, *TWO_VIEWS, TEACHER, LONGER),
+    "ours, two views + teacher + votes, 12 epochs": (
+        *OURS,
+        *TWO_VIEWS,
+        TEACHER,
+        *OWN_VOTES,
+        LONGER,
+    ),
     **{f"ours, pairs: {m}": (*OURS, PLAIN, f"cclnet.matching.method={m}") for m in MATCHERS},
     **{
         f"ours, cameras {c}, {m}{words}": (
