@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.embed import EmbedOptions, content_hash, embed
+from pipelines.retrieval.embed import EmbedOptions, embed
+from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import schema, state
 from pipelines.retrieval.sources import Source, record_id

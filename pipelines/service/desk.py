@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.report.ranklists import thumbnail
-from pipelines.retrieval.embed import content_hash
+from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import rows_of
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter

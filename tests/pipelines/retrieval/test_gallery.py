@@ -17,7 +17,7 @@ pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
 from pipelines.retrieval import fill, gallery, neighbors, vectors
-from pipelines.retrieval.embed import content_hash
+from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter, micros, time_of
 from pipelines.retrieval.sources import Source
@@ -220,7 +220,7 @@ def test_vectors_of_embed_come_in_whatever_their_age(rows: np.ndarray, tmp_path:
     with pytest.raises(UserError, match="is not complete"):
         fill.add_vectors(tmp_path / "g", out)
     vectors.write_part(out, "0", samples, rows[:9].astype(np.float16), [])
-    vectors.finish(out, {"0": 9}, [], 9)
+    vectors.finish(out, ["0"], [])
     assert fill.add_vectors(tmp_path / "g", out).new == 9
     (file,) = vectors.part_files(out)
     old = pq.read_table(file).drop_columns(["tracklet", "images", "content"])
