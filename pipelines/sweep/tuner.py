@@ -86,7 +86,7 @@ def search_for_best(
         UserError: something the user can put right; no trial finished.
         Terminated: a signal asked for an end; with `resume` the same call goes on from there.
     """
-    with said_at_the_end(_ENDED):
+    with runlog.held(root, "tunes"), said_at_the_end(_ENDED):
         ledger = Ledger(root, study, resume=resume)
         _finish(study, ledger, command)
         best = write_best(ledger.root, study)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.errors import UserError
+from pipelines.runs import runlog
 from pipelines.sweep import ledger as ledgers
-from tests.pipelines.searches import WEIGHT, search_writer
+from pipelines.sweep import search_space, tuner
+from pipelines.sweep.ledger import Ledger
+from tests.pipelines.searches import WEIGHT, ended, search_writer
 
 # The command, but that a trial reports one score and then waits where a file tells it to.
 TUNE = """
@@ -41,6 +46,33 @@ cli.main()
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
     return search_writer(tmp_path)
+
+
+def test_two_commands_do_not_search_in_one_folder(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each would name its first trial as the other does, and write the list of its own alone."""
+    study, root = search_space.load(write()), tmp_path / "sweep"
+    expected = r"another process tunes in .*sweep: wait for it, end it, or choose another --out"
+    with runlog.held(root), pytest.raises(UserError, match=expected):
+        tuner.search_for_best(study, root, [], resume=False)
+    assert not (root / ledgers.SEARCH).exists()
+
+
+def test_a_trial_takes_no_name_that_was_given(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Also where folders were deleted, of trials that are over and of others, or stand beside."""
+    root, study = tmp_path / "sweep", search_space.load(write())
+    points = search_space.points(study)
+    assert points is not None
+    ledger = Ledger(root, study, resume=False)
+    names = [ledger.begin(point) for point in points[:4]]
+    for name, point in zip(names[1:], points[1:], strict=False):
+        ledger.end(ended(name, point, 30.0))
+    (root / ledgers.FOLDER / "trial-of-mine").mkdir()
+    for name in (names[0], names[3]):
+        shutil.rmtree(root / ledgers.FOLDER / name)
+    again = Ledger(root, study, resume=True)
+    assert [again.begin(points[0]), again.begin(points[4])] == ["trial-004", "trial-005"]
 
 
 @pytest.mark.slow
