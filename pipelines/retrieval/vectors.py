@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.retrieval.sources import record_id
+from pipelines.storage.abandoned import remove_partial
 from pipelines.storage.files import replace_file, write_json
 from reid_core.types import Sample
 
@@ -209,7 +210,7 @@ def skipped(out: Path, key: str) -> list[str] | None:
 
 
 def finish(out: Path, planned: Iterable[str], messages: Sequence[str]) -> int:
-    """Drop parts of images that are gone, list the unreadable ones, mark the folder complete.
+    """Drop what belongs to nothing any more, list unreadable images, mark the folder complete.
 
     Args:
         out: the folder.
@@ -226,6 +227,7 @@ def finish(out: Path, planned: Iterable[str], messages: Sequence[str]) -> int:
     num_vectors = sum(map(_num_rows, files))
     for path in set(part_files(out)) - set(files):
         path.unlink()
+    remove_partial(out)
     replace_file(out / UNREADABLE, "".join(json.dumps(message) + "\n" for message in messages))
     info = read_info(out) | {"complete": True, "num_vectors": num_vectors}
     write_json(out / INFO, info)

@@ -125,3 +125,37 @@ def test_rows_that_a_manifest_lists_twice_are_counted_as_they_are_stored(
     (folder / "list.csv").write_text("\n".join(lines))
     done = embed(checkpoint, Source(folder / "list.csv"), tmp_path / "out")
     assert done.num_vectors == done.num_new == len(ids_of(tmp_path / "out")) < 16
+
+
+def test_an_addition_goes_on_in_its_folder_when_images_have_come_since(
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    in_process: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was embedded before the interruption is not embedded again, and no folder stays."""
+    monkeypatch.setitem(parts.__kwdefaults__, "mean_rows", 2)
+    add, gallery = fill.add_vectors, tmp_path / "gallery"
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fill, "add_vectors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fill.add_images(gallery, checkpoint, Source(folder))
+    before = set(in_process)
+    assert len(before) > 3
+    in_process.clear()
+    monkeypatch.setattr(fill, "add_vectors", add)
+    draw_folder(folder, visible=9, infrared=0, first=8)
+    assert fill.add_images(gallery, checkpoint, Source(folder)).total == 13
+    assert not before & set(in_process)
+    assert len(in_process) < len(before)
+    assert not list(gallery.glob(".adding-*"))
+    with (
+        fill._held(gallery / ".adding-x"),
+        pytest.raises(UserError, match="another process adds the same images"),
+        fill._held(gallery / ".adding-x"),
+    ):
+        pass
