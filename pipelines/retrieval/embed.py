@@ -34,6 +34,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
+from pipelines.runs import runlog
 from pipelines.runs.console import console
 from reid_core.types import Modality
 
@@ -92,7 +93,8 @@ def embed(
         ray_address: cluster to use, None for one on this machine.
 
     Raises:
-        UserError: nothing to embed, `out` holds other vectors, too many images cannot be read.
+        UserError: nothing to embed, `out` holds other vectors or another process embeds into it,
+            too many images cannot be read.
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype={dtype!r}: choose {' or '.join(get_args(Dtype))}")
@@ -113,13 +115,14 @@ def embed(
         source=str(source.path),
     )
     vectors.claim(out, info, checkpoint)
-    survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
-    if survey.missing:
-        with cluster.session(_at_address(loaded.config, ray_address)):
-            work = Work(checkpoint, space, source.root, out, dtype, batch_size)
-            survey, num_new, seconds = _embed_all(work, source, loaded, survey, max_unreadable)
-    _require_readable(survey.skipped, max_unreadable, survey.num_samples)
-    num_vectors = vectors.finish(out, survey.planned, survey.skipped)
+    with runlog.held(out, "embeds"):
+        survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
+        if survey.missing:
+            with cluster.session(_at_address(loaded.config, ray_address)):
+                work = Work(checkpoint, space, source.root, out, dtype, batch_size)
+                survey, num_new, seconds = _embed_all(work, source, loaded, survey, max_unreadable)
+        _require_readable(survey.skipped, max_unreadable, survey.num_samples)
+        num_vectors = vectors.finish(out, survey.planned, survey.skipped)
     return Embedded(num_vectors, num_new, tuple(survey.skipped), seconds)
 
 

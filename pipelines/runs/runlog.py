@@ -88,7 +88,7 @@ def held(run_dir: Path, does: str = "trains") -> Iterator[None]:
     """Keep the run directory to this process; the system gives it back however the process ends.
 
     Args:
-        run_dir: run directory, or the folder of a sweep.
+        run_dir: run directory, or another folder that one command writes.
         does: what a process does in it, in the words of whoever is refused.
 
     Raises:

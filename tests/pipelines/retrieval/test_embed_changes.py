@@ -17,6 +17,7 @@ from pipelines.retrieval.embedder import Work
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import VectorInfo
+from pipelines.runs import runlog
 from tests.pipelines.trained import draw_folder, save_run
 
 
@@ -110,6 +111,21 @@ def test_a_folder_without_one_of_its_parts_is_not_complete(
     with pytest.raises(UserError, match=r"part-other\.parquet is not there"):
         vectors.finish(out, [*in_process, "other"], [])
     assert not vectors.read_info(out)["complete"]
+
+
+def test_two_processes_do_not_embed_into_one_folder(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    """Neither removes what the other one writes; what a killed one left half goes."""
+    out = tmp_path / "out"
+    half = out / f".part-0.parquet.{'a' * 12}.partial"
+    embed(checkpoint, Source(folder), out)
+    half.touch()
+    with runlog.held(out), pytest.raises(UserError, match=r"another process embeds in .*out"):
+        embed(checkpoint, Source(folder), out)
+    assert half.exists()
+    embed(checkpoint, Source(folder), out)
+    assert not half.exists()
 
 
 def test_rows_that_a_manifest_lists_twice_are_counted_as_they_are_stored(
