@@ -114,15 +114,15 @@ def write(out: Path, world: World, count: int) -> None:
     dim = world.rows(1, part=0).shape[1]
     info = vectors.VectorInfo("benchmark", "descriptor", "float16", dim, str(out), str(out))
     vectors.claim(out, info, out)
-    planned = {}
+    planned = []
     for part, start in enumerate(range(0, count, _PART)):
         size = min(_PART, count - start)
         modality = (Modality.VISIBLE, Modality.INFRARED)
         rows = [Sample(f"{start + i}.jpg", modality[i % 2], -1, i % 6) for i in range(size)]
         result = world.rows(size, part=part).astype(np.float16)
         vectors.write_part(out, f"{part:06d}", rows, result, [])
-        planned[f"{part:06d}"] = size
-    vectors.finish(out, planned, [], count)
+        planned.append(f"{part:06d}")
+    vectors.finish(out, planned, [])
 
 
 def stored_rows(folder: Path) -> np.ndarray:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.storage.abandoned import remove_abandoned
 from reid_core.pixels import gather
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def _opened(decoded: Decoded) -> _File | None:
 def _open(decoded: Decoded) -> _File | None:
     """Made by whoever comes first; None where there is no room for it."""
     size = decoded.num_slots * _slot_bytes(decoded.height, decoded.width)
-    _remove_abandoned(decoded.path)
+    remove_abandoned(decoded.path.parent, f"{_PREFIX}*", own=decoded.path)  # runs that are gone
     descriptor = os.open(decoded.path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)  # as long as this process lives
@@ -200,16 +201,6 @@ def _open(decoded: Decoded) -> _File | None:
         decoded.remove()
         log.warning("decoded images are not kept in %s: %s", decoded.path.parent, error)
         return None
-
-
-def _remove_abandoned(own: Path) -> None:
-    """Delete the files of runs of which no process is left."""
-    for path in own.parent.glob(f"{_PREFIX}*"):
-        if path == own:
-            continue
-        with suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
 
 
 def _slot_bytes(height: int, width: int) -> int:

@@ -81,6 +81,26 @@ class Trusted:
         return f"lies outside the data set: {_EXTRA}"
 
 
+def without_detours(root: Path, image: str) -> str:
+    """The name of an image that `Trusted.require` took, with no ".." in it.
+
+    It means the file that was checked: below the root where it can be, else an absolute one.
+
+    Args:
+        root: a folder.
+        image: as a row names it.
+    """
+    if ".." not in image.split("/"):
+        return image
+    name = location(image) if ":/" in image else image
+    if "://" in name:
+        scheme, _, path = name.partition("://")
+        return f"{scheme}://{posixpath.normpath(path)}"
+    inside = posixpath.normpath(name)
+    leads_out = inside.split("/")[0] == ".."
+    return posixpath.normpath(posixpath.join(str(root), inside)) if leads_out else inside
+
+
 @lru_cache(maxsize=65536)
 def _real(folder: str) -> str:
     return os.path.realpath(folder)

@@ -68,7 +68,7 @@ def _row(query: Query, rank: int, hit: Hit) -> dict[str, Json]:
     known |= {
         "query": query.name,
         "rank": rank,
-        "image": str(hit.image),
+        "image": None if hit.image is None else str(hit.image),
         "similarity": round(hit.similarity, 4),
         "probability": None if hit.probability is None else round(hit.probability, 4),
         "time": None if hit.time is None else hit.time.isoformat(),

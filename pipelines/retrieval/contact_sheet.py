@@ -75,20 +75,20 @@ def _page(query: Query, hits: Sequence[Hit], note: str) -> str:
     return render(
         "contact_sheet.html",
         query=query,
-        image=_data(query.image) if query.image else None,
+        image=_data(query.image),
         tiles=tiles,
         note=note,
     )
 
 
-def _data(image: Path) -> str | None:
-    return thumbnail(image.parent, image.name)
+def _data(image: Path | None) -> str | None:
+    return None if image is None else thumbnail(image.parent, image.name)
 
 
 def _sheet(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
     """The query in front unless it is a sentence, answers in rows, similarity below each."""
-    tiles = [(query.image, INK, "query", "")] if query.image else []
-    tiles += [_described(hit) for hit in hits]
+    own = [(query.image, INK, "query", "")] if query.image else []
+    tiles = [*own, *map(_described, hits)]
     columns = max(min(_COLUMNS, len(tiles)), 1)
     lines = -(-len(tiles) // columns)
     wide, high = _TILE[0] + _MARGIN, _TILE[1] + _TEXT + _MARGIN
@@ -106,7 +106,7 @@ def _sheet(query: Query, hits: Sequence[Hit], note: str) -> Image.Image:
     return sheet
 
 
-def _described(hit: Hit) -> tuple[Path, str, str, str]:
+def _described(hit: Hit) -> tuple[Path | None, str, str, str]:
     color = {True: RIGHT, False: WRONG, None: _PALE}[hit.right]
     mark = {True: " right", False: " wrong", None: ""}[hit.right]
     camera = f"camera {hit.camera}" if hit.camera >= 0 else hit.modality

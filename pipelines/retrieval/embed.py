@@ -10,41 +10,37 @@ parts of all that did not change finished, also when images were added or taken 
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import pickle
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_args
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from torch import nn
 
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.sources import Part, Source, parts
+from pipelines.retrieval.embedder import Embedder, Work
+from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
+from pipelines.runs import runlog
 from pipelines.runs.console import console
-from pipelines.storage.files import reason
-from pipelines.storage.shards import location, read_bytes
-from reid_core.images import decode
-from reid_core.models.folding import folded
-from reid_core.types import Modality, Sample
+from reid_core.types import Modality
 
+log = logging.getLogger(__name__)
 _SHOWN_EVERY_S = 2.0
+_SURVEYS = 5  # of a source that changes meanwhile
 _CPUS_PER_ACTOR = 4  # beyond that the convolutions of one small batch do not get faster
 
 
@@ -97,7 +93,8 @@ def embed(
         ray_address: cluster to use, None for one on this machine.
 
     Raises:
-        UserError: nothing to embed, `out` holds other vectors, too many images cannot be read.
+        UserError: nothing to embed, `out` holds other vectors or another process embeds into it,
+            too many images cannot be read.
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype={dtype!r}: choose {' or '.join(get_args(Dtype))}")
@@ -118,32 +115,70 @@ def embed(
         source=str(source.path),
     )
     vectors.claim(out, info, checkpoint)
-    planned, num_samples = _survey(source, loaded)
-    finished = {key: got for key in planned if (got := vectors.skipped(out, key)) is not None}
-    skipped = [message for messages in finished.values() for message in messages]
-    limit = max_unreadable * num_samples
-    missing = {key: rows for key, rows in planned.items() if key not in finished}
-    num_new, seconds = 0, 0.0
-    if missing:
-        with cluster.session(_at_address(loaded.config, ray_address)):
-            work = _Work(checkpoint, space, source.root, out, dtype, batch_size)
-            num_new, seconds = _embed_missing(work, source, missing, skipped, limit=limit)
-    if len(skipped) > limit:
-        raise _too_many(skipped, max_unreadable, num_samples)
-    vectors.finish(out, planned, skipped, num_samples - len(skipped))
-    return Embedded(num_samples - len(skipped), num_new, tuple(skipped), seconds)
+    with runlog.held(out, "embeds"):
+        survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
+        if survey.missing:
+            with cluster.session(_at_address(loaded.config, ray_address)):
+                work = Work(checkpoint, space, source.root, out, dtype, batch_size)
+                survey, num_new, seconds = _embed_all(work, source, loaded, survey, max_unreadable)
+        _require_readable(survey.skipped, max_unreadable, survey.num_samples)
+        num_vectors = vectors.finish(out, survey.planned, survey.skipped)
+    return Embedded(num_vectors, num_new, tuple(survey.skipped), seconds)
 
 
-def _too_many(skipped: list[str], max_unreadable: float, num_samples: int) -> UserError:
+def _require_readable(skipped: list[str], max_unreadable: float, num_samples: int) -> None:
+    if len(skipped) <= max_unreadable * num_samples:
+        return
     first = "\n  ".join(skipped[:10])
-    return UserError(
+    raise UserError(
         f"{len(skipped)} images cannot be read, more than --max-unreadable {max_unreadable:g} of "
         f"{num_samples} allows:\n  {first}\nreplace them, or raise the limit to go on without them"
     )
 
 
+def _embed_all(
+    work: Work, source: Source, loaded: LoadedEncoder, survey: _Survey, max_unreadable: float
+) -> tuple[_Survey, int, float]:
+    """Embed until the folder holds every part of one survey.
+
+    The task of Ray lists the source again, and a part in which an image came or went since the
+    survey is another one there: it is not embedded, and the source is surveyed anew.
+
+    Args:
+        work: for the actors.
+        source: that the parts are of.
+        loaded: the encoder.
+        survey: of the source, what is missing among it.
+        max_unreadable: share of the images that may be left out.
+
+    Returns:
+        The last survey, number of vectors of this run, and seconds.
+
+    Raises:
+        UserError: too many images cannot be read, or the source does not come to rest.
+    """
+    num_new, seconds = 0, 0.0
+    for _ in range(_SURVEYS):
+        skipped, limit = survey.skipped, max_unreadable * survey.num_samples
+        new, took = _embed_missing(work, source, survey.missing, skipped, limit=limit)
+        num_new, seconds = num_new + new, seconds + took
+        _require_readable(skipped, max_unreadable, survey.num_samples)
+        survey = _Survey.of(survey.planned, work.out)
+        if not survey.missing:
+            return survey, num_new, seconds
+        log.warning("%s has changed while it was embedded: it is listed again", source.path)
+        survey = _list(source, loaded, work.out)
+    if survey.missing:
+        raise UserError(
+            f"{source.path} has changed {_SURVEYS} times while it was embedded, and "
+            f"{sum(survey.missing.values()):,} images are not embedded yet: run the same command "
+            "again when nothing is written there; what is embedded is kept"
+        )
+    return survey, num_new, seconds
+
+
 def _embed_missing(
-    work: _Work, source: Source, missing: dict[str, int], skipped: list[str], *, limit: float
+    work: Work, source: Source, missing: dict[str, int], skipped: list[str], *, limit: float
 ) -> tuple[int, float]:
     """Embed parts, show how it goes, stop where too many images cannot be read.
 
@@ -170,125 +205,6 @@ def _embed_missing(
     return num_new, time.perf_counter() - began
 
 
-class Embedder:
-    """Embeds a part and writes its file; one per GPU, or per few CPUs."""
-
-    def __init__(self, work: _Work, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._work = work
-        loaded = open_encoder(work.checkpoint, space=work.space)
-        assert isinstance(loaded.encoder, nn.Module)
-        self._loaded = replace(loaded, encoder=folded(loaded.encoder))
-        self._pool = ThreadPoolExecutor(threads)
-
-    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[int] | list[str]]:
-        """A row with a part -> a row with counts."""
-        (content,) = block["part"]
-        embedded, skipped = self.embed(pickle.loads(content))
-        return {"embedded": [embedded], "skipped": [json.dumps(skipped)]}
-
-    def embed(self, part: Part) -> tuple[int, list[str]]:
-        """Number of vectors written, and messages about images that were left out."""
-        rows: list[Sample] = []
-        contents: list[str] = []
-        result: list[np.ndarray] = []
-        skipped: list[str] = []
-        for modality in dict.fromkeys(sample.modality for sample in part.samples):
-            own = [sample for sample in part.samples if sample.modality == modality]
-            step = self._work.batch_size
-            batches = [own[i : i + step] for i in range(0, len(own), step)]
-            ahead = [self._read(batch) for batch in batches[:2]]
-            for number, batch in enumerate(batches):
-                inputs, remaining, hashes = self._collect(batch, ahead[number], skipped)
-                ahead[number] = []  # frees the images
-                if number + 2 < len(batches):
-                    ahead.append(self._read(batches[number + 2]))
-                if remaining:
-                    rows += remaining
-                    contents += hashes
-                    result.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
-        none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
-        vectors.write_part(
-            self._work.out,
-            part.key,
-            rows,
-            np.concatenate([none, *result]),
-            skipped,
-            contents=contents,
-        )
-        return len(rows), skipped
-
-    def _read(self, batch: list[Sample]) -> list[Future[tuple[np.ndarray, str]]]:
-        size = self._loaded.config.model
-        return [
-            self._pool.submit(
-                _pixels_and_hash,
-                self._work.root / sample.image,
-                height=size.height,
-                width=size.width,
-            )
-            for sample in batch
-            if sample.modality != Modality.TEXT
-        ]
-
-    def _collect(
-        self,
-        batch: list[Sample],
-        images: list[Future[tuple[np.ndarray, str]]],
-        skipped: list[str],
-    ) -> tuple[torch.Tensor, list[Sample], list[str]]:
-        if not images:
-            assert self._loaded.tokenize is not None
-            sentences = [sample.caption for sample in batch]
-            return (
-                self._loaded.tokenize(sentences),
-                batch,
-                [content_hash(s.encode()) for s in sentences],
-            )
-        pixels, remaining, hashes = [], [], []
-        for sample, image in zip(batch, images, strict=True):
-            try:
-                decoded, content = image.result()
-            except ValueError as error:
-                skipped.append(str(error))
-            else:
-                pixels.append(decoded)
-                remaining.append(sample)
-                hashes.append(content)
-        inputs = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
-        return inputs, remaining, hashes
-
-
-def content_hash(data: bytes) -> str:
-    """What tells an image file from another of the same name."""
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def _pixels_and_hash(path: Path, *, height: int, width: int) -> tuple[np.ndarray, str]:
-    """A decoded image, and the hash of its file.
-
-    Raises:
-        ValueError: it cannot be read or decoded; names the file.
-    """
-    try:
-        data = read_bytes(path)
-        return decode(data, height=height, width=width), content_hash(data)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{location(path)}: {reason(error)}") from error
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What an actor must know."""
-
-    checkpoint: Path
-    space: Space
-    root: Path
-    out: Path
-    dtype: Dtype
-    batch_size: int
-
-
 class _PartsSource(Datasource):
     """One task that lists a source and yields a row per part that is missing."""
 
@@ -313,14 +229,16 @@ class _PartsSource(Datasource):
         source, missing = self._source, self._missing
 
         def read() -> Iterator[pa.Table]:
+            wanted = set(missing)
             for part in parts(source.samples()):
-                if part.key in missing:
+                if part.key in wanted:
+                    wanted.remove(part.key)
                     yield pa.table({"part": pa.array([pickle.dumps(part)], pa.binary())})
 
         return [ReadTask(read, BlockMetadata(len(missing), None, None))]
 
 
-def _run(work: _Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
+def _run(work: Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
     gpus, cpus = cluster.num_gpus(), int(ray.cluster_resources().get("CPU", 1))
     num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
     threads = max(1, min(os.cpu_count() or 1, cpus) // num_actors)
@@ -338,13 +256,45 @@ def _run(work: _Work, source: Source, missing: frozenset[str]) -> Iterator[dict[
     yield from results.iter_rows()
 
 
-def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]:
-    """Rows of each part, and of all; checks the modalities."""
+@dataclass(frozen=True)
+class _Survey:
+    """What a source holds, and what a folder has of it.
+
+    Attributes:
+        planned: rows of each part.
+        finished: of each part that is there, messages about images that were left out.
+    """
+
+    planned: dict[str, int]
+    finished: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, planned: dict[str, int], out: Path) -> _Survey:
+        """What the folder has now."""
+        there = {key: got for key in planned if (got := vectors.skipped(out, key)) is not None}
+        return cls(planned, there)
+
+    @property
+    def num_samples(self) -> int:
+        """Of all parts."""
+        return sum(self.planned.values())
+
+    @property
+    def missing(self) -> dict[str, int]:
+        """Rows of each part that is not there."""
+        return {key: rows for key, rows in self.planned.items() if key not in self.finished}
+
+    @property
+    def skipped(self) -> list[str]:
+        """Messages of all parts that are there."""
+        return [message for messages in self.finished.values() for message in messages]
+
+
+def _list(source: Source, loaded: LoadedEncoder, out: Path) -> _Survey:
+    """List a source; checks the modalities."""
     planned: dict[str, int] = {}
-    num_samples = 0
     for part in parts(source.samples()):
         planned[part.key] = len(part.samples)
-        num_samples += len(part.samples)
         unknown = {sample.modality for sample in part.samples} - set(loaded.modalities)
         if unknown:
             raise UserError(
@@ -352,9 +302,9 @@ def _survey(source: Source, loaded: LoadedEncoder) -> tuple[dict[str, int], int]
                 f"{', '.join(loaded.modalities)}"
                 + (": for sentences say --space joint" if unknown == {Modality.TEXT} else "")
             )
-    if not num_samples:
+    if not planned:
         raise UserError(f"{source.path} holds no images: nothing to embed")
-    return planned, num_samples
+    return _Survey.of(planned, out)
 
 
 def _show(done: int, total: int, num_skipped: int, began: float) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Unpack
@@ -17,15 +20,18 @@ import pyarrow.parquet as pq
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.embed import EmbedOptions, content_hash, embed
+from pipelines.retrieval.embed import EmbedOptions, embed
+from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import schema, state
 from pipelines.retrieval.sources import Source, record_id
 from pipelines.retrieval.vectors import WrittenInfo
+from pipelines.storage import abandoned
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
+log = logging.getLogger(__name__)
 _AT_ONCE = 100_000  # rows of a transaction
 
 
@@ -96,13 +102,51 @@ def add_images(
             raise UserError(f"{source.root} holds no images: nothing to add")
         return Added(0, 0, len(gallery))
     chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, ids=missing)
-    name = hashlib.blake2b("\n".join(sorted(missing)).encode(), digest_size=6).hexdigest()
-    local = Path(uri) if "://" not in str(uri) else Path.home() / ".cache" / "crossreid"
-    folder = local / f".adding-{name}"
-    embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
-    done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
-    shutil.rmtree(folder)
+    local, prefix = _underway(uri)
+    # of the source, not of what is missing of it now: images may have come since an interruption
+    folder = local / f"{prefix}{_hash(gallery.facts.table, repr(source), source.path.resolve())}"
+    with _held(folder):
+        embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
+        done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
+        shutil.rmtree(folder)
     return done
+
+
+def remove_abandoned_additions(uri: str | Path) -> list[Path]:
+    """Delete the vectors of additions that were interrupted; those underway stay."""
+    local, prefix = _underway(uri)
+    return abandoned.remove_abandoned(local, f"{prefix}*")
+
+
+def _underway(uri: str | Path) -> tuple[Path, str]:
+    """Where the vectors of additions lie while they are embedded, and how their names begin."""
+    if "://" not in str(uri):
+        return Path(uri), ".adding-"
+    return Path.home() / ".cache" / "crossreid", f".adding-{_hash(uri)}-"
+
+
+def _hash(*facts: object) -> str:
+    return hashlib.blake2b("\n".join(map(str, facts)).encode(), digest_size=6).hexdigest()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """A folder, made where it is not there, kept to this process.
+
+    Raises:
+        UserError: another process of this machine adds the same images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.callback(os.close, abandoned.hold(folder))
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process adds the same images (in {folder}): wait for it, or end it"
+            ) from error
+        except OSError:
+            log.warning("the file system of %s has no locks: add from one process", folder)
+        yield
 
 
 def made_for(

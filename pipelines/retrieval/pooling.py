@@ -204,16 +204,14 @@ def _write(out: Path, info: WrittenInfo, pool: str, parts: Iterator[pa.Table]) -
     remaining: dict[str, Any] = dict(info)
     known = {name: remaining[name] for name in VectorInfo.__dataclass_fields__ if name in remaining}
     vectors.describe(out, VectorInfo(**known | {"pool": pool}), Path(info["checkpoint"]))
-    planned: dict[str, int] = {}
+    planned: list[str] = []
     for number, part in enumerate(parts):
         key = f"{number:06d}"
         kind = pa.list_(pa.float16() if info["dtype"] == "float16" else pa.float32(), info["dim"])
         place = part.schema.get_field_index("vector")
         vectors.write_table(out, key, part.set_column(place, "vector", part["vector"].cast(kind)))
-        planned[key] = len(part)
-    messages = _messages(out / IMAGES / vectors.UNREADABLE)
-    vectors.finish(out, planned, messages, sum(planned.values()))
-    return sum(planned.values())
+        planned.append(key)
+    return vectors.finish(out, planned, _messages(out / IMAGES / vectors.UNREADABLE))
 
 
 def _messages(path: Path) -> Sequence[str]:

@@ -63,7 +63,7 @@ class Hit:
     """
 
     id: str
-    image: Path
+    image: Path | None
     similarity: float
     probability: float | None
     modality: str

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.config.sections import DataConfig
 from pipelines.data import roots
-from pipelines.data.places import ROOT_ALONE, Trusted
+from pipelines.data.places import ROOT_ALONE, Trusted, without_detours
 from pipelines.errors import UserError
 from reid_core.datasets import LAYOUTS, manifest_rows
 from reid_core.datasets.files import ImageFiles
@@ -98,11 +98,16 @@ class Source:
         return (self.path.parent if self.path.is_file() else self.path).resolve()
 
     def samples(self) -> Iterator[Sample]:
-        """All samples, always in the same order.
+        """All samples, always in the same order, and none whose image is named by a detour.
 
         Raises:
             UserError: names the line or folder that cannot be understood.
         """
+        for sample in self._listed():
+            image = without_detours(self.root, sample.image)
+            yield sample if image == sample.image else replace(sample, image=image)
+
+    def _listed(self) -> Iterator[Sample]:
         if self.kind is not None:
             return iter(self._data_set())
         return self._manifest() if self.path.is_file() else self._folder()

@@ -8,7 +8,7 @@ list of float16 or float32, unit length).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.retrieval.sources import record_id
+from pipelines.storage.abandoned import remove_partial
 from pipelines.storage.files import replace_file, write_json
 from reid_core.types import Sample
 
@@ -208,16 +209,40 @@ def skipped(out: Path, key: str) -> list[str] | None:
         return None
 
 
-def finish(
-    out: Path, planned: Mapping[str, int], messages: Sequence[str], num_vectors: int
-) -> None:
-    """Drop parts of images that are gone, list the unreadable ones, mark the folder complete."""
-    for path in part_files(out):
-        if path.stem.removeprefix("part-") not in planned:
-            path.unlink()
+def finish(out: Path, planned: Iterable[str], messages: Sequence[str]) -> int:
+    """Drop what belongs to nothing any more, list unreadable images, mark the folder complete.
+
+    Args:
+        out: the folder.
+        planned: keys of the parts that belong to it.
+        messages: about what could not be read.
+
+    Returns:
+        Number of vectors that its files hold.
+
+    Raises:
+        UserError: a part is not there, or damaged; the folder stays incomplete.
+    """
+    files = [_file(out, key) for key in dict.fromkeys(planned)]
+    num_vectors = sum(map(_num_rows, files))
+    for path in set(part_files(out)) - set(files):
+        path.unlink()
+    remove_partial(out)
     replace_file(out / UNREADABLE, "".join(json.dumps(message) + "\n" for message in messages))
     info = read_info(out) | {"complete": True, "num_vectors": num_vectors}
     write_json(out / INFO, info)
+    return num_vectors
+
+
+def _num_rows(file: Path) -> int:
+    try:
+        count: int = pq.read_metadata(file).num_rows
+        return count
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"{file} is not there or is damaged, so that {file.parent} is not complete: leave the "
+            "folder alone, and run the same command again"
+        ) from error
 
 
 def _file(out: Path, key: str) -> Path:

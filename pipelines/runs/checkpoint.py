@@ -164,12 +164,14 @@ def finished_stage(config: RunConfig) -> Path | None:
     """The checkpoint that `start_from` names, where it fits this configuration.
 
     Raises:
-        UserError: no checkpoint, or one of another method, model or `Method.of_weights`.
+        UserError: no checkpoint, one of another method, model or `Method.of_weights`, or one after
+            which no epoch is left.
     """
     if config.start_from is None:
         return None
     folder = find(config.start_from)
-    given = config_of(load(folder), folder)
+    state = load(folder)
+    given = config_of(state, folder)
     method = METHODS[config.method]
     before, now = (
         one.model_dump(
@@ -183,7 +185,21 @@ def finished_stage(config: RunConfig) -> Path | None:
             f"start_from={config.start_from} was trained with other settings than this run; they "
             "must agree:\n  " + "\n  ".join(changed)
         )
+    progress = state.get("progress")
+    if progress and is_last(config, progress["stage"], progress["epoch"]):
+        raise UserError(
+            f"start_from={config.start_from} is the end of {progress['stage']}, after which this "
+            "run has no epoch left: name an earlier stage, or give it more epochs "
+            f"({config.method}.{progress['stage']}.epochs)"
+        )
     return folder
+
+
+def is_last(config: RunConfig, stage: str, epoch: int) -> bool:
+    """Whether no epoch of the configuration comes after this one."""
+    last = METHODS[config.method].stages(config.settings)[-1]
+    epochs: int = getattr(config.settings, last).epochs
+    return stage == last and epoch + 1 >= epochs
 
 
 def content_hash(state: object) -> str:

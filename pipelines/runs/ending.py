@@ -31,11 +31,14 @@ class Signals:
 
 
 @contextmanager
-def gently(grace_s: float = GRACE_S) -> Iterator[Signals]:
+def gently(
+    grace_s: float = GRACE_S, *, what: str = "this step is finished and kept"
+) -> Iterator[Signals]:
     """Within the block the first Ctrl-C or SIGTERM is noted, for the work to end at its next step.
 
     Args:
         grace_s: seconds after which the block ends as it does at a second signal.
+        what: is done before the block ends, as its user is told.
 
     Raises:
         Terminated: a second signal, or the work did not end in time.
@@ -53,10 +56,7 @@ def gently(grace_s: float = GRACE_S) -> Iterator[Signals]:
         timers.append(threading.Timer(grace_s, os.kill, (os.getpid(), number)))
         timers[0].daemon = True
         timers[0].start()
-        say(
-            "asked to end: this step is finished and kept, which may take "
-            f"{grace_s:.0f} s; a second signal ends at once"
-        )
+        say(f"asked to end: {what}, which may take {grace_s:.0f} s; a second signal ends at once")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note)

@@ -33,6 +33,7 @@ from pathlib import Path
 from pipelines.config.run import RunConfig
 from pipelines.runs import checkpoint
 from pipelines.runs.records import State
+from pipelines.storage.abandoned import remove_partial
 
 log = logging.getLogger(__name__)
 RECORD = "checkpoint_manager_snapshot.json"
@@ -41,10 +42,14 @@ RECORD = "checkpoint_manager_snapshot.json"
 def tidy(run_dir: Path) -> Path | None:
     """Remove what no run can use; call it while nothing trains in the directory.
 
+    That is, checkpoints and files that an interruption left unfinished.
+
     Returns:
         The newest whole checkpoint where Ray's own list is missing or broken, so that it cannot
         find one; None where it can, or where there is none.
     """
+    for file in remove_partial(run_dir, "*/", "stages/*/"):
+        log.warning("removed %s, which an interruption left unfinished", file)
     listed = _listed(run_dir)
     result = [folder for folder in run_dir.glob("checkpoint_*") if folder.is_dir()]
     whole = [folder for folder in result if checkpoint.is_whole(folder)]

@@ -84,11 +84,15 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def held(run_dir: Path, does: str = "trains") -> Iterator[None]:
     """Keep the run directory to this process; the system gives it back however the process ends.
 
+    Args:
+        run_dir: run directory, or another folder that one command writes.
+        does: what a process does in it, in the words of whoever is refused.
+
     Raises:
-        UserError: not writable, or another process of this machine trains in it.
+        UserError: not writable, or another process of this machine works in it.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -101,7 +105,7 @@ def held(run_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another process trains in {run_dir}: wait for it, end it, or choose another --out"
+                f"another process {does} in {run_dir}: wait for it, end it, or choose another --out"
             ) from error
         except OSError:
             log.warning("the file system of %s has no locks: run one process in it", run_dir)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -14,15 +17,16 @@ import numpy as np
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.report.ranklists import thumbnail
-from pipelines.retrieval.embed import content_hash
+from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import rows_of
 from pipelines.retrieval.gallery import Gallery
-from pipelines.retrieval.gallery_rows import Filter
+from pipelines.retrieval.gallery_rows import Filter, NoRowsError
 from pipelines.retrieval.search import Hit, Query, query_by_id, search
 from pipelines.storage.files import replace_file
 from reid_core.images import decode
 from reid_core.types import Modality, Sample
 
+log = logging.getLogger(__name__)
 MAX_TOP = 100
 MAX_BYTES = 20 * 2**20
 MAX_MEGAPIXELS = 25.0
@@ -100,6 +104,24 @@ class Stored:
     rows: int
 
 
+@contextmanager
+def _without_places() -> Iterator[None]:
+    """What a search refuses, for a client: errors of the database may name places of the server.
+
+    Raises:
+        RefusedError: in the place of a `UserError`.
+    """
+    try:
+        yield
+    except NoRowsError as error:
+        raise RefusedError(str(error)) from error
+    except UserError as error:
+        log.error("%s", error)
+        raise RefusedError(
+            "the gallery cannot be searched now: the log of the service says why"
+        ) from error
+
+
 class Desk:
     """Answers queries of one gallery.
 
@@ -174,12 +196,14 @@ class Desk:
         """A row of the gallery as a query.
 
         Raises:
-            RefusedError: there is none.
+            RefusedError: there is none, or the gallery cannot be read.
         """
         with self._lock:
             name = self._hidden.get(public, public)
         for gallery in (self._gallery, self._words):
-            if gallery is not None and (query := query_by_id(gallery, name)) is not None:
+            with _without_places():
+                query = None if gallery is None else query_by_id(gallery, name)
+            if query is not None:
                 return query
         raise RefusedError(f"no row is called {public}")
 
@@ -189,13 +213,13 @@ class Desk:
         """The best answers.
 
         Raises:
-            RefusedError: no row is left, or a number out of range.
+            RefusedError: no row is left, a number out of range, or a gallery that cannot be read.
         """
         if not 1 <= top <= MAX_TOP:
             raise RefusedError(f"top {top}: between 1 and {MAX_TOP}")
-        gallery = self._table_of(query)
-        known = self._calibrated if gallery is self._gallery else None
-        try:
+        with _without_places():
+            gallery = self._table_of(query)
+            known = self._calibrated if gallery is self._gallery else None
             hits = search(
                 gallery,
                 query,
@@ -204,8 +228,6 @@ class Desk:
                 calibrated=known,
                 min_probability=min_probability if known else 0.0,
             )
-        except UserError as error:
-            raise RefusedError(str(error)) from error
         return [self._shown(hit) for hit in hits]
 
     def _table_of(self, query: Query) -> Gallery:
@@ -256,7 +278,7 @@ class Desk:
         return Stored(id=sample.image, new=bool(added.new), rows=added.total)
 
     def _shown(self, hit: Hit) -> Answer:
-        probability = hit.probability
+        probability, image = hit.probability, hit.image
         return Answer(
             id=self._public(hit.id),
             similarity=round(hit.similarity, 4),
@@ -267,7 +289,7 @@ class Desk:
             tracklet=hit.tracklet if hit.tracklet >= 0 else None,
             images=hit.images,
             name=hit.name or None,
-            thumbnail=thumbnail(hit.image.parent, hit.image.name),
+            thumbnail=None if image is None else thumbnail(image.parent, image.name),
         )
 
     def _public(self, name: str) -> str:

@@ -60,7 +60,7 @@ class SweepTrial:
 
 
 class Ledger:
-    """The folder of one sweep. Written by the driver of the sweep alone.
+    """The folder of one sweep. Written by the driver of the sweep alone, which holds it.
 
     Args:
         root: the folder.
@@ -102,16 +102,20 @@ class Ledger:
         return [point for point in points if point not in done]
 
     def begin(self, values: Values) -> str:
-        """Name a trial: that of an interrupted one with the same values, else the next number."""
+        """Name a trial: that of an interrupted one with the same values, else a new number."""
         for name, known in self.pending().items():
             if known == values and name not in self._taken:
                 self._taken.add(name)
                 return name
-        name = f"trial-{len(list((self.root / FOLDER).glob('trial-*'))):03d}"
+        name = f"trial-{1 + max(map(_number, self._names()), default=-1):03d}"
         self.folder(name).mkdir()
         write_json(self.folder(name) / _VALUES, values, indent=None)
         self._taken.add(name)
         return name
+
+    def _names(self) -> set[str]:
+        """Of all trials that have a folder, or had one."""
+        return self._taken | {folder.name for folder in (self.root / FOLDER).iterdir()}
 
     def end(self, trial: SweepTrial) -> None:
         """Add a line; the file is replaced as a whole, so a kill leaves the old or the new one."""
@@ -245,6 +249,12 @@ def sensitivity(
         if len(best) > 1:
             curves[key] = sorted(best.items(), key=_in_order)
     return curves
+
+
+def _number(name: str) -> int:
+    """Of a trial; -1 for a folder that is none of the sweep's."""
+    digits = name.removeprefix("trial-")
+    return int(digits) if digits.isdecimal() and digits != name else -1
 
 
 def _comparable(value: Json) -> str | float:

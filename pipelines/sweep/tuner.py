@@ -26,8 +26,8 @@ from pipelines.cluster.session import session, uses_gpu
 from pipelines.config.run import RunConfig
 from pipelines.data.measurable import why_unmeasured
 from pipelines.data.prepare import read
-from pipelines.errors import UserError
-from pipelines.runs import runlog
+from pipelines.errors import Terminated, UserError, said_at_the_end
+from pipelines.runs import ending, runlog
 from pipelines.runs.console import console
 from pipelines.runs.records import Summary
 from pipelines.storage.files import Json, replace_file
@@ -43,6 +43,11 @@ _POLL_S = 1.0
 _ERROR = "error.txt"
 _WATCHER_MEMORY = 512 * 2**20  # bytes; a process that has imported torch
 _NO_LAST_EPOCH = 10**9
+_AT_THE_END = "the trials are stopped, and go on later from what they have kept"
+_ENDED = (
+    "ended by a signal: trials that are over are kept; the same command with --resume goes on with "
+    "the others from their last epochs"
+)
 
 
 @dataclass(frozen=True)
@@ -79,8 +84,18 @@ def search_for_best(
 
     Raises:
         UserError: something the user can put right; no trial finished.
+        Terminated: a signal asked for an end; with `resume` the same call goes on from there.
     """
-    ledger = Ledger(root, study, resume=resume)
+    with runlog.held(root, "tunes"), said_at_the_end(_ENDED):
+        ledger = Ledger(root, study, resume=resume)
+        _finish(study, ledger, command)
+        best = write_best(ledger.root, study)
+        page.write(ledger.root)
+        return read_trials(ledger.root), best
+
+
+def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
+    """Run the trials that are left."""
     if _left(study, ledger):
         config = search_space.trial_config(study, {}, study.search.seeds[0])
         _check_identities(study, config)
@@ -91,9 +106,6 @@ def search_for_best(
             # what the trials leave free is for their seeds
             seeds = max(1, room(available, config, use_gpu=use_gpu) // count)
             _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
-    best = write_best(ledger.root, study)
-    page.write(ledger.root)
-    return read_trials(ledger.root), best
 
 
 def _check_identities(study: Study, config: RunConfig) -> None:
@@ -119,12 +131,21 @@ def _left(study: Study, ledger: Ledger) -> int:
 
 
 def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
+    with ending.gently(what=_AT_THE_END) as signals:
+        # In the main thread Tune would take Ctrl-C for itself and end as if all were done, and an
+        # error that a signal raises within Ray's C code is lost.
+        ending.beside(_tuner(runs, ledger, concurrent, signals).fit, lambda: None)
+    if signals.asked is not None and _left(runs.study, ledger):
+        raise Terminated(signals.asked)
+
+
+def _tuner(runs: Runs, ledger: Ledger, concurrent: int, signals: ending.Signals) -> tune.Tuner:
     study, search = runs.study, runs.study.search
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     minutes = search.budget.minutes
     points = search_space.points(study)
     asha = search.asha
-    tuner = tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(partial(_trial, runs=runs), {"memory": _WATCHER_MEMORY}),
         param_space={} if points is None else {"values": tune.grid_search(ledger.left(points))},
         tune_config=tune.TuneConfig(
@@ -149,10 +170,10 @@ def _run(runs: Runs, ledger: Ledger, concurrent: int) -> None:
             name=f"tune-{time.time_ns()}",
             storage_path=str(ledger.root / "ray"),
             verbose=0,
-            callbacks=[_Record(ledger, study)],
+            callbacks=[_Record(ledger, study, signals)],
+            stop=_WhenAsked(signals),
         ),
     )
-    tuner.fit()
 
 
 def _optuna(study: Study, ledger: Ledger) -> Searcher:
@@ -199,10 +220,26 @@ def _tune_domain(domain: Domain) -> sample.Domain:
     return drawn
 
 
+class _WhenAsked(tune.Stopper):
+    """Ends all trials when a signal asks for an end."""
+
+    def __init__(self, signals: ending.Signals) -> None:
+        self.signals = signals
+
+    def __call__(self, trial_id: str, result: dict[str, Json]) -> bool:
+        """No trial ends for what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked by Tune in every round of its loop."""
+        return self.signals.asked is not None
+
+
 class _Record(tune.Callback):
     """Writes a line of the ledger when a trial is over."""
 
-    def __init__(self, ledger: Ledger, study: Study) -> None:
+    def __init__(self, ledger: Ledger, study: Study, signals: ending.Signals) -> None:
+        self.signals = signals
         self.ledger, self.objective = ledger, study.search.objective
         minutes = study.search.budget.minutes
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
@@ -210,10 +247,10 @@ class _Record(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: object
     ) -> None:
-        """Finished, ended by successive halving, or out of time; the latter is not over."""
-        result = trial.last_result
-        finished = bool(result.get("finished"))
-        if not finished and time.monotonic() >= self.deadline:
+        """Finished, ended by successive halving, or with the sweep; the latter is not over."""
+        finished = bool((trial.last_result or {}).get("finished"))
+        interrupted = self.signals.asked is not None or time.monotonic() >= self.deadline
+        if not finished and interrupted:
             console.print(f"{trial} interrupted: --resume goes on with it")
             return
         self._end(trial, "finished" if finished else "stopped")

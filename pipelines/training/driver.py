@@ -52,9 +52,9 @@ def _fit(
             result = ending.beside(trainer.fit, lambda: asked() and bank.ask_to_stop.remote())
         except ray.train.TrainingFailedError as error:
             raise for_users(error) from error
-    if result.checkpoint is None:
-        return Progress()
-    return Progress.of_checkpoint(Path(result.checkpoint.path))
+    # where nothing was reported, all was done already, or nothing yet
+    newest = Path(result.checkpoint.path) if result.checkpoint else start_from
+    return Progress.of_checkpoint(newest) if newest else Progress()
 
 
 def _calibrated(config: RunConfig, run_dir: Path) -> str:

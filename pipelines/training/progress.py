@@ -11,7 +11,6 @@ from torch import Tensor
 from pipelines.config.run import RunConfig
 from pipelines.runs import checkpoint
 from pipelines.runs.records import ProgressState, Scores, ScoreTable
-from reid_core.methods import METHODS
 
 
 class Place(NamedTuple):
@@ -71,6 +70,4 @@ class Progress:
 
 def is_over(config: RunConfig, progress: Progress) -> bool:
     """Whether all epochs of all stages are finished."""
-    last = METHODS[config.method].stages(config.settings)[-1]
-    epochs = getattr(config.settings, last).epochs
-    return (progress.stage, progress.epoch + 1) == (last, epochs)
+    return checkpoint.is_last(config, progress.stage, progress.epoch)

@@ -20,14 +20,14 @@ def finish(
     progress: Progress,
     seconds: dict[str, float],
 ) -> Summary:
-    """Write summary.json of a run that has trained; returns its content."""
+    """Write summary.json of a run that has trained, last of all; returns its content."""
+    assert progress.stage, "a run that has trained stands in a stage"
+    # The report shows the last epoch's rank lists under the name of the summary's last row.
+    last = run_dir / "evaluation" / f"{progress.stage}.npz"
+    if prepared.measured is not None and last.exists():
+        replace_file(last.with_name("final.npz"), last.read_bytes())
     summary = summarize(config, prepared.kind, progress, seconds)
     runlog.write_summary(run_dir, summary)
-    # The report shows the last epoch's rank lists under the name of the summary's last row.
-    evaluation = run_dir / "evaluation"
-    if prepared.measured is not None:
-        last = (evaluation / f"{progress.stage}.npz").read_bytes()
-        replace_file(evaluation / "final.npz", last)
     return summary
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +19,16 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from pipelines.distributed import collectives
 from pipelines.runs import checkpoint, failures
 from pipelines.runs.records import EpochLine, State
+from pipelines.storage.abandoned import hold, remove_abandoned
 from pipelines.training import deterministic, stream, within_epoch
 from pipelines.training.actor import BankActor, RemoteBank
 from pipelines.training.job import Job
 from pipelines.training.within_epoch import Order
 
+log = logging.getLogger(__name__)
 GPU_SHARE = 0.9  # of a worker: two do not fit on a GPU, a few searchers do
+_PREFIX = "crossreid-checkpoint-"
+_being_copied: dict[Path, int] = {}
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -36,6 +43,7 @@ def work(settings: dict[str, Any]) -> None:
 
 def _train(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> None:
     torch.set_num_threads(job.config.trainer.cpus_per_worker)
+    _remove_abandoned()
     share = stream.share_of_node(job.config)
     state = within_epoch.load(job.run_dir, _kept(start_from))
     _agree(state)
@@ -102,11 +110,27 @@ def _report(upload: str, line: EpochLine, state: State | None) -> None:
     if state is None:
         ray.train.report(line)
         return
-    folder = tempfile.mkdtemp(prefix="crossreid-checkpoint-")
-    checkpoint.save(Path(folder), state)
+    folder = _folder_to_copy()
+    checkpoint.save(folder, state)
     ray.train.report(
         line,
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_upload_mode=CheckpointUploadMode(upload.upper()),
         delete_local_checkpoint_after_upload=True,
     )
+
+
+def _folder_to_copy() -> Path:
+    """A temporary folder that is held until Ray has copied and deleted it."""
+    for folder in [folder for folder in _being_copied if not folder.exists()]:
+        os.close(_being_copied.pop(folder))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    with suppress(OSError):  # where there are no locks nothing is removed either
+        _being_copied[folder] = hold(folder)
+    return folder
+
+
+def _remove_abandoned() -> None:
+    """Delete checkpoints of workers of this node that ended before they were copied."""
+    for folder in remove_abandoned(Path(tempfile.gettempdir()), f"{_PREFIX}*"):
+        log.warning("removed %s, which a worker left that ended before it was copied", folder)

@@ -23,7 +23,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
-from pipelines.runs import checkpoint, runlog
+from pipelines.runs import checkpoint, recovery, runlog
 from pipelines.training import calibrating, driver, in_process
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
@@ -64,6 +64,18 @@ class TestTrainingOnRay:
         phases = {"embed", "cluster", "match", "plan", "input", "step", "checkpoint", "evaluate"}
         assert phases <= line["seconds"].keys()
         assert all(seconds >= 0 for seconds in line["seconds"].values())
+
+    @pytest.mark.slow
+    def test_a_finished_run_without_rays_list_is_finished_still(
+        self, finished: tuple, tmp_path: Path
+    ) -> None:
+        """As one process leaves it: no epoch is left, and the summary says what it said."""
+        run_dir, summary, config = finished
+        shutil.copytree(run_dir, tmp_path / run_dir.name)
+        (tmp_path / run_dir.name / recovery.RECORD).unlink()
+        again = train(config, tmp_path / run_dir.name, ["crossreid", "train"])
+        for key in ("rows", "evaluation", "chance"):
+            assert again[key] == summary[key]
 
     @pytest.mark.slow
     def test_two_workers_take_the_steps_of_a_single_process(

@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.config import run as configuration
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.embed import Embedder, _Work
+from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import VectorInfo
 from pipelines.runs import checkpoint
@@ -65,9 +65,9 @@ def embed_alone(
     dim = loaded.encoder.feature_dim
     info = VectorInfo(loaded.fingerprint, space, "float32", dim, str(root), str(source.path))
     vectors.claim(out, info, checkpoint)
-    embedder = Embedder(_Work(checkpoint, space, root, out, "float32", 32), threads=1)
-    planned = {part.key: embedder.embed(part)[0] for part in parts(source.samples())}
-    vectors.finish(out, planned, [], sum(planned.values()))
+    embedder = Embedder(Work(checkpoint, space, root, out, "float32", 32), threads=1)
+    planned = [part.key for part in parts(source.samples()) if embedder.embed(part)]
+    vectors.finish(out, planned, [])
     return out
 
 

@@ -67,6 +67,31 @@ def test_the_root_and_what_is_listed_besides_are_read(
     assert len(roots.read("manifest", root, trusted=trusted).train) == 1
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("a/b.png", "a/b.png"),
+        ("a..b/c...png", "a..b/c...png"),
+        ("a/../b.png", "b.png"),
+        ("../outside/b.png", "{outside}/b.png"),
+        ("../root/a/b.png", "{root}/a/b.png"),
+        ("{outside}/../outside/b.png", "{outside}/b.png"),
+        ("s3://bucket/a/../b.png", "s3://bucket/b.png"),
+    ],
+)
+def test_a_gallery_names_the_file_that_was_checked(
+    tmp_path: Path, image: str, expected: str
+) -> None:
+    """With no "..", which would lead elsewhere where a folder before it is a link."""
+    names = {"root": tmp_path / "root", "outside": tmp_path / "outside"}
+    root = write(names["root"], image.format(**names))
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (root / "a").symlink_to(tmp_path / "elsewhere" / "inner")
+    trusted = Trusted((names["outside"], tmp_path / "elsewhere", Path("s3://bucket")))
+    (sample,) = Source(root / "manifest.csv", trusted=trusted).samples()
+    assert sample.image == expected.format(**names)
+
+
 def test_a_bucket_is_no_prefix_of_another_name(tmp_path: Path) -> None:
     root = write(tmp_path / "root", "s3://bucket-of-others/b.png")
     with pytest.raises(UserError, match="lies outside"):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.cluster import session as cluster
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
-from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import vectors
-from pipelines.retrieval.embed import Embedder, embed
+from pipelines.retrieval.embed import embed
+from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Part, Source, parts, record_id
 from reid_core.datasets import regdb, synthetic
 from reid_core.models import backbones
@@ -35,35 +32,6 @@ from tests.pipelines.trained import draw_folder, save_run
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Seven visible and five infrared images."""
-    return draw_folder(tmp_path / "images", visible=7, infrared=5)
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Parts are embedded here rather than by Ray's actors; gives the keys that were."""
-    keys: list[str] = []
-
-    def run(work: embedding._Work, source: Source, missing: frozenset[str]) -> Iterator[dict]:
-        embedder = Embedder(work, threads=1)
-        for part in parts(source.samples()):
-            if part.key in missing:
-                keys.append(part.key)
-                row = embedder({"part": np.array([pickle.dumps(part)], dtype=object)})
-                yield {name: column[0] for name, column in row.items()}
-
-    class NoRay:
-        def __init__(self, config: object) -> None: ...
-        def __enter__(self) -> None: ...
-        def __exit__(self, *error: object) -> None: ...
-
-    monkeypatch.setattr(embedding, "_run", run)
-    monkeypatch.setattr(cluster, "session", NoRay)
-    return keys
 
 
 def read_vectors(out: Path) -> tuple[list[str], np.ndarray, pa.Table]:
@@ -218,7 +186,7 @@ def test_through_ray(
     """Actors write what a single process writes."""
     done = embed(checkpoint, Source(folder), tmp_path / "ray", dtype="float32")
     assert done.num_new == 12
-    work = embedding._Work(checkpoint, "descriptor", folder, tmp_path / "one", "float32", 64)
+    work = Work(checkpoint, "descriptor", folder, tmp_path / "one", "float32", 64)
     (tmp_path / "one").mkdir()
     for part in parts(Source(folder).samples()):
         Embedder(work, threads=1).embed(part)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,10 +18,11 @@ import pytest
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import fill, gallery, neighbors, vectors
-from pipelines.retrieval.embed import content_hash
+from pipelines.retrieval import answer_file, contact_sheet, fill, gallery, neighbors, vectors
+from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter, micros, time_of
+from pipelines.retrieval.search import query_by_id, search
 from pipelines.retrieval.sources import Source
 from reid_core.types import Modality, Sample
 from tests.pipelines.trained import draw_folder, random_rows
@@ -220,7 +223,7 @@ def test_vectors_of_embed_come_in_whatever_their_age(rows: np.ndarray, tmp_path:
     with pytest.raises(UserError, match="is not complete"):
         fill.add_vectors(tmp_path / "g", out)
     vectors.write_part(out, "0", samples, rows[:9].astype(np.float16), [])
-    vectors.finish(out, {"0": 9}, [], 9)
+    vectors.finish(out, ["0"], [])
     assert fill.add_vectors(tmp_path / "g", out).new == 9
     (file,) = vectors.part_files(out)
     old = pq.read_table(file).drop_columns(["tracklet", "images", "content"])
@@ -302,13 +305,26 @@ class TestBadInput:
         assert small.remove() == 0
         assert len(small) == 20
 
-    def test_a_name_that_leads_out_of_its_folder(self, small: Gallery, rows: np.ndarray) -> None:
+    def test_a_name_that_leads_out_of_its_folder(
+        self, small: Gallery, rows: np.ndarray, tmp_path: Path
+    ) -> None:
+        """Its row is an answer as any other, without an image."""
         sample = Sample("../../etc/passwd", Modality.VISIBLE)
         small.add(fill.rows_of([sample], rows[:1], root="/srv/images"))
         row = small.get("../../etc/passwd")
         assert row is not None
-        with pytest.raises(UserError, match="lies outside"):
-            _ = row.file
+        assert row.file is None, "nobody is shown what lies there"
+        query = query_by_id(small, row.id)
+        assert query is not None
+        assert query.image is None
+        hits = search(small, replace(query, id=""), top=3)
+        (first,) = [hit for hit in hits if hit.id == row.id]
+        assert first.image is None
+        for name in ("answers.json", "answers.csv"):
+            answer_file.write(tmp_path / name, query, [first])
+        assert json.loads((tmp_path / "answers.json").read_text())[0]["image"] is None
+        for name in ("sheet.html", "sheet.png"):
+            contact_sheet.write(tmp_path / name, query, [first], note="")
 
     def test_a_time_is_compared_as_it_is_stored(self) -> None:
         late = datetime(2199, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)

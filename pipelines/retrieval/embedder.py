@@ -1,0 +1,152 @@
+"""Embedding one part of a source: what an actor of `crossreid embed` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipelines.evaluation.encoder import Space, open_encoder
+from pipelines.retrieval import vectors
+from pipelines.retrieval.sources import Part
+from pipelines.retrieval.vectors import Dtype
+from pipelines.storage.files import reason
+from pipelines.storage.shards import location, read_bytes
+from reid_core.images import decode
+from reid_core.models.folding import folded
+from reid_core.types import Modality, Sample
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an actor must know.
+
+    Attributes:
+        checkpoint: folder of it.
+        space: of the vectors.
+        root: folder that the samples' images are relative to.
+        out: folder of the parts.
+        dtype: of the vectors.
+        batch_size: images per forward pass.
+    """
+
+    checkpoint: Path
+    space: Space
+    root: Path
+    out: Path
+    dtype: Dtype
+    batch_size: int
+
+
+class Embedder:
+    """Embeds a part and writes its file; one per GPU, or per few CPUs."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._work = work
+        loaded = open_encoder(work.checkpoint, space=work.space)
+        assert isinstance(loaded.encoder, nn.Module)
+        self._loaded = replace(loaded, encoder=folded(loaded.encoder))
+        self._pool = ThreadPoolExecutor(threads)
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[int] | list[str]]:
+        """A row with a part -> a row with counts."""
+        (content,) = block["part"]
+        embedded, skipped = self.embed(pickle.loads(content))
+        return {"embedded": [embedded], "skipped": [json.dumps(skipped)]}
+
+    def embed(self, part: Part) -> tuple[int, list[str]]:
+        """Number of vectors written, and messages about images that were left out."""
+        rows: list[Sample] = []
+        contents: list[str] = []
+        result: list[np.ndarray] = []
+        skipped: list[str] = []
+        for modality in dict.fromkeys(sample.modality for sample in part.samples):
+            own = [sample for sample in part.samples if sample.modality == modality]
+            step = self._work.batch_size
+            batches = [own[i : i + step] for i in range(0, len(own), step)]
+            ahead = [self._read(batch) for batch in batches[:2]]
+            for number, batch in enumerate(batches):
+                inputs, remaining, hashes = self._collect(batch, ahead[number], skipped)
+                ahead[number] = []  # frees the images
+                if number + 2 < len(batches):
+                    ahead.append(self._read(batches[number + 2]))
+                if remaining:
+                    rows += remaining
+                    contents += hashes
+                    result.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
+        none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
+        vectors.write_part(
+            self._work.out,
+            part.key,
+            rows,
+            np.concatenate([none, *result]),
+            skipped,
+            contents=contents,
+        )
+        return len(rows), skipped
+
+    def _read(self, batch: list[Sample]) -> list[Future[tuple[np.ndarray, str]]]:
+        size = self._loaded.config.model
+        return [
+            self._pool.submit(
+                _pixels_and_hash,
+                self._work.root / sample.image,
+                height=size.height,
+                width=size.width,
+            )
+            for sample in batch
+            if sample.modality != Modality.TEXT
+        ]
+
+    def _collect(
+        self,
+        batch: list[Sample],
+        images: list[Future[tuple[np.ndarray, str]]],
+        skipped: list[str],
+    ) -> tuple[torch.Tensor, list[Sample], list[str]]:
+        if not images:
+            assert self._loaded.tokenize is not None
+            sentences = [sample.caption for sample in batch]
+            return (
+                self._loaded.tokenize(sentences),
+                batch,
+                [content_hash(s.encode()) for s in sentences],
+            )
+        pixels, remaining, hashes = [], [], []
+        for sample, image in zip(batch, images, strict=True):
+            try:
+                decoded, content = image.result()
+            except ValueError as error:
+                skipped.append(str(error))
+            else:
+                pixels.append(decoded)
+                remaining.append(sample)
+                hashes.append(content)
+        inputs = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
+        return inputs, remaining, hashes
+
+
+def content_hash(data: bytes) -> str:
+    """What tells an image file from another of the same name."""
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _pixels_and_hash(path: Path, *, height: int, width: int) -> tuple[np.ndarray, str]:
+    """A decoded image, and the hash of its file.
+
+    Raises:
+        ValueError: it cannot be read or decoded; names the file.
+    """
+    try:
+        data = read_bytes(path)
+        return decode(data, height=height, width=width), content_hash(data)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{location(path)}: {reason(error)}") from error

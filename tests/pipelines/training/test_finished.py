@@ -1,0 +1,104 @@
+"""A run that is over and is begun again: nothing is trained, and what it says of itself stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from pipelines.config.run import RunConfig
+from pipelines.data import gate
+from pipelines.errors import UserError
+from pipelines.runs import checkpoint, runlog
+from pipelines.training import driver
+from pipelines.training.job import Job
+from pipelines.training.progress import Progress, is_over
+from pipelines.training.summary import finish
+
+Make = Callable[..., RunConfig]
+SCORES = {"rank1": 50.0, "mAP": 40.0}
+
+
+def keep(folder: Path, config: RunConfig, *, stage: str = "align", epoch: int = 0) -> Progress:
+    """A checkpoint as a run leaves it, with the scores that were reached."""
+    progress = Progress(stage, epoch, scores={stage: dict(SCORES)}, chance=5.0)
+    state: Any = {key: {} for key in checkpoint.TO_GO_ON_FROM}
+    state |= {"config": config.used(), "progress": progress.state_dict()}
+    checkpoint.save(folder, state | {"module": {"weight": torch.zeros(1)}})
+    return progress
+
+
+@pytest.fixture
+def nothing_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's trainer ends without a report: its list named no checkpoint, and no epoch was left."""
+    trainer = SimpleNamespace(fit=lambda: SimpleNamespace(checkpoint=None))
+    monkeypatch.setattr(Job, "of", lambda *_: None)
+    monkeypatch.setattr(driver, "bank_on_ray", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(driver, "uses_gpu", lambda _: False)
+    monkeypatch.setattr(driver, "_trainer", lambda *_: trainer)
+
+
+def test_a_run_that_one_process_finished_keeps_its_progress_on_ray(
+    make_config: Make, tmp_path: Path, nothing_to_report: None
+) -> None:
+    config = make_config()
+    reached = keep(tmp_path / "checkpoint_align_0000", config)
+    progress = driver._fit(config, cast(Any, None), tmp_path, lambda: False)
+    assert progress == reached
+    assert is_over(config, progress)
+
+
+def test_a_run_that_was_ended_before_its_first_epoch_stands_at_the_beginning(
+    make_config: Make, tmp_path: Path, nothing_to_report: None
+) -> None:
+    assert driver._fit(make_config(), cast(Any, None), tmp_path, lambda: False) == Progress()
+
+
+def test_more_epochs_than_are_asked_for_are_over_too(make_config: Make) -> None:
+    config = make_config("cclnet.align.epochs=2")
+    places = [("prepare", 5), ("align", 0), ("align", 1), ("align", 4)]
+    over = [is_over(config, Progress(stage, epoch)) for stage, epoch in places]
+    assert over == [False, False, True, True]
+
+
+def test_the_summary_is_written_last(make_config: Make, tmp_path: Path) -> None:
+    """Where it stands, the run is trained: `regdb_trials` and `tune` count it as that."""
+    config, prepared = make_config(), cast(Any, SimpleNamespace(kind="sysu", measured=object()))
+    progress = Progress("align", 0, scores={"align": dict(SCORES)})
+    with pytest.raises(AssertionError, match="stands in a stage"):
+        finish(tmp_path, config, prepared, Progress(), {})
+    (tmp_path / "evaluation" / "final.npz").mkdir(parents=True)
+    (tmp_path / "evaluation" / "align.npz").write_bytes(b"lists")
+    with pytest.raises(OSError, match="final"):
+        finish(tmp_path, config, prepared, progress, {})
+    assert not (tmp_path / runlog.SUMMARY).exists()
+    (tmp_path / "evaluation" / "final.npz").rmdir()
+    assert finish(tmp_path, config, prepared, progress, {})["rows"]["final"] == SCORES
+    assert (tmp_path / "evaluation" / "final.npz").read_bytes() == b"lists"
+
+
+def test_a_summary_needs_no_rank_lists(make_config: Make, tmp_path: Path) -> None:
+    prepared = cast(Any, SimpleNamespace(kind="sysu", measured=object()))
+    progress = Progress("align", 0, scores={"align": dict(SCORES)})
+    finish(tmp_path, make_config(), prepared, progress, {})
+    written = json.loads((tmp_path / runlog.SUMMARY).read_text())
+    assert written["rows"]["final"] == SCORES
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_start_after_which_no_epoch_is_left_is_refused(make_config: Make, tmp_path: Path) -> None:
+    keep(tmp_path / "align", make_config())
+    keep(tmp_path / "prompts", make_config(), stage="prompts")
+    config = make_config(f"start_from={tmp_path / 'align'}")
+    with pytest.raises(UserError, match=r"is the end of align.*earlier stage.*cclnet\.align\.epo"):
+        gate.check(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    more = make_config(f"start_from={tmp_path / 'align'}", "cclnet.align.epochs=2")
+    for allowed in (more, make_config(f"start_from={tmp_path / 'prompts'}")):
+        assert gate.check(allowed, tmp_path / "run").start_from == allowed.start_from
