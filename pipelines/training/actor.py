@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
 from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes
@@ -27,6 +29,7 @@ from pipelines.training.planner import Planner
 from reid_core.knn.products import Features, on_host
 from reid_core.types import Modality
 
+log = logging.getLogger(__name__)
 _PIECES = 2  # of a share, that wait in the object store at a time
 
 
@@ -52,7 +55,7 @@ def _bank_of(
 ) -> tuple[dict[str, object], Callable[[], MemoryBank | Planner]]:
     """Options of the actor, and what makes a memory bank, or a planner for a method without one.
 
-    Where GPUs are used and its node has one, the bank holds its features there.
+    Where GPUs are used and its node has room on one, the bank holds its features there.
     """
     config = job.config
     node = ray.get_runtime_context().get_node_id()
@@ -70,8 +73,8 @@ def _bank_of(
         assert job.identities is not None
         return options, partial(Planner, config, job.identities)
     inputs = job.method.inputs
-    has_gpu = any(n["NodeID"] == node and n["Resources"].get("GPU", 0) >= 1 for n in ray.nodes())
-    if use_gpu and has_gpu:
+    on_gpu = use_gpu and _has_room_on_a_gpu(node)
+    if on_gpu:
         options["num_gpus"] = SEARCHER_SHARE
     bank = partial(
         MemoryBank,
@@ -80,10 +83,22 @@ def _bank_of(
         identities=job.identities,
         owners=prepared.train_inputs.owners,
         cameras=prepared.cameras(inputs),
-        search=SearchOnNodes(use_gpu),
-        device=torch.device("cuda" if use_gpu and has_gpu else "cpu"),
+        search=SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu),
+        device=torch.device("cuda" if on_gpu else "cpu"),
     )
     return options, bank
+
+
+def _has_room_on_a_gpu(node: str) -> bool:
+    """Whether a node has a GPU that is not taken whole; says so where it has, and all are."""
+    total = next((n["Resources"].get("GPU", 0) for n in ray.nodes() if n["NodeID"] == node), 0)
+    has_room = free("GPU").get(node, 0) >= SEARCHER_SHARE
+    if total and not has_room:
+        log.warning(
+            "all GPUs of this node (%g) are taken by other work: its memory bank stays on the CPU",
+            total,
+        )
+    return has_room
 
 
 @dataclass
