@@ -16,6 +16,11 @@ def usable() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
+def total(resource: str) -> float:
+    """What the usable machines have of a resource, taken or not."""
+    return float(sum(node["Resources"].get(resource, 0) for node in usable()))
+
+
 def free(resource: str) -> dict[str, float]:
     """By node id, what nobody has reserved of a resource; as of a moment ago.
 

@@ -86,10 +86,10 @@ def search_for_best(
         _check_identities(study, config)
         with session(config):
             wanted = study.search.budget.concurrent
-            available, use_gpu = ray.cluster_resources(), uses_gpu(config)
-            count = slots(available, config, use_gpu=use_gpu, requested=wanted)
+            use_gpu = uses_gpu(config)
+            count = slots(config, use_gpu=use_gpu, requested=wanted)
             # what the trials leave free is for their seeds
-            seeds = max(1, room(available, config, use_gpu=use_gpu) // count)
+            seeds = max(1, room(config, use_gpu=use_gpu) // count)
             _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
     best = write_best(ledger.root, study)
     page.write(ledger.root)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import ray
@@ -21,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
+from pipelines.runs import warned
 from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
@@ -43,7 +45,7 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
     """
     options, make = _bank_of(job, prepared, use_gpu=use_gpu)
     # Ray's annotation also allows for the class itself
-    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(make))
+    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(make, job.run_dir))
     try:
         yield bank
     finally:
@@ -156,9 +158,11 @@ class BankActor:
 
     Args:
         make: makes a `MemoryBank` or a `Planner`.
+        run_dir: of the run, where what it warns of is kept.
     """
 
-    def __init__(self, make: Callable[[], MemoryBank | Planner]) -> None:
+    def __init__(self, make: Callable[[], MemoryBank | Planner], run_dir: Path) -> None:
+        warned.keep(run_dir)
         self._bank = make()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()

@@ -140,14 +140,15 @@ class SearchOnNodes:
         # The train workers hold the CPUs and wait; what asked for one would wait for them.
         # An actor without would get one thread.
         cores = max(1, int(node["Resources"].get("CPU", 1)))
-        handle = SearcherActor.options(
+        begun = SearcherActor.options(
             num_cpus=0,
             num_gpus=SEARCHER_SHARE if self._use_gpu else 0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores)}},
             # not on another one that has no room for it either
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote()
-        return _Started(cast("ActorHandle[Searcher]", handle), handle.ready.remote())
+        handle = cast("ActorHandle[Searcher]", begun)  # Ray's annotation says the class itself
+        return _Started(handle, handle.ready.remote())
 
     def _leave_out(self, node: dict[str, Any], why: str) -> None:
         if node["NodeID"] not in self._left_out:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import ray
+from ray._private.state import state
 
 from pipelines.cluster import capacity, nodes
 from pipelines.config.run import RunConfig
@@ -49,7 +50,7 @@ def test_a_worker_is_on_one_machine(make_config: Make, monkeypatch: pytest.Monke
     ]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 7.0})
     monkeypatch.setattr(ray, "nodes", lambda: machines)
-    monkeypatch.setattr(nodes.state, "get_draining_nodes", lambda: {"going": 0})
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: {"going": 0})
     wide = "trainer.cpus_per_worker=2"
     with pytest.raises(UserError, match=r"1 of 2 workers of 2 CPUs \(machines: 1 CPUs; 3 CPUs\)"):
         capacity.require(make_config(wide, "trainer.num_workers=2"))

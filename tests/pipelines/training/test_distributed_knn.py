@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray._private.state import state
 
-from pipelines.cluster import nodes
 from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.training import actor, distributed_knn
@@ -71,6 +71,7 @@ def test_the_memory_actor_has_all_cores(
     local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     """Ray gives one thread to whoever reserves no CPU."""
+
     def threads(actor: Any) -> int:
         import torch
 
@@ -93,14 +94,14 @@ def _node(name: str, **resources: float) -> dict[str, Any]:
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
-    """A cluster of three nodes with two GPUs each, this one among them; by name what is unreserved."""
+    """Three nodes with two GPUs each, this one among them; by name what is unreserved."""
     unreserved = {name: {"GPU": 2.0} for name in (HERE, "one", "two")}
     found = [_node(name, CPU=8.0, GPU=2.0) for name in unreserved]
     here = SimpleNamespace(get_node_id=lambda: HERE)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
     monkeypatch.setattr(ray, "nodes", lambda: found)
     monkeypatch.setattr(distributed_knn, "usable", lambda: found)
-    monkeypatch.setattr(nodes.state, "available_resources_per_node", lambda: unreserved)
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: unreserved)
     return unreserved
 
 
@@ -130,7 +131,9 @@ def test_the_bank_stays_on_the_cpu_where_others_hold_the_gpus(
     prepared = prepare(config, lambda inputs, modality: [])
     caplog.clear()
     machines[HERE] = {"GPU": unreserved}
-    options, make = actor._bank_of(Job.of(config, prepared, tmp_path), prepared, use_gpu=True)
+    job = Job.of(config, prepared, tmp_path)
+    made: Any = actor._bank_of(job, prepared, use_gpu=True)
+    options, make = made
     assert make.keywords["device"].type == device
     assert options.get("num_gpus") == (distributed_knn.SEARCHER_SHARE if unreserved else None)
     assert make.keywords["search"]._takes_part is bool(unreserved)
@@ -157,7 +160,7 @@ def test_a_searcher_that_finds_no_room_is_not_waited_for_and_used_once_it_has(
     )
     search = distributed_knn.SearchOnNodes(False, takes_part=True)
     monkeypatch.setattr(search, "_others", lambda: [_node(here, CPU=1.0)])
-    holder = of_four.options(num_cpus=1).remote()
+    holder: Any = of_four.options(num_cpus=1).remote()
     ray.get(holder.ready.remote())
     expected = nearest(features, 12).rows
     for _ in range(2):
