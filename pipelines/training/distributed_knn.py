@@ -160,7 +160,8 @@ class Searcher:
     """Searches on the GPU of its node, on the CPU where it is given none."""
 
     def __init__(self) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        given = ray.get_gpu_ids() and torch.cuda.is_available()  # others' are visible, too
+        self._device = torch.device("cuda" if given else "cpu")
         self._rows: dict[str, Tensor] = {}
 
     def ready(self) -> None:
