@@ -12,8 +12,6 @@ import subprocess
 import sys
 import time
 
-from ray._private.utils import read_ray_address
-
 from pipelines.errors import UserError
 
 _PAUSE_S = 0.5
@@ -68,6 +66,8 @@ def resolve(address: str) -> str:
 
 def _begun_here() -> str:
     """What `ray start` began on this machine, by Ray's own note; "" for nothing."""
+    from ray._private.utils import read_ray_address  # absent where a run trains in one process
+
     try:
         return read_ray_address() or ""
     except OSError:  # it was somebody else's, or has just gone
