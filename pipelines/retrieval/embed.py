@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from torch import nn
 
+from pipelines.cluster import machine
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
@@ -174,6 +174,7 @@ class Embedder:
     """Embeds a part and writes its file; one per GPU, or per few CPUs."""
 
     def __init__(self, work: _Work, threads: int) -> None:
+        threads = min(threads, machine.cores())  # of its node
         torch.set_num_threads(threads)
         self._work = work
         loaded = open_encoder(work.checkpoint, space=work.space)
@@ -323,7 +324,7 @@ class _PartsSource(Datasource):
 def _run(work: _Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
     gpus, cpus = cluster.num_gpus(), int(ray.cluster_resources().get("CPU", 1))
     num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
-    threads = max(1, min(os.cpu_count() or 1, cpus) // num_actors)
+    threads = max(1, cpus // num_actors)
     parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)
     # Ray Data would join small rows to large blocks, and one actor would get them all.
     parts_stream.context.target_max_block_size = 1

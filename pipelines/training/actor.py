@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -19,6 +18,7 @@ import torch
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.machine import cores
 from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
@@ -65,7 +65,7 @@ def _bank_of(
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 4,
         # Workers wait while it clusters: all cores are its own. Ray would give it one.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cores())}},
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
         # Beside the driver, without which there is no run: nodes with GPUs may be taken away.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 import ray
 from ray._private.state import state
 
+from pipelines.cluster.machine import cores
 from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.training import actor, distributed_knn
@@ -82,7 +82,7 @@ def test_the_memory_actor_has_all_cores(
     job = Job.of(config, prepared, tmp_path)
     with actor.bank_on_ray(job, prepared, use_gpu=False) as bank:
         result = ray.get(bank.__ray_call__.remote(threads))
-    assert result == os.cpu_count()
+    assert result == cores()
 
 
 HERE = "0a" * 28  # Ray looks at the form of its ids
