@@ -113,9 +113,13 @@ def _answers(
 def require_shared(folder: Path) -> None:
     """Refuse to start where a node does not see the folder under its path, or does not answer.
 
+    Where there is one node alone, nothing is asked.
+
     Raises:
         UserError: names the nodes.
     """
+    if len(usable()) < 2:
+        return
     nodes, silent = survey(folder)
     problems = []
     if blind := [node.address for node in nodes if not (node.reads and node.writes)]:

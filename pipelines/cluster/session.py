@@ -165,6 +165,5 @@ def session_of_run(config: RunConfig, run_dir: Path) -> Iterator[None]:
     with session(config):
         preflight.require_lasting_place()
         capacity.require(config)
-        if len(nodes.usable()) > 1:
-            preflight.require_shared(run_dir)
+        preflight.require_shared(run_dir)
         yield

@@ -29,7 +29,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from torch import nn
 
-from pipelines.cluster import machine
+from pipelines.cluster import machine, preflight
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
@@ -322,6 +322,7 @@ class _PartsSource(Datasource):
 
 
 def _run(work: _Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
+    preflight.require_shared(work.out)  # each node writes its parts into it
     gpus, cpus = cluster.num_gpus(), int(ray.cluster_resources().get("CPU", 1))
     num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
     threads = max(1, cpus // num_actors)

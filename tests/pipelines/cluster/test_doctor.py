@@ -30,7 +30,10 @@ from pipelines.cluster.nodes import usable
 from pipelines.cluster.preflight import Node
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
+from pipelines.data import convert
 from pipelines.errors import UserError
+from pipelines.retrieval import embed
+from pipelines.retrieval.sources import Source
 from tests.pipelines.cluster.machines import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -215,11 +218,28 @@ class TestCluster:
             "survey",
             lambda folder: ([node("a"), node("b", reads=False)], ["c (nothing within 60 s)"]),
         )
+        monkeypatch.setattr(preflight, "usable", lambda: [{}])
+        preflight.require_shared(tmp_path)  # nobody else is there
+        monkeypatch.setattr(preflight, "usable", lambda: [{}, {}])
         with pytest.raises(UserError) as refused:
             preflight.require_shared(tmp_path)
         first, second = str(refused.value).splitlines()
         assert "not the same folder on b: mount a shared" in first
         assert second.startswith("no answer from c (nothing within 60 s): run the command again")
+
+    def test_commands_whose_nodes_write_into_one_folder_ask_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(preflight, "usable", lambda: [{}, {}])
+        monkeypatch.setattr(
+            preflight, "survey", lambda folder: ([node("a"), node("b", writes=False)], [])
+        )
+        message = f"{tmp_path} is not the same folder on b"
+        work = embed._Work(tmp_path, "descriptor", tmp_path, tmp_path, "float16", 1)
+        with pytest.raises(UserError, match=message):
+            next(embed._run(work, Source(tmp_path), frozenset({"x"})))
+        with pytest.raises(UserError, match=message):
+            convert._write_shards({0: ["a"]}, tmp_path, convert._Target(str(tmp_path)), None)
 
     @pytest.mark.ray
     def test_survey_of_a_running_cluster(self, local_ray: None, tmp_path: Path) -> None:
