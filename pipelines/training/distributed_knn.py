@@ -117,13 +117,13 @@ class SearchOnNodes:
             new = [node for node in nodes if node["NodeID"] not in self._searchers]
             for node in new:
                 self._searchers[node["NodeID"]] = self._start(node)
-            mine = {node["NodeID"]: self._searchers[node["NodeID"]] for node in nodes}
-            if mine:
-                asked = [started.ready for started in mine.values()]
+            begun = {node["NodeID"]: self._searchers[node["NodeID"]] for node in nodes}
+            if begun:
+                asked = [started.ready for started in begun.values()]
                 ray.wait(asked, num_returns=len(asked), timeout=_READY_S if new else 0)
             result = []
             for node in nodes:
-                started = mine[node["NodeID"]]
+                started = begun[node["NodeID"]]
                 try:
                     ray.get(started.ready, timeout=0)
                 except ray.exceptions.GetTimeoutError:  # it stays, and is used once it has room

@@ -160,7 +160,7 @@ class TestCluster:
 
     @pytest.mark.parametrize("driver", ["10.0.0.1", "10.0.0.3"])
     @pytest.mark.parametrize(
-        ("check", "wrong", "found", "verdict"),
+        ("check", "wrong", "says", "verdict"),
         [
             ("/dev/shm", {"shared_memory_bytes": 64 * 2**20}, "0.1 GiB, Ray's", "warn"),
             ("disk", {"free_bytes": 2 * GIB}, "2 GiB free in", "warn"),
@@ -173,7 +173,7 @@ class TestCluster:
         driver: str,
         check: str,
         wrong: dict[str, Any],
-        found: str,
+        says: str,
         verdict: str,
     ) -> None:
         """The nodes come in the order of their addresses; the driver's may be any of them."""
@@ -183,7 +183,7 @@ class TestCluster:
             nodes = [node(a, **good | (wrong if a == bad else {})) for a in sorted(addresses)]
             lines = [f for f in examination.nodes(tmp_path, nodes, []) if f.check == check]
             assert [line.verdict for line in lines] == [verdict]
-            assert lines[0].found.startswith(f"{bad}: {found}")
+            assert lines[0].found.startswith(f"{bad}: {says}")
             assert lines[0].remedy
 
     def test_one_machine_is_not_told_of_twice(self, tmp_path: Path) -> None:

@@ -46,5 +46,5 @@ def test_threads_follow_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_nobody_counts_the_hosts_cores() -> None:
     """Only the record of a run's machine does."""
     files = (ROOT / "pipelines").rglob("*.py")
-    found = {path.name for path in files if "cpu_count()" in path.read_text()}
-    assert found == {"runlog.py"}
+    names = {path.name for path in files if "cpu_count()" in path.read_text()}
+    assert names == {"runlog.py"}

@@ -73,9 +73,9 @@ def test_an_error_that_may_pass_is_asked_again_until_it_has_passed(
 @pytest.mark.parametrize("code", [503, 429])
 def test_an_error_that_does_not_pass_is_told_as_it_is(server: Server, code: int) -> None:
     server.codes = [code]
-    with pytest.raises(OSError, match=f"The server answers {code}") as told:
+    with pytest.raises(OSError, match=f"The server answers {code}") as error:
         read_bytes(Path(f"{server.root}/images/a.jpg"))
-    assert not isinstance(told.value, (FileNotFoundError, UnfitFileError))
+    assert not isinstance(error.value, (FileNotFoundError, UnfitFileError))
     assert server.asked == ["/images/a.jpg"] * 4  # and for no index above it
 
 
@@ -134,8 +134,8 @@ def test_a_check_goes_on_behind_a_dead_url(server: Server, tmp_path: Path) -> No
         rows.append(f"{pid}.png,visible,{pid},0,train")
     rows.append(f"{server.root}/dead.png,visible,1,0,train")
     (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
-    found = check.check("manifest", tmp_path, trusted=Trusted(allow_http=True))
-    (unreadable,) = (problem for problem in found.problems if "unreadable" in problem.what)
+    result = check.check("manifest", tmp_path, trusted=Trusted(allow_http=True))
+    (unreadable,) = (problem for problem in result.problems if "unreadable" in problem.what)
     assert unreadable.what == "unreadable: 1 image"
     assert "The server answers 503" in unreadable.examples[0]
-    assert found.sizes["visible"] == [[32, 16], [32, 16]]
+    assert result.sizes["visible"] == [[32, 16], [32, 16]]

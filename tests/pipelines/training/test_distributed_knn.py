@@ -96,11 +96,11 @@ def _node(name: str, **resources: float) -> dict[str, Any]:
 def machines(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, float]]:
     """Three nodes with two GPUs each, this one among them; by name what is unreserved."""
     unreserved = {name: {"GPU": 2.0} for name in (HERE, "one", "two")}
-    found = [_node(name, CPU=8.0, GPU=2.0) for name in unreserved]
+    nodes = [_node(name, CPU=8.0, GPU=2.0) for name in unreserved]
     here = SimpleNamespace(get_node_id=lambda: HERE)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
-    monkeypatch.setattr(ray, "nodes", lambda: found)
-    monkeypatch.setattr(distributed_knn, "usable", lambda: found)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(distributed_knn, "usable", lambda: nodes)
     monkeypatch.setattr(state, "available_resources_per_node", lambda: unreserved)
     return unreserved
 
