@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import ray
@@ -101,15 +102,15 @@ def test_what_is_free_is_what_nobody_has_reserved(local_ray: None) -> None:
             time.sleep(0.1)
         return nodes.free("CPU").get(node, 0) == expected
 
-    @ray.remote
-    class Holder:
+    class Nothing:
         pass
 
+    holder: Any = ray.remote(Nothing)
     assert settles(4)
     holders = []
     for cpus, left in ((0.01, 3.99), (3.99, 0)):
-        holders.append(Holder.options(num_cpus=cpus).remote())
+        holders.append(holder.options(num_cpus=cpus).remote())
         assert settles(left)
-    for holder in holders:
-        ray.kill(holder)
+    for one in holders:
+        ray.kill(one)
     assert settles(4)
