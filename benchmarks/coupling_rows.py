@@ -41,6 +41,8 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours + voted labels": (*OURS, *OWN_VOTES),
     "ours + teacher": (*OURS, TEACHER),
     "ours + decay": (*OURS, "cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0"),
+    "ours + teacher + votes": (*OURS, TEACHER, *OWN_VOTES),
+    "ours + teacher + votes, 12 epochs": (*OURS, TEACHER, *OWN_VOTES, LONGER),
     "ours, two views": (*OURS, *TWO_VIEWS),
     "ours, two views + teacher": (*OURS, *TWO_VIEWS, TEACHER),
     "ours, two views + teacher + votes": (*OURS, *TWO_VIEWS, TEACHER, *OWN_VOTES),

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Mapping
 
-import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.sdk import request_resources
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
@@ -34,10 +33,8 @@ def require(config: RunConfig) -> None:
     """
     settings = config.trainer
     workers = settings.num_workers if settings.min_workers is None else settings.min_workers
-    bundle = {"CPU": float(settings.cpus_per_worker)}
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    if has_gpus if settings.use_gpu is None else settings.use_gpu:
-        bundle["GPU"] = 1.0
+    has_gpus = nodes.total("GPU") > 0
+    bundle = asked_of(config, has_gpus if settings.use_gpu is None else settings.use_gpu)
     if _fits(workers, bundle):
         return
     if not may_grow(config):
@@ -53,7 +50,7 @@ def require(config: RunConfig) -> None:
             if now - said >= _SAY_EVERY_S:
                 said = now
                 log.warning(
-                    "waiting for machines since %.0f s: %s", now - began, _compared(workers, bundle)
+                    "waiting for machines since %.0f s: %s", now - began, compared(workers, bundle)
                 )
             time.sleep(_POLL_S)
     finally:
@@ -72,11 +69,17 @@ def may_grow(config: RunConfig) -> bool:
     return any(not kind.startswith("node_") for kind in kinds)
 
 
+def asked_of(config: RunConfig, use_gpu: bool) -> dict[str, float]:
+    """What one worker of a run takes of its machine."""
+    bundle = {"CPU": float(config.trainer.cpus_per_worker)}
+    return bundle | {"GPU": 1.0} if use_gpu else bundle
+
+
 def _fits(workers: int, bundle: Mapping[str, float]) -> bool:
-    return _room(bundle) >= workers
+    return room(bundle) >= workers
 
 
-def _room(bundle: Mapping[str, float]) -> int:
+def room(bundle: Mapping[str, float]) -> int:
     """Workers that the machines hold, each of which is on one of them."""
     return sum(
         int(min(node["Resources"].get(name, 0) // amount for name, amount in bundle.items()))
@@ -84,18 +87,19 @@ def _room(bundle: Mapping[str, float]) -> int:
     )
 
 
-def _compared(workers: int, bundle: Mapping[str, float]) -> str:
+def compared(workers: int, bundle: Mapping[str, float]) -> str:
+    """In words, what workers ask for and what the machines have."""
     asked = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.items())
     there = "; ".join(
         ", ".join(f"{node['Resources'].get(name, 0):g} {name}s" for name in bundle)
         for node in nodes.usable()
     )
-    return f"room for {_room(bundle)} of {workers} workers of {asked} (machines: {there})"
+    return f"room for {room(bundle)} of {workers} workers of {asked} (machines: {there})"
 
 
 def _too_small(workers: int, bundle: Mapping[str, float], why: str) -> str:
     gpus = "" if "GPU" not in bundle else " trainer.use_gpu=false trains on CPUs;"
     return (
         f"trainer.num_workers={workers} ask for more than the cluster has, {why}: "
-        f"{_compared(workers, bundle)}.{gpus} fewer workers (trainer.num_workers), or more machines"
+        f"{compared(workers, bundle)}.{gpus} fewer workers (trainer.num_workers), or more machines"
     )

@@ -1,7 +1,7 @@
-"""`crossreid doctor`: will a run work here? One line per check, with the remedy.
+"""What `crossreid doctor` looks at on this machine: one line per check, with the remedy.
 
-First this machine, then the cluster that a run would use. A failed check means that a run will
-stop; a warning, that it will be slow or that something optional is missing.
+A failed check means that a run will stop; a warning, that it will be slow or that something
+optional is missing. `pipelines.cluster.examination` says in which order, and looks at the cluster.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import open_clip
-import ray
 import torch
 from packaging.requirements import Requirement
 from rich.markup import escape
@@ -30,10 +29,6 @@ from rich.table import Table
 
 from pipelines.cluster import machine as limits
 from pipelines.cluster import preflight
-from pipelines.cluster.session import session
-from pipelines.config import run as configuration
-from pipelines.errors import UserError
-from pipelines.storage.files import reason
 from reid_core.knn.faiss_screen import faiss_for_gpus
 from reid_core.models import backbones
 
@@ -66,39 +61,6 @@ class Finding:
     remedy: str = ""
 
 
-def examine(folder: Path, address: str | None) -> Iterator[Finding]:
-    """All checks, each as soon as it is done.
-
-    Args:
-        folder: where runs are to be written; made if it does not exist.
-        address: cluster to join, None or "local" to start one here, as for `ray.address`.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        yield Finding("run folder", "fail", f"{folder}: {reason(error)}", "choose another --out")
-        return
-    joins = address not in (None, "local")
-    checks: list[Callable[[], Finding]] = [
-        python,
-        packages,
-        accelerator,
-        neighbor_search,
-        sweeps,
-        weights,
-        lambda: machine(limits.cores(), limits.memory_bytes()),
-        lambda: shared_memory(limits.shared_memory_bytes(), limits.memory_bytes()),
-        authentication,
-        open_files,
-        lambda: disk(folder),
-        step,
-        *([] if joins else [ports]),
-    ]
-    for check in checks:
-        yield check()
-    yield from cluster(folder, address)
-
-
 def failed(findings: Sequence[Finding]) -> bool:
     """Whether a run would stop."""
     return any(finding.verdict == "fail" for finding in findings)
@@ -120,9 +82,6 @@ def to_json(findings: Sequence[Finding]) -> str:
     """For programs: {"ok": bool, "findings": [...]}."""
     lines = [asdict(finding) for finding in findings]
     return json.dumps({"ok": not failed(findings), "findings": lines}, indent=1) + "\n"
-
-
-# This machine ------------------------------------------------------------------------------------
 
 
 def python() -> Finding:
@@ -267,7 +226,11 @@ def open_files() -> Finding:
 
 def disk(folder: Path) -> Finding:
     """Free space where runs are written."""
-    free = shutil.disk_usage(folder).free
+    return free_space(shutil.disk_usage(folder).free, folder)
+
+
+def free_space(free: int, folder: Path) -> Finding:
+    """Whether a run and what is made of it find room; `free` in bytes."""
     result = f"{free / _GIB:.0f} GiB free in {folder.resolve()}"
     if free >= _MIN_DISK:
         return Finding("disk", "ok", result)
@@ -303,60 +266,6 @@ def step() -> Finding:
     if min(seconds) < _SLOW_STEP_S:
         return Finding("one step", "ok", result)
     return Finding("one step", "warn", result, "other programs may hold the cores: see `top`")
-
-
-# The cluster -------------------------------------------------------------------------------------
-
-
-def cluster(folder: Path, address: str | None) -> Iterator[Finding]:
-    """Start or join Ray as a run would, then ask every node."""
-    began = time.perf_counter()
-    try:
-        config = configuration.validate(
-            {"data": {"root": str(folder)}, "ray": {"address": address}}, source="doctor"
-        )
-        with session(config):
-            seconds = time.perf_counter() - began
-            yield resources(ray.cluster_resources(), seconds)
-            yield from nodes(folder, *preflight.survey(folder))
-    except UserError as error:
-        yield Finding("Ray", "fail", str(error))
-
-
-def resources(available: dict[str, float], seconds: float) -> Finding:
-    """What the cluster offers."""
-    cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
-    result = f"answers after {seconds:.1f} s: {cpus:g} CPUs, {gpus:g} GPUs"
-    if cpus >= 2:
-        return Finding("Ray", "ok", result)
-    remedy = "a worker and the tasks that decode images need a core each"
-    return Finding("Ray", "fail", result, remedy)
-
-
-def nodes(folder: Path, result: list[preflight.Node], silent: list[str]) -> Iterator[Finding]:
-    """Whether the nodes agree with this one and see the folder."""
-    if silent:
-        remedy = "see the node's logs in /tmp/ray/session_latest/logs; is the package installed?"
-        yield Finding("nodes", "fail", f"no answer from {', '.join(silent)}", remedy)
-    blind = [node.address for node in result if not (node.reads and node.writes)]
-    path = folder.resolve()
-    if blind:
-        yield Finding(
-            "shared folder",
-            "fail",
-            f"{path} is another folder on {', '.join(blind)}",
-            "mount a shared file system under the same path on all nodes",
-        )
-    else:
-        yield Finding("shared folder", "ok", f"{path} is the same on {len(result)} node(s)")
-    wrong = preflight.disagreements(result)
-    if wrong:
-        remedy = "install the same constraints.txt on every node"
-        yield Finding("versions", "fail", "; ".join(wrong), remedy)
-    else:
-        yield Finding("versions", "ok", f"the same on {len(result)} node(s)")
-    for node in result[1:]:
-        yield shared_memory(node.shared_memory_bytes, node.memory_bytes)
 
 
 def _listens(port: int) -> bool:

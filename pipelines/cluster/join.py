@@ -11,12 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 
 from pipelines.errors import UserError
 
-_CURRENT = Path("/tmp/ray/ray_current_cluster")  # Ray's own note of what `ray start` began here
 _PAUSE_S = 0.5
 _MIN_ASK_S = 5.0  # a process that imports Ray takes two seconds
 _ASK = """
@@ -51,15 +48,30 @@ def resolve(address: str) -> str:
         _host_and_port(address)
         return address
     known = os.environ.get("RAY_ADDRESS", "")
-    if not known:
-        with suppress(OSError):
-            known = _CURRENT.read_text().strip()
+    if known == "local":
+        raise UserError(
+            "ray.address=auto, but RAY_ADDRESS=local, which wants a Ray of its own: unset "
+            "RAY_ADDRESS, or use ray.address=local"
+        )
+    if known in ("", "auto"):
+        known = _begun_here()
     if not known:
         raise UserError(
             "ray.address=auto, but no Ray runs on this machine: start one with `ray start --head` "
-            "(`ray start --address HEAD:6379` joins another), or use ray.address=local"
+            "(`ray start --address HEAD:6379` joins another), or use ray.address=local; one that "
+            "was started with another RAY_TMPDIR, TMPDIR or --temp-dir is joined by its host:port"
         )
-    return resolve(known) if known != "auto" else known
+    return resolve(known)
+
+
+def _begun_here() -> str:
+    """What `ray start` began on this machine, by Ray's own note; "" for nothing."""
+    from ray._private.utils import read_ray_address  # absent where a run trains in one process
+
+    try:
+        return read_ray_address() or ""
+    except OSError:  # it was somebody else's, or has just gone
+        return ""
 
 
 def require_answer(address: str, *, timeout_s: float) -> None:

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
@@ -39,6 +40,7 @@ class Node:
         shared_memory_bytes: size of /dev/shm, 0 where there is none.
         memory_bytes: of the node, or of its container.
         free_bytes: free disk space of the folder, 0 where it cannot be seen.
+        gpus_of_ray: how many Ray gives away there.
     """
 
     address: str
@@ -49,6 +51,7 @@ class Node:
     shared_memory_bytes: int
     memory_bytes: int
     free_bytes: int
+    gpus_of_ray: int = 0
 
 
 def survey(folder: Path) -> tuple[list[Node], list[str]]:
@@ -58,7 +61,8 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
         folder: must be writable here; two small files per node come and go in it.
 
     Returns:
-        The nodes that answered, and the addresses of those that did not within a minute.
+        The nodes that answered, and of those that did not the addresses, with the reason. A node
+        that has gone meanwhile, or is being taken away, is in neither.
 
     Raises:
         UserError: the folder cannot be written here.
@@ -75,35 +79,75 @@ def survey(folder: Path) -> tuple[list[Node], list[str]]:
         asked = {
             _look_around.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(probe, node["NodeManagerAddress"]): node["NodeManagerAddress"]
+            ).remote(probe, node["NodeManagerAddress"]): node
             for node in usable()
         }
-        done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
-        result, silent = [], [asked[task] for task in late]
-        for task in done:
-            try:
-                node, token = ray.get(task)
-            except ray.exceptions.RayError:
-                silent.append(asked[task])
-                continue
-            result.append(replace(node, writes=bool(token) and (probe / token).exists()))
-        return sorted(result, key=lambda node: node.address), sorted(silent)
+        return _answers(asked, probe)
     finally:
         shutil.rmtree(probe, ignore_errors=True)
 
 
+def _answers(
+    asked: dict[ray.ObjectRef[tuple[Node, str]], dict[str, Any]], probe: Path
+) -> tuple[list[Node], list[str]]:
+    """What was answered in time, and who of those that are still there did not answer."""
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
+    result = []
+    silent = {asked[task]["NodeID"]: f"nothing within {_TIMEOUT_S:g} s" for task in late}
+    for task in done:
+        place = asked[task]
+        try:
+            node, token = ray.get(task)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            silent[place["NodeID"]] = str(cause).strip().splitlines()[-1]
+            continue
+        writes = bool(token) and (probe / token).exists()
+        gpus = int(place["Resources"].get("GPU", 0))
+        result.append(replace(node, writes=writes, gpus_of_ray=gpus))
+    there = {node["NodeID"]: node["NodeManagerAddress"] for node in usable()}
+    unheard = [f"{there[name]} ({why})" for name, why in silent.items() if name in there]
+    return sorted(result, key=lambda node: node.address), sorted(unheard)
+
+
 def require_shared(folder: Path) -> None:
-    """Refuse to start where a node does not see the folder under its path.
+    """Refuse to start where a node does not see the folder under its path, or does not answer.
+
+    Where there is one node alone, nothing is asked.
 
     Raises:
         UserError: names the nodes.
     """
+    if len(usable()) < 2:
+        return
     nodes, silent = survey(folder)
-    blind = [node.address for node in nodes if not (node.reads and node.writes)] + silent
-    if blind:
-        raise UserError(
+    problems = []
+    if blind := [node.address for node in nodes if not (node.reads and node.writes)]:
+        problems.append(
             f"{folder.resolve()} is not the same folder on {', '.join(blind)}: mount a shared "
             "file system under this path on all nodes, or choose a path on one"
+        )
+    if silent:
+        problems.append(
+            f"no answer from {', '.join(silent)}: run the command again, and if it stays so look "
+            "into the node's logs (/tmp/ray/session_latest/logs) or take it out of the cluster; "
+            "`crossreid doctor` asks all nodes"
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def require_lasting_place() -> None:
+    """Refuse to start on a machine that is being taken away: nothing more is placed there.
+
+    Raises:
+        UserError: it is this one.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    if here not in {node["NodeID"] for node in usable()}:
+        raise UserError(
+            "this machine is being taken away (Ray drains it), and a run needs the one that it "
+            "was started on: run the command on another node of the cluster"
         )
 
 

@@ -14,7 +14,7 @@ import psutil
 import ray
 import ray.data
 
-from pipelines.cluster import capacity, join, machine, preflight
+from pipelines.cluster import capacity, join, machine, nodes, preflight
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError, end_on_signals
 
@@ -101,8 +101,8 @@ def _start(config: RunConfig) -> None:
 
 
 def num_gpus() -> int:
-    """GPUs of the cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs of the machines that work can be placed on."""
+    return int(nodes.total("GPU"))
 
 
 def uses_gpu(config: RunConfig) -> bool:
@@ -159,10 +159,11 @@ def session_of_run(config: RunConfig, run_dir: Path) -> Iterator[None]:
     """Ray, on a cluster that can hold the run; all its nodes see the run directory.
 
     Raises:
-        UserError: see `session`, `capacity.require`, `preflight.require_shared`.
+        UserError: see `session`, `preflight.require_lasting_place`, `capacity.require`,
+            `preflight.require_shared`.
     """
     with session(config):
+        preflight.require_lasting_place()
         capacity.require(config)
-        if len(ray.nodes()) > 1:
-            preflight.require_shared(run_dir)
+        preflight.require_shared(run_dir)
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,6 +46,7 @@ def synth(
     ] = 0.0,
 ) -> None:
     """Draw identities as a data set in a real layout."""
+    from pipelines.cluster.machine import cores
     from reid_core.datasets import synthetic
 
     synthetic.write(
@@ -58,7 +58,7 @@ def synth(
         height=height,
         test_share=test_share,
         mismatch=mismatch,
-        workers=os.cpu_count() or 1,
+        workers=cores(),
     )
     say(f"{identities} identities: {root}")
 

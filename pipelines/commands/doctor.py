@@ -27,10 +27,11 @@ def doctor(
 ) -> None:
     """Check whether a run will work here and on the cluster; exit code 1 if it will not."""
     from pipelines.cluster import doctor as clinic
+    from pipelines.cluster.examination import examine
 
     check_target(json_file)
     findings = []
-    for finding in clinic.examine(out, address or ray_address()):
+    for finding in examine(out, address or ray_address()):
         findings.append(finding)
         console.print(clinic.table([finding]))
     if json_file is not None:

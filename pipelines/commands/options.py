@@ -23,8 +23,8 @@ Trial = Annotated[
 
 
 def ray_address() -> str | None:
-    """Inside a Ray job the cluster is the one that the job runs on."""
-    return "auto" if "RAY_ADDRESS" in os.environ else None
+    """Inside a Ray job the cluster is the one that the job runs on; None for a Ray of our own."""
+    return "auto" if os.environ.get("RAY_ADDRESS", "") not in ("", "local") else None
 
 
 def check_target(path: Path | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from pipelines.cluster.machine import cores
 from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
@@ -307,7 +307,7 @@ def _look_at(
 
 def _in_threads(root: Path, images: Iterable[str]) -> Iterator[tuple[str, _Seen]]:
     """What is seen of each image, in order; decoders let other threads run."""
-    workers = os.cpu_count() or 1
+    workers = cores()
     waiting = iter(images)
     with ThreadPoolExecutor(workers) as pool:
         while chunk := list(islice(waiting, 64 * workers)):

@@ -25,6 +25,7 @@ from PIL import Image
 from pyarrow import fs as arrow_fs
 from rich.progress import track
 
+from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
 from pipelines.config import run as configuration
 from pipelines.data import roots
@@ -205,6 +206,8 @@ def _write_shards(
             "wrong": json.dumps(_write_shard(task["part"], task["images"], root, target, shape))
         }
 
+    if "://" not in target.location:
+        preflight.require_shared(Path(target.location))
     # One block per shard: a task that fails is tried again without the others.
     done = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(write).iter_rows()
     shown = track(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
@@ -239,9 +239,10 @@ class _PartsSource(Datasource):
 
 
 def _run(work: Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
+    preflight.require_shared(work.out)  # each node writes its parts into it
     gpus, cpus = cluster.num_gpus(), int(ray.cluster_resources().get("CPU", 1))
     num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
-    threads = max(1, min(os.cpu_count() or 1, cpus) // num_actors)
+    threads = max(1, cpus // num_actors)
     parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)
     # Ray Data would join small rows to large blocks, and one actor would get them all.
     parts_stream.context.target_max_block_size = 1

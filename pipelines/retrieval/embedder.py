@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipelines.cluster import machine
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part
@@ -49,6 +50,7 @@ class Embedder:
     """Embeds a part and writes its file; one per GPU, or per few CPUs."""
 
     def __init__(self, work: Work, threads: int) -> None:
+        threads = min(threads, machine.cores())  # of its node
         torch.set_num_threads(threads)
         self._work = work
         loaded = open_encoder(work.checkpoint, space=work.space)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import ray
 import torch
 
 from pipelines.cluster import session as cluster
@@ -26,6 +27,7 @@ from reid_core.types import Modality
 
 if TYPE_CHECKING:
     from ray.serve import Application
+    from ray.serve.schema import ServeInstanceDetails
 
 log = logging.getLogger(__name__)
 _INSTALL = 'pip install -c constraints.txt -e ".[serve]"'
@@ -65,10 +67,10 @@ class Settings:
     batch_wait_s: float = 0.005
 
     def check(self) -> None:
-        """Refuse what must not or cannot be served.
+        """Refuse what must not be served.
 
         Raises:
-            UserError: no token although others can reach it, a short one, or a port in use.
+            UserError: no token although others can reach it, or a short one.
         """
         if not is_loopback(self.host) and not self.token:
             raise UserError(
@@ -77,6 +79,13 @@ class Settings:
             )
         if self.token and len(self.token) < 16:
             raise UserError("CROSSREID_TOKEN has fewer than 16 characters: it could be guessed")
+
+    def check_port(self) -> None:
+        """Refuse a port on which this machine cannot listen.
+
+        Raises:
+            UserError: it is in use, or not ours to take.
+        """
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -259,8 +268,11 @@ def application(plan: Plan, *, num_gpus: int) -> Application:
 def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[None]:
     """Serve while the block runs, on a Ray of its own or one that is there.
 
+    A Ray Serve that runs there already goes on afterwards, with what else it serves.
+
     Raises:
-        UserError: see `Settings.check` and `plan_of`; Ray Serve is not installed.
+        UserError: see `Settings.check`, `Settings.check_port`, `plan_of`, `_require_place_in`; Ray
+            Serve is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -270,16 +282,70 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
     except ImportError as error:
         raise UserError(f"serving needs Ray Serve and FastAPI: {_INSTALL}") from error
     settings.check()
+    if ray_address in (None, "local") and not ray.is_initialized():
+        settings.check_port()  # nothing of ours can listen there: no Ray is begun for it
     plan = plan_of(settings)
     own = plan.config.ray.model_copy(update={"address": ray_address})
     with cluster.session(plan.config.model_copy(update={"ray": own})):
+        there = _running_serve()
+        if there is not None:
+            _require_place_in(there, settings)
+        else:
+            settings.check_port()
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
             serve.run(application(plan, num_gpus=cluster.num_gpus()), name=_NAME, route_prefix="/")
             yield
         finally:
-            serve.shutdown()
+            _leave(began=there is None)
+
+
+def _running_serve() -> ServeInstanceDetails | None:
+    """What Ray Serve says of itself where it runs on the connected cluster."""
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeInstanceDetails
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else ServeInstanceDetails(**client.get_serve_details())
+
+
+def _require_place_in(there: ServeInstanceDetails, settings: Settings) -> None:
+    """Refuse a Ray Serve that listens elsewhere, or has an application in our place.
+
+    It has one host and port for all that it serves, and what is given anew is not heard.
+
+    Raises:
+        UserError: names what is there.
+    """
+    options = there.http_options
+    listens = (options.host, options.port) if options else (None, None)
+    if listens != (settings.host, settings.port):
+        raise UserError(
+            f"Ray Serve runs on this cluster already and listens on {listens[0]}:{listens[1]}, not "
+            f"on {settings.host}:{settings.port}: give --host {listens[0]} --port {listens[1]}, or "
+            "serve on a Ray of its own (unset RAY_ADDRESS)"
+        )
+    for name, app in there.applications.items():
+        if name == _NAME or app.route_prefix == "/":
+            raise UserError(
+                f"this cluster serves {name} at {app.route_prefix} already, which this service "
+                f'would replace: end that one (its own command, or `serve.delete("{name}")` in '
+                "Python), or serve on a Ray of its own (unset RAY_ADDRESS)"
+            )
+
+
+def _leave(*, began: bool) -> None:
+    """End our application, and Ray Serve where we began it and nobody else has come."""
+    from ray import serve
+
+    others = sorted(set(serve.status().applications) - {_NAME})
+    if began and not others:
+        serve.shutdown()
+        return
+    serve.delete(_NAME)
+    if began:
+        log.warning("Ray Serve goes on, since it serves %s", ", ".join(others))
 
 
 def wait() -> None:

@@ -8,6 +8,7 @@ connection goes to the very address that was looked at.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import ipaddress
 import socket
@@ -17,6 +18,9 @@ import urllib.request
 from pipelines.storage.files import UnfitFileError
 
 _TIMEOUT_S = 30.0
+_GONE = (404, 410)
+_FORBIDDEN = (401, 403, 407, 451)
+_PASSING = (408, 425, 429)  # and all from 500 on: the same question may be answered later
 
 
 class RefusedAddressError(UnfitFileError):
@@ -34,13 +38,16 @@ def read(url: str, *, max_bytes: int) -> bytes:
     Raises:
         RefusedAddressError: a loopback, link-local or otherwise special address.
         FileNotFoundError: the server has no such file.
-        OSError: no answer, or more than `max_bytes`.
+        PermissionError: it does not give it to us.
+        UnfitFileError: more than `max_bytes`, or what no server can answer.
+        OSError: no answer, half of one, or an error that may pass.
     """
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPRedirectHandler(),
+        urllib.request.UnknownHandler(),
         _Http(),
         _Https(),
     ):
@@ -48,18 +55,35 @@ def read(url: str, *, max_bytes: int) -> bytes:
     try:
         with opener.open(url, timeout=_TIMEOUT_S) as answer:
             data: bytes = answer.read(max_bytes + 1)
+            missing: int = answer.length or 0  # of the length that was announced
     except urllib.error.HTTPError as error:
-        kind = FileNotFoundError if error.code in (403, 404, 410) else OSError
-        raise kind(2, f"The server answers {error.code}", url) from error
+        raise _answered(error.code, url) from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, OSError):
             raise error.reason from error
-        raise OSError(5, str(error.reason), url) from error
-    except (http.client.HTTPException, ValueError) as error:
-        raise OSError(5, str(error) or type(error).__name__, url) from error
+        raise UnfitFileError(errno.EINVAL, str(error.reason), url) from error
+    except (http.client.InvalidURL, ValueError) as error:
+        raise UnfitFileError(errno.EINVAL, str(error), url) from error
+    except http.client.HTTPException as error:
+        raise OSError(errno.EIO, str(error) or type(error).__name__, url) from error
     if len(data) > max_bytes:
-        raise UnfitFileError(27, "Larger than an image may be", url)
+        raise UnfitFileError(errno.EFBIG, "Larger than an image may be", url)
+    if missing:
+        whole = len(data) + missing
+        raise OSError(errno.EIO, f"The answer ended after {len(data)} of {whole} bytes", url)
     return data
+
+
+def _answered(code: int, url: str) -> OSError:
+    """What an answer other than the file means: its class says whether to ask again."""
+    said = f"The server answers {code}"
+    if code in _GONE:
+        return FileNotFoundError(errno.ENOENT, said, url)
+    if code in _FORBIDDEN:
+        return PermissionError(errno.EACCES, said, url)
+    if code in _PASSING or code >= 500:
+        return OSError(errno.EIO, said, url)
+    return UnfitFileError(errno.EINVAL, said, url)
 
 
 def _connect(

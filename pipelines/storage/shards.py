@@ -129,13 +129,21 @@ def _read(path: Path) -> bytes:
     try:
         return read_regular(path)
     except (FileNotFoundError, NotADirectoryError):
+        pass
+    except ValueError as error:  # a name that no file can have
+        raise UnfitFileError(errno.EINVAL, str(error), str(path)) from error
+    try:
         return _read_elsewhere(path)
+    except ValueError as error:  # nothing opens the URI, or what is there is no Parquet file
+        raise UnfitFileError(errno.EINVAL, str(error), location(path)) from error
 
 
 _opened: dict[Path, Shards] = {}  # by root, what this process has read from
 
 
 def _read_elsewhere(path: Path) -> bytes:
+    if http.is_http(location(path)):  # single images: no rows, and no index above them
+        return read_file(location(path), max_bytes=MAX_IMAGE_BYTES)
     row = _ROW.fullmatch(location(path))
     if row:
         return _column(row[1]).read(int(row[2]))

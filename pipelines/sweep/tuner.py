@@ -101,10 +101,10 @@ def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
         _check_identities(study, config)
         with session(config):
             wanted = study.search.budget.concurrent
-            available, use_gpu = ray.cluster_resources(), uses_gpu(config)
-            count = slots(available, config, use_gpu=use_gpu, requested=wanted)
+            use_gpu = uses_gpu(config)
+            count = slots(config, use_gpu=use_gpu, requested=wanted)
             # what the trials leave free is for their seeds
-            seeds = max(1, room(available, config, use_gpu=use_gpu) // count)
+            seeds = max(1, room(config, use_gpu=use_gpu) // count)
             _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
 
 

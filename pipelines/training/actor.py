@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
 import time
 from collections import deque
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import ray
@@ -17,8 +18,11 @@ import torch
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.machine import cores
+from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
+from pipelines.runs import warned
 from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
@@ -27,6 +31,7 @@ from pipelines.training.planner import Planner
 from reid_core.knn.products import Features, on_host
 from reid_core.types import Modality
 
+log = logging.getLogger(__name__)
 _PIECES = 2  # of a share, that wait in the object store at a time
 
 
@@ -40,7 +45,7 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
     """
     options, make = _bank_of(job, prepared, use_gpu=use_gpu)
     # Ray's annotation also allows for the class itself
-    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(make))
+    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(make, job.run_dir))
     try:
         yield bank
     finally:
@@ -52,7 +57,7 @@ def _bank_of(
 ) -> tuple[dict[str, object], Callable[[], MemoryBank | Planner]]:
     """Options of the actor, and what makes a memory bank, or a planner for a method without one.
 
-    Where GPUs are used and its node has one, the bank holds its features there.
+    Where GPUs are used and its node has room on one, the bank holds its features there.
     """
     config = job.config
     node = ray.get_runtime_context().get_node_id()
@@ -60,7 +65,7 @@ def _bank_of(
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
         "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 4,
         # Workers wait while it clusters: all cores are its own. Ray would give it one.
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}},
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cores())}},
         # It comes back empty; workers find that out by its token and reload one checkpoint.
         "max_restarts": -1,
         # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
@@ -70,8 +75,8 @@ def _bank_of(
         assert job.identities is not None
         return options, partial(Planner, config, job.identities)
     inputs = job.method.inputs
-    has_gpu = any(n["NodeID"] == node and n["Resources"].get("GPU", 0) >= 1 for n in ray.nodes())
-    if use_gpu and has_gpu:
+    on_gpu = use_gpu and _has_room_on_a_gpu(node)
+    if on_gpu:
         options["num_gpus"] = SEARCHER_SHARE
     bank = partial(
         MemoryBank,
@@ -80,10 +85,22 @@ def _bank_of(
         identities=job.identities,
         owners=prepared.train_inputs.owners,
         cameras=prepared.cameras(inputs),
-        search=SearchOnNodes(use_gpu),
-        device=torch.device("cuda" if use_gpu and has_gpu else "cpu"),
+        search=SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu),
+        device=torch.device("cuda" if on_gpu else "cpu"),
     )
     return options, bank
+
+
+def _has_room_on_a_gpu(node: str) -> bool:
+    """Whether a node has a GPU that is not taken whole; says so where it has, and all are."""
+    total = next((n["Resources"].get("GPU", 0) for n in ray.nodes() if n["NodeID"] == node), 0)
+    has_room = free("GPU").get(node, 0) >= SEARCHER_SHARE
+    if total and not has_room:
+        log.warning(
+            "all GPUs of this node (%g) are taken by other work: its memory bank stays on the CPU",
+            total,
+        )
+    return has_room
 
 
 @dataclass
@@ -141,9 +158,11 @@ class BankActor:
 
     Args:
         make: makes a `MemoryBank` or a `Planner`.
+        run_dir: of the run, where what it warns of is kept.
     """
 
-    def __init__(self, make: Callable[[], MemoryBank | Planner]) -> None:
+    def __init__(self, make: Callable[[], MemoryBank | Planner], run_dir: Path) -> None:
+        warned.keep(run_dir)
         self._bank = make()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pipelines.config.run import RunConfig
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrate import calibrate_finished, in_words
+from pipelines.runs import warned
 
 _LONGEST_WAIT_S = 60  # the workers have just given back what it needs
 
@@ -59,4 +60,5 @@ def _reserved(share: dict[str, float]) -> Iterator[PlacementGroup]:
 
 def _calibrate(config: RunConfig, run_dir: Path, use_gpu: bool) -> str:
     torch.set_num_threads(config.trainer.cpus_per_worker)
-    return calibrate_finished(run_dir, torch.device("cuda" if use_gpu else "cpu"))
+    with warned.kept(run_dir):
+        return calibrate_finished(run_dir, torch.device("cuda" if use_gpu else "cpu"))

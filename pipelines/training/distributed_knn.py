@@ -17,10 +17,12 @@ bank and once by each searcher, and never whole in the object store.
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -30,16 +32,18 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
-from pipelines.cluster.nodes import usable
+from pipelines.cluster.nodes import free, usable
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, open_search
 
+log = logging.getLogger(__name__)
 SEARCHER_SHARE = 0.01  # of a GPU; what a worker leaves of one holds those of ten runs
 PIECE_BYTES = 1 << 26
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
 _ON_THE_WAY = 2  # pieces in the object store at a time
 _ATTEMPTS = 3
+_READY_S = 30.0  # a process that imports torch takes ten; one without room waits for ever
 _starting = threading.Lock()  # two modalities may be searched at a time
 
 
@@ -47,58 +51,121 @@ class LostRowsError(Exception):
     """A searcher started anew and holds no rows."""
 
 
+@dataclass
+class _Started:
+    """A searcher, and what it answers once it has room and runs."""
+
+    handle: ActorHandle[Searcher]
+    ready: ray.ObjectRef[None]
+
+
 class SearchOnNodes:
     """`reid_core.knn.search.nearest`, shared by the nodes that have what searches.
 
     Args:
-        use_gpu: whether GPUs search. They do it wherever there are some; CPUs of several nodes
-            share the work where that pays.
+        use_gpu: whether GPUs search. They do it wherever there is room on some; CPUs of several
+            nodes share the work where that pays.
+        takes_part: whether this process, where the features are, searches as others do: on CPUs,
+            or with a GPU of its own.
     """
 
-    def __init__(self, use_gpu: bool) -> None:
-        self._use_gpu = use_gpu
-        self._searchers: dict[
-            str, ActorHandle[Searcher]
-        ] = {}  # by node; they end with this process
+    def __init__(self, use_gpu: bool, *, takes_part: bool) -> None:
+        self._use_gpu, self._takes_part = use_gpu, takes_part
+        self._searchers: dict[str, _Started] = {}  # by node; they end with this process
+        self._left_out = set[str]()  # nodes that were told of
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
     ) -> Neighbors:
         """See `reid_core.knn.search.nearest`."""
+        others = self._others()
+        if len(features) < _WORTH_SPREADING:
+            others = [] if self._takes_part else others[:1]
+        searchers = self._ready(others)
+        if not searchers:
+            return nearest(features, k, is_second=is_second)
+        try:
+            return nearest_by(
+                searchers, features, k, is_second=is_second, takes_part=self._takes_part
+            )
+        except ray.exceptions.RayError as error:
+            if not _is_lost(error):
+                raise
+            log.warning("the searchers of other nodes were lost; this node searches alone")
+            return nearest(features, k, is_second=is_second)
+
+    def _others(self) -> list[dict[str, Any]]:
+        """The nodes beside this one that can search, or have a searcher already."""
         here = ray.get_runtime_context().get_node_id()
         resource = "GPU" if self._use_gpu else "CPU"
-        nodes = [node for node in usable() if node["Resources"].get(resource, 0) >= 1]
-        takes_part = here in [node["NodeID"] for node in nodes]
-        others = [node for node in nodes if node["NodeID"] != here]
-        if len(features) < _WORTH_SPREADING:
-            others = [] if takes_part else others[:1]
-        if not others or (not takes_part and not self._use_gpu):
-            return nearest(features, k, is_second=is_second)
-        searchers = [self._on(node) for node in others]
-        return nearest_by(searchers, features, k, is_second=is_second, takes_part=takes_part)
+        unreserved = free("GPU") if self._use_gpu else {}
+        result = []
+        for node in usable():
+            name = node["NodeID"]
+            if name == here or node["Resources"].get(resource, 0) < 1:
+                continue
+            has_room = not self._use_gpu or unreserved.get(name, 0) >= SEARCHER_SHARE
+            if has_room or name in self._searchers:
+                result.append(node)
+            else:
+                self._leave_out(node, "its GPUs are taken by other work")
+        return result
 
-    def _on(self, node: dict[str, Any]) -> ActorHandle[Searcher]:
+    def _ready(self, nodes: Sequence[dict[str, Any]]) -> list[ActorHandle[Searcher]]:
+        """The searchers of nodes, less those that have no room now or whose node has gone."""
         with _starting:
-            if node["NodeID"] not in self._searchers:
-                # The train workers hold the CPUs and wait; what asked for one would wait for them.
-                # An actor without would get one thread.
-                cores = max(1, int(node["Resources"].get("CPU", 1)))
-                handle = SearcherActor.options(
-                    num_cpus=0,
-                    num_gpus=SEARCHER_SHARE if self._use_gpu else 0,
-                    runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores)}},
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True),
-                ).remote()
-                self._searchers[node["NodeID"]] = cast("ActorHandle[Searcher]", handle)
-            return self._searchers[node["NodeID"]]
+            new = [node for node in nodes if node["NodeID"] not in self._searchers]
+            for node in new:
+                self._searchers[node["NodeID"]] = self._start(node)
+            begun = {node["NodeID"]: self._searchers[node["NodeID"]] for node in nodes}
+            if begun:
+                asked = [started.ready for started in begun.values()]
+                ray.wait(asked, num_returns=len(asked), timeout=_READY_S if new else 0)
+            result = []
+            for node in nodes:
+                started = begun[node["NodeID"]]
+                try:
+                    ray.get(started.ready, timeout=0)
+                except ray.exceptions.GetTimeoutError:  # it stays, and is used once it has room
+                    self._leave_out(node, f"no searcher has started within {_READY_S:g} s")
+                except ray.exceptions.RayError as error:
+                    del self._searchers[node["NodeID"]]
+                    self._leave_out(node, f"its searcher was lost ({type(error).__name__})")
+                else:
+                    self._left_out.discard(node["NodeID"])
+                    result.append(started.handle)
+            return result
+
+    def _start(self, node: dict[str, Any]) -> _Started:
+        # The train workers hold the CPUs and wait; what asked for one would wait for them.
+        # An actor without would get one thread.
+        cores = max(1, int(node["Resources"].get("CPU", 1)))
+        begun = SearcherActor.options(
+            num_cpus=0,
+            num_gpus=SEARCHER_SHARE if self._use_gpu else 0,
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores)}},
+            # not on another one that has no room for it either
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote()
+        handle = cast("ActorHandle[Searcher]", begun)  # Ray's annotation says the class itself
+        return _Started(handle, handle.ready.remote())
+
+    def _leave_out(self, node: dict[str, Any], why: str) -> None:
+        if node["NodeID"] not in self._left_out:
+            self._left_out.add(node["NodeID"])
+            log.warning("%s finds no neighbors: %s", node["NodeManagerAddress"], why)
 
 
 class Searcher:
     """Searches on the GPU of its node, on the CPU where it is given none."""
 
     def __init__(self) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        given = ray.get_gpu_ids() and torch.cuda.is_available()  # others' are visible, too
+        self._device = torch.device("cuda" if given else "cpu")
         self._rows: dict[str, Tensor] = {}
+
+    def ready(self) -> None:
+        """Returns once the searcher has room and runs."""
 
     def begin(self, name: str, num_rows: int, width: int) -> None:
         """Make room for the rows of a search."""
@@ -152,12 +219,14 @@ def nearest_by(
         try:
             return _shared(searchers, features, k, is_second, takes_part)
         except ray.exceptions.RayError as error:
-            is_lost = isinstance(error, ray.exceptions.RayActorError) or isinstance(
-                getattr(error, "cause", None), LostRowsError
-            )
-            if not is_lost or attempt == _ATTEMPTS:
+            if not _is_lost(error) or attempt == _ATTEMPTS:
                 raise
     raise AssertionError
+
+
+def _is_lost(error: ray.exceptions.RayError) -> bool:
+    lost = ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError
+    return isinstance(error, lost) or isinstance(getattr(error, "cause", None), LostRowsError)
 
 
 def _shared(

@@ -7,7 +7,6 @@ cluster one modality while the other one is being embedded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pipelines.cluster.machine import cores
 from pipelines.config.run import RunConfig
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_in_threads
@@ -86,5 +86,5 @@ def _device(config: RunConfig) -> torch.device:
 
 def _readers(device: torch.device) -> int:
     """On the CPU the model takes the cores, and one thread keeps up with it."""
-    spare = (os.cpu_count() or 1) - 1
+    spare = cores() - 1
     return max(1, min(spare, _MOST_READERS)) if device.type == "cuda" else 1

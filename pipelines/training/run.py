@@ -19,7 +19,7 @@ from pipelines.data import gate
 from pipelines.data.prepare import FindBroken, Prepared, prepare
 from pipelines.data.sample_list import recall, remember
 from pipelines.errors import Terminated
-from pipelines.runs import ending, runlog
+from pipelines.runs import ending, runlog, warned
 from pipelines.runs.epoch_lines import follow
 from pipelines.runs.records import Summary
 from pipelines.training.progress import Progress, is_over
@@ -69,7 +69,7 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
     # 1. What is wrong with settings, data or weights costs no start of Ray and no run directory.
     gate.check(config, run_dir)
     # 2. One process at a time; then the directory is this configuration's, from now on.
-    with runlog.held(run_dir):
+    with runlog.held(run_dir), warned.kept(run_dir):
         runlog.claim(run_dir, config, command)
         # 3. The machines; before they read an image, what they could never do is refused.
         with backend.machines(config, run_dir):

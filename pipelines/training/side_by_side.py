@@ -12,26 +12,26 @@ from pathlib import Path
 
 import ray
 
+from pipelines.cluster import capacity, nodes
 from pipelines.cluster.session import session, uses_gpu
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
-from pipelines.runs.console import console
+from pipelines.runs import warned
+from pipelines.runs.console import say
 from pipelines.runs.records import Summary
 
 log = logging.getLogger(__name__)
+_LOOK_S = 5.0  # between two looks at what the runs under way warn of
 
 
-def slots(
-    available: Mapping[str, float], config: RunConfig, *, use_gpu: bool, requested: int
-) -> int:
+def slots(config: RunConfig, *, use_gpu: bool, requested: int) -> int:
     """Runs that can train side by side without waiting for each other's resources.
 
-    Worker groups are placed whole or not at all and cannot block each other. Images are decoded by
-    tasks that reserve nothing, so a CPU run counts one core beyond its workers for them.
+    Worker groups are placed whole or not at all and cannot block each other. Where machines may be
+    added, all are begun: those that wait are what asks for them.
 
     Args:
-        available: resources of the cluster.
         config: of a run.
         use_gpu: whether its workers take GPUs.
         requested: upper limit.
@@ -39,38 +39,41 @@ def slots(
     Raises:
         UserError: not even one run fits.
     """
-    kind, needed = _needs(config, use_gpu)
-    fitting = int(available.get(kind, 0) // needed)
-    if fitting == 0 and use_gpu and config.ray.address not in (None, "local"):
-        return requested  # Nodes may still be started; waiting worker groups ask for them.
+    if capacity.may_grow(config):
+        return requested
+    fitting = room(config, use_gpu=use_gpu)
+    if fitting >= requested:
+        return requested
+    settings = config.trainer
+    workers, bundle = settings.num_workers, capacity.asked_of(config, use_gpu)
+    there = capacity.compared(workers, bundle)
+    if not use_gpu:
+        there += "; each run takes one CPU beyond its workers, for images"
+    if fitting == 0 and settings.min_workers and _room(settings.min_workers, bundle):
+        fitting = 1  # with fewer workers than it asks for
     if fitting == 0:
         raise UserError(
-            f"a trial needs {needed} {kind}s, the cluster has {available.get(kind, 0):g}: lower "
-            "trainer.num_workers or trainer.cpus_per_worker, or add nodes"
+            f"not one run fits: {there}: lower trainer.num_workers or trainer.cpus_per_worker, or "
+            "add nodes"
         )
-    if fitting < requested:
-        log.warning(
-            "%d trials at a time instead of %d: each needs %d %ss, the cluster has %g",
-            fitting,
-            requested,
-            needed,
-            kind,
-            available[kind],
-        )
-    return min(fitting, requested)
+    log.warning("%d runs at a time instead of %d: %s", fitting, requested, there)
+    return fitting
 
 
-def room(available: Mapping[str, float], config: RunConfig, *, use_gpu: bool) -> int:
-    """As `slots`, without a limit and without a word."""
-    kind, needed = _needs(config, use_gpu)
-    return int(available.get(kind, 0) // needed)
+def room(config: RunConfig, *, use_gpu: bool) -> int:
+    """Runs that the machines hold side by side.
+
+    Images are decoded by tasks that reserve nothing, so a CPU run counts one core beyond its
+    workers for them.
+    """
+    return _room(config.trainer.num_workers, capacity.asked_of(config, use_gpu))
 
 
-def _needs(config: RunConfig, use_gpu: bool) -> tuple[str, int]:
-    settings = config.trainer
-    if use_gpu:
-        return "GPU", settings.num_workers
-    return "CPU", settings.num_workers * settings.cpus_per_worker + 1
+def _room(workers: int, bundle: Mapping[str, float]) -> int:
+    fitting = capacity.room(bundle) // workers
+    if "GPU" in bundle:
+        return fitting
+    return min(fitting, int(nodes.total("CPU") // (workers * bundle["CPU"] + 1)))
 
 
 def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> ray.ObjectRef[Summary]:
@@ -96,9 +99,7 @@ def train_on_one_cluster(
     run_dir, config = next(iter(runs.items()))
     gate.check(config, run_dir)  # what is wrong with all of them costs no start of Ray
     with session(config):
-        at_once = slots(
-            ray.cluster_resources(), config, use_gpu=uses_gpu(config), requested=len(runs)
-        )
+        at_once = slots(config, use_gpu=uses_gpu(config), requested=len(runs))
         if at_once > 1:
             return train_all(runs, command, at_once=at_once)
         return {path: _train_run(one, path, tuple(command)) for path, one in runs.items()}
@@ -124,20 +125,26 @@ def train_all(
     left, errors = list(runs), list[str]()
     summaries: dict[Path, Summary] = {}
     under_way: dict[ray.ObjectRef[Summary], Path] = {}
+    said = {run_dir: len(warned.read(run_dir)) for run_dir in runs}
     while under_way or (left and not errors):
         while left and not errors and len(under_way) < at_once:
             run_dir = left.pop(0)
-            console.print(f"{run_dir.name} begins")
+            say(f"{run_dir.name} begins")
             under_way[start(runs[run_dir], run_dir, command)] = run_dir
-        (over,), _ = ray.wait(list(under_way))
-        run_dir = under_way.pop(over)
-        try:
-            summaries[run_dir] = ray.get(over)
-            console.print(f"{run_dir.name} is trained")
-        except ray.exceptions.RayError as error:
-            reason = getattr(error, "cause", None) or error
-            console.print(f"{run_dir.name} failed")
-            errors.append(f"{run_dir.name}: {reason}")
+        over, _ = ray.wait(list(under_way), timeout=_LOOK_S)
+        for run_dir in under_way.values():  # they have no terminal of their own
+            for line in warned.read(run_dir)[said[run_dir] :]:
+                said[run_dir] += 1
+                say(f"{run_dir.name}: {line}")
+        for task in over:
+            run_dir = under_way.pop(task)
+            try:
+                summaries[run_dir] = ray.get(task)
+                say(f"{run_dir.name} is trained")
+            except ray.exceptions.RayError as error:
+                reason = getattr(error, "cause", None) or error
+                say(f"{run_dir.name} failed")
+                errors.append(f"{run_dir.name}: {reason}")
     if errors:
         raise UserError("\n".join(errors))
     return summaries

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import ray
@@ -86,3 +88,29 @@ def test_a_launchers_file_is_what_adds_machines(
     monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: status.encode())
     assert capacity.may_grow(make_config("ray.address=auto")) is grows
     assert not capacity.may_grow(make_config()), "a Ray of our own"
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_what_is_free_is_what_nobody_has_reserved(local_ray: None) -> None:
+    """Of the four CPUs of the node; Ray tells of it a moment later, and leaves out what is zero."""
+    node = ray.get_runtime_context().get_node_id()
+
+    def settles(expected: float) -> bool:
+        end = time.monotonic() + 30
+        while nodes.free("CPU").get(node, 0) != expected and time.monotonic() < end:
+            time.sleep(0.1)
+        return nodes.free("CPU").get(node, 0) == expected
+
+    class Nothing:
+        pass
+
+    holder: Any = ray.remote(Nothing)
+    assert settles(4)
+    holders = []
+    for cpus, left in ((0.01, 3.99), (3.99, 0)):
+        holders.append(holder.options(num_cpus=cpus).remote())
+        assert settles(left)
+    for one in holders:
+        ray.kill(one)
+    assert settles(4)

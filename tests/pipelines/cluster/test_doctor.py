@@ -19,15 +19,22 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
+from ray._private.state import state
 
-from pipelines.cluster import doctor, preflight
+from pipelines.cluster import doctor, examination, preflight
 from pipelines.cluster import machine as limits
 from pipelines.cluster.doctor import Finding
+from pipelines.cluster.nodes import usable
 from pipelines.cluster.preflight import Node
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
+from pipelines.data import convert
 from pipelines.errors import UserError
+from pipelines.retrieval import embed
+from pipelines.retrieval.embedder import Work
+from pipelines.retrieval.sources import Source
 from tests.pipelines.cluster.machines import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -142,44 +149,98 @@ class TestMachine:
 
     def test_unwritable_folder_ends_the_examination(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        (result,) = doctor.examine(tmp_path / "file", None)
+        (result,) = examination.examine(tmp_path / "file", None)
         assert (result.check, result.verdict) == ("run folder", "fail")
 
 
 @pytest.mark.slow
 class TestCluster:
     def test_healthy(self, tmp_path: Path) -> None:
-        result = verdicts(doctor.nodes(tmp_path, [node("a"), node("b")], []))
-        assert result == {"shared folder": "ok", "versions": "ok", "/dev/shm": "ok"}
+        result = verdicts(examination.nodes(tmp_path, [node("a"), node("b")], []))
+        assert result == dict.fromkeys(("shared folder", "versions", "/dev/shm", "disk"), "ok")
+
+    @pytest.mark.parametrize("driver", ["10.0.0.1", "10.0.0.3"])
+    @pytest.mark.parametrize(
+        ("check", "wrong", "says", "verdict"),
+        [
+            ("/dev/shm", {"shared_memory_bytes": 64 * 2**20}, "0.1 GiB, Ray's", "warn"),
+            ("disk", {"free_bytes": 2 * GIB}, "2 GiB free in", "warn"),
+            ("GPUs", {"gpus": ("A",), "gpus_of_ray": 2}, "Ray gives away 2, torch sees 1", "fail"),
+        ],
+    )
+    def test_every_node_is_looked_at_and_named(
+        self,
+        tmp_path: Path,
+        driver: str,
+        check: str,
+        wrong: dict[str, Any],
+        says: str,
+        verdict: str,
+    ) -> None:
+        """The nodes come in the order of their addresses; the driver's may be any of them."""
+        good = {"gpus": ("A", "A"), "gpus_of_ray": 2}
+        addresses = [driver, "10.0.0.2"]
+        for bad in addresses:
+            nodes = [node(a, **good | (wrong if a == bad else {})) for a in sorted(addresses)]
+            lines = [f for f in examination.nodes(tmp_path, nodes, []) if f.check == check]
+            assert [line.verdict for line in lines] == [verdict]
+            assert lines[0].found.startswith(f"{bad}: {says}")
+            assert lines[0].remedy
+
+    def test_one_machine_is_not_told_of_twice(self, tmp_path: Path) -> None:
+        result = verdicts(examination.nodes(tmp_path, [node("a", shared_memory_bytes=0)], []))
+        assert result == {"shared folder": "ok", "versions": "ok"}
 
     @pytest.mark.parametrize("blind", [{"reads": False}, {"writes": False}])
     def test_node_that_sees_another_folder(self, tmp_path: Path, blind: dict[str, bool]) -> None:
-        result = list(doctor.nodes(tmp_path, [node("a"), node("b", **blind)], []))
+        result = list(examination.nodes(tmp_path, [node("a"), node("b", **blind)], []))
         assert result[0].verdict == "fail"
         assert result[0].found.endswith("is another folder on b")
 
     def test_node_with_other_versions(self, tmp_path: Path) -> None:
         other = preflight.versions() | {"torch": "1.0"}
-        result = list(doctor.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
+        result = list(examination.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
         assert result[1].verdict == "fail"
         assert "1.0 on b" in result[1].found
 
     def test_silent_node(self, tmp_path: Path) -> None:
-        result = next(doctor.nodes(tmp_path, [node("a")], ["c"]))
+        result = next(examination.nodes(tmp_path, [node("a")], ["c"]))
         assert (result.verdict, result.found) == ("fail", "no answer from c")
 
     def test_one_core_cannot_train_and_decode(self) -> None:
-        assert doctor.resources({"CPU": 1.0}, 1.0).verdict == "fail"
-        assert doctor.resources({"CPU": 2.0}, 1.0).verdict == "ok"
+        assert examination.resources({"CPU": 1.0}, 1.0).verdict == "fail"
+        assert examination.resources({"CPU": 2.0}, 1.0).verdict == "ok"
 
     def test_training_is_refused_where_a_node_is_blind(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(
-            preflight, "survey", lambda folder: ([node("a"), node("b", reads=False)], ["c"])
+            preflight,
+            "survey",
+            lambda folder: ([node("a"), node("b", reads=False)], ["c (nothing within 60 s)"]),
         )
-        with pytest.raises(UserError, match="not the same folder on b, c: mount a shared"):
+        monkeypatch.setattr(preflight, "usable", lambda: [{}])
+        preflight.require_shared(tmp_path)  # nobody else is there
+        monkeypatch.setattr(preflight, "usable", lambda: [{}, {}])
+        with pytest.raises(UserError) as refused:
             preflight.require_shared(tmp_path)
+        first, second = str(refused.value).splitlines()
+        assert "not the same folder on b: mount a shared" in first
+        assert second.startswith("no answer from c (nothing within 60 s): run the command again")
+
+    def test_commands_whose_nodes_write_into_one_folder_ask_for_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(preflight, "usable", lambda: [{}, {}])
+        monkeypatch.setattr(
+            preflight, "survey", lambda folder: ([node("a"), node("b", writes=False)], [])
+        )
+        message = f"{tmp_path} is not the same folder on b"
+        work = Work(tmp_path, "descriptor", tmp_path, tmp_path, "float16", 1)
+        with pytest.raises(UserError, match=message):
+            next(embed._run(work, Source(tmp_path), frozenset({"x"})))
+        with pytest.raises(UserError, match=message):
+            convert._write_shards({0: ["a"]}, tmp_path, convert._Target(str(tmp_path)), None)
 
     @pytest.mark.ray
     def test_survey_of_a_running_cluster(self, local_ray: None, tmp_path: Path) -> None:
@@ -187,6 +248,39 @@ class TestCluster:
         assert (result.reads, result.writes, silent) == (True, True, [])
         assert preflight.disagreements([result]) == []
         assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.ray
+    @pytest.mark.parametrize("how", ["slow", "fails", "slow and goes", "fails and goes"])
+    def test_survey_of_nodes_that_do_not_answer(
+        self, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    ) -> None:
+        def look(probe: Path, address: str) -> Any:
+            if "fails" in how:
+                raise ModuleNotFoundError("No module named 'crossreid'")
+            time.sleep(5)
+
+        places = usable()
+        rounds = iter([places, [] if "goes" in how else places])
+        monkeypatch.setattr(preflight, "usable", lambda: next(rounds))
+        monkeypatch.setattr(preflight, "_look_around", ray.remote(num_cpus=0)(look))
+        monkeypatch.setattr(preflight, "_TIMEOUT_S", 30.0 if "fails" in how else 2.0)
+        result, silent = preflight.survey(tmp_path)
+        assert result == []
+        if "goes" in how:
+            assert silent == []
+        else:
+            why = "No module named 'crossreid'" if how == "fails" else "nothing within 2 s"
+            assert silent == [f"{places[0]['NodeManagerAddress']} ({why})"]
+
+    @pytest.mark.ray
+    def test_a_run_is_not_begun_on_a_machine_that_goes(
+        self, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        preflight.require_lasting_place()
+        here = ray.get_runtime_context().get_node_id()
+        monkeypatch.setattr(state, "get_draining_nodes", lambda: {here: 0})
+        with pytest.raises(UserError, match="being taken away"):
+            preflight.require_lasting_place()
 
 
 def test_json_says_whether_all_is_well() -> None:

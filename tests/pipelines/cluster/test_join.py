@@ -6,10 +6,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipelines.cluster import join
+from pipelines.commands.options import ray_address
 from pipelines.errors import UserError
 
 
@@ -68,8 +70,43 @@ def test_addresses_of_another_kind(address: str, says: str) -> None:
         join.resolve(address)
 
 
-def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_no_cluster_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(join, "_CURRENT", tmp_path / "none")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no Ray runs on this machine"):
         join.resolve("auto")
+
+
+@pytest.mark.parametrize("given", [None, "", "auto"])
+def test_a_cluster_is_found_where_ray_has_noted_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None
+) -> None:
+    """RAY_TMPDIR counts before TMPDIR; "auto" in the variable says no more than the setting."""
+    for name, port in (("ray", 1), ("other", 2)):
+        (tmp_path / name / "ray").mkdir(parents=True)
+        (tmp_path / name / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{port}\n")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_ADDRESS", given)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "other"))
+    assert join.resolve("auto") == "127.0.0.1:2"
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
+    assert join.resolve("auto") == "127.0.0.1:1"
+
+
+def test_a_variable_that_wants_a_ray_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is heard by what has no setting, and contradicts one that says auto."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert ray_address() is None
+    with pytest.raises(UserError, match=r"ray\.address=auto, but RAY_ADDRESS=local.*unset"):
+        join.resolve("auto")
+    for value in ("auto", "head:6379"):
+        monkeypatch.setenv("RAY_ADDRESS", value)
+        assert ray_address() == "auto"
+    for value in ("", None):
+        if value is None:
+            monkeypatch.delenv("RAY_ADDRESS")
+        else:
+            monkeypatch.setenv("RAY_ADDRESS", value)
+        assert ray_address() is None

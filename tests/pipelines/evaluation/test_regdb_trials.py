@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +21,7 @@ from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
 from pipelines.report import trials_page
-from pipelines.runs import runlog
-from pipelines.runs.console import console
+from pipelines.runs import runlog, warned
 from reid_core.datasets import LAYOUTS, synthetic
 from tests.pipelines.fake_run import Page
 
@@ -182,16 +182,23 @@ class TestSideBySide:
         def train(config: Any, run_dir: Path, command: Any) -> dict[str, Any]:
             if run_dir.name == "b":
                 raise UserError("the disk is full")
-            time.sleep(1)
+            with warned.kept(run_dir):
+                logging.getLogger("pipelines.data.prepare").warning("left out: %s[1].jpg", "x")
+                time.sleep(1)
             return {"of": run_dir.name}
 
         monkeypatch.setattr(side_by_side, "_train", ray.remote(num_cpus=0)(train))
         done: list[str] = []
-        monkeypatch.setattr(console, "print", done.append)
+        monkeypatch.setattr(side_by_side, "say", done.append)
         runs: Any = {tmp_path / name: None for name in "abcd"}
+        for run_dir in runs:
+            run_dir.mkdir()
+        (tmp_path / "a" / warned.FILE).write_text("what an earlier command warned of\n")
         with pytest.raises(UserError, match="b: the disk is full"):
             side_by_side.train_all(runs, [], at_once=2)
         assert "a is trained" in done
+        (left_out,) = (line for line in done if line.endswith("left out: x[1].jpg"))
+        assert left_out.startswith("a: ")
         assert "d begins" not in done
         del runs[tmp_path / "b"]
         summaries = side_by_side.train_all(runs, [], at_once=2)

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
+from pipelines.cluster import machine
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
@@ -38,6 +39,19 @@ def read_vectors(out: Path) -> tuple[list[str], np.ndarray, pa.Table]:
     table = pa.concat_tables([pq.read_table(path) for path in vectors.part_files(out)])
     rows = table["vector"].combine_chunks()
     return table["id"].to_pylist(), np.stack(rows.to_numpy(zero_copy_only=False)), table
+
+
+def test_an_embedder_takes_no_more_threads_than_its_node_has(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes differ: the share of a large cluster's CPUs may be more than a small one has."""
+    work = Work(checkpoint, "descriptor", tmp_path, tmp_path, "float16", 64)
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    for share, expected in ((9, 2), (1, 1)):
+        assert Embedder(work, threads=share)._pool._max_workers == expected
+    assert taken == [2, 1]
 
 
 @pytest.mark.parametrize("model", backbones.BUNDLED)

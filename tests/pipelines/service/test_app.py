@@ -336,4 +336,4 @@ class TestRefused:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             with pytest.raises(UserError, match="choose another --port"):
-                Settings("g", port=taken.getsockname()[1]).check()
+                Settings("g", port=taken.getsockname()[1]).check_port()

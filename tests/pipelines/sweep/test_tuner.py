@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from pipelines.cluster import capacity, nodes
 from pipelines.config import run as configuration
 from pipelines.config.overrides import apply
 from pipelines.config.run import RunConfig
@@ -38,28 +39,64 @@ class TestSlots:
             apply(tree, override)
         return configuration.validate(tree, source="test")
 
+    def given(self, monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> None:
+        monkeypatch.setattr(nodes, "usable", lambda: [{"Resources": one} for one in machines])
+
     @pytest.mark.parametrize(
-        ("available", "use_gpu", "requested", "expected"),
+        ("machines", "overrides", "use_gpu", "requested", "expected"),
         [
-            ({"CPU": 8.0}, False, 4, 2),
-            ({"CPU": 9.0}, False, 4, 3),
-            ({"CPU": 64.0}, False, 4, 4),
-            ({"CPU": 64.0, "GPU": 5.0}, True, 4, 2),
+            ([{"CPU": 8.0}], [], False, 4, 2),
+            ([{"CPU": 9.0}], [], False, 4, 3),
+            ([{"CPU": 64.0}], [], False, 4, 4),
+            ([{"CPU": 64.0, "GPU": 5.0}], [], True, 4, 2),
+            # CPUs count beside GPUs: four per worker
+            (
+                [{"CPU": 8.0, "GPU": 8.0}],
+                ["trainer.num_workers=1", "trainer.cpus_per_worker=4"],
+                True,
+                8,
+                2,
+            ),
+            # each machine holds one worker of two CPUs: their 30 CPUs are no three runs of nine
+            (
+                [{"CPU": 3.0}] * 10,
+                ["trainer.num_workers=4", "trainer.cpus_per_worker=2"],
+                False,
+                9,
+                2,
+            ),
+            ([{"CPU": 2.0}], ["trainer.min_workers=1"], False, 2, 1),
         ],
     )
     def test_by_hand(
-        self, available: dict[str, float], use_gpu: bool, requested: int, expected: int
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        machines: list[dict[str, float]],
+        overrides: list[str],
+        use_gpu: bool,
+        requested: int,
+        expected: int,
     ) -> None:
-        result = slots(available, self.config(), use_gpu=use_gpu, requested=requested)
-        assert result == expected
+        self.given(monkeypatch, *machines)
+        assert slots(self.config(*overrides), use_gpu=use_gpu, requested=requested) == expected
 
-    def test_machine_that_is_too_small(self) -> None:
-        with pytest.raises(UserError, match="needs 3 CPUs, the cluster has 2"):
-            slots({"CPU": 2.0}, self.config(), use_gpu=False, requested=1)
+    def test_machine_that_is_too_small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given(monkeypatch, {"CPU": 2.0})
+        with pytest.raises(UserError, match=r"machines: 2 CPUs\); each run takes one CPU beyond"):
+            slots(self.config(), use_gpu=False, requested=1)
 
-    def test_nodes_that_are_still_to_come(self) -> None:
+    @pytest.mark.parametrize("gpus", [0, 2])
+    def test_nodes_that_are_still_to_come(self, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+        self.given(monkeypatch, {"CPU": 8.0, "GPU": float(gpus)})
         config = self.config("ray.address=auto")
-        assert slots({"CPU": 8.0}, config, use_gpu=True, requested=3) == 3
+        monkeypatch.setattr(capacity, "may_grow", lambda config: True)
+        assert slots(config, use_gpu=True, requested=3) == 3
+        monkeypatch.setattr(capacity, "may_grow", lambda config: False)
+        if gpus:
+            assert slots(config, use_gpu=True, requested=3) == 1
+        else:
+            with pytest.raises(UserError, match="not one run fits: room for 0 of 2 workers"):
+                slots(config, use_gpu=True, requested=3)
 
 
 def test_identities_without_labels_are_judged_by_stability(

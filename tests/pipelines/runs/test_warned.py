@@ -1,0 +1,63 @@
+"""What a run warns of stands in its folder, whoever said it and wherever."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.run import RunConfig
+from pipelines.runs import warned
+from pipelines.training import run
+from pipelines.training.progress import Progress
+
+
+def test_our_own_warnings_are_kept_while_the_block_runs(tmp_path: Path) -> None:
+    ours = [logging.getLogger(name) for name in ("pipelines.data.prepare", "reid_core.datasets")]
+    assert warned.read(tmp_path) == []
+    with warned.kept(tmp_path):
+        for log in ours:
+            log.warning("left out: %s", log.name)
+            log.info("no warning")
+        logging.getLogger("ray.data").warning("somebody else's")
+    ours[0].warning("later")
+    lines = warned.read(tmp_path)
+    assert [line.split(" ", 2)[2] for line in lines] == [f"left out: {log.name}" for log in ours]
+
+
+def test_a_folder_that_takes_nothing_ends_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with warned.kept(tmp_path / "gone"):
+        logging.getLogger("pipelines.data.prepare").warning("left out: x")
+    assert "No such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_run_names_what_it_left_out_and_what_it_could_not_say(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: bool,
+) -> None:
+    def fit(*_: object) -> Progress:
+        if fails:
+            raise OSError("the machine is gone")
+        return Progress()
+
+    monkeypatch.setattr(run, "finish", lambda *_: {})
+    backend = run.Backend(
+        machines=lambda config, run_dir: nullcontext(),
+        find_broken=lambda inputs, modality: [(0, f"a broken image of {modality}")],
+        fit=fit,
+        calibrate=lambda config, run_dir: "there was no room",
+    )
+    config = make_config("data.max_unreadable=0.5", "evaluation.calibrate=true")
+    with pytest.raises(OSError, match="gone") if fails else nullcontext():
+        run.complete(config, tmp_path / "a", (), backend)
+    text = "\n".join(warned.read(tmp_path / "a"))
+    assert "left out: a broken image of visible" in text
+    assert ("no probability yet: there was no room" in text) is not fails

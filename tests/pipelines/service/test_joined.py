@@ -1,0 +1,94 @@
+"""A cluster on which others serve: nothing of theirs is replaced or ended, no address made up."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+pytest.importorskip("lancedb")
+pytest.importorskip("fastapi")
+
+from ray import serve
+
+from pipelines.config.run import RunConfig
+from pipelines.errors import UserError
+from pipelines.service import deploy
+from pipelines.service.deploy import Settings, running
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+class Word:
+    """Answers with a word."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def __call__(self) -> str:
+        return self.word
+
+
+Says: Any = serve.deployment(ray_actor_options={"num_cpus": 0})(Word)
+
+
+@pytest.fixture
+def ours(
+    local_ray: None, make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], AbstractContextManager[None]]]:
+    """Serves "ours" at a port, on a Ray that this process has joined."""
+    plan: Any = SimpleNamespace(config=make_config())
+    monkeypatch.setattr(deploy, "plan_of", lambda settings: plan)
+    monkeypatch.setattr(deploy, "application", lambda plan, num_gpus: Says.bind("ours"))
+    yield lambda port: running(Settings("gallery", port=port), ray_address="auto")
+    serve.shutdown()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def asked(port: int, path: str) -> str:
+    return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=30).text
+
+
+def test_what_others_serve_goes_on_and_is_not_replaced(
+    ours: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    port, other = free_port(), free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(Says.bind("theirs"), name="theirs", route_prefix="/theirs")
+    with pytest.raises(UserError, match=rf"listens on 127\.0\.0\.1:{port}, not on 127\.0\.0\.1"):
+        ours(other).__enter__()
+    with ours(port):
+        assert (asked(port, "/"), asked(port, "/theirs")) == ("ours", "theirs")
+        with pytest.raises(UserError, match="serves crossreid at / already"):
+            ours(port).__enter__()
+        assert asked(port, "/") == "ours"
+    assert asked(port, "/theirs") == "theirs"
+    assert set(serve.status().applications) == {"theirs"}
+    serve.run(Says.bind("first"), name="first", route_prefix="/")
+    with pytest.raises(UserError, match="serves first at / already"):
+        ours(port).__enter__()
+    assert asked(port, "/") == "first"
+
+
+def test_a_serve_that_was_begun_here_ends_unless_others_came(
+    ours: Callable[[int], AbstractContextManager[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    with ours(port):
+        assert asked(port, "/") == "ours"
+    assert deploy._running_serve() is None
+    with ours(port):
+        serve.run(Says.bind("theirs"), name="theirs", route_prefix="/theirs")
+    assert asked(port, "/theirs") == "theirs"
+    assert set(serve.status().applications) == {"theirs"}
+    assert "Ray Serve goes on, since it serves theirs" in caplog.text
