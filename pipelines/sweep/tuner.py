@@ -23,20 +23,16 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import Searcher, sample
 
 from pipelines.cluster.session import session, uses_gpu
-from pipelines.config.run import RunConfig
-from pipelines.data.measurable import why_unmeasured
-from pipelines.data.prepare import read
 from pipelines.errors import Terminated, UserError, said_at_the_end
 from pipelines.runs import ending, runlog
 from pipelines.runs.console import console
 from pipelines.runs.records import Summary
 from pipelines.storage.files import Json, replace_file
-from pipelines.sweep import page, search_space
+from pipelines.sweep import objective, page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
 from pipelines.training.side_by_side import room, slots, start
-from reid_core.methods import METHODS
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
@@ -98,7 +94,7 @@ def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
     """Run the trials that are left."""
     if _left(study, ledger):
         config = search_space.trial_config(study, {}, study.search.seeds[0])
-        _check_identities(study, config)
+        objective.require_identities(study, config)
         with session(config):
             wanted = study.search.budget.concurrent
             use_gpu = uses_gpu(config)
@@ -106,20 +102,6 @@ def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
             # what the trials leave free is for their seeds
             seeds = max(1, room(config, use_gpu=use_gpu) // count)
             _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
-
-
-def _check_identities(study: Study, config: RunConfig) -> None:
-    """A score needs identities that it can be measured on."""
-    if study.search.objective == search_space.STABILITY:
-        return
-    dataset = read(config)
-    if reason := why_unmeasured(dataset.kind, dataset.val, METHODS[config.method].inputs):
-        none = "has none" if not len(dataset.val) else f"cannot be judged, since {reason}"
-        raise UserError(
-            f"objective: {study.search.objective} is measured on validation identities, and "
-            f"data.root={config.data.root} {none}: give some, or choose "
-            f"objective: {search_space.STABILITY}, which needs no label"
-        )
 
 
 def _left(study: Study, ledger: Ledger) -> int:
