@@ -244,7 +244,9 @@ class Method(Generic[Config]):
         stages: names of the stages to run, in order.
         batch_rows: {config key: rows of a global batch}, per stage.
         augmentations: of training images.
-        check: warnings about settings without effect.
+        check: of a run that is to train: warnings about settings without effect. Raises ValueError
+            where they cannot be trained with, naming what to change. Settings that no version has
+            taken are refused by `config` itself, before a checkpoint could hold them.
         begin_epoch: the plan of an epoch; its labels are those of `cluster`, or given ones, per
             modality; none where it has no `cluster` and is given none. Raises ValueError where no
             epoch can be made of them, naming what to change.

@@ -100,7 +100,7 @@ def _answers(
             node, token = ray.get(task)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            silent[place["NodeID"]] = str(cause).strip().splitlines()[-1]
+            silent[place["NodeID"]] = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
             continue
         writes = bool(token) and (probe / token).exists()
         gpus = int(place["Resources"].get("GPU", 0))

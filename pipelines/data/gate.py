@@ -69,8 +69,10 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     inputs = METHODS[config.method].inputs
     if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
-    start_from = checkpoint.finished_stage(config)
-    model_bytes = check_weights(config, begun=runlog.has_checkpoint(run_dir))
+    start_from, begun = checkpoint.finished_stage(config), runlog.has_checkpoint(run_dir)
+    if start_from is not None and not begun:
+        checkpoint.require_epochs_after(start_from, config)
+    model_bytes = check_weights(config, begun=begun)
     check_disk(config, _existing(run_dir), model_bytes)
     return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
 
@@ -202,7 +204,11 @@ def check_settings(config: RunConfig) -> None:
             f"{config.method} compare rows of a whole batch, which parts cannot; make batches "
             "smaller, or set trainer.activation_checkpointing=true"
         )
-    for warning in method.check(config.settings):
+    try:
+        warnings = method.check(config.settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for warning in warnings:
         log.warning("%s", warning)
 
 

@@ -25,7 +25,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.cluster import preflight
+from pipelines.cluster import nodes, preflight
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
@@ -168,13 +168,13 @@ def _embed_all(
             return survey, num_new, seconds
         log.warning("%s has changed while it was embedded: it is listed again", source.path)
         survey = _list(source, loaded, work.out)
-    if survey.missing:
-        raise UserError(
-            f"{source.path} has changed {_SURVEYS} times while it was embedded, and "
-            f"{sum(survey.missing.values()):,} images are not embedded yet: run the same command "
-            "again when nothing is written there; what is embedded is kept"
-        )
-    return survey, num_new, seconds
+        if not survey.missing:  # what is new there has gone again
+            return survey, num_new, seconds
+    raise UserError(
+        f"{source.path} has changed {_SURVEYS} times while it was embedded, and "
+        f"{sum(survey.missing.values()):,} images are not embedded yet: run the same command "
+        "again when nothing is written there; what is embedded is kept"
+    )
 
 
 def _embed_missing(
@@ -240,7 +240,7 @@ class _PartsSource(Datasource):
 
 def _run(work: Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
     preflight.require_shared(work.out)  # each node writes its parts into it
-    gpus, cpus = cluster.num_gpus(), int(ray.cluster_resources().get("CPU", 1))
+    gpus, cpus = cluster.num_gpus(), int(nodes.total("CPU")) or 1
     num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
     threads = max(1, cpus // num_actors)
     parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Unpack
@@ -32,6 +32,7 @@ from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
 log = logging.getLogger(__name__)
+_LOCK = ".lock"
 _AT_ONCE = 100_000  # rows of a transaction
 
 
@@ -103,9 +104,11 @@ def add_images(
         return Added(0, 0, len(gallery))
     chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, ids=missing)
     local, prefix = _underway(uri)
-    # of the source, not of what is missing of it now: images may have come since an interruption
-    folder = local / f"{prefix}{_hash(gallery.facts.table, repr(source), source.path.resolve())}"
-    with _held(folder):
+    # of the source: images may have come since an interruption. Beside another process that adds
+    # from it, of what is missing
+    of_source = gallery.facts.table, repr(source), source.path.resolve()
+    names = _hash(*of_source), _hash(*of_source, *sorted(missing))
+    with _held([local / f"{prefix}{name}" for name in names]) as folder:
         embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
         done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
         shutil.rmtree(folder)
@@ -115,7 +118,15 @@ def add_images(
 def remove_abandoned_additions(uri: str | Path) -> list[Path]:
     """Delete the vectors of additions that were interrupted; those underway stay."""
     local, prefix = _underway(uri)
-    return abandoned.remove_abandoned(local, f"{prefix}*")
+    removed = []
+    for folder in sorted({path.with_suffix("") for path in local.glob(f"{prefix}*")}):
+        lock = folder.with_suffix(_LOCK)
+        with suppress(OSError), _released(abandoned.hold_file(lock)):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+                removed.append(folder)
+            lock.unlink()
+    return removed
 
 
 def _underway(uri: str | Path) -> tuple[Path, str]:
@@ -130,23 +141,41 @@ def _hash(*facts: object) -> str:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """A folder, made where it is not there, kept to this process.
+def _held(folders: Sequence[Path]) -> Iterator[Path]:
+    """The first of some folders that no process works in, made where it is not there.
+
+    A file beside it is locked, which other machines see on a shared file system, as they do not
+    see the lock of a folder.
 
     Raises:
-        UserError: another process of this machine adds the same images.
+        UserError: other processes work in all of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
+    for folder in folders:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_suffix(_LOCK)
         try:
-            stack.callback(os.close, abandoned.hold(folder))
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process adds the same images (in {folder}): wait for it, or end it"
-            ) from error
+            handle = abandoned.hold_file(lock)
+        except BlockingIOError:
+            continue
         except OSError:
-            log.warning("the file system of %s has no locks: add from one process", folder)
+            log.warning("the file system of %s has no locks: add from one process", lock)
+            handle = os.open(os.devnull, os.O_RDONLY)
+        with _released(handle):
+            folder.mkdir(exist_ok=True)
+            yield folder
+            lock.unlink(missing_ok=True)
+        return
+    raise UserError(
+        f"another process adds the same images (in {folders[-1]}): wait for it, or end it"
+    )
+
+
+@contextmanager
+def _released(handle: int) -> Iterator[None]:
+    try:
         yield
+    finally:
+        os.close(handle)
 
 
 def made_for(

@@ -164,8 +164,7 @@ def finished_stage(config: RunConfig) -> Path | None:
     """The checkpoint that `start_from` names, where it fits this configuration.
 
     Raises:
-        UserError: no checkpoint, one of another method, model or `Method.of_weights`, or one after
-            which no epoch is left.
+        UserError: no checkpoint, or one of another method, model or `Method.of_weights`.
     """
     if config.start_from is None:
         return None
@@ -185,14 +184,22 @@ def finished_stage(config: RunConfig) -> Path | None:
             f"start_from={config.start_from} was trained with other settings than this run; they "
             "must agree:\n  " + "\n  ".join(changed)
         )
-    progress = state.get("progress")
+    return folder
+
+
+def require_epochs_after(folder: Path, config: RunConfig) -> None:
+    """Refuse to begin a run with the checkpoint that its last epoch would end with.
+
+    Raises:
+        UserError: no epoch is left.
+    """
+    progress = load(folder).get("progress")
     if progress and is_last(config, progress["stage"], progress["epoch"]):
         raise UserError(
             f"start_from={config.start_from} is the end of {progress['stage']}, after which this "
             "run has no epoch left: name an earlier stage, or give it more epochs "
             f"({config.method}.{progress['stage']}.epochs)"
         )
-    return folder
 
 
 def is_last(config: RunConfig, stage: str, epoch: int) -> bool:

@@ -30,6 +30,26 @@ def hold(path: Path) -> int:
     return handle
 
 
+def hold_file(path: Path) -> int:
+    """`hold` a file, made where it is not there; also seen by other machines, on a shared folder.
+
+    Returns, raises: as `hold`.
+    """
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # who held it before has removed it
+
+
 def remove_abandoned(folder: Path, pattern: str, *, own: Path | None = None) -> list[Path]:
     """Delete files and folders that nobody holds; returns them.
 

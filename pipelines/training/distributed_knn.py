@@ -80,8 +80,10 @@ class SearchOnNodes:
         """See `reid_core.knn.search.nearest`."""
         others = self._others()
         if len(features) < _WORTH_SPREADING:
-            others = [] if self._takes_part else others[:1]
+            others = [] if self._takes_part else others
         searchers = self._ready(others)
+        if len(features) < _WORTH_SPREADING:
+            searchers = searchers[:1]
         if not searchers:
             return nearest(features, k, is_second=is_second)
         try:

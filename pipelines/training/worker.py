@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from pipelines.distributed import collectives
-from pipelines.runs import checkpoint, failures
+from pipelines.runs import checkpoint, failures, warned
 from pipelines.runs.records import EpochLine, State
 from pipelines.storage.abandoned import hold, remove_abandoned
 from pipelines.training import deterministic, stream, within_epoch
@@ -37,7 +36,8 @@ def work(settings: dict[str, Any]) -> None:
     rank = collectives.rank()
     attempt = collectives.broadcast_int(failures.next_attempt(job.run_dir) if rank == 0 else 0)
     node = ray.get_runtime_context().get_node_id()
-    with failures.reported(job.run_dir, rank=rank, attempt=attempt, node=node):
+    reported = failures.reported(job.run_dir, rank=rank, attempt=attempt, node=node)
+    with reported, warned.kept(job.run_dir):
         _train(job, settings["bank"], settings["start_from"])
 
 
@@ -124,10 +124,15 @@ def _folder_to_copy() -> Path:
     """A temporary folder that is held until Ray has copied and deleted it."""
     for folder in [folder for folder in _being_copied if not folder.exists()]:
         os.close(_being_copied.pop(folder))
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    with suppress(OSError):  # where there are no locks nothing is removed either
-        _being_copied[folder] = hold(folder)
-    return folder
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            _being_copied[folder] = hold(folder)
+        except (FileNotFoundError, BlockingIOError):
+            continue  # another worker of the node has just found it abandoned
+        except OSError:
+            log.debug("no locks in %s: nothing there is removed either", folder.parent)
+        return folder
 
 
 def _remove_abandoned() -> None:

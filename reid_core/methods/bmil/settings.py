@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
@@ -59,12 +59,6 @@ class Clustering(Section):
         if 0.5 < subset < 1:
             raise ValueError("two parts of more than half do not fit: choose up to 0.5, or 1")
         return subset
-
-    @model_validator(mode="after")
-    def _has_two_halves(self) -> Clustering:
-        if self.balanced and self.together != "assigned" and self.k1 % 2:
-            raise ValueError(f"k1={self.k1} must be even: half of it comes from either modality")
-        return self
 
 
 class Memory(Section):
@@ -233,8 +227,14 @@ def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Au
 
 
 def check(config: Config) -> list[str]:
-    """Warnings about settings that have no effect."""
-    warnings = []
+    """See `Method`."""
+    how, warnings = config.clustering, []
+    clusters_both = how.balanced and how.together != "assigned" and config.labels != "identities"
+    if clusters_both and how.k1 % 2:
+        raise ValueError(
+            f"bmil.clustering.k1={how.k1} must be even: half of the neighbors come from either "
+            "modality"
+        )
     if not config.clustering.balanced and config.clustering.order != "similarity":
         warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")
     if config.labels == "identities" and config.refine.on:

@@ -245,13 +245,11 @@ class Config(Section):
                     f"matching.{name}={value} is of the pairs between epochs, and swap.when=step "
                     f"matches in steps: choose another swap.when, or matching.{name}={off}"
                 )
-        for name, off in (("whitened", "never"), ("centered", "false")):
-            asked = str(getattr(self.matching, name)).lower() != off
-            if asked and self.matching.method in _OF_ROWS:
-                raise ValueError(
-                    f"matching.method={self.matching.method} compares images, which are not {name}:"
-                    f" choose a method that compares prototypes, or matching.{name}={off}"
-                )
+        if self.matching.whitened != "never" and self.matching.method in _OF_ROWS:
+            raise ValueError(
+                f"matching.method={self.matching.method} compares images, which are not whitened: "
+                "choose a method that compares prototypes, or matching.whitened=never"
+            )
         return self
 
 
@@ -313,7 +311,12 @@ def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Au
 
 
 def check(config: Config) -> list[str]:
-    """Warnings about settings that have no effect."""
+    """See `Method`."""
+    if config.matching.centered and config.matching.method in _OF_ROWS:
+        raise ValueError(
+            f"cclnet.matching.method={config.matching.method} compares images, which are not "
+            "centered: choose a method that compares prototypes, or matching.centered=false"
+        )
     # given identities are coupled from the start
     if not is_ever_coupled(config) or config.labels == "identities":
         return []

@@ -49,10 +49,11 @@ def epoch_of(config: Config, stage: str = "joint") -> EpochPlan:
 
 
 def test_half_of_the_neighbors_is_half_an_even_number() -> None:
-    with pytest.raises(ValidationError, match="k1=9 must be even"):
-        config_of(clustering={"k1": 9})
+    with pytest.raises(ValueError, match=r"bmil\.clustering\.k1=9 must be even"):
+        METHOD.check(config_of(clustering={"k1": 9}))
     for free in ({"balanced": False}, {"together": "assigned"}):
-        config_of(clustering={"k1": 9} | free)
+        assert not METHOD.check(config_of(clustering={"k1": 9} | free))
+    assert not METHOD.check(config_of(clustering={"k1": 9}, labels="identities"))
 
 
 # Between epochs ----------------------------------------------------------------------------------

@@ -301,5 +301,5 @@ def test_the_guard_and_the_logged_share_see_centered_prototypes_where_matches_do
     assert not [x for x in epoch.warnings if "guard" in x]
     plain = cclnet.begin_epoch(small_config(swap={"start_epoch": 0}), context, labels)
     assert plain.counts[mutual_agreement.COUNT] < 0.9
-    with pytest.raises(ValidationError, match="images, which are not centered"):
-        small_config(matching={"centered": True, "method": "joint"})
+    with pytest.raises(ValueError, match="images, which are not centered"):
+        METHOD.check(small_config(matching={"centered": True, "method": "joint"}))

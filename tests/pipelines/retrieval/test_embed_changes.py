@@ -169,9 +169,13 @@ def test_an_addition_goes_on_in_its_folder_when_images_have_come_since(
     assert not before & set(in_process)
     assert len(in_process) < len(before)
     assert not list(gallery.glob(".adding-*"))
-    with (
-        fill._held(gallery / ".adding-x"),
-        pytest.raises(UserError, match="another process adds the same images"),
-        fill._held(gallery / ".adding-x"),
-    ):
-        pass
+    one, other = gallery / ".adding-one", gallery / ".adding-other"
+    with fill._held([one, other]) as first, fill._held([one, other]) as second:
+        assert (first, second) == (one, other)
+        with (
+            pytest.raises(UserError, match="another process adds the same images"),
+            fill._held([one, other]),
+        ):
+            pass
+        assert not fill.remove_abandoned_additions(gallery)
+    assert not list(gallery.glob("*.lock"))

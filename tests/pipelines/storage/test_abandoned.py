@@ -119,7 +119,7 @@ def test_interrupted_additions_are_removed_and_those_underway_are_not(
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     uri = uri.format(folder=tmp_path)
     local, prefix = fill._underway(uri)
-    with fill._held(local / f"{prefix}one"), fill._held(local / f"{prefix}two"):
+    with fill._held([local / f"{prefix}one"]), fill._held([local / f"{prefix}two"]):
         (local / f"{prefix}old").mkdir()
         (local / "descriptor.lance").mkdir()
         assert fill.remove_abandoned_additions(uri) == [local / f"{prefix}old"]
