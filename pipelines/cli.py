@@ -12,7 +12,17 @@ import typer
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from pipelines.commands import checkpoint, data, doctor, gallery, results, search, training, vectors
+from pipelines.commands import (
+    checkpoint,
+    data,
+    demo,
+    doctor,
+    gallery,
+    results,
+    search,
+    training,
+    vectors,
+)
 from pipelines.errors import RunFailedError, Terminated, UserError, end_on_signals, is_own
 from pipelines.runs.console import console, say
 
@@ -26,7 +36,7 @@ _DEBUG = "CROSSREID_DEBUG"
 app.add_typer(data.data_app, name="data")
 app.add_typer(checkpoint.checkpoint_app, name="checkpoint")
 app.add_typer(gallery.gallery_app, name="gallery")
-for part in (training, results, vectors, search, doctor):
+for part in (demo, training, results, vectors, search, doctor):
     app.registered_commands += part.commands.registered_commands
 
 

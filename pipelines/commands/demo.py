@@ -1,23 +1,39 @@
-"""The whole pipeline on generated identities: draw, train on Ray, evaluate, report."""
+"""`crossreid demo`: the whole pipeline on generated identities, draw, train, evaluate, report."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from pipelines.config import run as configuration
+import typer
+
+from pipelines.commands.options import Out
+from pipelines.commands.training import show
 from pipelines.errors import UserError
-from pipelines.report import page
-from pipelines.runs import runlog
 from pipelines.runs.console import console
-from pipelines.runs.records import Summary
 from pipelines.storage.files import reason
-from pipelines.training.driver import train
-from reid_core.datasets import synthetic
-from reid_core.methods import DEFAULT, METHODS
 
+if TYPE_CHECKING:
+    from pipelines.runs.records import Summary
+
+commands = typer.Typer()
 FAST_IDENTITIES = 80
+
+
+@commands.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
+    method: Annotated[
+        str | None, typer.Option(help="By name; the first unless given; an unknown one lists them.")
+    ] = None,
+) -> None:
+    """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
+    show(run(out, method=method, seed=seed, fast=fast, command=sys.argv), out)
 
 
 def run(out: Path, *, method: str | None, seed: int, fast: bool, command: Sequence[str]) -> Summary:
@@ -36,6 +52,13 @@ def run(out: Path, *, method: str | None, seed: int, fast: bool, command: Sequen
     Raises:
         UserError: see `pipelines.training.driver.train`.
     """
+    from pipelines.config import run as configuration
+    from pipelines.report import page
+    from pipelines.runs import runlog
+    from pipelines.training.driver import train
+    from reid_core.datasets import synthetic
+    from reid_core.methods import DEFAULT, METHODS
+
     method = method or DEFAULT
     if method not in METHODS:
         raise UserError(f"--method {method}: choose one of {', '.join(METHODS)}")

@@ -26,15 +26,15 @@ def doctor(
     ] = None,
 ) -> None:
     """Check whether a run will work here and on the cluster; exit code 1 if it will not."""
-    from pipelines.cluster import doctor as clinic
-    from pipelines.cluster.examination import examine
+    from pipelines.cluster import checks
+    from pipelines.cluster.doctor import examine
 
     check_target(json_file)
     findings = []
     for finding in examine(out, address or ray_address()):
         findings.append(finding)
-        console.print(clinic.table([finding]))
+        console.print(checks.table([finding]))
     if json_file is not None:
-        write_text(json_file, clinic.to_json(findings))
-    if clinic.failed(findings):
+        write_text(json_file, checks.to_json(findings))
+    if checks.failed(findings):
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Commands that train: a demo, a run, a sweep; see `pipelines.cli`."""
+"""Commands that train: a run, a sweep; see `pipelines.cli`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     from pipelines.runs.records import Summary
 
 commands = typer.Typer()
-
-
-@commands.command()
-def demo(
-    out: Out = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the identities and of the training.")] = 0,
-    fast: Annotated[bool, typer.Option("--fast", help="A smoke test: seconds, no scores.")] = False,
-    method: Annotated[
-        str | None, typer.Option(help="By name; the first unless given; an unknown one lists them.")
-    ] = None,
-) -> None:
-    """Draw identities, train all stages of a method on a local Ray cluster, evaluate, report."""
-    from pipelines.commands import demo as demonstration
-
-    summary = demonstration.run(out, method=method, seed=seed, fast=fast, command=sys.argv)
-    _show(summary, out)
 
 
 @commands.command()
@@ -55,7 +39,7 @@ def train(
 
         say("\n".join(gate.describe(loaded, out)))
         return
-    _show(pipelines.train(loaded, out=out), out)
+    show(pipelines.train(loaded, out=out), out)
 
 
 @commands.command()
@@ -78,7 +62,8 @@ def tune(
     say(f"report: {out / 'report.html'}")
 
 
-def _show(summary: Summary, out: Path) -> None:
+def show(summary: Summary, out: Path) -> None:
+    """What a run ended with, and where it is."""
     from pipelines.report.terminal import summary_table
 
     console.print(summary_table(summary))

@@ -23,9 +23,9 @@ import ray
 import torch
 from ray._private.state import state
 
-from pipelines.cluster import doctor, examination, preflight
+from pipelines.cluster import checks, doctor, preflight
 from pipelines.cluster import machine as limits
-from pipelines.cluster.doctor import Finding
+from pipelines.cluster.checks import Finding
 from pipelines.cluster.nodes import usable
 from pipelines.cluster.preflight import Node
 from pipelines.config import run as configuration
@@ -54,8 +54,8 @@ def verdicts(findings: Iterator[Finding]) -> dict[str, str]:
 
 class TestMachine:
     def test_this_environment_passes(self) -> None:
-        assert doctor.python().verdict == "ok"
-        assert doctor.packages().verdict == "ok"
+        assert checks.python().verdict == "ok"
+        assert checks.packages().verdict == "ok"
 
     @pytest.mark.parametrize(
         ("installed", "message"),
@@ -75,50 +75,50 @@ class TestMachine:
             return installed
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        result = doctor.packages()
+        result = checks.packages()
         assert result.verdict == "fail"
         assert message in result.found
         assert "constraints.txt" in result.remedy
 
     def test_one_core_is_slow_and_little_memory_kills(self) -> None:
-        assert doctor.machine(2, 24 * GIB) == Finding(
+        assert checks.machine(2, 24 * GIB) == Finding(
             "machine", "ok", "2 cores, 24.0 GiB of memory"
         )
-        assert "slow" in doctor.machine(1, 24 * GIB).remedy
-        assert "trainer.num_workers" in doctor.machine(16, 2 * GIB).remedy
+        assert "slow" in checks.machine(1, 24 * GIB).remedy
+        assert "trainer.num_workers" in checks.machine(16, 2 * GIB).remedy
         assert 0 < limits.memory_bytes() <= psutil.virtual_memory().total
 
     def test_docker_default_of_shared_memory_is_too_little(self) -> None:
-        small = doctor.shared_memory(64 * 2**20, 8 * GIB)
+        small = checks.shared_memory(64 * 2**20, 8 * GIB)
         assert small.verdict == "warn"
         assert "--shm-size" in small.remedy
-        assert doctor.shared_memory(8 * GIB, 24 * GIB).verdict == "ok"
+        assert checks.shared_memory(8 * GIB, 24 * GIB).verdict == "ok"
 
     def test_full_disk(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": GIB}))
-        assert doctor.disk(tmp_path).verdict == "warn"
+        assert checks.disk(tmp_path).verdict == "warn"
 
     def test_port_of_another_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            monkeypatch.setattr(doctor, "_HEAD_PORTS", {port: "dashboard"})
-            assert doctor.ports().verdict == "warn"
-            assert f"{port} (dashboard)" in doctor.ports().found
-        assert doctor.ports().verdict == "ok"
+            monkeypatch.setattr(checks, "_HEAD_PORTS", {port: "dashboard"})
+            assert checks.ports().verdict == "warn"
+            assert f"{port} (dashboard)" in checks.ports().found
+        assert checks.ports().verdict == "ok"
 
     def test_gpu_that_torch_cannot_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A driver without a usable build is the mistake that costs days; no GPU is a choice."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.setattr(Path, "exists", lambda path: True)
-        assert doctor.accelerator().verdict == "fail"
+        assert checks.accelerator().verdict == "fail"
         monkeypatch.setattr(Path, "exists", lambda path: False)
-        assert doctor.accelerator().verdict == "warn"
+        assert checks.accelerator().verdict == "warn"
 
     @pytest.mark.parametrize(
         ("installed", "works", "searches"),
         [
             ("faiss-cpu", (None, "for CPUs"), "torch on GPUs (for CPUs)"),
-            ("faiss-gpu", (doctor, ""), "faiss on GPUs"),
+            ("faiss-gpu", (checks, ""), "faiss on GPUs"),
             ("faiss-gpu", (None, "no kernel"), "torch on GPUs (no kernel)"),
         ],
     )
@@ -132,9 +132,9 @@ class TestMachine:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(doctor, "faiss_for_gpus", lambda: works)
+        monkeypatch.setattr(checks, "faiss_for_gpus", lambda: works)
         expected = f"{installed} 1.14 on the CPU; {searches}"
-        assert doctor.neighbor_search() == Finding("faiss", "ok", expected)
+        assert checks.neighbor_search() == Finding("faiss", "ok", expected)
 
     def test_without_faiss_the_remedy_is_a_line_to_copy(
         self, monkeypatch: pytest.MonkeyPatch
@@ -143,20 +143,20 @@ class TestMachine:
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        result = doctor.neighbor_search()
+        result = checks.neighbor_search()
         assert result.verdict == "warn"
         assert 'pip install -c constraints.txt -e ".[cpu]"' in result.remedy
 
     def test_unwritable_folder_ends_the_examination(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        (result,) = examination.examine(tmp_path / "file", None)
+        (result,) = doctor.examine(tmp_path / "file", None)
         assert (result.check, result.verdict) == ("run folder", "fail")
 
 
 @pytest.mark.slow
 class TestCluster:
     def test_healthy(self, tmp_path: Path) -> None:
-        result = verdicts(examination.nodes(tmp_path, [node("a"), node("b")], []))
+        result = verdicts(doctor.nodes(tmp_path, [node("a"), node("b")], []))
         assert result == dict.fromkeys(("shared folder", "versions", "/dev/shm", "disk"), "ok")
 
     @pytest.mark.parametrize("driver", ["10.0.0.1", "10.0.0.3"])
@@ -182,34 +182,34 @@ class TestCluster:
         addresses = [driver, "10.0.0.2"]
         for bad in addresses:
             nodes = [node(a, **good | (wrong if a == bad else {})) for a in sorted(addresses)]
-            lines = [f for f in examination.nodes(tmp_path, nodes, []) if f.check == check]
+            lines = [f for f in doctor.nodes(tmp_path, nodes, []) if f.check == check]
             assert [line.verdict for line in lines] == [verdict]
             assert lines[0].found.startswith(f"{bad}: {says}")
             assert lines[0].remedy
 
     def test_one_machine_is_not_told_of_twice(self, tmp_path: Path) -> None:
-        result = verdicts(examination.nodes(tmp_path, [node("a", shared_memory_bytes=0)], []))
+        result = verdicts(doctor.nodes(tmp_path, [node("a", shared_memory_bytes=0)], []))
         assert result == {"shared folder": "ok", "versions": "ok"}
 
     @pytest.mark.parametrize("blind", [{"reads": False}, {"writes": False}])
     def test_node_that_sees_another_folder(self, tmp_path: Path, blind: dict[str, bool]) -> None:
-        result = list(examination.nodes(tmp_path, [node("a"), node("b", **blind)], []))
+        result = list(doctor.nodes(tmp_path, [node("a"), node("b", **blind)], []))
         assert result[0].verdict == "fail"
         assert result[0].found.endswith("is another folder on b")
 
     def test_node_with_other_versions(self, tmp_path: Path) -> None:
         other = preflight.versions() | {"torch": "1.0"}
-        result = list(examination.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
+        result = list(doctor.nodes(tmp_path, [node("a"), node("b", versions=other)], []))
         assert result[1].verdict == "fail"
         assert "1.0 on b" in result[1].found
 
     def test_silent_node(self, tmp_path: Path) -> None:
-        result = next(examination.nodes(tmp_path, [node("a")], ["c"]))
+        result = next(doctor.nodes(tmp_path, [node("a")], ["c"]))
         assert (result.verdict, result.found) == ("fail", "no answer from c")
 
     def test_one_core_cannot_train_and_decode(self) -> None:
-        assert examination.resources({"CPU": 1.0}, 1.0).verdict == "fail"
-        assert examination.resources({"CPU": 2.0}, 1.0).verdict == "ok"
+        assert doctor.resources({"CPU": 1.0}, 1.0).verdict == "fail"
+        assert doctor.resources({"CPU": 2.0}, 1.0).verdict == "ok"
 
     def test_training_is_refused_where_a_node_is_blind(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -286,8 +286,8 @@ class TestCluster:
 def test_json_says_whether_all_is_well() -> None:
     fine, warned = Finding("a", "ok", ""), Finding("b", "warn", "", "do this")
     failed = Finding("c", "fail", "")
-    assert json.loads(doctor.to_json([fine, warned]))["ok"]
-    known = json.loads(doctor.to_json([fine, failed]))
+    assert json.loads(checks.to_json([fine, warned]))["ok"]
+    known = json.loads(checks.to_json([fine, failed]))
     assert not known["ok"]
     assert known["findings"][1] == {"check": "c", "verdict": "fail", "found": "", "remedy": ""}
 

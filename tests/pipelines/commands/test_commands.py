@@ -19,8 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
-from pipelines.cluster import examination
-from pipelines.cluster.doctor import Finding
+from pipelines.cluster import doctor
+from pipelines.cluster.checks import Finding
 from pipelines.errors import Terminated, UserError
 from pipelines.evaluation import checkpoint as evaluating
 from pipelines.evaluation.encoder import open_encoder
@@ -150,7 +150,7 @@ def test_doctor_prints_remedies_and_fails_where_a_run_would(
         yield Finding("faiss", "warn", "not installed", 'pip install -e ".[cpu]"')
         yield Finding("Ray", "fail", f"nothing answers at {address}", "start it")
 
-    monkeypatch.setattr(examination, "examine", examine)
+    monkeypatch.setattr(doctor, "examine", examine)
     code, text = said(place, "doctor", "--address", "auto", "--json", "/doctor.json")
     assert code == 1
     assert 'warn faiss not installed -> pip install -e ".[cpu]"' in text

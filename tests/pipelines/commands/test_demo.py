@@ -16,6 +16,7 @@ from pipelines.commands import demo
 from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
 from pipelines.runs import runlog
+from pipelines.training import driver
 from reid_core.methods import METHODS
 
 
@@ -32,7 +33,7 @@ def test_the_training_reads_the_identities_that_were_drawn(
         asked.append(config)
         raise TrainingAsked
 
-    monkeypatch.setattr(demo, "train", train)
+    monkeypatch.setattr(driver, "train", train)
     monkeypatch.setattr(demo, "FAST_IDENTITIES", 10)
     with pytest.raises(TrainingAsked):
         demo.run(tmp_path / "a folder", method="cpcl", seed=3, fast=True, command=())
