@@ -10,11 +10,19 @@ ENCODERS = ("crossreid-small", "crossreid-small-vit")
 NO_TEXT = ("demo.yaml", "cclnet.image_to_text=0")
 SHARED = (*NO_TEXT, "cclnet.matching.shared=true")
 OURS = ("cross_demo.yaml",)
+TEACHER, LONGER = "cclnet.teacher=0.95", "cclnet.align.epochs=12"
 BMIL = ("bmil_demo.yaml",)
 VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbors=12")
 OWN_VOTES = tuple(f"cclnet.{vote}" for vote in VOTES)
-TEACHER, LONGER = "cclnet.teacher=0.95", "cclnet.align.epochs=12"
 TWO_VIEWS = ("cclnet.views.visible=2", "cclnet.views.channels=keep")
+# ours without votes, teacher and second view
+WHITENED = (
+    *OURS,
+    "cclnet.teacher=0",
+    "cclnet.refine={}",
+    "cclnet.views={channels: adapt}",
+)
+DECAY = ("cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
 PLAIN = "cclnet.matching.whitened=never"
 CAMERAS = "cclnet.clustering.camera_scaling=0.5"
@@ -32,32 +40,24 @@ MAIN: dict[str, tuple[str, ...]] = {
     "the same for CCLNet's time": (*NO_TEXT, "cclnet.align.epochs=10"),
     "shared prototypes": SHARED,
     "ours": OURS,
-    "ours, 12 epochs": (*OURS, "cclnet.align.epochs=12"),
+    "ours, 12 epochs": (*OURS, LONGER),
     "BMIL": BMIL,
     "true identities": (*NO_TEXT, "cclnet.labels=identities"),
 }
 TRIED: dict[str, tuple[str, ...]] = {
-    "ours + guard": (*OURS, "cclnet.matching.guard=0.5"),
-    "ours + voted labels": (*OURS, *OWN_VOTES),
-    "ours + teacher": (*OURS, TEACHER),
-    "ours + decay": (*OURS, "cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0"),
-    "ours + teacher + votes": (*OURS, TEACHER, *OWN_VOTES),
-    "ours + teacher + votes, 12 epochs": (*OURS, TEACHER, *OWN_VOTES, LONGER),
-    "ours, two views": (*OURS, *TWO_VIEWS),
-    "ours, two views + teacher": (*OURS, *TWO_VIEWS, TEACHER),
-    "ours, two views + teacher + votes": (*OURS, *TWO_VIEWS, TEACHER, *OWN_VOTES),
-    "ours, two views + teacher, 12 epochs": (*OURS, *TWO_VIEWS, TEACHER, LONGER),
-    "ours, two views + teacher + votes, 12 epochs": (
-        *OURS,
-        *TWO_VIEWS,
-        TEACHER,
-        *OWN_VOTES,
-        LONGER,
-    ),
-    **{f"ours, pairs: {m}": (*OURS, PLAIN, f"cclnet.matching.method={m}") for m in MATCHERS},
+    "whitened": WHITENED,
+    "whitened, 12 epochs": (*WHITENED, LONGER),
+    "whitened + guard": (*WHITENED, "cclnet.matching.guard=0.5"),
+    "whitened + voted labels": (*WHITENED, *OWN_VOTES),
+    "whitened + teacher": (*WHITENED, TEACHER),
+    "whitened + teacher + voted labels": (*WHITENED, TEACHER, *OWN_VOTES),
+    "whitened + decay": (*WHITENED, *DECAY),
+    "whitened, two views": (*WHITENED, *TWO_VIEWS),
+    "whitened, two views + teacher": (*WHITENED, *TWO_VIEWS, TEACHER),
+    **{f"pairs: {m}": (*WHITENED, PLAIN, f"cclnet.matching.method={m}") for m in MATCHERS},
     **{
-        f"ours, cameras {c}, {m}{words}": (
-            *OURS,
+        f"whitened, cameras {c}, {m}{words}": (
+            *WHITENED,
             f"cclnet.clustering.camera_scaling={c}",
             f"cclnet.matching.camera_scaling={m}",
             *more,
@@ -65,23 +65,21 @@ TRIED: dict[str, tuple[str, ...]] = {
         for c, m in ((0, 0), (0.5, 0.5), (0.5, 1), (1, 1))
         for words, more in (("", ()), (", pairs: scaled", (SCALED,)))
     },
-    "ours, never whitened": (*OURS, PLAIN),
-    "ours, always whitened": (*OURS, "cclnet.matching.whitened=always"),
-    "ours, cameras 0.5": (*OURS, CAMERAS),
-    "ours, centered": (*OURS, "cclnet.matching.centered=true"),
-    "ours, 12 epochs, decay": (
-        *OURS,
-        "cclnet.align.epochs=12",
-        "cclnet.align.schedule=coupled",
-        "cclnet.align.warmup_epochs=0",
-    ),
-    "ours + cross term": (*OURS, "cclnet.refine.cross=1", *(f"cclnet.{v}" for v in VOTES)),
-    "ours, pairs: consistent, others excluded": (
-        *OURS,
+    "one channel": (*WHITENED, PLAIN),
+    "always whitened": (*WHITENED, "cclnet.matching.whitened=always"),
+    "whitened, cameras 0.5": (*WHITENED, CAMERAS),
+    "whitened, centered": (*WHITENED, "cclnet.matching.centered=true"),
+    "whitened, 12 epochs, decay": (*WHITENED, LONGER, *DECAY),
+    "whitened + cross term": (*WHITENED, "cclnet.refine.cross=1", *OWN_VOTES),
+    "pairs: consistent, others excluded": (
+        *WHITENED,
         PLAIN,
         "cclnet.matching.method=consistent",
         "cclnet.matching.exclusion=0.25",
     ),
+    "ours + decay": (*OURS, *DECAY),
+    "ours + guard": (*OURS, "cclnet.matching.guard=0.5"),
+    "true identities, ours": (*OURS, "cclnet.labels=identities"),
 }
 PARTS: dict[str, tuple[str, ...]] = {
     "BMIL without balance": (*BMIL, "bmil.clustering.balanced=false"),
@@ -123,8 +121,8 @@ REAL = {"roadscene": "default", "roadscene-hard": "hard", "roadscene-easy": "eas
 OWN = "own"  # the tree of --root
 MISMATCHED = tuple(name for name in GENERATED if name.startswith("mismatch"))
 IN_MISMATCH = (
-    "no coupling", "CCLNet", "shared prototypes", "ours", "ours + guard", "ours, pairs: mutual",
-    "ours, pairs: scaled", "BMIL", "true identities",
+    "no coupling", "CCLNet", "shared prototypes", "whitened", "whitened + guard", "ours",
+    "ours + guard", "pairs: mutual", "pairs: scaled", "BMIL", "true identities",
 )  # fmt: skip
 FIVE = ("default", "easy", "hard", "roadscene", "roadscene-hard")
 
