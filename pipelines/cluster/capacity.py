@@ -33,8 +33,8 @@ def require(config: RunConfig) -> None:
     """
     settings = config.trainer
     workers = settings.num_workers if settings.min_workers is None else settings.min_workers
-    has_gpus = nodes.total("GPU") > 0
-    bundle = asked_of(config, has_gpus if settings.use_gpu is None else settings.use_gpu)
+    use_gpu = nodes.has("GPU") if settings.use_gpu is None else settings.use_gpu
+    bundle = asked_of(config, use_gpu)
     if _fits(workers, bundle):
         return
     if not may_grow(config):
@@ -90,11 +90,14 @@ def room(bundle: Mapping[str, float]) -> int:
 def compared(workers: int, bundle: Mapping[str, float]) -> str:
     """In words, what workers ask for and what the machines have."""
     asked = " and ".join(f"{amount:g} {name}s" for name, amount in bundle.items())
+    usable = nodes.usable()
     there = "; ".join(
         ", ".join(f"{node['Resources'].get(name, 0):g} {name}s" for name in bundle)
-        for node in nodes.usable()
+        for node in usable
     )
-    return f"room for {room(bundle)} of {workers} workers of {asked} (machines: {there})"
+    leaving = len(nodes.alive()) - len(usable)
+    beside = f", beside {leaving} being taken away" if leaving > 0 else ""
+    return f"room for {room(bundle)} of {workers} workers of {asked} (machines: {there}){beside}"
 
 
 def _too_small(workers: int, bundle: Mapping[str, float], why: str) -> str:

@@ -10,10 +10,24 @@ from ray._private.state import state
 _GRAIN = 4  # decimals that Ray counts resources in
 
 
+def alive() -> list[dict[str, Any]]:
+    """Of `ray.nodes`, those that are alive, even where they are being taken away."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def usable() -> list[dict[str, Any]]:
-    """Of `ray.nodes`, those that are alive and not being taken away: Ray places nothing there."""
+    """Of `alive`, those that are not being taken away: Ray places nothing there."""
     leaving = state.get_draining_nodes()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return [node for node in alive() if node["NodeID"] not in leaving]
+
+
+def has(resource: str) -> bool:
+    """Whether a machine that is alive has some of a resource, even one that is being taken away.
+
+    Those are told of before others come in their place: what a run is trained on follows from this,
+    how much of it fits from `usable`.
+    """
+    return any(node["Resources"].get(resource, 0) > 0 for node in alive())
 
 
 def total(resource: str) -> float:

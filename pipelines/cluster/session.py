@@ -106,9 +106,9 @@ def num_gpus() -> int:
 
 
 def uses_gpu(config: RunConfig) -> bool:
-    """As the configuration says, or else whether the connected cluster has one."""
+    """As the configuration says, or else whether the connected cluster has one: see `nodes.has`."""
     use_gpu = config.trainer.use_gpu
-    return num_gpus() > 0 if use_gpu is None else use_gpu
+    return nodes.has("GPU") if use_gpu is None else use_gpu
 
 
 def _logical_cpus(config: RunConfig) -> int:

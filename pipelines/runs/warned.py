@@ -1,6 +1,7 @@
 """What a run has warned of, kept in its folder.
 
-On a cluster most of a run happens in tasks and actors, whose warnings no terminal shows.
+On a cluster most of a run happens in tasks and actors, whose warnings no terminal shows. What is
+kept is shown all the same where it would have been.
 """
 
 from __future__ import annotations
@@ -28,6 +29,23 @@ class _Kept(logging.Handler):
             append_line(self._path, self.format(record))
         except OSError:
             self.handleError(record)
+        last = logging.lastResort
+        if last is not None and record.levelno >= last.level and self._is_alone(record.name):
+            last.handle(record)
+
+    def _is_alone(self, name: str) -> bool:
+        """Whether no handler but ours would show a record of a logger.
+
+        Where there is none at all, `logging` has its last resort, which ours would switch off.
+        Of several of ours the first answers True.
+        """
+        handlers, log = list[logging.Handler](), logging.getLogger(name)
+        while True:
+            handlers += log.handlers
+            if not log.propagate or log.parent is None:
+                break
+            log = log.parent
+        return all(isinstance(one, _Kept) for one in handlers) and handlers[:1] == [self]
 
 
 def keep(run_dir: Path) -> logging.Handler:

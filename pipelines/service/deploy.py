@@ -23,6 +23,7 @@ from pipelines.retrieval.gallery import Gallery, tables
 from pipelines.retrieval.search import encoder_of, probabilities_of, require_made_by, space_of
 from pipelines.service.desk import MAX_BYTES, Desk, Input
 from pipelines.service.guard import Guard, is_loopback
+from pipelines.service.owner import owned
 from reid_core.types import Modality
 
 if TYPE_CHECKING:
@@ -268,11 +269,12 @@ def application(plan: Plan, *, num_gpus: int) -> Application:
 def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[None]:
     """Serve while the block runs, on a Ray of its own or one that is there.
 
-    A Ray Serve that runs there already goes on afterwards, with what else it serves.
+    A Ray Serve that runs there already goes on afterwards, with what else it serves. A service
+    whose command is gone, killed for one, is replaced.
 
     Raises:
-        UserError: see `Settings.check`, `Settings.check_port`, `plan_of`, `_require_place_in`; Ray
-            Serve is not installed.
+        UserError: see `Settings.check`, `Settings.check_port`, `plan_of`, `owned`,
+            `_require_place_in`; Ray Serve is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -286,7 +288,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
         settings.check_port()  # nothing of ours can listen there: no Ray is begun for it
     plan = plan_of(settings)
     own = plan.config.ray.model_copy(update={"address": ray_address})
-    with cluster.session(plan.config.model_copy(update={"ray": own})):
+    with cluster.session(plan.config.model_copy(update={"ray": own})), owned(_NAME):
         there = _running_serve()
         if there is not None:
             _require_place_in(there, settings)
@@ -311,9 +313,10 @@ def _running_serve() -> ServeInstanceDetails | None:
 
 
 def _require_place_in(there: ServeInstanceDetails, settings: Settings) -> None:
-    """Refuse a Ray Serve that listens elsewhere, or has an application in our place.
+    """Refuse a Ray Serve that listens elsewhere, or has another's application in our place.
 
-    It has one host and port for all that it serves, and what is given anew is not heard.
+    It has one host and port for all that it serves, and what is given anew is not heard. One of our
+    name at our place is what a command of ours has left, since `owned` says that none lives.
 
     Raises:
         UserError: names what is there.
@@ -327,7 +330,9 @@ def _require_place_in(there: ServeInstanceDetails, settings: Settings) -> None:
             "serve on a Ray of its own (unset RAY_ADDRESS)"
         )
     for name, app in there.applications.items():
-        if name == _NAME or app.route_prefix == "/":
+        if name == _NAME and app.route_prefix in (None, "/"):
+            log.warning("taking the place of a service whose command is gone")
+        elif name == _NAME or app.route_prefix == "/":
             raise UserError(
                 f"this cluster serves {name} at {app.route_prefix} already, which this service "
                 f'would replace: end that one (its own command, or `serve.delete("{name}")` in '

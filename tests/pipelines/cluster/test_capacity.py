@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray._private.state import state
 
-from pipelines.cluster import capacity, nodes
+from pipelines.cluster import capacity, nodes, session
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 
@@ -24,7 +24,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Resources of the one machine that stands in for a cluster, to be changed by the test."""
     resources = {"CPU": 4.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    monkeypatch.setattr(nodes, "usable", lambda: [{"Resources": resources}])
+    machine = {"NodeID": "one", "Alive": True, "Resources": resources}
+    monkeypatch.setattr(ray, "nodes", lambda: [machine])
+    monkeypatch.setattr(state, "get_draining_nodes", dict)
     return resources
 
 
@@ -54,9 +56,30 @@ def test_a_worker_is_on_one_machine(make_config: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "nodes", lambda: machines)
     monkeypatch.setattr(state, "get_draining_nodes", lambda: {"going": 0})
     wide = "trainer.cpus_per_worker=2"
-    with pytest.raises(UserError, match=r"1 of 2 workers of 2 CPUs \(machines: 1 CPUs; 3 CPUs\)"):
+    said = r"1 of 2 workers of 2 CPUs \(machines: 1 CPUs; 3 CPUs\), beside 1 being taken away"
+    with pytest.raises(UserError, match=said):
         capacity.require(make_config(wide, "trainer.num_workers=2"))
     capacity.require(make_config(wide, "trainer.num_workers=1"))
+
+
+def test_gpus_that_are_being_taken_away_make_no_run_on_cpus(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of the notice, before another machine has come: the run is one for GPUs all the same."""
+    machines = [
+        {"NodeID": "head", "Alive": True, "Resources": {"CPU": 8.0}},
+        {"NodeID": "spot", "Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: machines)
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: {"spot": 0})
+    assert session.uses_gpu(make_config())
+    assert session.num_gpus() == 0
+    with pytest.raises(UserError, match=r"0 of 2 workers of 1 CPUs and 1 GPUs.*1 being taken away"):
+        capacity.require(make_config())
+    capacity.require(make_config("trainer.use_gpu=false"))
+    machines[1]["Alive"] = False
+    assert not session.uses_gpu(make_config())
+    capacity.require(make_config())
 
 
 def test_machines_that_may_come_are_waited_for_and_then_refused(

@@ -195,13 +195,13 @@ class TestSideBySide:
             run_dir.mkdir()
         (tmp_path / "a" / warned.FILE).write_text("what an earlier command warned of\n")
         with pytest.raises(UserError, match="b: the disk is full"):
-            side_by_side.train_all(runs, [], at_once=2)
+            side_by_side.train_all(runs, [], at_once=lambda wanted: 2)
         assert "a is trained" in done
         (left_out,) = (line for line in done if line.endswith("left out: x[1].jpg"))
         assert left_out.startswith("a: ")
         assert "d begins" not in done
         del runs[tmp_path / "b"]
-        summaries = side_by_side.train_all(runs, [], at_once=2)
+        summaries = side_by_side.train_all(runs, [], at_once=lambda wanted: 2)
         assert {path.name: s["of"] for path, s in summaries.items()} == {n: n for n in "acd"}
 
 

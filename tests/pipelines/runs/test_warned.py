@@ -36,6 +36,34 @@ def test_a_folder_that_takes_nothing_ends_no_run(
     assert "No such file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_is_kept_is_shown_once_as_it_would_have_been(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    configured: bool,
+) -> None:
+    """A user of the Python API configures no logging, and Python then shows warnings on stderr."""
+    shown: list[str] = []
+
+    class Terminal(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            shown.append(record.getMessage())
+
+    monkeypatch.setattr(logging.getLogger(), "handlers", [Terminal()] if configured else [])
+    log = logging.getLogger("pipelines.data.prepare")
+    log.warning("before")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    with warned.kept(tmp_path / "a"), warned.kept(tmp_path / "b"):
+        log.warning("within")
+        log.info("no warning")
+    log.warning("after")
+    assert (shown or capsys.readouterr().err.splitlines()) == ["before", "within", "after"]
+    assert capsys.readouterr().err == ""
+    assert [len(warned.read(tmp_path / name)) for name in "ab"] == [1, 1]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_run_names_what_it_left_out_and_what_it_could_not_say(
     make_config: Callable[..., RunConfig],

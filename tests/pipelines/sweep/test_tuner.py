@@ -40,7 +40,9 @@ class TestSlots:
         return configuration.validate(tree, source="test")
 
     def given(self, monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> None:
-        monkeypatch.setattr(nodes, "usable", lambda: [{"Resources": one} for one in machines])
+        there = [{"Resources": one} for one in machines]
+        for which in ("alive", "usable"):
+            monkeypatch.setattr(nodes, which, lambda: there)
 
     @pytest.mark.parametrize(
         ("machines", "overrides", "use_gpu", "requested", "expected"),
