@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -44,8 +44,11 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
         use_gpu: let the nodes' GPUs find the neighbors.
     """
     options, make = _bank_of(job, prepared, use_gpu=use_gpu)
+    # held by this block: Ray itself would let go of it, and could not start the actor again
+    stored = ray.put(make)
     # Ray's annotation also allows for the class itself
-    bank = cast("ActorHandle[BankActor]", _BankActor.options(**options).remote(make, job.run_dir))
+    begun = _BankActor.options(**options).remote([stored], job.run_dir)
+    bank = cast("ActorHandle[BankActor]", begun)
     try:
         yield bank
     finally:
@@ -157,13 +160,15 @@ class BankActor:
     What begins an epoch is stored once for all workers, not once for each.
 
     Args:
-        make: makes a `MemoryBank` or a `Planner`.
+        made_by: holds what makes a `MemoryBank` or a `Planner`, once.
         run_dir: of the run, where what it warns of is kept.
     """
 
-    def __init__(self, make: Callable[[], MemoryBank | Planner], run_dir: Path) -> None:
+    def __init__(
+        self, made_by: Sequence[ray.ObjectRef[Callable[[], MemoryBank | Planner]]], run_dir: Path
+    ) -> None:
         warned.keep(run_dir)
-        self._bank = make()
+        self._bank = ray.get(made_by[0])()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()
         self._stop = False
