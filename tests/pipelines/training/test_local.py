@@ -45,6 +45,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_RAY, "cclnet", str(trees), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
