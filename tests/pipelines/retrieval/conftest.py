@@ -44,3 +44,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(embedding, "_run", run)
     monkeypatch.setattr(cluster, "session", NoRay)
     return keys
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few images are many parts."""
+    monkeypatch.setitem(parts.__kwdefaults__, "mean_rows", 2)

@@ -15,7 +15,7 @@ from pipelines.retrieval import fill, vectors
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Work
 from pipelines.retrieval.gallery import Gallery
-from pipelines.retrieval.sources import Source, parts
+from pipelines.retrieval.sources import Source
 from pipelines.retrieval.vectors import VectorInfo
 from pipelines.runs import runlog
 from tests.pipelines.trained import draw_folder, save_run
@@ -133,10 +133,9 @@ def test_rows_that_a_manifest_lists_twice_are_counted_as_they_are_stored(
     folder: Path,
     tmp_path: Path,
     in_process: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    small_parts: None,
 ) -> None:
     """Parts of the same rows are one file."""
-    monkeypatch.setitem(parts.__kwdefaults__, "mean_rows", 2)
     lines = ["image,modality", *["visible/0.png,visible"] * 16]
     (folder / "list.csv").write_text("\n".join(lines))
     done = embed(checkpoint, Source(folder / "list.csv"), tmp_path / "out")
@@ -148,10 +147,10 @@ def test_an_addition_goes_on_in_its_folder_when_images_have_come_since(
     folder: Path,
     tmp_path: Path,
     in_process: list[str],
+    small_parts: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What was embedded before the interruption is not embedded again, and no folder stays."""
-    monkeypatch.setitem(parts.__kwdefaults__, "mean_rows", 2)
     add, gallery = fill.add_vectors, tmp_path / "gallery"
 
     def killed(*_: object, **__: object) -> None:
