@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 pytest.importorskip("lancedb")
 pytest.importorskip("fastapi")
 
+import ray
 from ray import serve
 
 from pipelines.config.run import RunConfig
@@ -22,6 +27,20 @@ from pipelines.service import deploy
 from pipelines.service.deploy import Settings, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+COMMAND = """
+import sys, time
+from types import SimpleNamespace
+from pipelines.config import run as configuration
+from pipelines.service import deploy
+from tests.pipelines.service.test_joined import Says
+
+config = configuration.validate({"data": {"root": "unused"}}, source="test")
+deploy.plan_of = lambda settings: SimpleNamespace(config=config)
+deploy.application = lambda plan, num_gpus: Says.bind("the first")
+with deploy.running(deploy.Settings("gallery", port=int(sys.argv[2])), ray_address=sys.argv[1]):
+    print("serving", flush=True)
+    time.sleep(600)
+"""
 
 
 class Word:
@@ -92,3 +111,28 @@ def test_a_serve_that_was_begun_here_ends_unless_others_came(
     assert asked(port, "/theirs") == "theirs"
     assert set(serve.status().applications) == {"theirs"}
     assert "Ray Serve goes on, since it serves theirs" in caplog.text
+
+
+def test_a_command_that_was_killed_is_followed_by_the_next(
+    ours: Callable[[int], AbstractContextManager[None]],
+) -> None:
+    port, address = free_port(), ray.get_runtime_context().gcs_address
+    first = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, address, str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    try:
+        assert first.stdout is not None
+        assert any("serving" in line for line in first.stdout)
+        assert asked(port, "/") == "the first"
+        with pytest.raises(UserError, match=f"for process {first.pid} on"):
+            ours(port).__enter__()
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        with ours(port):
+            assert asked(port, "/") == "ours"
+    finally:
+        first.kill()
+        first.wait()
