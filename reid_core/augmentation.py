@@ -26,11 +26,19 @@ class Augmentation:
         jitter: strength of the color jitter before the erasing: brightness, contrast and
             saturation are multiplied by up to 1 +- jitter, the hue turns by up to +- jitter of the
             circle, in random order; 0 for none, 0.5 in the papers.
+        mix: probability that, after the jitter, one random mixture of the channels is written into
+            all three: a camera of another spectrum. Its weights are three numbers from Beta(.3,
+            .3), divided by their sum. 0.5 in RLE.
+        relight: probability that, after that, rectangles of the sizes of the erased one are made
+            brighter or darker, each channel for itself, until some pixel is dark: materials that
+            reflect another spectrum differently. 0.5 in RLE.
 
     Raises:
         ValueError: a value outside its range.
 
-    Reference: the transforms of CCLNet's and CSDN's code.
+    Reference: the transforms of CCLNet's and CSDN's code; mix and relight are the moderate and the
+    radical part of "RLE: A Unified Perspective of Data Augmentation for Cross-Spectral
+    Re-Identification", NeurIPS 2024, and its code. Black rectangles, which it divides by 0, stay.
     """
 
     grayscale: float = 0.0
@@ -42,9 +50,11 @@ class Augmentation:
     erase_fill: tuple[int, int, int] = (152, 144, 129)
     channels: Literal["keep", "exchange", "adapt"] = "keep"
     jitter: float = 0.0
+    mix: float = 0.0
+    relight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("grayscale", "flip", "erase"):
+        for name in ("grayscale", "flip", "erase", "mix", "relight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, not {getattr(self, name)}")
         if self.pad < 0:

@@ -14,6 +14,8 @@ from reid_core.compiled import compiled
 _U = np.uint64  # an index that cannot be negative: only such loops become vector instructions
 _LUMA = tuple(np.array([19595, 38470, 7471, 0x8000], dtype=np.uint32))
 _16 = np.uint32(16)
+_GOLDEN = _U(0x9E3779B97F4A7C15)
+_MOST_RECTANGLES, _DARK, _LIGHT = 100, 0.1, 0.4
 
 
 @compiled()
@@ -111,6 +113,122 @@ def _luma(
             at = _U(x + shift)
             sums = of_red * red[at] + of_green * green[at] + of_blue * blue[at] + half
             out[_U(x)] = sums >> _16
+
+
+@compiled()
+def _next(stream: np.uint64) -> tuple[float, np.uint64]:
+    """A number between 0 and 1, neither of them, and the stream after it.
+
+    Reference: splitmix64, see `reid_core.transforms`.
+    """
+    stream += _GOLDEN
+    mixed = (stream ^ (stream >> _U(30))) * _U(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> _U(27))) * _U(0x94D049BB133111EB)
+    mixed ^= mixed >> _U(31)
+    return (np.float64(mixed >> _U(12)) + 0.5) * 2.0**-52, stream
+
+
+@compiled()
+def _beta(stream: np.uint64, shape: float) -> tuple[float, np.uint64]:
+    """A number from Beta(shape, shape), shape at most 1, and the stream after it.
+
+    Reference: Joehnk, "Erzeugung von betaverteilten und gammaverteilten Zufallszahlen", 1964.
+    """
+    while True:
+        first, stream = _next(stream)
+        second, stream = _next(stream)
+        x, y = first ** (1 / shape), second ** (1 / shape)
+        if x + y <= 1:
+            return x / (x + y), stream
+
+
+@compiled()
+def _scale(part: np.ndarray, factors: np.ndarray, alpha: float) -> np.float32:
+    """Scale bytes (h, w) so that the brightest becomes 255 alpha, multiply the factors (h, w) with
+    it, and return the smallest of these. Black stays what it is."""
+    peak = np.uint8(0)
+    for y in range(len(part)):
+        row = part[y]
+        for x in range(len(row)):
+            peak = max(peak, row[_U(x)])
+    if peak == 0:
+        return np.float32(1)
+    by, half, smallest = np.float32(255 * alpha / peak), np.float32(0.5), np.float32(1)
+    for y in range(len(part)):
+        row, of_row = part[y], factors[y]
+        for x in range(len(row)):
+            row[_U(x)] = np.uint8(row[_U(x)] * by + half)
+            of_row[_U(x)] *= by
+            smallest = min(smallest, of_row[_U(x)])
+    return smallest
+
+
+@compiled()
+def mix(out: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
+    """Write one mixture of the channels into all three.
+
+    Args:
+        out: (..., 3, H, W) uint8, C-contiguous, changed.
+        targets: (n,) int64, the images.
+        weights: (n, 3) float32 of the channels; a row sums to 1.
+    """
+    half = np.float32(0.5)
+    for i in range(len(targets)):
+        of_red, of_green, of_blue = weights[i]
+        flat = out[targets[i]].reshape(3, -1)
+        red, green, blue = flat[0], flat[1], flat[2]
+        for place in range(len(red)):
+            x = _U(place)
+            mixture = np.uint8(of_red * red[x] + of_green * green[x] + of_blue * blue[x] + half)
+            red[x], green[x], blue[x] = mixture, mixture, mixture
+
+
+@compiled()
+def relight(
+    out: np.ndarray,
+    targets: np.ndarray,
+    streams: np.ndarray,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> None:
+    """Scale the channels of rectangles, one after the other, until some pixel has become dark.
+
+    The brightest byte of a rectangle's channel becomes 255 alpha, alpha drawn from Beta(.4, .4). An
+    image is finished when a byte of it was scaled by less than a tenth in all, or after 100
+    rectangles.
+
+    Args:
+        out: (..., 3, H, W) uint8, C-contiguous, changed.
+        targets: (n,) int64, the images.
+        streams: (n,) uint64, a stream of random numbers for each.
+        area: smallest and largest share of the image that a rectangle has.
+        aspect: smallest and largest height / width of it.
+    """
+    height, width = out.shape[2], out.shape[3]
+    scaled = np.empty((3, height, width), dtype=np.float32)
+    for i in range(len(targets)):
+        stream, image = streams[i], out[targets[i]]
+        scaled[:] = 1
+        for _ in range(_MOST_RECTANGLES):
+            drawn, stream = _next(stream)
+            pixels = (area[0] + drawn * (area[1] - area[0])) * height * width
+            drawn, stream = _next(stream)
+            ratio = aspect[0] + drawn * (aspect[1] - aspect[0])
+            tall, wide = np.rint(np.sqrt(pixels * ratio)), np.rint(np.sqrt(pixels / ratio))
+            if not (1 <= tall < height and 1 <= wide < width):
+                continue
+            drawn, stream = _next(stream)
+            top = int(drawn * (height - tall + 1))
+            drawn, stream = _next(stream)
+            left = int(drawn * (width - wide + 1))
+            darkest = np.float32(1)
+            for channel in range(3):
+                alpha, stream = _beta(stream, _LIGHT)
+                part = image[channel, top : top + int(tall), left : left + int(wide)]
+                factors = scaled[channel, top : top + int(tall), left : left + int(wide)]
+                darkest = min(darkest, _scale(part, factors, alpha))
+            if darkest < _DARK:
+                break
 
 
 @compiled()

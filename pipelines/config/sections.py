@@ -163,6 +163,8 @@ class AugmentationConfig(Section):
         erase: probability of erasing a rectangle.
         erase_area, erase_aspect: range of its share of the image and of its height over width.
         erase_fill: its color, RGB; the default is ImageNet's mean, 0 after normalization.
+        mix: probability that one random mixture of the channels is written into all three.
+        relight: probability that rectangles are made brighter or darker, channel by channel.
     """
 
     grayscale: float = Field(0.5, ge=0, le=1)
@@ -172,6 +174,8 @@ class AugmentationConfig(Section):
     erase_area: tuple[float, float] = (0.02, 0.33)
     erase_aspect: tuple[float, float] = (0.3, 3.3)
     erase_fill: tuple[int, int, int] = (124, 116, 104)
+    mix: float = Field(0.0, ge=0, le=1)
+    relight: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _in_range(self) -> AugmentationConfig:
