@@ -50,6 +50,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.night  # 3 minutes
 def test_three_stages_of_cclnet_on_sysu_and_every_protocol(
     root: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -58,7 +58,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param(VITB, {}, 768, id="TransReID-SSL"),
         pytest.param(VITB, CLIP, 768, id="CLIP", marks=pytest.mark.night),  # 3 minutes
-        pytest.param(VITB, CLIP | {"name": "ViT-B-16-SigLIP2"}, 768, id="SigLIP 2"),
+        pytest.param(
+            VITB,
+            CLIP | {"name": "ViT-B-16-SigLIP2"},
+            768,
+            id="SigLIP 2",
+            marks=pytest.mark.night,
+        ),
         pytest.param("bmil_sysu_dinov3.yaml", {}, 384, id="DINOv3"),
         pytest.param(CCLNET, {}, 768, id="CCLNet on CLIP", marks=pytest.mark.night),
     ],

@@ -113,6 +113,7 @@ def test_a_serve_that_was_begun_here_ends_unless_others_came(
     assert "Ray Serve goes on, since it serves theirs" in caplog.text
 
 
+@pytest.mark.night
 def test_a_command_that_was_killed_is_followed_by_the_next(
     ours: Callable[[int], AbstractContextManager[None]],
 ) -> None:
