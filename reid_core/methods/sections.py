@@ -64,10 +64,8 @@ class Views(Section):
     """Views of training images.
 
     Attributes:
-        visible: of each visible image: 1, or 2: a plain one and `second`; infrared images then
-            have their channels adapted. Both count as rows.
-        second: "exchange" (one channel copied to all) or "mix" (a mixture of them, as
-            `augmentation.mix` makes).
+        visible: of each visible image: 1, or 2: a plain one and one with a single channel in all
+            three; infrared images then have their channels adapted. Both count as rows.
         channels: of a single visible view: "keep" with the section augmentation's grayscale, or
             without that "exchange" (one channel copied to all) or "adapt" (the same with 3/4,
             gray with 1/8).
@@ -76,7 +74,6 @@ class Views(Section):
     """
 
     visible: Literal[1, 2] = 1
-    second: Literal["exchange", "mix"] = "exchange"
     channels: Literal["keep", "exchange", "adapt"] = "keep"
     jitter: float = Field(0.0, ge=0, le=0.5)
     infrared_jitter: float = Field(0.0, ge=0, le=0.5)

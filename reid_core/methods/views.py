@@ -20,11 +20,7 @@ def augmentations(views: Views, base: Augmentation) -> dict[Modality, tuple[Augm
     plain = replace(base, grayscale=0.0)
     infrared = replace(plain, jitter=views.infrared_jitter)
     if views.visible == 2:
-        second = replace(plain, jitter=views.jitter)
-        if views.second == "mix":
-            second = replace(second, mix=1.0)
-        else:
-            second = replace(second, channels="exchange")
+        second = replace(plain, channels="exchange", jitter=views.jitter)
         return {
             Modality.VISIBLE: (plain, second),
             Modality.INFRARED: (replace(infrared, channels="adapt"),),

@@ -10,7 +10,6 @@ from reid_core.augmentation import Augmentation
 from reid_core.methods.sections import Views
 from reid_core.methods.views import augmentations
 from reid_core.transforms import TrainTransform
-from reid_core.types import Modality
 
 NOTHING = {"flip": 0, "pad": 0, "erase": 0}
 SIZES = ((0.02, 0.4), (0.3, 3.33))
@@ -143,10 +142,6 @@ def test_one_pixel_has_no_rectangle():
     assert (TrainTransform(Augmentation(**NOTHING, relight=1))(images, seeds(3)) == 9).all()
 
 
-def test_the_second_view_may_be_a_mixture():
-    both = augmentations(Views(visible=2, second="mix"), Augmentation(relight=0.5))
-    first, second = both[Modality.VISIBLE]
-    assert (first.mix, second.mix, second.channels) == (0, 1, "keep")
-    assert [a.relight for views in both.values() for a in views] == [0.5] * 3
-    images = random_images(20)
-    assert not np.ptp(TrainTransform(second)(images, seeds(20)), axis=1).astype(bool).all()
+def test_every_view_of_a_method_is_relit():
+    views = augmentations(Views(visible=2), Augmentation(mix=0.3, relight=0.5))
+    assert [(a.mix, a.relight) for each in views.values() for a in each] == [(0.3, 0.5)] * 3
