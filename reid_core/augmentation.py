@@ -26,12 +26,12 @@ class Augmentation:
         jitter: strength of the color jitter before the erasing: brightness, contrast and
             saturation are multiplied by up to 1 +- jitter, the hue turns by up to +- jitter of the
             circle, in random order; 0 for none, 0.5 in the papers.
-        mix: probability that, after the jitter, one random mixture of the channels is written into
-            all three: a camera of another spectrum. Its weights are three numbers from Beta(.3,
-            .3), divided by their sum. 0.5 in RLE.
-        relight: probability that, after that, rectangles of the sizes of the erased one are made
-            brighter or darker, each channel for itself, until some pixel is dark: materials that
-            reflect another spectrum differently. 0.5 in RLE.
+        mix: probability that, after the jitter and before the erasing, one random mixture of the
+            channels is written into all three: a camera of another spectrum. Its weights are three
+            numbers from Beta(.3, .3), divided by their sum. 0.5 in RLE.
+        relight: probability that, between mixing and erasing, rectangles of `erase_area` and
+            `erase_aspect` are made brighter or darker, each channel for itself, until some pixel is
+            dark: materials that reflect another spectrum differently. 0.5 in RLE.
 
     Raises:
         ValueError: a value outside its range.

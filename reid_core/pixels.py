@@ -15,7 +15,7 @@ _U = np.uint64  # an index that cannot be negative: only such loops become vecto
 _LUMA = tuple(np.array([19595, 38470, 7471, 0x8000], dtype=np.uint32))
 _16 = np.uint32(16)
 _GOLDEN = _U(0x9E3779B97F4A7C15)
-_MOST_RECTANGLES, _DARK, _LIGHT = 100, 0.1, 0.4
+_MOST_RECTANGLES, _DARK = 100, 0.1
 
 
 @compiled()
@@ -143,24 +143,17 @@ def _beta(stream: np.uint64, shape: float) -> tuple[float, np.uint64]:
 
 
 @compiled()
-def _scale(part: np.ndarray, factors: np.ndarray, alpha: float) -> np.float32:
-    """Scale bytes (h, w) so that the brightest becomes 255 alpha, multiply the factors (h, w) with
-    it, and return the smallest of these. Black stays what it is."""
-    peak = np.uint8(0)
-    for y in range(len(part)):
-        row = part[y]
-        for x in range(len(row)):
-            peak = max(peak, row[_U(x)])
-    if peak == 0:
-        return np.float32(1)
-    by, half, smallest = np.float32(255 * alpha / peak), np.float32(0.5), np.float32(1)
-    for y in range(len(part)):
-        row, of_row = part[y], factors[y]
-        for x in range(len(row)):
-            row[_U(x)] = np.uint8(row[_U(x)] * by + half)
-            of_row[_U(x)] *= by
-            smallest = min(smallest, of_row[_U(x)])
-    return smallest
+def mixture_weights(streams: np.ndarray) -> np.ndarray:
+    """(n, 3) float32: three numbers from Beta(.3, .3), divided by their sum, for each of (n,)
+    streams of random numbers."""
+    weights = np.empty((len(streams), 3), dtype=np.float32)
+    for i in range(len(streams)):
+        red, stream = _beta(streams[i], 0.3)
+        green, stream = _beta(stream, 0.3)
+        blue, stream = _beta(stream, 0.3)
+        for channel, value in enumerate((red, green, blue)):
+            weights[i, channel] = value / (red + green + blue)
+    return weights
 
 
 @compiled()
@@ -184,6 +177,26 @@ def mix(out: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> None:
 
 
 @compiled()
+def _light(part: np.ndarray, factors: np.ndarray, alpha: float) -> np.float32:
+    """Multiply factors (h, w) so that the brightest of bytes (h, w) times factors becomes 255
+    alpha; the smallest of them then. Where all is black, they stay, and 1 is returned."""
+    peak = np.float32(0)
+    for y in range(len(part)):
+        row, of_row = part[y], factors[y]
+        for x in range(len(row)):
+            peak = max(peak, row[_U(x)] * of_row[_U(x)])
+    if peak == 0:
+        return np.float32(1)
+    by, smallest = np.float32(255 * alpha / peak), np.float32(1)
+    for y in range(len(part)):
+        of_row = factors[y]
+        for x in range(len(of_row)):
+            of_row[_U(x)] *= by
+            smallest = min(smallest, of_row[_U(x)])
+    return smallest
+
+
+@compiled()
 def relight(
     out: np.ndarray,
     targets: np.ndarray,
@@ -193,9 +206,9 @@ def relight(
 ) -> None:
     """Scale the channels of rectangles, one after the other, until some pixel has become dark.
 
-    The brightest byte of a rectangle's channel becomes 255 alpha, alpha drawn from Beta(.4, .4). An
-    image is finished when a byte of it was scaled by less than a tenth in all, or after 100
-    rectangles.
+    A rectangle's channel is scaled so that its maximum becomes 255 alpha, alpha drawn from Beta(.4,
+    .4). An image is finished when one of its values was scaled to less than a tenth in all, or
+    after 100 rectangles, and rounded then.
 
     Args:
         out: (..., 3, H, W) uint8, C-contiguous, changed.
@@ -205,10 +218,10 @@ def relight(
         aspect: smallest and largest height / width of it.
     """
     height, width = out.shape[2], out.shape[3]
-    scaled = np.empty((3, height, width), dtype=np.float32)
+    factors, half = np.empty((3, height, width), dtype=np.float32), np.float32(0.5)
     for i in range(len(targets)):
         stream, image = streams[i], out[targets[i]]
-        scaled[:] = 1
+        factors[:] = 1
         for _ in range(_MOST_RECTANGLES):
             drawn, stream = _next(stream)
             pixels = (area[0] + drawn * (area[1] - area[0])) * height * width
@@ -221,14 +234,18 @@ def relight(
             top = int(drawn * (height - tall + 1))
             drawn, stream = _next(stream)
             left = int(drawn * (width - wide + 1))
+            rows, columns = slice(top, top + int(tall)), slice(left, left + int(wide))
             darkest = np.float32(1)
             for channel in range(3):
-                alpha, stream = _beta(stream, _LIGHT)
-                part = image[channel, top : top + int(tall), left : left + int(wide)]
-                factors = scaled[channel, top : top + int(tall), left : left + int(wide)]
-                darkest = min(darkest, _scale(part, factors, alpha))
+                alpha, stream = _beta(stream, 0.4)
+                part, of_part = image[channel, rows, columns], factors[channel, rows, columns]
+                darkest = min(darkest, _light(part, of_part, alpha))
             if darkest < _DARK:
                 break
+        flat, scaled = image.reshape(-1), factors.reshape(-1)
+        for place in range(len(flat)):
+            x = _U(place)
+            flat[x] = np.uint8(flat[x] * scaled[x] + half)
 
 
 @compiled()

@@ -14,7 +14,6 @@ from itertools import permutations
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
-from scipy.special import betaincinv
 from torch import Tensor
 
 from reid_core import pixels
@@ -26,7 +25,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _MAX_TRIES = 100
 _AFTER_JITTER = 11 + 4 * _MAX_TRIES  # the first number of a row's stream that nothing else takes
-_OF_MIX = 0.3  # both parameters of the beta distribution of a mixture's weights
 # What all three channels of an image may become: one of them, or gray (the papers' weights).
 _KEEP, _GRAY = -1, 3
 _MIXTURES = np.vstack([np.eye(3), (0.2989, 0.5870, 0.1140)]).astype(np.float32)
@@ -46,8 +44,8 @@ class Draws:
             (zeros) where nothing is erased.
         mixture: (B,) int64, what all channels become: 0, 1, 2 one of them, 3 gray, -1 nothing.
         jitter: (B, 5) what `_jittered` takes, or None.
-        weights: (B, 3) float32 of the channels in a mixture of them, zeros for none.
-        relit: (B,) bool, whether rectangles are made brighter or darker.
+        mixed: (B,) bool, whether all channels become a random mixture of them, or None.
+        relit: (B,) bool, whether rectangles are made brighter or darker, or None.
     """
 
     gray: np.ndarray
@@ -57,8 +55,8 @@ class Draws:
     box: np.ndarray
     mixture: np.ndarray
     jitter: np.ndarray | None
-    weights: np.ndarray
-    relit: np.ndarray
+    mixed: np.ndarray | None
+    relit: np.ndarray | None
 
 
 class TrainTransform:
@@ -106,7 +104,13 @@ class TrainTransform:
         if draws.jitter is not None:
             for target, drawn in zip(targets, draws.jitter.tolist(), strict=True):
                 out[target] = _jittered(out[target], drawn)
-        self._enhance(out, targets, draws, seeds)
+        if draws.mixed is not None:
+            weights = pixels.mixture_weights(_mix(~seeds[draws.mixed].astype(np.uint64)))
+            pixels.mix(out, targets[draws.mixed], weights)
+        if draws.relit is not None:
+            streams = _mix(_mix(~seeds[draws.relit].astype(np.uint64)))
+            sizes = self.augmentation.erase_area, self.augmentation.erase_aspect
+            pixels.relight(out, targets[draws.relit], streams, *sizes)
         fill = np.array(self.augmentation.erase_fill, dtype=np.uint8)
         channels = _channel_tables()
         pixels.erase_and_mix(out, targets, draws.box, fill, draws.mixture, channels)
@@ -126,32 +130,9 @@ class TrainTransform:
             box=self._boxes(states, height=height, width=width),
             mixture=self._mixtures(_uniform(states, 5 + 4 * _MAX_TRIES)),
             jitter=self._jitters(states) if options.jitter else None,
-            weights=self._weights(states),
-            relit=_uniform(states, _AFTER_JITTER) < options.relight,
+            mixed=_chosen(states, _AFTER_JITTER, options.mix),
+            relit=_chosen(states, _AFTER_JITTER + 1, options.relight),
         )
-
-    def _enhance(
-        self, out: np.ndarray, targets: np.ndarray, draws: Draws, seeds: np.ndarray
-    ) -> None:
-        """Reference: RLE, moderate, then radical random linear enhancement."""
-        options = self.augmentation
-        (mixed,), (relit,) = draws.weights.any(axis=1).nonzero(), draws.relit.nonzero()
-        if len(mixed):
-            pixels.mix(out, targets[mixed], draws.weights[mixed])
-        if len(relit):
-            streams = _mix(~seeds[relit].astype(np.uint64))
-            sizes = options.erase_area, options.erase_aspect
-            pixels.relight(out, targets[relit], streams, *sizes)
-
-    def _weights(self, states: np.ndarray) -> np.ndarray:
-        """Reference: RLE, moderate random linear enhancement."""
-        weights = np.zeros((len(states), 3), dtype=np.float32)
-        (rows,) = np.nonzero(_uniform(states, _AFTER_JITTER + 1) < self.augmentation.mix)
-        if len(rows):
-            drawn = [_uniform(states[rows], _AFTER_JITTER + 2 + i) for i in range(3)]
-            each = betaincinv(_OF_MIX, _OF_MIX, np.stack(drawn, axis=1).clip(2.0**-53))
-            weights[rows] = each / each.sum(axis=1, keepdims=True)
-        return weights
 
     def _jitters(self, states: np.ndarray) -> np.ndarray:
         first, strength = _AFTER_JITTER - 5, self.augmentation.jitter
@@ -246,6 +227,11 @@ def _jittered(image: np.ndarray, drawn: Sequence[float]) -> np.ndarray:
 
 def _between(uniform: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
     return bounds[0] + uniform * (bounds[1] - bounds[0])
+
+
+def _chosen(states: np.ndarray, index: int, share: float) -> np.ndarray | None:
+    """(B,) bool, a share of the rows, or None where nothing is chosen."""
+    return _uniform(states, index) < share if share else None
 
 
 def _uniform(states: np.ndarray, index: int) -> np.ndarray:

@@ -161,10 +161,13 @@ class AugmentationConfig(Section):
         flip: probability of a horizontal flip.
         pad: black border in pixels before the random crop.
         erase: probability of erasing a rectangle.
-        erase_area, erase_aspect: range of its share of the image and of its height over width.
+        erase_area, erase_aspect: range of its share of the image and of its height over width, and
+            of those that are relit.
         erase_fill: its color, RGB; the default is ImageNet's mean, 0 after normalization.
-        mix: probability that one random mixture of the channels is written into all three.
-        relight: probability that rectangles are made brighter or darker, channel by channel.
+        mix: probability that one random mixture of the channels is written into all three; 0.5 in
+            RLE.
+        relight: probability that rectangles are made brighter or darker, channel by channel; 0.5 in
+            RLE.
     """
 
     grayscale: float = Field(0.5, ge=0, le=1)

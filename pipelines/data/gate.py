@@ -208,8 +208,20 @@ def check_settings(config: RunConfig) -> None:
         warnings = method.check(config.settings)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for warning in warnings:
+    for warning in [*warnings, *_idle_augmentation(config)]:
         log.warning("%s", warning)
+
+
+def _idle_augmentation(config: RunConfig) -> list[str]:
+    """Warnings about transforms that were asked for and that no view of the method does."""
+    views = METHODS[config.method].augmentations(config.settings, config.augmentation.options())
+    done = [view for each in views.values() for view in each]
+    return [
+        f"augmentation.{name}={value}: no effect with the views of method {config.method}"
+        for name, field in type(config.augmentation).model_fields.items()
+        if (value := getattr(config.augmentation, name)) and value != field.default
+        if not any(getattr(view, name) == value for view in done)
+    ]
 
 
 def _check_texts(config: RunConfig) -> None:

@@ -246,7 +246,14 @@ def test_an_empty_batch_stays_empty():
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("flip", 1.5), ("pad", -1), ("erase_area", (0.5, 0.1)), ("erase_aspect", (0.0, 2.0))],
+    [
+        ("flip", 1.5),
+        ("mix", 1.1),
+        ("relight", -0.1),
+        ("pad", -1),
+        ("erase_area", (0.5, 0.1)),
+        ("erase_aspect", (0.0, 2.0)),
+    ],
 )
 def test_settings_outside_their_range_are_named(setting, value):
     with pytest.raises(ValueError, match=setting):

@@ -241,4 +241,4 @@ def batch_rows(config: Config) -> dict[str, int]:
 
 def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:
     """One view per image, which keeps its colors: the captions name them."""
-    return {Modality.VISIBLE: (replace(base, grayscale=0.0),)}
+    return {Modality.VISIBLE: (replace(base, grayscale=0.0, mix=0.0, relight=0.0),)}

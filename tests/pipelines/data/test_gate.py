@@ -173,6 +173,17 @@ def test_a_transformer_does_not_start_from_a_resnet(make_config: Make, tmp_path:
         gate.check(config, tmp_path / "run")
 
 
+def test_a_transform_that_no_view_does_is_warned_of(
+    make_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate.check(make_config("augmentation.mix=0.5", "augmentation.grayscale=0.3"), tmp_path / "run")
+    assert "no effect" not in caplog.text
+    more = ("augmentation.grayscale=0.3", "augmentation.mix=0.5", "cclnet.views={visible: 2}")
+    gate.check(make_config(*more), tmp_path / "run")
+    assert "augmentation.grayscale=0.3: no effect with the views of method cclnet" in caplog.text
+    assert "augmentation.mix" not in caplog.text
+
+
 def test_the_command_checks_and_trains_nothing(tree: Path, tmp_path: Path) -> None:
     command = [
         "train",
