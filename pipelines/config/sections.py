@@ -42,7 +42,7 @@ class DataConfig(Section):
         max_megapixels: an image with more pixels is refused by its header, before it is decoded.
         cache_bytes: of decoded images that every node keeps in its temporary folder while a run
             lasts, so that an epoch does not decode what the last one did; the rest is decoded as it
-            comes. 4 GiB hold SYSU-MM01 at 288x144; 0 keeps none.
+            comes. The default holds SYSU-MM01 at 288x144, test images too; 0 keeps none.
         extra_roots: folders outside the root, or URIs as s3://bucket, that rows of a manifest may
             name images in.
         allow_http: whether rows of a manifest may name images by http(s). Every node then fetches
@@ -57,7 +57,7 @@ class DataConfig(Section):
     fit: Literal["train+val", "train"] = "train+val"
     max_unreadable: float = Field(0.001, ge=0, le=1)
     max_megapixels: float = Field(MAX_MEGAPIXELS, gt=0, le=178)  # above it Pillow refuses itself
-    cache_bytes: int = Field(2**32, ge=0)
+    cache_bytes: int = Field(7 * 2**30, ge=0)
     extra_roots: tuple[Path, ...] = ()
     allow_http: bool = False
     allow_shared_identities: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from reid_core.models.weight_files import Pixels
 from reid_core.stage import Encoder
 from reid_core.types import Modality
 
+log = logging.getLogger(__name__)
 Space = Literal["descriptor", "joint"]
 _SHOWN = 300  # characters of a library's reason
 
@@ -195,6 +197,12 @@ def in_joint_space(loaded: LoadedEncoder, fingerprint: str) -> LoadedEncoder:
         return loaded
     text = _text_tower(loaded.config)
     assert isinstance(loaded.encoder, Projecting)
+    if not METHODS[loaded.config.method].needs_text(loaded.config.settings):
+        log.warning(
+            "--space joint: this run trained its images without texts, so what they are compared "
+            "with sentences by is the starting model's and was not trained along: try such answers "
+            "before you trust them, or train with texts (cclnet.image_to_text above 0, or CPCL)"
+        )
     encoder = JointSpace(loaded.encoder, text).to(loaded.device).eval().requires_grad_(False)
     return replace(
         loaded,

@@ -29,7 +29,7 @@ from reid_core.types import Split
 Score = Callable[[np.ndarray, np.ndarray, Trial], RetrievalScores]
 SCORES = ("rank1", "rank5", "rank10", "mAP", "mINP")
 _TOP = 10
-_BLOCK = 512  # queries
+_BLOCK, _PAIRS = 512, 1 << 25  # queries at a time, and their pairs with the gallery
 _BINS = np.linspace(-1, 1, 81)
 _WITHIN = 2000  # rows of a modality whose similarities with each other are counted
 
@@ -169,12 +169,14 @@ def _details(
     images = np.array([sample.image for sample in split.samples])
     captions = np.array([sample.caption for sample in split.samples])
     result: dict[str, list[np.ndarray]] = defaultdict(list)
-    for start in range(0, len(trial.query), _BLOCK):
-        block = slice(start, start + _BLOCK)
+    step = min(_BLOCK, 1 + _PAIRS // len(trial.gallery))
+    for start in range(0, len(trial.query), step):
+        block = slice(start, start + step)
         query = trial.query[block]
         similarity = features[query] @ features[trial.gallery].T
         same = np.equal.outer(split.pids[query], split.pids[trial.gallery])
-        exists = np.full(same.shape, True) if trial.ignore is None else ~trial.ignore[block]
+        ignored = trial.ignored(block)
+        exists = np.full(same.shape, True) if ignored is None else ~ignored
         shown = np.where(exists, similarity, -np.inf)
         top = np.argsort(-shown, axis=1, kind="stable")[:, :_TOP]
         result["top"].append(top)

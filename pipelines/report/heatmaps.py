@@ -75,7 +75,8 @@ def pairs(run_dir: Path, data: Mapping[str, object], final: Mapping[str, np.ndar
         OSError, ValueError: an image or the weights of the start cannot be read, or the encoder
             has no places to look at.
     """
-    loaded, root = open_encoder(run_dir), Path(str(data["root"]))
+    loaded = open_encoder(run_dir, device=torch.device("cpu"))  # GPUs may be other runs'
+    root = Path(str(data["root"]))
     encoders = (open_start(loaded), loaded.encoder)
     asked, searched = _modalities(str(data["kind"]), root)
     best, _, worst = choose(final["ap"], final["query_images"], num=NUM_PAIRS_PER_GROUP)

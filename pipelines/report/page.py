@@ -252,7 +252,7 @@ def _heat_maps(run: Run) -> tuple[list[heatmaps.Pair], str]:
 
     try:
         return heatmaps.pairs(run.directory, run.data, run.rankings["final"]), ""
-    except (UserError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError, RuntimeError) as error:
         return [], f"heat maps could not be made: {error}"
 
 

@@ -206,6 +206,7 @@ class BankActor:
         with self._storing:
             if self._stored[0] is not start:
                 self._stored = start, [ray.put(start)]
+                torch.cuda.empty_cache()  # a GPU is the worker's again until the epoch ends
             return self._stored[1]
 
 

@@ -38,7 +38,7 @@ from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, open_search
 
 log = logging.getLogger(__name__)
-SEARCHER_SHARE = 0.01  # of a GPU; what a worker leaves of one holds those of ten runs
+SEARCHER_SHARE = 0.1  # of a GPU: what a worker leaves. Less, and Ray puts those of all runs on one
 PIECE_BYTES = 1 << 26
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
 _ON_THE_WAY = 2  # pieces in the object store at a time
@@ -189,8 +189,9 @@ class Searcher:
         return {block: search.run(block) for block in blocks}
 
     def end(self, name: str) -> None:
-        """Forget the rows of a search."""
+        """Forget the rows of a search, and leave the GPU to the worker beside."""
         self._rows.pop(name, None)
+        torch.cuda.empty_cache()
 
     def _of(self, name: str) -> Tensor:
         if name not in self._rows:

@@ -51,9 +51,13 @@ class MeanTeacher(nn.Module):
         """The teacher's descriptors (B, D)."""
         return self.teacher.embed(inputs, modality)
 
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Moves the teacher after every step of the student's optimizer."""
+        optimizer.register_step_post_hook(lambda *_: self._approach())
+
     @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the teacher towards the student: weights and running statistics by the momentum."""
+    def _approach(self) -> None:
+        """Weights and running statistics come nearer to the student's, by the momentum."""
         pairs = zip(
             self.teacher.state_dict().values(), self.student.state_dict().values(), strict=True
         )

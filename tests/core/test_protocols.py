@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reid_core.datasets import LAYOUTS
-from reid_core.protocols import Trial, chance_rank1, score
+from reid_core.protocols import Trial, chance_rank1, num_matched, score
 from reid_core.types import Modality, Sample, Split
 
 VISIBLE, INFRARED, TEXT = Modality.VISIBLE, Modality.INFRARED, Modality.TEXT
@@ -85,8 +85,7 @@ def test_sysu_camera_3_does_not_see_camera_2_and_nothing_else_is_ignored() -> No
     for group in trials("sysu", SYSU).values():
         for trial in group:
             asked, shown = SYSU.cameras[trial.query], SYSU.cameras[trial.gallery]
-            assert trial.ignore is not None
-            np.testing.assert_array_equal(trial.ignore, (asked[:, None] == 3) & (shown == 2))
+            np.testing.assert_array_equal(trial.ignored(), (asked[:, None] == 3) & (shown == 2))
 
 
 def test_regdb_both_directions_use_everything_once() -> None:
@@ -126,11 +125,12 @@ def test_llcm_draws_the_gallery_of_each_direction_as_published() -> None:
 def test_llcm_drops_the_same_identity_by_the_same_camera_only() -> None:
     for group in trials("llcm", LLCM).values():
         for trial in group:
-            assert trial.ignore is not None
+            ignored = trial.ignored()
+            assert ignored is not None
             for q, query in enumerate(trial.query):
                 for g, row in enumerate(trial.gallery):
                     a, b = LLCM.samples[query], LLCM.samples[row]
-                    assert trial.ignore[q, g] == ((a.pid, a.camera) == (b.pid, b.camera))
+                    assert ignored[q, g] == ((a.pid, a.camera) == (b.pid, b.camera))
 
 
 @pytest.mark.parametrize("kind", ["cuhk", "icfg", "rstp"])
@@ -191,12 +191,28 @@ def test_a_split_without_the_other_modality_is_refused(kind: str) -> None:
 @pytest.mark.parametrize("ignored", [False, True])
 def test_chance_is_the_share_of_right_images_averaged_over_valid_queries(ignored: bool) -> None:
     pids = np.array([1, 2, 7, 1, 1, 2, 3])
-    ignore = np.zeros((3, 4), dtype=bool)
-    ignore[0, 0] = ignore[1, 3] = True
+    ignore = np.array([8, 9, 10]), np.array([8, 0, 0, 9])
     trial = Trial("a/b/c", 0, np.arange(3), np.arange(3, 7), ignore if ignored else None, "image")
     # Query 0: 2 of 4, or 1 of 3; query 1: 1 of 4, or 1 of 3; query 2 has nobody and does not count.
     expected = (1 / 3 + 1 / 3) / 2 if ignored else (2 / 4 + 1 / 4) / 2
     assert chance_rank1(pids, trial) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["sysu", "llcm"])
+def test_matches_are_counted_without_the_masks(kind: str) -> None:
+    split = {"sysu": SYSU, "llcm": LLCM}[kind]
+    pids = np.where(split.pids == split.pids.max(), -1, split.pids)
+    for trial in LAYOUTS[kind].protocol(split):
+        matches = np.equal.outer(pids[trial.query], pids[trial.gallery]) & ~trial.ignored()
+        expected = (matches.any(axis=1) & (pids[trial.query] >= 0)).sum()
+        assert num_matched(pids, trial) == expected
+
+
+def test_blocks_of_queries_have_their_part_of_the_mask() -> None:
+    for trial in LAYOUTS["llcm"].protocol(LLCM):
+        whole, half = trial.ignored(), len(trial.query) // 2
+        parts = [trial.ignored(slice(half)), trial.ignored(slice(half, None))]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
 def test_unknown_captions_ask_nothing_and_are_nobody() -> None:

@@ -82,7 +82,10 @@ class Images:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return optimization.optimizer(self.config, self.name, self.module)
+        optimizer = optimization.optimizer(self.config, self.name, self.module)
+        if self._teacher is not None:
+            self._teacher.follow(optimizer)
+        return optimizer
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -144,8 +147,6 @@ class Images:
 
     def update(self, gather: Gather) -> None:
         """Moves the prototypes of the batch's kind; those of the other kind stay."""
-        if self._teacher is not None:
-            self._teacher.follow()
         kind, x, labels = self._seen
         if kind == _JOINT:
             move_jointly(self._memories[_JOINT], self._proxies, x, labels, gather)

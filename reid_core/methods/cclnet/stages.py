@@ -58,7 +58,10 @@ class Images:
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
-        return optimization.optimizer(self.config, self.name, self.module)
+        optimizer = optimization.optimizer(self.config, self.name, self.module)
+        if self._teacher is not None:
+            self._teacher.follow(optimizer)
+        return optimizer
 
     def learning_rate(self, epoch: int) -> float:
         """See `Stage`."""
@@ -118,8 +121,6 @@ class Images:
 
     def update(self, gather: Gather) -> None:
         """Momentum update of both banks with the global batch, then the swap."""
-        if self._teacher is not None:
-            self._teacher.follow()
         x, labels = ([side[m] for m in INPUTS] for side in self._seen)
         everyone = gather_together(gather, *x, *labels)
         views = everyone[: len(x)]

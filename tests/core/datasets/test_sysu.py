@@ -97,3 +97,10 @@ def test_identities_of_no_list_are_told(root: Path) -> None:
     (root / "exp" / "val_id.txt").write_text("1")
     (note,) = sysu.read(root).notes
     assert note == "1 identities stand in no list of exp and are not read: 0012"
+
+
+def test_further_cameras_are_told(root: Path) -> None:
+    (root / "cam7").mkdir()
+    (root / "cam12").mkdir()
+    (note,) = sysu.read(root).notes
+    assert note.startswith("cam12, cam7: not read, since SYSU-MM01 has cam1 to cam6 alone")

@@ -226,3 +226,18 @@ def test_a_checkpoint_brings_its_activation(tmp_path: Path) -> None:
         plain.load_state_dict(encoder.state_dict())
         assert not torch.allclose(plain.eval().embed(ids, Modality.TEXT), expected, atol=1e-3)
     torch.testing.assert_close(result, expected)
+
+
+def test_the_joint_space_of_a_run_without_texts_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = save_run(tmp_path / "run")
+    open_encoder(run, space="joint")
+    assert not caplog.records
+    state = checkpoint.load(run / "checkpoint_0")
+    state["config"]["cclnet"]["image_to_text"] = 0
+    checkpoint.save(tmp_path / "without" / "checkpoint_0", state, {})
+    open_encoder(tmp_path / "without")
+    assert not caplog.records
+    open_encoder(tmp_path / "without", space="joint")
+    assert "trained its images without texts" in caplog.text
