@@ -23,7 +23,7 @@ from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
 from pipelines.runs import warned
-from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes
+from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes, has_share
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
@@ -97,7 +97,7 @@ def _bank_of(
 def _has_room_on_a_gpu(node: str) -> bool:
     """Whether a node has a GPU that is not taken whole; says so where it has, and all are."""
     total = next((n["Resources"].get("GPU", 0) for n in ray.nodes() if n["NodeID"] == node), 0)
-    has_room = free("GPU").get(node, 0) >= SEARCHER_SHARE
+    has_room = has_share(free("GPU").get(node, 0))
     if total and not has_room:
         log.warning(
             "all GPUs of this node (%g) are taken by other work: its memory bank stays on the CPU",

@@ -47,6 +47,15 @@ _READY_S = 30.0  # a process that imports torch takes ten; one without room wait
 _starting = threading.Lock()  # two modalities may be searched at a time
 
 
+def has_share(unreserved: float) -> bool:
+    """Whether a bank or a searcher finds room on what is left of a node's GPUs.
+
+    Args:
+        unreserved: of the node, in GPUs; 1 - 0.9 is a little less than 0.1.
+    """
+    return unreserved > SEARCHER_SHARE - 1e-6
+
+
 class LostRowsError(Exception):
     """A searcher started anew and holds no rows."""
 
@@ -106,7 +115,7 @@ class SearchOnNodes:
             name = node["NodeID"]
             if name == here or node["Resources"].get(resource, 0) < 1:
                 continue
-            has_room = not self._use_gpu or unreserved.get(name, 0) >= SEARCHER_SHARE
+            has_room = not self._use_gpu or has_share(unreserved.get(name, 0))
             if has_room or name in self._searchers:
                 result.append(node)
             else:

@@ -109,7 +109,7 @@ def test_no_searcher_waits_for_a_gpu_that_others_hold(
     machines: dict[str, dict[str, float]], caplog: pytest.LogCaptureFixture
 ) -> None:
     search = distributed_knn.SearchOnNodes(True, takes_part=True)
-    machines["one"] = {"GPU": 0.1 - 0.09000000001}  # nine of ten runs search there
+    machines["one"] = {"GPU": 8 - 7 * 1.0 - 0.9}  # all but one of eight runs search there
     del machines["two"]["GPU"]  # Ray leaves out what is zero
     for _ in range(2):
         assert [node["NodeID"] for node in search._others()] == ["one"]
