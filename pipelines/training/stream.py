@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import ray
 import ray.data
 
+from pipelines.cluster.nodes import free
 from pipelines.config.run import RunConfig
 from pipelines.data.batches import training_batches
 from pipelines.data.datasource import plan_dataset
@@ -55,11 +57,15 @@ class Share:
 
 
 def share_of_node(config: RunConfig) -> Share:
-    """This worker's share of its node; all workers of a group ask together."""
+    """This worker's share of its node; all workers of a group ask together.
+
+    Workers of other runs are there too: as many as there are GPUs that somebody has reserved.
+    """
     here = ray.get_runtime_context().get_node_id()
     (resources,) = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
     workers = collectives.of_every_process(here).count(here)
-    return Share.of(here, resources, workers, config.trainer.cpus_per_worker)
+    taken = resources.get("GPU", 0) - free("GPU").get(here, 0)
+    return Share.of(here, resources, max(workers, ceil(taken)), config.trainer.cpus_per_worker)
 
 
 def batches(
