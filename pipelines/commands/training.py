@@ -51,7 +51,11 @@ def tune(
     out: Out = Path("runs/sweep"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what is left.")] = False,
 ) -> None:
-    """Search for the settings that do best on validation identities."""
+    """Search for the settings that do best on validation identities.
+
+    Exit code 1 if a trial failed; what the others found is written all the same.
+    """
+    from pipelines.errors import RunFailedError
     from pipelines.sweep import ledger, search_space
     from pipelines.sweep.tuner import search_for_best
 
@@ -60,6 +64,11 @@ def tune(
     console.print(ledger.table(result, study.search.objective))
     say(f"best:   {best.name}, recipe {out / ledger.BEST}")
     say(f"report: {out / 'report.html'}")
+    if errors := [trial.error for trial in result if trial.status == "failed"]:
+        raise RunFailedError(
+            f"{len(errors)} of {len(result)} trials failed: {errors[0]}; {out / ledger.TRIALS} has "
+            "every trial's error; the same command with --resume tries them again"
+        )
 
 
 def show(summary: Summary, out: Path) -> None:

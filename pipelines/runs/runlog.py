@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 _LOCK = ".lock"
+_FREE_POLL_S = 0.5
 _PACKAGES = ("crossreid", "torch", "torchvision", "ray", "open_clip_torch", "numpy", "scipy")
 
 
@@ -83,6 +84,10 @@ def has_checkpoint(run_dir: Path) -> bool:
     return any(run_dir.glob("checkpoint_*")) or (run_dir / WITHIN).exists()
 
 
+class InUseError(UserError):
+    """Another process works in a folder."""
+
+
 @contextmanager
 def held(run_dir: Path, does: str = "trains") -> Iterator[None]:
     """Keep the run directory to this process; the system gives it back however the process ends.
@@ -92,7 +97,8 @@ def held(run_dir: Path, does: str = "trains") -> Iterator[None]:
         does: what a process does in it, in the words of whoever is refused.
 
     Raises:
-        UserError: not writable, or another process of this machine works in it.
+        UserError: not writable.
+        InUseError: another process of this machine works in it.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -104,12 +110,23 @@ def held(run_dir: Path, does: str = "trains") -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
+            raise InUseError(
                 f"another process {does} in {run_dir}: wait for it, end it, or choose another --out"
             ) from error
         except OSError:
             log.warning("the file system of %s has no locks: run one process in it", run_dir)
         yield
+
+
+def wait_until_free(run_dir: Path, within_s: float) -> None:
+    """Wait while another process works in a run directory, so many seconds at most."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            with held(run_dir):
+                return
+        except InUseError:
+            time.sleep(_FREE_POLL_S)
 
 
 def _unwritable(run_dir: Path, error: OSError) -> UserError:

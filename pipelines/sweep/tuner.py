@@ -3,7 +3,9 @@
 A trial is watched by a Tune trainable that takes no CPU. Tune places it in a placement group that
 captures whatever it starts, and the tasks of a training run would not fit in there; so the run is
 a task with its own scheduling, and lives outside of Tune as `crossreid train` does. When Tune ends
-the trainable, the task loses its owner and ends with everything that it started.
+the trainable, the task loses its owner and ends with everything that it started. A trainable that
+is lost with its machine is begun again by Tune, a task that is lost by the trainable: that is why a
+trial whose run fails reports so and ends, rather than raise what Tune would try again.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ from ray.tune.search import Searcher, sample
 
 from pipelines.cluster.session import session, uses_gpu
 from pipelines.errors import Terminated, UserError, said_at_the_end
-from pipelines.runs import ending, runlog
+from pipelines.runs import ending, runlog, warned
 from pipelines.runs.console import console
-from pipelines.runs.records import Summary
 from pipelines.storage.files import Json, replace_file
 from pipelines.sweep import objective, page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
-from pipelines.training.side_by_side import room, slots, start
+from pipelines.training.side_by_side import BEGUN_AGAIN, Run, room, said, slots
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
+_LOOK_S = 5.0  # between two looks at what trials warn of
 _ERROR = "error.txt"
 _WATCHER_MEMORY = 512 * 2**20  # bytes; a process that has imported torch
 _NO_LAST_EPOCH = 10**9
@@ -154,6 +156,7 @@ def _tuner(runs: Runs, ledger: Ledger, concurrent: int, signals: ending.Signals)
             verbose=0,
             callbacks=[_Record(ledger, study, signals)],
             stop=_WhenAsked(signals),
+            failure_config=tune.FailureConfig(max_failures=BEGUN_AGAIN),
         ),
     )
 
@@ -218,18 +221,48 @@ class _WhenAsked(tune.Stopper):
 
 
 class _Record(tune.Callback):
-    """Writes a line of the ledger when a trial is over."""
+    """Writes a line of the ledger when a trial is over, and says what trials warn of."""
 
     def __init__(self, ledger: Ledger, study: Study, signals: ending.Signals) -> None:
         self.signals = signals
         self.ledger, self.objective = ledger, study.search.objective
         minutes = study.search.budget.minutes
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.shown: dict[str, int] = {}
+        self.looked = 0.0
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **_: object) -> None:
+        """Trials have no terminal of their own."""
+        if time.monotonic() - self.looked > _LOOK_S:
+            self.looked = time.monotonic()
+            for trial in trials:
+                if trial.status == Trial.RUNNING:
+                    self._show_warnings(trial)
+
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: object
+    ) -> None:
+        """What an earlier command warned of is not shown again."""
+        self.shown.setdefault(str(trial), len(warned.read(self.ledger.folder(str(trial)))))
+
+    def on_trial_recover(
+        self, iteration: int, trials: list[Trial], trial: Trial, **_: object
+    ) -> None:
+        """Its process or its machine was lost."""
+        log.warning(
+            "%s was lost with its process or its machine: it is begun again, as it is up to %d "
+            "times, and its runs go on from their last checkpoints",
+            trial,
+            BEGUN_AGAIN,
+        )
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: object
     ) -> None:
-        """Finished, ended by successive halving, or with the sweep; the latter is not over."""
+        """Finished, failed, ended by successive halving, or with the sweep, which is not over."""
+        if (trial.last_result or {}).get("failed"):
+            self._end(trial, "failed")
+            return
         finished = bool((trial.last_result or {}).get("finished"))
         interrupted = self.signals.asked is not None or time.monotonic() >= self.deadline
         if not finished and interrupted:
@@ -240,10 +273,11 @@ class _Record(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: object
     ) -> None:
-        """Its run raised an error, or its process died."""
+        """Its process died, once too often."""
         self._end(trial, "failed")
 
     def _end(self, trial: Trial, status: Literal["finished", "stopped", "failed"]) -> None:
+        self._show_warnings(trial)
         result, error = trial.last_result or {}, ""
         if status == "failed":
             path = self.ledger.folder(str(trial)) / _ERROR
@@ -262,34 +296,46 @@ class _Record(tune.Callback):
         shown = f"{self.objective} {score:.2f}" if score is not None else error
         console.print(f"{entry.name} {status}  {shown}  {entry.config}", markup=False)
 
+    def _show_warnings(self, trial: Trial) -> None:
+        name = str(trial)
+        lines = warned.read(self.ledger.folder(name))
+        for line in lines[self.shown.get(name, 0) :]:
+            console.print(f"{name}: {line}", markup=False)
+        self.shown[name] = len(lines)
+
 
 # In the trials -----------------------------------------------------------------------------------
 
 
 def _trial(point: Mapping[str, Values], *, runs: Runs) -> None:
     """One trial: a run per seed, measured epochs reported as they come."""
-    objective, values = runs.study.search.objective, point["values"]
     folder = runs.root / FOLDER / tune.get_context().get_trial_name()
     (folder / _ERROR).unlink(missing_ok=True)
+    with warned.kept(folder):
+        _train_seeds(point["values"], folder, runs)
+
+
+def _train_seeds(values: Values, folder: Path, runs: Runs) -> None:
+    objective = runs.study.search.objective
     done: dict[str, dict[str, float]] = {}
     epochs = 0
-    seeds, tasks = runs.study.search.seeds, {}
+    seeds, under_way = runs.study.search.seeds, dict[int, Run]()
     for number, seed in enumerate(seeds):
         for ahead in seeds[number : number + runs.seeds_at_once]:
-            if ahead not in tasks:
+            if ahead not in under_way:
                 config = search_space.trial_config(runs.study, values, ahead)
-                tasks[ahead] = start(config, folder / f"seed-{ahead}", runs.command)
-        task, run_dir = tasks[seed], folder / f"seed-{seed}"
+                # the command holds the sweep: who is still in the folder is ending
+                under_way[ahead] = Run(config, folder / f"seed-{ahead}", runs.command, held=True)
+        run, run_dir = under_way[seed], folder / f"seed-{seed}"
         last = epochs
-        for count, scores in _measured(task, run_dir, objective):
-            last = epochs + count
-            tune.report(_result(objective, done, scores, epochs=last))
         try:
-            ray.get(task)
+            for count, scores in _measured(run, run_dir, objective):
+                last = epochs + count
+                tune.report(_result(objective, done, scores, epochs=last))
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            replace_file(folder / _ERROR, str(cause))
-            raise RuntimeError(str(cause)) from error
+            replace_file(folder / _ERROR, said(error))
+            tune.report({"score": float("-inf"), "epochs": last, "finished": False, "failed": True})
+            return
         *_, end = runlog.read_metrics(run_dir)
         done[str(seed)] = scores_of(end)
         epochs = last
@@ -314,18 +360,20 @@ def _result(
     }
 
 
-def _measured(
-    task: ray.ObjectRef[Summary], run_dir: Path, objective: str
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """(epochs so far, scores) of every epoch that can be judged, until the run is over."""
+def _measured(run: Run, run_dir: Path, objective: str) -> Iterator[tuple[int, dict[str, float]]]:
+    """(epochs so far, scores) of every epoch that can be judged, until the run is over.
+
+    Raises:
+        RayError: see `Run.summary`.
+    """
     seen = 0
     while True:
-        over, _ = ray.wait([task], timeout=_POLL_S)
+        over, _ = ray.wait([run.task], timeout=_POLL_S)
         lines = list(runlog.read_metrics(run_dir))
         for number, line in enumerate(lines[seen:], start=seen + 1):
             scores = scores_of(line)
             if objective in scores:
                 yield number, scores
-        seen = max(seen, len(lines))
-        if over:
+        seen = max(seen, len(lines))  # one that is begun again takes some of them back
+        if over and run.summary() is not None:
             return

@@ -1,7 +1,8 @@
 """Several runs at a time on one cluster: trials of a data set, seeds, trials of a sweep.
 
 A published batch fills one GPU, so what more GPUs are for first is more runs. Each is a Ray task
-that reserves nothing and drives its own bank and workers, as `crossreid train` does.
+that reserves nothing and drives its own bank and workers, as `crossreid train` does. A task that is
+lost, with its process or with its machine, is begun again: a run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray import exceptions
 from ray.autoscaler.sdk import request_resources
 
 from pipelines.cluster import capacity, nodes
@@ -20,12 +22,23 @@ from pipelines.cluster.session import session, uses_gpu
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
-from pipelines.runs import warned
+from pipelines.runs import runlog, warned
 from pipelines.runs.console import say
 from pipelines.runs.records import Summary
 
 log = logging.getLogger(__name__)
 _LOOK_S = 5.0  # between two looks at what the runs under way warn of, and at what has room
+BEGUN_AGAIN = 3
+"""How many times a run is begun again whose task was lost."""
+_FREED_WITHIN_S = 120.0  # a lock that a machine took with it; NFS waits 90 s for its holder
+_LOST = (
+    exceptions.WorkerCrashedError,
+    exceptions.NodeDiedError,
+    exceptions.LocalRayletDiedError,
+    exceptions.RayActorError,
+    exceptions.OutOfMemoryError,  # Ray ended it for want of memory
+    exceptions.ObjectLostError,  # its summary, or the process that asked for it
+)
 Limit = Callable[[int], int]
 """How many of so many runs to have under way; asked at every look."""
 
@@ -82,9 +95,70 @@ def _room(workers: int, bundle: Mapping[str, float]) -> int:
     return min(fitting, int(nodes.total("CPU") // (workers * bundle["CPU"] + 1)))
 
 
-def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> ray.ObjectRef[Summary]:
-    """Begin, or go on with, a run as a task; the reference of its summary."""
-    return _train.options(scheduling_strategy="DEFAULT").remote(config, run_dir, tuple(command))
+def start(
+    config: RunConfig, run_dir: Path, command: Sequence[str], *, wait_s: float = 0.0
+) -> ray.ObjectRef[Summary]:
+    """Begin, or go on with, a run as a task; the reference of its summary.
+
+    Args:
+        config, run_dir, command: see `pipelines.training.driver.train`.
+        wait_s: how long another process may still be in its folder before the run is refused.
+    """
+    options = _train.options(scheduling_strategy="DEFAULT")
+    return options.remote(config, run_dir, tuple(command), wait_s)
+
+
+class Run:
+    """A run as a task, and as another one where that is lost, up to `BEGUN_AGAIN` times.
+
+    Args:
+        config, run_dir, command: see `pipelines.training.driver.train`.
+        held: no other command works in its folder: who is there was begun for it, and is ending.
+
+    Attributes:
+        task: the reference of its summary; another one after it was begun again.
+    """
+
+    def __init__(
+        self, config: RunConfig, run_dir: Path, command: Sequence[str], *, held: bool = False
+    ) -> None:
+        self._of, self._lost = (config, run_dir, command), 0
+        self.task = start(*self._of, wait_s=_FREED_WITHIN_S if held else 0.0)
+
+    def summary(self) -> Summary | None:
+        """What its task has returned; None where that was lost and the run is begun again.
+
+        Raises:
+            RayError: the run failed, which is not tried again, or was lost once too often.
+        """
+        try:
+            return ray.get(self.task)
+        except _LOST as error:
+            if isinstance(error, exceptions.RayTaskError):
+                raise  # the run's own, which met one of these
+            why = said(error)
+            if self._lost == BEGUN_AGAIN:
+                raise exceptions.RayError(
+                    f"lost {1 + self._lost} times, with its process or its machine: {why}"
+                ) from error
+        self._lost += 1
+        log.warning(
+            "%s was lost with its process or its machine (%s): it is begun again, %d of %d times, "
+            "and goes on from its last checkpoint",
+            self._of[1].name,
+            why,
+            self._lost,
+            BEGUN_AGAIN,
+        )
+        self.task = start(*self._of, wait_s=_FREED_WITHIN_S)
+        return None
+
+
+def said(error: exceptions.RayError) -> str:
+    """Why a run is over, in words: those of its own error, or the first of Ray's."""
+    if cause := getattr(error, "cause", None):
+        return str(cause)
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def train_on_one_cluster(
@@ -112,7 +186,7 @@ def train_on_one_cluster(
         count = slots(config, use_gpu=use_gpu, requested=len(runs))
         if count > 1:
             return train_all(runs, command, at_once=lambda wanted: count)
-        return {path: _train_run(one, path, tuple(command)) for path, one in runs.items()}
+        return {path: _train_run(one, path, tuple(command), 0.0) for path, one in runs.items()}
 
 
 @contextmanager
@@ -191,40 +265,46 @@ def train_all(
     """
     left, errors = list(runs), list[str]()
     summaries: dict[Path, Summary] = {}
-    under_way: dict[ray.ObjectRef[Summary], Path] = {}
-    said = {run_dir: len(warned.read(run_dir)) for run_dir in runs}
+    under_way: dict[Path, Run] = {}
+    shown = {run_dir: len(warned.read(run_dir)) for run_dir in runs}
     while under_way or (left and not errors):
         limit = at_once(len(under_way) + (0 if errors else len(left)))
         while left and not errors and len(under_way) < limit:
             run_dir = left.pop(0)
             say(f"{run_dir.name} begins")
-            under_way[start(runs[run_dir], run_dir, command)] = run_dir
-        over, _ = ray.wait(list(under_way), timeout=_LOOK_S)
-        for run_dir in under_way.values():  # they have no terminal of their own
-            for line in warned.read(run_dir)[said[run_dir] :]:
-                said[run_dir] += 1
+            under_way[run_dir] = Run(runs[run_dir], run_dir, command)
+        over, _ = ray.wait([run.task for run in under_way.values()], timeout=_LOOK_S)
+        for run_dir in under_way:  # they have no terminal of their own
+            for line in warned.read(run_dir)[shown[run_dir] :]:
+                shown[run_dir] += 1
                 say(f"{run_dir.name}: {line}")
-        for task in over:
-            run_dir = under_way.pop(task)
+        for run_dir, run in [item for item in under_way.items() if item[1].task in over]:
             try:
-                summaries[run_dir] = ray.get(task)
+                summary = run.summary()
+                if summary is None:
+                    continue
+                summaries[run_dir] = summary
                 say(f"{run_dir.name} is trained")
-            except ray.exceptions.RayError as error:
-                reason = getattr(error, "cause", None) or error
+            except exceptions.RayError as error:
                 say(f"{run_dir.name} failed")
-                errors.append(f"{run_dir.name}: {reason}")
+                errors.append(f"{run_dir.name}: {said(error)}")
+            del under_way[run_dir]
     if errors:
         raise UserError("\n".join(errors))
     return summaries
 
 
-def _train_run(config: RunConfig, run_dir: Path, command: tuple[str, ...]) -> Summary:
+def _train_run(
+    config: RunConfig, run_dir: Path, command: tuple[str, ...], wait_s: float
+) -> Summary:
     from pipelines.report import page
     from pipelines.training.driver import train
 
+    runlog.wait_until_free(run_dir, wait_s)
     summary = train(config, run_dir, command)
     page.write(run_dir)
     return summary
 
 
+# `Run` begins it again, and says so
 _train = ray.remote(num_cpus=0, max_retries=0)(_train_run)

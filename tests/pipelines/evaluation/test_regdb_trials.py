@@ -179,7 +179,7 @@ class TestSideBySide:
 
         from pipelines.training import side_by_side
 
-        def train(config: Any, run_dir: Path, command: Any) -> dict[str, Any]:
+        def train(config: Any, run_dir: Path, command: Any, wait_s: float) -> dict[str, Any]:
             if run_dir.name == "b":
                 raise UserError("the disk is full")
             with warned.kept(run_dir):

@@ -114,7 +114,7 @@ def test_after_a_failure_no_other_begins_or_is_asked_for(
     """Four runs, room for two of them after the first; the second fails."""
     begun: list[str] = []
 
-    def start(config: RunConfig, run_dir: Path, command: Sequence[str]) -> str:
+    def start(config: RunConfig, run_dir: Path, command: Sequence[str], *, wait_s: float) -> str:
         begun.append(run_dir.name)
         return run_dir.name
 
