@@ -27,6 +27,19 @@ _PACKAGES = ("crossreid", "torch", "ray", "open_clip_torch", "numpy")
 _TIMEOUT_S = 60.0  # a first task on a node imports torch
 
 
+class NotSharedError(UserError):
+    """A folder is not the same on all nodes.
+
+    Args:
+        text: what the user is told.
+        addresses: of the nodes on which it is another, or none.
+    """
+
+    def __init__(self, text: str, addresses: tuple[str, ...]) -> None:
+        super().__init__(text)
+        self.addresses = addresses
+
+
 @dataclass(frozen=True)
 class Node:
     """What one node says about itself.
@@ -116,7 +129,8 @@ def require_shared(folder: Path) -> None:
     Where there is one node alone, nothing is asked.
 
     Raises:
-        UserError: names the nodes.
+        NotSharedError: names the nodes that do not see it.
+        UserError: names the nodes that do not answer.
     """
     if len(usable()) < 2:
         return
@@ -133,6 +147,8 @@ def require_shared(folder: Path) -> None:
             "into the node's logs (/tmp/ray/session_latest/logs) or take it out of the cluster; "
             "`crossreid doctor` asks all nodes"
         )
+    if blind:
+        raise NotSharedError("\n".join(problems), tuple(blind))
     if problems:
         raise UserError("\n".join(problems))
 

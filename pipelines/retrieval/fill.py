@@ -6,10 +6,11 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from itertools import islice
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
@@ -34,17 +36,27 @@ from reid_core.types import Modality, Sample
 log = logging.getLogger(__name__)
 _LOCK = ".lock"
 _AT_ONCE = 100_000  # rows of a transaction
+_LOOKED_AT = 4096  # images at a time: a pool keeps all that it is given
 
 
 @dataclass(frozen=True)
 class Chosen(Source):
-    """The samples of a source whose ids are among some."""
+    """The samples of a source whose ids are among some.
 
-    ids: frozenset[str] = frozenset()
+    Attributes:
+        keys: (n,) uint64, rising: `_key` of the ids, as the ids of millions would be too much to
+            send to a task. Of those of one key all are taken: an image too many is no fault.
+    """
+
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
 
     def samples(self) -> Iterator[Sample]:
         """In the source's order."""
-        return (sample for sample in super().samples() if record_id(sample) in self.ids)
+        return (sample for sample in super().samples() if self._has(_key(record_id(sample))))
+
+    def _has(self, key: int) -> bool:
+        place = int(np.searchsorted(self.keys, np.uint64(key)))
+        return place < len(self.keys) and int(self.keys[place]) == key
 
 
 def add_vectors(
@@ -98,18 +110,28 @@ def add_images(
     """
     gallery = made_for(uri, checkpoint, space=space, new_encoder=new_encoder)
     missing = _missing(source, gallery.states())
-    if not missing:
+    if not len(missing):
         if not any(True for _ in source.samples()):
             raise UserError(f"{source.root} holds no images: nothing to add")
         return Added(0, 0, len(gallery))
-    chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, ids=missing)
+    chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, keys=missing)
     local, prefix = _underway(uri)
     # of the source: images may have come since an interruption. Beside another process that adds
     # from it, of what is missing
     of_source = gallery.facts.table, repr(source), source.path.resolve()
-    names = _hash(*of_source), _hash(*of_source, *sorted(missing))
+    names = _hash(*of_source), _hash(*of_source, hashlib.blake2b(missing.tobytes()).hexdigest())
     with _held([local / f"{prefix}{name}" for name in names]) as folder:
-        embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
+        try:
+            embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
+        except NotSharedError as error:
+            if local == Path(uri):
+                raise
+            raise UserError(
+                f"several machines embed for {uri}, and the folder {local} that they would write "
+                f"into is not the same on {', '.join(error.addresses)}: `crossreid embed "
+                f"{checkpoint} {source.path} VECTORS`, with VECTORS on a shared file system, then "
+                f"`crossreid gallery add {uri} VECTORS`"
+            ) from error
         done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
         shutil.rmtree(folder)
     return done
@@ -300,20 +322,35 @@ def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:
     return pa.table({key: columns[key] for key in kinds.names})
 
 
-def _missing(source: Source, known: dict[str, int]) -> frozenset[str]:
-    """Ids that are not known with their present image and what is said of it now."""
+def _missing(source: Source, known: dict[str, int]) -> np.ndarray:
+    """Keys, rising, of ids that are not known with their present image and what is said of it."""
     root = str(source.root)
 
-    def changed(sample: Sample) -> str | None:
+    def changed(sample: Sample) -> int | None:
         name = record_id(sample)
         if name not in known:
-            return name
+            return _key(name)
         try:
             data = sample.caption.encode() or read_bytes(source.root / sample.image)
         except OSError:
-            return name  # embed names what cannot be read
+            return _key(name)  # embed names what cannot be read
         now = state(sample, content=content_hash(data), root=root)
-        return None if now == known[name] else name
+        return None if now == known[name] else _key(name)
 
+    keys = (key for key in _in_threads(changed, source.samples()) if key is not None)
+    return np.unique(np.fromiter(keys, np.uint64))
+
+
+def _in_threads(
+    look: Callable[[Sample], int | None], samples: Iterable[Sample]
+) -> Iterator[int | None]:
+    """What is found of each sample, in order; some of them are under way at a time."""
+    left = iter(samples)
     with ThreadPoolExecutor(8) as pool:
-        return frozenset(name for name in pool.map(changed, source.samples()) if name)
+        while some := list(islice(left, _LOOKED_AT)):
+            yield from pool.map(look, some)
+
+
+def _key(name: str) -> int:
+    """64 bits of an id."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -10,11 +10,16 @@ tuned on rows of the table.
 from __future__ import annotations
 
 import math
+import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pipelines.runs.console import say
+from reid_core.knn.products import largest_in_batches
 
 if TYPE_CHECKING:
     from lancedb.query import LanceQueryBuilder
@@ -27,6 +32,10 @@ _AT = 10  # recall is that of the first ten answers
 _MARGIN = 0.02  # between the recall asked for and that of the sample it is tuned on
 _SAMPLE_QUERIES = 100
 _PROBES = (8, 16, 32, 64, 128, 256, 512, 1024)
+_BATCH_BYTES = 8 * 2**20  # of the rows that are multiplied at a time; the database reads ahead
+_SAME = 1e-5  # cosines so close are one: the database rounds its products in another order
+_SHOWN_EVERY_S = 10.0
+_MANY = 500_000  # rows whose index takes minutes
 _REFINED = (5, 20, 50)  # candidates per answer whose exact products are taken
 
 
@@ -102,7 +111,10 @@ def build(table: LanceTable, *, recall: float) -> Tuning:
     """An index over all rows, tuned until the recall is reached."""
     from lancedb.index import IvfFlat, IvfRq
 
-    num_lists = 2 ** round(math.log2(math.sqrt(table.count_rows())))
+    num_rows = table.count_rows()
+    if num_rows >= _MANY:
+        say(f"an index over {num_rows:,} vectors is built, then its recall is measured")
+    num_lists = 2 ** round(math.log2(math.sqrt(num_rows)))
     dim = table.schema.field("vector").type.list_size
     kind = IvfRq if dim >= _MIN_BITS else IvfFlat
     config = kind(distance_type="dot", num_partitions=num_lists, max_iterations=10, sample_rate=64)
@@ -113,18 +125,17 @@ def build(table: LanceTable, *, recall: float) -> Tuning:
 def _tune(table: LanceTable, *, recall: float) -> Tuning:
     """The fewest candidates and lists that reach a recall on sampled rows, kept in the table."""
     queries, names = _sampled(table)
-    truth = [
-        _names(query(table, one, exact=True), own) for one, own in zip(queries, names, strict=True)
-    ]
+    # the largest is a row's product with itself
+    truth = largest_in_batches(queries, _all_rows(table), 1 + _AT)[:, 1:]
     target = min(recall + _MARGIN, 1.0)
 
     def tried(num_probes: int, refined: int) -> Tuning:
         how = Tuning(num_probes, refined)
         hits = [
-            len(right & _names(query(table, one, how=how), own))
+            (_others(query(table, one, how=how), own) >= right[-1] - _SAME).sum()
             for one, own, right in zip(queries, names, truth, strict=True)
         ]
-        return Tuning(num_probes, refined, sum(hits) / sum(map(len, truth)))
+        return Tuning(num_probes, refined, float(sum(hits)) / truth.size)
 
     for num_probes in _PROBES:
         best = tried(num_probes, _REFINED[-1])
@@ -152,7 +163,21 @@ def _sampled(table: LanceTable) -> tuple[np.ndarray, list[str]]:
     return flat.reshape(-1, dim), rows["id"].to_pylist()
 
 
-def _names(built: LanceQueryBuilder, own: str) -> set[str]:
-    """The first ten answers, the row itself left out."""
-    result = built.limit(_AT + 1).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
-    return set([name for name in result if name != own][:_AT])
+def _all_rows(table: LanceTable) -> Iterator[np.ndarray]:
+    """The vectors (n, D) of a table, some at a time; says how it goes where that takes long."""
+    dim, num_rows = table.schema.field("vector").type.list_size, table.count_rows()
+    at_once, done, shown = max(1, _BATCH_BYTES // (4 * dim)), 0, time.monotonic()
+    for batch in table.search().select(["vector"]).to_batches(at_once):
+        yield batch["vector"].flatten().to_numpy().reshape(-1, dim)
+        done += len(batch)
+        if time.monotonic() - shown > _SHOWN_EVERY_S:
+            shown = time.monotonic()
+            say(f"the recall is measured: {done:,} of {num_rows:,} vectors compared")
+
+
+def _others(built: LanceQueryBuilder, own: str) -> np.ndarray:
+    """Cosines of the first ten answers, the row itself left out."""
+    result = built.limit(_AT + 1).select(["id", "_distance"]).to_arrow()
+    others = np.array([name != own for name in result["id"].to_pylist()], dtype=bool)
+    cosines: np.ndarray = 1 - result["_distance"].to_numpy()[others]
+    return cosines[:_AT]

@@ -5,7 +5,7 @@ Shapes: N rows, B query rows, D feature width, c candidates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,6 +125,28 @@ def largest_products(queries: Features, features: Features, count: int) -> Candi
         )
         rows, least = numbers.astype(np.int32), values[:, -1]
     return Candidates(rows, np.full(len(rows), -np.inf) if count == len(features) else least)
+
+
+def largest_in_batches(
+    queries: np.ndarray, batches: Iterable[np.ndarray], count: int
+) -> np.ndarray:
+    """The largest products of queries with rows that come some at a time, in one pass over them.
+
+    Args:
+        queries: (B, D) float32.
+        batches: of rows, (n, D) float32 each; one is kept at a time.
+        count: of products per query.
+
+    Returns:
+        (B, c) float32, falling; c is the number of all rows where that is less than `count`.
+    """
+    best = np.empty((len(queries), 0), np.float32)
+    for batch in batches:
+        best = np.concatenate([best, queries @ batch.T], axis=1)
+        if best.shape[1] > count:
+            best = np.partition(best, -count, axis=1)[:, -count:]
+    largest: np.ndarray = -np.sort(-best, axis=1)
+    return largest
 
 
 def _topk(queries: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor]:

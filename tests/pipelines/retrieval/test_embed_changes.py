@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
 from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import fill, vectors
@@ -140,6 +141,27 @@ def test_rows_that_a_manifest_lists_twice_are_counted_as_they_are_stored(
     (folder / "list.csv").write_text("\n".join(lines))
     done = embed(checkpoint, Source(folder / "list.csv"), tmp_path / "out")
     assert done.num_vectors == done.num_new == len(ids_of(tmp_path / "out")) < 16
+
+
+def test_several_machines_that_embed_for_a_gallery_without_a_folder(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder in between is none that the user named: what to do is said with what was."""
+
+    def embed_nowhere(*_: object, **__: object) -> None:
+        raise NotSharedError("/home/x is not the same folder on 10.0.0.2", ("10.0.0.2",))
+
+    monkeypatch.setattr(fill, "embed", embed_nowhere)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    uri = f"file://{tmp_path}/gallery"
+    with pytest.raises(UserError) as refused:
+        fill.add_images(uri, checkpoint, Source(folder))
+    said = str(refused.value)
+    assert "not the same on 10.0.0.2" in said
+    assert f"`crossreid embed {checkpoint} {folder} VECTORS`, with VECTORS on a shared" in said
+    assert f"`crossreid gallery add {uri} VECTORS`" in said
+    with pytest.raises(NotSharedError, match="is not the same folder on"):
+        fill.add_images(tmp_path / "own", checkpoint, Source(folder))
 
 
 def test_an_addition_goes_on_in_its_folder_when_images_have_come_since(

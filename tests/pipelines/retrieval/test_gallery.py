@@ -23,7 +23,7 @@ from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter, micros, time_of
 from pipelines.retrieval.search import query_by_id, search
-from pipelines.retrieval.sources import Source
+from pipelines.retrieval.sources import Source, record_id
 from reid_core.types import Modality, Sample
 from tests.pipelines.trained import draw_folder, random_rows
 
@@ -130,7 +130,9 @@ def test_what_is_embedded_again_is_another_image_or_another_word_about_it(
 
     def missing() -> set[str]:
         (images / "list.csv").write_text("\n".join(["image,modality,camera,time", *lines]))
-        return set(fill._missing(Source(images / "list.csv"), small.states()))
+        listed = images / "list.csv"
+        chosen = fill.Chosen(listed, keys=fill._missing(Source(listed), small.states()))
+        return {record_id(sample) for sample in chosen.samples()}
 
     assert missing() == {f"visible/{i}.png" for i in range(3)}
     samples = list(Source(images / "list.csv").samples())
