@@ -168,9 +168,9 @@ def test_exact_products_do_not_depend_on_the_order_of_the_sum() -> None:
 def test_the_largest_products_in_batches_are_those_of_all_rows(count: int) -> None:
     rows, queries = unit(64, 8, seed=0), unit(5, 8, seed=1)
     batches = (rows[start:stop] for start, stop in [(0, 1), (1, 30), (30, 30), (30, 64)])
-    found = products.largest_in_batches(queries, batches, count)
+    largest = products.largest_in_batches(queries, batches, count)
     right = -np.sort(-(queries.astype(np.float64) @ rows.T), axis=1)[:, :count]
-    np.testing.assert_allclose(found, right, atol=1e-6)
+    np.testing.assert_allclose(largest, right, atol=1e-6)
 
 
 def test_products_of_pairs() -> None:

@@ -61,10 +61,10 @@ def test_images_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             taken.append(number)
             yield Sample(f"{number}.jpg", Modality.VISIBLE)
 
-    found = fill._in_threads(lambda sample: int(sample.image[:-4]), samples())
-    assert next(found) == 0
+    results = fill._in_threads(lambda sample: int(sample.image[:-4]), samples())
+    assert next(results) == 0
     assert len(taken) == 10
-    assert [0, *found] == list(range(100))
+    assert [0, *results] == list(range(100))
 
 
 def test_a_choice_of_many_images_is_small(tmp_path: Path) -> None:
