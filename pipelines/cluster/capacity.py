@@ -1,8 +1,9 @@
-"""Whether the cluster can ever give a run what it asks for, found before anything waits for it.
+"""Whether the cluster gives a run what it asks for, found before anything waits for it.
 
-A placement group with more GPUs than a cluster has is not an error to Ray: it waits for ever. Where
-nothing can add machines the run is refused; where an autoscaler can, it is asked for them, and the
-wait is said, line by line, until a stated limit.
+A placement group with more GPUs than a cluster has, or has free, is not an error to Ray: it waits
+for ever. Where the machines are too few and nothing can add any, the run is refused; where an
+autoscaler can, it is asked for them. That wait, and the one for what others hold, is said, line by
+line, until a stated limit.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.sdk import request_resources
@@ -21,40 +22,111 @@ from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 
 log = logging.getLogger(__name__)
-_SAY_EVERY_S = 30.0
-_POLL_S = 2.0
+GPU_SHARE = 0.9  # of what trains or embeds: two do not fit on a GPU, a searcher does
+SAY_EVERY_S = 30.0
+_SETTLE_S = 3.0  # what was just given back is seen as free a moment later
+_POLL_S = 0.5
+_NOTHING = 1e-6  # of a resource
 
 
 def require(config: RunConfig) -> None:
-    """Return once the workers of a run fit into the cluster that is connected.
+    """Return once there is room for the workers of a run in the cluster that is connected.
+
+    Where an autoscaler may add machines, what others hold is not waited for here, but warned of:
+    the workers themselves are what asks for machines.
 
     Raises:
-        UserError: they never will; names what is asked for, what is there, and the remedy.
+        UserError: there never will be, or was not in time; names what is asked for, what is there,
+            and the remedy.
     """
     settings = config.trainer
     workers = settings.num_workers if settings.min_workers is None else settings.min_workers
     use_gpu = nodes.has("GPU") if settings.use_gpu is None else settings.use_gpu
     bundle = asked_of(config, use_gpu)
-    if _fits(workers, bundle):
-        return
+    if not _fits(workers, bundle):
+        if not may_grow(config):
+            raise UserError(_too_small(workers, bundle, "and nothing can add machines to it"))
+        request_resources(bundles=[dict(bundle)] * workers)
+        try:
+            wait_until(
+                lambda: _fits(workers, bundle),
+                lambda: compared(workers, bundle),
+                config,
+                lambda limit: _too_small(workers, bundle, limit),
+            )
+        finally:
+            request_resources(bundles=[])
+    share = share_of(config, use_gpu)
     if not may_grow(config):
-        raise UserError(_too_small(workers, bundle, "and nothing can add machines to it"))
-    began = said = time.monotonic()
-    request_resources(bundles=[dict(bundle)] * workers)
-    try:
-        while not _fits(workers, bundle):
-            now = time.monotonic()
-            if now - began > config.ray.wait_for_nodes_s:
-                limit = f"after ray.wait_for_nodes_s={config.ray.wait_for_nodes_s:g}"
-                raise UserError(_too_small(workers, bundle, limit))
-            if now - said >= _SAY_EVERY_S:
-                said = now
-                log.warning(
-                    "waiting for machines since %.0f s: %s", now - began, compared(workers, bundle)
-                )
-            time.sleep(_POLL_S)
-    finally:
-        request_resources(bundles=[])
+        await_room(workers, share, config, what="workers", remedy=_REMEDY)
+    elif not soon(lambda: free_room(share) >= workers):
+        log.warning("others hold machines: %s", freely(workers, share))
+
+
+_REMEDY = (
+    "the same command goes on once others have ended; fewer workers (trainer.num_workers), or a "
+    "longer ray.wait_for_nodes_s"
+)
+
+
+def await_room(
+    count: int, share: Mapping[str, float], config: RunConfig, *, what: str, remedy: str
+) -> None:
+    """Return once the machines have room for so many at the same time; says what it waits for.
+
+    Args:
+        count: of what is to be placed.
+        share: what one of them takes.
+        config: with the limit.
+        what: they are.
+        remedy: what helps where there is no room in time.
+
+    Raises:
+        UserError: there was not within `ray.wait_for_nodes_s`.
+    """
+    wait_until(
+        lambda: free_room(share) >= count,
+        lambda: freely(count, share, what=what),
+        config,
+        lambda limit: f"others hold machines, {limit}: {freely(count, share, what=what)}. {remedy}",
+    )
+
+
+def wait_until(
+    enough: Callable[[], bool],
+    lacking: Callable[[], str],
+    config: RunConfig,
+    too_long: Callable[[str], str],
+) -> None:
+    """Return once there is enough; says what is waited for after some seconds, then every 30 s.
+
+    Args:
+        enough: whether there is.
+        lacking: in words, what is asked for and what is there.
+        config: with the limit.
+        too_long: what the error says, of the limit in words.
+
+    Raises:
+        UserError: there was not within `ray.wait_for_nodes_s`.
+    """
+    began = time.monotonic()
+    say_at = began + min(_SETTLE_S, SAY_EVERY_S)
+    while not enough():
+        now = time.monotonic()
+        if now - began > config.ray.wait_for_nodes_s:
+            raise UserError(too_long(f"after ray.wait_for_nodes_s={config.ray.wait_for_nodes_s:g}"))
+        if now >= say_at:
+            say_at = now + SAY_EVERY_S
+            log.warning("waiting for machines since %.0f s: %s", now - began, lacking())
+        time.sleep(_POLL_S)
+
+
+def soon(enough: Callable[[], bool]) -> bool:
+    """Whether there is enough, now or within some seconds, since what is free is known late."""
+    until = time.monotonic() + _SETTLE_S
+    while not (result := enough()) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return result
 
 
 def may_grow(config: RunConfig) -> bool:
@@ -75,6 +147,12 @@ def asked_of(config: RunConfig, use_gpu: bool) -> dict[str, float]:
     return bundle | {"GPU": 1.0} if use_gpu else bundle
 
 
+def share_of(config: RunConfig, use_gpu: bool) -> dict[str, float]:
+    """What one worker of a run reserves of it."""
+    bundle = {"CPU": float(config.trainer.cpus_per_worker)}
+    return bundle | {"GPU": GPU_SHARE} if use_gpu else bundle
+
+
 def _fits(workers: int, bundle: Mapping[str, float]) -> bool:
     return room(bundle) >= workers
 
@@ -85,6 +163,29 @@ def room(bundle: Mapping[str, float]) -> int:
         int(min(node["Resources"].get(name, 0) // amount for name, amount in bundle.items()))
         for node in nodes.usable()
     )
+
+
+def free_room(share: Mapping[str, float]) -> int:
+    """As `room`, of what nobody has reserved; never fewer than Ray would place."""
+    free = {name: nodes.free(name) for name in share}
+    return sum(
+        int(min((free[name].get(node["NodeID"], 0) + _NOTHING) // share[name] for name in share))
+        for node in nodes.usable()
+    )
+
+
+def freely(count: int, share: Mapping[str, float], *, what: str = "workers") -> str:
+    """In words, what some ask for and what is free of it."""
+    asked = " and ".join(
+        f"{count * (1 if name == 'GPU' else amount):g} {name}s" for name, amount in share.items()
+    )
+    free = " and ".join(f"{_whole(name):g} {name}s" for name in share)
+    return f"room for {free_room(share)} of {count} {what}: {asked} asked, {free} free"
+
+
+def _whole(name: str) -> int:
+    """How many of a resource are free on all machines; of a GPU some may hold a small share."""
+    return free_room({name: GPU_SHARE if name == "GPU" else 1.0})
 
 
 def compared(workers: int, bundle: Mapping[str, float]) -> str:

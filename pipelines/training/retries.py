@@ -6,7 +6,7 @@ until something has been finished after it, and what is sure to come again ends 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,13 @@ class Retries(UserCallback):
         run_dir: of the run.
         limit: failures in a row, without anything finished between them, after which the run goes
             on; -1 for any number.
+        say: takes what the user is told where the run goes on.
     """
 
-    def __init__(self, run_dir: Path, limit: int) -> None:
-        self._run_dir, self._limit = run_dir, limit
+    def __init__(
+        self, run_dir: Path, limit: int, say: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._run_dir, self._limit, self._say = run_dir, limit, say
         self._attempt = failures.next_attempt(run_dir) - 1
         self._failed = 0
         self._before: str | None = None
@@ -75,6 +78,7 @@ class Retries(UserCallback):
             GaveUpError: with the cause.
         """
         if any(failures.was_preempted(error) for error in worker_exceptions.values()):
+            self._say("a machine is taken away: the workers go on where there is room")
             return  # nobody's failure
         self._attempt = max(self._attempt + 1, failures.next_attempt(self._run_dir) - 1)
         for rank, error in worker_exceptions.items():
@@ -96,7 +100,9 @@ class Retries(UserCallback):
             times = f"{self._failed} failures with nothing finished between them"
             why = f" ({times}; trainer.max_failures={self._limit})"
         else:
-            return
-        where = failures.path(self._run_dir, rank, self._attempt)
-        cause = f"{failures.cause(error, rank)}{why}"
-        raise GaveUpError(f"{cause}; all of it: {where}", failures.is_final(error))
+            why = None
+        cause = failures.cause(error, rank)
+        where = f"all of it: {failures.path(self._run_dir, rank, self._attempt)}"
+        if why is not None:
+            raise GaveUpError(f"{cause}{why}; {where}", failures.is_final(error))
+        self._say(f"{cause}; the workers start again from what is kept; {where}")

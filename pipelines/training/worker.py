@@ -25,7 +25,6 @@ from pipelines.training.job import Job
 from pipelines.training.within_epoch import Order
 
 log = logging.getLogger(__name__)
-GPU_SHARE = 0.9  # of a worker: two do not fit on a GPU, a memory bank or searcher does
 _PREFIX = "crossreid-checkpoint-"
 _being_copied: dict[Path, int] = {}
 

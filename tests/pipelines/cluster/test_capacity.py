@@ -27,7 +27,15 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     machine = {"NodeID": "one", "Alive": True, "Resources": resources}
     monkeypatch.setattr(ray, "nodes", lambda: [machine])
     monkeypatch.setattr(state, "get_draining_nodes", dict)
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {"one": resources})
     return resources
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that are said and end within a second."""
+    for name, seconds in (("SAY_EVERY_S", 0.01), ("_SETTLE_S", 0.05), ("_POLL_S", 0.02)):
+        monkeypatch.setattr(capacity, name, seconds)
 
 
 def test_gpus_are_refused_where_there_are_none(
@@ -55,6 +63,9 @@ def test_a_worker_is_on_one_machine(make_config: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 7.0})
     monkeypatch.setattr(ray, "nodes", lambda: machines)
     monkeypatch.setattr(state, "get_draining_nodes", lambda: {"going": 0})
+    monkeypatch.setattr(
+        state, "available_resources_per_node", lambda: {name: {"CPU": 3.0} for name in sizes}
+    )
     wide = "trainer.cpus_per_worker=2"
     said = r"1 of 2 workers of 2 CPUs \(machines: 1 CPUs; 3 CPUs\), beside 1 being taken away"
     with pytest.raises(UserError, match=said):
@@ -72,6 +83,7 @@ def test_gpus_that_are_being_taken_away_make_no_run_on_cpus(
     ]
     monkeypatch.setattr(ray, "nodes", lambda: machines)
     monkeypatch.setattr(state, "get_draining_nodes", lambda: {"spot": 0})
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {"head": {"CPU": 8.0}})
     assert session.uses_gpu(make_config())
     assert session.num_gpus() == 0
     with pytest.raises(UserError, match=r"0 of 2 workers of 1 CPUs and 1 GPUs.*1 being taken away"):
@@ -85,19 +97,89 @@ def test_gpus_that_are_being_taken_away_make_no_run_on_cpus(
 def test_machines_that_may_come_are_waited_for_and_then_refused(
     make_config: Make,
     cluster: dict[str, float],
+    quick: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     asked: list[list[dict[str, float]]] = []
     monkeypatch.setattr(capacity, "may_grow", lambda config: True)
     monkeypatch.setattr(capacity, "request_resources", lambda bundles: asked.append(bundles))
-    monkeypatch.setattr(capacity, "_SAY_EVERY_S", 0.01)
-    monkeypatch.setattr(capacity, "_POLL_S", 0.02)
     config = make_config("trainer.use_gpu=true", "ray.wait_for_nodes_s=0.2")
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"wait_for_nodes_s=0\.2"):
         capacity.require(config)
     assert "room for 0 of 2 workers" in caplog.text
     assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []], "the request is taken back"
+
+
+class TestWhatOthersHold:
+    """Two GPUs on one machine; Ray counts their shares together."""
+
+    @pytest.fixture(autouse=True)
+    def two_gpus(
+        self, cluster: dict[str, float], quick: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cluster["GPU"] = 2
+        self.free = {"CPU": 4.0, "GPU": 2.0}
+        monkeypatch.setattr(state, "available_resources_per_node", lambda: {"one": self.free})
+
+    @pytest.mark.parametrize(
+        ("free", "room"),
+        [(2.0, 2), (1.98, 2), (1.1, 1), (1.09, 1), (1.0, 1), (0.2, 0), (0.0, 0)],
+        ids=["none", "two searchers", "a worker", "and a searcher", "whole", "workers", "all"],
+    )
+    def test_a_gpu_with_a_searcher_is_free_and_two_rests_are_none(
+        self, free: float, room: int
+    ) -> None:
+        self.free["GPU"] = free
+        assert capacity.free_room({"CPU": 1.0, "GPU": capacity.GPU_SHARE}) == room
+
+    def test_it_is_waited_for_aloud_and_not_longer_than_a_limit(
+        self, make_config: Make, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.free["GPU"] = 1.1
+        said = "room for 1 of 2 workers: 2 CPUs and 2 GPUs asked, 4 CPUs and 1 GPUs free"
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(UserError, match=rf"after ray.wait_for_nodes_s=0\.2: {said}.*same comm"),
+        ):
+            capacity.require(make_config("ray.wait_for_nodes_s=0.2"))
+        assert "waiting for machines since 0 s: " + said in caplog.text
+        capacity.require(make_config("trainer.min_workers=1"))
+        capacity.require(make_config("trainer.use_gpu=false"))
+
+    def test_the_run_begins_as_soon_as_they_give_it_back(
+        self, make_config: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.free["GPU"] = 0.2
+        looks: list[float] = []
+
+        def ends_after_three(seconds: float) -> None:
+            looks.append(seconds)
+            if len(looks) == 3:
+                self.free["GPU"] = 2.0
+
+        monkeypatch.setattr(time, "sleep", ends_after_three)
+        capacity.require(make_config())
+        assert len(looks) == 3
+
+    def test_what_was_given_back_just_now_is_no_reason_for_words(
+        self, make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(capacity, "SAY_EVERY_S", 30.0)
+        monkeypatch.setattr(time, "sleep", lambda seconds: self.free.update(GPU=2.0))
+        for grows in (False, True):
+            self.free["GPU"] = 0.2
+            monkeypatch.setattr(capacity, "may_grow", lambda config, grows=grows: grows)
+            capacity.require(make_config())
+        assert not caplog.records
+
+    def test_where_machines_may_be_added_the_workers_are_what_asks_for_them(
+        self, make_config: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(capacity, "may_grow", lambda config: True)
+        self.free["GPU"] = 0.2
+        capacity.require(make_config())
+        assert "others hold machines: room for 0 of 2 workers" in caplog.text
 
 
 @pytest.mark.parametrize(
