@@ -100,11 +100,6 @@ def _start(config: RunConfig) -> None:
         ) from error
 
 
-def num_gpus() -> int:
-    """GPUs of the machines that work can be placed on."""
-    return int(nodes.total("GPU"))
-
-
 def uses_gpu(config: RunConfig) -> bool:
     """As the configuration says, or else whether the connected cluster has one: see `nodes.has`."""
     use_gpu = config.trainer.use_gpu

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipelines.commands.options import ray_address
+from pipelines.commands.options import Gpu, ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import say
 
@@ -52,6 +52,7 @@ def add(
     max_unreadable: Annotated[
         float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
     ] = 0.01,
+    gpu: Gpu = None,
 ) -> None:
     """Add images that are new or changed, or the vectors that `embed` wrote."""
     from pipelines.retrieval import fill
@@ -68,6 +69,7 @@ def add(
             new_encoder=new_encoder,
             recall=recall,
             max_unreadable=max_unreadable,
+            gpu=gpu,
             ray_address=ray_address(),
         )
     say(f"{added.new:,} new, {added.replaced:,} replaced, {added.total:,} in all: {gallery}")

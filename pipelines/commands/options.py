@@ -16,6 +16,13 @@ Space = Annotated[
     Literal["descriptor", "joint"],
     typer.Option(help="descriptor, or joint: CLIP's space, where sentences can be asked too."),
 ]
+Gpu = Annotated[
+    bool | None,
+    typer.Option(
+        "--gpu/--cpu",
+        help="Wait for a free GPU, or take none; default: GPUs that are free, or else CPU cores.",
+    ),
+]
 Trial = Annotated[
     int | None,
     typer.Option(help="Which of RegDB's ten divisions; default: that of the run.", min=1, max=10),

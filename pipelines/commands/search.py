@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands.gallery import Checkpoint, Gallery, SeenAs, Space
-from pipelines.commands.options import ray_address
+from pipelines.commands.options import Gpu, ray_address
 from pipelines.errors import UserError, said_at_the_end
 from pipelines.runs.console import console, say
 
@@ -196,6 +196,7 @@ def serve(
         int, typer.Option(help="Encoders at most, while requests queue.", min=1)
     ] = 1,
     max_batch: Annotated[int, typer.Option(help="Queries per forward pass.", min=1)] = 32,
+    gpu: Gpu = None,
 ) -> None:
     """Serve a gallery over HTTP, with a page for identities; Ctrl-C ends it."""
     from pipelines.service import deploy
@@ -213,6 +214,7 @@ def serve(
         uploads=None if read_only else Path(gallery).resolve(),
         min_replicas=replicas,
         max_replicas=max_replicas,
+        gpu=gpu,
         max_batch=max_batch,
     )
     with (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipelines.commands.options import Space, Trial, ray_address
+from pipelines.commands.options import Gpu, Space, Trial, ray_address
 from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 
@@ -45,8 +45,9 @@ def embed(
     dedup: Annotated[
         float | None, typer.Option(help="Of images with such a cosine keep one, 0.98.")
     ] = None,
+    gpu: Gpu = None,
 ) -> None:
-    """Turn images into vectors on all GPUs or CPUs; again: only what is missing.
+    """Turn images into vectors on all free GPUs or CPUs; again: only what is missing.
 
     On a cluster: as a Ray job, or with RAY_ADDRESS=auto in the environment.
     """
@@ -65,6 +66,7 @@ def embed(
         "dtype": dtype,
         "batch_size": batch_size,
         "max_unreadable": max_unreadable,
+        "gpu": gpu,
         "ray_address": ray_address(),
     }
     if pool == "tracklet":

@@ -110,7 +110,8 @@ class RayConfig(Section):
             joins a running one. Null: "auto" inside a Ray job, else "local".
         namespace: of the named actors.
         join_timeout_s: longest wait for an answer of a running cluster, in seconds.
-        wait_for_nodes_s: longest wait for machines that an autoscaler adds, in seconds.
+        wait_for_nodes_s: longest wait for machines that an autoscaler adds or that others hold, in
+            seconds; also, where none can be added, for room for workers that were lost.
     """
 
     address: str | None = None

@@ -25,8 +25,9 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.cluster import nodes, preflight
+from pipelines.cluster import encoders, preflight
 from pipelines.cluster import session as cluster
+from pipelines.cluster.encoders import Place
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
@@ -41,6 +42,7 @@ from reid_core.types import Modality
 log = logging.getLogger(__name__)
 _SHOWN_EVERY_S = 2.0
 _SURVEYS = 5  # of a source that changes meanwhile
+_LISTS = 1  # CPU cores of the task that lists the source
 _CPUS_PER_ACTOR = 4  # beyond that the convolutions of one small batch do not get faster
 
 
@@ -66,6 +68,7 @@ class EmbedOptions(TypedDict, total=False):
 
     batch_size: int
     max_unreadable: float
+    gpu: bool | None
     ray_address: str | None
 
 
@@ -78,6 +81,7 @@ def embed(
     dtype: Dtype = "float16",
     batch_size: int = 64,
     max_unreadable: float = 0.01,
+    gpu: bool | None = None,
     ray_address: str | None = None,
 ) -> Embedded:
     """Embed what a folder does not hold yet.
@@ -90,11 +94,13 @@ def embed(
         dtype: of the vectors.
         batch_size: images per forward pass.
         max_unreadable: share of the images that may be left out.
+        gpu: True waits for a free GPU, False takes none; None takes those that are free, or else
+            CPU cores.
         ray_address: cluster to use, None for one on this machine.
 
     Raises:
         UserError: nothing to embed, `out` holds other vectors or another process embeds into it,
-            too many images cannot be read.
+            too many images cannot be read, no room (see `pipelines.cluster.encoders.place`).
     """
     if dtype not in get_args(Dtype):
         raise UserError(f"dtype={dtype!r}: choose {' or '.join(get_args(Dtype))}")
@@ -118,9 +124,14 @@ def embed(
     with runlog.held(out, "embeds"):
         survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
         if survey.missing:
-            with cluster.session(_at_address(loaded.config, ray_address)):
+            with cluster.session(config := _at_address(loaded.config, ray_address)):
+                preflight.require_shared(out)  # each node writes its parts into it
+                # settled once: what it gives back itself is not seen as free at once
+                where = encoders.place(config, "embedding", gpu=gpu, beside=_LISTS)
                 work = Work(checkpoint, space, source.root, out, dtype, batch_size)
-                survey, num_new, seconds = _embed_all(work, source, loaded, survey, max_unreadable)
+                survey, num_new, seconds = _embed_all(
+                    work, source, loaded, survey, max_unreadable, where
+                )
         _require_readable(survey.skipped, max_unreadable, survey.num_samples)
         num_vectors = vectors.finish(out, survey.planned, survey.skipped)
     return Embedded(num_vectors, num_new, tuple(survey.skipped), seconds)
@@ -137,7 +148,12 @@ def _require_readable(skipped: list[str], max_unreadable: float, num_samples: in
 
 
 def _embed_all(
-    work: Work, source: Source, loaded: LoadedEncoder, survey: _Survey, max_unreadable: float
+    work: Work,
+    source: Source,
+    loaded: LoadedEncoder,
+    survey: _Survey,
+    max_unreadable: float,
+    where: Place,
 ) -> tuple[_Survey, int, float]:
     """Embed until the folder holds every part of one survey.
 
@@ -150,6 +166,7 @@ def _embed_all(
         loaded: the encoder.
         survey: of the source, what is missing among it.
         max_unreadable: share of the images that may be left out.
+        where: the actors run.
 
     Returns:
         The last survey, number of vectors of this run, and seconds.
@@ -160,7 +177,7 @@ def _embed_all(
     num_new, seconds = 0, 0.0
     for _ in range(_SURVEYS):
         skipped, limit = survey.skipped, max_unreadable * survey.num_samples
-        new, took = _embed_missing(work, source, survey.missing, skipped, limit=limit)
+        new, took = _embed_missing(work, source, survey.missing, skipped, where, limit=limit)
         num_new, seconds = num_new + new, seconds + took
         _require_readable(skipped, max_unreadable, survey.num_samples)
         survey = _Survey.of(survey.planned, work.out)
@@ -178,7 +195,13 @@ def _embed_all(
 
 
 def _embed_missing(
-    work: Work, source: Source, missing: dict[str, int], skipped: list[str], *, limit: float
+    work: Work,
+    source: Source,
+    missing: dict[str, int],
+    skipped: list[str],
+    where: Place,
+    *,
+    limit: float,
 ) -> tuple[int, float]:
     """Embed parts, show how it goes, stop where too many images cannot be read.
 
@@ -187,6 +210,7 @@ def _embed_missing(
         source: that the parts are of.
         missing: rows of each part to embed.
         skipped: messages about unreadable images; grows.
+        where: the actors run.
         limit: of their number.
 
     Returns:
@@ -194,7 +218,7 @@ def _embed_missing(
     """
     began, shown, num_new = time.perf_counter(), 0.0, 0
     total = sum(missing.values())
-    for result in _run(work, source, frozenset(missing)):
+    for result in _run(work, source, frozenset(missing), where):
         skipped += json.loads(result["skipped"])
         num_new += int(result["embedded"])
         if num_new == total or time.perf_counter() - shown > _SHOWN_EVERY_S:
@@ -238,20 +262,20 @@ class _PartsSource(Datasource):
         return [ReadTask(read, BlockMetadata(len(missing), None, None))]
 
 
-def _run(work: Work, source: Source, missing: frozenset[str]) -> Iterator[dict[str, Any]]:
-    preflight.require_shared(work.out)  # each node writes its parts into it
-    gpus, cpus = cluster.num_gpus(), int(nodes.total("CPU")) or 1
-    num_actors = gpus or max(1, min(cpus // _CPUS_PER_ACTOR, len(missing)))
-    threads = max(1, cpus // num_actors)
+def _run(
+    work: Work, source: Source, missing: frozenset[str], where: Place
+) -> Iterator[dict[str, Any]]:
+    num_actors = where.gpus or max(1, min(where.cores // _CPUS_PER_ACTOR, len(missing)))
+    threads = max(1, where.cores // num_actors)
     parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)
     # Ray Data would join small rows to large blocks, and one actor would get them all.
     parts_stream.context.target_max_block_size = 1
     results = parts_stream.map_batches(
         Embedder,
-        fn_constructor_args=(work, threads),
+        fn_constructor_args=(work, threads, where.device),
         batch_size=1,
         concurrency=num_actors,
-        num_gpus=1 if gpus else 0,
+        num_gpus=where.gpu_share,
         num_cpus=1,
     )
     yield from results.iter_rows()

@@ -47,13 +47,21 @@ class Work:
 
 
 class Embedder:
-    """Embeds a part and writes its file; one per GPU, or per few CPUs."""
+    """Embeds a part and writes its file; one per GPU, or per few CPUs.
 
-    def __init__(self, work: Work, threads: int) -> None:
+    Args:
+        work: see there.
+        threads: at most, for decoding and for what is computed on CPU cores.
+        device: to compute on, None for a GPU if there is one.
+    """
+
+    def __init__(self, work: Work, threads: int, device: str | None = None) -> None:
         threads = min(threads, machine.cores())  # of its node
         torch.set_num_threads(threads)
         self._work = work
-        loaded = open_encoder(work.checkpoint, space=work.space)
+        loaded = open_encoder(
+            work.checkpoint, space=work.space, device=torch.device(device) if device else None
+        )
         assert isinstance(loaded.encoder, nn.Module)
         self._loaded = replace(loaded, encoder=folded(loaded.encoder))
         self._pool = ThreadPoolExecutor(threads)

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -174,18 +175,21 @@ def query_by_text(loaded: LoadedEncoder, sentence: str) -> Query:
     return Query(vector, sentence, Modality.TEXT)
 
 
-def encoder_of(gallery: Gallery, checkpoint: Path | None = None) -> LoadedEncoder:
+def encoder_of(
+    gallery: Gallery, checkpoint: Path | None = None, *, device: torch.device | None = None
+) -> LoadedEncoder:
     """The encoder that made a gallery.
 
     Args:
         gallery: an opened gallery.
         checkpoint: where it lies now, None for where it lay when the gallery was made.
+        device: to lie on, None for a GPU if there is one.
 
     Raises:
         UserError: there is no checkpoint, or one of other weights.
     """
     path = checkpoint or Path(gallery.facts.checkpoint)
-    loaded = open_encoder(path, space=space_of(gallery))
+    loaded = open_encoder(path, space=space_of(gallery), device=device)
     require_made_by(gallery, path, loaded.fingerprint)
     return loaded
 

@@ -15,6 +15,7 @@ import numpy as np
 import ray
 import torch
 
+from pipelines.cluster import encoders
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
@@ -50,6 +51,8 @@ class Settings:
         token: that requests must bear; needed where `host` is not loopback.
         uploads: folder for images that are added; None takes none.
         min_replicas, max_replicas: encoders; Ray starts more while requests queue.
+        gpu: True waits for a free GPU per encoder, False takes none; None takes GPUs where enough
+            are free, or else CPU cores.
         max_batch: images per forward pass.
         batch_wait_s: how long the first of a batch waits for others.
     """
@@ -64,6 +67,7 @@ class Settings:
     uploads: Path | None = None
     min_replicas: int = 1
     max_replicas: int = 1
+    gpu: bool | None = None
     max_batch: int = 32
     batch_wait_s: float = 0.005
 
@@ -200,22 +204,24 @@ def desk_of(plan: Plan) -> Desk:
     )
 
 
-def encoding_of(plan: Plan) -> Encoding:
-    """What embeds for it; both spaces share the image weights.
+def encoding_of(plan: Plan, device: torch.device | None = None) -> Encoding:
+    """What embeds for it, on a device (None: a GPU if there is one); spaces share image weights.
 
     Raises:
         UserError: see `encoder_of`.
     """
-    loaded = encoder_of(plan.gallery(), plan.settings.checkpoint)
+    loaded = encoder_of(plan.gallery(), plan.settings.checkpoint, device=device)
     return Encoding(loaded, in_joint_space(loaded, plan.words) if plan.words else None)
 
 
-def application(plan: Plan, *, num_gpus: int) -> Application:
-    """The deployments, bound to each other."""
+def application(plan: Plan, *, num_gpus: float) -> Application:
+    """The deployments, bound to each other; an encoder reserves `num_gpus`."""
     from ray import serve
     from ray.exceptions import RayActorError
 
     settings = plan.settings
+    # Ray does not hide GPUs from who reserves none
+    device = None if num_gpus else torch.device("cpu")
     autoscaling = {
         "min_replicas": settings.min_replicas,
         "max_replicas": max(settings.max_replicas, settings.min_replicas),
@@ -224,7 +230,7 @@ def application(plan: Plan, *, num_gpus: int) -> Application:
 
     class Encoder:
         def __init__(self) -> None:
-            self._encoding = encoding_of(plan)
+            self._encoding = encoding_of(plan, device)
 
         @serve.batch(max_batch_size=settings.max_batch, batch_wait_timeout_s=settings.batch_wait_s)
         async def batched(self, asked: list[Input]) -> list[np.ndarray]:
@@ -253,16 +259,16 @@ def application(plan: Plan, *, num_gpus: int) -> Application:
         def __init__(self, encoder: object) -> None:
             self._encoder = encoder
 
-    encoders = serve.deployment(
+    encoding = serve.deployment(
         name="encoder",
         autoscaling_config=autoscaling,
         max_ongoing_requests=4 * settings.max_batch,
-        ray_actor_options={"num_gpus": 1 if num_gpus else 0, "num_cpus": 1},
+        ray_actor_options={"num_gpus": num_gpus, "num_cpus": 1},
     )(Encoder)
     front = serve.deployment(
         name="routes", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
     )(Routes)
-    return front.bind(encoders.bind())
+    return front.bind(encoding.bind())
 
 
 @contextmanager
@@ -274,7 +280,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
 
     Raises:
         UserError: see `Settings.check`, `Settings.check_port`, `plan_of`, `owned`,
-            `_require_place_in`; Ray Serve is not installed.
+            `_require_place_in`, `pipelines.cluster.encoders.place`; Ray Serve is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -288,16 +294,26 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
         settings.check_port()  # nothing of ours can listen there: no Ray is begun for it
     plan = plan_of(settings)
     own = plan.config.ray.model_copy(update={"address": ray_address})
-    with cluster.session(plan.config.model_copy(update={"ray": own})), owned(_NAME):
+    config = plan.config.model_copy(update={"ray": own})
+    with cluster.session(config), owned(_NAME):
         there = _running_serve()
         if there is not None:
             _require_place_in(there, settings)
+            if _NAME in there.applications:
+                serve.delete(_NAME)  # a command that is gone: its encoders hold what ours need
         else:
             settings.check_port()
+        where = encoders.place(
+            config,
+            "serving",
+            gpu=settings.gpu,
+            at_least=settings.min_replicas,
+            at_most=max(settings.min_replicas, settings.max_replicas),
+        )
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            serve.run(application(plan, num_gpus=cluster.num_gpus()), name=_NAME, route_prefix="/")
+            serve.run(application(plan, num_gpus=where.gpu_share), name=_NAME, route_prefix="/")
             yield
         finally:
             _leave(began=there is None)

@@ -85,7 +85,7 @@ def test_gpus_that_are_being_taken_away_make_no_run_on_cpus(
     monkeypatch.setattr(state, "get_draining_nodes", lambda: {"spot": 0})
     monkeypatch.setattr(state, "available_resources_per_node", lambda: {"head": {"CPU": 8.0}})
     assert session.uses_gpu(make_config())
-    assert session.num_gpus() == 0
+    assert nodes.total("GPU") == 0
     with pytest.raises(UserError, match=r"0 of 2 workers of 1 CPUs and 1 GPUs.*1 being taken away"):
         capacity.require(make_config())
     capacity.require(make_config("trainer.use_gpu=false"))

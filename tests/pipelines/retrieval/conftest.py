@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.cluster import encoders, preflight
 from pipelines.cluster import session as cluster
+from pipelines.cluster.encoders import Place
 from pipelines.retrieval import embed as embedding
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Source, parts
@@ -27,7 +29,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Parts are embedded here rather than by Ray's actors; gives the keys that were."""
     keys: list[str] = []
 
-    def run(work: Work, source: Source, missing: frozenset[str]) -> Iterator[dict]:
+    def run(work: Work, source: Source, missing: frozenset[str], where: Place) -> Iterator[dict]:
         embedder, wanted = Embedder(work, threads=1), set(missing)
         for part in parts(source.samples()):
             if part.key in wanted:
@@ -43,6 +45,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(embedding, "_run", run)
     monkeypatch.setattr(cluster, "session", NoRay)
+    monkeypatch.setattr(preflight, "require_shared", lambda folder: None)
+    monkeypatch.setattr(encoders, "place", lambda config, doing, **asked: Place(0, 1))
     return keys
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,11 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.cluster import machine
+from pipelines.cluster.encoders import Place
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
-from pipelines.evaluation.encoder import open_encoder
-from pipelines.retrieval import vectors
+from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.retrieval import embedder, vectors
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Part, Source, parts, record_id
@@ -52,6 +54,23 @@ def test_an_embedder_takes_no_more_threads_than_its_node_has(
     for share, expected in ((9, 2), (1, 1)):
         assert Embedder(work, threads=share)._pool._max_workers == expected
     assert taken == [2, 1]
+
+
+def test_an_embedder_that_reserved_no_gpu_leaves_them_alone(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray hides none from it, and the GPUs are those of a training."""
+    work = Work(checkpoint, "descriptor", tmp_path, tmp_path, "float16", 64)
+    opened: list[torch.device | None] = []
+
+    def note(*given: object, device: torch.device | None, **options: Any) -> LoadedEncoder:
+        opened.append(device)
+        return open_encoder(*given, device=torch.device("cpu"), **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embedder, "open_encoder", note)
+    for where in (Place(0, 4), Place(2, 4)):
+        Embedder(work, 1, where.device)
+    assert opened == [torch.device("cpu"), None]
 
 
 @pytest.mark.parametrize("model", backbones.BUNDLED)
@@ -195,11 +214,18 @@ def test_the_command_says_what_is_new_and_what_was_left_out(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_through_ray(
-    local_ray: None, checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_ray: None,
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Actors write what a single process writes."""
     done = embed(checkpoint, Source(folder), tmp_path / "ray", dtype="float32")
     assert done.num_new == 12
+    assert re.search(
+        r"^embedding on \d CPU cores?: no GPU is there$", capsys.readouterr().out, re.M
+    )
     work = Work(checkpoint, "descriptor", folder, tmp_path / "one", "float32", 64)
     (tmp_path / "one").mkdir()
     for part in parts(Source(folder).samples()):

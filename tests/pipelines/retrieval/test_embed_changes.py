@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.cluster.encoders import Place
 from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
 from pipelines.retrieval import embed as embedding
@@ -44,10 +45,12 @@ class TestChangesMeanwhile:
         changes: list[Callable[[], object]] = []
         run = embedding._run
 
-        def after_a_change(work: Work, source: Source, missing: frozenset[str]) -> Iterator[dict]:
+        def after_a_change(
+            work: Work, source: Source, missing: frozenset[str], where: Place
+        ) -> Iterator[dict]:
             if changes:
                 changes.pop(0)()
-            return run(work, source, missing)
+            return run(work, source, missing, where)
 
         monkeypatch.setattr(embedding, "_run", after_a_change)
         return changes

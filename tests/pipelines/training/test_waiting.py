@@ -136,10 +136,10 @@ def test_failures_after_which_a_run_goes_on_are_said(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     retries = Retries(tmp_path, -1, board.failed)
-    gone = WorkerHealthCheckFailedError("no answer", RayActorError())
+    lost = WorkerHealthCheckFailedError("no answer", RayActorError())
     taken = WorkerHealthCheckFailedError("drained", RayActorError(preempted=True))
     with waiting.said(make_config(), SHARE, board) as look:
-        for errors in ({1: gone}, {1: gone}, {0: taken}):
+        for errors in ({1: lost}, {1: lost}, {0: taken}):
             retries.after_exception(None, errors)
             for _ in range(3):
                 look()
