@@ -48,7 +48,8 @@ def slots(config: RunConfig, *, use_gpu: bool, requested: int) -> int:
 
     They need not wait for each other's resources, but where machines may be added. There all are
     begun: those that wait are what asks for them. Worker groups are placed whole or not at all and
-    cannot block each other.
+    cannot block each other. What others hold is left out, but for one run, which waits for it and
+    says so.
 
     Args:
         config: of a run.
@@ -61,10 +62,16 @@ def slots(config: RunConfig, *, use_gpu: bool, requested: int) -> int:
     if capacity.may_grow(config):
         return requested
     fitting = room(config, use_gpu=use_gpu)
-    if fitting >= requested:
-        return requested
     settings = config.trainer
     workers, bundle = settings.num_workers, capacity.asked_of(config, use_gpu)
+    share, wanted = capacity.share_of(config, use_gpu), min(fitting, requested)
+    if wanted > 1 and not capacity.soon(lambda: capacity.free_room(share) >= wanted * workers):
+        free = max(1, min(wanted, capacity.free_room(share) // workers))
+        there = capacity.freely(wanted * workers, share)
+        log.warning("%d runs at a time instead of %d: %s", free, requested, there)
+        return free
+    if fitting >= requested:
+        return requested
     there = capacity.compared(workers, bundle)
     if not use_gpu:
         there += "; each run takes one CPU beyond its workers, for images"

@@ -40,9 +40,16 @@ class TestSlots:
         return configuration.validate(tree, source="test")
 
     def given(self, monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> None:
-        there = [{"Resources": one} for one in machines]
+        there = [{"NodeID": str(i), "Resources": one} for i, one in enumerate(machines)]
         for which in ("alive", "usable"):
             monkeypatch.setattr(nodes, which, lambda: there)
+        self.free(monkeypatch, *machines)
+
+    def free(self, monkeypatch: pytest.MonkeyPatch, *machines: dict[str, float]) -> None:
+        amounts = dict(enumerate(machines))
+        monkeypatch.setattr(
+            nodes, "free", lambda name: {str(i): one.get(name, 0.0) for i, one in amounts.items()}
+        )
 
     @pytest.mark.parametrize(
         ("machines", "overrides", "use_gpu", "requested", "expected"),
@@ -86,6 +93,20 @@ class TestSlots:
         self.given(monkeypatch, {"CPU": 2.0})
         with pytest.raises(UserError, match=r"machines: 2 CPUs\); each run takes one CPU beyond"):
             slots(self.config(), use_gpu=False, requested=1)
+
+    @pytest.mark.parametrize(("free", "expected"), [(6, 3), (5.1, 2), (3.1, 1), (0.6, 1)])
+    def test_gpus_that_others_hold_are_left_out_but_for_one_run_that_waits(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+        free: float,
+        expected: int,
+    ) -> None:
+        self.given(monkeypatch, {"CPU": 64.0, "GPU": 6.0})
+        self.free(monkeypatch, {"CPU": 58.0, "GPU": free})
+        monkeypatch.setattr(capacity, "_SETTLE_S", 0)
+        assert slots(self.config(), use_gpu=True, requested=4) == expected
+        assert f"{expected} runs at a time instead of 4: room for " in caplog.text
 
     @pytest.mark.parametrize("gpus", [0, 2])
     def test_nodes_that_are_still_to_come(self, monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
