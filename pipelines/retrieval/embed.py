@@ -25,13 +25,13 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from pipelines.cluster import encoders, preflight
+from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
-from pipelines.cluster.encoders import Place
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
-from pipelines.retrieval import vectors
+from pipelines.retrieval import devices, vectors
+from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
@@ -100,14 +100,9 @@ def embed(
 
     Raises:
         UserError: nothing to embed, `out` holds other vectors or another process embeds into it,
-            too many images cannot be read, no room (see `pipelines.cluster.encoders.place`).
+            too many images cannot be read, no room (see `pipelines.retrieval.devices.place`).
     """
-    if dtype not in get_args(Dtype):
-        raise UserError(f"dtype={dtype!r}: choose {' or '.join(get_args(Dtype))}")
-    if batch_size < 1 or not 0 <= max_unreadable <= 1:
-        raise UserError(
-            f"batch_size={batch_size}, max_unreadable={max_unreadable}: at least 1, and a share"
-        )
+    _require_sound(dtype, batch_size, max_unreadable)
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
     loaded = open_encoder(checkpoint, space=space)
@@ -127,7 +122,7 @@ def embed(
             with cluster.session(config := _at_address(loaded.config, ray_address)):
                 preflight.require_shared(out)  # each node writes its parts into it
                 # settled once: what it gives back itself is not seen as free at once
-                where = encoders.place(config, "embedding", gpu=gpu, beside=_LISTS)
+                where = devices.place(config, "embedding", gpu=gpu, beside=_LISTS)
                 work = Work(checkpoint, space, source.root, out, dtype, batch_size)
                 survey, num_new, seconds = _embed_all(
                     work, source, loaded, survey, max_unreadable, where
@@ -135,6 +130,15 @@ def embed(
         _require_readable(survey.skipped, max_unreadable, survey.num_samples)
         num_vectors = vectors.finish(out, survey.planned, survey.skipped)
     return Embedded(num_vectors, num_new, tuple(survey.skipped), seconds)
+
+
+def _require_sound(dtype: str, batch_size: int, max_unreadable: float) -> None:
+    if dtype not in get_args(Dtype):
+        raise UserError(f"dtype={dtype!r}: choose {' or '.join(get_args(Dtype))}")
+    if batch_size < 1 or not 0 <= max_unreadable <= 1:
+        raise UserError(
+            f"batch_size={batch_size}, max_unreadable={max_unreadable}: at least 1, and a share"
+        )
 
 
 def _require_readable(skipped: list[str], max_unreadable: float, num_samples: int) -> None:

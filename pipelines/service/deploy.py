@@ -15,11 +15,11 @@ import numpy as np
 import ray
 import torch
 
-from pipelines.cluster import encoders
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, describe, in_joint_space
+from pipelines.retrieval import devices
 from pipelines.retrieval.gallery import Gallery, tables
 from pipelines.retrieval.search import encoder_of, probabilities_of, require_made_by, space_of
 from pipelines.service.desk import MAX_BYTES, Desk, Input
@@ -280,7 +280,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
 
     Raises:
         UserError: see `Settings.check`, `Settings.check_port`, `plan_of`, `owned`,
-            `_require_place_in`, `pipelines.cluster.encoders.place`; Ray Serve is not installed.
+            `_require_place_in`, `pipelines.retrieval.devices.place`; Ray Serve is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -303,7 +303,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
                 serve.delete(_NAME)  # a command that is gone: its encoders hold what ours need
         else:
             settings.check_port()
-        where = encoders.place(
+        where = devices.place(
             config,
             "serving",
             gpu=settings.gpu,

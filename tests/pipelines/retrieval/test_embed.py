@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.cluster import machine
-from pipelines.cluster.encoders import Place
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.retrieval import embedder, vectors
+from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Part, Source, parts, record_id

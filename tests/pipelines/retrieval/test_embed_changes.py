@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.cluster.encoders import Place
 from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
 from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import fill, vectors
+from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Work
 from pipelines.retrieval.gallery import Gallery

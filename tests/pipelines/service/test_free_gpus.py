@@ -14,10 +14,11 @@ pytest.importorskip("fastapi")
 
 from ray import serve
 
-from pipelines.cluster import encoders, session
-from pipelines.cluster.encoders import Place
+from pipelines.cluster import session
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
+from pipelines.retrieval import devices
+from pipelines.retrieval.devices import Place
 from pipelines.service import deploy
 from pipelines.service.deploy import Settings, running
 
@@ -62,7 +63,7 @@ def test_encoders_take_a_gpu_where_there_is_one_for_each(
         asked.append(given)
         return Place(free, 4)
 
-    monkeypatch.setattr(encoders, "place", place)
+    monkeypatch.setattr(devices, "place", place)
     with running(Settings("gallery", min_replicas=2, max_replicas=3, gpu=None)):
         pass
     assert asked == [{"gpu": None, "at_least": 2, "at_most": 3}]
@@ -75,7 +76,7 @@ def test_without_room_nothing_is_begun(
     def none(*given: object, **options: object) -> Place:
         raise UserError("no room")
 
-    monkeypatch.setattr(encoders, "place", none)
+    monkeypatch.setattr(devices, "place", none)
     with pytest.raises(UserError, match="no room"):
         running(Settings("gallery", gpu=True)).__enter__()
     assert not given_to_ray

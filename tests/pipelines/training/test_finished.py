@@ -37,11 +37,10 @@ def keep(folder: Path, config: RunConfig, *, stage: str = "align", epoch: int = 
 @pytest.fixture
 def nothing_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's trainer ends without a report: its list named no checkpoint, and no epoch was left."""
-    trainer = SimpleNamespace(fit=lambda: SimpleNamespace(checkpoint=None))
     monkeypatch.setattr(Job, "of", lambda *_: None)
     monkeypatch.setattr(driver, "bank_on_ray", lambda *_, **__: nullcontext())
     monkeypatch.setattr(driver, "uses_gpu", lambda _: False)
-    monkeypatch.setattr(driver, "_trainer", lambda *_: trainer)
+    monkeypatch.setattr(driver.group, "fit", lambda *_: None)
 
 
 def test_a_run_that_one_process_finished_keeps_its_progress_on_ray(
