@@ -120,9 +120,7 @@ def embed(
         survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
         if survey.missing:
             with cluster.session(config := _at_address(loaded.config, ray_address)):
-                preflight.require_shared(out)  # each node writes its parts into it
-                # settled once: what it gives back itself is not seen as free at once
-                where = devices.place(config, "embedding", gpu=gpu, beside=_LISTS)
+                where = _place(config, out, gpu)
                 work = Work(checkpoint, space, source.root, out, dtype, batch_size)
                 survey, num_new, seconds = _embed_all(
                     work, source, loaded, survey, max_unreadable, where
@@ -139,6 +137,12 @@ def _require_sound(dtype: str, batch_size: int, max_unreadable: float) -> None:
         raise UserError(
             f"batch_size={batch_size}, max_unreadable={max_unreadable}: at least 1, and a share"
         )
+
+
+def _place(config: RunConfig, out: Path, gpu: bool | None) -> Place:
+    """Where the actors run; settled once, as what they give back is not seen as free at once."""
+    preflight.require_shared(out)  # each node writes its parts into it
+    return devices.place(config, "embedding", gpu=gpu, beside=_LISTS)
 
 
 def _require_readable(skipped: list[str], max_unreadable: float, num_samples: int) -> None:

@@ -33,8 +33,6 @@ from pipelines.config.run import RunConfig
 from pipelines.data import convert
 from pipelines.errors import UserError
 from pipelines.retrieval import embed
-from pipelines.retrieval.embedder import Work
-from pipelines.retrieval.sources import Source
 from tests.pipelines.cluster.machines import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -236,9 +234,9 @@ class TestCluster:
             preflight, "survey", lambda folder: ([node("a"), node("b", writes=False)], [])
         )
         message = f"{tmp_path} is not the same folder on b"
-        work = Work(tmp_path, "descriptor", tmp_path, tmp_path, "float16", 1)
+        config = configuration.validate({"data": {"root": "unused"}}, source="test")
         with pytest.raises(UserError, match=message):
-            next(embed._run(work, Source(tmp_path), frozenset({"x"})))
+            embed._place(config, tmp_path, None)
         with pytest.raises(UserError, match=message):
             convert._write_shards({0: ["a"]}, tmp_path, convert._Target(str(tmp_path)), None)
 

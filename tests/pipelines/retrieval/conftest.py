@@ -9,9 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
-from pipelines.retrieval import devices
 from pipelines.retrieval import embed as embedding
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embedder import Embedder, Work
@@ -46,8 +44,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(embedding, "_run", run)
     monkeypatch.setattr(cluster, "session", NoRay)
-    monkeypatch.setattr(preflight, "require_shared", lambda folder: None)
-    monkeypatch.setattr(devices, "place", lambda config, doing, **asked: Place(0, 1))
+    monkeypatch.setattr(embedding, "_place", lambda config, out, gpu: Place(0, 1))
     return keys
 
 

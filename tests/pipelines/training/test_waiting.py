@@ -16,6 +16,7 @@ from ray.train.v2._internal.execution.controller import state as states
 
 from pipelines.cluster import capacity
 from pipelines.config.run import RunConfig
+from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.errors import UserError
 from pipelines.runs import runlog, warned
 from pipelines.training import driver, waiting
@@ -168,13 +169,12 @@ def test_a_run_without_room_ends_and_the_same_command_goes_on(
     config = make_config("ray.wait_for_nodes_s=13", "evaluation.start=false")
     holder: Any = ray.remote(Nothing)
     holders: list[Any] = []
-    prepare = driver.find_on_all_nodes
 
     def taken(*args: Any) -> Any:
         if not holders:
             holders.append(holder.options(num_cpus=3).remote())
             ray.get(holders[0].__ray_ready__.remote())
-        return prepare(*args)
+        return find_on_all_nodes(*args)
 
     monkeypatch.setattr(driver, "find_on_all_nodes", taken)
     run_dir = tmp_path / "run"
