@@ -16,7 +16,7 @@ from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
-from pipelines.training import driver
+from pipelines.training import driver, group
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress, is_over
 from pipelines.training.summary import finish
@@ -40,7 +40,7 @@ def nothing_to_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Job, "of", lambda *_: None)
     monkeypatch.setattr(driver, "bank_on_ray", lambda *_, **__: nullcontext())
     monkeypatch.setattr(driver, "uses_gpu", lambda _: False)
-    monkeypatch.setattr(driver.group, "fit", lambda *_: None)
+    monkeypatch.setattr(group, "fit", lambda *_: None)
 
 
 def test_a_run_that_one_process_finished_keeps_its_progress_on_ray(
