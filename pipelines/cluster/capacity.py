@@ -12,6 +12,8 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping
+from math import ceil
+from typing import Any
 
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray.autoscaler.sdk import request_resources
@@ -82,14 +84,27 @@ def await_room(
         remedy: what helps where there is no room in time.
 
     Raises:
-        UserError: there was not within `ray.wait_for_nodes_s`.
+        UserError: there never will be, or was not within `ray.wait_for_nodes_s`.
     """
-    wait_until(
-        lambda: free_room(share) >= count,
-        lambda: freely(count, share, what=what),
-        config,
-        lambda limit: f"others hold machines, {limit}: {freely(count, share, what=what)}. {remedy}",
-    )
+    grows = may_grow(config)
+    if not grows and room(share) < count:
+        there = freely(count, share, what=what)
+        raise UserError(f"the machines are too small, and nothing can add any: {there}")
+    asks = grows and not soon(lambda: free_room(share) >= count)
+    if asks:  # beyond what others hold
+        request_resources(bundles=[dict(share)] * (room(share) + count))
+    try:
+        wait_until(
+            lambda: free_room(share) >= count,
+            lambda: freely(count, share, what=what),
+            config,
+            lambda limit: (
+                f"others hold machines, {limit}: {freely(count, share, what=what)}. {remedy}"
+            ),
+        )
+    finally:
+        if asks:
+            request_resources(bundles=[])
 
 
 def wait_until(
@@ -166,12 +181,21 @@ def room(bundle: Mapping[str, float]) -> int:
 
 
 def free_room(share: Mapping[str, float]) -> int:
-    """As `room`, of what nobody has reserved; never fewer than Ray would place."""
+    """As `room`, of what nobody has reserved.
+
+    A share of a GPU lies on one GPU, and Ray tells what is free of all: each is counted as if it
+    was taken by what trains or embeds, or by nothing but searchers.
+    """
     free = {name: nodes.free(name) for name in share}
-    return sum(
-        int(min((free[name].get(node["NodeID"], 0) + _NOTHING) // share[name] for name in share))
-        for node in nodes.usable()
-    )
+
+    def fits(node: Mapping[str, Any], name: str) -> int:
+        left: float = free[name].get(node["NodeID"], 0) + _NOTHING
+        if name == "GPU":
+            beside: float = (1 - GPU_SHARE) * node["Resources"].get("GPU", 0)
+            return max(0, ceil((left - beside) / GPU_SHARE - 2 * _NOTHING))
+        return int(left // share[name])
+
+    return sum(min(fits(node, name) for name in share) for node in nodes.usable())
 
 
 def freely(count: int, share: Mapping[str, float], *, what: str = "workers") -> str:

@@ -33,7 +33,7 @@ from pipelines.sweep import objective, page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
-from pipelines.training.side_by_side import BEGUN_AGAIN, Run, room, said, slots
+from pipelines.training.side_by_side import BEGUN_AGAIN, Run, free_runs, said, slots
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
@@ -102,7 +102,7 @@ def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
             use_gpu = uses_gpu(config)
             count = slots(config, use_gpu=use_gpu, requested=wanted)
             # what the trials leave free is for their seeds
-            seeds = max(1, room(config, use_gpu=use_gpu) // count)
+            seeds = max(1, free_runs(config, use_gpu=use_gpu) // count)
             _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
 
 

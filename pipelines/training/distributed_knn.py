@@ -38,7 +38,7 @@ from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, open_search
 
 log = logging.getLogger(__name__)
-SEARCHER_SHARE = 0.1  # of a GPU: what a worker leaves. Less, and Ray puts those of all runs on one
+SEARCHER_SHARE = 0.01  # of a GPU: Ray puts those of many runs on one, beside whose worker they fit
 PIECE_BYTES = 1 << 26
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
 _ON_THE_WAY = 2  # pieces in the object store at a time

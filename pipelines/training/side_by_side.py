@@ -95,6 +95,15 @@ def room(config: RunConfig, *, use_gpu: bool) -> int:
     return _room(config.trainer.num_workers, capacity.asked_of(config, use_gpu))
 
 
+def free_runs(config: RunConfig, *, use_gpu: bool) -> int:
+    """Of `room`, as many as what nobody holds; where machines may be added, all."""
+    fitting = room(config, use_gpu=use_gpu)
+    if capacity.may_grow(config):
+        return fitting
+    free = capacity.free_room(capacity.share_of(config, use_gpu))
+    return min(fitting, free // config.trainer.num_workers)
+
+
 def _room(workers: int, bundle: Mapping[str, float]) -> int:
     fitting = capacity.room(bundle) // workers
     if "GPU" in bundle:

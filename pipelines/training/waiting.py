@@ -12,11 +12,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -31,11 +33,13 @@ from ray.train.v2._internal.execution.controller.state import (
 
 from pipelines.cluster import capacity
 from pipelines.config.run import RunConfig
+from pipelines.runs.console import say
 from pipelines.training.retries import GaveUpError
 
 log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 _AT_ONCE_S = 10.0  # that a group which begins may take before its room is said to be lacking
+_NO_ANSWER = RayError, OSError  # of the cluster: what only talks ends no run
 _TRAINS = RunningState, PreemptingState
 _STARTS = InitializingState, SchedulingState, RestartingState, ReschedulingState, ResizingState
 
@@ -70,13 +74,17 @@ class Board:
 
     def clear(self) -> None:
         """Leave nothing."""
-        _internal_kv_del(self.key, del_by_prefix=True)
+        with suppress(*_NO_ANSWER):
+            _internal_kv_del(self.key, del_by_prefix=True)
 
     def _put(self, name: str, value: object) -> None:
-        _internal_kv_put(f"{self.key}-{name}", json.dumps(value), overwrite=True)
+        with suppress(*_NO_ANSWER):
+            _internal_kv_put(f"{self.key}-{name}", json.dumps(value), overwrite=True)
 
     def _get(self, name: str) -> Any:
-        value = _internal_kv_get(f"{self.key}-{name}")
+        value = None
+        with suppress(*_NO_ANSWER):
+            value = _internal_kv_get(f"{self.key}-{name}")
         return json.loads(value) if value else None
 
 
@@ -96,6 +104,7 @@ class Awaited(ControllerCallback):
         self._config, self._share, self._board = config, dict(share), board
         self._since: float | None = None
         self._left = False
+        self._looked = 0.0
 
     def after_controller_start(self, train_run_context: object) -> None:
         """From now on workers are waited for."""
@@ -125,10 +134,23 @@ class Awaited(ControllerCallback):
         elif self._left and self._since is None:
             self._board.waits(None)
         self._left = self._since is not None and (self._left or lacking)
+        if isinstance(current_state, ReschedulingState) and not stays:
+            self._say_why(current_state)
         if lacking and waited > self._config.ray.wait_for_nodes_s:
             self._end()
 
+    def _say_why(self, state: ReschedulingState) -> None:
+        """What kept a group from starting, unless that is the room it lacks."""
+        failed = getattr(state, "training_failed_error", None)
+        why = getattr(failed, "controller_failure", None)
+        if why is not None and not isinstance(why, WorkerGroupStartupTimeoutError):
+            said = next(iter(str(why).splitlines()), type(why).__name__)
+            self._board.failed(f"the workers did not start ({said}); they are started again")
+
     def _end(self) -> None:
+        if time.monotonic() - self._looked < _LOOK_S:
+            return  # where Ray does not even try, it calls without a pause
+        self._looked = time.monotonic()
         workers = fewest(self._config)
         if capacity.may_grow(self._config) and capacity.free_room(self._share) < workers:
             return
@@ -178,9 +200,12 @@ class _Sayer:
         if waited is None:
             self._began = None
             return
-        if self._began is None:
+        is_new = self._began is None
+        if is_new:
             self._began, self._say_at = now - waited, now
         if now >= self._say_at:
             self._say_at = now + capacity.SAY_EVERY_S
-            there = capacity.freely(self._workers, self._share)
-            log.warning("no worker trains since %.0f s: %s", now - self._began, there)
+            with suppress(*_NO_ANSWER):
+                there = capacity.freely(self._workers, self._share)
+                line = f"no worker trains since {now - (self._began or 0):.0f} s: {there}"
+                (log.warning if is_new else say)(line)  # one of them is kept

@@ -11,8 +11,13 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import RayActorError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.controller import state as states
+from ray.train.v2.api.exceptions import ControllerError
 
 from pipelines.cluster import capacity
 from pipelines.config.run import RunConfig
@@ -55,17 +60,23 @@ class Controller:
         self.awaited, self.state = awaited, states.InitializingState()
         awaited.after_controller_start(None)
 
-    def enter(self, kind: str) -> None:
+    def enter(self, kind: str, **attributes: object) -> None:
         made = getattr(states, f"{kind}State")
         state = made.__new__(made)
+        vars(state).update(attributes)
         before, self.state = self.state, state
         self.awaited.after_controller_state_update(before, state)
 
 
 def test_a_group_that_gets_no_room_is_told_of_until_it_has_some(
-    make_config: Make, board: Board, now: list[float], caplog: pytest.LogCaptureFixture
+    make_config: Make,
+    board: Board,
+    now: list[float],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = make_config()
+    config, later = make_config(), list[str]()
+    monkeypatch.setattr(waiting, "say", later.append)
     controller = Controller(pickle.loads(pickle.dumps(Awaited(config, SHARE, board))))
     with waiting.said(config, SHARE, board) as look:
         for kind in ("Scheduling", "Running", "Restarting", "Scheduling"):
@@ -79,15 +90,31 @@ def test_a_group_that_gets_no_room_is_told_of_until_it_has_some(
             look()
             now[0] += 1
             controller.enter("Scheduling")
-        lines = [record.getMessage() for record in caplog.records]
+        lines = caplog.messages + later
+        assert len(caplog.messages) == 1, "the others are not kept with the run"
         room = "room for 1 of 2 workers: 2 CPUs and 2 GPUs asked, 1 CPUs and 1 GPUs free"
         assert lines == [f"no worker trains since {s} s: {room}" for s in (65, 95, 125)]
         controller.enter("Running")
         for _ in range(61):
             look()
             now[0] += 1
-        assert len(caplog.records) == 3
+        assert caplog.messages + later == lines
     assert board.waited() is None
+
+
+def test_what_kept_a_group_from_starting_is_told_unless_it_is_room(
+    make_config: Make, board: Board, now: list[float]
+) -> None:
+    controller = Controller(Awaited(make_config(), SHARE, board))
+    controller.enter("Scheduling")
+    failed = ControllerError(WorkerGroupStartupTimeoutError(2))
+    controller.enter("Rescheduling", training_failed_error=failed)
+    assert board.failure() is None
+    controller.enter("Scheduling")
+    failed = ControllerError(WorkerGroupStartupFailedError("a worker has no module x"))
+    controller.enter("Rescheduling", training_failed_error=failed)
+    (_, said) = board.failure() or (0, "")
+    assert "did not start (a worker has no module x)" in said
 
 
 @pytest.mark.parametrize("state", ["Initializing", "Restarting"])
