@@ -133,6 +133,16 @@ class TestWhatOthersHold:
         self.free["GPU"] = free
         assert capacity.free_room({"CPU": 1.0, "GPU": capacity.GPU_SHARE}) == room
 
+    def test_rests_of_many_gpus_are_not_one(self, cluster: dict[str, float]) -> None:
+        cluster["GPU"] = 10
+        for free, room in ((1.0, 0), (1.9, 1), (9.09, 9), (10.0, 10)):
+            self.free = self.free | {"CPU": 20.0, "GPU": free}
+            assert capacity.free_room({"CPU": 1.0, "GPU": capacity.GPU_SHARE}) == room
+
+    def test_machines_that_are_too_small_are_not_waited_for(self, make_config: Make) -> None:
+        with pytest.raises(UserError, match="too small, and nothing can add any: room for 2 of 5"):
+            capacity.await_room(5, {"GPU": 1.0}, make_config(), what="things", remedy="")
+
     def test_it_is_waited_for_aloud_and_not_longer_than_a_limit(
         self, make_config: Make, caplog: pytest.LogCaptureFixture
     ) -> None:
