@@ -56,7 +56,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("recipe", "model", "dim"),
     [
-        pytest.param(VITB, {}, 768, id="TransReID-SSL"),
+        pytest.param(VITB, {}, 768, id="TransReID-SSL", marks=pytest.mark.night),
         pytest.param(VITB, CLIP, 768, id="CLIP", marks=pytest.mark.night),  # 3 minutes
         pytest.param(
             VITB,

@@ -184,6 +184,7 @@ class Nothing:
 
 
 @pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.ray
 def test_a_run_without_room_ends_and_the_same_command_goes_on(
     local_ray: None,
