@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -57,8 +57,8 @@ def settings(data: Path, address: str) -> list[str]:
     ]
 
 
-def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
-    """What replaces names of the driver, so that workers tell where they are.
+def watched(group: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
+    """What replaces names of the group of workers, so that they tell where they are.
 
     In a gated run they wait until there are as many of them as there should be. Logical GPUs
     compute nothing: workers take the CPU and gloo. Functions of this file travel by value.
@@ -67,7 +67,7 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import ScalingConfig
 
-    work, make_bank = driver.work, driver.bank_on_ray
+    work = group.work
 
     def armed_work(given: dict[str, Any]) -> None:
         import torch
@@ -96,6 +96,17 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
         Equipment.begin_epoch = armed_begin  # type: ignore[method-assign]
         work(given)
 
+    return {
+        "work": armed_work,
+        "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
+        "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
+    }
+
+
+def placed(make_bank: Callable[..., Any], notes: Path) -> Callable[..., Any]:
+    """`bank_on_ray` that tells where bank and driver are."""
+    import ray
+
     @contextmanager
     def placed_bank(*given: Any, **options: Any) -> Iterator[Any]:
         with make_bank(*given, **options) as bank:
@@ -104,12 +115,7 @@ def watched(driver: Any, notes: Path, *, gated: bool) -> dict[str, Any]:
             (notes / "driver").write_text(ray.get_runtime_context().get_node_id())
             yield bank
 
-    return {
-        "work": armed_work,
-        "bank_on_ray": placed_bank,
-        "TorchTrainer": partial(TorchTrainer, torch_config=TorchConfig(backend="gloo")),
-        "ScalingConfig": partial(ScalingConfig, elastic_resize_monitor_interval_s=5),
-    }
+    return placed_bank
 
 
 def noting_decode(notes: Path) -> type:
@@ -153,7 +159,8 @@ def gpu_node(cluster: Any) -> Any:
 
 def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -> dict[str, Any]:
     """Train once; with further settings on nodes that go and come."""
-    from pipelines.training import driver
+    from pipelines.training import driver, group
+    from pipelines.training.actor import bank_on_ray
 
     notes = folder / "notes"
     notes.mkdir(parents=True)
@@ -163,7 +170,10 @@ def run(cluster: Any, nodes: list[Any], folder: Path, data: Path, *extra: str) -
     keeper.start()
     began = time.time()
     try:
-        with mock.patch.multiple(driver, **watched(driver, notes, gated=bool(extra))):
+        with (
+            mock.patch.multiple(group, **watched(group, notes, gated=bool(extra))),
+            mock.patch.object(driver, "bank_on_ray", placed(bank_on_ray, notes)),
+        ):
             driver.train(config, folder / "run", sys.argv)
     finally:
         over.set()

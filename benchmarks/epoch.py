@@ -53,10 +53,10 @@ def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
     cores = 1 if variant in OVERLAPS else os.cpu_count() or 1
     config = configuration.load(Path("demo.yaml"), overrides(root, epochs, workers, cores))
     if variant.startswith("Ray"):
-        from pipelines.training import driver
+        from pipelines.training import driver, group
 
         if variant == NO_OVERLAP:
-            hand_in_late(driver)
+            hand_in_late(group)
         driver.train(config, out, sys.argv)
         return
     import torch
@@ -69,9 +69,9 @@ def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
     train_plainly(config, prepared, out, processes=2)
 
 
-def hand_in_late(driver: Any) -> None:
+def hand_in_late(group: Any) -> None:
     """Workers keep their features until they ask for the epoch; this travels to them by value."""
-    work = driver.work
+    work = group.work
 
     def late_work(settings: dict[str, Any]) -> None:
         from pipelines.training.actor import RemoteBank
@@ -88,7 +88,7 @@ def hand_in_late(driver: Any) -> None:
         RemoteBank.begin_epoch = begin_late  # type: ignore[method-assign]
         work(settings)
 
-    driver.work = late_work
+    group.work = late_work
 
 
 def measure(variant: str, root: Path, epochs: int, folder: Path) -> dict[str, Any]:

@@ -143,9 +143,9 @@ def child(
     method: str, run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str
 ) -> None:
     """Train with the strike built in; it happens once, whoever runs this again."""
-    from pipelines.training import driver
+    from pipelines.training import driver, group
 
-    arm(driver, strike, os.getpid(), scratch)
+    arm(group, strike, os.getpid(), scratch)
     config = configuration.load(Path(RUNS[method].recipe), overrides(method, data, address))
     driver.train(config, run_dir, sys.argv)
 

@@ -45,13 +45,13 @@ def overrides(data: Path, address: str) -> list[str]:
 
 def child(run_dir: Path, data: Path, scratch: Path, address: str) -> None:
     """Train with the kills built in."""
-    from pipelines.training import driver, worker
+    from pipelines.training import driver, group, worker
 
     def armed_work(settings: dict[str, Any]) -> None:
         arm(scratch)
         worker.work(settings)
 
-    mock.patch.object(driver, "work", armed_work).start()
+    mock.patch.object(group, "work", armed_work).start()
     config = configuration.load(Path("demo.yaml"), overrides(data, address))
     driver.train(config, run_dir, sys.argv)
 
