@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -48,16 +49,13 @@ def require(config: RunConfig) -> None:
     if not _fits(workers, bundle):
         if not may_grow(config):
             raise UserError(_too_small(workers, bundle, "and nothing can add machines to it"))
-        request_resources(bundles=[dict(bundle)] * workers)
-        try:
+        with asked_for([bundle] * workers):
             wait_until(
                 lambda: _fits(workers, bundle),
                 lambda: compared(workers, bundle),
                 config,
                 lambda limit: _too_small(workers, bundle, limit),
             )
-        finally:
-            request_resources(bundles=[])
     share = share_of(config, use_gpu)
     if not may_grow(config):
         await_room(workers, share, config, what="workers", remedy=_REMEDY)
@@ -91,9 +89,8 @@ def await_room(
         there = freely(count, share, what=what)
         raise UserError(f"the machines are too small, and nothing can add any: {there}")
     asks = grows and not soon(lambda: free_room(share) >= count)
-    if asks:  # beyond what others hold
-        request_resources(bundles=[dict(share)] * (room(share) + count))
-    try:
+    # beyond what others hold
+    with asked_for([share] * (room(share) + count) if asks else []):
         wait_until(
             lambda: free_room(share) >= count,
             lambda: freely(count, share, what=what),
@@ -102,8 +99,17 @@ def await_room(
                 f"others hold machines, {limit}: {freely(count, share, what=what)}. {remedy}"
             ),
         )
+
+
+@contextmanager
+def asked_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    """Ask the autoscaler for machines that hold all of these, until the block is left."""
+    if bundles:
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
+    try:
+        yield
     finally:
-        if asks:
+        if bundles:
             request_resources(bundles=[])
 
 

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ray.autoscaler.sdk import request_resources
-
 from pipelines.cluster import capacity, machine, nodes
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
@@ -120,9 +118,8 @@ def _await_gpus(config: RunConfig, count: int, beside: int) -> None:
         return _free_gpus(beside) >= count
 
     asks = grows and not capacity.soon(enough)
-    if asks:  # beyond those that others hold
-        request_resources(bundles=[{"GPU": 1.0}] * (there + count))
-    try:
+    # beyond those that others hold
+    with capacity.asked_for([{"GPU": 1.0}] * (there + count) if asks else []):
         capacity.wait_until(
             enough,
             lambda: capacity.freely(count, _ON_GPU, what="encoders"),
@@ -132,9 +129,6 @@ def _await_gpus(config: RunConfig, count: int, beside: int) -> None:
                 f"{capacity.freely(count, _ON_GPU, what='encoders')}. --cpu takes CPU cores"
             ),
         )
-    finally:
-        if asks:
-            request_resources(bundles=[])
 
 
 def _free_gpus(beside: int) -> int:

@@ -22,6 +22,7 @@ from typing import Any, TypedDict, get_args
 import pyarrow as pa
 import ray
 import ray.data
+import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -105,7 +106,8 @@ def embed(
     _require_sound(dtype, batch_size, max_unreadable)
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
-    loaded = open_encoder(checkpoint, space=space)
+    # to be asked, not to embed: GPUs are the actors', or other runs'
+    loaded = open_encoder(checkpoint, space=space, device=torch.device("cpu"))
     source = source.as_trained(loaded.config.data)
     info = VectorInfo(
         fingerprint=loaded.fingerprint,

@@ -17,6 +17,7 @@ from typing import Unpack
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
@@ -208,7 +209,7 @@ def made_for(
     Raises:
         UserError: another encoder's gallery, or no checkpoint.
     """
-    loaded = open_encoder(checkpoint, space=space)
+    loaded = open_encoder(checkpoint, space=space, device=torch.device("cpu"))  # to be asked
     dim, place = loaded.encoder.feature_dim, str(Path(checkpoint).resolve())
     facts = Facts(loaded.fingerprint, space, dim, place)
     return Gallery.create(uri, facts, new_encoder=new_encoder)

@@ -20,6 +20,7 @@ from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, describe, in_joint_space
 from pipelines.retrieval import devices
+from pipelines.retrieval.devices import Place
 from pipelines.retrieval.gallery import Gallery, tables
 from pipelines.retrieval.search import encoder_of, probabilities_of, require_made_by, space_of
 from pipelines.service.desk import MAX_BYTES, Desk, Input
@@ -214,14 +215,13 @@ def encoding_of(plan: Plan, device: torch.device | None = None) -> Encoding:
     return Encoding(loaded, in_joint_space(loaded, plan.words) if plan.words else None)
 
 
-def application(plan: Plan, *, num_gpus: float) -> Application:
-    """The deployments, bound to each other; an encoder reserves `num_gpus`."""
+def application(plan: Plan, where: Place) -> Application:
+    """The deployments, bound to each other; encoders run where they were given a place."""
     from ray import serve
     from ray.exceptions import RayActorError
 
     settings = plan.settings
-    # Ray does not hide GPUs from who reserves none
-    device = None if num_gpus else torch.device("cpu")
+    device = torch.device(where.device) if where.device else None
     autoscaling = {
         "min_replicas": settings.min_replicas,
         "max_replicas": max(settings.max_replicas, settings.min_replicas),
@@ -263,7 +263,7 @@ def application(plan: Plan, *, num_gpus: float) -> Application:
         name="encoder",
         autoscaling_config=autoscaling,
         max_ongoing_requests=4 * settings.max_batch,
-        ray_actor_options={"num_gpus": num_gpus, "num_cpus": 1},
+        ray_actor_options={"num_gpus": where.gpu_share, "num_cpus": 1},
     )(Encoder)
     front = serve.deployment(
         name="routes", max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0}
@@ -313,7 +313,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            serve.run(application(plan, num_gpus=where.gpu_share), name=_NAME, route_prefix="/")
+            serve.run(application(plan, where), name=_NAME, route_prefix="/")
             yield
         finally:
             _leave(began=there is None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +66,23 @@ class ImageFiles:
             else:
                 stack.append(iter(self._entries(entry, followed)))
 
+    def further_cameras(self, folder: str, known: Collection[int]) -> Iterator[str]:
+        """A sentence about folders `cam<n>` that hold something and are none of the data set's.
+
+        Args:
+            folder: below the root, that holds them; "" is the root.
+            known: numbers of the data set's cameras.
+        """
+        names = {f"cam{number}" for number in known}
+        found = (self._root / folder).glob("cam*")
+        further = sorted(p.name for p in found if p.name not in names and _holds_something(p))
+        if further:
+            yield (
+                f"{', '.join(str(Path(folder, name)) for name in further)}: not read, since the "
+                f"data set has {', '.join(sorted(names, key=lambda x: (len(x), x)))} alone; list "
+                "more cameras in a manifest (data.kind=manifest)"
+            )
+
     def directly_in(self, folder: str) -> list[str]:
         """Images of one folder alone, sorted; none where there is no such folder. See `below`."""
         if not (self._root / folder).is_dir():
@@ -121,6 +138,13 @@ class ImageFiles:
                         continue
                     followed.append(real)
                 yield _Folder(path, real)
+
+
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.is_dir() and any(path.iterdir())
+    except OSError:  # what cannot be listed may
+        return True
 
 
 def _within(path: str, folder: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import chain
 from pathlib import Path
 
 from reid_core.datasets.files import ImageFiles
@@ -51,7 +52,9 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     train = _train(root)
     files = ImageFiles(root)
     test = _test(root, ids, files)
-    return Dataset("llcm", root, train, Split(()), test, files.notes())
+    further = (files.further_cameras(f"test_{name}", CAMERAS[m]) for m, name in _NAMES.items())
+    notes = (*files.notes(), *chain.from_iterable(further))
+    return Dataset("llcm", root, train, Split(()), test, notes)
 
 
 def _train(root: Path) -> Split:

@@ -51,7 +51,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     ids = {split: read_ids(path) for split, path in lists.items()}
     files = ImageFiles(root)
     train, val, test = (_list_split(root, split, ids[split], files) for split in _SPLITS)
-    notes = (*files.notes(), *_further_cameras(root), *_unlisted(root, ids))
+    notes = (*files.notes(), *files.further_cameras("", CAMERAS), *_unlisted(root, ids))
     return Dataset("sysu", root, train, val, test, notes)
 
 
@@ -69,16 +69,6 @@ def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Sp
             f"{root / f'cam1/{ids[0]:04d}/0001.jpg'}"
         )
     return Split(tuple(samples))
-
-
-def _further_cameras(root: Path) -> Iterator[str]:
-    """A sentence about cameras that the data set does not have."""
-    known = {f"cam{camera}" for camera in CAMERAS}
-    if further := sorted(p.name for p in root.glob("cam*") if p.is_dir() and p.name not in known):
-        yield (
-            f"{', '.join(further)}: not read, since SYSU-MM01 has cam1 to cam6 alone; list more "
-            "cameras in a manifest (data.kind=manifest)"
-        )
 
 
 def _unlisted(root: Path, ids: dict[str, list[int]]) -> Iterator[str]:

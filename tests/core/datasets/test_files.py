@@ -90,3 +90,15 @@ def test_a_link_to_nowhere_stays_listed_so_that_whoever_reads_it_names_it(tmp_pa
     touch(tmp_path, "visible/a.jpg")
     (tmp_path / "visible/b.jpg").symlink_to(tmp_path / "gone.jpg")
     assert len(folder.read(tmp_path).train) == 2
+
+
+def test_cameras_that_a_data_set_does_not_have_are_told_if_they_hold_something(
+    tmp_path: Path,
+) -> None:
+    for name in ("cam1/0001", "cam2", "cam10/0001", "camera"):
+        (tmp_path / "test_nir" / name).mkdir(parents=True)
+    files = ImageFiles(tmp_path)
+    (told,) = files.further_cameras("test_nir", (1, 4))
+    assert told.startswith("test_nir/cam10: not read, since the data set has cam1, cam4 alone")
+    assert not list(files.further_cameras("test_nir", (1, 10)))
+    assert not list(files.further_cameras("nowhere", (1,)))

@@ -100,7 +100,9 @@ def test_identities_of_no_list_are_told(root: Path) -> None:
 
 
 def test_further_cameras_are_told(root: Path) -> None:
-    (root / "cam7").mkdir()
-    (root / "cam12").mkdir()
+    (root / "cam8").mkdir()
+    for name in ("cam7", "cam12"):
+        (root / name / "0001").mkdir(parents=True)
     (note,) = sysu.read(root).notes
-    assert note.startswith("cam12, cam7: not read, since SYSU-MM01 has cam1 to cam6 alone")
+    known = ", ".join(f"cam{n}" for n in range(1, 7))
+    assert note.startswith(f"cam12, cam7: not read, since the data set has {known} alone")

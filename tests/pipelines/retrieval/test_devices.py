@@ -13,7 +13,6 @@ from ray._private.state import state
 from pipelines.cluster import capacity, machine
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
-from pipelines.retrieval import devices
 from pipelines.retrieval.devices import Place, place
 
 SHARE = capacity.GPU_SHARE
@@ -46,7 +45,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(state, "available_resources_per_node", result.free)
     monkeypatch.setattr(capacity, "may_grow", lambda config: False)
     monkeypatch.setattr(
-        devices, "request_resources", lambda bundles: result.asked.append(len(bundles))
+        capacity, "request_resources", lambda bundles: result.asked.append(len(bundles))
     )
     for name, seconds in (("SAY_EVERY_S", 0.01), ("_SETTLE_S", 0.02), ("_POLL_S", 0.01)):
         monkeypatch.setattr(capacity, name, seconds)
