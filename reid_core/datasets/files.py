@@ -74,8 +74,8 @@ class ImageFiles:
             known: numbers of the data set's cameras.
         """
         names = {f"cam{number}" for number in known}
-        found = (self._root / folder).glob("cam*")
-        further = sorted(p.name for p in found if p.name not in names and _holds_something(p))
+        folders = (self._root / folder).glob("cam*")
+        further = sorted(p.name for p in folders if p.name not in names and _holds_something(p))
         if further:
             yield (
                 f"{', '.join(str(Path(folder, name)) for name in further)}: not read, since the "

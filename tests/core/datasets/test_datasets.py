@@ -123,7 +123,7 @@ def test_llcm_test_rows_are_sorted_and_camera_3_has_no_infrared(dark: Path) -> N
 
 
 def test_llcm_tells_of_cameras_that_it_does_not_have(dark: Path) -> None:
-    (note,) = (told for told in llcm.read(dark).notes if "not read" in told)
+    (note,) = (note for note in llcm.read(dark).notes if "not read" in note)
     assert note.startswith("test_nir/cam3: not read, since the data set has cam1, cam2, cam4,")
 
 

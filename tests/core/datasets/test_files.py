@@ -98,7 +98,7 @@ def test_cameras_that_a_data_set_does_not_have_are_told_if_they_hold_something(
     for name in ("cam1/0001", "cam2", "cam10/0001", "camera"):
         (tmp_path / "test_nir" / name).mkdir(parents=True)
     files = ImageFiles(tmp_path)
-    (told,) = files.further_cameras("test_nir", (1, 4))
-    assert told.startswith("test_nir/cam10: not read, since the data set has cam1, cam4 alone")
+    (note,) = files.further_cameras("test_nir", (1, 4))
+    assert note.startswith("test_nir/cam10: not read, since the data set has cam1, cam4 alone")
     assert not list(files.further_cameras("test_nir", (1, 10)))
     assert not list(files.further_cameras("nowhere", (1,)))
