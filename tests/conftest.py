@@ -1,4 +1,7 @@
-"""Fixtures shared by the suite: one small generated tree, one local Ray."""
+"""Fixtures shared by the suite: one small generated tree, one local Ray.
+
+The process that hands out tests reads this file too, so fixtures import what they need.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from pipelines.config import run as configuration
-from pipelines.config.overrides import apply
-from pipelines.config.run import RunConfig
-from reid_core.datasets import synthetic
-
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from pipelines.config.run import RunConfig
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,9 +28,19 @@ def needs_ray(item: pytest.Item) -> bool:
     return "local_ray" in getattr(item, "fixturenames", ())
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two processes share the machine's cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SYSU-MM01 tree of 20 generated identities: 14 train, 2 val, 4 test. Read only."""
+    from reid_core.datasets import synthetic
+
     root = tmp_path_factory.mktemp("identities") / "sysu"
     synthetic.write(root, num_identities=20, seed=5)
     return root
@@ -41,6 +49,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def make_config(tree: Path) -> Callable[..., RunConfig]:
     """A configuration that trains all three stages on `tree` in seconds, plus overrides."""
+    from pipelines.config import run as configuration
+    from pipelines.config.overrides import apply
 
     def make(*overrides: str, root: Path = tree) -> RunConfig:
         stage = {

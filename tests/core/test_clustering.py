@@ -63,6 +63,7 @@ def test_equals_the_dense_definition(
     assert remaining[dense < max_distance - 1e-5].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.3, 0.8, 3.0])
 def test_larger_world_equals_the_dense_definition(noise: float) -> None:
     x = identities(400, 40, noise, width=32)

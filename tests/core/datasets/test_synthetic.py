@@ -121,7 +121,7 @@ def test_writing_again_does_nothing_and_an_interrupted_tree_is_completed(tmp_pat
         synthetic.write(root, num_identities=3, seed=1)
 
 
-@pytest.mark.parametrize("layout", ["sysu", "llcm"])
+@pytest.mark.parametrize("layout", ["sysu", pytest.param("llcm", marks=pytest.mark.slow)])
 def test_mismatched_cameras_share_some_training_identities_and_all_tested_ones(
     layout: str, tmp_path: Path
 ) -> None:

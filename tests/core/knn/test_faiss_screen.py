@@ -67,6 +67,7 @@ def test_neighbors_are_those_of_the_cpu(monkeypatch: pytest.MonkeyPatch, halves:
     assert screens
 
 
+@pytest.mark.slow
 def test_a_build_that_is_right_is_used_and_one_that_errs_is_not() -> None:
     good = stand_in()
     assert faiss_screen._tried(good, CPU) == (good, "")

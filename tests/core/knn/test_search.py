@@ -47,7 +47,7 @@ def test_self_is_first_among_equal_rows() -> None:
     assert result.rows[40, 1:].tolist() == list(range(29))
 
 
-@pytest.mark.parametrize("num_tasks", [1, 3, 7])
+@pytest.mark.parametrize("num_tasks", [1, pytest.param(3, marks=pytest.mark.slow), 7])
 def test_any_split_over_tasks_gives_the_same_neighbors(num_tasks: int) -> None:
     x = unit(7500, 8)
     x[5000:5400] = x[100:500]
@@ -99,7 +99,10 @@ def assert_same(first: Neighbors, second: Neighbors) -> None:
     np.testing.assert_array_equal(first.similarity, second.similarity)
 
 
-@pytest.mark.parametrize(("num_rows", "width", "k"), [(1200, 16, 20), (7000, 64, 30), (9, 8, 9)])
+@pytest.mark.parametrize(
+    ("num_rows", "width", "k"),
+    [(1200, 16, 20), pytest.param(7000, 64, 30, marks=pytest.mark.slow), (9, 8, 9)],
+)
 def test_a_device_finds_the_same_bits(device: None, num_rows: int, width: int, k: int) -> None:
     x = unit(num_rows, width)
     x[num_rows - num_rows // 10 :] = x[: num_rows // 10]

@@ -36,6 +36,7 @@ def test_equals_brute_force_with_many_equal_rows(num_rows, num_distinct, half, s
         assert (np.diff(merged.similarity[:, 1:], axis=1) <= 0).all()
 
 
+@pytest.mark.slow
 def test_blocks_tensors_and_several_tiles_change_nothing() -> None:
     """More rows than a tile and a block hold on either side, and some that are equal."""
     x, is_second = unit(4200, 8), np.random.default_rng(1).random(4200) < 0.35

@@ -56,7 +56,11 @@ BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 
 @pytest.mark.parametrize(
     ("name", "wrapping"),
-    [("vit_small", "plain"), ("vit_small_ics", "dino"), ("vit_small_ics", "fine-tuned")],
+    [
+        ("vit_small", "plain"),
+        pytest.param("vit_small_ics", "dino", marks=pytest.mark.slow),
+        ("vit_small_ics", "fine-tuned"),
+    ],
 )
 def test_transreid_ssl_by_its_own_names(name, wrapping, tmp_path):
     dim, ics = 384, name.endswith("ics")
@@ -123,6 +127,7 @@ def test_names_of_timm_are_read_behind_those_of_a_training_script(prefix, tmp_pa
     assert all(torch.equal(loaded.model.state_dict()[k], v) for k, v in state.items())
 
 
+@pytest.mark.slow
 def test_files_of_another_architecture_are_told_by_their_names(tmp_path):
     torch.save(drawn(swin_names()), tmp_path / "solider.pth")
     with pytest.raises(ValueError, match=r"missing: patch_embed\.proj.*solider/swin_tiny"):
@@ -193,6 +198,7 @@ def swin_names() -> dict[str, tuple[int, ...]]:
     return result
 
 
+@pytest.mark.slow
 def test_solider_merges_patches_as_unfold_lays_them_and_folds_its_controller_in(tmp_path):
     state = drawn(swin_names())
     torch.save({"teacher": {f"backbone.{k}": v for k, v in state.items()}}, tmp_path / "tea.pth")
@@ -213,6 +219,7 @@ def test_solider_merges_patches_as_unfold_lays_them_and_folds_its_controller_in(
     torch.testing.assert_close(merged.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_luperson_and_torchvision_share_their_names(tmp_path):
     model = backbones.load("luperson/resnet50", seed=3).model
     state = model.state_dict()

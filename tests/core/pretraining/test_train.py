@@ -88,6 +88,7 @@ def test_batches_hold_trained_identities_only_and_hide_unknown_colors(book):
     assert (equal - equal[:, :1]).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_log_and_weights_that_reload_to_the_trained_encoder(tmp_path):
     path = train.pretrain(tmp_path, seed=1, settings=SETTINGS)
     lines = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]

@@ -134,7 +134,9 @@ def test_training_gets_the_same_rows_and_pixels_from_tree_and_shards(
         )
 
 
-@pytest.mark.parametrize("uri", ["file://{}", "memory://bucket/set"])
+@pytest.mark.parametrize(
+    "uri", [pytest.param("file://{}", marks=pytest.mark.slow), "memory://bucket/set"]
+)
 def test_training_from_a_uri_is_training_from_the_tree(
     without_ray: list[int],
     make_config: Callable[..., RunConfig],

@@ -116,6 +116,7 @@ def test_processes_that_write_at_a_time_leave_right_images(folder: Path) -> None
     assert hits >= 98
 
 
+@pytest.mark.slow
 def test_threads_that_open_it_together_read_right_images() -> None:
     """Few slots, so that many images want the same ones."""
     names = [f"{number}.jpg" for number in range(64)]

@@ -198,6 +198,7 @@ class TestWhatTheEncoderSees:
         assert np.ptp(shown[:20], axis=2).min() > 20, "hot does not"
 
 
+@pytest.mark.slow
 def test_recorded_words_are_shown(tmp_path: Path) -> None:
     text = backbones.load(backbones.SMALL, "bundled").text
     ids = text.tokenize(["red woman bag trousers"])[0, 1:5]

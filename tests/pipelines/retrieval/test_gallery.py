@@ -197,6 +197,7 @@ def test_an_older_version_answers_as_it_did(
         Gallery.open(tmp_path / "g", version=999)
 
 
+@pytest.mark.slow
 def test_an_index_reaches_the_recall_it_is_tuned_to(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from reid_core.types import Modality, Sample
 from tests.pipelines.trained import random_rows
 
 
+@pytest.mark.slow
 def test_what_is_right_is_found_in_one_pass_over_the_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

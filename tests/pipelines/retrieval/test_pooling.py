@@ -72,6 +72,7 @@ def test_a_gallery_of_tracklets_answers_tracklets(place: Path, tmp_path: Path) -
     assert add_vectors(tmp_path / "g", out).new == 0
 
 
+@pytest.mark.slow
 def test_the_pages_script_cuts_crops_that_become_tracklets(place: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "watch_list.md").read_text()
     script = page[page.index("```python") + 9 :].partition("```")[0]
@@ -106,6 +107,7 @@ def test_one_of_near_duplicates_stays_and_the_others_are_named(place: Path, tmp_
     assert vectors.read_info(tmp_path / "v")["num_vectors"] == 6
 
 
+@pytest.mark.slow
 def test_drawn_identities_are_checked_and_ranked_by_their_tracks(
     tmp_path: Path, tree: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_what_the_weights_were_trained_with_cannot_be_changed(tmp_path):
         import_released(*arguments)
 
 
+@pytest.mark.slow
 def test_files_of_other_publishers_and_incomplete_ones_are_refused(tmp_path):
     state = drawn(vit_names(384, positions=129, ics=False))
     torch.save(state, tmp_path / "vit.pth")

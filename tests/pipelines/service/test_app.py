@@ -72,7 +72,7 @@ def client_of(place: Path, **options: Any) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(place: Path) -> TestClient:
     return client_of(place)
 
