@@ -21,6 +21,7 @@ from pipelines.cluster import machine
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
+from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import embedder, vectors
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
@@ -234,6 +235,22 @@ def test_through_ray(
     others, alone, _ = read_vectors(tmp_path / "one")
     assert ids == others
     np.testing.assert_allclose(result, alone, atol=1e-5)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_encoders_whose_room_was_taken_meanwhile_are_not_waited_for_for_ever(
+    local_ray: None,
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedding, "_STARTS_S", 1)
+    work = Work(checkpoint, "descriptor", folder, tmp_path, "float32", 64)
+    no_longer = Place(gpus=1, cores=4)
+    with pytest.raises(UserError, match="1 encoders did not start within 1 s: somebody took"):
+        list(embedding._run(work, Source(folder), frozenset({"a part"}), no_longer))
 
 
 class TestParts:
