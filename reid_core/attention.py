@@ -45,7 +45,8 @@ def rolled_out(
     grid, kind = _tokens_of(encoder)
     prefix = relevance.shape[2] - grid[0] * grid[1]
     if len(blocks) < len(steps):  # an attention pool asks once, behind the blocks
-        rows = (steps[-1] @ relevance)[:, 0]
+        asked = steps[-1].shape[2]  # some ask the patches alone
+        rows = (steps[-1] @ relevance[:, -asked:])[:, 0]
     else:
         others = relevance - itself  # that a patch is itself says nothing about it
         rows = others[:, 0] if kind == "class" else others[:, prefix:].mean(dim=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator
 from pydantic_core import ErrorDetails
 
 from pipelines.config import files
@@ -72,6 +72,12 @@ class _Before(Section):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @field_validator("start_from")
+    @classmethod
+    def _absolute(cls, start_from: Path | None) -> Path | None:
+        """Workers have working directories of their own."""
+        return start_from and start_from.absolute()
 
 
 if TYPE_CHECKING:  # a method's section has no type here: nothing in `pipelines` may name one

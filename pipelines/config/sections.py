@@ -147,6 +147,14 @@ class ModelConfig(Section):
     freeze_patches: bool = False
     lora_rank: int = Field(0, ge=0)
 
+    @field_validator("pretrained")
+    @classmethod
+    def _absolute(cls, pretrained: str | None) -> str | None:
+        """A file's path: workers, and later commands, have working directories of their own."""
+        path = Path(pretrained or "").expanduser()
+        is_path = bool(path.suffix) or len(path.parts) > 1  # a tag is neither
+        return str(path.absolute()) if is_path and path.is_file() else pretrained
+
     def options(self) -> Options:
         """Everything but name, weights and size, as backbones take it."""
         named = ("name", "pretrained", "height", "width")

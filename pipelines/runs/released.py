@@ -201,7 +201,8 @@ def _clip_reid_settings(file: WeightFile) -> Tree:
     if positions is None:
         positions = file.state["image_encoder.attnpool.positional_embedding"]
     height, width, stride = reid_weights.image_of(len(positions) - 1)
-    model = {"name": name, "pretrained": None, "height": height, "width": width, "pixels": "half"}
+    model = {"name": name, "pretrained": "openai", "height": height, "width": width}
+    model |= {"pixels": "half"}
     model |= {"patch_stride": 12} if stride == 12 else {}
     model |= {"pool": "mean"} if name == "RN50" else {}
     return _of_images(model)

@@ -20,7 +20,12 @@ _BLOCKS = (
     resnet.BasicBlock,
     resnet.Bottleneck,
     vision_transformer.Block,
+    vision_transformer.ResPostBlock,
+    vision_transformer.ParallelScalingBlock,
+    vision_transformer.DiffParallelScalingBlock,
+    vision_transformer.ParallelThingsBlock,
     eva.EvaBlock,
+    eva.EvaBlockPostNorm,
     swin_transformer.SwinTransformerBlock,
 )
 

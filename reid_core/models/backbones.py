@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import open_clip
 import timm
@@ -41,7 +40,6 @@ BUNDLED = (SMALL, SMALL_VIT)
 TIMM = "timm/"
 IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD)
 HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,8 @@ class Backbone:
         text_tower: None where it has none of CLIP's own kind.
         pixels: what the weights were trained on.
         options: of the encoder that is to be made of it.
+        guesses_pixels: nothing says what the weights of a file were trained on, and others of this
+            architecture were trained on different ones.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Backbone:
     text_tower: TextTower | None
     pixels: Pixels
     options: Options = PLAIN
+    guesses_pixels: bool = False
 
     @property
     def visual(self) -> nn.Module:
@@ -126,7 +127,7 @@ def load(
         ValueError: unknown name, missing or unreadable file, or weights of another
             architecture, with the missing, unexpected and misshapen keys listed.
     """
-    with torch.random.fork_rng(devices=[]), nullcontext() if pretrained is None else Undrawn():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name.startswith(TIMM):
             backbone = _load_timm(name, pretrained, options, tagged=tagged)
@@ -148,8 +149,8 @@ def has_text(name: str) -> bool:
         return False
     config = _clip_config(name)
     text = config["text_cfg"]
-    own = not config.get("custom_text", False) and "hf_model_name" not in text
-    return own and "multimodal_cfg" not in config
+    foreign = "hf_model_name" in text or "hf_tokenizer_name" in text
+    return not foreign and not config.get("custom_text") and "multimodal_cfg" not in config
 
 
 def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
@@ -161,7 +162,13 @@ def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
     """
     own, result = backbone.pixels, []
     chosen = backbone.options.pixels
-    if chosen is not None and backbone.encoder_pixels.mean != own.mean:
+    if backbone.guesses_pixels and chosen is None:
+        result.append(
+            f"nothing says what the file of model.pretrained was trained with: mean {own.mean} and "
+            f"deviation {own.std} are taken, but not all weights of {backbone.name!r} were trained "
+            "so; model.pixels=weights keeps them, imagenet (as MAE and DINO) or half changes them"
+        )
+    elif not backbone.guesses_pixels and backbone.encoder_pixels.mean != own.mean and chosen:
         result.append(
             f"model.pixels={chosen}: the weights of {backbone.name!r} were trained with mean "
             f"{own.mean} and deviation {own.std}"
@@ -197,17 +204,9 @@ def _unknown(name: str) -> ValueError:
     )
 
 
-def _downloaded(name: str, tag: str, download: Callable[[], T]) -> T:
-    with hub.asked() as unreachable:
-        try:
-            return download()
-        except Exception as error:  # each hub client raises its own kinds
-            said = unreachable if hub.needed(error) else ""
-            raise ValueError(
-                f"could not download the weights {tag!r} of {name!r}: "
-                f"{said or str(error).rstrip('.')}. "
-                "Download them elsewhere and give the path of the file as model.pretrained"
-            ) from error
+def _before(pretrained: str | None) -> AbstractContextManager[object]:
+    """What a model is built in: no weights are drawn where a file follows."""
+    return nullcontext() if pretrained is None else Undrawn()
 
 
 def _without_tag(name: str, pretrained: str, tags: list[str]) -> Path:
@@ -245,7 +244,8 @@ def _load_clip(
     path, of_tag = _locate(name, pretrained)
     file = read_weights(path)
     needed = quick_gelu or of_tag or file.from_openai
-    backbone = _build_clip(name, config, quick_gelu=needed)
+    with Undrawn():
+        backbone = _build_clip(name, config, quick_gelu=needed)
     if backbone.text_tower is None:
         visual = {k.removeprefix("visual."): v for k, v in file.state.items() if "visual." in k}
         file = replace(file, state=visual or file.state)
@@ -302,7 +302,7 @@ def _locate(name: str, pretrained: str) -> tuple[Path, bool]:
     if pretrained not in tags:
         return _without_tag(name, pretrained, tags), False
     source = open_clip.get_pretrained_cfg(name, pretrained)
-    path = _downloaded(name, pretrained, lambda: open_clip.download_pretrained(source))
+    path = hub.downloaded(name, pretrained, lambda: open_clip.download_pretrained(source))
     return Path(path), bool(source.get("quick_gelu", False))
 
 
@@ -322,16 +322,19 @@ def _load_timm(name: str, pretrained: str | None, options: Options, *, tagged: b
     settings |= {"drop_path_rate": options.drop_path} if options.drop_path else {}
     tags = [tag.removeprefix(f"{plain}.") for tag in timm.list_pretrained(f"{plain}.*")]
     if pretrained is not None and pretrained in tags:
-        model = _downloaded(
+        model = hub.downloaded(
             name,
             pretrained,
             lambda: timm.create_model(f"{plain}.{pretrained}", pretrained=True, **settings),
         )
-        return Backbone(name, model, None, _timm_pixels(model))
-    model = timm.create_model(f"{plain}.{tag}" if tag in tags else plain, **settings)
-    pixels = _timm_pixels(model)
+        return Backbone(name, model, None, _timm_pixels(model.pretrained_cfg))
+    with _before(pretrained):
+        model = timm.create_model(f"{plain}.{tag}" if tag in tags else plain, **settings)
+    pixels, guessed = _timm_pixels(model.pretrained_cfg), False
     if pretrained is not None:
         file = unwrapped(read_weights(_without_tag(name, pretrained, tags)))
+        usual = {_timm_pixels(vars(timm.get_pretrained_cfg(f"{plain}.{x}"))) for x in tags}
+        guessed = file.pixels is None and not tag and len(usual) > 1
         pixels = file.pixels or pixels
         reid_weights.match_positions(model, file.state)
         hint = (
@@ -339,11 +342,10 @@ def _load_timm(name: str, pretrained: str | None, options: Options, *, tagged: b
             f"{', '.join(reid_weights.MODELS)}"
         )
         fill(model, _for_timm(file, model), name=name, hint=hint)
-    return Backbone(name, model, None, pixels)
+    return Backbone(name, model, None, pixels, guesses_pixels=guessed)
 
 
-def _timm_pixels(model: Any) -> Pixels:
-    notes = model.pretrained_cfg
+def _timm_pixels(notes: Any) -> Pixels:
     return Pixels(tuple(notes["mean"]), tuple(notes["std"]))
 
 
@@ -363,7 +365,8 @@ def _for_timm(file: WeightFile, model: Any) -> WeightFile:
 
 def _load_reid_weights(name: str, pretrained: str | None, options: Options) -> Backbone:
     source = reid_weights.MODELS[name]
-    model = source.build(options.drop_path)
+    with _before(pretrained):
+        model = source.build(options.drop_path)
     if pretrained is not None:
         file = source.rename(read_weights(_without_tag(name, pretrained, [])))
         reid_weights.match_positions(model, file.state)

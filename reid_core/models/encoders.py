@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from reid_core.models.adaptation import add_low_rank, set_lr_factors
 from reid_core.models.backbones import Backbone
 from reid_core.models.patches import patch_projection
-from reid_core.models.pooling import Projection
+from reid_core.models.pooling import Projection, TokenPool
 from reid_core.models.towers import Fit, open_tower
 from reid_core.transforms import pixel_statistics
 from reid_core.types import Modality
@@ -96,7 +96,9 @@ class ImageEncoder(nn.Module):
         self.register_buffer("pixel_scale", scale, persistent=False)
         self.register_buffer("pixel_shift", shift, persistent=False)
         if options.lora_rank:
-            add_low_rank((self.visible_stem, self.infrared_stem, self.trunk), options.lora_rank)
+            parts = [self.visible_stem, self.infrared_stem, self.trunk]
+            parts += [self.gem] if isinstance(self.gem, TokenPool) else []
+            add_low_rank(parts, options.lora_rank)
         if options.freeze_patches:
             for stem in (self.visible_stem, self.infrared_stem):
                 patch_projection(stem).requires_grad_(False)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import logging as lines
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -38,6 +41,29 @@ def needed(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, LocalEntryNotFoundError):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def downloaded(name: str, tag: str, download: Callable[[], T]) -> T:
+    """What a client of a hub gives back.
+
+    Args:
+        name: of the model, for messages.
+        tag: of its weights.
+        download: asks the client.
+
+    Raises:
+        ValueError: it could not be had; says why, and what to do.
+    """
+    with asked() as unreachable:
+        try:
+            return download()
+        except Exception as error:  # each client raises its own kinds
+            said = unreachable if needed(error) else ""
+            raise ValueError(
+                f"could not download the weights {tag!r} of {name!r}: "
+                f"{said or str(error).rstrip('.')}. "
+                "Download them elsewhere and give the path of the file as model.pretrained"
+            ) from error
 
 
 def _unreachable() -> str:

@@ -17,7 +17,7 @@ class Options:
             trained with, "imagenet" ImageNet's, "half" one half for both; None ImageNet's for
             CLIP's ResNets, as CCLNet and CSDN do, else the weights'.
         pool: None for the family's own: GeM of maps; of tokens the class token, the attention pool
-            or the mean, whichever the weights were trained with.
+            or the mean, whichever the weights were trained with; DINOv3's class token.
         patch_stride: pixels from one patch to the next, None for the patches' size. 12 of 16 is
             TransReID's.
         stem_blocks: blocks of a transformer, or stages of a Swin, that each modality has of its

@@ -41,36 +41,38 @@ class TokenPool(nn.Module):
     """One row of a transformer's tokens: the class token, the patches' mean, GeM, or attention."""
 
     def __init__(
-        self, kind: PoolKind, *, prefix: int, norm: nn.Module, attention: nn.Module | None
+        self,
+        kind: PoolKind,
+        *,
+        left_out: int,
+        norm: nn.Module,
+        attention: nn.Module | None = None,
     ) -> None:
         """Chooses the row.
 
         Args:
             kind: which row.
-            prefix: P; class and register tokens in front of the patches.
+            left_out: of the class and register tokens in front of the patches, how many none but
+                the class token's row is made of.
             norm: of the pooled row, where the tower has its last norm there; else the identity.
             attention: the tower's own attention pool, None where it has none.
 
         Raises:
-            ValueError: the tower has no such token or pool.
+            ValueError: the tower has no such pool.
         """
         super().__init__()
-        if kind == "class" and prefix == 0:
-            raise ValueError(
-                "model.pool=class: this image tower has no class token; take mean or gem"
-            )
         if kind == "attention" and attention is None:
             raise ValueError(
                 "model.pool=attention: this image tower has no attention pool; take class, mean "
                 "or gem"
             )
-        self.kind, self.prefix, self.norm = kind, prefix, norm
+        self.kind, self.left_out, self.norm = kind, left_out, norm
         self.attention = attention if kind == "attention" else None
         self.gem = GeM()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, P + h w, D) to (B, D) float32."""
-        patches = tokens[:, self.prefix :]
+        patches = tokens[:, self.left_out :]
         if self.attention is not None:
             pooled = self.attention(patches)
         elif self.kind == "class":

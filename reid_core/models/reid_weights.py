@@ -155,6 +155,8 @@ def match_positions(model: Any, state: dict[str, Tensor]) -> None:
     positions, own = state.get("pos_embed"), getattr(model, "pos_embed", None)
     if positions is None or own is None or positions.shape == own.shape:
         return
+    if model.no_embed_class and positions.shape[1] == own.shape[1] + 1:
+        return  # DINOv2's class token has a position, which timm's converter adds to the token
     length = positions.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
     side, patch = round(length**0.5), model.patch_embed.patch_size[0]
     square = side * side == length

@@ -178,7 +178,7 @@ def _clip_transformer(visual: Any, fit: Fit) -> Tower:
     return Tower(
         stem=ClipPatches(visual, own),
         trunk=Blocks(shared, visual.ln_post, grid=patches["grid"]),
-        pool=TokenPool(fit.options.pool or "class", prefix=1, norm=nn.Identity(), attention=None),
+        pool=TokenPool(fit.options.pool or "class", left_out=1, norm=nn.Identity()),
         projection=ClassProjection(visual.proj),
         dim=visual.proj.shape[0],
     )
@@ -192,21 +192,28 @@ def _transformer(visual: Any, fit: Fit) -> Tower:
         )
     patches = _patches(fit, visual.patch_embed.patch_size)
     fit_timm_patches(visual, **patches, size=(fit.height, fit.width))
-    prefix, attention, norm = visual.num_prefix_tokens, visual.attn_pool, visual.fc_norm
-    rope = deepcopy(getattr(visual, "rope", None))
+    pool, rope = _token_pool(visual, fit), deepcopy(getattr(visual, "rope", None))
     _, shared = _split(visual.blocks, fit)
     trunk = Blocks(shared, visual.norm, rope=rope, grid=patches["grid"])
     visual.reset_classifier(0, "")  # from here on it ends with its tokens
     visual.blocks = visual.blocks[: fit.options.stem_blocks]
     visual.norm = visual.fc_norm = visual.head_drop = nn.Identity()
-    own: PoolKind = "attention" if attention is not None else "class" if prefix else "mean"
-    return Tower(
-        stem=visual,
-        trunk=trunk,
-        pool=TokenPool(fit.options.pool or own, prefix=prefix, norm=norm, attention=attention),
-        projection=None,
-        dim=visual.embed_dim,
-    )
+    return Tower(stem=visual, trunk=trunk, pool=pool, projection=None, dim=visual.embed_dim)
+
+
+def _token_pool(visual: Any, fit: Fit) -> TokenPool:
+    """The row that a transformer of timm was trained to be read by, or the one that was chosen."""
+    has_class, attention = visual.cls_token is not None, visual.attn_pool
+    # where a norm of the pooled row was learnt, that row was the mean
+    reads_class = has_class and isinstance(visual.fc_norm, nn.Identity)
+    own: PoolKind = "attention" if attention is not None else "class" if reads_class else "mean"
+    kind = fit.options.pool or own
+    if kind == "class" and not has_class:
+        raise ValueError("model.pool=class: this image tower has no class token; take mean or gem")
+    # timm's Eva asks all tokens, and so do some others
+    asks_all = kind == "attention" and (isinstance(visual, Eva) or visual.pool_include_prefix)
+    left_out = 0 if asks_all else visual.num_prefix_tokens
+    return TokenPool(kind, left_out=left_out, norm=visual.fc_norm, attention=attention)
 
 
 _LAYERS = ["layer1", "layer2", "layer3", "layer4"]

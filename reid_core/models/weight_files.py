@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import warnings
 import zipfile
@@ -26,6 +27,8 @@ _HUB_NOTES = ("open_clip_config.json", "config.json")
 _OPENAI_MARKS = ("input_resolution", "context_length", "vocab_size")
 # Where training scripts put the weights: timm and MAE, open_clip and MoCo, DINO.
 _INSIDE = ("state_dict", "model", "teacher")
+# What they put beside them that is no tensor: their arguments, as DINO and MAE do.
+_BESIDE: list[Any] = [argparse.Namespace]
 # What they call the encoder: MoCo, DINO and mmdetection, TransReID.
 _WRAPPERS = ("encoder_q.", "backbone.", "base.")
 # What torch, open_clip and timm draw first weights with.
@@ -87,7 +90,8 @@ def read_weights(path: Path) -> WeightFile:
                 warnings.simplefilter("ignore", FutureWarning)
                 content = torch.jit.load(path, map_location="cpu").state_dict()
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_BESIDE):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and safetensors each raise their own kinds
         # torch would advise to read it in a way that runs whatever code the file holds
         raise ValueError(

@@ -55,7 +55,7 @@ METHOD = Method(
     without_text="cclnet.image_to_text=0",
     released=Released(
         stage="align",
-        model={"name": "RN50", "pretrained": None, "height": 288, "width": 144},
+        model={"name": "RN50", "pretrained": "openai", "height": 288, "width": 144},
         module_state=module_state,
     ),
 )

@@ -51,7 +51,7 @@ METHOD = Method(
     of_weights=("stem_relu",),
     released=Released(
         stage="images",
-        model={"name": "RN50", "pretrained": None, "height": 288, "width": 144},
+        model={"name": "RN50", "pretrained": "openai", "height": 288, "width": 144},
         settings={"profile": "reference", "variant": "head"},
         module_state=module_state,
     ),

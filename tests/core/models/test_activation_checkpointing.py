@@ -5,10 +5,11 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
+from timm.models import eva, vision_transformer
 from torch import nn
 
 from reid_core.models import backbones
-from reid_core.models.activation_checkpointing import checkpoint_blocks
+from reid_core.models.activation_checkpointing import _BLOCKS, checkpoint_blocks
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.text_image import TextImageEncoder
 
@@ -35,6 +36,16 @@ def test_gradients_and_running_statistics_of_a_resnet() -> None:
     checkpoint_blocks(short)
     images = torch.randint(0, 256, (2, 6, 3, 64, 32), dtype=torch.uint8)
     assert_same(step(plain, *images), step(short, *images))
+
+
+def test_every_block_of_the_towers_that_are_taken_is_known() -> None:
+    blocks = {
+        kind
+        for module in (vision_transformer, eva)
+        for name, kind in vars(module).items()
+        if "Block" in name and isinstance(kind, type) and kind.__module__ == module.__name__
+    }
+    assert blocks <= set(_BLOCKS)
 
 
 def test_gradients_of_a_transformer() -> None:

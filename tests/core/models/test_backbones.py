@@ -280,6 +280,7 @@ def test_positions_keep_the_class_row_and_grow_bilinearly():
 def test_a_model_without_clips_own_text_tower_says_so_when_asked_for_texts():
     assert not backbones.has_text("ViT-B-16-SigLIP2")
     assert not backbones.has_text("timm/resnet50")
+    assert not backbones.has_text("ViT-L-14-worldwide"), "mT5 reads its sentences, not CLIP"
     assert backbones.has_text("ViT-B-16")
     with torch.device("meta"):
         siglip = backbones.load("ViT-B-16-SigLIP2")

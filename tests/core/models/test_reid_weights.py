@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +70,7 @@ def test_transreid_ssl_by_its_own_names(name, wrapping, tmp_path):
     if wrapping == "dino":
         inside = {f"module.backbone.{k}": v for k, v in state.items()}
         content: dict = {"teacher": inside | {"module.head.mlp.0.weight": torch.zeros(2, 2)}}
+        content["args"] = argparse.Namespace(arch="vit_small", drop_path_rate=0.1)
     elif wrapping == "fine-tuned":
         content = {f"base.{k}": v for k, v in state.items()} | drawn({"bottleneck.weight": (dim,)})
     else:
@@ -91,6 +94,21 @@ def test_positions_of_another_tall_image_are_kept_or_resized(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"77 positions.*128 \(256 x 128, stride 16\)"):
         image_of(77)
+
+
+def test_dinov2_with_registers_is_read_in_its_authors_names(tmp_path):
+    """Their class token has a position, and timm's model has none for it."""
+    name = "timm/vit_small_patch14_reg4_dinov2"
+    model = backbones.load(name, seed=3).model
+    state = model.state_dict()
+    state["register_tokens"] = state.pop("reg_token")
+    positions = torch.cat([torch.ones(1, 1, 384), state["pos_embed"]], dim=1)
+    theirs = state | {"pos_embed": positions, "mask_token": torch.zeros(1, 384)}
+    torch.save(theirs, tmp_path / "dinov2.pth")
+    loaded = backbones.load(name, str(tmp_path / "dinov2.pth")).model
+    assert torch.equal(loaded.pos_embed, model.pos_embed)
+    assert torch.equal(loaded.reg_token, model.reg_token)
+    assert torch.equal(loaded.cls_token, model.cls_token + 1)
 
 
 def test_a_file_of_another_size_is_refused(tmp_path):
@@ -251,3 +269,15 @@ def test_a_configuration_beside_the_weights_says_what_they_were_trained_on(tmp_p
     (remark,) = backbones.remarks(wrong, height=64, width=32)
     assert "model.pixels=half" in remark
     assert WeightFile(tmp_path, {}).pixels is None
+
+
+@pytest.mark.slow
+def test_a_file_that_says_nothing_is_told_of_where_the_weights_of_a_name_differ(tmp_path):
+    torch.save(backbones.load("timm/vit_base_patch16_224").model.state_dict(), tmp_path / "mae.pth")
+    loaded = backbones.load("timm/vit_base_patch16_224", str(tmp_path / "mae.pth"))
+    (remark,) = backbones.remarks(loaded, height=256, width=128)
+    assert "nothing says what the file" in remark
+    assert "model.pixels" in remark
+    for chosen in ("imagenet", "weights"):
+        loaded = replace(loaded, options=Options(pixels=chosen))
+        assert backbones.remarks(loaded, height=256, width=128) == []

@@ -68,6 +68,20 @@ def test_unknown_file_names_the_recipes() -> None:
         configuration.load(Path("no_such_recipe.yaml"))
 
 
+def test_files_are_found_from_every_working_directory(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray gives each worker a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vit.pth").touch()
+    (tmp_path / "openai").touch()
+    config = configuration.load(file, ["model.pretrained=vit.pth", "start_from=runs/a/stages/b"])
+    assert config.model.pretrained == str(tmp_path / "vit.pth")
+    assert config.start_from == tmp_path / "runs/a/stages/b"
+    for name in ("openai", "lost.pth", "hf-hub:owner/name"):
+        assert configuration.load(file, [f"model.pretrained={name}"]).model.pretrained == name
+
+
 def test_dump_reads_back_equal(file: Path, tmp_path: Path) -> None:
     config = configuration.load(file, ["seed=3"])
     copy = tmp_path / "copy.yaml"

@@ -140,7 +140,9 @@ def test_cclnet_csdn_and_clip_reid_give_the_descriptors_of_the_encoder_they_were
         tokens = vit.ln_pre(tokens + vit.positional_embedding)
         expected = F.normalize(vit.ln_post(vit.transformer(tokens))[:, 0])
     np.testing.assert_allclose(third, expected.numpy(), atol=1e-4)
-    assert open_encoder(tmp_path / "cr").config.model.name == "ViT-B-16"
+    for run, name in (("cclnet", "RN50"), ("csdn", "RN50"), ("cr", "ViT-B-16")):
+        model = open_encoder(tmp_path / run).config.model
+        assert (model.name, model.pretrained) == (name, "openai"), "whose texts --space joint asks"
 
     from pipelines.data.decode import read_image
 
