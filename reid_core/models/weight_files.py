@@ -138,7 +138,7 @@ class Undrawn(TorchFunctionMode):
     """Within the block modules are built without drawing their first weights.
 
     For a model that is filled completely next, or not at all: until then its weights are whatever
-    the memory held. A ViT-B/16 is there four times as fast.
+    the memory held. Drawing them is most of what building a model takes.
     """
 
     def __torch_function__(
