@@ -104,6 +104,7 @@ class Dataset:
         root: folder (or URI) that the records' paths are relative to.
         train, val, test: val is empty where the layout has none.
         notes: sentences about what was passed over while it was listed.
+        size: (height, width) that all images were resized to; None where they are the original's.
     """
 
     kind: str
@@ -112,6 +113,7 @@ class Dataset:
     val: Split
     test: Split
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

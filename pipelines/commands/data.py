@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.commands.options import check_target, ray_address, write_text
+from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 from pipelines.storage.files import to_json
 
@@ -106,7 +107,12 @@ def check(
     if near_duplicates is not None and result.counts:
         from pipelines.evaluation.alike import near_duplicates as find
 
-        sets, note = find(near_duplicates, kind, root, above=above, trusted=trusted)
+        try:
+            sets, note = find(near_duplicates, kind, root, above=above, trusted=trusted)
+        except (UserError, ValueError) as error:
+            if result.ok:
+                raise
+            sets, note = [], f"near-duplicates were not looked for: {error}"
         result = replace(result, notes=[*result.notes, note], near_duplicates=sets)
     console.print(check.render(result))
     if json_file is not None:

@@ -104,8 +104,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _has_trials(self) -> DataConfig:
-        if self.trial == "all" and not LAYOUTS[self.kind].has_trials:
-            raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
+        if self.trial != 1 and not LAYOUTS[self.kind].has_trials:
+            raise ValueError(
+                f"trial={self.trial} is for data.kind=regdb: {self.kind} has no divisions; a "
+                "packed RegDB holds the one that `crossreid data convert --trial` chose"
+            )
         return self
 
 

@@ -1,7 +1,8 @@
 """A data set packed into Parquet shards: fewer files, any storage, the same samples.
 
-Ray Data writes the shards, each whole or not at all; a second run writes only what is missing. The
-manifest comes last, so that its presence says that all the rest is there.
+Ray Data writes the shards, each whole or not at all; a second run writes those that are missing or
+whose images have changed since. The manifest comes last, so that its presence says that all the
+rest is there.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,17 +36,19 @@ from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
 from pipelines.storage.files import reason
-from pipelines.storage.shards import INDEX, PART, filesystem, read_bytes
+from pipelines.storage.shards import INDEX, PART, filesystem, location, read_bytes
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
-from reid_core.datasets.manifest import KIND_KEY
+from reid_core.datasets.manifest import KIND_KEY, SIZE_KEY
 from reid_core.images import decode, size_of
 from reid_core.types import MAX_MEGAPIXELS, Dataset
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.parquet"
 PLAN = "images/plan.json"
 _IMAGES_PER_SHARD = 1024
-_Plan = dict[str, str | int | None]
+_ELSEWHERE = "elsewhere"
+_Plan = dict[str, Any]
 # A training batch reads single rows, and a row is read with its whole group.
 _BYTES_PER_GROUP = 2**16
 
@@ -97,10 +102,11 @@ def convert(
     dataset = roots.read(kind, root.resolve(), trial=trial, trusted=trusted)
     if "://" not in out and os.path.realpath(out) == os.path.realpath(dataset.root):
         raise UserError(f"{out} is the data set itself: choose another folder")
-    images = list(dict.fromkeys(r.image for s in SPLITS for r in getattr(dataset, s).samples))
-    target = _Target(out if "://" in out else str(Path(out).resolve()))
-    target.claim(_plan(dataset.kind, trial, size, images_per_shard, images))
+    named = (r.image for s in SPLITS for r in getattr(dataset, s).samples)
+    images = list(dict.fromkeys(image for image in named if image))  # of a sentence about none
     parts = [images[i : i + images_per_shard] for i in range(0, len(images), images_per_shard)]
+    target = _Target(out if "://" in out else str(Path(out).resolve()))
+    target.claim(_plan(dataset, trial, size, images_per_shard, parts))
     missing = target.missing(len(parts))
     if missing:
         config = configuration.validate(
@@ -109,7 +115,7 @@ def convert(
         with cluster.session(config):
             _write_shards({part: parts[part] for part in missing}, dataset.root, target, shape)
     if missing or not target.has(MANIFEST):
-        _write_lists(target, dataset, parts)
+        _write_lists(target, dataset, parts, size)
     return Converted(len(images), len(parts), len(missing))
 
 
@@ -120,7 +126,10 @@ class _Target:
         self.location = location
 
     def claim(self, plan: _Plan) -> None:
-        """Keep the plan, or find that it is the one that is kept there already."""
+        """Keep the plan, or find that it is the one that is kept there already.
+
+        Of what has changed since in the images or their rows, what was written goes first.
+        """
         try:
             opened, path = filesystem(self.location)
             opened.create_dir(f"{path}/images", recursive=True)
@@ -135,18 +144,35 @@ class _Target:
                 f"cannot write to {self.location}: {said.partition('. Detail')[0]}; choose another "
                 "folder, or see whose it is"
             ) from error
-        if remaining != plan:
-            changed = "; ".join(configuration.differences(remaining, plan))
+        before, now = (
+            {k: x for k, x in one.items() if k not in _MOVES} for one in (remaining, plan)
+        )
+        if changed := "; ".join(configuration.differences(before, now)):
             raise UserError(
                 f"{self.location} holds another conversion ({changed}): choose another folder, or "
                 "remove that one"
             )
+        if remaining != plan:
+            stale = [i for i, x in enumerate(plan["parts"]) if x != remaining["parts"][i]]
+            log.warning(
+                "%s: the data set has changed since: its rows are listed, %d shards written again",
+                self.location,
+                len(stale),
+            )
+            self._remove([MANIFEST, *(PART.format(part) for part in stale)])
+            self.write(PLAN, (json.dumps(plan, indent=1) + "\n").encode())
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
         opened, path = filesystem(self.location)
         info: arrow_fs.FileInfo = opened.get_file_info(f"{path}/{name}")
         return bool(info.type == arrow_fs.FileType.File)
+
+    def _remove(self, names: Iterable[str]) -> None:
+        opened, path = filesystem(self.location)
+        for name in names:
+            with suppress(FileNotFoundError):
+                opened.delete_file(f"{path}/{name}")
 
     def missing(self, num_parts: int) -> list[int]:
         """Shards that are not there."""
@@ -170,18 +196,45 @@ class _Target:
 
 
 def _plan(
-    kind: str, trial: int, size: str | None, images_per_shard: int, images: Sequence[str]
+    dataset: Dataset,
+    trial: int,
+    size: str | None,
+    images_per_shard: int,
+    parts: Sequence[Sequence[str]],
 ) -> _Plan:
-    """What decides the content of every shard."""
-    digest = hashlib.blake2b("\n".join(images).encode(), digest_size=8).hexdigest()
+    """What decides the content of every shard and of the lists."""
     return {
-        "kind": kind,
+        "kind": dataset.kind,
+        "root": location(dataset.root),
         "trial": trial,
         "size": size,
         "images_per_shard": images_per_shard,
-        "images": len(images),
-        "names": digest,
+        "images": sum(map(len, parts)),
+        "names": _digest(image for part in parts for image in part),
+        "rows": _digest(map(repr, _rows(dataset))),
+        "parts": [_digest(_stamp(dataset.root / image) for image in part) for part in parts],
     }
+
+
+_MOVES = ("rows", "parts")
+"""Of a plan, what may change: what was written of it is written again."""
+
+
+def _digest(texts: Iterable[str]) -> str:
+    result = hashlib.blake2b(digest_size=8)
+    for text in texts:
+        result.update(text.encode() + b"\n")
+    return result.hexdigest()
+
+
+def _stamp(path: Path) -> str:
+    """Size and time of a file, or of the Parquet file that an image is a row of; "" of a URI."""
+    file = re.sub(r"(\.parquet)#\d+$", r"\1", str(path))
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):  # read anyway, and named there
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _parse_size(size: str | None) -> tuple[int, int] | None:
@@ -235,7 +288,8 @@ def _write_shard(
             wrong.append(f"{image}: {reason(error)}")
     if wrong:
         return wrong
-    table = pa.table({"image": list(images), "bytes": pa.array(contents, pa.large_binary())})
+    names = [_packed(image) for image in images]
+    table = pa.table({"image": names, "bytes": pa.array(contents, pa.large_binary())})
     num_bytes = max(1, sum(map(len, contents)))
     try:
         target.write_table(
@@ -263,28 +317,45 @@ def _content(path: Path, shape: tuple[int, int] | None) -> bytes:
     return encoded.getvalue()
 
 
-def _write_lists(target: _Target, dataset: Dataset, parts: Sequence[Sequence[str]]) -> None:
+def _packed(image: str) -> str:
+    """The name of an image in the shards: its own, but of one that lies outside the root a new one.
+
+    By its own, the original would be read.
+    """
+    if "://" in image or image.startswith("/") or re.search(r"\.parquet#\d+$", image):
+        return f"{_ELSEWHERE}/{hashlib.blake2b(image.encode(), digest_size=16).hexdigest()}"
+    return image
+
+
+def _write_lists(
+    target: _Target, dataset: Dataset, parts: Sequence[Sequence[str]], size: str | None
+) -> None:
     places = [
-        (image, part, row) for part, images in enumerate(parts) for row, image in enumerate(images)
+        (_packed(image), part, row, image)
+        for part, images in enumerate(parts)
+        for row, image in enumerate(images)
     ]
-    names = ("image", "part", "row")
+    names = ("image", "part", "row", "source")
     target.write_table(INDEX, pa.table(dict(zip(names, zip(*places, strict=True), strict=True))))
     expected = dataset.root / EXPECTED
     if expected.is_file():
         target.write(expected.name, expected.read_bytes())
-    rows = [
-        {
-            "image": sample.image,
-            "modality": str(sample.modality),
-            "pid": sample.pid,
-            "camera": sample.camera,
-            "tracklet": sample.tracklet,
-            "time": sample.time,
-            "caption": sample.caption,
-            "split": split,
-        }
-        for split in SPLITS
-        for sample in getattr(dataset, split).samples
-    ]
-    table = pa.Table.from_pylist(rows).replace_schema_metadata({KIND_KEY: dataset.kind})
-    target.write_table(MANIFEST, table)
+    rows = [{**row, "image": _packed(row["image"])} for row in _rows(dataset)]
+    notes = {KIND_KEY: dataset.kind} | ({SIZE_KEY: size} if size else {})
+    target.write_table(MANIFEST, pa.Table.from_pylist(rows).replace_schema_metadata(notes))
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """Those of the manifest, with the names of the original."""
+    for split in SPLITS:
+        for sample in getattr(dataset, split).samples:
+            yield {
+                "image": sample.image,
+                "modality": str(sample.modality),
+                "pid": sample.pid,
+                "camera": sample.camera,
+                "tracklet": sample.tracklet,
+                "time": sample.time,
+                "caption": sample.caption,
+                "split": split,
+            }

@@ -107,6 +107,7 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
                 f"{' and '.join(method.inputs)}"
             )
     _check_cameras(train, config, where)
+    _check_captions(train, config, where)
     known = method.supervision(config.settings)
     for m in method.inputs:
         rows = train.rows(m)
@@ -119,6 +120,19 @@ def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
                 f"{train.samples[unknown[0]].image}; {config.method} with these settings trains on "
                 "ids: give them, or choose settings that need none"
             )
+
+
+def _check_captions(train: Split, config: RunConfig, where: str) -> None:
+    if Modality.TEXT not in METHODS[config.method].inputs:
+        return
+    images = {train.samples[row].image for row in train.rows(Modality.VISIBLE)}
+    described = [train.samples[row].image for row in train.rows(Modality.TEXT)]
+    if homeless := [image for image in described if image not in images]:
+        raise UserError(
+            f"{where}: {len(homeless):,} training captions describe no training image, as "
+            f"{homeless[0] or 'one that names none'}: {config.method} trains on pairs; list the "
+            "images, or leave those captions out"
+        )
 
 
 def _check_cameras(train: Split, config: RunConfig, where: str) -> None:

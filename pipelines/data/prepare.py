@@ -123,8 +123,8 @@ def prepare(
     refuse_shared_identities(dataset, config)
     for note in dataset.notes:
         log.warning("%s: %s", location(dataset.root), note)
-    for difference in counts_differ(dataset):
-        log.warning("%s", difference)
+    for said in (*counts_differ(dataset), *resized_otherwise(dataset, config)):
+        log.warning("%s", said)
     splits = _measurable_splits(dataset, config)
     if begun is not None:
         splits["train"] = restore(splits["train"], begun)
@@ -132,13 +132,13 @@ def prepare(
     unreadable: list[str] = []
     for name, split in splits.items():
         if len(split):
-            rest, messages = _without_broken(split, dataset.root, config, find_broken)
+            rest, messages = without_broken(split, dataset.root, config, find_broken)
             goes_on = name == "train" and begun is not None
             cleaned[name] = split if goes_on else rest
             for message in messages:
                 log.warning("%s: %s", "another stands in" if goes_on else "left out", message)
             unreadable += messages
-    _refuse_too_many(unreadable, sum(map(len, splits.values())), config)
+    refuse_too_many(unreadable, sum(map(len, splits.values())), config)
     if "train" not in cleaned:
         raise UserError(f"{location(dataset.root)} has no training rows")
     inputs = {name: inputs_of(split, dataset.root, config) for name, split in cleaned.items()}
@@ -172,14 +172,19 @@ def _measurable_splits(dataset: Dataset, config: RunConfig) -> dict[str, Split]:
     return splits
 
 
-def _refuse_too_many(unreadable: list[str], num_rows: int, config: RunConfig) -> None:
+def refuse_too_many(unreadable: list[str], num_rows: int, config: RunConfig) -> None:
+    """The limit of `data.max_unreadable`.
+
+    Raises:
+        UserError: more than that cannot be read; names the first.
+    """
     limit = config.data.max_unreadable * num_rows
     if len(unreadable) > limit:
         shown = "\n  ".join(unreadable[:10])
         raise UserError(
             f"{len(unreadable)} images cannot be read, more than data.max_unreadable="
             f"{config.data.max_unreadable:g} allows ({limit:.0f}):\n  {shown}\n"
-            "replace them, or raise the limit to train without them"
+            "replace them, or raise the limit to go on without them"
         )
 
 
@@ -197,6 +202,18 @@ def read(config: RunConfig) -> Dataset:
         return roots.read(config.data.kind, root, trusted=trusted)
     roots.require_folder(root)
     return roots.read(config.data.kind, root.resolve(), trial=trial, trusted=trusted)
+
+
+def resized_otherwise(dataset: Dataset, config: RunConfig) -> list[str]:
+    """A sentence where all images were resized once, to another size than the model's."""
+    before, now = dataset.size, (config.model.height, config.model.width)
+    if before is None or before == now:
+        return []
+    return [
+        f"{location(dataset.root)}: its images were packed at {before[0]}x{before[1]} and are "
+        "resized again: scores are others than with the original; pack it with --size "
+        f"{now[0]}x{now[1]}"
+    ]
 
 
 def refuse_shared_identities(dataset: Dataset, config: RunConfig) -> None:
@@ -228,8 +245,7 @@ def refuse_shared_identities(dataset: Dataset, config: RunConfig) -> None:
 def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     """The images and captions of a split, per modality in row order.
 
-    Raises:
-        UserError: a caption of an image that the split does not hold.
+    Captions know their images where all are of images of the split; training needs that.
     """
     images = np.array([sample.image for sample in split.samples])
     modalities = METHODS[config.method].inputs
@@ -246,16 +262,12 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
         return result
     row_of = {image: row for row, image in enumerate(seen[Modality.VISIBLE])}
     sentences = [split.samples[i] for i in split.rows(Modality.TEXT)]
-    homeless = [sample.image for sample in sentences if sample.image not in row_of]
-    if homeless:
-        raise UserError(
-            f"{location(root)} has captions of images that it does not list, as {homeless[0]}"
-        )
     tokens = text.tokenize([sample.caption for sample in sentences])
     if tokens.truncated.any():
         log.warning("%d captions were cut to 77 tokens", tokens.truncated.sum())
-    owners = np.array([row_of[sample.image] for sample in sentences], dtype=np.int64)
-    return replace(result, tokens=tokens.ids, owners=owners)
+    owners = np.array([row_of.get(sample.image, OUTLIER) for sample in sentences], dtype=np.int64)
+    owned = None if (owners == OUTLIER).any() else owners
+    return replace(result, tokens=tokens.ids, owners=owned)
 
 
 def fit_rows(dataset: Dataset, config: RunConfig) -> Split:
@@ -266,9 +278,20 @@ def fit_rows(dataset: Dataset, config: RunConfig) -> Split:
     return Split(samples)
 
 
-def _without_broken(
+def without_broken(
     split: Split, root: Path, config: RunConfig, find_broken: FindBroken
 ) -> tuple[Split, list[str]]:
+    """A split without the images that cannot be decoded, and a message of each.
+
+    Args:
+        split: rows of all modalities of the method.
+        root: folder that their images are relative to.
+        config: of the run.
+        find_broken: looks for them.
+
+    Raises:
+        UserError: a modality has no row.
+    """
     inputs = inputs_of(split, root, config)
     messages: list[str] = []
     broken: set[str] = set()

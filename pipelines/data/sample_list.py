@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import UserError
-from pipelines.runs import runlog
+from pipelines.runs import checkpoint, runlog
 from pipelines.storage.files import replace_file
 from reid_core.types import Split
 
@@ -46,8 +46,25 @@ def recall(run_dir: Path) -> list[Row] | None:
         UserError: the file that says so is damaged.
     """
     path = run_dir / ROWS
-    if not path.exists() or not runlog.has_checkpoint(run_dir):
-        return None
+    return _read(path) if path.exists() and runlog.has_checkpoint(run_dir) else None
+
+
+def rows_of_checkpoint(path: Path) -> list[Row]:
+    """What the run of a checkpoint was trained on; nothing where its run is not at hand.
+
+    Args:
+        path: checkpoint folder or run directory.
+
+    Raises:
+        UserError: no checkpoint, or the file that says so is damaged.
+    """
+    for run_dir in checkpoint.find(path).absolute().parents[:2]:  # a stage's has a folder of stages
+        if (run_dir / ROWS).is_file():
+            return _read(run_dir / ROWS)
+    return []
+
+
+def _read(path: Path) -> list[Row]:
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
         return [(modality, image) for modality, image in content]

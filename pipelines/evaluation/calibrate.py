@@ -146,11 +146,10 @@ def _pseudo(path: Path, split: Split, loaded: LoadedEncoder) -> dict[Modality, K
 def _join(known: dict[Modality, Known], pairs: np.ndarray) -> None:
     """Give the second modality's clusters the classes (M, 2) that they are matched with."""
     second = list(known)[1]
-    before = known[second].classes
-    classes = before.copy()
-    for one, other in pairs:
-        classes[before == other] = one
-    known[second] = Known(known[second].rows, classes)
+    classes, place = np.unique(known[second].classes, return_inverse=True)
+    matched = np.isin(pairs[:, 1], classes)
+    classes[np.searchsorted(classes, pairs[matched, 1])] = pairs[matched, 0]
+    known[second] = Known(known[second].rows, classes[place])
 
 
 def _embedded(

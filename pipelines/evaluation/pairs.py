@@ -62,9 +62,9 @@ def sampled(known: Known, seed: int) -> Known:
     """At most `_MAX_ROWS`, whole classes of them, so that equal pairs stay."""
     if len(known.rows) <= _MAX_ROWS:
         return known
-    order = np.random.default_rng(seed).permutation(np.unique(known.classes))
-    counts = np.array([(known.classes == one).sum() for one in order])
-    chosen = order[: max(int(np.searchsorted(np.cumsum(counts), _MAX_ROWS)), 1)]
+    classes, counts = np.unique(known.classes, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(classes))
+    chosen = classes[order[: max(int(np.searchsorted(np.cumsum(counts[order]), _MAX_ROWS)), 1)]]
     remaining = np.isin(known.classes, chosen)
     return Known(known.rows[remaining], known.classes[remaining])
 

@@ -6,7 +6,8 @@ A converted data set is a folder (or any location that pyarrow or fsspec can ope
     images/part-00000.parquet   columns image and bytes, one row per image
     images/index.parquet        which row of which part holds an image
 
-Images keep the names that they had, so a sample means the same before and after conversion.
+Images keep the names that they had, so a sample means the same before and after conversion; those
+that lay outside the root have new ones.
 """
 
 from __future__ import annotations
@@ -232,6 +233,8 @@ class _Column:
         local = isinstance(opened, arrow_fs.LocalFileSystem)
         source = pa.memory_map(path) if local else opened.open_input_file(path)
         self._file = pq.ParquetFile(source)
+        if "bytes" not in self._file.schema_arrow.names:
+            raise UnfitFileError(errno.EINVAL, "No column bytes, which holds images", location)
         groups = range(self._file.num_row_groups)
         sizes = [self._file.metadata.row_group(group).num_rows for group in groups]
         self._ends = np.cumsum(sizes)

@@ -55,7 +55,7 @@ class ImageFiles:
         if not (self._root / top).is_dir():
             return
         real_top = os.path.realpath(self._root / top)
-        followed = [real_top]
+        followed = {real_top}
         stack = [iter(self._entries(_Folder(top, real_top), followed))]
         while stack:
             entry = next(stack[-1], None)
@@ -101,12 +101,12 @@ class ImageFiles:
         if self._links:
             more = f" and {len(self._links) - _SHOWN} more" if len(self._links) > _SHOWN else ""
             notes.append(
-                f"passed over: {len(self._links):,} linked folders whose images are listed where "
-                f"they lie ({', '.join(self._links[:_SHOWN])}{more})"
+                f"passed over: {len(self._links):,} linked folders whose images are listed by "
+                f"another path ({', '.join(self._links[:_SHOWN])}{more})"
             )
         return tuple(notes)
 
-    def _entries(self, folder: _Folder, followed: list[str] | None) -> Iterator[str | _Folder]:
+    def _entries(self, folder: _Folder, followed: set[str] | None) -> Iterator[str | _Folder]:
         """Images and folders of a folder, by name; `followed` is None where only images count."""
         try:
             with os.scandir(self._root / folder.below) as entries:
@@ -130,14 +130,23 @@ class ImageFiles:
                 _check_regular(entry, self._root / path)
                 yield path
             elif followed is not None:
-                real = f"{folder.real}/{entry.name}"
-                if entry.is_symlink():
-                    real = os.path.realpath(self._root / path)
-                    if any(_within(real, top) or _within(top, real) for top in followed):
-                        self._links.append(path)
-                        continue
-                    followed.append(real)
+                is_link = entry.is_symlink()
+                real = (
+                    os.path.realpath(self._root / path)
+                    if is_link
+                    else f"{folder.real}/{entry.name}"
+                )
+                if real in followed or (is_link and self._leads_back(real, followed)):
+                    self._links.append(path)
+                    continue
+                if is_link:
+                    followed.add(real)
                 yield _Folder(path, real)
+
+    def _leads_back(self, real: str, followed: set[str]) -> bool:
+        """Whether a link leads into what is walked anyway, or to a folder that the root is in."""
+        inside = any(parent in followed for parent in map(str, Path(real).parents))
+        return inside or _within(os.path.realpath(self._root), real)
 
 
 def _holds_something(path: Path) -> bool:

@@ -15,7 +15,9 @@ from reid_core.datasets.manifest_rows import SPLITS, number_tracklets, rows
 from reid_core.types import Dataset, Modality, Sample, Split
 
 NAMES = ("manifest.parquet", "manifest.jsonl", "manifest.csv")
-KIND_KEY = b"crossreid.kind"
+KIND_KEY, SIZE_KEY = "crossreid.kind", "crossreid.size"
+"""What a converted data set says of itself: the layout of the original, and "HxW" where all images
+were resized."""
 
 
 def read(root: str | os.PathLike[str]) -> Dataset:
@@ -30,7 +32,8 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     - ``tracklet``: number or name of the track that an image was cut from; empty where unknown.
     - ``time``: when it was seen, as 2026-11-27T14:05 or seconds since 1970; empty where unknown.
       One that cannot be understood is unknown too, and counted: training reads none.
-    - ``caption``: the sentence of a text row; on an image row it adds a text record of its own.
+    - ``caption``: the sentence of a text row; on an image row it adds a text record of its own,
+      and a further row of the same image with another sentence nothing but that.
     - ``split``: train (where empty), val, test, or query and gallery, which together are the test
       split; queries are of one modality, gallery images of another one. In a split named test,
       visible images are the gallery.
@@ -47,19 +50,26 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             the row.
     """
     path = _find(Path(root))
-    kind, listed = _kind(path), list(rows(path))
+    notes, listed = _notes(path), list(rows(path))
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     for row, tracklet in zip(listed, number_tracklets([r.tracklet for r in listed]), strict=True):
         splits[row.split] += row.samples(tracklet)
     if not any(splits.values()):
         raise ValueError(f"{path} has no rows")
     _check_roles(path, splits)
-    if kind == "manifest":  # the protocol of manifests asks with the modality that stands first
-        splits["test"].sort(key=lambda sample: sample.modality == Modality.VISIBLE)
-        splits["val"].sort(key=lambda sample: sample.modality == Modality.VISIBLE)
-    test = (*splits["query"], *splits["gallery"], *splits["test"])
+    if KIND_KEY not in notes:  # else the order is that of the original
+        # the protocol of manifests asks with the modality that stands first
+        searched = {sample.modality for sample in splits["gallery"]} or {Modality.VISIBLE}
+        splits["test"].sort(key=lambda sample: sample.modality in searched)
+        splits["val"].sort(key=lambda sample: sample.modality in searched)
+    size = notes.get(SIZE_KEY, "").split("x")
     return Dataset(
-        kind, path.parent, Split(tuple(splits["train"])), Split(tuple(splits["val"])), Split(test)
+        kind=notes.get(KIND_KEY, "manifest"),
+        root=path.parent,
+        train=Split(tuple(splits["train"])),
+        val=Split(tuple(splits["val"])),
+        test=Split((*splits["query"], *splits["gallery"], *splits["test"])),
+        size=(int(size[0]), int(size[1])) if len(size) == 2 else None,
     )
 
 
@@ -76,17 +86,19 @@ def _find(root: Path) -> Path:
     raise ValueError(f"{root / NAMES[0]} is missing: expected one of {', '.join(NAMES)}")
 
 
-def _kind(path: Path) -> str:
-    """Of a converted data set that of the original."""
+def _notes(path: Path) -> dict[str, str]:
+    """What a converted data set says of itself; of other files nothing."""
     if path.suffix.lower() != ".parquet":
-        return "manifest"
+        return {}
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise ValueError(
             f"{path} is not a readable parquet file: damaged, or of another kind; write it again"
         ) from error
-    return str(metadata.get(KIND_KEY, b"manifest").decode("utf-8", "replace"))
+    return {
+        key.decode(): x.decode() for key, x in metadata.items() if key.startswith(b"crossreid.")
+    }
 
 
 def _check_roles(path: Path, splits: Mapping[str, list[Sample]]) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Row:
         tracklet: name of the track, "" where unknown.
         time: when it was seen, None where unknown.
         caption: the sentence of a text row, or one about the image; "" without.
+        again: an earlier row has listed its image in the same split; this one adds a sentence.
     """
 
     number: int
@@ -53,10 +54,11 @@ class Row:
     tracklet: str
     time: datetime | None
     caption: str
+    again: bool = False
 
     def samples(self, tracklet: int = -1) -> Iterator[Sample]:
-        """The row's sample; an image with a sentence gives two."""
-        if self.modality != Modality.TEXT:
+        """The row's sample; an image with a sentence gives two, with a further one the sentence."""
+        if self.modality != Modality.TEXT and not self.again:
             yield self._sample(self.modality, "", tracklet)
         if self.caption:
             yield self._sample(Modality.TEXT, self.caption, tracklet)
@@ -82,22 +84,24 @@ def rows(path: Path, *, modality: Modality | None = None, times: bool = False) -
             cannot be understood, an image that stands there twice with different ids.
     """
     identities: dict[bytes, tuple[int, int]] = {}
+    whole, images = set[bytes](), set[bytes]()
     num_repeated, unread = 0, list[str]()
     try:
         for number, cells in enumerate(_cells(path, modality is not None), start=1):
             row = _parse(
                 number, cells, modality, f"{path}, row {number}", None if times else unread
             )
-            key = hashlib.blake2b(
-                f"{row.modality}\0{row.image}\0{row.caption}".encode(), digest_size=8
-            ).digest()
-            first, pid = identities.setdefault(key, (number, row.pid))
-            if pid != row.pid:
-                raise ValueError(
-                    f"{path}, row {number}: {row.image} is identity {row.pid} here and {pid} in "
-                    f"row {first}: keep one of the rows"
-                )
-            num_repeated += first != number
+            if row.image and row.pid != -1:
+                first, pid = identities.setdefault(_digest(row.image), (number, row.pid))
+                if pid != row.pid:
+                    raise ValueError(
+                        f"{path}, row {number}: {row.image} is identity {row.pid} here and {pid} "
+                        f"in row {first}: keep one of the rows"
+                    )
+            num_repeated += not _is_new(whole, row.modality, row.image, row.caption)
+            if row.modality != Modality.TEXT:
+                is_new = _is_new(images, row.split, row.modality, row.image)
+                row = replace(row, again=bool(row.caption) and not is_new)
             yield row
     except csv.Error as error:
         raise ValueError(
@@ -114,6 +118,17 @@ def rows(path: Path, *, modality: Modality | None = None, times: bool = False) -
         log.warning("%s: %d rows repeat an earlier one", path, num_repeated)
     if unread:
         log.warning("%s; %d such times are unknown", unread[0], len(unread))
+
+
+def _digest(*values: str) -> bytes:
+    return hashlib.blake2b("\0".join(values).encode(), digest_size=8).digest()
+
+
+def _is_new(known: set[bytes], *values: str) -> bool:
+    """Whether some values were not known; now they are."""
+    before = len(known)
+    known.add(_digest(*values))
+    return len(known) > before
 
 
 def number_tracklets(names: Sequence[str]) -> list[int]:
@@ -261,7 +276,7 @@ def _parse(
     return Row(
         number,
         split,
-        image.replace("\\", "/"),
+        _slashed(image),
         modality,
         whole_number(cells.get("pid"), "pid", where),
         whole_number(cells.get("camera"), "camera", where),
@@ -269,6 +284,15 @@ def _parse(
         _time(cells.get("time"), where, unread),
         caption,
     )
+
+
+def _slashed(image: str) -> str:
+    """A path as it is spelled everywhere: one slash between names, no "./"; a URI as it is."""
+    image = image.replace("\\", "/")
+    if "://" in image:
+        return image
+    names = [name for name in image.split("/") if name not in ("", ".")]
+    return "/" * image.startswith("/") + "/".join(names)
 
 
 def _is_name(image: str) -> bool:

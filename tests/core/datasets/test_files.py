@@ -41,6 +41,15 @@ def test_a_linked_folder_counts_like_any_other_and_once(tmp_path: Path) -> None:
     assert "visible/3, visible/4" in note
 
 
+def test_a_linked_folder_around_another_one_lists_the_rest(tmp_path: Path) -> None:
+    touch(tmp_path, "pool/p1/a.jpg", "pool/p2/b.jpg", "root/c.jpg")
+    (tmp_path / "root/1").symlink_to(tmp_path / "pool/p1")
+    (tmp_path / "root/2").symlink_to(tmp_path / "pool")
+    files = ImageFiles(tmp_path / "root")
+    assert sorted(files.below()) == ["1/a.jpg", "2/p2/b.jpg", "c.jpg"]
+    assert "listed by another path (2/p1)" in files.notes()[0]
+
+
 @pytest.mark.parametrize("target", [".", "visible", "/"])
 def test_a_loop_of_links_ends_and_is_named(tmp_path: Path, target: str) -> None:
     touch(tmp_path, "visible/a.jpg")

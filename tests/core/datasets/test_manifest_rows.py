@@ -16,6 +16,33 @@ from reid_core.datasets.manifest_rows import moment, number_tracklets, rows, who
 from reid_core.types import Modality
 
 
+def listed(folder: Path, *lines: str) -> Path:
+    path = folder / "manifest.csv"
+    path.write_text("\n".join(("image,modality,pid,caption,split", *lines)))
+    return path
+
+
+def test_an_image_with_two_sentences_is_one_image(tmp_path: Path) -> None:
+    lines = "a.png,visible,1,red coat,train", "a.png,visible,1,blue bag,train"
+    train = manifest.read(listed(tmp_path, *lines, "a.png,visible,1,red coat,test")).train
+    assert [(s.modality, s.caption) for s in train.samples] == [
+        ("visible", ""), ("text", "red coat"), ("text", "blue bag")
+    ]  # fmt: skip
+    assert len(manifest.read(tmp_path).test) == 2, "another split"
+
+
+@pytest.mark.parametrize(
+    "second", ["./a.png,visible,9,blue bag,train", "x//a.png,text,9,blue bag,train"]
+)
+def test_an_image_is_one_identity_whatever_is_said_of_it(tmp_path: Path, second: str) -> None:
+    first = second.split(",")[0].replace("./a", "a", 1).replace("//", "/")
+    path = listed(tmp_path, f"{first},visible,1,red coat,train", second)
+    with pytest.raises(ValueError, match=r"row 2: \S*a\.png is identity 9 here and 1 in row 1"):
+        manifest.read(path)
+    unknown = listed(tmp_path, f"{first},visible,1,,train", second.replace(",9,", ",,"))
+    assert manifest.read(unknown).train.samples[0].pid == 1
+
+
 @pytest.mark.parametrize(
     ("value", "number"),
     [

@@ -22,6 +22,7 @@ from pipelines.data import check, prepare
 from pipelines.data import convert as conversion
 from pipelines.data import decode as decoding
 from pipelines.data.convert import convert
+from pipelines.data.places import Trusted
 from pipelines.data.plan import Plan
 from pipelines.errors import UserError
 from pipelines.report import ranklists
@@ -113,6 +114,21 @@ def test_resized_images_give_the_very_pixels_of_the_tree(
         np.testing.assert_array_equal(
             decode(packed, height=48, width=20), decode(own, height=48, width=20)
         )
+
+
+def test_pixels_that_are_resized_twice_are_told_of(
+    without_ray: list[int],
+    make_config: Callable[..., RunConfig],
+    tree: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    convert("sysu", tree, str(tmp_path), size="48x24")
+    words = "packed at 48x24 and are resized again"
+    for size, expected in (((48, 24), False), ((64, 32), True)):
+        chosen = [f"model.height={size[0]}", f"model.width={size[1]}", "data.kind=manifest"]
+        prepare.prepare(make_config(*chosen, root=tmp_path), lambda inputs, modality: [])
+        assert (words in caplog.text) is expected
 
 
 def test_training_gets_the_same_rows_and_pixels_from_tree_and_shards(
@@ -222,6 +238,75 @@ def test_a_second_run_writes_only_what_is_missing(
     assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 1
     assert without_ray == [0, 1, 2, 1]
     assert manifest.read(tmp_path).test == sysu.read(identities).test
+
+
+def test_a_second_run_writes_again_what_has_changed_since(
+    without_ray: list[int], identities: Path, tmp_path: Path
+) -> None:
+    tree, out = Path(shutil.copytree(identities, tmp_path / "tree")), tmp_path / "packed"
+    convert("sysu", tree, str(out), images_per_shard=30)
+    image = images_of(sysu.read(tree))[35]
+    content = (tree / images_of(sysu.read(tree))[0]).read_bytes()
+    (tree / image).write_bytes(content)
+    assert convert("sysu", tree, str(out), images_per_shard=30).num_written == 1
+    assert without_ray == [0, 1, 2, 1]
+    assert shards.read_bytes(out / image) == content
+    with pytest.raises(UserError, match=r"another conversion \(root: \S*tree -> \S*sysu\)"):
+        convert("sysu", identities, str(out), images_per_shard=30)
+
+
+def rows_of_queries(folder: Path, name: str) -> Path:
+    """Visible queries against an infrared gallery, named by `name` with {} for a file."""
+    lines = ["image,modality,pid,camera,split"]
+    for i, (modality, split) in enumerate(
+        [("visible", "query"), ("infrared", "gallery"), ("visible", "val"), ("infrared", "val")]
+    ):
+        Image.new("RGB", (8, 16), (40 * i, 0, 0)).save(folder / f"{i}.png")
+        lines.append(f"{name.format(folder / f'{i}.png')},{modality},{i // 2},{i},{split}")
+    (folder / "set").mkdir()
+    (folder / "set" / "manifest.csv").write_text("\n".join(lines))
+    return folder / "set"
+
+
+@pytest.mark.parametrize("name", ["{}", "file://{}"])
+def test_rows_of_a_manifest_keep_their_roles_and_images_from_elsewhere_are_packed(
+    without_ray: list[int], tmp_path: Path, name: str
+) -> None:
+    root, out = rows_of_queries(tmp_path, name), tmp_path / "packed"
+    trusted = Trusted((tmp_path,))
+    convert("manifest", root, str(out), trusted=trusted)
+    before, after = manifest.read(root), manifest.read(out)
+    for split in ("val", "test"):
+        own, packed = (getattr(dataset, split).samples for dataset in (before, after))
+        assert [s.modality for s in own] == [s.modality for s in packed] == ["visible", "infrared"]
+        assert [s.pid for s in own] == [s.pid for s in packed]
+    contents = {i: (tmp_path / f"{i}.png").read_bytes() for i in range(4)}
+    for i in contents:
+        (tmp_path / f"{i}.png").unlink()
+    assert [shards.read_bytes(out / image) for image in images_of(after)] == [
+        contents[sample.camera] for s in SPLITS for sample in getattr(after, s).samples
+    ]
+
+
+def test_rows_that_were_corrected_are_listed_again(without_ray: list[int], tmp_path: Path) -> None:
+    root, out = rows_of_queries(tmp_path, "{}"), tmp_path / "packed"
+    convert("manifest", root, str(out), trusted=Trusted((tmp_path,)))
+    table = root / "manifest.csv"
+    table.write_text(table.read_text().replace("infrared,0,1,", "infrared,7,1,"))
+    assert convert("manifest", root, str(out), trusted=Trusted((tmp_path,))).num_written == 0
+    assert [sample.pid for sample in manifest.read(out).test.samples] == [0, 7]
+
+
+def test_bytes_of_a_parquet_manifest_are_packed(without_ray: list[int], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 16)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    table = {"bytes": [content] * 2, "modality": ["visible", "infrared"], "pid": [1, 1]}
+    pq.write_table(pa.table(table), tmp_path / "set.parquet")
+    convert("manifest", tmp_path / "set.parquet", str(tmp_path / "out"))
+    for image in images_of(manifest.read(tmp_path / "out")):
+        assert shards.read_bytes(tmp_path / "out" / image) == content
+    with pytest.raises(OSError, match="No column bytes"):
+        shards.read_bytes(tmp_path / "out" / "manifest.parquet#0")
 
 
 def test_another_conversion_is_not_mixed_in(

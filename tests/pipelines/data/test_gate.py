@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.config.run import RunConfig
-from pipelines.data import gate
+from pipelines.data import gate, prepare
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.errors import UserError
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
@@ -114,6 +114,26 @@ def test_selection_by_identities_that_cannot_be_judged_is_refused(
     )
     config = make_config("data.kind=folder", "data.fit=train", "evaluation.select=val", root=root)
     with pytest.raises(UserError, match=r"evaluation\.select=val: of the validation split none of"):
+        gate.check(config, tmp_path / "run")
+
+
+def test_sentences_train_in_pairs_and_may_ask_without_an_image(
+    make_config: Make, tmp_path: Path
+) -> None:
+    lines = ["image,modality,pid,caption,split"]
+    lines += [f"{i}.png,visible,{i},a red coat,train" for i in range(3)]
+    lines += ["9.png,visible,9,,gallery", ",text,9,a man in blue,query"]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    chosen = "method=cpcl", "data.kind=manifest"
+    config = make_config(*chosen, root=tmp_path)
+    dataset = prepare.read(config)
+    gate.check(config, tmp_path / "run")
+    asked, learned = (prepare.inputs_of(s, tmp_path, config) for s in (dataset.test, dataset.train))
+    assert asked.num_rows(Modality.TEXT) == 1
+    assert asked.owners is None
+    assert learned.owners.tolist() == [0, 1, 2]
+    (tmp_path / "manifest.csv").write_text("\n".join([*lines, "8.png,text,8,a hat,train"]))
+    with pytest.raises(UserError, match=r"1 training captions describe no training image, as 8"):
         gate.check(config, tmp_path / "run")
 
 

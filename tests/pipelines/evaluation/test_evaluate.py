@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from pipelines import cli
 from pipelines.config.run import RunConfig
 from pipelines.data.inputs import Inputs
+from pipelines.data.sample_list import rows_of
 from pipelines.errors import UserError
 from pipelines.evaluation import checkpoint as measuring
 from pipelines.evaluation.encoder import LoadedEncoder
@@ -172,6 +174,7 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
     """`open_encoder` finds `Halves`; the list receives the number of images of every read."""
     result = opened(make_config())
     monkeypatch.setattr(measuring, "open_encoder", lambda path: result)
+    monkeypatch.setattr(measuring, "rows_of_checkpoint", lambda path: [])
     reads: list[int] = []
     read = Inputs.read
 
@@ -226,3 +229,50 @@ def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_
         assert images in (set(result.details[f"{side}_images"]) for side in ("query", "gallery"))
     with pytest.raises(UserError, match="--trial 9: folder has no divisions"):
         measuring.evaluate_checkpoint(tmp_path, kind="folder", trial=9)
+
+
+def test_images_that_were_trained_on_are_not_measured(
+    loaded: list[int],
+    make_config: Callable[..., RunConfig],
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another division of RegDB, or validation identities that were trained on too."""
+    synthetic.write(tmp_path, num_identities=4, seed=1, layout="regdb", height=32)
+    config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
+    trained = {"regdb": regdb.read(tmp_path, trial=5).train, "sysu": sysu.read(tree).val}
+    monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
+    monkeypatch.setattr(measuring, "rows_of_checkpoint", lambda path: rows_of(trained["regdb"]))
+    with pytest.raises(UserError, match=r"measured rows, as \S*Thermal\S*, are rows that this run"):
+        measuring.evaluate_checkpoint(tmp_path, trial=9)
+    measuring.evaluate_checkpoint(tmp_path)
+    monkeypatch.setattr(measuring, "rows_of_checkpoint", lambda path: rows_of(trained["sysu"]))
+    assert not caplog.records
+    measuring.evaluate_checkpoint(tmp_path, kind="sysu", root=tree, split="val")
+    assert "are called as rows that this run was trained on" in caplog.text, (
+        "it may be another tree"
+    )
+
+
+def test_images_that_cannot_be_read_are_left_out_as_in_training(
+    loaded: list[int],
+    make_config: Callable[..., RunConfig],
+    tree: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = Path(shutil.copytree(tree, tmp_path / "tree"))
+    victim = sysu.read(root).test.samples[3].image
+    (root / victim).write_bytes(b"none")
+    config = make_config("data.max_unreadable=0.5", root=root)
+    monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
+    result = measuring.evaluate_checkpoint(tmp_path)
+    assert f"left out: {root / victim}" in caplog.text
+    assert all(np.isfinite(list(result.headline.values())))
+    config = make_config("data.max_unreadable=0", root=root)
+    monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
+    with pytest.raises(UserError, match="1 images cannot be read"):
+        measuring.evaluate_checkpoint(tmp_path)
