@@ -24,6 +24,7 @@ def save_run(
     *,
     stage: str = "align",
     module: dict[str, torch.Tensor] | None = None,
+    kind: str = "sysu",
     trial: int = 1,
     model: str = backbones.SMALL,
     fit: str = "train",
@@ -34,13 +35,13 @@ def save_run(
         run_dir: made if need be.
         stage: that the checkpoint was written in.
         module: what it holds instead of an encoder.
-        trial: that it was trained on.
+        kind, trial: of what it claims to be trained on.
         model: whose bundled weights they are.
         fit: the splits that it claims to be trained on.
     """
     config = configuration.validate(
         {
-            "data": {"root": str(run_dir / "data"), "trial": trial, "fit": fit},
+            "data": {"kind": kind, "root": str(run_dir / "data"), "trial": trial, "fit": fit},
             "model": {"name": model, "pretrained": "bundled", "height": 64, "width": 32},
         },
         source="test",

@@ -101,7 +101,7 @@ def test_vectors_are_those_of_the_encoder(
 def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
     tmp_path: Path, in_process: list[str]
 ) -> None:
-    root, run_dir = tmp_path / "regdb", save_run(tmp_path / "run", trial=5)
+    root, run_dir = tmp_path / "regdb", save_run(tmp_path / "run", kind="regdb", trial=5)
     synthetic.write(root, num_identities=4, seed=1, layout="regdb", height=32)
     for given, trial in ((None, 5), (9, 9)):
         embed(run_dir, Source(root, "regdb", trial=given), tmp_path / str(trial))
