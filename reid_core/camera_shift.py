@@ -10,6 +10,8 @@ import numpy as np
 
 _LEAST_ROWS = 32
 _LEAST_SPREAD = 1e-3
+_NONE = np.zeros(1), np.ones(1)
+_BLOCK = 4096  # rows that are held in float64 at a time
 
 
 def without_cameras(features: np.ndarray, cameras: np.ndarray, *, scaling: float) -> np.ndarray:
@@ -34,16 +36,26 @@ def without_cameras(features: np.ndarray, cameras: np.ndarray, *, scaling: float
     """
     if cameras.shape != (len(features),):
         raise ValueError(f"cameras have shape {cameras.shape} for {len(features)} rows")
-    shifted = np.array(features, dtype=np.float64)
-    of_all = _statistics(shifted) if len(shifted) else (0.0, 1.0)
-    for camera in np.unique(cameras):
-        rows = cameras == camera
-        mean, spread = _statistics(shifted[rows]) if rows.sum() >= _LEAST_ROWS else of_all
-        shifted[rows] = (shifted[rows] - mean) / spread**scaling
-    lengths = np.linalg.norm(shifted, axis=1, keepdims=True)
-    shifted = np.where(lengths > _LEAST_SPREAD, shifted / np.maximum(lengths, 1e-12), features)
-    return shifted.astype(np.float32)
+    result = np.array(features, dtype=np.float32)
+    rows_of = [np.flatnonzero(cameras == camera) for camera in np.unique(cameras)]
+    few = any(len(rows) < _LEAST_ROWS for rows in rows_of)
+    of_all = _statistics(features, np.arange(len(features))) if few else _NONE
+    for rows in rows_of:
+        mean, spread = of_all if len(rows) < _LEAST_ROWS else _statistics(features, rows)
+        for block in _blocks(rows):
+            shifted = (features[block].astype(np.float64) - mean) / spread**scaling
+            lengths = np.linalg.norm(shifted, axis=1, keepdims=True)
+            shifted /= np.maximum(lengths, 1e-12)
+            result[block] = np.where(lengths > _LEAST_SPREAD, shifted, features[block])
+    return result
 
 
-def _statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return rows.mean(axis=0), rows.std(axis=0) + _LEAST_SPREAD
+def _statistics(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of some rows, in float64 without a copy of all of them."""
+    mean = sum(features[block].sum(axis=0, dtype=np.float64) for block in _blocks(rows)) / len(rows)
+    squares = sum(np.square(features[block] - mean).sum(axis=0) for block in _blocks(rows))
+    return mean, np.sqrt(squares / len(rows)) + _LEAST_SPREAD
+
+
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+    return [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]

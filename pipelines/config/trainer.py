@@ -13,7 +13,8 @@ class TrainerConfig(Section):
     """How the work is spread.
 
     Attributes:
-        num_workers: processes that train together; one per GPU. Results do not depend on it.
+        num_workers: processes that train together; one per GPU. Results do not depend on it,
+            but for `model.drop_path`, which each draws by itself.
         min_workers: go on with fewer, down to this many, while nodes are missing, and with more
             again when they are back; null waits for all.
         use_gpu: null takes GPUs when the cluster has them.

@@ -20,6 +20,7 @@ from pipelines.config.run import RunConfig
 from pipelines.config.trainer import TrainerConfig
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
+from pipelines.data.sample_list import restore, rows_of_checkpoint
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
@@ -69,9 +70,16 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     inputs = METHODS[config.method].inputs
     if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
+    if config.evaluation.select and (reason := why_unmeasured(dataset.kind, measured, inputs)):
+        raise UserError(
+            f"evaluation.select=val needs scores beside the selection, and of the "
+            f"{config.evaluation.split} split {reason}: set evaluation.split=val too"
+        )
     start_from, begun = checkpoint.finished_stage(config), runlog.has_checkpoint(run_dir)
     if start_from is not None and not begun:
         checkpoint.require_epochs_after(start_from, config)
+        if rows := rows_of_checkpoint(start_from):
+            restore(train, rows)
     model_bytes = check_weights(config, begun=begun)
     check_disk(config, _existing(run_dir), model_bytes)
     return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
@@ -206,6 +214,11 @@ def check_settings(config: RunConfig) -> None:
             "trainer.strict=true cannot repeat for another number of workers: set one of them to 0"
         )
     _check_texts(config)
+    if config.start_from is not None and config.data.trial == "all":
+        raise UserError(
+            f"start_from={config.start_from} is of one division, and data.trial=all trains ten: "
+            "choose its trial"
+        )
     uses_val = config.evaluation.split == "val" or config.evaluation.select == "val"
     if uses_val and config.data.fit != "train":
         raise UserError(

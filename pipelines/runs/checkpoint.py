@@ -172,10 +172,19 @@ def finished_stage(config: RunConfig) -> Path | None:
     state = load(folder)
     given = config_of(state, folder)
     method = METHODS[config.method]
+    # with what is handed on in rows and classes of the training images
+    settings = {*method.of_weights, "labels"}
+    data, evaluation = {"kind", "trial", "fit"}, {"split"}
     before, now = (
         one.model_dump(
             mode="json",
-            include={"method": True, "model": True, method.name: set(method.of_weights)},
+            include={
+                "method": True,
+                "model": True,
+                "data": data,
+                "evaluation": evaluation,
+                method.name: settings,
+            },
         )
         for one in (given, config)
     )
@@ -184,7 +193,31 @@ def finished_stage(config: RunConfig) -> Path | None:
             f"start_from={config.start_from} was trained with other settings than this run; they "
             "must agree:\n  " + "\n  ".join(changed)
         )
+    _require_finished(state, given, config)
     return folder
+
+
+def _require_finished(state: State, given: RunConfig, config: RunConfig) -> None:
+    """Refuse what is no end of a stage of the run.
+
+    Raises:
+        UserError: it is the middle of one, or of a stage that the run does not have.
+    """
+    progress, stages = state.get("progress"), METHODS[config.method].stages(config.settings)
+    if not progress:
+        return
+    stage, epoch = progress["stage"], progress["epoch"]
+    if stage not in stages:
+        raise UserError(
+            f"start_from={config.start_from} is the end of stage {stage!r}, which this run does "
+            f"not have ({', '.join(stages)}): name an earlier one"
+        )
+    epochs: int = getattr(given.settings, stage).epochs
+    if state.get("within") or epoch + 1 < epochs:
+        raise UserError(
+            f"start_from={config.start_from} is epoch {epoch + 1} of {epochs} of stage {stage!r}: "
+            "go on with that run, or name a finished stage, as in its folder stages"
+        )
 
 
 def require_epochs_after(folder: Path, config: RunConfig) -> None:

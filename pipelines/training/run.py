@@ -17,7 +17,7 @@ from pathlib import Path
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.data.prepare import FindBroken, Prepared, prepare
-from pipelines.data.sample_list import recall, remember
+from pipelines.data.sample_list import Row, recall, remember, rows_of_checkpoint
 from pipelines.errors import Terminated
 from pipelines.runs import ending, runlog, warned
 from pipelines.runs.epoch_lines import follow
@@ -73,10 +73,11 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
         runlog.claim(run_dir, config, command)
         # 3. The machines; before they read an image, what they could never do is refused.
         with backend.machines(config, run_dir):
-            # 4. The rows: those that the run began with, or else all that can be read, which are
-            #    written down before training numbers them.
+            # 4. The rows: those that the run, or the stage that it starts from, began with, or else
+            #    all that can be read, which are written down before training numbers them.
             begun = recall(run_dir)
-            prepared = prepare(config, backend.find_broken, begun=begun)
+            rows = _rows_before(config) if begun is None else begun
+            prepared = prepare(config, backend.find_broken, begun=rows)
             if begun is None:
                 remember(run_dir, prepared.train)
             # 5. Training, from the newest whole checkpoint on (`runs.recovery`).
@@ -102,6 +103,11 @@ def calibrate(config: RunConfig, run_dir: Path, backend: Backend) -> None:
             said,
             run_dir,
         )
+
+
+def _rows_before(config: RunConfig) -> list[Row] | None:
+    """The rows that a stage which the run starts from was trained on; None where nothing tells."""
+    return None if config.start_from is None else rows_of_checkpoint(config.start_from) or None
 
 
 def _asked(signals: ending.Signals) -> bool:

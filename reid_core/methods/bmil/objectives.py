@@ -32,7 +32,7 @@ class ProxyTable:
     Attributes:
         of_label: per modality (J,) proxy of each joint label, -1 where it has none there.
         members: per modality, the proxies that it has.
-        shares: (J, P), even over the proxies of each label.
+        shares: (J,) of each of a label's proxies in what is drawn to the label: 1, or 1/2 of two.
     """
 
     of_label: dict[Modality, Tensor]
@@ -45,9 +45,8 @@ class ProxyTable:
         given = {m: arrays[f"proxies.{m}"] for m in INPUTS}
         of_label = {m: torch.tensor(x, device=device) for m, x in given.items()}
         members = {m: torch.tensor(x[x != OUTLIER], device=device) for m, x in given.items()}
-        labels = torch.tensor(arrays["proxy_labels"], device=device)
-        same = torch.arange(len(of_label[INPUTS[0]]), device=device)[:, None] == labels[None, :]
-        return ProxyTable(of_label, members, same / same.sum(dim=1, keepdim=True).clamp(min=1))
+        counts = torch.stack([proxy != OUTLIER for proxy in of_label.values()]).sum(dim=0)
+        return ProxyTable(of_label, members, 1 / counts.clamp(min=1))
 
     def of_rows(self, modality: Modality, labels: Tensor) -> Tensor:
         """(B,) proxies that rows of a modality move; -1 stays."""
@@ -56,7 +55,27 @@ class ProxyTable:
 
     def targets(self, labels: Tensor) -> Tensor:
         """(B, P) targets of rows with hard labels; zeros for -1."""
-        return self.shares[labels.clamp(min=0)] * (labels != OUTLIER)[:, None]
+        known = labels.clamp(min=0)
+        # a place behind the last takes what no proxy does
+        targets = self.shares.new_zeros(len(labels), self.num_proxies + 1)
+        for of_label in self.of_label.values():
+            proxies = torch.where(labels == OUTLIER, OUTLIER, of_label[known]) % targets.shape[1]
+            targets.scatter_(1, proxies[:, None], self.shares[known][:, None])
+        return targets[:, :-1]
+
+    def spread(self, of_labels: Tensor) -> Tensor:
+        """(B, J) targets over joint labels to (B, P): a label's proxies share its part."""
+        targets = of_labels.new_zeros(len(of_labels), self.num_proxies)
+        shared = of_labels * self.shares.to(of_labels.dtype)
+        for of_label in self.of_label.values():
+            has = of_label != OUTLIER
+            targets[:, of_label[has]] = shared[:, has]
+        return targets
+
+    @property
+    def num_proxies(self) -> int:
+        """P."""
+        return sum(len(members) for members in self.members.values())
 
 
 def separate_terms(
@@ -148,7 +167,7 @@ def joint_terms(
         if voted is not None:
             # a vote for a label is one for all of its proxies alike
             of_labels = voted.targets(of_rows, y, len(proxies.shares), config.refine)
-            targets = of_labels.to(proxies.shares.dtype) @ proxies.shares
+            targets = proxies.spread(of_labels.to(proxies.shares.dtype))
             weights = voted.weights[of_rows] if config.refine.weights else None
         differentiated = memory
         if config.memory.gradient == "as_published" and m == Modality.INFRARED:

@@ -109,7 +109,7 @@ class Stage(Section):
         batches_per_epoch: of each kind of label.
         optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
-        weight_decay: of all parameters.
+        weight_decay: of all parameters; adamw's of matrices alone.
         schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
         warmup_epochs: in which the rate rises from a hundredth; steps only.
         milestones: epochs at which the rate falls to a tenth; steps only.
@@ -146,6 +146,17 @@ class JointStage(Stage):
     separate_steps: bool = True
 
 
+class PublishedViews(Views):
+    """Views of training images; the public code's are the default.
+
+    Attributes:
+        visible, channels, jitter, infrared_jitter: see `Views`.
+    """
+
+    visible: Literal[1, 2] = 2
+    jitter: float = Field(0.5, ge=0, le=0.5)
+
+
 class Config(Section):
     """Everything BMIL can be told.
 
@@ -167,7 +178,7 @@ class Config(Section):
     memory: Memory = Memory()
     sampling: Sampling = Sampling()
     flip: bool = True
-    views: Views = Views(visible=2, jitter=0.5)
+    views: PublishedViews = PublishedViews()
     refine: Refinement = Refinement()
     teacher: float = Field(0.0, ge=0, lt=1)
     intra: Stage = Stage()

@@ -156,7 +156,7 @@ class ImageStage(Section):
         optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
         betas: shares of the old moments in a step; not with sgd.
-        weight_decay: of all parameters.
+        weight_decay: of all parameters; adamw's of matrices alone.
         bias_lr_factor: times the rate for biases; adam only.
         schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0; ours is
             "coupled": the full rate until `coupled_share` of the coupled epochs, then a tenth.
@@ -238,12 +238,12 @@ class Config(Section):
                 "matching.exclusion is of contradictory proposals: choose "
                 "matching.method=consistent or proposed"
             )
-        for name, off in (("guard", 0), ("whitened", "never")):
+        for name, off in (("guard", 0), ("whitened", "never"), ("camera_scaling", None)):
             value = getattr(self.matching, name)
             if self.swap.when == "step" and value != off:
                 raise ValueError(
                     f"matching.{name}={value} is of the pairs between epochs, and swap.when=step "
-                    f"matches in steps: choose another swap.when, or matching.{name}={off}"
+                    "matches in steps: choose another swap.when, or leave it out"
                 )
         if self.matching.whitened != "never" and self.matching.method in _OF_ROWS:
             raise ValueError(
@@ -317,10 +317,23 @@ def check(config: Config) -> list[str]:
             f"cclnet.matching.method={config.matching.method} compares images, which are not "
             "centered: choose a method that compares prototypes, or matching.centered=false"
         )
+    start, result, refine = config.swap.start_epoch, [], config.refine
+    if refine.cross > 0 and not refine.on:
+        result.append(
+            f"cclnet.refine.cross={refine.cross:g}: nothing confirms these pairs without "
+            "cclnet.refine.labels=voted or cclnet.refine.weights=true: all count alike"
+        )
+    if refine.cross_updates and not refine.cross:
+        result.append("cclnet.refine.cross_updates: no effect with cclnet.refine.cross=0")
+    is_coupled = is_ever_coupled(config) and config.labels != "identities"
+    if config.matching.exclusion and not is_coupled:
+        result.append(
+            f"cclnet.matching.exclusion={config.matching.exclusion:g}: no effect, since no "
+            "clusters are matched"
+        )
     # given identities are coupled from the start
-    if not is_ever_coupled(config) or config.labels == "identities":
-        return []
-    start, result = config.swap.start_epoch, []
+    if not is_coupled:
+        return result
     for name in stages(config):
         epochs = getattr(config, name).epochs
         if name != "prompts" and start >= epochs:

@@ -55,7 +55,7 @@ class ImageStage(Section):
         batches_per_epoch: steps of an epoch; None for max(n) // (identities x instances) + 1.
         optimizer: "adam", "adamw" with decoupled weight decay, or "sgd" with momentum 0.9.
         lr: highest learning rate.
-        weight_decay: of all parameters.
+        weight_decay: of all parameters; adamw's of matrices alone.
         head_lr_factor: times the rate for GeM's exponent, both necks and both classifiers; adam
             only.
         schedule: "steps" after a warm-up, or a "cosine" from the first epoch to 0.
@@ -204,4 +204,12 @@ def check(config: Config) -> list[str]:
         result.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
     if config.profile == "reference" and config.stem_relu == "all":
         result.append("csdn.stem_relu=all: the released weights were trained with the last alone")
+    chosen = {**PROFILES[config.profile], **VARIANTS[config.variant]}
+    other = {key: getattr(config, key) for key, value in chosen.items()}
+    if other := {key: value for key, value in other.items() if value != chosen[key]}:
+        result.append(
+            f"csdn.profile={config.profile}, csdn.variant={config.variant}: "
+            f"{', '.join(f'{key}={value}' for key, value in other.items())} are set apart from it; "
+            "a configuration that a run has written names every key"
+        )
     return result

@@ -240,6 +240,14 @@ def proxies_of() -> tuple[objectives.ProxyTable, HybridMemory]:
     return objectives.ProxyTable.of(arrays, torch.device("cpu")), memory
 
 
+def test_targets_are_even_over_the_proxies_of_a_label_and_so_are_votes() -> None:
+    proxies, _ = proxies_of()
+    targets = proxies.targets(torch.tensor([0, -1, 2]))
+    assert targets.tolist() == [[0.5, 0.5, 0, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
+    spread = proxies.spread(torch.tensor([[0.5, 0.25, 0.25]]))
+    assert spread.tolist() == [[0.25, 0.25, 0.125, 0.125, 0.25]]
+
+
 def joint_total(config: Config, x, labels, memory, proxies) -> Tensor:
     terms = objectives.joint_terms(
         config, x, labels, memory, proxies, rows=labels, votes=dict.fromkeys(INPUTS),
@@ -257,7 +265,7 @@ def test_gradient_of_the_joint_loss_is_of_the_banks_before_the_update() -> None:
         expected = torch.zeros_like(units)
         for bank in (memory.mean, memory.hard):
             softmax = functional.softmax(units @ bank.T / 0.05, dim=1)
-            target = proxies.shares[labels[m]].double()
+            target = proxies.targets(labels[m]).double()
             expected += 0.25 / 6 * (softmax - target) @ bank / 0.05
         torch.testing.assert_close(x[m].grad[:, 0], expected, rtol=1e-5, atol=1e-7)
 
@@ -279,7 +287,7 @@ def test_the_published_gradient_has_the_same_loss_and_moved_banks_for_infrared()
     units, expected = clean[R].detach()[:, 0], torch.zeros(4, 16, dtype=torch.float64)
     for name in ("mean", "hard"):
         softmax = functional.softmax(units @ getattr(memory, name).T / 0.05, dim=1)
-        target = proxies.shares[labels[R]].double()
+        target = proxies.targets(labels[R]).double()
         expected += 0.25 / 4 * (softmax - target) @ getattr(moved, name) / 0.05
     torch.testing.assert_close(published[R].grad[:, 0], expected, rtol=1e-5, atol=1e-7)
     assert (clean[R].grad - published[R].grad).norm() > 0.1 * clean[R].grad.norm()

@@ -14,12 +14,14 @@ import torch
 
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
+from pipelines.data.sample_list import remember
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import driver, group
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress, is_over
 from pipelines.training.summary import finish
+from reid_core.types import Modality, Sample, Split
 
 Make = Callable[..., RunConfig]
 SCORES = {"rank1": 50.0, "mAP": 40.0}
@@ -89,6 +91,30 @@ def test_a_summary_needs_no_rank_lists(make_config: Make, tmp_path: Path) -> Non
     written = json.loads((tmp_path / runlog.SUMMARY).read_text())
     assert written["rows"]["final"] == SCORES
     assert not (tmp_path / "evaluation").exists()
+
+
+def test_a_start_is_the_end_of_a_stage_that_the_run_has(make_config: Make, tmp_path: Path) -> None:
+    longer = make_config("cclnet.prepare.epochs=3")
+    keep(tmp_path / "half", longer, stage="prepare")
+    with pytest.raises(UserError, match=r"is epoch 1 of 3 of stage 'prepare': go on with that run"):
+        gate.check(make_config(f"start_from={tmp_path / 'half'}"), tmp_path / "run")
+    keep(tmp_path / "prompts", make_config(), stage="prompts")
+    start = f"start_from={tmp_path / 'prompts'}"
+    with pytest.raises(UserError, match=r"end of stage 'prompts', which this run does not have"):
+        gate.check(make_config(start, "cclnet.image_to_text=0"), tmp_path / "run")
+
+
+def test_a_start_counts_the_rows_and_labels_of_its_own_data(
+    make_config: Make, tmp_path: Path
+) -> None:
+    keep(tmp_path / "stages" / "prompts", make_config(), stage="prompts")
+    start = f"start_from={tmp_path / 'stages' / 'prompts'}"
+    for changed in ("data.fit=train", "cclnet.labels=identities"):
+        with pytest.raises(UserError, match=rf"(?s)must agree:\n  {changed.split('=')[0]}"):
+            gate.check(make_config(start, changed), tmp_path / "run")
+    remember(tmp_path, Split((Sample("cam1/of/another.jpg", Modality.VISIBLE, 1),)))
+    with pytest.raises(UserError, match=r"began with 1 training rows.*1 are gone: cam1/of/another"):
+        gate.check(make_config(start), tmp_path / "run")
 
 
 def test_a_start_after_which_no_epoch_is_left_is_refused(make_config: Make, tmp_path: Path) -> None:
