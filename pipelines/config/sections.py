@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -104,11 +105,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _has_trials(self) -> DataConfig:
-        if self.trial != 1 and not LAYOUTS[self.kind].has_trials:
-            raise ValueError(
-                f"trial={self.trial} is for data.kind=regdb: {self.kind} has no divisions; a "
-                "packed RegDB holds the one that `crossreid data convert --trial` chose"
-            )
+        if self.trial == "all" and not LAYOUTS[self.kind].has_trials:
+            raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
         return self
 
 
@@ -154,7 +152,7 @@ class ModelConfig(Section):
     @classmethod
     def _absolute(cls, pretrained: str | None) -> str | None:
         """A file's path: workers, and later commands, have working directories of their own."""
-        path = Path(pretrained or "").expanduser()
+        path = Path(os.path.expanduser(pretrained or ""))  # which raises nothing
         is_path = bool(path.suffix) or len(path.parts) > 1  # a tag is neither
         return str(path.absolute()) if is_path and path.is_file() else pretrained
 

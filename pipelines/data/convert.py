@@ -144,6 +144,7 @@ class _Target:
                 f"cannot write to {self.location}: {said.partition('. Detail')[0]}; choose another "
                 "folder, or see whose it is"
             ) from error
+        remaining = {"root": plan["root"], "parts": [], **remaining}  # of an older version
         before, now = (
             {k: x for k, x in one.items() if k not in _MOVES} for one in (remaining, plan)
         )
@@ -153,7 +154,8 @@ class _Target:
                 "remove that one"
             )
         if remaining != plan:
-            stale = [i for i, x in enumerate(plan["parts"]) if x != remaining["parts"][i]]
+            known = dict(enumerate(remaining["parts"]))
+            stale = [i for i, x in enumerate(plan["parts"]) if x != known.get(i)]
             log.warning(
                 "%s: the data set has changed since: its rows are listed, %d shards written again",
                 self.location,
@@ -341,6 +343,7 @@ def _write_lists(
     if expected.is_file():
         target.write(expected.name, expected.read_bytes())
     rows = [{**row, "image": _packed(row["image"])} for row in _rows(dataset)]
+    size = size or (dataset.size and "x".join(map(str, dataset.size)))
     notes = {KIND_KEY: dataset.kind} | ({SIZE_KEY: size} if size else {})
     target.write_table(MANIFEST, pa.Table.from_pylist(rows).replace_schema_metadata(notes))
 

@@ -75,8 +75,9 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
             f"evaluation.select=val needs scores beside the selection, and of the "
             f"{config.evaluation.split} split {reason}: set evaluation.split=val too"
         )
-    start_from, begun = checkpoint.finished_stage(config), runlog.has_checkpoint(run_dir)
-    if start_from is not None and not begun:
+    begun = runlog.has_checkpoint(run_dir)
+    start_from = None if begun else checkpoint.finished_stage(config)
+    if start_from is not None:
         checkpoint.require_epochs_after(start_from, config)
         if rows := rows_of_checkpoint(start_from):
             restore(train, rows)
@@ -214,6 +215,11 @@ def check_settings(config: RunConfig) -> None:
             "trainer.strict=true cannot repeat for another number of workers: set one of them to 0"
         )
     _check_texts(config)
+    if config.data.trial != 1 and not LAYOUTS[config.data.kind].has_trials:
+        raise UserError(
+            f"data.trial={config.data.trial} is for data.kind=regdb: {config.data.kind} has no "
+            "divisions; a packed RegDB holds the one that `crossreid data convert --trial` chose"
+        )
     if config.start_from is not None and config.data.trial == "all":
         raise UserError(
             f"start_from={config.start_from} is of one division, and data.trial=all trains ten: "

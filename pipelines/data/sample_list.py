@@ -19,6 +19,7 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
 from pipelines.storage.files import replace_file
+from reid_core.datasets.manifest_rows import slashed
 from reid_core.types import Split
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def rows_of_checkpoint(path: Path) -> list[Row]:
 def _read(path: Path) -> list[Row]:
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
-        return [(modality, image) for modality, image in content]
+        return [(modality, slashed(image)) for modality, image in content]
     except (gzip.BadGzipFile, zlib.error, EOFError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}), and its checkpoints count those rows: restore it from a "

@@ -94,15 +94,12 @@ def _of_data(
 ) -> RunConfig:
     """The run's configuration with the data set that is measured."""
     tree = config.model_dump(mode="json")
-    has_trials = kind in LAYOUTS and LAYOUTS[kind].has_trials
-    if kind is not None and not has_trials:
-        tree["data"]["trial"] = 1
-    given = {"kind": kind, "root": root}
+    given = {"kind": kind, "root": root, "trial": trial}
     tree["data"] |= {key: value for key, value in given.items() if value is not None}
-    if trial is not None and not LAYOUTS[tree["data"]["kind"]].has_trials:
-        raise UserError(f"--trial {trial}: {tree['data']['kind']} has no divisions, RegDB has")
-    tree["data"]["trial"] = trial or tree["data"]["trial"]
-    return configuration.validate(tree, source=str(path))
+    config = configuration.validate(tree, source=str(path))
+    if trial is not None and not LAYOUTS[config.data.kind].has_trials:
+        raise UserError(f"--trial {trial}: {config.data.kind} has no divisions, RegDB has")
+    return config
 
 
 def _refuse_trained(path: Path, split: Split, trained: RunConfig, config: RunConfig) -> None:

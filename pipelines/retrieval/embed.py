@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 _SHOWN_EVERY_S = 2.0
 _SURVEYS = 5  # of a source that changes meanwhile
 _LISTS = 1  # CPU cores of the task that lists the source
-_STARTS_S = 300  # that actors may take to be there: Ray would wait for ever, without a word
 _CPUS_PER_ACTOR = 4  # beyond that the convolutions of one small batch do not get faster
 
 
@@ -281,7 +280,6 @@ def _run(
     parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)
     # Ray Data would join small rows to large blocks, and one actor would get them all.
     parts_stream.context.target_max_block_size = 1
-    parts_stream.context.wait_for_min_actors_s = _STARTS_S
     results = parts_stream.map_batches(
         Embedder,
         fn_constructor_args=(work, threads, where.device),
@@ -290,13 +288,7 @@ def _run(
         num_gpus=where.gpu_share,
         num_cpus=1,
     )
-    try:
-        yield from results.iter_rows()
-    except ray.exceptions.GetTimeoutError as error:
-        raise UserError(
-            f"{num_actors} encoders did not start within {_STARTS_S} s: somebody took what was "
-            "free when it was looked for (`ray status`). The same command goes on from here"
-        ) from error
+    yield from results.iter_rows()
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,8 @@ class Source:
         try:
             listed = manifest_rows.rows(self.path, modality=self.modality, times=self.times)
             for row in listed:
+                if row.again:  # another sentence about an image that is listed
+                    continue
                 if row.image:
                     self.trusted.require(self.root, [row.image], follow_links=False)
                 yield next(row.samples(_tracklet(row.tracklet)))

@@ -72,8 +72,8 @@ def folder_for_ray(config: RunConfig, run_dir: Path) -> Path | None:
     Raises:
         UserError: `start_from` of the configuration names no checkpoint that fits it.
     """
-    finished = checkpoint.finished_stage(config)
-    return tidy(run_dir) or finished
+    own = tidy(run_dir)
+    return own if own or (run_dir / RECORD).exists() else checkpoint.finished_stage(config)
 
 
 def start_from(config: RunConfig, run_dir: Path) -> State | None:
@@ -82,11 +82,10 @@ def start_from(config: RunConfig, run_dir: Path) -> State | None:
     Raises:
         UserError: `start_from` of the configuration names no checkpoint that fits it.
     """
-    folder = checkpoint.finished_stage(config)
     tidy(run_dir)
     (run_dir / RECORD).unlink(missing_ok=True)  # Ray's list would not hold those of one process
-    if any(run_dir.glob("checkpoint_*")):
-        folder = checkpoint.find(run_dir)
+    begun = any(run_dir.glob("checkpoint_*"))
+    folder = checkpoint.find(run_dir) if begun else checkpoint.finished_stage(config)
     if folder is None:
         return None
     return checkpoint.load_to_go_on_from(folder / checkpoint.STATE)

@@ -276,7 +276,7 @@ def _parse(
     return Row(
         number,
         split,
-        _slashed(image),
+        slashed(image),
         modality,
         whole_number(cells.get("pid"), "pid", where),
         whole_number(cells.get("camera"), "camera", where),
@@ -286,7 +286,7 @@ def _parse(
     )
 
 
-def _slashed(image: str) -> str:
+def slashed(image: str) -> str:
     """A path as it is spelled everywhere: one slash between names, no "./"; a URI as it is."""
     image = image.replace("\\", "/")
     if "://" in image:

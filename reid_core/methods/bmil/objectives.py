@@ -33,11 +33,13 @@ class ProxyTable:
         of_label: per modality (J,) proxy of each joint label, -1 where it has none there.
         members: per modality, the proxies that it has.
         shares: (J,) of each of a label's proxies in what is drawn to the label: 1, or 1/2 of two.
+        num_proxies: P.
     """
 
     of_label: dict[Modality, Tensor]
     members: dict[Modality, Tensor]
     shares: Tensor
+    num_proxies: int
 
     @staticmethod
     def of(arrays: Mapping[str, np.ndarray], device: torch.device) -> ProxyTable:
@@ -45,8 +47,9 @@ class ProxyTable:
         given = {m: arrays[f"proxies.{m}"] for m in INPUTS}
         of_label = {m: torch.tensor(x, device=device) for m, x in given.items()}
         members = {m: torch.tensor(x[x != OUTLIER], device=device) for m, x in given.items()}
-        counts = torch.stack([proxy != OUTLIER for proxy in of_label.values()]).sum(dim=0)
-        return ProxyTable(of_label, members, 1 / counts.clamp(min=1))
+        labels = torch.tensor(arrays["proxy_labels"], device=device)
+        counts = torch.bincount(labels, minlength=len(of_label[INPUTS[0]]))
+        return ProxyTable(of_label, members, 1 / counts.clamp(min=1), len(labels))
 
     def of_rows(self, modality: Modality, labels: Tensor) -> Tensor:
         """(B,) proxies that rows of a modality move; -1 stays."""
@@ -71,11 +74,6 @@ class ProxyTable:
             has = of_label != OUTLIER
             targets[:, of_label[has]] = shared[:, has]
         return targets
-
-    @property
-    def num_proxies(self) -> int:
-        """P."""
-        return sum(len(members) for members in self.members.values())
 
 
 def separate_terms(

@@ -238,7 +238,7 @@ class Config(Section):
                 "matching.exclusion is of contradictory proposals: choose "
                 "matching.method=consistent or proposed"
             )
-        for name, off in (("guard", 0), ("whitened", "never"), ("camera_scaling", None)):
+        for name, off in (("guard", 0), ("whitened", "never")):
             value = getattr(self.matching, name)
             if self.swap.when == "step" and value != off:
                 raise ValueError(
@@ -330,6 +330,11 @@ def check(config: Config) -> list[str]:
         result.append(
             f"cclnet.matching.exclusion={config.matching.exclusion:g}: no effect, since no "
             "clusters are matched"
+        )
+    if config.swap.when == "step" and config.matching.camera_scaling is not None:
+        raise ValueError(
+            f"cclnet.matching.camera_scaling={config.matching.camera_scaling:g} is of the pairs "
+            "between epochs, and swap.when=step matches in steps: choose another swap.when"
         )
     # given identities are coupled from the start
     if not is_coupled:

@@ -246,6 +246,10 @@ def test_targets_are_even_over_the_proxies_of_a_label_and_so_are_votes() -> None
     assert targets.tolist() == [[0.5, 0.5, 0, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
     spread = proxies.spread(torch.tensor([[0.5, 0.25, 0.25]]))
     assert spread.tolist() == [[0.25, 0.25, 0.125, 0.125, 0.25]]
+    both = {f"proxies.{m}": np.arange(3) for m in INPUTS}  # bmil.memory.split=false
+    unsplit = objectives.ProxyTable.of(both | {"proxy_labels": np.arange(3)}, torch.device("cpu"))
+    assert unsplit.targets(torch.tensor([1, -1])).tolist() == [[0, 1, 0], [0, 0, 0]]
+    assert unsplit.spread(torch.tensor([[0.5, 0.25, 0.25]])).tolist() == [[0.5, 0.25, 0.25]]
 
 
 def joint_total(config: Config, x, labels, memory, proxies) -> Tensor:

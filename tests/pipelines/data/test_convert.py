@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,18 @@ def test_a_second_run_writes_again_what_has_changed_since(
     assert shards.read_bytes(out / image) == content
     with pytest.raises(UserError, match=r"another conversion \(root: \S*tree -> \S*sysu\)"):
         convert("sysu", identities, str(out), images_per_shard=30)
+
+
+def test_a_conversion_of_an_older_version_is_taken_on(
+    without_ray: list[int], identities: Path, tmp_path: Path
+) -> None:
+    convert("sysu", identities, str(tmp_path), images_per_shard=30)
+    plan = json.loads((tmp_path / conversion.PLAN).read_text())
+    for key in ("root", "parts", "rows"):
+        del plan[key]
+    (tmp_path / conversion.PLAN).write_text(json.dumps(plan))
+    assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 3
+    assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 0
 
 
 def rows_of_queries(folder: Path, name: str) -> Path:

@@ -21,7 +21,6 @@ from pipelines.cluster import machine
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
-from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import embedder, vectors
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
@@ -237,20 +236,11 @@ def test_through_ray(
     np.testing.assert_allclose(result, alone, atol=1e-5)
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_encoders_whose_room_was_taken_meanwhile_are_not_waited_for_for_ever(
-    local_ray: None,
-    checkpoint: Path,
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(embedding, "_STARTS_S", 1)
-    work = Work(checkpoint, "descriptor", folder, tmp_path, "float32", 64)
-    no_longer = Place(gpus=1, cores=4)
-    with pytest.raises(UserError, match="1 encoders did not start within 1 s: somebody took"):
-        list(embedding._run(work, Source(folder), frozenset({"a part"}), no_longer))
+def test_an_image_with_two_sentences_is_embedded_once(tmp_path: Path) -> None:
+    lines = "image,modality,caption", "a.png,visible,red coat", "a.png,visible,blue bag"
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    (sample,) = Source(tmp_path / "list.csv").samples()
+    assert (sample.modality, sample.image) == (Modality.VISIBLE, "a.png")
 
 
 class TestParts:
