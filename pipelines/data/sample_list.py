@@ -19,7 +19,7 @@ from pathlib import Path
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
 from pipelines.storage.files import replace_file
-from reid_core.datasets.manifest_rows import slashed
+from reid_core.datasets.cell_values import slashed
 from reid_core.types import Split
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.config.run import RunConfig
+from pipelines.config.sections import ModelConfig
 from pipelines.data.decode import read_image
 from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError
@@ -141,20 +142,10 @@ def open_encoder(
     folder = checkpoint.find(path)
     state = checkpoint.load(folder)
     config = checkpoint.config_of(state, folder)
-    size, method = config.model, METHODS[config.method]
+    method = METHODS[config.method]
     try:
         with Undrawn():
-            start = backbones.load(
-                size.name,
-                None,
-                quick_gelu=state.get("quick_gelu", False),
-                options=size.options(),
-                tagged=True,
-            )
-            # of the weights that training began with, which are not read here
-            if "pixels" in state:
-                start = replace(start, pixels=Pixels(*state["pixels"]))
-            encoder = _encoder(config, start, state["module"])
+            encoder = _encoder(config, _to_fill(config.model, state), state["module"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         progress = state.get("progress")
         stage = progress.get("stage") if isinstance(progress, dict) else None
@@ -264,6 +255,20 @@ def open_start(loaded: LoadedEncoder) -> Encoder:
     start = backbones.load(size.name, size.pretrained, options=size.options(), tagged=True)
     encoder = _encoder(loaded.config, start, None)
     return encoder.to(loaded.device).eval().requires_grad_(False)
+
+
+def _to_fill(size: ModelConfig, state: State) -> Backbone:
+    """What a checkpoint's weights go into."""
+    start = backbones.load(
+        size.name,
+        None,
+        quick_gelu=state.get("quick_gelu", False),
+        options=size.options(),
+        tagged=True,
+    )
+    if "pixels" in state:  # of the weights that training began with, which are not read here
+        start = replace(start, pixels=Pixels(*state["pixels"]))
+    return start
 
 
 def _encoder(config: RunConfig, start: Backbone, state: dict[str, Tensor] | None) -> Encoder:

@@ -9,6 +9,7 @@ folder.py    any images in two folders
 manifest.py  any data listed in a CSV, JSON-lines or Parquet file; converted data sets
 files.py     which files of a tree are images
 manifest_rows.py  the rows of a manifest
+cell_values.py  what a cell of a table means
 lists.py     the text files that name identities and images
 roadscene.py  aligned pairs of a street, cut into a tree in SYSU-MM01's layout
 counts.py    how many identities and images there are, beside what was published

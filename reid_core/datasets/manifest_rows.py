@@ -6,16 +6,24 @@ import csv
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reid_core.datasets.cell_values import (
+    WHOLE,
+    is_name,
+    moment,
+    slashed,
+    text,
+    track,
+    whole_number,
+)
 from reid_core.types import Modality, Sample
 
 log = logging.getLogger(__name__)
@@ -23,10 +31,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 COLUMNS = ("image", "modality", "pid", "camera", "tracklet", "time", "caption", "split", "bytes")
 SPLITS = ("train", "val", "test", "query", "gallery")
-_UNKNOWN = frozenset(("", "nan", "nat", "none", "null", "na", "<na>"))
-_WHOLE = re.compile(r"([+-]?[0-9]+)(?:\.0*)?")
 _ROWS_AT_ONCE = 4096
-_EARLIEST, _LATEST = (datetime(year, 1, 1, tzinfo=UTC).timestamp() for year in (1990, 2100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,7 @@ def number_tracklets(names: Sequence[str]) -> list[int]:
         names: "" where unknown, which becomes -1.
     """
     known = sorted(set(names) - {""})
-    if all(_WHOLE.fullmatch(name) for name in known):
+    if all(WHOLE.fullmatch(name) for name in known):
         numbers = {name: int(name) for name in known}
     else:
         numbers = {name: number for number, name in enumerate(known)}
@@ -257,17 +262,17 @@ def _parse(
     where: str,
     unread: list[str] | None,
 ) -> Row:
-    split = _text(cells, "split", where).lower() or "train"
+    split = text(cells, "split", where).lower() or "train"
     if split not in SPLITS:
         raise ValueError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
-    named = _text(cells, "modality", where).lower() or str(default or "")
+    named = text(cells, "modality", where).lower() or str(default or "")
     if named not in list(Modality):
         raise ValueError(
             f"{where}: modality {cells.get('modality')!r} is none of {', '.join(Modality)}"
         )
     modality = Modality(named)
-    image, caption = (_text(cells, name, where) for name in ("image", "caption"))
-    if not _is_name(image):
+    image, caption = (text(cells, name, where) for name in ("image", "caption"))
+    if not is_name(image):
         raise ValueError(f"{where}: image {image!a:.60} is no name that a file can have")
     if modality == Modality.TEXT and not caption:
         raise ValueError(f"{where}: a text row needs a caption")
@@ -280,70 +285,10 @@ def _parse(
         modality,
         whole_number(cells.get("pid"), "pid", where),
         whole_number(cells.get("camera"), "camera", where),
-        _track(cells.get("tracklet"), where),
+        track(cells.get("tracklet"), where),
         _time(cells.get("time"), where, unread),
         caption,
     )
-
-
-def slashed(image: str) -> str:
-    """A path as it is spelled everywhere: one slash between names, no "./"; a URI as it is."""
-    image = image.replace("\\", "/")
-    if "://" in image:
-        return image
-    names = [name for name in image.split("/") if name not in ("", ".")]
-    return "/" * image.startswith("/") + "/".join(names)
-
-
-def _is_name(image: str) -> bool:
-    try:
-        return b"\0" not in image.encode()
-    except UnicodeEncodeError:
-        return False
-
-
-def _text(cells: Mapping[str, Any], name: str, where: str) -> str:
-    value = cells.get(name)
-    if value is None or value != value:  # NaN: empty in a column of floats
-        return ""
-    if isinstance(value, (str, int, float)):
-        return str(value).strip()
-    raise ValueError(f"{where}: {name} must be text, not {str(value)[:60]!r}")
-
-
-def whole_number(value: Any, name: str, where: str) -> int:
-    """A number of at most 64 bits, however a table wrote it (7, "7", 7.0); -1 where there is none.
-
-    Raises:
-        ValueError: a fraction, a negative number, or none at all; begins with `where`.
-    """
-    if value is None or value != value:
-        return -1
-    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
-        value = int(value)
-    if isinstance(value, str):
-        if value.strip().lower() in _UNKNOWN:
-            return -1
-        if len(value) < 40 and (whole := _WHOLE.fullmatch(value.strip())):
-            value = int(whole[1])
-    if isinstance(value, int) and not isinstance(value, bool) and _fits(value):
-        return value
-    raise ValueError(
-        f"{where}: {name} must be a whole number of 64 bits, 0 or more, or empty, not "
-        f"{str(value)[:60]!r}"
-    )
-
-
-def _fits(number: int) -> bool:
-    return -1 <= number < 2**63
-
-
-def _track(value: Any, where: str) -> str:
-    """Name of a track; whole numbers are written in one way, so that 7.0 and 7 are one track."""
-    if isinstance(value, str) and not _WHOLE.fullmatch(value.strip()):
-        return "" if value.strip().lower() in _UNKNOWN else value.strip()
-    number = whole_number(value, "tracklet", where)
-    return "" if number == -1 else str(number)
 
 
 def _time(value: Any, where: str, unread: list[str] | None) -> datetime | None:
@@ -355,45 +300,3 @@ def _time(value: Any, where: str, unread: list[str] | None) -> datetime | None:
             raise
         unread.append(str(error))
         return None
-
-
-def moment(value: Any, where: str) -> datetime | None:
-    """A time with its zone, UTC where none is said; None where there is no time.
-
-    Args:
-        value: a datetime; text as 2026-11-27T14:05:30; or a number, also as text, of seconds or
-            milliseconds since 1970, between the years 1990 and 2100.
-        where: begins the message.
-
-    Raises:
-        ValueError: none of these.
-    """
-    if value is None or value != value or str(value).strip().lower() in _UNKNOWN:
-        return None
-    try:
-        if isinstance(value, datetime):
-            known = value
-        elif isinstance(value, str):
-            known = _written_moment(value.strip())
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            known = _counted_moment(value)
-        else:
-            raise TypeError
-    except (ValueError, TypeError, OverflowError, OSError):
-        raise ValueError(
-            f"{where}: time must be as 2026-11-27T14:05:30, or seconds or milliseconds since 1970 "
-            f"that lie between 1990 and 2100, not {str(value)[:60]!r}"
-        ) from None
-    return known if known.tzinfo else known.replace(tzinfo=UTC)
-
-
-def _written_moment(text: str) -> datetime:
-    """Digits alone could be a date, a time of day, or seconds: only a dash makes them a date."""
-    return datetime.fromisoformat(text) if "-" in text[1:] else _counted_moment(float(text))
-
-
-def _counted_moment(number: float) -> datetime:
-    for seconds in (number, number / 1000):
-        if _EARLIEST <= seconds < _LATEST:
-            return datetime.fromtimestamp(seconds, UTC)
-    raise ValueError

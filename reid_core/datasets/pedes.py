@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reid_core.datasets.cell_values import whole_number
 from reid_core.datasets.layouts import Layout, Number
-from reid_core.datasets.manifest_rows import whole_number
 from reid_core.protocols import text_to_image
 from reid_core.types import Dataset, Modality, Sample, Split
 

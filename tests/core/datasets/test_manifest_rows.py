@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from reid_core.datasets import manifest
-from reid_core.datasets.manifest_rows import moment, number_tracklets, rows, whole_number
+from reid_core.datasets.cell_values import moment, whole_number
+from reid_core.datasets.manifest_rows import number_tracklets, rows
 from reid_core.types import Modality
 
 

@@ -20,6 +20,7 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.sample_list import rows_of
 from pipelines.errors import UserError
 from pipelines.evaluation import checkpoint as measuring
+from pipelines.evaluation import measured_data
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
 from reid_core import protocols
@@ -174,7 +175,7 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
     """`open_encoder` finds `Halves`; the list receives the number of images of every read."""
     result = opened(make_config())
     monkeypatch.setattr(measuring, "open_encoder", lambda path: result)
-    monkeypatch.setattr(measuring, "rows_of_checkpoint", lambda path: [])
+    monkeypatch.setattr(measured_data, "rows_of_checkpoint", lambda path: [])
     reads: list[int] = []
     read = Inputs.read
 
@@ -244,11 +245,11 @@ def test_images_that_were_trained_on_are_not_measured(
     config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
     trained = {"regdb": regdb.read(tmp_path, trial=5).train, "sysu": sysu.read(tree).val}
     monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
-    monkeypatch.setattr(measuring, "rows_of_checkpoint", lambda path: rows_of(trained["regdb"]))
+    monkeypatch.setattr(measured_data, "rows_of_checkpoint", lambda path: rows_of(trained["regdb"]))
     with pytest.raises(UserError, match=r"measured rows, as \S*Thermal\S*, are rows that this run"):
         measuring.evaluate_checkpoint(tmp_path, trial=9)
     measuring.evaluate_checkpoint(tmp_path)
-    monkeypatch.setattr(measuring, "rows_of_checkpoint", lambda path: rows_of(trained["sysu"]))
+    monkeypatch.setattr(measured_data, "rows_of_checkpoint", lambda path: rows_of(trained["sysu"]))
     assert not caplog.records
     measuring.evaluate_checkpoint(tmp_path, kind="sysu", root=tree, split="val")
     assert "are called as rows that this run was trained on" in caplog.text, (
