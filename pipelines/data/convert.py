@@ -36,7 +36,14 @@ from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
 from pipelines.storage.files import reason
-from pipelines.storage.shards import INDEX, PART, filesystem, location, read_bytes
+from pipelines.storage.shards import (
+    INDEX,
+    PART,
+    filesystem,
+    location,
+    parquet_row,
+    read_bytes,
+)
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY, SIZE_KEY
@@ -231,9 +238,9 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _stamp(path: Path) -> str:
     """Size and time of a file, or of the Parquet file that an image is a row of; "" of a URI."""
-    file = re.sub(r"(\.parquet)#\d+$", r"\1", str(path))
+    row = parquet_row(str(path))
     try:
-        status = os.stat(file)
+        status = os.stat(row[0] if row else path)
     except (OSError, ValueError):  # read anyway, and named there
         return ""
     return f"{status.st_size} {status.st_mtime_ns}"
@@ -324,7 +331,7 @@ def _packed(image: str) -> str:
 
     By its own, the original would be read.
     """
-    if "://" in image or image.startswith("/") or re.search(r"\.parquet#\d+$", image):
+    if "://" in image or image.startswith("/") or parquet_row(image):
         return f"{_ELSEWHERE}/{hashlib.blake2b(image.encode(), digest_size=16).hexdigest()}"
     return image
 

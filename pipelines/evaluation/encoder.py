@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.config.run import RunConfig
-from pipelines.config.sections import ModelConfig
 from pipelines.data.decode import read_image
 from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError
@@ -145,7 +144,7 @@ def open_encoder(
     method = METHODS[config.method]
     try:
         with Undrawn():
-            encoder = _encoder(config, _to_fill(config.model, state), state["module"])
+            encoder = _encoder(config, _to_fill(config, state), state["module"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         progress = state.get("progress")
         stage = progress.get("stage") if isinstance(progress, dict) else None
@@ -257,8 +256,9 @@ def open_start(loaded: LoadedEncoder) -> Encoder:
     return encoder.to(loaded.device).eval().requires_grad_(False)
 
 
-def _to_fill(size: ModelConfig, state: State) -> Backbone:
+def _to_fill(config: RunConfig, state: State) -> Backbone:
     """What a checkpoint's weights go into."""
+    size = config.model
     start = backbones.load(
         size.name,
         None,

@@ -95,6 +95,12 @@ def location(path: str | Path) -> str:
     return f"{result[-1][1]}{slashes}{str(path)[result[-1].end() :]}"
 
 
+def parquet_row(location: str) -> tuple[str, int] | None:
+    """The file and the number where a name leads to a row of a Parquet file, else None."""
+    row = _ROW.fullmatch(location)
+    return (row[1], int(row[2])) if row else None
+
+
 @lru_cache(maxsize=1)
 def _schemes() -> frozenset[str]:
     """Those that something can open; behind a slash, "night:" is the name of a folder."""
@@ -145,9 +151,9 @@ _opened: dict[Path, Shards] = {}  # by root, what this process has read from
 def _read_elsewhere(path: Path) -> bytes:
     if http.is_http(location(path)):  # single images: no rows, and no index above them
         return read_file(location(path), max_bytes=MAX_IMAGE_BYTES)
-    row = _ROW.fullmatch(location(path))
+    row = parquet_row(location(path))
     if row:
-        return _column(row[1]).read(int(row[2]))
+        return _column(row[0]).read(row[1])
     is_uri = "://" in location(path)
     parents = [root for root in path.parents if ("://" in location(root)) == is_uri]
     for root in parents:

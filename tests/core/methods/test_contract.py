@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import BaseModel
 
 from reid_core.methods import METHODS
 
@@ -29,11 +28,3 @@ def test_stages_of_one_name_have_one_label() -> None:
         for stage, words in method.words.stages.items():
             labels.setdefault(stage, set()).add(words.label)
     assert all(len(own) == 1 for own in labels.values()), labels
-
-
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_one_key_of_a_section_leaves_the_others_as_they_are(name: str) -> None:
-    """The default of a section is what its class says: keys that are not given come from there."""
-    for field, section in METHODS[name].config():
-        if isinstance(section, BaseModel):
-            assert section == type(section)(), f"{name}.{field}"

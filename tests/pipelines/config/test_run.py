@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from pipelines.config import run as configuration
 from pipelines.errors import UserError
@@ -80,6 +82,23 @@ def test_files_are_found_from_every_working_directory(
     assert config.start_from == tmp_path / "runs/a/stages/b"
     for name in ("openai", "lost.pth", "hf-hub:owner/name"):
         assert configuration.load(file, [f"model.pretrained={name}"]).model.pretrained == name
+
+
+def sections(model: BaseModel, path: str = "") -> Iterator[tuple[str, BaseModel]]:
+    """All sections below one, by their keys."""
+    for name, value in model:
+        if isinstance(value, BaseModel):
+            yield f"{path}{name}", value
+            yield from sections(value, f"{path}{name}.")
+
+
+def test_one_key_of_a_section_leaves_its_others_as_they_are() -> None:
+    """Keys that are not given come from the section's class: no default may say otherwise."""
+    whole = configuration.validate({"data": {"root": "/somewhere"}}, source="test")
+    checked = dict(sections(whole))
+    assert {"bmil.views", "cclnet.refine", "trainer", "model"} <= checked.keys()
+    for path, section in checked.items():
+        assert path == "data" or section == type(section)(), path
 
 
 def test_dump_reads_back_equal(file: Path, tmp_path: Path) -> None:

@@ -187,6 +187,15 @@ def loaded(make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatc
     return reads
 
 
+Opens = Callable[[RunConfig], None]
+
+
+@pytest.fixture
+def opens(loaded: list[int], monkeypatch: pytest.MonkeyPatch) -> Opens:
+    """Makes `open_encoder` find `Halves` of a run with another configuration."""
+    return lambda config: monkeypatch.setattr(measuring, "open_encoder", lambda _: opened(config))
+
+
 @pytest.mark.slow
 def test_the_command_reads_every_image_once(
     loaded: list[int], identities: Split, tree: Path, tmp_path: Path
@@ -212,15 +221,10 @@ def test_the_command_reads_every_image_once(
 
 
 def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_is_named(
-    loaded: list[int],
-    make_config: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    opens: Opens, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     synthetic.write(tmp_path, num_identities=4, seed=1, layout="regdb", height=32)
-    config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
-    encoder = opened(config)
-    monkeypatch.setattr(measuring, "open_encoder", lambda path: encoder)
+    opens(make_config("data.kind=regdb", "data.trial=5", root=tmp_path))
     for given, trial in ((None, 5), (9, 9)):
         result = measuring.evaluate_checkpoint(tmp_path, trial=given)
         identities = regdb.read(tmp_path, trial=trial).test
@@ -233,7 +237,7 @@ def test_identities_of_regdb_are_those_of_the_runs_own_trial_or_of_the_one_that_
 
 
 def test_images_that_were_trained_on_are_not_measured(
-    loaded: list[int],
+    opens: Opens,
     make_config: Callable[..., RunConfig],
     tree: Path,
     tmp_path: Path,
@@ -242,9 +246,8 @@ def test_images_that_were_trained_on_are_not_measured(
 ) -> None:
     """Another division of RegDB, or validation identities that were trained on too."""
     synthetic.write(tmp_path, num_identities=4, seed=1, layout="regdb", height=32)
-    config = make_config("data.kind=regdb", "data.trial=5", root=tmp_path)
+    opens(make_config("data.kind=regdb", "data.trial=5", root=tmp_path))
     trained = {"regdb": regdb.read(tmp_path, trial=5).train, "sysu": sysu.read(tree).val}
-    monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
     monkeypatch.setattr(measured_data, "rows_of_checkpoint", lambda path: rows_of(trained["regdb"]))
     with pytest.raises(UserError, match=r"measured rows, as \S*Thermal\S*, are rows that this run"):
         measuring.evaluate_checkpoint(tmp_path, trial=9)
@@ -258,22 +261,19 @@ def test_images_that_were_trained_on_are_not_measured(
 
 
 def test_images_that_cannot_be_read_are_left_out_as_in_training(
-    loaded: list[int],
+    opens: Opens,
     make_config: Callable[..., RunConfig],
     tree: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     root = Path(shutil.copytree(tree, tmp_path / "tree"))
     victim = sysu.read(root).test.samples[3].image
     (root / victim).write_bytes(b"none")
-    config = make_config("data.max_unreadable=0.5", root=root)
-    monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
+    opens(make_config("data.max_unreadable=0.5", root=root))
     result = measuring.evaluate_checkpoint(tmp_path)
     assert f"left out: {root / victim}" in caplog.text
     assert all(np.isfinite(list(result.headline.values())))
-    config = make_config("data.max_unreadable=0", root=root)
-    monkeypatch.setattr(measuring, "open_encoder", lambda path: opened(config))
+    opens(make_config("data.max_unreadable=0", root=root))
     with pytest.raises(UserError, match="1 images cannot be read"):
         measuring.evaluate_checkpoint(tmp_path)
