@@ -147,11 +147,7 @@ class JointStage(Stage):
 
 
 class PublishedViews(Views):
-    """Views of training images; the public code's are the default.
-
-    Attributes:
-        visible, channels, jitter, infrared_jitter: see `Views`.
-    """
+    """Views of training images; the public code's are the default."""
 
     visible: Literal[1, 2] = 2
     jitter: float = Field(0.5, ge=0, le=0.5)
