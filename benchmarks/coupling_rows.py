@@ -24,6 +24,7 @@ WHITENED = (
 )
 DECAY = ("cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
+MIRROR = "cclnet.flip=true"
 PLAIN = "cclnet.matching.whitened=never"
 CAMERAS = "cclnet.clustering.camera_scaling=0.5"
 SCALED = "cclnet.matching.method=scaled"
@@ -81,6 +82,9 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours + relit rectangles": (*OURS, "augmentation.relight=0.5"),
     "ours, one plain view": (*OURS, "cclnet.views={}"),
     "ours, never whitened": (*OURS, PLAIN),
+    "ours + mirror": (*OURS, MIRROR),
+    "shared prototypes + mirror": (*SHARED, MIRROR),
+    "ours, one plain view + mirror": (*OURS, "cclnet.views={}", MIRROR),
     "ours + decay": (*OURS, *DECAY),
     "ours + guard": (*OURS, "cclnet.matching.guard=0.5"),
     "true identities, ours": (*OURS, "cclnet.labels=identities"),

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from reid_core.method import Opening
 from reid_core.methods.bmil.settings import Config
-from reid_core.methods.bmil.stages import Images, MirrorMean, encoder_of
+from reid_core.methods.bmil.stages import Images, encoder_of
+from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.teacher import encoder_state
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
@@ -26,9 +27,9 @@ def open_stage(config: Config, name: str, opening: Opening) -> Stage:
 
 def load_encoder(
     config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> MirrorMean:
+) -> ImageEncoder | MirrorMean:
     """The encoder that a stage has trained, or CLIP's own where `state` is None."""
     encoder = ImageEncoder(clip, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(encoder_state(state))
-    return MirrorMean(encoder, flip=config.flip).eval()
+    return (MirrorMean(encoder) if config.flip else encoder).eval()

@@ -23,6 +23,7 @@ from reid_core.methods.bmil.objectives import (
     separate_terms,
 )
 from reid_core.methods.bmil.settings import INPUTS, Config
+from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models.encoders import Features, ImageEncoder
@@ -31,27 +32,6 @@ from reid_core.types import Batch, Modality
 
 _WEIGHTS = "encoder."
 _SEPARATE, _JOINT = "separate", "joint"
-
-
-class MirrorMean(nn.Module):
-    """An encoder whose descriptors are means of an image's and its mirror image's unit features."""
-
-    def __init__(self, encoder: ImageEncoder | MeanTeacher, *, flip: bool) -> None:
-        """Shares the encoder's parameters; without `flip` it is the encoder."""
-        super().__init__()
-        self.encoder, self.flip = encoder, flip
-
-    @property
-    def feature_dim(self) -> int:
-        """D, the width of a descriptor."""
-        return self.encoder.feature_dim
-
-    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """Unit rows (B, D) of (B, 3, H, W) images."""
-        plain = self.encoder.embed(inputs, modality)
-        if not self.flip:
-            return plain
-        return functional.normalize(plain + self.encoder.embed(inputs.flip(-1), modality), dim=1)
 
 
 class Images:
@@ -74,8 +54,8 @@ class Images:
         encoder.leave_projection()
         self._student = encoder
         self._teacher = MeanTeacher(encoder, momentum=config.teacher) if config.teacher else None
-        self.module: nn.Module = self._teacher or encoder
-        self.encoder = MirrorMean(self._teacher or encoder, flip=config.flip)
+        self.module = self._teacher or encoder
+        self.encoder = MirrorMean(self.module) if config.flip else self.module
         self._kinds: tuple[str, ...] = (_SEPARATE,)
         if name == _JOINT:
             self._kinds = (_SEPARATE, _JOINT) if config.joint.separate_steps else (_JOINT,)

@@ -12,6 +12,7 @@ from reid_core.methods.cclnet.settings import (
     Config,
 )
 from reid_core.methods.cclnet.stages import Images
+from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.teacher import encoder_state
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
@@ -29,9 +30,9 @@ def open_stage(config: Config, name: str, opening: Opening) -> Stage:
 
 def load_encoder(
     config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
-) -> ImageEncoder:
+) -> ImageEncoder | MirrorMean:
     """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
     encoder = ImageEncoder(clip, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(encoder_state(state))
-    return encoder.eval()
+    return (MirrorMean(encoder) if config.flip else encoder).eval()

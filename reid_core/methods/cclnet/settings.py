@@ -210,6 +210,8 @@ class Config(Section):
         refine: ours. Labels that neighbors vote for.
         teacher: ours. Momentum of a mean teacher that embeds for clustering and for evaluation;
             0 for none.
+        flip: ours. Whether descriptors are means of an image's and its mirror image's, for
+            clustering and for evaluation.
     """
 
     labels: Literal["clusters", "identities", "within"] = "clusters"
@@ -222,6 +224,7 @@ class Config(Section):
     views: Views = Views()
     refine: CrossRefinement = CrossRefinement()
     teacher: float = Field(0.0, ge=0, lt=1)
+    flip: bool = False
     prepare: ImageStage = ImageStage()
     prompts: PromptStage = PromptStage()
     align: ImageStage = ImageStage()

@@ -14,6 +14,7 @@ from reid_core.memory import ClusterMemory
 from reid_core.methods.cclnet import coupling, optimization
 from reid_core.methods.cclnet.across import Across
 from reid_core.methods.cclnet.settings import INPUTS, Config, ImageStage
+from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models.encoders import Features, ImageEncoder
@@ -49,7 +50,8 @@ class Images:
         self.epochs, self.evaluate_every = settings.epochs, settings.evaluate_every
         train_only(name, encoder, config)
         self._teacher = MeanTeacher(encoder, momentum=config.teacher) if config.teacher else None
-        self.module = self.encoder = self._teacher or encoder
+        self.module = self._teacher or encoder
+        self.encoder = MirrorMean(self.module) if config.flip else self.module
         self._handed = handed
         self._memories: dict[Modality, ClusterMemory] = {}
         self._refined: dict[Modality, Refined | None] = dict.fromkeys(INPUTS)

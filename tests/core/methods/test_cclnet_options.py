@@ -267,6 +267,23 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: backbones.Backbone) -
     assert (loaded.embed(images, VISIBLE) != stage.module.student.embed(images, VISIBLE)).any()
 
 
+def test_mirrored_descriptors_are_of_the_teacher(clip: backbones.Backbone) -> None:
+    plain, mirrored = (
+        opened(small_config(image_to_text=0, teacher=0.5, flip=flip), "align", clip)
+        for flip in (False, True)
+    )
+    for stage in (plain, mirrored):
+        stage.module.eval()
+    images = torch.randint(0, 256, (5, 3, *SIZE.values())).to(torch.uint8)
+    both = [plain.encoder.embed(x, VISIBLE) for x in (images, images.flip(-1))]
+    expected = functional.normalize(both[0] + both[1], dim=1)
+    torch.testing.assert_close(mirrored.encoder.embed(images, VISIBLE), expected)
+    state = mirrored.module.state_dict()
+    assert list(state) == list(plain.module.state_dict())  # so either opens the other's weights
+    loaded = opening.load_encoder(mirrored.config, clip, **SIZE, state=state)
+    torch.testing.assert_close(loaded.embed(images, VISIBLE), expected)
+
+
 def test_two_views_of_a_row_share_its_label_and_both_move_the_bank(
     clip: backbones.Backbone,
 ) -> None:

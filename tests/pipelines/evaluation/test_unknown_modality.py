@@ -12,7 +12,7 @@ from pipelines.config import run as configuration
 from pipelines.evaluation.encoder import JointSpace, LoadedEncoder
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
-from reid_core.methods.bmil.stages import MirrorMean
+from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
@@ -35,7 +35,7 @@ def doors(clip: backbones.Backbone) -> dict[str, nn.Module]:
         if Modality.TEXT not in method.inputs
     }
     inner = {"images": images, "teacher": MeanTeacher(images, momentum=0.5), **methods}
-    return inner | {"mirrors": MirrorMean(images, flip=True)}
+    return inner | {"mirrors": MirrorMean(images)}
 
 
 @pytest.mark.parametrize("modality", WRONG)

@@ -1,0 +1,29 @@
+"""Descriptors that are the same for an image and its mirror image."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from reid_core.methods.teacher import MeanTeacher
+from reid_core.models.encoders import ImageEncoder
+from reid_core.types import Modality
+
+
+class MirrorMean(nn.Module):
+    """An encoder whose descriptors are means of an image's and its mirror image's unit features."""
+
+    def __init__(self, encoder: ImageEncoder | MeanTeacher) -> None:
+        """Shares the encoder's parameters."""
+        super().__init__()
+        self.encoder = encoder
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of a descriptor."""
+        return self.encoder.feature_dim
+
+    def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, D) of (B, 3, H, W) images."""
+        both = [self.encoder.embed(x, modality) for x in (inputs, inputs.flip(-1))]
+        return functional.normalize(both[0] + both[1], dim=1)
