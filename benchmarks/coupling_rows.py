@@ -15,16 +15,16 @@ BMIL = ("bmil_demo.yaml",)
 VOTES = ("refine.labels=voted", "refine.weights=true", "refine.neighbors=12")
 OWN_VOTES = tuple(f"cclnet.{vote}" for vote in VOTES)
 TWO_VIEWS = ("cclnet.views.visible=2", "cclnet.views.channels=keep")
-# ours without votes, teacher and second view
+UNMIRRORED = (*OURS, "cclnet.flip=false")
+# ours without votes, teacher, second view and mirrored images
 WHITENED = (
-    *OURS,
+    *UNMIRRORED,
     "cclnet.teacher=0",
     "cclnet.refine={}",
     "cclnet.views={channels: adapt}",
 )
 DECAY = ("cclnet.align.schedule=coupled", "cclnet.align.warmup_epochs=0")
 AUTHORS = ("cclnet.swap.when=step", "cclnet.swap.order=sequential")
-MIRROR = "cclnet.flip=true"
 PLAIN = "cclnet.matching.whitened=never"
 CAMERAS = "cclnet.clustering.camera_scaling=0.5"
 SCALED = "cclnet.matching.method=scaled"
@@ -78,16 +78,17 @@ TRIED: dict[str, tuple[str, ...]] = {
         "cclnet.matching.method=consistent",
         "cclnet.matching.exclusion=0.25",
     ),
-    "ours + mixed channels": (*OURS, "augmentation.mix=0.5"),
-    "ours + relit rectangles": (*OURS, "augmentation.relight=0.5"),
-    "ours, one plain view": (*OURS, "cclnet.views={}"),
-    "ours, never whitened": (*OURS, PLAIN),
-    "ours + mirror": (*OURS, MIRROR),
-    "shared prototypes + mirror": (*SHARED, MIRROR),
-    "ours, one plain view + mirror": (*OURS, "cclnet.views={}", MIRROR),
-    "ours + decay": (*OURS, *DECAY),
-    "ours + guard": (*OURS, "cclnet.matching.guard=0.5"),
-    "true identities, ours": (*OURS, "cclnet.labels=identities"),
+    # tried before descriptors were mirrored
+    "ours + mixed channels": (*UNMIRRORED, "augmentation.mix=0.5"),
+    "ours + relit rectangles": (*UNMIRRORED, "augmentation.relight=0.5"),
+    "ours, one plain view": (*UNMIRRORED, "cclnet.views={}"),
+    "ours, never whitened": (*UNMIRRORED, PLAIN),
+    "ours, not mirrored": UNMIRRORED,
+    "shared prototypes, mirrored": (*SHARED, "cclnet.flip=true"),
+    "ours, one plain view, mirrored": (*OURS, "cclnet.views={}"),
+    "ours + decay": (*UNMIRRORED, *DECAY),
+    "ours + guard": (*UNMIRRORED, "cclnet.matching.guard=0.5"),
+    "true identities, ours": (*UNMIRRORED, "cclnet.labels=identities"),
 }
 PARTS: dict[str, tuple[str, ...]] = {
     "BMIL without balance": (*BMIL, "bmil.clustering.balanced=false"),
