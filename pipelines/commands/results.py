@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines.commands.options import Trial, check_target, write_text
+from pipelines.errors import UserError
 from pipelines.runs.console import console, say
 from pipelines.storage.files import to_json
 
@@ -94,7 +95,10 @@ def compare(
 def _labels_apart(one: Path, other: Path) -> str:
     from pipelines.runs import runlog
 
-    result = runlog.first_difference(one, other)
+    try:
+        result = runlog.first_difference(one, other)
+    except UserError as error:
+        return str(error)
     if result is None:
         return "no image is labeled differently in any epoch of both"
     stage, epoch = result

@@ -96,7 +96,8 @@ class RunConfig(_WithMethods):
         method: whose section below is used.
         seed: of everything random.
         start_from: checkpoint of a finished stage, as a run leaves them in its folder "stages".
-            Its stage and those before it are taken as done, with what they hand on.
+            Its stage and those before it are taken as done, with what they hand on; a stage that
+            has more epochs here goes on.
     """
 
     trainer: TrainerConfig = TrainerConfig()

@@ -1,6 +1,6 @@
 """Runs side by side: mean and standard deviation over seeds, and what was set differently.
 
-Runs whose configurations agree in all but the seed and the places of files are one group.
+Runs that agree in all that decides a result but the seed are one group, wherever their files lie.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from statistics import fmean, stdev
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.config import run as configuration
+from pipelines.config.files import Tree
 from pipelines.config.run import differences
 from pipelines.errors import UserError
 from pipelines.report import figures, words
@@ -23,10 +25,7 @@ from pipelines.report.run import read as read_run
 from pipelines.report.scores import signed
 from pipelines.report.templates import render
 from pipelines.storage.files import Json, replace_file
-from reid_core.methods import METHODS
 
-# What may differ between runs of one group: seeds, places, and how the work was shared.
-_NOT_COMPARED = ("seed", "ray", "trainer")
 _SHOWN_ROWS = ("start", "final")
 
 
@@ -156,7 +155,7 @@ def write(groups: Sequence[Group], path: Path) -> Path:
 
 def _grouped(runs: Sequence[Run]) -> list[Group]:
     members: dict[str, list[Run]] = {}
-    trees: dict[str, dict[str, Json]] = {}
+    trees: dict[str, Tree] = {}
     for run in runs:
         tree = _compared(run)
         key = repr(sorted(_flat(tree).items()))
@@ -176,14 +175,21 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _compared(run: Run) -> dict[str, Json]:
-    """The configuration without what may differ between the runs of a group."""
-    remaining = {key: value for key, value in run.config.items() if key not in _NOT_COMPARED}
-    if run.data:
-        remaining["data"] = {key: value for key, value in run.data.items() if key != "root"}
-    method = run.method
-    # Settings of methods that did not run say nothing.
-    return {key: value for key, value in remaining.items() if key not in METHODS or key == method}
+def _compared(run: Run) -> Tree:
+    """What decides a run's result, without what may differ in a group: the seed and places.
+
+    As a resumed run must agree in it, so that settings which an older version did not know have
+    their defaults.
+    """
+    source = str(run.directory / "config.yaml")
+    tree = configuration.validate({**run.config}, source=source).identity()
+    data = tree["data"]
+    assert isinstance(data, dict)
+    return {
+        **{key: value for key, value in tree.items() if key != "seed"},
+        "data": {key: value for key, value in data.items() if key != "root"},
+        "start_from": tree["start_from"] is not None,
+    }
 
 
 def _flat(tree: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:

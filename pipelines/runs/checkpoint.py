@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from pipelines.runs.records import ProgressState, State
 from pipelines.storage.files import own_folder, replace_file, write_json
 from reid_core.methods import METHODS
 
+log = logging.getLogger(__name__)
 STATE, INFO = "state.pt", "info.json"
 STAGES = "stages"
 WITHIN = "within_epoch.pt"  # beside the checkpoints, see `pipelines.training.within_epoch`
@@ -54,10 +57,23 @@ def save(folder: Path, state: State, info: Mapping[str, object] | None = None) -
 def is_whole(folder: Path) -> bool:
     """Whether both files arrived complete: a copy may have been interrupted."""
     try:
-        expected: int = json.loads((folder / INFO).read_text())["bytes"]
+        expected: int = _info(folder)["bytes"]
         return (folder / STATE).stat().st_size == expected
     except (OSError, ValueError, KeyError):
         return False
+
+
+def whole_ones(run_dir: Path, pattern: str = "checkpoint_*") -> list[Path]:
+    """The checkpoint folders of a run that arrived complete, in the order in which it wrote them.
+
+    A copy of a run has other times of its files, so what a checkpoint says of itself counts.
+    """
+    result = [state.parent for state in run_dir.glob(f"{pattern}/{STATE}")]
+    return sorted(filter(is_whole, result), key=lambda folder: _info(folder).get("written", 0.0))
+
+
+def _info(folder: Path) -> Any:
+    return json.loads((folder / INFO).read_text())
 
 
 def save_stage(run_dir: Path, state: State) -> None:
@@ -140,15 +156,14 @@ def config_of(state: State, source: Path) -> RunConfig:
 def find(path: Path) -> Path:
     """The checkpoint folder that a path means: itself, or the newest whole one of a run.
 
+    Other folders count where a path has none of a run's own names: the stages of one, say.
+
     Raises:
         UserError: nothing there.
     """
     if (path / STATE).is_file():
         return path
-    result = sorted(
-        (entry.parent for entry in path.glob(f"*/{STATE}") if is_whole(entry.parent)),
-        key=lambda folder: (folder / STATE).stat().st_mtime,
-    )
+    result = whole_ones(path) or whole_ones(path, "*")
     if not result:
         partial = sorted(entry.parent.name for entry in path.glob(f"*/{STATE}"))
         runs = sorted({state.parent.parent.name for state in path.glob(f"*/*/{STATE}")})
@@ -223,10 +238,18 @@ def _require_finished(state: State, given: RunConfig, config: RunConfig) -> None
 def require_epochs_after(folder: Path, config: RunConfig) -> None:
     """Refuse to begin a run with the checkpoint that its last epoch would end with.
 
+    A stage that has more epochs in this run than in the one it starts from goes on, with a warning.
+
     Raises:
         UserError: no epoch is left.
     """
     progress = load(folder).get("progress")
+    epochs = getattr(config.settings, progress["stage"]).epochs if progress else 0
+    if progress and progress["epoch"] + 1 < epochs:
+        log.warning(
+            "start_from=%s ended stage %s after %d epochs, of which this run has %d: it goes on",
+            *(config.start_from, progress["stage"], progress["epoch"] + 1, epochs),
+        )
     if progress and is_last(config, progress["stage"], progress["epoch"]):
         raise UserError(
             f"start_from={config.start_from} is the end of {progress['stage']}, after which this "

@@ -38,7 +38,8 @@ class Summary(TypedDict, total=False):
         rows: scores of "start", of each stage and of "final", by the headline's protocol.
         protocol: the headline's, in words.
         chance: rank1 of a random ranking.
-        seconds: of the run's big steps, and "total".
+        seconds: of the run's big steps, and "total"; of one that was interrupted, "train" is what
+            its epochs took.
         seed: of the run.
         evaluation: every protocol of the last evaluation.
         std, trials: where `rows` are means over the divisions of a data set: the deviation of one

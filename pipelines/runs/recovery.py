@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from pipelines.storage.abandoned import remove_partial
 
 log = logging.getLogger(__name__)
 RECORD = "checkpoint_manager_snapshot.json"
+# Ray Train's names, and those of one process; a copy under a user's own name is left alone
+_OWN_NAME = re.compile(r"checkpoint_(\d+|\d{4}-\d\d-\d\d_.+|.+_\d{4})")
 
 
 def tidy(run_dir: Path) -> Path | None:
@@ -51,7 +54,11 @@ def tidy(run_dir: Path) -> Path | None:
     for file in remove_partial(run_dir, "*/", "stages/*/"):
         log.warning("removed %s, which an interruption left unfinished", file)
     listed = _listed(run_dir)
-    result = [folder for folder in run_dir.glob("checkpoint_*") if folder.is_dir()]
+    result = [
+        folder
+        for folder in run_dir.glob("checkpoint_*")
+        if folder.is_dir() and _OWN_NAME.fullmatch(folder.name)
+    ]
     whole = [folder for folder in result if checkpoint.is_whole(folder)]
     if listed and set(listed) <= {folder.name for folder in whole}:
         whole = [folder for folder in whole if folder.name in listed]
@@ -101,9 +108,8 @@ def keep(run_dir: Path, state: State, *, newest: int) -> None:
     """
     progress = state["progress"]
     checkpoint.save(run_dir / f"checkpoint_{progress['stage']}_{progress['epoch']:04d}", state)
-    whole = [folder for folder in run_dir.glob("checkpoint_*") if checkpoint.is_whole(folder)]
-    whole.sort(key=lambda folder: (folder / checkpoint.STATE).stat().st_mtime_ns)
-    for folder in whole[:-newest]:
+    whole = checkpoint.whole_ones(run_dir)
+    for folder in [one for one in whole if _OWN_NAME.fullmatch(one.name)][:-newest]:
         shutil.rmtree(folder)
 
 

@@ -46,7 +46,10 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         replace_file(run_dir / CONFIG, configuration.dump(config))
-        write_json(run_dir / ENVIRONMENT, environment(command))
+        now = environment(command)
+        if has_begun(run_dir):  # the first command began the run
+            now["started"] = _started(run_dir) or now["started"]
+        write_json(run_dir / ENVIRONMENT, now)
     except OSError as error:
         raise _unwritable(run_dir, error) from error
 
@@ -71,12 +74,25 @@ def refuse_another(run_dir: Path, config: RunConfig) -> None:
 def differences(run_dir: Path, config: RunConfig) -> list[str]:
     """Settings in which the run of a directory differs; none before its first epoch is done."""
     known = run_dir / CONFIG
-    logged = any(True for _ in read_metrics(run_dir))
-    done = logged or (run_dir / SUMMARY).exists() or has_checkpoint(run_dir)
-    if not done or not known.exists():
+    if not has_begun(run_dir) or not known.exists():
         return []
     before = configuration.validate(files.read(known, as_text=AS_TEXT), source=str(known))
     return configuration.differences(before.identity(), config.identity())
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Whether an epoch was finished there, or begun and kept."""
+    logged = any(True for _ in read_metrics(run_dir))
+    return logged or (run_dir / SUMMARY).exists() or has_checkpoint(run_dir)
+
+
+def _started(run_dir: Path) -> Json:
+    """When the first command of a run began; None where nothing tells."""
+    try:
+        started: Json = json.loads((run_dir / ENVIRONMENT).read_text())["started"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return started
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -180,11 +196,18 @@ def read_metrics(run_dir: Path) -> Iterator[EpochLine]:
 
 
 def first_difference(one: Path, other: Path) -> tuple[str, int] | None:
-    """First epoch (stage, number) in which two runs labeled an image differently; None if none."""
-    for a, b in zip(read_metrics(one), read_metrics(other), strict=False):
-        if a.get("labels") != b.get("labels"):
-            return a["stage"], a["epoch"]
-    return None
+    """First epoch (stage, number) in which two runs labeled an image differently; None if none.
+
+    Raises:
+        UserError: no epoch in which both say how they labeled.
+    """
+    first, second = (
+        {(x["stage"], x["epoch"]): x["labels"] for x in read_metrics(run) if x.get("labels")}
+        for run in (one, other)
+    )
+    if not first.keys() & second.keys():
+        raise UserError(f"{one} and {other} have no epoch in common whose labels both wrote down")
+    return next((x for x in first if x in second and first[x] != second[x]), None)
 
 
 def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None:

@@ -81,7 +81,9 @@ class Ledger:
                 f"cannot write to {root}: {error.strerror}; choose another --out"
             ) from error
         # A trial that failed is tried again: its cause may be gone.
-        self.over = [trial for trial in read(self.root) if trial.status != "failed"]
+        before = read(self.root)
+        self.over = [trial for trial in before if trial.status != "failed"]
+        self._to_try_again = [trial for trial in before if trial.status == "failed"]
         self._taken = {trial.name for trial in self.over}
 
     def folder(self, name: str) -> Path:
@@ -120,7 +122,8 @@ class Ledger:
     def end(self, trial: SweepTrial) -> None:
         """Add a line; the file is replaced as a whole, so a kill leaves the old or the new one."""
         self.over.append(trial)
-        lines = [to_json(asdict(entry), indent=None) for entry in self.over]
+        self._to_try_again = [one for one in self._to_try_again if one.name != trial.name]
+        lines = [to_json(asdict(one), indent=None) for one in (*self.over, *self._to_try_again)]
         replace_file(self.root / TRIALS, "".join(lines))
 
 

@@ -56,7 +56,7 @@ class Domain(Section):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if len(self.model_fields_set) != 1:
+        if sum(getattr(self, kind) is not None for kind in type(self).model_fields) != 1:
             kinds = ", ".join(sorted(type(self).model_fields))
             raise ValueError(f"give exactly one of {kinds}")
         ends = self.uniform or self.loguniform or self.integers
@@ -256,6 +256,12 @@ def _check_space(study: Study) -> None:
     base = trial_config(study, {}, search.seeds[0])
     _check_objective(search, base)
     for key, domain in search.space.items():
+        section = key.partition(".")[0]
+        if section in METHODS and section != base.method:
+            raise UserError(
+                f"space: {key} is a setting of {section}, which nothing would read with "
+                f"method={base.method}: search a key of {base.method}"
+            )
         for value in domain.examples():
             _check_objective(search, trial_config(study, {key: value}, search.seeds[0]))
     if search.objective == STABILITY:

@@ -26,11 +26,15 @@ class Means:
         self._sums[names] = self._sums[names] + pairs if names in self._sums else pairs
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Sums (2, T) of all workers, per group of terms; every worker must ask."""
-        return {
-            json.dumps(names): collectives.sum_over_workers(sums).cpu()
-            for names, sums in self._sums.items()
-        }
+        """Sums (2, T) of all workers, per group of terms; every worker must ask.
+
+        Raises:
+            UserError: a loss that is not finite: what was trained on it must not be kept.
+        """
+        everywhere = {n: collectives.sum_over_workers(x).cpu() for n, x in self._sums.items()}
+        for names, sums in everywhere.items():
+            _require_finite(dict(zip(names, sums[0].tolist(), strict=True)))
+        return {json.dumps(names): sums for names, sums in everywhere.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """What all workers had, for one of them; zeros in its place for the others."""
@@ -51,12 +55,13 @@ class Means:
             before = pairs.get(name, (0.0, 0.0))
             pairs[name] = before[0] + total, before[1] + count
         means = {name: total / count if count else 0.0 for name, (total, count) in pairs.items()}
-        broken = [name for name, mean in means.items() if not np.isfinite(mean)]
-        if broken:
-            raise UserError(
-                f"the loss is not finite ({', '.join(broken)}): lower the learning rate"
-            )
+        _require_finite(means)
         return means
+
+
+def _require_finite(values: Mapping[str, float]) -> None:
+    if broken := [name for name, value in values.items() if not np.isfinite(value)]:
+        raise UserError(f"the loss is not finite ({', '.join(broken)}): lower the learning rate")
 
 
 def total_loss(terms: Mapping[str, Term], means: Means) -> Tensor:

@@ -5,6 +5,7 @@ What is printed is counted, not assumed; what cannot be known is None.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 
 import torch
@@ -84,7 +85,7 @@ def peak_flops(device: torch.device, settings: TrainerConfig) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     for known, (bf16, tf32, fp32) in _PEAKS.items():
-        if known in name:
+        if re.search(rf"\b{known}\b", name):  # L4 is no L40, A100 no A1000
             full = tf32 if settings.allow_tf32 else fp32
             return _TERA * (bf16 if settings.precision == "bf16" else full)
     return None

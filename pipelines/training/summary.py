@@ -26,6 +26,10 @@ def finish(
     last = run_dir / "evaluation" / f"{progress.stage}.npz"
     if prepared.measured is not None and last.exists():
         replace_file(last.with_name("final.npz"), last.read_bytes())
+    # a run that was interrupted was trained by several commands, of which this is the last
+    lines = runlog.read_metrics(run_dir)
+    epochs = sum(sum((line.get("seconds") or {}).values()) for line in lines)
+    seconds = seconds | {"train": max(seconds.get("train", 0.0), epochs)}
     summary = summarize(config, prepared.kind, progress, seconds)
     runlog.write_summary(run_dir, summary)
     return summary
@@ -36,6 +40,8 @@ def summarize(
 ) -> Summary:
     """The content of summary.json: last-epoch scores in percent, protocol, times, seed."""
     rows = dict(progress.scores)
+    if config.evaluation.select is None:
+        rows.pop("selected", None)  # of the run whose stage this one started from
     if progress.stage in rows:
         rows["final"] = rows[progress.stage]
     protocol = LAYOUTS[kind].headline_words

@@ -47,7 +47,7 @@ def save(tmp_path: Path) -> Save:
             "data": {"kind": "sysu", "root": f"/data/{seed}"},
             "cclnet": {"image_to_text": 1.0, "swap": {"keep": 0.1}} | settings,
             "csdn": {"lambda1": seed},
-            "trainer": {"num_workers": seed},
+            "trainer": {"num_workers": seed + 1},
         }
         (run / "config.yaml").write_text(yaml.safe_dump(config))
         return run
@@ -69,6 +69,22 @@ def test_seeds_are_one_group_with_mean_and_sample_deviation(save: Save) -> None:
         {"cclnet.image_to_text": "1.0"},
         {"cclnet.image_to_text": "0.0"},
     )
+
+
+def test_what_decides_a_result_tells_groups_apart_and_nothing_else_does(save: Save) -> None:
+    """Precision does; a key that an older version did not know, and a cache's size, do not."""
+    runs = [save(name, seed, 40.0) for seed, name in enumerate("abc")]
+    for run, section, values in (
+        (runs[1], "data", {"cache_bytes": 0}),
+        (runs[1], "cclnet", {"flip": False}),
+        (runs[2], "trainer", {"precision": "bf16"}),
+    ):
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config[section] |= values
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    first, second = comparison.read(runs)
+    assert first.seeds == ("0", "1")
+    assert second.name == "trainer.precision fp32 -> bf16"
 
 
 def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:

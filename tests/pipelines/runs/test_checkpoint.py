@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipelines.errors import UserError
-from pipelines.runs import checkpoint
+from pipelines.runs import checkpoint, recovery
 
 STATE = {"progress": {"stage": "align", "epoch": 1}, "module": {"w": torch.arange(6.0).view(2, 3)}}
 
@@ -54,14 +55,24 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
 
 
 def test_newest_checkpoint_of_a_run_is_found(tmp_path: Path) -> None:
-    import os
-
-    for age, name in ((20, "checkpoint_b"), (10, "checkpoint_a")):
-        checkpoint.save(tmp_path / name, STATE, {})
-        written = (tmp_path / name / checkpoint.STATE).stat().st_mtime
-        os.utime(tmp_path / name / checkpoint.STATE, (written - age, written - age))
+    """Also in a copy, whose files have other times, beside a copy of an older one."""
+    for age, name in ((10, "checkpoint_a"), (20, "checkpoint_b"), (30, "backup")):
+        checkpoint.save(tmp_path / name, STATE, {"written": 100.0 - age})
+    shutil.copytree(tmp_path / "backup", tmp_path / "newest of all")
     assert checkpoint.find(tmp_path).name == "checkpoint_a"
     assert checkpoint.find(tmp_path / "checkpoint_b").name == "checkpoint_b"
+
+
+def test_a_copy_under_a_users_name_stays(tmp_path: Path) -> None:
+    for number in range(3):
+        progress = {"stage": "align", "epoch": number}
+        recovery.keep(tmp_path, {**STATE, "progress": progress}, newest=1)
+        if not number:
+            shutil.copytree(tmp_path / "checkpoint_align_0000", tmp_path / "checkpoint_best")
+    (tmp_path / "checkpoint_in_part").mkdir()
+    recovery.tidy(tmp_path)
+    remaining = {folder.name for folder in tmp_path.glob("checkpoint_*")}
+    assert remaining == {"checkpoint_best", "checkpoint_in_part", "checkpoint_align_0002"}
 
 
 def test_folder_without_checkpoint_says_what_was_expected(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class TestSearchFile:
             ({"overrides": {"data.fit": "train+val"}}, "data.fit is set by the sweep itself"),
             ({"space": {"cclnet.image_to_txt": {"values": [1]}}}, "did you mean image_to_text"),
             ({"space": {KEEP: {"values": [0.1, 1.5]}}}, r"cclnet\.swap\.keep: .* 1\.5"),
+            ({"space": {"bmil.teacher": {"values": [0, 0.9]}}}, "a setting of bmil, which nothing"),
+            ({"space": {WEIGHT: {"values": None}}}, "exactly one of"),
             ({"asha": {"grace_epochs": 1}, "seeds": [0, 1]}, "give one seed"),
             ({"objective": "accuracy"}, "objective"),
             (
@@ -173,8 +175,11 @@ class TestLedger:
         assert again.left(points) == points[2:]
         assert again.pending() == {names[2]: points[2], names[3]: points[3]}
         assert [again.begin(point) for point in points[2:5]] == [names[2], names[3], "trial-004"]
+        again.end(ended(names[3], points[3], 15.0))
+        statuses = {trial.name: trial.status for trial in ledgers.read(root)}
+        assert statuses[names[2]] == "failed", "until it was tried again"
         again.end(ended(names[2], points[2], 25.0))
-        assert [trial.name for trial in ledgers.read(root)] == names[:3]
+        assert sorted(trial.name for trial in ledgers.read(root)) == names
 
     def test_equal_values_twice_are_two_trials(
         self, write: Callable[..., Path], tmp_path: Path

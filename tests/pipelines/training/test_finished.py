@@ -84,6 +84,33 @@ def test_the_summary_is_written_last(make_config: Make, tmp_path: Path) -> None:
     assert (tmp_path / "evaluation" / "final.npz").read_bytes() == b"lists"
 
 
+def test_a_run_took_what_all_its_commands_took(make_config: Make, tmp_path: Path) -> None:
+    """Of an interrupted run, the last command knows its own part alone."""
+    prepared = cast(Any, SimpleNamespace(kind="sysu", measured=None))
+    for epoch in range(3):
+        seconds = {"step": 90.0, "evaluate": 10.0}
+        runlog.append_metrics(tmp_path, {"stage": "align", "epoch": epoch, "seconds": seconds})
+    scores = {"align": dict(SCORES), "selected": dict(SCORES)}
+    progress = Progress("align", 2, scores=scores)
+    summary = finish(tmp_path, make_config(), prepared, progress, {"start": 5.0, "train": 100.0})
+    assert summary["seconds"] == {"start": 5.0, "train": 300.0, "total": 305.0}
+    assert "selected" not in summary["rows"], "of the run whose stage this one started from"
+
+
+def test_the_first_command_started_a_run(make_config: Make, tmp_path: Path) -> None:
+    def started(when: str | None = None) -> str:
+        path = tmp_path / runlog.ENVIRONMENT
+        if when is not None:
+            path.write_text(json.dumps({"started": when}))
+        runlog.claim(tmp_path, make_config(), ["crossreid"])
+        return json.loads(path.read_text())["started"]
+
+    assert started("2026-01-01T00:00:00+00:00") > "2026-01-02", "nothing was trained before"
+    runlog.append_metrics(tmp_path, {"stage": "align", "epoch": 0, "seconds": {}})
+    assert started("2026-01-01T00:00:00+00:00") == "2026-01-01T00:00:00+00:00"
+    assert started("") > "2026-01-02"
+
+
 def test_a_summary_needs_no_rank_lists(make_config: Make, tmp_path: Path) -> None:
     prepared = cast(Any, SimpleNamespace(kind="sysu", measured=object()))
     progress = Progress("align", 0, scores={"align": dict(SCORES)})

@@ -221,6 +221,15 @@ def test_the_first_epoch_with_another_label_is_found(tmp_path: Path) -> None:
             runlog.append_metrics(tmp_path / name, line)
     assert runlog.first_difference(tmp_path / "one", tmp_path / "same") is None
     assert runlog.first_difference(tmp_path / "one", tmp_path / "other") == ("align", 2)
+    (tmp_path / "whole").mkdir()  # with a stage before, whose epochs are not the other's
+    for stage in ("prepare", "align"):
+        line = {"stage": stage, "epoch": 0, "labels": labels[stage == "prepare"]}
+        runlog.append_metrics(tmp_path / "whole", line)
+    assert runlog.first_difference(tmp_path / "one", tmp_path / "whole") is None
+    (tmp_path / "none").mkdir()
+    runlog.append_metrics(tmp_path / "none", {"stage": "align", "epoch": 0})
+    with pytest.raises(UserError, match="no epoch in common"):
+        runlog.first_difference(tmp_path / "one", tmp_path / "none")
 
 
 def test_an_empty_stream_is_not_an_epoch(trees: Path, tmp_path: Path) -> None:

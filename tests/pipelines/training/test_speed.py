@@ -37,5 +37,6 @@ def test_the_peak_is_that_of_the_card_and_the_precision(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     assert peak_flops(torch.device("cuda"), TrainerConfig(**settings)) == expected
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Unheard Of")
-    assert peak_flops(torch.device("cuda"), TrainerConfig(**settings)) is None
+    for name in ("Unheard Of", "NVIDIA L40", "NVIDIA RTX A1000 Laptop GPU"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert peak_flops(torch.device("cuda"), TrainerConfig(**settings)) is None

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.config.trainer import TrainerConfig
+from pipelines.errors import UserError
 from pipelines.training import step
 from pipelines.training.global_loss import Means
 from reid_core.types import Batch, Modality, Term
@@ -57,3 +58,11 @@ def test_parts_give_the_gradient_and_the_means_of_the_whole(parts: int) -> None:
     assert cut_means["sum"] == pytest.approx(whole_means["sum"])
     assert [row for rows in stage.seen for row in rows] == list(range(8))
     assert stage.updates == parts
+
+
+def test_a_broken_loss_is_neither_read_nor_kept() -> None:
+    means = Means()
+    means.add(("sum",), torch.tensor([torch.nan]), torch.tensor([8.0]))
+    for ask in (means.read, means.state_dict):
+        with pytest.raises(UserError, match=r"not finite \(sum\): lower the learning rate"):
+            ask()
