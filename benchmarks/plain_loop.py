@@ -27,8 +27,6 @@ from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.progress import Progress
-from reid_core.methods import METHODS
-from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
 
@@ -53,12 +51,8 @@ class PlanBatches(Dataset[dict[str, np.ndarray]]):
 
 def batches(start: EpochStart, job: Job, processes: int) -> Iterator[dict[Modality, Batch]]:
     """One epoch of batches through a DataLoader with `processes` loader processes."""
-    views = METHODS[job.config.method].augmentations(
-        job.config.settings, job.config.augmentation.options()
-    )
-    transforms = {m: [TrainTransform(view) for view in each] for m, each in views.items()}
     loader = DataLoader(
-        PlanBatches(start.plan, job.train, transforms),
+        PlanBatches(start.plan, job.train, job.transforms),
         batch_size=None,
         collate_fn=_as_is,
         num_workers=processes,

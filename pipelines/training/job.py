@@ -17,6 +17,7 @@ from pipelines.training.epoch import EpochStart, Key
 from reid_core.knn.products import Features
 from reid_core.method import Method
 from reid_core.methods import METHODS
+from reid_core.transforms import TrainTransform
 from reid_core.types import Modality
 
 
@@ -77,6 +78,13 @@ class Job:
     def method(self) -> Method[Any]:
         """The method that trains."""
         return METHODS[self.config.method]
+
+    @property
+    def transforms(self) -> dict[Modality, list[TrainTransform]]:
+        """Per modality what makes each view of a training image."""
+        config = self.config
+        views = self.method.augmentations(config.settings, config.augmentation.options())
+        return {m: [TrainTransform(view) for view in of_each] for m, of_each in views.items()}
 
     @property
     def needs_memory(self) -> bool:

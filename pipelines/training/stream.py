@@ -20,8 +20,6 @@ from pipelines.data.datasource import plan_dataset
 from pipelines.distributed import collectives
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
-from reid_core.methods import METHODS
-from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
 _MOST_TASKS = 16  # feed 20,000 images of 288 x 144 per second; each is a process of 0.4 GB
@@ -80,11 +78,10 @@ def batches(
         start: of the epoch.
     """
     config, shape = job.config, start.plan.shape
-    views = METHODS[config.method].augmentations(config.settings, config.augmentation.options())
     stream = plan_dataset(
         start.plan,
         job.train,
-        {m: [TrainTransform(view) for view in each] for m, each in views.items()},
+        job.transforms,
         rank=rank,
         world=world,
         batches_per_block=config.trainer.batches_per_block,

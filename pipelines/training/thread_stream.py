@@ -12,18 +12,16 @@ from pipelines.data.batches import PlannedLines, columns_of, training_batches
 from pipelines.data.decode import DecodeAndAugment
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
-from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
 
 def batches(job: Job, start: EpochStart, *, readers: int = 1) -> Iterator[dict[Modality, Batch]]:
     """All batches of an epoch; `readers` threads decode and augment the next ones."""
     plan, inputs = start.plan, job.train
-    views = job.method.augmentations(job.config.settings, job.config.augmentation.options())
     decode = DecodeAndAugment(
         height=inputs.height,
         width=inputs.width,
-        transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
+        transforms=job.transforms,
         max_megapixels=inputs.max_megapixels,
         decoded=inputs.decoded,
     )

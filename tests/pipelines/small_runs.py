@@ -28,8 +28,6 @@ from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.planner import Planner
 from reid_core.datasets import synthetic
-from reid_core.methods import METHODS
-from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
 
 IDENTITIES, HEIGHT, WIDTH = 10, 32, 16
@@ -225,14 +223,11 @@ class Kept:
 
 def _lines(plan: Plan, job: Job, rank: int, world: int) -> Iterator[dict[str, np.ndarray]]:
     """What Ray Data would stream, without Ray."""
-    views = METHODS[job.config.method].augmentations(
-        job.config.settings, job.config.augmentation.options()
-    )
     decode = DecodeAndAugment(
         height=job.train.height,
         width=job.train.width,
         decoded=job.train.decoded,
-        transforms={m: [TrainTransform(view) for view in each] for m, each in views.items()},
+        transforms=job.transforms,
     )
     from pipelines.data.datasource import PlanDatasource  # needs Ray
 
