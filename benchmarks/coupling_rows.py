@@ -89,6 +89,7 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours + decay": (*UNMIRRORED, *DECAY),
     "ours + guard": (*UNMIRRORED, "cclnet.matching.guard=0.5"),
     "true identities, ours": (*UNMIRRORED, "cclnet.labels=identities"),
+    "true identities, ours, mirrored": (*OURS, "cclnet.labels=identities"),
 }
 PARTS: dict[str, tuple[str, ...]] = {
     "BMIL without balance": (*BMIL, "bmil.clustering.balanced=false"),

@@ -201,7 +201,8 @@ HEADS = (
 def table(lines: Iterable[dict[str, Any]]) -> str:
     """Markdown: for every world and encoder a table, rows in the order of `ROWS`."""
     whole = [line for line in lines if "error" not in line]
-    texts, order = [], list(ROWS)
+    rows = {line["job"]["row"] for line in whole}
+    texts, order = [], [*ROWS, *sorted(rows - ROWS.keys())]  # some rows had other names before
     for key in sorted({_part(line) for line in whole}):
         of_key = sorted(
             (x for x in whole if _part(x) == key),
