@@ -10,6 +10,7 @@ its own.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lancedb.query import LanceVectorQueryBuilder
     from lancedb.table import LanceTable
 
+log = logging.getLogger(__name__)
 EXACT_UP_TO = 20_000  # rows that are multiplied exactly: some 20 ms at 512 numbers
 _UNINDEXED = 0.2  # share of rows outside the index, searched exactly, before they are taken in
 _MIN_BITS = 64  # so few signs say too little of a row: the lists then hold the rows themselves
@@ -204,6 +206,12 @@ def _tune(table: LanceTable, *, recall: float) -> Tuning:
         reached = _worst(everywhere + filtered, table, Tuning(*probes, refined))
         if reached >= target:
             break
+    if reached < recall:
+        log.warning(
+            "approximate searches reach a recall@10 of %.3f, not the %g asked for, with %d "
+            "candidates per answer from %d lists and %d under a filter",
+            *(reached, recall, refined, *probes),
+        )
     return _keep(table, Tuning(*probes, refined, reached))
 
 
