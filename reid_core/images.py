@@ -26,6 +26,9 @@ DECODING = {
 }
 """What happens to a file before the network, in this order, for the metadata of exported models."""
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+"""What is decoded, as Pillow calls it; its other decoders, some of them programs, are never run."""
+
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,7 +50,7 @@ def decode(
     """Decode an image file, resized with Lanczos only where its size differs.
 
     Args:
-        data: bytes of a JPEG, PNG, BMP or anything else that Pillow reads.
+        data: bytes of an image in one of `FORMATS`.
         height, width: of the result.
         max_megapixels: refuses larger images by their header, before they are decoded.
 
@@ -55,14 +58,15 @@ def decode(
         (3, height, width) uint8, RGB; see `as_rgb`.
 
     Raises:
-        ValueError: broken or truncated data, too many pixels, or pixels that `as_rgb` refuses.
+        ValueError: broken or truncated data, another format, too many pixels, or pixels that
+            `as_rgb` refuses.
     """
     if height * width <= max_megapixels * 1e6:
         plain = _plain_jpeg(data, height, width)
         if plain is not None:
             return plain
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_megapixels)
             image.load()
     except _UNREADABLE as error:
@@ -95,7 +99,7 @@ def open_rgb(data: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> Image.Im
         ValueError: see `decode`.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image, max_megapixels)
             image.load()
     except _UNREADABLE as error:
@@ -110,7 +114,7 @@ def size_of(data: bytes) -> tuple[int, int]:
         ValueError: the header is not that of an image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             lies = image.format != "TIFF" and _orientation(image) >= 5  # Pillow turns TIFF itself
     except _UNREADABLE as error:
@@ -170,5 +174,17 @@ def _unreadable(data: bytes, error: Exception) -> ValueError:
     if "megapixels" in str(error):
         return ValueError(f"too many pixels: {error}")
     unknown = isinstance(error, UnidentifiedImageError)
+    if unknown and (name := _other_format(data)):
+        return ValueError(f"its format {name} is not read: save it as PNG or JPEG")
     said = "its format is none that is known" if unknown else "damaged or cut off; copy it again"
     return ValueError(f"not a complete image ({len(data):,} bytes): {said}")
+
+
+def _other_format(data: bytes) -> str:
+    """Pillow's name of a format that is not read, by the first bytes alone; "" where none is."""
+    Image.init()
+    for name, (_, accepts) in Image.OPEN.items():
+        with suppress(Exception):  # some stumble over few bytes
+            if name not in FORMATS and accepts is not None and accepts(data[:16]) is True:
+                return name
+    return ""

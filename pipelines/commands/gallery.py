@@ -153,8 +153,7 @@ def info(gallery: Gallery) -> None:
             f"{facts.table}: {len(opened):,} vectors of {facts.dim} numbers, {opened.described()}\n"
             f"  encoder {facts.checkpoint}\n"
             f"  ids such as {', '.join(opened.some_ids()) or 'none'}\n"
-            f"  search: {f'{how.num_probes} lists' if how.num_probes else 'exact'}, recall@10 "
-            f"{how.recall:.3f}\n  watch list: {', '.join(opened.names()) or 'nobody'}\n"
+            f"  search: {how.described()}\n  watch list: {', '.join(opened.names()) or 'nobody'}\n"
             f"  versions {versions[0][0]} ({versions[0][1]:%Y-%m-%d %H:%M}) to {versions[-1][0]} "
             f"({versions[-1][1]:%Y-%m-%d %H:%M})"
         )

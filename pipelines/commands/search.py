@@ -151,7 +151,15 @@ def watch(
     source: Annotated[Path, typer.Argument(help="A folder that images arrive in.")],
     seen_as: SeenAs = None,
     min_probability: Annotated[float, typer.Option(help="Of a match.", min=0, max=1)] = 0.9,
-    prior: Prior = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of arriving images that show an enrolled identity, whichever; default: "
+            "for each of them that of the fit.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.05)] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
     checkpoint: Checkpoint = None,

@@ -8,9 +8,8 @@ that can still be searched: a writer that fails, or a second one beside it, lose
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,33 +21,23 @@ import pyarrow.compute as pc
 
 from pipelines.errors import UserError
 from pipelines.retrieval import gallery_rows, neighbors
+from pipelines.retrieval.database import ERRORS, connect, first_line, guarded
 from pipelines.retrieval.gallery_rows import CHANGED, COLUMNS, STATE, Filter, Match, NoRowsError
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
-from pipelines.storage.files import reason
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
     from lancedb.table import LanceTable
 
 FORMAT = 1
-_INSTALL = 'pip install -c constraints.txt -e ".[gallery]"'
 _FACTS = b"crossreid"
 _KEPT = timedelta(days=30)  # of versions, when small files are joined
 _IDS_AT_ONCE = 1000
 _STATES_AT_ONCE = 10_000
+log = logging.getLogger(__name__)
 
 
-@contextmanager
-def _lance(what: str, then: str = "what was there before is still there") -> Iterator[None]:
-    """Errors of the database as messages; its own transactions keep what was there."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-        first = reason(error).splitlines()[0].partition(", /")[0]
-        raise UserError(f"{what}: {first[:200]}; {then}") from error
-
-
-_reading = _lance(
+_reading = guarded(
     "the gallery cannot be read",
     "are its files there and whole? If not, `crossreid gallery add` fills a new one",
 )
@@ -112,7 +101,7 @@ class Gallery:
         Raises:
             UserError: the gallery holds another encoder's vectors, or cannot be written.
         """
-        database = _connect(uri)
+        database = connect(uri)
         others = [one for one in _tables(database) if one.space == facts.space]
         same = [one for one in others if one.fingerprint == facts.fingerprint]
         if others and not same and not new_encoder:
@@ -126,7 +115,7 @@ class Gallery:
             content = gallery_rows.schema(facts.dim).with_metadata(
                 {_FACTS: json.dumps(vars(made)).encode()}
             )
-            with _lance(f"cannot write to {uri}"):
+            with guarded(f"cannot write to {uri}"):
                 database.create_table(facts.table, schema=content, exist_ok=True)
         return cls.open(uri, space=facts.space, fingerprint=facts.fingerprint)
 
@@ -154,7 +143,7 @@ class Gallery:
         """
         if "://" not in str(uri) and not Path(uri).is_dir():
             raise UserError(f"{uri} is no gallery: make one with `crossreid gallery add`")
-        database = _connect(uri)
+        database = connect(uri)
         facts = [
             one
             for one in _tables(database)
@@ -166,7 +155,7 @@ class Gallery:
             wanted = "-".join(part for part in (space, fingerprint) if part)
             raise UserError(f"{uri} holds no vectors {wanted}".rstrip() + f"; {there}")
         chosen = ([one for one in facts if one.space == "descriptor"] or facts)[-1]
-        with _lance(f"cannot open {uri}"):
+        with guarded(f"cannot open {uri}"):
             table = database.open_table(chosen.table)
         if version is not None:
             known = [entry["version"] for entry in table.list_versions()]
@@ -195,16 +184,27 @@ class Gallery:
         """
         assert not self._historic
         rows = gallery_rows.checked(rows, self.facts.dim)
-        with _lance("nothing was added"):
+        with guarded("nothing was added"):
             done = (
                 self._table.merge_insert("id")
                 .when_matched_update_all(where=CHANGED)
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
-            if not more_follow:
-                neighbors.keep_indexed(self._table, recall=recall)
+        if not more_follow:
+            self._keep_indexed(recall)
         return Added(done.num_inserted_rows, done.num_updated_rows, len(self))
+
+    def _keep_indexed(self, recall: float) -> None:
+        """Rows that are stored are answers without an index too."""
+        try:
+            neighbors.keep_indexed(self._table, recall=recall)
+        except ERRORS as error:
+            log.warning(
+                "the rows were added, but not taken into the index: %s; the next addition of "
+                "rows tries again, and until then searches take longer",
+                first_line(error),
+            )
 
     def remove(self, *, ids: Sequence[str] = (), where: Filter | None = None) -> int:
         """Take rows away, by id or by what a filter leaves; returns how many.
@@ -217,7 +217,7 @@ class Gallery:
         if "" in conditions:
             raise UserError("nothing was removed: say which rows")
         removed = 0
-        with _lance("not everything was removed"):
+        with guarded("not everything was removed"):
             for condition in (*conditions, *(Filter(ids=part).sql() for part in parts)):
                 done = self._table.delete(condition)
                 removed += done.num_deleted_rows  # type: ignore[attr-defined]
@@ -225,7 +225,7 @@ class Gallery:
 
     def optimize(self, *, keep_for: timedelta = _KEPT) -> None:
         """Join small files, bring all rows into the index, drop versions older than `keep_for`."""
-        with _lance("the gallery was not tidied"):
+        with guarded("the gallery was not tidied"):
             self._table.optimize(cleanup_older_than=keep_for)
 
     @_reading
@@ -280,11 +280,14 @@ class Gallery:
         if not allowed:
             raise NoRowsError("the gallery is empty: fill it with `crossreid gallery add`")
         columns = [name for name in COLUMNS if vectors or name != "vector"]
-        query = neighbors.query(self._table, vector, exact=allowed <= EXACT_UP_TO)
-        query = query.limit(min(top, allowed)).select([*columns, "_distance"])
-        if condition:
-            query = query.where(condition, prefilter=True)
-        result = query.to_arrow()
+        result = neighbors.nearest(
+            self._table,
+            vector,
+            min(top, allowed),
+            where=condition,
+            columns=[*columns, "_distance"],
+            exact=allowed <= EXACT_UP_TO,
+        )
         return gallery_rows.matches(result, 1 - result["_distance"].to_numpy())
 
     @_reading
@@ -337,7 +340,7 @@ def tables(uri: str | Path) -> list[Facts]:
     """
     if "://" not in str(uri) and not Path(uri).is_dir():
         raise UserError(f"{uri} is no gallery: make one with `crossreid gallery add`")
-    if not (result := _tables(_connect(uri))):
+    if not (result := _tables(connect(uri))):
         raise UserError(f"{uri} holds no vectors; `crossreid gallery add` fills it")
     return result
 
@@ -348,7 +351,7 @@ def _tables(database: LanceDBConnection) -> list[Facts]:
 
 
 def _facts(database: LanceDBConnection, name: str) -> Facts:
-    with _lance(f"cannot open table {name}"):
+    with guarded(f"cannot open table {name}"):
         content = (database.open_table(name).schema.metadata or {}).get(_FACTS)
     if content is None:
         raise UserError(f"table {name} of this database is none of crossreid's: choose another")
@@ -359,17 +362,3 @@ def _facts(database: LanceDBConnection, name: str) -> Facts:
             f"reads {FORMAT}): update crossreid; nothing was changed"
         )
     return Facts(**{key: known[key] for key in Facts.__dataclass_fields__})
-
-
-def _connect(uri: str | Path) -> LanceDBConnection:
-    try:
-        import lancedb
-    except ImportError as error:
-        raise UserError(f"a gallery needs LanceDB: {_INSTALL}") from error
-    # It warns at every fork, also where a subprocess runs another program at once.
-    warnings.filterwarnings("ignore", message="lancedb fork support is experimental")
-    with _lance(f"cannot open {uri}"):
-        # A service sees at once what another process adds or takes away.
-        database = lancedb.connect(str(uri), read_consistency_interval=timedelta(0))
-    assert isinstance(database, lancedb.db.LanceDBConnection)
-    return database

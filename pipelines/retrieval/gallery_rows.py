@@ -41,6 +41,7 @@ def schema(dim: int) -> pa.Schema:
 
 
 COLUMNS = schema(1).names
+MAX_CAMERA = 2**31 - 1  # that its column holds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATE = ("content", "modality", "camera", "pid", "tracklet", "root", "time")
 # A row is replaced where its image, or what is known about it, is another.
@@ -103,7 +104,8 @@ class Filter:
         ids, pids, names: of the answers, none for any.
 
     Raises:
-        UserError: an empty name: that is what rows outside the watch list have.
+        UserError: an empty name, which is what rows outside the watch list have, or a camera whose
+            number no row can have.
     """
 
     modality: Modality | None = None
@@ -118,6 +120,8 @@ class Filter:
     def __post_init__(self) -> None:
         if not all(name.strip() for name in self.names):
             raise UserError("a name is empty: say who of the watch list is meant")
+        if max(self.cameras, default=0) > MAX_CAMERA:
+            raise UserError(f"camera {max(self.cameras)}: numbers end at {MAX_CAMERA}")
 
     def sql(self) -> str:
         """As a condition of the database, "" where everything may be an answer."""

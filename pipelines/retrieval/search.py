@@ -283,7 +283,7 @@ def search(
     hits = [_hit(query, row, calibrated) for row in rows]
     if by_probability:
         hits.sort(key=lambda hit: (-(hit.probability or 0.0), -hit.similarity))
-    return [hit for hit in hits[:top] if (hit.probability or 0.0) >= min_probability]
+    return [hit for hit in hits if (hit.probability or 0.0) >= min_probability][:top]
 
 
 def _parts(

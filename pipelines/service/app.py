@@ -12,17 +12,20 @@ import numpy as np
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.base import RequestResponseEndpoint
 
 from pipelines.errors import UserError
-from pipelines.retrieval.gallery_rows import Filter, time_of
+from pipelines.retrieval.gallery_rows import MAX_CAMERA, Filter, time_of
 from pipelines.retrieval.search import Query
 from pipelines.service.desk import Answer, Desk, Facts, Input, RefusedError, Stored
 from pipelines.service.guard import Guard
 
 Embed = Callable[[Input], Awaitable[np.ndarray]]
 """(D,) unit row of what a request holds."""
+Camera = Annotated[int, Field(ge=-1, le=MAX_CAMERA)]
+"""-1 where it is unknown."""
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -105,7 +108,7 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
         id: Annotated[str, Form(max_length=4000)] = "",
         seen_as: Annotated[str, Form()] = "",
         modality: Annotated[str, Form()] = "",
-        camera: Annotated[list[int] | None, Form()] = None,
+        camera: Annotated[list[Camera] | None, Form()] = None,
         since: Annotated[str, Form()] = "",
         until: Annotated[str, Form()] = "",
         top: Annotated[int, Form()] = 20,
@@ -134,7 +137,7 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
     async def add(
         image: Annotated[UploadFile, File()],
         seen_as: Annotated[str, Form()] = "",
-        camera: Annotated[int, Form(ge=-1)] = -1,
+        camera: Annotated[Camera, Form()] = -1,
         time: Annotated[str, Form()] = "",
     ) -> Stored:
         """Add an image; the same one again changes nothing."""

@@ -263,9 +263,10 @@ class Desk:
                 camera = before.camera if camera == -1 else camera
                 time = before.time if time is None else time
             sample = Sample(image, modality, camera=camera, time=time)
+            rows = rows_of([sample], vector[None], root=root, contents=[name])
             (self._uploads / "uploads").mkdir(parents=True, exist_ok=True)
             replace_file(self._uploads / image, data)
-            added = self._gallery.add(rows_of([sample], vector[None], root=root, contents=[name]))
+            added = self._gallery.add(rows)
         except (OSError, UserError) as error:
             raise RefusedError("the image could not be stored; no row was changed") from error
         try:

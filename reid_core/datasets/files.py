@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +32,17 @@ class ImageFiles:
 
     Args:
         root: folder of the data set.
+        refused: is given what cannot be listed or is no image's name, which is passed over then;
+            None raises it.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self._root = Path(root)
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        refused: Callable[[ValueError], None] | None = None,
+    ) -> None:
+        self._root, self._refused = Path(root), refused
         self._hidden: Counter[str] = Counter()
         self._links: list[str] = []
 
@@ -112,9 +119,9 @@ class ImageFiles:
             with os.scandir(self._root / folder.below) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            raise ValueError(
-                f"{self._root / folder.below} cannot be listed: {error.strerror}"
-            ) from error
+            place = self._root / folder.below
+            self._refuse(ValueError(f"{place} cannot be listed: {error.strerror}"))
+            return
         prefix = f"{folder.below}/" if folder.below else ""
         for entry in ordered:
             is_image = entry.name.lower().endswith(IMAGE_SUFFIXES)
@@ -125,9 +132,15 @@ class ImageFiles:
                 # of a resource fork the kind is shown, not one name per image
                 self._hidden["._*" if entry.name.startswith("._") else entry.name] += 1
                 continue
-            path = prefix + _utf8(entry.name, folder.below)
+            path = prefix + entry.name
+            try:
+                _check_utf8(entry.name, folder.below)
+                if not is_folder:
+                    _check_regular(entry, self._root / path)
+            except ValueError as error:
+                self._refuse(error)
+                continue
             if not is_folder:
-                _check_regular(entry, self._root / path)
                 yield path
             elif followed is not None:
                 is_link = entry.is_symlink()
@@ -142,6 +155,11 @@ class ImageFiles:
                 if is_link:
                     followed.add(real)
                 yield _Folder(path, real)
+
+    def _refuse(self, error: ValueError) -> None:
+        if self._refused is None:
+            raise error
+        self._refused(error)
 
     def _leads_back(self, real: str, followed: set[str]) -> bool:
         """Whether a link leads into what is walked anyway, or to a folder that the root is in."""
@@ -160,7 +178,7 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _utf8(name: str, folder: str) -> str:
+def _check_utf8(name: str, folder: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -169,7 +187,6 @@ def _utf8(name: str, folder: str) -> str:
             f"the name {shown} in {folder or 'the root'} is not UTF-8, which tables and reports "
             "need: rename it (convmv -f latin1 -t utf8 does so for a whole tree)"
         ) from None
-    return name
 
 
 def _check_regular(entry: os.DirEntry[str], path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from reid_core.images import DECODING, decode, open_rgb, size_of
+from reid_core.images import DECODING, FORMATS, decode, open_rgb, size_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 64, 32
@@ -143,3 +143,26 @@ def test_a_turn_that_xmp_asks_for_is_taken() -> None:
     Image.fromarray(drawn).save(turned, "JPEG", xmp=xmp)
     upright, other = (decode(x.getvalue(), height=8, width=16) for x in (plain, turned))
     np.testing.assert_array_equal(other, upright[:, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "JPEG2000", "PCX"])
+def test_a_format_that_is_not_read_reaches_no_decoder(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of EPS is Ghostscript; uploads are anybody's."""
+    data = encoded(drawn(), kind)
+    Image.init()
+    assert kind not in FORMATS
+
+    def reached(*args: object) -> None:
+        raise AssertionError(f"the decoder of {kind} was run")
+
+    monkeypatch.setitem(Image.OPEN, kind, (reached, Image.OPEN[kind][1]))
+    for read in (open_rgb, size_of, lambda data: decode(data, height=HEIGHT, width=WIDTH)):
+        with pytest.raises(ValueError, match=f"its format {kind} is not read: save it as"):
+            read(data)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_is_read(kind: str) -> None:
+    assert decode(encoded(drawn(), kind), height=HEIGHT, width=WIDTH).shape == (3, HEIGHT, WIDTH)

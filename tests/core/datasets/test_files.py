@@ -95,6 +95,17 @@ def test_a_pipe_that_is_called_an_image_is_refused_by_name(tmp_path: Path) -> No
         folder.read(tmp_path)
 
 
+def test_what_is_refused_can_be_passed_over(tmp_path: Path) -> None:
+    """And named to whoever asked for it; what comes after it is listed."""
+    touch(tmp_path, "visible/a.jpg", "visible/z.jpg")
+    os.mkfifo(tmp_path / "visible/m.png")
+    refused: list[ValueError] = []
+    listed = list(ImageFiles(tmp_path, refused=refused.append).below())
+    assert listed == ["visible/a.jpg", "visible/z.jpg"]
+    (error,) = refused
+    assert "visible/m.png is no regular file" in str(error)
+
+
 def test_a_link_to_nowhere_stays_listed_so_that_whoever_reads_it_names_it(tmp_path: Path) -> None:
     touch(tmp_path, "visible/a.jpg")
     (tmp_path / "visible/b.jpg").symlink_to(tmp_path / "gone.jpg")

@@ -334,6 +334,10 @@ class TestBadInput:
         stored = pa.array([late], pa.timestamp("us", "UTC")).cast(pa.int64())[0].as_py()
         assert micros(late) == stored
 
+    def test_a_camera_that_no_row_can_have(self) -> None:
+        with pytest.raises(UserError, match="camera 1099511627776: numbers end at 2147483647"):
+            Filter(cameras=(3, 2**40))
+
     def test_a_time_that_is_none(self) -> None:
         with pytest.raises(UserError, match="--since yesterday"):
             time_of("yesterday", "--since")

@@ -19,12 +19,11 @@ from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import answer_file, contact_sheet
-from pipelines.retrieval.fill import add_vectors, enroll
+from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
 from pipelines.retrieval.search import Query, ask, query_by_image, query_by_text, search, table
 from pipelines.retrieval.sources import Source
-from pipelines.retrieval.watch import watch
 from pipelines.runs import checkpoint as checkpoint_files
 from reid_core.calibration import fit
 from reid_core.types import Modality
@@ -206,20 +205,14 @@ def test_rows_are_counted_once_per_modality(
     assert len(counts) == 1 + len(Modality)
 
 
-def test_a_watch_goes_on_when_the_last_identity_is_removed(
-    index: Gallery, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = draw_folder(tmp_path, visible=2, infrared=0)
-    fitted = fit(np.linspace(-1, 1, 400), np.linspace(-1, 1, 400) > -0.9)
-    known = Calibrated("", "test", {"visible visible": fitted}, {}, {})
-    people, loaded = Gallery.create(tmp_path / "g", index.facts), open_encoder(checkpoint)
-    enroll(people, loaded, "Ada", [images / "visible" / "0.png"], Modality.VISIBLE)
-    lines = watch(
-        people, loaded, images, calibrated=known, min_probability=0.5, every_s=0, rounds=2
-    )
-    assert json.loads(next(lines))["name"] == "Ada"
-    people.remove(where=Filter(enrolled=True))
-    assert not list(lines)
+def test_what_is_unlikely_leaves_its_place_to_others_also_when_re_ranked(index: Gallery) -> None:
+    """As many answers as were asked for, where so many are likely."""
+    cosines = np.linspace(-1, 1, 400)
+    sure, unsure = fit(cosines, cosines > -0.99), fit(cosines, cosines > 0.99)
+    known = Calibrated("", "test", {"visible visible": unsure, "infrared visible": sure}, {}, {})
+    asked = ask(index, image="visible/2.png", text=None, seen_as=None)
+    hits = search(index, asked, top=4, calibrated=known, reranked=True, min_probability=0.9)
+    assert sorted(hit.id for hit in hits) == [f"infrared/{i}.png" for i in range(4)]
 
 
 def test_answers_as_files_for_programs(index: Gallery, tmp_path: Path) -> None:

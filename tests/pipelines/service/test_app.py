@@ -282,6 +282,21 @@ class TestRefused:
         assert answer.status_code == 400
         assert message in answer.json()["detail"]
 
+    @pytest.mark.parametrize("camera", [2**31, 2**40, 2**70, -2])
+    def test_a_camera_that_no_row_can_have(self, place: Path, tmp_path: Path, camera: int) -> None:
+        client = client_of(place, uploads=tmp_path)
+        data = {"seen_as": "visible", "camera": str(camera)}
+        assert client.post("/images", files={"image": png(40)}, data=data).status_code == 422
+        assert not list(tmp_path.iterdir()), "nothing was written"
+        asked = {"id": "visible/2.png", "camera": str(camera)}
+        assert client.post("/search", data=asked).status_code == 422
+
+    def test_a_format_that_is_not_read(self, client: TestClient) -> None:
+        sent = {"files": {"image": b"%!PS-Adobe-3.0 EPSF-3.0"}, "data": {"seen_as": "visible"}}
+        answer = client.post("/search", **sent)
+        assert answer.status_code == 400
+        assert "its format EPS is not read" in answer.json()["detail"]
+
     def test_a_bomb_of_pixels(self, client: TestClient) -> None:
         buffer = io.BytesIO()
         Image.new("1", (20_000, 20_000)).save(buffer, format="PNG")
