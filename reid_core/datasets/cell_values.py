@@ -44,8 +44,8 @@ def text(cells: Mapping[str, Any], name: str, where: str) -> str:
     raise ValueError(f"{where}: {name} must be text, not {str(value)[:60]!r}")
 
 
-def whole_number(value: Any, name: str, where: str) -> int:
-    """A number of at most 64 bits, however a table wrote it (7, "7", 7.0); -1 where there is none.
+def whole_number(value: Any, name: str, where: str, *, bits: int = 64) -> int:
+    """A number of so many bits, however a table wrote it (7, "7", 7.0); -1 where there is none.
 
     Raises:
         ValueError: a fraction, a negative number, or none at all; begins with `where`.
@@ -59,16 +59,12 @@ def whole_number(value: Any, name: str, where: str) -> int:
             return -1
         if len(value) < 40 and (whole := WHOLE.fullmatch(value.strip())):
             value = int(whole[1])
-    if isinstance(value, int) and not isinstance(value, bool) and _fits(value):
+    if isinstance(value, int) and not isinstance(value, bool) and -1 <= value < 2 ** (bits - 1):
         return value
     raise ValueError(
-        f"{where}: {name} must be a whole number of 64 bits, 0 or more, or empty, not "
+        f"{where}: {name} must be a whole number of {bits} bits, 0 or more, or empty, not "
         f"{str(value)[:60]!r}"
     )
-
-
-def _fits(number: int) -> bool:
-    return -1 <= number < 2**63
 
 
 def track(value: Any, where: str) -> str:

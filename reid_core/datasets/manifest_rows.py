@@ -284,7 +284,7 @@ def _parse(
         slashed(image),
         modality,
         whole_number(cells.get("pid"), "pid", where),
-        whole_number(cells.get("camera"), "camera", where),
+        whole_number(cells.get("camera"), "camera", where, bits=32),  # as galleries keep them
         track(cells.get("tracklet"), where),
         _time(cells.get("time"), where, unread),
         caption,
