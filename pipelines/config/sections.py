@@ -106,7 +106,9 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _has_trials(self) -> DataConfig:
         if self.trial == "all" and not LAYOUTS[self.kind].has_trials:
-            raise ValueError(f"trial=all is for data.kind=regdb; {self.kind} has no divisions")
+            raise ValueError(
+                f"trial=all is for data.kind=regdb; {self.kind} has no divisions: data.trial=1"
+            )
         return self
 
 

@@ -147,13 +147,14 @@ def _check_captions(train: Split, config: RunConfig, where: str) -> None:
 def _check_cameras(train: Split, config: RunConfig, where: str) -> None:
     method = METHODS[config.method]
     asking = method.needs_cameras(config.settings)
+    without = asking.partition("=")[0] + ("=false" if asking.endswith("=true") else "=null")
     for m in method.inputs if asking else ():
         rows = train.rows(m)
         if (unknown := rows[train.cameras[rows] == OUTLIER]).size:
             raise UserError(
                 f"{where}: {len(unknown):,} {m} rows have no camera, as "
                 f"{train.samples[unknown[0]].image}; {asking} needs one for every image: give them "
-                "in a manifest's column 'camera', or leave the setting out"
+                f"in a manifest's column 'camera', or do without, {without}"
             )
 
 
