@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models.encoders import ImageEncoder
 from reid_core.types import Modality
+
+_Features = Callable[[Tensor, Modality], Tensor]
 
 
 class MirrorMean(nn.Module):
@@ -25,5 +29,19 @@ class MirrorMean(nn.Module):
 
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
         """Unit rows (B, D) of (B, 3, H, W) images."""
-        both = [self.encoder.embed(x, modality) for x in (inputs, inputs.flip(-1))]
-        return functional.normalize(both[0] + both[1], dim=1)
+        return _mean(self.encoder.embed, inputs, modality)
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, E) in the joint space, means of both images' unit projected features.
+
+        Raises:
+            ValueError: see `ImageEncoder.project`.
+        """
+        return _mean(self.encoder.project, inputs, modality)
+
+
+def _mean(features: _Features, inputs: Tensor, modality: Modality) -> Tensor:
+    one, other = (
+        functional.normalize(features(x, modality), dim=1) for x in (inputs, inputs.flip(-1))
+    )
+    return functional.normalize(one + other, dim=1)
