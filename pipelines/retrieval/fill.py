@@ -27,7 +27,7 @@ from pipelines.retrieval.embed import EmbedOptions, embed
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import schema, state
-from pipelines.retrieval.sources import Source, record_id
+from pipelines.retrieval.sources import Source, image_of, record_id
 from pipelines.retrieval.vectors import WrittenInfo
 from pipelines.storage import abandoned
 from pipelines.storage.files import reason
@@ -314,10 +314,8 @@ def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:
     }
     columns["root"] = pa.array([info["root"]] * count, pa.string())
     images = part["image"] if "image" in part.column_names else part["id"]
-    names = [
-        str(name).partition("#")[0] if "#" in str(name) else name for name in images.to_pylist()
-    ]
-    columns["image"] = pa.array(names, pa.string())
+    modalities = columns["modality"].to_pylist()
+    columns["image"] = pa.array(map(image_of, images.to_pylist(), modalities), pa.string())
     flat = pa.array(np.ascontiguousarray(rows).ravel())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, info["dim"])
     return pa.table({key: columns[key] for key in kinds.names})

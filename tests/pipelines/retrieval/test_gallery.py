@@ -237,6 +237,27 @@ def test_vectors_of_embed_come_in_whatever_their_age(rows: np.ndarray, tmp_path:
     assert (row.tracklet, row.images, row.file) == (-1, 1, Path("r/4.jpg"))
 
 
+def test_a_sharp_in_the_name_of_an_image_is_no_hash_of_a_sentence(
+    rows: np.ndarray, tmp_path: Path
+) -> None:
+    out, names = tmp_path / "v", ["set.parquet#3", "visible/cam#1/a.jpg", "a.jpg"]
+    vectors.claim(out, vectors.VectorInfo("f", "joint", "float32", DIM, "r", "s"), out)
+    samples = [Sample(name, Modality.VISIBLE) for name in names]
+    samples += [Sample(name, Modality.TEXT, caption="in red") for name in names]
+    vectors.write_part(out, "0", samples, rows[:6], [])
+    vectors.finish(out, ["0"], [])
+    fill.add_vectors(tmp_path / "g", out)
+    opened = Gallery.open(tmp_path / "g")
+    for sample in samples:
+        row = opened.get(record_id(sample))
+        assert row is not None
+        assert row.file == Path("r", sample.image)
+    as_before = fill.rows_of([Sample("set.parquet", Modality.VISIBLE)], rows[:1], root="r")
+    place = as_before.schema.get_field_index("id")
+    opened.add(as_before.set_column(place, "id", pa.array(names[:1])))
+    assert fill.add_vectors(tmp_path / "g", out).replaced == 1, "another image of the row alone"
+
+
 class TestBadInput:
     def test_vectors_of_another_encoder(self, small: Gallery, tmp_path: Path) -> None:
         other = Facts("other", "descriptor", DIM, "/run")
