@@ -18,9 +18,6 @@ from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part
 from pipelines.retrieval.vectors import Dtype
-from pipelines.storage.files import reason
-from pipelines.storage.shards import location, read_bytes
-from reid_core.images import decode
 from reid_core.models.folding import folded
 from reid_core.types import Modality, Sample
 
@@ -104,17 +101,15 @@ class Embedder:
         return len(rows), skipped
 
     def _read(self, batch: list[Sample]) -> list[Future[tuple[np.ndarray, str]]]:
-        size = self._loaded.config.model
         return [
-            self._pool.submit(
-                _pixels_and_hash,
-                self._work.root / sample.image,
-                height=size.height,
-                width=size.width,
-            )
+            self._pool.submit(self._read_one, self._work.root / sample.image)
             for sample in batch
             if sample.modality != Modality.TEXT
         ]
+
+    def _read_one(self, path: Path) -> tuple[np.ndarray, str]:
+        pixels, content = self._loaded.read_image(path)
+        return pixels, content_hash(content)
 
     def _collect(
         self,
@@ -147,16 +142,3 @@ class Embedder:
 def content_hash(data: bytes) -> str:
     """What tells an image file from another of the same name."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def _pixels_and_hash(path: Path, *, height: int, width: int) -> tuple[np.ndarray, str]:
-    """A decoded image, and the hash of its file.
-
-    Raises:
-        ValueError: it cannot be read or decoded; names the file.
-    """
-    try:
-        data = read_bytes(path)
-        return decode(data, height=height, width=width), content_hash(data)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{location(path)}: {reason(error)}") from error

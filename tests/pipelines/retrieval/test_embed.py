@@ -26,6 +26,7 @@ from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Part, Source, parts, record_id
+from pipelines.runs import checkpoint as checkpoints
 from reid_core.datasets import regdb, synthetic
 from reid_core.models import backbones
 from reid_core.types import Modality, Sample
@@ -155,6 +156,16 @@ def test_unreadable_images_are_named_and_left_out(
     assert "visible/3.png" in message
     assert json.loads((tmp_path / "out" / vectors.UNREADABLE).read_text()) == message
     assert "visible/3.png" not in read_vectors(tmp_path / "out")[0]
+
+
+def test_images_may_be_as_large_as_the_run_allows(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    state = checkpoints.load(checkpoint / "checkpoint_0")
+    state["config"]["data"]["max_megapixels"] = 0.002
+    checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+    with pytest.raises(UserError, match=r"12 images cannot(.|\n)*data\.max_megapixels=0\.002"):
+        embed(tmp_path / "run", Source(folder), tmp_path / "out")
 
 
 def test_too_many_unreadable_images_stop(
