@@ -171,11 +171,11 @@ def tidy(
     """Join small files, index what grew, drop old versions and what interrupted additions left."""
     from datetime import timedelta
 
-    from pipelines.retrieval import fill
+    from pipelines.retrieval.additions import remove_abandoned_additions
 
     for one in _all_tables(gallery, space):
         one.optimize(keep_for=timedelta(days=keep_days))
-    for folder in fill.remove_abandoned_additions(gallery):
+    for folder in remove_abandoned_additions(gallery):
         say(f"removed {folder}, which an interrupted `gallery add` left")
     say(f"tidied: {gallery}")
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from pipelines.cluster import machine
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.sources import Part
+from pipelines.retrieval.sources import Part, record_id
 from pipelines.retrieval.vectors import Dtype
 from reid_core.models.folding import folded
 from reid_core.types import Modality, Sample
@@ -70,13 +71,20 @@ class Embedder:
         return {"embedded": [embedded], "skipped": [json.dumps(skipped)]}
 
     def embed(self, part: Part) -> tuple[int, list[str]]:
-        """Number of vectors written, and messages about images that were left out."""
+        """Embed what the part's file does not hold.
+
+        Returns:
+            Number of vectors that are new, and messages about images that were left out.
+        """
         rows: list[Sample] = []
         contents: list[str] = []
         result: list[np.ndarray] = []
         skipped: list[str] = []
-        for modality in dict.fromkeys(sample.modality for sample in part.samples):
-            own = [sample for sample in part.samples if sample.modality == modality]
+        before = vectors.read_part(self._work.out, part.key)
+        there = set() if before is None else set(before["id"].to_pylist())
+        samples = [sample for sample in part.samples if record_id(sample) not in there]
+        for modality in dict.fromkeys(sample.modality for sample in samples):
+            own = [sample for sample in samples if sample.modality == modality]
             step = self._work.batch_size
             batches = [own[i : i + step] for i in range(0, len(own), step)]
             ahead = [self._read(batch) for batch in batches[:2]]
@@ -90,14 +98,10 @@ class Embedder:
                     contents += hashes
                     result.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
         none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
-        vectors.write_part(
-            self._work.out,
-            part.key,
-            rows,
-            np.concatenate([none, *result]),
-            skipped,
-            contents=contents,
-        )
+        table = vectors.table(rows, np.concatenate([none, *result]), contents=contents)
+        if before is not None:
+            table = pa.concat_tables([before.cast(table.schema), table])
+        vectors.write_part(self._work.out, part.key, table, skipped)
         return len(rows), skipped
 
     def _read(self, batch: list[Sample]) -> list[Future[tuple[np.ndarray, str]]]:

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
+from pipelines.evaluation.encoder import describe
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import Embedded, embed
 from pipelines.retrieval.sources import Source
@@ -45,6 +46,7 @@ def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any)
     Raises:
         UserError: as `embed`; no image has a tracklet, or one shows two identities.
     """
+    source = source.as_trained(describe(checkpoint).config.data)
     if all(sample.tracklet < 0 for sample in source.samples()):
         raise UserError(
             f"no image of {source.path} has a tracklet: a manifest's column tracklet, or a folder "
@@ -213,7 +215,7 @@ def _write(out: Path, info: WrittenInfo, pool: str, parts: Iterator[pa.Table]) -
         key = f"{number:06d}"
         kind = pa.list_(pa.float16() if info["dtype"] == "float16" else pa.float32(), info["dim"])
         place = part.schema.get_field_index("vector")
-        vectors.write_table(out, key, part.set_column(place, "vector", part["vector"].cast(kind)))
+        vectors.write_part(out, key, part.set_column(place, "vector", part["vector"].cast(kind)))
         planned.append(key)
     return vectors.finish(out, planned, _messages(out / IMAGES / vectors.UNREADABLE))
 
