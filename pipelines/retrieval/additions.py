@@ -35,16 +35,31 @@ def underway(uri: str | Path) -> tuple[Path, str]:
     """Where the vectors of additions lie while they are embedded, and how their names begin."""
     if "://" not in str(uri):
         return Path(uri), ".adding-"
-    return Path.home() / ".cache" / "crossreid", f".adding-{hashed(uri)}-"
+    return Path.home() / ".cache" / "crossreid", f".adding-{_hashed(uri)}-"
 
 
-def hashed(*facts: object) -> str:
-    """A name for what an addition is of."""
+def folders(uri: str | Path, of_source: Sequence[object], chosen: bytes) -> list[Path]:
+    """Where an addition may embed, as `held` takes them.
+
+    First a folder of the source: images may have come since an interruption. Beside another
+    process that adds from it, one of what is chosen.
+
+    Args:
+        uri: of the gallery.
+        of_source: what the vectors of a source depend on.
+        chosen: what of it is to be embedded.
+    """
+    local, prefix = underway(uri)
+    names = _hashed(*of_source), _hashed(*of_source, hashlib.blake2b(chosen).hexdigest())
+    return [local / f"{prefix}{name}" for name in names]
+
+
+def _hashed(*facts: object) -> str:
     return hashlib.blake2b("\n".join(map(str, facts)).encode(), digest_size=6).hexdigest()
 
 
 @contextmanager
-def held(folders: Sequence[Path]) -> Iterator[Path]:
+def held(places: Sequence[Path]) -> Iterator[Path]:
     """The first of some folders that no process works in, made where it is not there.
 
     A file beside it is locked, which other machines see on a shared file system, as they do not
@@ -53,7 +68,7 @@ def held(folders: Sequence[Path]) -> Iterator[Path]:
     Raises:
         UserError: other processes work in all of them.
     """
-    for folder in folders:
+    for folder in places:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_suffix(_LOCK)
         try:
@@ -69,7 +84,7 @@ def held(folders: Sequence[Path]) -> Iterator[Path]:
             lock.unlink(missing_ok=True)
         return
     raise UserError(
-        f"another process adds the same images (in {folders[-1]}): wait for it, or end it"
+        f"another process adds the same images (in {places[-1]}): wait for it, or end it"
     )
 
 

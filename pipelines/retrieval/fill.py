@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -98,13 +97,9 @@ def add_images(
         raise UserError(f"{source.root} holds no images: nothing to add")
     if not len(chosen.keys):
         return Added(0, 0, len(gallery))
-    local, prefix = additions.underway(uri)
-    # of the source: images may have come since an interruption. Beside another process that adds
-    # from it, of what is missing
     of_source = gallery.facts.table, repr(source), source.path
-    keys = hashlib.blake2b(chosen.keys.tobytes()).hexdigest()
-    names = additions.hashed(*of_source), additions.hashed(*of_source, keys)
-    with additions.held([local / f"{prefix}{name}" for name in names]) as folder:
+    folders = additions.folders(uri, of_source, chosen.keys.tobytes())
+    with additions.held(folders) as folder:
         remove_outdated(folder, source.root)
         try:
             done = embed(
@@ -117,11 +112,11 @@ def add_images(
                 **options,
             )
         except NotSharedError as error:
-            if local == Path(uri):
+            if folder.parent == Path(uri):
                 raise
             raise UserError(
-                f"several machines embed for {uri}, and the folder {local} that they would write "
-                f"into is not the same on {', '.join(error.addresses)}: `crossreid embed "
+                f"several machines embed for {uri}, and the folder {folder.parent} that they would "
+                f"write into is not the same on {', '.join(error.addresses)}: `crossreid embed "
                 f"{checkpoint} {source.path} VECTORS`, with VECTORS on a shared file system, then "
                 f"`crossreid gallery add {uri} VECTORS`"
             ) from error
