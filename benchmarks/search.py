@@ -120,7 +120,7 @@ def write(out: Path, world: World, count: int) -> None:
         modality = (Modality.VISIBLE, Modality.INFRARED)
         rows = [Sample(f"{start + i}.jpg", modality[i % 2], -1, i % 6) for i in range(size)]
         result = world.rows(size, part=part).astype(np.float16)
-        vectors.write_part(out, f"{part:06d}", rows, result, [])
+        vectors.write_part(out, f"{part:06d}", vectors.table(rows, result))
         planned.append(f"{part:06d}")
     vectors.finish(out, planned, [])
 

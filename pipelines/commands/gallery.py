@@ -167,15 +167,21 @@ def tidy(
     ] = 30,
     space: Space = None,
 ) -> None:
-    """Join small files, index what grew, drop old versions and what interrupted additions left."""
+    """Join small files, index what grew, drop old versions and what nothing needs any more.
+
+    That is what interrupted additions left, and uploaded images that no version has a row of.
+    """
     from datetime import timedelta
 
-    from pipelines.retrieval import fill
+    from pipelines.retrieval import uploads
+    from pipelines.retrieval.additions import remove_abandoned_additions
 
     for one in _all_tables(gallery, space):
         one.optimize(keep_for=timedelta(days=keep_days))
-    for folder in fill.remove_abandoned_additions(gallery):
+    for folder in remove_abandoned_additions(gallery):
         say(f"removed {folder}, which an interrupted `gallery add` left")
+    if removed := uploads.remove_forgotten(gallery):
+        say(f"removed {removed:,} uploaded images that no version has a row of")
     say(f"tidied: {gallery}")
 
 

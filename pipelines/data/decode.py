@@ -29,9 +29,20 @@ def read_image(
     Raises:
         ValueError: cannot be read or decoded; names the file.
     """
+    return read_with_content(path, height=height, width=width, max_megapixels=max_megapixels)[0]
+
+
+def read_with_content(
+    path: Path, *, height: int, width: int, max_megapixels: float
+) -> tuple[np.ndarray, bytes]:
+    """What `read_image` gives, and the bytes of the file.
+
+    Raises:
+        ValueError: see `read_image`.
+    """
     try:
         data = read_bytes(path)
-        return decode(data, height=height, width=width, max_megapixels=max_megapixels)
+        return decode(data, height=height, width=width, max_megapixels=max_megapixels), data
     except (OSError, ValueError) as error:
         raise ValueError(f"{location(path)}: {reason(error)}") from error
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.config.run import RunConfig
-from pipelines.data.decode import read_image
+from pipelines.data.decode import read_with_content
 from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
@@ -76,15 +76,22 @@ class LoadedEncoder:
         kind = Modality(modality)
         if isinstance(paths, (str, Path)) or not all(isinstance(p, (str, Path)) for p in paths):
             raise ValueError("paths: give a list of paths of image files")
-        size = self.config.model
         vectors = np.empty((len(paths), self.encoder.feature_dim), dtype=np.float32)
         for start in range(0, len(paths), batch_size):
             rows = slice(start, start + batch_size)
-            decoded = [
-                read_image(Path(path), height=size.height, width=size.width) for path in paths[rows]
-            ]
+            decoded = [self.read_image(Path(path))[0] for path in paths[rows]]
             vectors[rows] = self.vectors(torch.from_numpy(np.stack(decoded)), kind)
         return vectors
+
+    def read_image(self, path: Path) -> tuple[np.ndarray, bytes]:
+        """An image decoded and resized as in training, (3, H, W) uint8, and its file's content.
+
+        Raises:
+            ValueError: it cannot be read or decoded, or is larger than the run's
+                `data.max_megapixels`; names the file.
+        """
+        size, limit = self.config.model, self.config.data.max_megapixels
+        return read_with_content(path, height=size.height, width=size.width, max_megapixels=limit)
 
     @torch.inference_mode()
     def vectors(self, inputs: Tensor, modality: Modality) -> np.ndarray:

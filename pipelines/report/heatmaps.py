@@ -9,6 +9,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -18,7 +19,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.data import roots
-from pipelines.data.decode import read_image
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder, open_start
 from pipelines.report.ranklists import below, choose
 from pipelines.storage.shards import read_bytes
@@ -127,10 +127,11 @@ def _pair(
         inputs = _input(loaded, image)
     vectors = [(one.embed(inputs, asked), one.embed(shown, searched)) for one in encoders]
     before, after = (float((q * a).sum()) for q, a in vectors)
+    side = partial(_side, loaded.config.data.max_megapixels)
     return Pair(
-        query=None if caption else _side(image, encoders, inputs, asked, [a for _, a in vectors]),
+        query=None if caption else side(image, encoders, inputs, asked, [a for _, a in vectors]),
         caption=caption,
-        answer=_side(answer, encoders, shown, searched, [q for q, _ in vectors]),
+        answer=side(answer, encoders, shown, searched, [q for q, _ in vectors]),
         before=before,
         after=after,
         right=bool(final["top_correct"][query, 0]),
@@ -138,13 +139,14 @@ def _pair(
 
 
 def _side(
+    max_megapixels: float,
     image: Path,
     encoders: tuple[Encoder, Encoder],
     inputs: Tensor,
     modality: Modality,
     targets: Sequence[Tensor],
 ) -> Side:
-    opened = open_rgb(read_bytes(image))
+    opened = open_rgb(read_bytes(image), max_megapixels=max_megapixels)
     width = max(round(opened.width * _HEIGHT_PX / opened.height), 1)
     shown = opened.resize((width, _HEIGHT_PX), Image.Resampling.LANCZOS)
     hot = []
@@ -157,9 +159,7 @@ def _side(
 
 def _input(loaded: LoadedEncoder, image: Path) -> Tensor:
     """One image as the encoder takes it: (1, 3, H, W) uint8."""
-    size = loaded.config.model
-    pixels = read_image(image, height=size.height, width=size.width)
-    return torch.from_numpy(pixels[None]).to(loaded.device)
+    return torch.from_numpy(loaded.read_image(image)[0][None]).to(loaded.device)
 
 
 def _uri(image: Image.Image) -> str:

@@ -5,7 +5,8 @@ encoder, embeds a part and writes its file whole or not at all. Only counts come
 driver's memory does not grow with the number of images but by one key per part.
 
 Where a part ends depends on the samples around its end alone. A second run therefore finds the
-parts of all that did not change finished, also when images were added or taken away in between.
+parts of all that did not change finished, also when images were added or taken away in between. Of
+parts in which an image could not be read it embeds those that can be read now.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def embed(
     dtype: Dtype = "float16",
     batch_size: int = 64,
     max_unreadable: float = 0.01,
+    share_of: int | None = None,
     gpu: bool | None = None,
     ray_address: str | None = None,
 ) -> Embedded:
@@ -95,6 +97,7 @@ def embed(
         dtype: of the vectors.
         batch_size: images per forward pass.
         max_unreadable: share of the images that may be left out.
+        share_of: number of images that it is a share of; None for all of the source.
         gpu: True waits for a free GPU, False takes none; None takes those that are free, or else
             CPU cores.
         ray_address: cluster to use, None for one on this machine.
@@ -120,14 +123,13 @@ def embed(
     vectors.claim(out, info, checkpoint)
     with runlog.held(out, "embeds"):
         survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
-        if survey.missing:
+        allowed = max_unreadable, share_of or survey.num_samples
+        if survey.missing or survey.left_out:
             with cluster.session(config := _at_address(loaded.config, ray_address)):
                 where = _place(config, out, gpu)
                 work = Work(checkpoint, space, source.root, out, dtype, batch_size)
-                survey, num_new, seconds = _embed_all(
-                    work, source, loaded, survey, max_unreadable, where
-                )
-        _require_readable(survey.skipped, max_unreadable, survey.num_samples)
+                survey, num_new, seconds = _embed_all(work, source, loaded, survey, allowed, where)
+        _require_readable(survey.skipped, *allowed)
         num_vectors = vectors.finish(out, survey.planned, survey.skipped)
     return Embedded(num_vectors, num_new, tuple(survey.skipped), seconds)
 
@@ -162,7 +164,7 @@ def _embed_all(
     source: Source,
     loaded: LoadedEncoder,
     survey: _Survey,
-    max_unreadable: float,
+    allowed: tuple[float, int],
     where: Place,
 ) -> tuple[_Survey, int, float]:
     """Embed until the folder holds every part of one survey.
@@ -175,7 +177,7 @@ def _embed_all(
         source: that the parts are of.
         loaded: the encoder.
         survey: of the source, what is missing among it.
-        max_unreadable: share of the images that may be left out.
+        allowed: share of the images that may be left out, and their number.
         where: the actors run.
 
     Returns:
@@ -185,11 +187,12 @@ def _embed_all(
         UserError: too many images cannot be read, or the source does not come to rest.
     """
     num_new, seconds = 0, 0.0
+    share, number = allowed
+    wanted, skipped = survey.missing | survey.left_out, list[str]()
     for _ in range(_SURVEYS):
-        skipped, limit = survey.skipped, max_unreadable * survey.num_samples
-        new, took = _embed_missing(work, source, survey.missing, skipped, where, limit=limit)
+        new, took = _embed_missing(work, source, wanted, skipped, where, limit=share * number)
         num_new, seconds = num_new + new, seconds + took
-        _require_readable(skipped, max_unreadable, survey.num_samples)
+        _require_readable(skipped, *allowed)
         survey = _Survey.of(survey.planned, work.out)
         if not survey.missing:
             return survey, num_new, seconds
@@ -197,6 +200,7 @@ def _embed_all(
         survey = _list(source, loaded, work.out)
         if not survey.missing:  # what is new there has gone again
             return survey, num_new, seconds
+        wanted, skipped = survey.missing, survey.skipped
     raise UserError(
         f"{source.path} has changed {_SURVEYS} times while it was embedded, and "
         f"{sum(survey.missing.values()):,} images are not embedded yet: run the same command "
@@ -218,7 +222,7 @@ def _embed_missing(
     Args:
         work: for the actors.
         source: that the parts are of.
-        missing: rows of each part to embed.
+        missing: rows to embed of each part.
         skipped: messages about unreadable images; grows.
         where: the actors run.
         limit: of their number.
@@ -318,6 +322,11 @@ class _Survey:
     def missing(self) -> dict[str, int]:
         """Rows of each part that is not there."""
         return {key: rows for key, rows in self.planned.items() if key not in self.finished}
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Images that could not be read, of each part that is there and has some."""
+        return {key: len(messages) for key, messages in self.finished.items() if messages}
 
     @property
     def skipped(self) -> list[str]:

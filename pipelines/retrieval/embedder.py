@@ -10,17 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from pipelines.cluster import machine
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import vectors
-from pipelines.retrieval.sources import Part
+from pipelines.retrieval.sources import Part, record_id
 from pipelines.retrieval.vectors import Dtype
-from pipelines.storage.files import reason
-from pipelines.storage.shards import location, read_bytes
-from reid_core.images import decode
 from reid_core.models.folding import folded
 from reid_core.types import Modality, Sample
 
@@ -73,13 +71,20 @@ class Embedder:
         return {"embedded": [embedded], "skipped": [json.dumps(skipped)]}
 
     def embed(self, part: Part) -> tuple[int, list[str]]:
-        """Number of vectors written, and messages about images that were left out."""
+        """Embed what the part's file does not hold.
+
+        Returns:
+            Number of vectors that are new, and messages about images that were left out.
+        """
         rows: list[Sample] = []
         contents: list[str] = []
         result: list[np.ndarray] = []
         skipped: list[str] = []
-        for modality in dict.fromkeys(sample.modality for sample in part.samples):
-            own = [sample for sample in part.samples if sample.modality == modality]
+        before = vectors.read_part(self._work.out, part.key)
+        there = set() if before is None else set(before["id"].to_pylist())
+        samples = [sample for sample in part.samples if record_id(sample) not in there]
+        for modality in dict.fromkeys(sample.modality for sample in samples):
+            own = [sample for sample in samples if sample.modality == modality]
             step = self._work.batch_size
             batches = [own[i : i + step] for i in range(0, len(own), step)]
             ahead = [self._read(batch) for batch in batches[:2]]
@@ -93,28 +98,22 @@ class Embedder:
                     contents += hashes
                     result.append(self._loaded.vectors(inputs, modality).astype(self._work.dtype))
         none = np.empty((0, self._loaded.encoder.feature_dim), dtype=self._work.dtype)
-        vectors.write_part(
-            self._work.out,
-            part.key,
-            rows,
-            np.concatenate([none, *result]),
-            skipped,
-            contents=contents,
-        )
+        table = vectors.table(rows, np.concatenate([none, *result]), contents=contents)
+        if before is not None:
+            table = pa.concat_tables([before.cast(table.schema), table])
+        vectors.write_part(self._work.out, part.key, table, skipped)
         return len(rows), skipped
 
     def _read(self, batch: list[Sample]) -> list[Future[tuple[np.ndarray, str]]]:
-        size = self._loaded.config.model
         return [
-            self._pool.submit(
-                _pixels_and_hash,
-                self._work.root / sample.image,
-                height=size.height,
-                width=size.width,
-            )
+            self._pool.submit(self._read_one, self._work.root / sample.image)
             for sample in batch
             if sample.modality != Modality.TEXT
         ]
+
+    def _read_one(self, path: Path) -> tuple[np.ndarray, str]:
+        pixels, content = self._loaded.read_image(path)
+        return pixels, content_hash(content)
 
     def _collect(
         self,
@@ -147,16 +146,3 @@ class Embedder:
 def content_hash(data: bytes) -> str:
     """What tells an image file from another of the same name."""
     return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def _pixels_and_hash(path: Path, *, height: int, width: int) -> tuple[np.ndarray, str]:
-    """A decoded image, and the hash of its file.
-
-    Raises:
-        ValueError: it cannot be read or decoded; names the file.
-    """
-    try:
-        data = read_bytes(path)
-        return decode(data, height=height, width=width), content_hash(data)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{location(path)}: {reason(error)}") from error

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -22,42 +16,21 @@ import torch
 from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
-from pipelines.retrieval import vectors
+from pipelines.retrieval import additions, vectors
 from pipelines.retrieval.embed import EmbedOptions, embed
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Added, Facts, Gallery
-from pipelines.retrieval.gallery_rows import schema, state
-from pipelines.retrieval.sources import Source, record_id
+from pipelines.retrieval.gallery_rows import schema
+from pipelines.retrieval.missing import Elsewhere, missing, remove_outdated
+from pipelines.retrieval.sources import Source, image_of, record_id
 from pipelines.retrieval.vectors import WrittenInfo
-from pipelines.storage import abandoned
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
 log = logging.getLogger(__name__)
-_LOCK = ".lock"
 _AT_ONCE = 100_000  # rows of a transaction
-_LOOKED_AT = 4096  # images at a time: a pool keeps all that it is given
-
-
-@dataclass(frozen=True)
-class Chosen(Source):
-    """The samples of a source whose ids are among some.
-
-    Attributes:
-        keys: (n,) uint64, rising: `_key` of the ids, as the ids of millions would be too much to
-            send to a task. Of those of one key all are taken: an image too many is no fault.
-    """
-
-    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64), repr=False)
-
-    def samples(self) -> Iterator[Sample]:
-        """In the source's order."""
-        return (sample for sample in super().samples() if self._has(_key(record_id(sample))))
-
-    def _has(self, key: int) -> bool:
-        place = int(np.searchsorted(self.keys, np.uint64(key)))
-        return place < len(self.keys) and int(self.keys[place]) == key
+_SHOWN = 10  # messages about images that cannot be read
 
 
 def add_vectors(
@@ -66,7 +39,8 @@ def add_vectors(
     """Add what a folder of `crossreid embed` holds.
 
     Raises:
-        UserError: no such folder, an unfinished one, or vectors of another encoder.
+        UserError: no such folder, an unfinished one, vectors of another encoder, or a name that
+            the gallery knows of another root's image.
     """
     info = vectors.read_info(folder)
     if not info["complete"]:
@@ -75,6 +49,11 @@ def add_vectors(
         raise UserError(f"{folder} holds no vectors: embed again into a new folder")
     facts = Facts(info["fingerprint"], info["space"], info["dim"], info["checkpoint"])
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
+    if elsewhere := Elsewhere(gallery, info["root"]):
+        for batch in _batches(folder, info):
+            names, contents = (batch[key].to_pylist() for key in ("id", "content"))
+            for name, content in zip(names, contents, strict=True):
+                elsewhere.require_same(name, content)
     done = Added(0, 0, len(gallery))
     batches = _batches(folder, info)
     rows = next(batches, None)
@@ -107,98 +86,45 @@ def add_images(
         options: see `pipelines.retrieval.embed.embed`.
 
     Raises:
-        UserError: another encoder's gallery, or what `embed` refuses.
+        UserError: another encoder's gallery, a name that it knows of another root's image, or
+            what `embed` refuses.
     """
-    gallery = made_for(uri, checkpoint, space=space, new_encoder=new_encoder)
-    missing = _missing(source, gallery.states())
-    if not len(missing):
-        if not any(True for _ in source.samples()):
-            raise UserError(f"{source.root} holds no images: nothing to add")
+    loaded = _to_be_asked(checkpoint, space)
+    source = source.as_trained(loaded.config.data)
+    gallery = _table_for(uri, loaded, checkpoint, space, new_encoder=new_encoder)
+    chosen = missing(source, gallery)
+    if not chosen.num_listed:
+        raise UserError(f"{source.root} holds no images: nothing to add")
+    if not len(chosen.keys):
         return Added(0, 0, len(gallery))
-    chosen = Chosen(**{f.name: getattr(source, f.name) for f in fields(Source)}, keys=missing)
-    local, prefix = _underway(uri)
-    # of the source: images may have come since an interruption. Beside another process that adds
-    # from it, of what is missing
-    of_source = gallery.facts.table, repr(source), source.path.resolve()
-    names = _hash(*of_source), _hash(*of_source, hashlib.blake2b(missing.tobytes()).hexdigest())
-    with _held([local / f"{prefix}{name}" for name in names]) as folder:
+    of_source = gallery.facts.table, repr(source), source.path
+    folders = additions.folders(uri, of_source, chosen.keys.tobytes())
+    with additions.held(folders) as folder:
+        remove_outdated(folder, source.root)
         try:
-            embed(checkpoint, chosen, folder, space=space, dtype="float32", **options)
+            done = embed(
+                checkpoint,
+                chosen,
+                folder,
+                space=space,
+                dtype="float32",
+                share_of=chosen.num_listed,
+                **options,
+            )
         except NotSharedError as error:
-            if local == Path(uri):
+            if folder.parent == Path(uri):
                 raise
             raise UserError(
-                f"several machines embed for {uri}, and the folder {local} that they would write "
-                f"into is not the same on {', '.join(error.addresses)}: `crossreid embed "
+                f"several machines embed for {uri}, and the folder {folder.parent} that they would "
+                f"write into is not the same on {', '.join(error.addresses)}: `crossreid embed "
                 f"{checkpoint} {source.path} VECTORS`, with VECTORS on a shared file system, then "
                 f"`crossreid gallery add {uri} VECTORS`"
             ) from error
-        done = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
+        for message in done.unreadable[:_SHOWN]:
+            log.warning("left out: %s", message)
+        added = add_vectors(uri, folder, new_encoder=new_encoder, recall=recall)
         shutil.rmtree(folder)
-    return done
-
-
-def remove_abandoned_additions(uri: str | Path) -> list[Path]:
-    """Delete the vectors of additions that were interrupted; those underway stay."""
-    local, prefix = _underway(uri)
-    removed = []
-    for folder in sorted({path.with_suffix("") for path in local.glob(f"{prefix}*")}):
-        lock = folder.with_suffix(_LOCK)
-        with suppress(OSError), _released(abandoned.hold_file(lock)):
-            if folder.is_dir():
-                shutil.rmtree(folder)
-                removed.append(folder)
-            lock.unlink()
-    return removed
-
-
-def _underway(uri: str | Path) -> tuple[Path, str]:
-    """Where the vectors of additions lie while they are embedded, and how their names begin."""
-    if "://" not in str(uri):
-        return Path(uri), ".adding-"
-    return Path.home() / ".cache" / "crossreid", f".adding-{_hash(uri)}-"
-
-
-def _hash(*facts: object) -> str:
-    return hashlib.blake2b("\n".join(map(str, facts)).encode(), digest_size=6).hexdigest()
-
-
-@contextmanager
-def _held(folders: Sequence[Path]) -> Iterator[Path]:
-    """The first of some folders that no process works in, made where it is not there.
-
-    A file beside it is locked, which other machines see on a shared file system, as they do not
-    see the lock of a folder.
-
-    Raises:
-        UserError: other processes work in all of them.
-    """
-    for folder in folders:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = folder.with_suffix(_LOCK)
-        try:
-            handle = abandoned.hold_file(lock)
-        except BlockingIOError:
-            continue
-        except OSError:
-            log.warning("the file system of %s has no locks: add from one process", lock)
-            handle = os.open(os.devnull, os.O_RDONLY)
-        with _released(handle):
-            folder.mkdir(exist_ok=True)
-            yield folder
-            lock.unlink(missing_ok=True)
-        return
-    raise UserError(
-        f"another process adds the same images (in {folders[-1]}): wait for it, or end it"
-    )
-
-
-@contextmanager
-def _released(handle: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.close(handle)
+    return added
 
 
 def made_for(
@@ -209,7 +135,17 @@ def made_for(
     Raises:
         UserError: another encoder's gallery, or no checkpoint.
     """
-    loaded = open_encoder(checkpoint, space=space, device=torch.device("cpu"))  # to be asked
+    loaded = _to_be_asked(checkpoint, space)
+    return _table_for(uri, loaded, checkpoint, space, new_encoder=new_encoder)
+
+
+def _to_be_asked(checkpoint: Path, space: Space) -> LoadedEncoder:
+    return open_encoder(checkpoint, space=space, device=torch.device("cpu"))
+
+
+def _table_for(
+    uri: str | Path, loaded: LoadedEncoder, checkpoint: Path, space: Space, *, new_encoder: bool
+) -> Gallery:
     dim, place = loaded.encoder.feature_dim, str(Path(checkpoint).resolve())
     facts = Facts(loaded.fingerprint, space, dim, place)
     return Gallery.create(uri, facts, new_encoder=new_encoder)
@@ -314,44 +250,8 @@ def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:
     }
     columns["root"] = pa.array([info["root"]] * count, pa.string())
     images = part["image"] if "image" in part.column_names else part["id"]
-    names = [
-        str(name).partition("#")[0] if "#" in str(name) else name for name in images.to_pylist()
-    ]
-    columns["image"] = pa.array(names, pa.string())
+    modalities = columns["modality"].to_pylist()
+    columns["image"] = pa.array(map(image_of, images.to_pylist(), modalities), pa.string())
     flat = pa.array(np.ascontiguousarray(rows).ravel())
     columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, info["dim"])
     return pa.table({key: columns[key] for key in kinds.names})
-
-
-def _missing(source: Source, known: dict[str, int]) -> np.ndarray:
-    """Keys, rising, of ids that are not known with their present image and what is said of it."""
-    root = str(source.root)
-
-    def changed(sample: Sample) -> int | None:
-        name = record_id(sample)
-        if name not in known:
-            return _key(name)
-        try:
-            data = sample.caption.encode() or read_bytes(source.root / sample.image)
-        except OSError:
-            return _key(name)  # embed names what cannot be read
-        now = state(sample, content=content_hash(data), root=root)
-        return None if now == known[name] else _key(name)
-
-    keys = (key for key in _in_threads(changed, source.samples()) if key is not None)
-    return np.unique(np.fromiter(keys, np.uint64))
-
-
-def _in_threads(
-    look: Callable[[Sample], int | None], samples: Iterable[Sample]
-) -> Iterator[int | None]:
-    """What is found of each sample, in order; some of them are under way at a time."""
-    left = iter(samples)
-    with ThreadPoolExecutor(8) as pool:
-        while some := list(islice(left, _LOOKED_AT)):
-            yield from pool.map(look, some)
-
-
-def _key(name: str) -> int:
-    """64 bits of an id."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pipelines.errors import UserError
 from pipelines.retrieval import gallery_rows, neighbors
 from pipelines.retrieval.database import ERRORS, connect, first_line, guarded
-from pipelines.retrieval.gallery_rows import CHANGED, COLUMNS, STATE, Filter, Match, NoRowsError
+from pipelines.retrieval.gallery_rows import CHANGED, COLUMNS, Filter, Match, NoRowsError
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ FORMAT = 1
 _FACTS = b"crossreid"
 _KEPT = timedelta(days=30)  # of versions, when small files are joined
 _IDS_AT_ONCE = 1000
-_STATES_AT_ONCE = 10_000
+_ROWS_AT_ONCE = 10_000
 log = logging.getLogger(__name__)
 
-
-_reading = guarded(
+_UNREADABLE = (
     "the gallery cannot be read",
     "are its files there and whole? If not, `crossreid gallery add` fills a new one",
 )
+_reading = guarded(*_UNREADABLE)
 
 
 @dataclass(frozen=True)
@@ -235,15 +235,10 @@ class Gallery:
         rows = gallery_rows.matches(result.to_arrow())
         return rows[0] if rows else None
 
-    @_reading
-    def states(self) -> dict[str, int]:
-        """What a row of every id was made of, as `gallery_rows.state` puts it."""
-        result: dict[str, int] = {}
-        for batch in self._table.search().select(["id", *STATE]).to_batches(_STATES_AT_ONCE):
-            batch = batch.set_column(len(STATE), STATE[-1], batch[STATE[-1]].cast(pa.int64()))
-            columns = (batch[name].to_pylist() for name in STATE)
-            result |= zip(batch["id"].to_pylist(), map(gallery_rows.digest, *columns), strict=True)
-        return result
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows, some rows at a time."""
+        with guarded(*_UNREADABLE):
+            yield from self._table.search().select([*columns]).to_batches(_ROWS_AT_ONCE)
 
     @_reading
     def count(self, where: Filter) -> int:

@@ -43,12 +43,9 @@ def schema(dim: int) -> pa.Schema:
 COLUMNS = schema(1).names
 MAX_CAMERA = 2**31 - 1  # that its column holds
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-STATE = ("content", "modality", "camera", "pid", "tracklet", "root", "time")
+STATE = ("content", "modality", "camera", "pid", "tracklet", "root", "image", "time")
 # A row is replaced where its image, or what is known about it, is another.
-CHANGED = " OR ".join(
-    f"target.{name} != source.{name}"
-    for name in ("content", "modality", "camera", "pid", "tracklet", "root", "images", "name")
-)
+CHANGED = " OR ".join(f"target.{name} != source.{name}" for name in (*STATE[:-1], "images", "name"))
 CHANGED += (
     " OR target.time != source.time OR (target.time IS NULL AND source.time IS NOT NULL)"
     " OR (target.time IS NOT NULL AND source.time IS NULL)"
@@ -79,8 +76,8 @@ def checked(rows: pa.Table, dim: int) -> pa.Table:
 def state(sample: Sample, *, content: str, root: str) -> int:
     """What a row is made of: another state is another row."""
     time = None if sample.time is None else micros(sample.time)
-    modality = str(sample.modality)
-    return digest(content, modality, sample.camera, sample.pid, sample.tracklet, root, time)
+    seen = str(sample.modality), sample.camera, sample.pid, sample.tracklet
+    return digest(content, *seen, root, sample.image, time)
 
 
 def digest(*values: str | int | None) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
+from pipelines.evaluation.encoder import describe
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embed import Embedded, embed
 from pipelines.retrieval.sources import Source
@@ -29,6 +31,7 @@ from reid_core.types import Modality, Sample
 
 IMAGES, DUPLICATES = "images", "duplicates.jsonl"
 _ROWS = 16_384  # of a file
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any) -> Embedded:
@@ -43,6 +46,7 @@ def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any)
     Raises:
         UserError: as `embed`; no image has a tracklet, or one shows two identities.
     """
+    source = source.as_trained(describe(checkpoint).config.data)
     if all(sample.tracklet < 0 for sample in source.samples()):
         raise UserError(
             f"no image of {source.path} has a tracklet: a manifest's column tracklet, or a folder "
@@ -97,7 +101,10 @@ def embed_distinct(
 
 @dataclass
 class _Track:
-    """What is known of a tracklet: its first image, and what its images are hashed to."""
+    """What is known of a tracklet: its earliest image, and what its images are hashed to.
+
+    Of images without times it is that which was read first.
+    """
 
     first: Sample
     digest: Any
@@ -129,6 +136,8 @@ class _Means:
                     f"{track.first.pid} on {track.first.image} and {row['pid']} on {row['id']}: "
                     "a track is of one identity"
                 )
+            if (row.get("time") or _NEVER) < (track.first.time or _NEVER):
+                track.first = _sample(row)
             track.count += 1
             track.digest.update(row["content"].encode())
             self._sums[place] += vector
@@ -139,15 +148,7 @@ class _Means:
         if key not in self._places:
             self._places[key] = len(self._tracks)
             self.num_tracklets += tracked
-            first = Sample(
-                row["id"],
-                Modality(row["modality"]),
-                row["pid"],
-                row["camera"],
-                tracklet=row["tracklet"],
-                time=row.get("time"),
-            )
-            self._tracks.append(_Track(first, hashlib.blake2b(digest_size=12)))
+            self._tracks.append(_Track(_sample(row), hashlib.blake2b(digest_size=12)))
             if len(self._tracks) > len(self._sums):
                 self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
         return self._places[key]
@@ -164,6 +165,11 @@ class _Means:
                 images=[track.count for track in tracks],
                 ids=[_name(track.first) for track in tracks],
             )
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    modality, seen = Modality(row["modality"]), (row["pid"], row["camera"])
+    return Sample(row["id"], modality, *seen, tracklet=row["tracklet"], time=row.get("time"))
 
 
 def _name(first: Sample) -> str:
@@ -209,7 +215,7 @@ def _write(out: Path, info: WrittenInfo, pool: str, parts: Iterator[pa.Table]) -
         key = f"{number:06d}"
         kind = pa.list_(pa.float16() if info["dtype"] == "float16" else pa.float32(), info["dim"])
         place = part.schema.get_field_index("vector")
-        vectors.write_table(out, key, part.set_column(place, "vector", part["vector"].cast(kind)))
+        vectors.write_part(out, key, part.set_column(place, "vector", part["vector"].cast(kind)))
         planned.append(key)
     return vectors.finish(out, planned, _messages(out / IMAGES / vectors.UNREADABLE))
 

@@ -24,9 +24,6 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.retrieval.model_file import Exported, Form, prepared
 from pipelines.retrieval.sources import Source
 from pipelines.runs.console import console, say
-from pipelines.storage.files import reason
-from pipelines.storage.shards import read_bytes
-from reid_core.images import decode
 from reid_core.types import Modality, Sample, Split
 
 if TYPE_CHECKING:
@@ -232,10 +229,9 @@ def _decoded(loaded: LoadedEncoder, samples: Sequence[Sample], root: Path) -> np
     images = np.empty((len(samples), 3, size.height, size.width), dtype=np.uint8)
     for row, sample in enumerate(samples):
         try:
-            data = read_bytes(root / sample.image)
-            images[row] = decode(data, height=size.height, width=size.width)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{root / sample.image}: {reason(error)}") from error
+            images[row] = loaded.read_image(root / sample.image)[0]
+        except ValueError as error:
+            raise UserError(str(error)) from error
     return images
 
 

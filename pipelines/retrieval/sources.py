@@ -166,6 +166,11 @@ def record_id(sample: Sample) -> str:
     return f"{sample.image}#{hashlib.blake2b(sample.caption.encode(), digest_size=5).hexdigest()}"
 
 
+def image_of(name: str, modality: str) -> str:
+    """The image that a `record_id` names, in which "#" may stand too."""
+    return name.rpartition("#")[0] if modality == Modality.TEXT else name
+
+
 def parts(samples: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator[Part]:
     """Cut a stream where the hash of a sample says so.
 

@@ -137,30 +137,15 @@ def part_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def write_part(
-    out: Path,
-    key: str,
-    rows: Sequence[Sample],
-    vectors: np.ndarray,
-    skipped: Sequence[str],
-    *,
-    contents: Sequence[str] = (),
-) -> None:
+def write_part(out: Path, key: str, rows: pa.Table, skipped: Sequence[str] = ()) -> None:
     """Write one part, whole or not at all.
 
     Args:
         out: the folder.
         key: name of the part.
-        rows: what was embedded.
-        vectors: (n, D) of the rows.
+        rows: what was embedded, see `table`.
         skipped: messages about what could not be read.
-        contents: hashes of the image files, none where unknown.
     """
-    write_table(out, key, table(rows, vectors, contents=contents), skipped)
-
-
-def write_table(out: Path, key: str, rows: pa.Table, skipped: Sequence[str] = ()) -> None:
-    """`write_part` of rows that are a table."""
     rows = rows.replace_schema_metadata({_SKIPPED: json.dumps(list(skipped)).encode()})
     replace_file(_file(out, key), lambda file: pq.write_table(rows, file))
 
@@ -198,6 +183,15 @@ def table(
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
         }
     )
+
+
+def read_part(out: Path, key: str) -> pa.Table | None:
+    """Rows of a finished part, None of one that is missing, damaged or of an older version."""
+    try:
+        rows = pq.read_table(_file(out, key)).replace_schema_metadata()
+    except (OSError, pa.ArrowException):
+        return None
+    return rows if rows.column_names == table([], np.empty((0, 1))).column_names else None
 
 
 def skipped(out: Path, key: str) -> list[str] | None:

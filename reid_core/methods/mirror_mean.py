@@ -27,3 +27,15 @@ class MirrorMean(nn.Module):
         """Unit rows (B, D) of (B, 3, H, W) images."""
         both = [self.encoder.embed(x, modality) for x in (inputs, inputs.flip(-1))]
         return functional.normalize(both[0] + both[1], dim=1)
+
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """Unit rows (B, E) in the joint space, means of both images' unit projected features.
+
+        Raises:
+            ValueError: see `ImageEncoder.project`.
+        """
+        one, other = (
+            functional.normalize(self.encoder.project(x, modality), dim=1)
+            for x in (inputs, inputs.flip(-1))
+        )
+        return functional.normalize(one + other, dim=1)

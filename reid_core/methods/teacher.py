@@ -51,6 +51,10 @@ class MeanTeacher(nn.Module):
         """The teacher's descriptors (B, D)."""
         return self.teacher.embed(inputs, modality)
 
+    def project(self, inputs: Tensor, modality: Modality) -> Tensor:
+        """The teacher's projected features (B, E), not normalized."""
+        return self.teacher.project(inputs, modality)
+
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Moves the teacher after every step of the student's optimizer."""
         optimizer.register_step_post_hook(lambda *_: self._approach())

@@ -411,6 +411,11 @@ def test_descriptors_are_means_of_both_mirrors(clip: backbones.Backbone) -> None
     expected = functional.normalize(both[0] + both[1], dim=1)
     torch.testing.assert_close(mirrored.embed(images, V), expected)
     torch.testing.assert_close(mirrored.embed(images.flip(-1), V), expected)
+    projected = [
+        functional.normalize(plain.project(x, V), dim=1) for x in (images, images.flip(-1))
+    ]
+    expected = functional.normalize(projected[0] + projected[1], dim=1)
+    torch.testing.assert_close(mirrored.project(images, V), expected)
 
 
 def test_rows_vote_that_were_clustered_together() -> None:

@@ -31,7 +31,7 @@ from reid_core.models.text_image import TextImageEncoder
 from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
 from tests.pipelines import small_runs
-from tests.pipelines.trained import embed_alone, save_run
+from tests.pipelines.trained import draw_folder, embed_alone, save_run
 
 SENTENCE = "a woman in a striped dress with a backpack"
 
@@ -241,3 +241,32 @@ def test_the_joint_space_of_a_run_without_texts_is_warned_of(
     assert not caplog.records
     open_encoder(tmp_path / "without", space="joint")
     assert "trained its images without texts" in caplog.text
+
+
+def test_mirrored_descriptors_have_a_joint_space_too(tmp_path: Path) -> None:
+    """It is the same for an image and its mirror image, as the descriptor is."""
+    run = save_run(tmp_path / "run")
+    state = checkpoint.load(run / "checkpoint_0")
+    state["config"]["cclnet"]["flip"] = True
+    checkpoint.save(run / "checkpoint_0", state, {})
+    encoder = open_encoder(run, space="joint", device=torch.device("cpu")).encoder
+    images = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8)
+    rows = encoder.embed(images, Modality.INFRARED)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(encoder.embed(images.flip(-1), Modality.INFRARED), rows)
+
+
+def test_an_encoder_takes_images_as_large_as_its_run_allows(tmp_path: Path) -> None:
+    """Of thousands of pixels here, so that the test is quick."""
+    image = draw_folder(tmp_path, visible=1, infrared=0) / "visible" / "0.png"
+    run = save_run(tmp_path / "run")
+    state = checkpoint.load(run / "checkpoint_0")
+    for limit in (0.003, 0.002):
+        state["config"]["data"]["max_megapixels"] = limit
+        checkpoint.save(run / "checkpoint_0", state, {})
+        loaded = open_encoder(run, device=torch.device("cpu"))
+        if limit == 0.003:
+            assert len(loaded.embed_images([image], "visible")) == 1
+            continue
+        with pytest.raises(ValueError, match=r"0\.png.*data\.max_megapixels=0\.002"):
+            loaded.embed_images([image], "visible")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -26,6 +27,7 @@ from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Part, Source, parts, record_id
+from pipelines.runs import checkpoint as checkpoints
 from reid_core.datasets import regdb, synthetic
 from reid_core.models import backbones
 from reid_core.types import Modality, Sample
@@ -155,6 +157,45 @@ def test_unreadable_images_are_named_and_left_out(
     assert "visible/3.png" in message
     assert json.loads((tmp_path / "out" / vectors.UNREADABLE).read_text()) == message
     assert "visible/3.png" not in read_vectors(tmp_path / "out")[0]
+
+
+def test_an_image_that_is_mended_is_embedded_and_those_beside_it_are_not_again(
+    checkpoint: Path,
+    folder: Path,
+    tmp_path: Path,
+    in_process: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A storage that failed for a moment looks the same."""
+    image, out, read = folder / "visible" / "3.png", tmp_path / "out", list[str]()
+    content, read_image = image.read_bytes(), LoadedEncoder.read_image
+
+    def noted(self: LoadedEncoder, path: Path) -> tuple[np.ndarray, bytes]:
+        read.append(path.name)
+        return read_image(self, path)
+
+    image.write_bytes(b"no image")
+    for limit in (0.0, 0.1):
+        with contextlib.suppress(UserError):
+            done = embed(checkpoint, Source(folder), out, max_unreadable=limit)
+    assert (done.num_vectors, done.num_new, len(done.unreadable)) == (11, 0, 1)
+    image.write_bytes(content)
+    monkeypatch.setattr(LoadedEncoder, "read_image", noted)
+    done = embed(checkpoint, Source(folder), out)
+    assert (done.num_vectors, done.num_new, done.unreadable) == (12, 1, ())
+    assert read == ["3.png"]
+    assert sorted(read_vectors(out)[0]) == sorted(s.image for s in Source(folder).samples())
+    assert not (out / vectors.UNREADABLE).read_text()
+
+
+def test_images_may_be_as_large_as_the_run_allows(
+    checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
+) -> None:
+    state = checkpoints.load(checkpoint / "checkpoint_0")
+    state["config"]["data"]["max_megapixels"] = 0.002
+    checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+    with pytest.raises(UserError, match=r"12 images cannot(.|\n)*data\.max_megapixels=0\.002"):
+        embed(tmp_path / "run", Source(folder), tmp_path / "out")
 
 
 def test_too_many_unreadable_images_stop(

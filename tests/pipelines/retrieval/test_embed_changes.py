@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.cluster.preflight import NotSharedError
 from pipelines.errors import UserError
+from pipelines.retrieval import additions, fill, missing, vectors
 from pipelines.retrieval import embed as embedding
-from pipelines.retrieval import fill, vectors
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Work
@@ -101,7 +101,7 @@ class TestChangesMeanwhile:
         meanwhile.append((folder / "visible" / "0.png").unlink)
         done = fill.add_images(tmp_path / "gallery", checkpoint, Source(folder))
         assert (done.new, done.total) == (11, 11)
-        assert set(Gallery.open(tmp_path / "gallery").states()) == {
+        assert set(missing._states(Gallery.open(tmp_path / "gallery"))) == {
             sample.image for sample in Source(folder).samples()
         }
 
@@ -194,12 +194,12 @@ def test_an_addition_goes_on_in_its_folder_when_images_have_come_since(
     assert len(in_process) < len(before)
     assert not list(gallery.glob(".adding-*"))
     one, other = gallery / ".adding-one", gallery / ".adding-other"
-    with fill._held([one, other]) as first, fill._held([one, other]) as second:
+    with additions.held([one, other]) as first, additions.held([one, other]) as second:
         assert (first, second) == (one, other)
         with (
             pytest.raises(UserError, match="another process adds the same images"),
-            fill._held([one, other]),
+            additions.held([one, other]),
         ):
             pass
-        assert not fill.remove_abandoned_additions(gallery)
+        assert not additions.remove_abandoned_additions(gallery)
     assert not list(gallery.glob("*.lock"))

@@ -18,7 +18,15 @@ import pytest
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import answer_file, contact_sheet, fill, gallery, neighbors, vectors
+from pipelines.retrieval import (
+    answer_file,
+    contact_sheet,
+    fill,
+    gallery,
+    missing,
+    neighbors,
+    vectors,
+)
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter, micros, time_of
@@ -128,23 +136,23 @@ def test_what_is_embedded_again_is_another_image_or_another_word_about_it(
     images = draw_folder(tmp_path / "i", visible=3, infrared=0)
     lines = [f"visible/{i}.png,visible,{i},2026-11-0{1 + i}" for i in range(3)]
 
-    def missing() -> set[str]:
+    def lacking() -> set[str]:
         (images / "list.csv").write_text("\n".join(["image,modality,camera,time", *lines]))
-        listed = images / "list.csv"
-        chosen = fill.Chosen(listed, keys=fill._missing(Source(listed), small.states()))
+        chosen = missing.missing(Source(images / "list.csv"), small)
+        assert chosen.num_listed == 3
         return {record_id(sample) for sample in chosen.samples()}
 
-    assert missing() == {f"visible/{i}.png" for i in range(3)}
+    assert lacking() == {f"visible/{i}.png" for i in range(3)}
     samples = list(Source(images / "list.csv").samples())
     hashes = [content_hash((images / sample.image).read_bytes()) for sample in samples]
     root = str(images.resolve())
     small.add(fill.rows_of(samples, random_rows(3, DIM, seed=9), root=root, contents=hashes))
-    assert not missing()
+    assert not lacking()
     lines[1] = lines[1].replace("2026", "2025")
-    assert missing() == {"visible/1.png"}
+    assert lacking() == {"visible/1.png"}
     draw_folder(images, visible=1, infrared=0)
     (images / "visible" / "2.png").write_bytes((images / "visible" / "0.png").read_bytes())
-    assert missing() == {"visible/1.png", "visible/2.png"}
+    assert lacking() == {"visible/1.png", "visible/2.png"}
 
 
 def test_new_rows_are_answers_at_once_and_removed_ones_never(
@@ -225,7 +233,7 @@ def test_vectors_of_embed_come_in_whatever_their_age(rows: np.ndarray, tmp_path:
     samples = [Sample(f"{i}.jpg", Modality.VISIBLE, i, 1, tracklet=i // 3) for i in range(9)]
     with pytest.raises(UserError, match="is not complete"):
         fill.add_vectors(tmp_path / "g", out)
-    vectors.write_part(out, "0", samples, rows[:9].astype(np.float16), [])
+    vectors.write_part(out, "0", vectors.table(samples, rows[:9].astype(np.float16)))
     vectors.finish(out, ["0"], [])
     assert fill.add_vectors(tmp_path / "g", out).new == 9
     (file,) = vectors.part_files(out)
@@ -235,6 +243,27 @@ def test_vectors_of_embed_come_in_whatever_their_age(rows: np.ndarray, tmp_path:
     row = Gallery.open(tmp_path / "g2").get("4.jpg")
     assert row is not None
     assert (row.tracklet, row.images, row.file) == (-1, 1, Path("r/4.jpg"))
+
+
+def test_a_sharp_in_the_name_of_an_image_is_no_hash_of_a_sentence(
+    rows: np.ndarray, tmp_path: Path
+) -> None:
+    out, names = tmp_path / "v", ["set.parquet#3", "visible/cam#1/a.jpg", "a.jpg"]
+    vectors.claim(out, vectors.VectorInfo("f", "joint", "float32", DIM, "r", "s"), out)
+    samples = [Sample(name, Modality.VISIBLE) for name in names]
+    samples += [Sample(name, Modality.TEXT, caption="in red") for name in names]
+    vectors.write_part(out, "0", vectors.table(samples, rows[:6]))
+    vectors.finish(out, ["0"], [])
+    fill.add_vectors(tmp_path / "g", out)
+    opened = Gallery.open(tmp_path / "g")
+    for sample in samples:
+        row = opened.get(record_id(sample))
+        assert row is not None
+        assert row.file == Path("r", sample.image)
+    as_before = fill.rows_of([Sample("set.parquet", Modality.VISIBLE)], rows[:1], root="r")
+    place = as_before.schema.get_field_index("id")
+    opened.add(as_before.set_column(place, "id", pa.array(names[:1])))
+    assert fill.add_vectors(tmp_path / "g", out).replaced == 1, "another image of the row alone"
 
 
 class TestBadInput:

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("lancedb")
 
-from pipelines.retrieval import fill, gallery, neighbors
+from pipelines.retrieval import fill, gallery, missing, neighbors
 from pipelines.retrieval.gallery import Facts, Gallery
 from pipelines.retrieval.gallery_rows import Filter
 from reid_core.types import Modality, Sample
@@ -181,7 +181,7 @@ def test_an_index_that_fails_takes_no_row_with_it(
 
 def test_images_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not all of a source are handed to the threads at once, nor are its ids sent to a task."""
-    monkeypatch.setattr(fill, "_LOOKED_AT", 10)
+    monkeypatch.setattr(missing, "_LOOKED_AT", 10)
     taken: list[int] = []
 
     def samples() -> Iterator[Sample]:
@@ -189,7 +189,7 @@ def test_images_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
             taken.append(number)
             yield Sample(f"{number}.jpg", Modality.VISIBLE)
 
-    results = fill._in_threads(lambda sample: int(sample.image[:-4]), samples())
+    results = missing.in_threads(lambda sample: int(sample.image[:-4]), samples())
     assert next(results) == 0
     assert len(taken) == 10
     assert [0, *results] == list(range(100))
@@ -198,9 +198,9 @@ def test_images_are_looked_at_some_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_choice_of_many_images_is_small(tmp_path: Path) -> None:
     tmp_path.joinpath("list.csv").write_text("image,modality\na/b.png,visible\n")
     ids = [f"visible/camera-1/2026-11-27/{number:07d}.png" for number in range(10_000)]
-    keys = np.unique(np.array([fill._key(name) for name in ids], np.uint64))
-    chosen = fill.Chosen(tmp_path / "list.csv", keys=keys)
-    assert all(chosen._has(fill._key(name)) for name in ids)
-    assert not any(chosen._has(fill._key(f"other/{name}")) for name in ids)
-    assert not fill.Chosen(tmp_path / "list.csv")._has(0)
+    keys = np.unique(np.array([missing.key_of(name) for name in ids], np.uint64))
+    chosen = missing.Chosen(tmp_path / "list.csv", keys=keys)
+    assert all(chosen._has(missing.key_of(name)) for name in ids)
+    assert not any(chosen._has(missing.key_of(f"other/{name}")) for name in ids)
+    assert not missing.Chosen(tmp_path / "list.csv")._has(0)
     assert len(pickle.dumps(chosen)) < 9 * len(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.search import query_by_id, search
 from pipelines.retrieval.sources import Source
-from tests.pipelines.trained import draw_folder, embed_alone, save_run
+from reid_core.types import Modality, Sample
+from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +72,22 @@ def test_a_gallery_of_tracklets_answers_tracklets(place: Path, tmp_path: Path) -
     again = pooling.embed_tracklets(place / "run", source, out)
     assert again.num_vectors == 4
     assert add_vectors(tmp_path / "g", out).new == 0
+
+
+def test_a_tracklet_is_of_its_earliest_image_in_whatever_order_parts_are_read(
+    tmp_path: Path,
+) -> None:
+    day = datetime(2026, 11, 1, tzinfo=UTC)
+    times = [None, day + timedelta(hours=2), day, day + timedelta(hours=1)]
+    samples = [
+        Sample(f"{i}.jpg", Modality.VISIBLE, 0, 1, tracklet=7, time=time)
+        for i, time in enumerate(times)
+    ]
+    means = pooling._Means(8)
+    for sample in samples:
+        means.add(vectors.table([sample], random_rows(1, 8, seed=0)))
+    (row,) = next(means.batches()).to_pylist()
+    assert (row["time"], row["image"], row["images"]) == (day, "2.jpg", 4)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import ray.train
 import torch
 
-from pipelines.retrieval import fill
+from pipelines.retrieval import additions
 from pipelines.runs import checkpoint, recovery
 from pipelines.storage import abandoned
 from pipelines.training import worker
@@ -118,12 +118,12 @@ def test_interrupted_additions_are_removed_and_those_underway_are_not(
 ) -> None:
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     uri = uri.format(folder=tmp_path)
-    local, prefix = fill._underway(uri)
-    with fill._held([local / f"{prefix}one"]), fill._held([local / f"{prefix}two"]):
+    local, prefix = additions.underway(uri)
+    with additions.held([local / f"{prefix}one"]), additions.held([local / f"{prefix}two"]):
         (local / f"{prefix}old").mkdir()
         (local / "descriptor.lance").mkdir()
-        assert fill.remove_abandoned_additions(uri) == [local / f"{prefix}old"]
-    assert len(fill.remove_abandoned_additions(uri)) == 2
+        assert additions.remove_abandoned_additions(uri) == [local / f"{prefix}old"]
+    assert len(additions.remove_abandoned_additions(uri)) == 2
     assert [path.name for path in local.iterdir()] == ["descriptor.lance"]
 
 

@@ -1,0 +1,156 @@
+"""Adding images to a gallery: again, after repairs and interruptions, of several folders."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lancedb")
+
+from pipelines.errors import UserError
+from pipelines.retrieval import fill, pooling
+from pipelines.retrieval.embedder import content_hash
+from pipelines.retrieval.fill import add_images, add_vectors
+from pipelines.retrieval.gallery import Added, Gallery
+from pipelines.retrieval.sources import Source
+from pipelines.runs import checkpoint as checkpoints
+from reid_core.datasets import regdb, synthetic
+from tests.pipelines.trained import draw_folder, embed_alone, save_run
+
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_run(tmp_path_factory.mktemp("trained"))
+
+
+class TestUnreadable:
+    def test_their_share_is_of_the_whole_source_however_often_it_is_added(
+        self, checkpoint: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (folder / "visible" / "3.png").write_bytes(b"no image")
+        for new in (11, 0, 1):
+            if new == 1:
+                draw_folder(folder, visible=8, infrared=0, first=7)
+            added = add_images(tmp_path / "g", checkpoint, Source(folder), max_unreadable=0.1)
+            assert (added.new, added.replaced) == (new, 0)
+            assert "left out: " in caplog.text
+            assert "visible/3.png" in caplog.text
+            caplog.clear()
+        with pytest.raises(UserError, match=r"1 images cannot.*0\.01 of 13 allows"):
+            add_images(tmp_path / "g", checkpoint, Source(folder))
+
+    def test_one_that_is_replaced_is_added(
+        self, checkpoint: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        image = folder / "visible" / "3.png"
+        content = image.read_bytes()
+        image.write_bytes(b"no image")
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"visible/3\.png"):
+                add_images(tmp_path / "g", checkpoint, Source(folder))
+        image.write_bytes(content)
+        assert add_images(tmp_path / "g", checkpoint, Source(folder)).new == 12
+        assert not list((tmp_path / "g").glob(".adding-*"))
+
+    def test_nothing_but_them(self, checkpoint: Path, tmp_path: Path) -> None:
+        (tmp_path / "i" / "visible").mkdir(parents=True)
+        (tmp_path / "i" / "visible" / "0.png").write_bytes(b"no image")
+        source = Source(tmp_path / "i")
+        assert add_images(tmp_path / "g", checkpoint, source, max_unreadable=1).total == 0
+
+
+def test_an_image_that_is_replaced_after_an_interruption_is_added_as_it_is(
+    checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fill, "add_vectors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        add_images(tmp_path / "g", checkpoint, Source(folder))
+    monkeypatch.setattr(fill, "add_vectors", add_vectors)
+    shutil.copy(folder / "visible" / "1.png", folder / "visible" / "0.png")
+    assert add_images(tmp_path / "g", checkpoint, Source(folder)).new == 12
+    assert add_images(tmp_path / "g", checkpoint, Source(folder)) == Added(0, 0, 12)
+    table = Gallery.open(tmp_path / "g")._table.to_arrow().to_pydict()
+    content = dict(zip(table["id"], table["content"], strict=True))
+    assert content["visible/0.png"] == content_hash((folder / "visible" / "0.png").read_bytes())
+
+
+class TestAsTrained:
+    """What the run says of the source is heard before anything is listed."""
+
+    def test_identities_of_regdb_are_those_of_the_runs_trial(self, tmp_path: Path) -> None:
+        root, run = tmp_path / "regdb", save_run(tmp_path / "run", kind="regdb", trial=5)
+        synthetic.write(root, num_identities=4, seed=1, layout="regdb", height=32)
+        expected = {sample.image for sample in regdb.read(root, trial=5).test.samples}
+        assert expected != {sample.image for sample in regdb.read(root, trial=1).test.samples}
+        added = add_images(tmp_path / "g", run, Source(root, "regdb"))
+        opened = Gallery.open(tmp_path / "g")
+        assert {name for name in expected if opened.get(name)} == expected
+        assert added.total == len(expected)
+
+    def test_images_below_the_runs_extra_roots_are_added_and_pooled(
+        self, checkpoint: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        state = checkpoints.load(checkpoint / "checkpoint_0")
+        state["config"]["data"]["extra_roots"] = [str(folder)]
+        checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+        listed = tmp_path / "lists" / "list.csv"
+        listed.parent.mkdir()
+        rows = [f"{folder}/visible/{number}.png,visible,0" for number in range(3)]
+        listed.write_text("\n".join(["image,modality,tracklet", *rows]))
+        assert add_images(tmp_path / "g", tmp_path / "run", Source(listed)).new == 3
+        done = pooling.embed_tracklets(tmp_path / "run", Source(listed), tmp_path / "v")
+        assert done.num_vectors == 1
+        with pytest.raises(UserError, match="lies outside the data set"):
+            add_images(tmp_path / "h", checkpoint, Source(listed))
+
+
+class TestSeveralFolders:
+    """Ids are paths below the source: those of two folders may be the same."""
+
+    def test_an_image_takes_no_other_folders_row(self, checkpoint: Path, tmp_path: Path) -> None:
+        monday = draw_folder(tmp_path / "monday", visible=2, infrared=0)
+        tuesday = draw_folder(tmp_path / "tuesday", visible=4, infrared=0, first=1)
+        (tuesday / "visible" / "1.png").write_bytes((tuesday / "visible" / "2.png").read_bytes())
+        add_images(tmp_path / "g", checkpoint, Source(monday))
+        said = rf"visible/1\.png is known from {monday},.* {tuesday},.*a folder that holds both"
+        with pytest.raises(UserError, match=said):
+            add_images(tmp_path / "g", checkpoint, Source(tuesday))
+        out = embed_alone(checkpoint, Source(tuesday), tmp_path / "vectors")
+        with pytest.raises(UserError, match=said):
+            add_vectors(tmp_path / "g", out)
+        opened = Gallery.open(tmp_path / "g")
+        assert len(opened) == 2
+        opened.remove(ids=["visible/1.png"])
+        assert add_vectors(tmp_path / "g", out).new == 3
+
+    def test_a_folder_that_was_moved_is_the_same(
+        self, checkpoint: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        add_images(tmp_path / "g", checkpoint, Source(folder))
+        moved = folder.rename(tmp_path / "elsewhere")
+        added = add_images(tmp_path / "g", checkpoint, Source(moved))
+        assert (added.new, added.replaced, added.total) == (0, 12, 12)
+        row = Gallery.open(tmp_path / "g").get("visible/0.png")
+        assert row is not None
+        assert row.file == moved / "visible" / "0.png"
+
+    def test_images_that_rows_name_by_their_place_are_one_wherever_the_list_lies(
+        self, checkpoint: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        state = checkpoints.load(checkpoint / "checkpoint_0")
+        state["config"]["data"]["extra_roots"] = [str(folder)]
+        checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+        for place in ("one", "other"):
+            (tmp_path / place).mkdir()
+            listed = tmp_path / place / "list.csv"
+            listed.write_text(f"image,modality\n{folder}/visible/0.png,visible\n")
+            added = add_images(tmp_path / "g", tmp_path / "run", Source(listed))
+            shutil.copy(folder / "visible" / "1.png", folder / "visible" / "0.png")
+        assert (added.replaced, added.total) == (1, 1)
