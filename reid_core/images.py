@@ -183,8 +183,10 @@ def _unreadable(data: bytes, error: Exception) -> ValueError:
 def _other_format(data: bytes) -> str:
     """Pillow's name of a format that is not read, by the first bytes alone; "" where none is."""
     Image.init()
-    for name, (_, accepts) in Image.OPEN.items():
+    unsure = {"CUR", "ICO"}  # begin like many a damaged file
+    for name in Image.OPEN.keys() - {*FORMATS} - unsure:
+        accepts = Image.OPEN[name][1]
         with suppress(Exception):  # some stumble over few bytes
-            if name not in FORMATS and accepts is not None and accepts(data[:16]) is True:
+            if accepts is not None and accepts(data[:16]) is True:
                 return name
     return ""

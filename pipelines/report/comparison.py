@@ -5,6 +5,7 @@ Runs that agree in all that decides a result but the seed are one group, whereve
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from pipelines.report.run import read as read_run
 from pipelines.report.scores import signed
 from pipelines.report.templates import render
 from pipelines.storage.files import Json, replace_file
+from reid_core.methods import METHODS
 
+log = logging.getLogger(__name__)
 _SHOWN_ROWS = ("start", "final")
 
 
@@ -179,16 +182,21 @@ def _compared(run: Run) -> Tree:
     """What decides a run's result, without what may differ in a group: the seed and places.
 
     As a resumed run must agree in it, so that settings which an older version did not know have
-    their defaults.
+    their defaults. A configuration that this version cannot read is compared as it is written.
     """
-    source = str(run.directory / "config.yaml")
-    tree = configuration.validate({**run.config}, source=source).identity()
-    data = tree["data"]
-    assert isinstance(data, dict)
+    try:
+        tree = configuration.validate({**run.config}, source="config.yaml").identity()
+    except UserError as error:
+        log.warning("%s is compared by its settings as they are written: %s", run.directory, error)
+        others = {"ray", "trainer", *METHODS} - {run.method}
+        tree = {key: value for key, value in run.config.items() if key not in others}
+    data = tree.get("data")
     return {
         **{key: value for key, value in tree.items() if key != "seed"},
-        "data": {key: value for key, value in data.items() if key != "root"},
-        "start_from": tree["start_from"] is not None,
+        "data": {key: x for key, x in data.items() if key != "root"}
+        if isinstance(data, Mapping)
+        else {},
+        "start_from": tree.get("start_from") is not None,
     }
 
 

@@ -227,6 +227,7 @@ class Gallery:
         """Join small files, bring all rows into the index, drop versions older than `keep_for`."""
         with guarded("the gallery was not tidied"):
             self._table.optimize(cleanup_older_than=keep_for)
+            neighbors.tune_filters(self._table)
 
     @_reading
     def get(self, name: str) -> Match | None:

@@ -70,8 +70,13 @@ class Tuning:
         """In words."""
         if not self.num_probes:
             return "exact, recall@10 1.000"
+        if not self.filtered_probes:
+            return (
+                f"{self.num_probes} lists, recall@10 {self.recall:.3f}; exact under a filter until "
+                "`crossreid gallery tidy` tunes that too"
+            )
         return (
-            f"{self.num_probes} lists, {self.filtered_probes or 'all'} under a filter, recall@10 "
+            f"{self.num_probes} lists, {self.filtered_probes} under a filter, recall@10 "
             f"{self.recall:.3f} or better for each pair of modalities"
         )
 
@@ -159,9 +164,16 @@ def keep_indexed(table: LanceTable, *, recall: float) -> None:
     stats = table.index_stats("vector_idx")
     if stats is not None and stats.num_unindexed_rows > _UNINDEXED * num_rows:
         table.optimize(cleanup_older_than=_FOREVER)
-    elif tuning(table).filtered_probes:
+    elif tuning(table).num_probes:
         return
     _tune(table, recall=recall)
+
+
+def tune_filters(table: LanceTable) -> None:
+    """Tune an index that an older version has made, without a number of lists under a filter."""
+    how = tuning(table)
+    if how.num_probes and not how.filtered_probes:
+        _tune(table, recall=how.recall - _MARGIN)
 
 
 def build(table: LanceTable, *, recall: float) -> Tuning:

@@ -255,9 +255,13 @@ def _check_space(study: Study) -> None:
     search = study.search
     base = trial_config(study, {}, search.seeds[0])
     _check_objective(search, base)
+    methods = {
+        base.method,
+        *(search.space["method"].examples() if "method" in search.space else ()),
+    }
     for key, domain in search.space.items():
         section = key.partition(".")[0]
-        if section in METHODS and section != base.method:
+        if section in METHODS and section not in methods:
             raise UserError(
                 f"space: {key} is a setting of {section}, which nothing would read with "
                 f"method={base.method}: search a key of {base.method}"

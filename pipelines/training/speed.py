@@ -19,6 +19,7 @@ from pipelines.runs.records import SpeedRecord
 _TERA = 1e12
 # Dense products per second as NVIDIA's data sheets state them: bfloat16, TF32, float32.
 _PEAKS = {
+    "GH200": (989, 494, 67),
     "H200": (989, 494, 67),
     "H100 PCIe": (756, 378, 51),
     "H100": (989, 494, 67),

@@ -145,7 +145,7 @@ def test_a_turn_that_xmp_asks_for_is_taken() -> None:
     np.testing.assert_array_equal(other, upright[:, ::-1, ::-1])
 
 
-@pytest.mark.parametrize("kind", ["EPS", "ICO", "JPEG2000", "PCX"])
+@pytest.mark.parametrize("kind", ["EPS", "JPEG2000", "PCX"])
 def test_a_format_that_is_not_read_reaches_no_decoder(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,7 @@ def test_compare_prints_scores_and_names_its_page(place: Place) -> None:
     code, text = said(place, "compare", "/finished", "/again", "--out", "/compare.html")
     assert code == 0
     assert "38.2" in text
-    assert "no image is labeled differently in any epoch of both" in text
+    assert "have no epoch in common whose labels both wrote down" in text
     assert (place / "compare.html").is_file()
 
 

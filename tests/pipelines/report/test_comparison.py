@@ -87,6 +87,15 @@ def test_what_decides_a_result_tells_groups_apart_and_nothing_else_does(save: Sa
     assert second.name == "trainer.precision fp32 -> bf16"
 
 
+def test_settings_that_this_version_cannot_read_are_compared_as_written(
+    save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [save("a", 0, 40.0, gone_key=1.0), save("b", 1, 44.0, gone_key=1.0)]
+    (group,) = comparison.read(runs)
+    assert group.seeds == ("0", "1")
+    assert "b is compared by its settings as they are written" in caplog.text
+
+
 def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:
     groups = comparison.read(
         [save("a", 0, 40.0), save("b", 1, 44.0), save("c", 0, 45.0, image_to_text=0.0)]

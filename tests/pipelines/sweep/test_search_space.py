@@ -33,6 +33,12 @@ class TestSearchFile:
         assert (config.cclnet.image_to_text, config.cclnet.swap.keep) == (3.0, 0.9)
         assert (config.model.height, str(config.data.root), config.seed) == (96, "/x", 7)
 
+    def test_settings_of_every_method_that_is_tried_are_read(
+        self, write: Callable[..., Path]
+    ) -> None:
+        space = {"method": {"values": ["cclnet", "bmil"]}, "bmil.teacher": {"values": [0, 0.9]}}
+        assert len(search_space.points(search_space.load(write(space=space))) or ()) == 4
+
     def test_trials_never_see_test_identities(self, write: Callable[..., Path]) -> None:
         config = search_space.trial_config(search_space.load(write()), {}, seed=0)
         assert (config.data.fit, config.evaluation.split) == ("train", "val")
