@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
+import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler._private.local.config import LOCAL_CLUSTER_NODE_TYPE as _OF_A_LIST
 from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
 
 from pipelines.cluster import nodes
@@ -43,19 +46,20 @@ def require(config: RunConfig) -> None:
             and the remedy.
     """
     settings = config.trainer
+    key = "trainer.num_workers" if settings.min_workers is None else "trainer.min_workers"
     workers = settings.num_workers if settings.min_workers is None else settings.min_workers
     use_gpu = nodes.has("GPU") if settings.use_gpu is None else settings.use_gpu
     bundle = asked_of(config, use_gpu)
     if not _fits(workers, bundle):
         if not may_grow(config):
-            raise UserError(_too_small(workers, bundle, "and nothing can add machines to it"))
-        with asked_for([bundle] * workers):
-            wait_until(
-                lambda: _fits(workers, bundle),
-                lambda: compared(workers, bundle),
-                config,
-                lambda limit: _too_small(workers, bundle, limit),
-            )
+            raise UserError(_too_small(key, workers, bundle, "and nothing can add machines to it"))
+        wait_until(
+            lambda: _fits(workers, bundle),
+            lambda: compared(workers, bundle),
+            config,
+            lambda limit: _too_small(key, workers, bundle, limit),
+            asks=[bundle] * workers,
+        )
     share = share_of(config, use_gpu)
     if not may_grow(config):
         await_room(workers, share, config, what="workers", remedy=_REMEDY)
@@ -89,28 +93,13 @@ def await_room(
         there = freely(count, share, what=what)
         raise UserError(f"the machines are too small, and nothing can add any: {there}")
     asks = grows and not soon(lambda: free_room(share) >= count)
-    # beyond what others hold
-    with asked_for([share] * (room(share) + count) if asks else []):
-        wait_until(
-            lambda: free_room(share) >= count,
-            lambda: freely(count, share, what=what),
-            config,
-            lambda limit: (
-                f"others hold machines, {limit}: {freely(count, share, what=what)}. {remedy}"
-            ),
-        )
-
-
-@contextmanager
-def asked_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
-    """Ask the autoscaler for machines that hold all of these, until the block is left."""
-    if bundles:
-        request_resources(bundles=[dict(bundle) for bundle in bundles])
-    try:
-        yield
-    finally:
-        if bundles:
-            request_resources(bundles=[])
+    wait_until(
+        lambda: free_room(share) >= count,
+        lambda: freely(count, share, what=what),
+        config,
+        lambda limit: f"others hold machines, {limit}: {freely(count, share, what=what)}. {remedy}",
+        asks=[share] * (room(share) + count) if asks else [],  # beyond what others hold
+    )
 
 
 def wait_until(
@@ -118,6 +107,8 @@ def wait_until(
     lacking: Callable[[], str],
     config: RunConfig,
     too_long: Callable[[str], str],
+    *,
+    asks: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """Return once there is enough; says what is waited for after some seconds, then every 30 s.
 
@@ -126,10 +117,31 @@ def wait_until(
         lacking: in words, what is asked for and what is there.
         config: with the limit.
         too_long: what the error says, of the limit in words.
+        asks: what the autoscaler is asked for meanwhile, at every look: Ray keeps the last request
+            alone, for the whole cluster, so that another command's takes the place of this one's.
 
     Raises:
         UserError: there was not within `ray.wait_for_nodes_s`.
     """
+    try:
+        _wait(enough, lacking, config, too_long, lambda: _ask(asks))
+    finally:
+        if asks:
+            request_resources(bundles=[])
+
+
+def _ask(bundles: Sequence[Mapping[str, float]]) -> None:
+    if bundles:
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
+
+
+def _wait(
+    enough: Callable[[], bool],
+    lacking: Callable[[], str],
+    config: RunConfig,
+    too_long: Callable[[str], str],
+    ask: Callable[[], None],
+) -> None:
     began = time.monotonic()
     say_at = began + min(_SETTLE_S, SAY_EVERY_S)
     while not enough():
@@ -139,6 +151,7 @@ def wait_until(
         if now >= say_at:
             say_at = now + SAY_EVERY_S
             log.warning("waiting for machines since %.0f s: %s", now - began, lacking())
+        ask()
         time.sleep(_POLL_S)
 
 
@@ -154,12 +167,29 @@ def may_grow(config: RunConfig) -> bool:
     """Whether an autoscaler may add machines; True too where Ray does not say."""
     if (config.ray.address or "local") == "local":
         return False
-    status = _internal_kv_get(DEBUG_AUTOSCALING_STATUS) if _internal_kv_initialized() else None
-    if not status:
+    machines = _machines()
+    if machines is None:
         return True
-    kinds = (json.loads(status).get("autoscaler_report") or {}).get("active_nodes") or {}
-    # without a launcher's file Ray names each machine after its id
-    return any(not kind.startswith("node_") for kind in kinds)
+    kinds, coming = machines
+    # without a launcher's file Ray names each machine after its id; those of one's own are a list
+    return coming or any(not kind.startswith(("node_", _OF_A_LIST)) for kind in kinds)
+
+
+def _machines() -> tuple[set[str], bool] | None:
+    """The kinds of the machines, and whether some are coming; None where Ray does not say."""
+    if not _internal_kv_initialized():
+        return None
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        there = (*status.active_nodes, *status.idle_nodes)
+        coming = bool(status.pending_nodes or status.pending_launches)
+        return {node.ray_node_type_name for node in there}, coming
+    text = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)  # of the first autoscaler alone
+    if not text:
+        return None
+    report = json.loads(text).get("autoscaler_report") or {}
+    kinds = {kind for key in ("active_nodes", "idle_nodes") for kind in report.get(key) or {}}
+    return kinds, bool(report.get("pending_nodes") or report.get("pending_launches"))
 
 
 def asked_of(config: RunConfig, use_gpu: bool) -> dict[str, float]:
@@ -231,9 +261,9 @@ def compared(workers: int, bundle: Mapping[str, float]) -> str:
     return f"room for {room(bundle)} of {workers} workers of {asked} (machines: {there}){beside}"
 
 
-def _too_small(workers: int, bundle: Mapping[str, float], why: str) -> str:
+def _too_small(key: str, workers: int, bundle: Mapping[str, float], why: str) -> str:
     gpus = "" if "GPU" not in bundle else " trainer.use_gpu=false trains on CPUs;"
     return (
-        f"trainer.num_workers={workers} ask for more than the cluster has, {why}: "
-        f"{compared(workers, bundle)}.{gpus} fewer workers (trainer.num_workers), or more machines"
+        f"{key}={workers} ask for more than the cluster has, {why}: "
+        f"{compared(workers, bundle)}.{gpus} fewer workers ({key}), or more machines"
     )

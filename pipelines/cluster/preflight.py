@@ -10,6 +10,7 @@ import importlib.metadata
 import platform
 import shutil
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from pipelines.cluster import machine
 from pipelines.cluster.nodes import usable
 from pipelines.errors import UserError
 from pipelines.storage.files import replace_file
+from pipelines.storage.shards import location
 
 _PACKAGES = ("crossreid", "torch", "ray", "open_clip_torch", "numpy")
+_LOOKED_AT = 100  # names of a folder
 _TIMEOUT_S = 60.0  # a first task on a node imports torch
 
 
@@ -153,6 +156,68 @@ def require_shared(folder: Path) -> None:
         raise UserError("\n".join(problems))
 
 
+def require_data(roots: Sequence[Path]) -> None:
+    """Refuse to start where a node lacks data that lies here; nothing is written into it.
+
+    Where there is one node alone, nothing is asked, and no URI is looked at. Nodes that do not
+    answer are left to `require_shared`.
+
+    Args:
+        roots: folders, or URIs.
+
+    Raises:
+        NotSharedError: names the folder, what is missing in it, and the nodes that lack it.
+    """
+    names = {root.absolute(): _names(root) for root in roots if "://" not in location(root)}
+    if len(usable()) < 2 or not names:
+        return
+    if lacking := _lacking(names):
+        raise NotSharedError(
+            "\n".join(
+                f"{path} is here and not on {', '.join(sorted(places))}: data.root and "
+                "data.extra_roots must lie under the same path on all nodes. Mount a shared file "
+                "system there, or copy the data"
+                for path, places in lacking.items()
+            ),
+            tuple(sorted({place for places in lacking.values() for place in places})),
+        )
+
+
+def _lacking(names: Mapping[Path, Sequence[str]]) -> dict[Path, list[str]]:
+    """What nodes lack first of these files, with their addresses."""
+    asked = {
+        _look_for.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(names): node["NodeManagerAddress"]
+        for node in usable()
+    }
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_TIMEOUT_S)
+    result: dict[Path, list[str]] = {}
+    for task in done:
+        try:
+            missing = ray.get(task)
+        except ray.exceptions.RayError:
+            continue
+        if missing is not None:
+            result.setdefault(missing, []).append(asked[task])
+    return result
+
+
+def _names(root: Path) -> list[str]:
+    """Some of what lies in a folder; hidden files may come and go."""
+    if not root.is_dir():
+        return []
+    return sorted(path.name for path in root.iterdir() if not path.name.startswith("."))[
+        :_LOOKED_AT
+    ]
+
+
+def _first_missing(names: Mapping[Path, Sequence[str]]) -> Path | None:
+    """Runs on a node: the first folder that is not there, or the first file that it lacks."""
+    paths = (path for root, inner in names.items() for path in (root, *map(root.joinpath, inner)))
+    return next((path for path in paths if not path.exists()), None)
+
+
 def require_lasting_place() -> None:
     """Refuse to start on a machine that is being taken away: nothing more is placed there.
 
@@ -212,3 +277,4 @@ def _describe(probe: Path, address: str) -> tuple[Node, str]:
 
 # a process that dies as it starts says little of its node: it is asked again
 _look_around = ray.remote(num_cpus=0, max_retries=2)(_describe)
+_look_for = ray.remote(num_cpus=0, max_retries=2)(_first_missing)

@@ -151,14 +151,15 @@ def _quiet() -> None:
 
 @contextmanager
 def session_of_run(config: RunConfig, run_dir: Path) -> Iterator[None]:
-    """Ray, on a cluster that can hold the run; all its nodes see the run directory.
+    """Ray, on a cluster that can hold the run; all its nodes see the run directory and the data.
 
     Raises:
         UserError: see `session`, `preflight.require_lasting_place`, `capacity.require`,
-            `preflight.require_shared`.
+            `preflight.require_shared`, `preflight.require_data`.
     """
     with session(config):
         preflight.require_lasting_place()
         capacity.require(config)
         preflight.require_shared(run_dir)
+        preflight.require_data([config.data.root, *config.data.extra_roots])
         yield

@@ -118,17 +118,16 @@ def _await_gpus(config: RunConfig, count: int, beside: int) -> None:
         return _free_gpus(beside) >= count
 
     asks = grows and not capacity.soon(enough)
-    # beyond those that others hold
-    with capacity.asked_for([{"GPU": 1.0}] * (there + count) if asks else []):
-        capacity.wait_until(
-            enough,
-            lambda: capacity.freely(count, _ON_GPU, what="encoders"),
-            config,
-            lambda limit: (
-                f"--gpu: others hold machines, {limit}: "
-                f"{capacity.freely(count, _ON_GPU, what='encoders')}. --cpu takes CPU cores"
-            ),
-        )
+    capacity.wait_until(
+        enough,
+        lambda: capacity.freely(count, _ON_GPU, what="encoders"),
+        config,
+        lambda limit: (
+            f"--gpu: others hold machines, {limit}: "
+            f"{capacity.freely(count, _ON_GPU, what='encoders')}. --cpu takes CPU cores"
+        ),
+        asks=[{"GPU": 1.0}] * (there + count) if asks else [],  # beyond those that others hold
+    )
 
 
 def _free_gpus(beside: int) -> int:

@@ -26,6 +26,7 @@ from pipelines.retrieval.search import encoder_of, probabilities_of, require_mad
 from pipelines.service.desk import MAX_BYTES, Desk, Input
 from pipelines.service.guard import Guard, is_loopback
 from pipelines.service.owner import owned
+from pipelines.service.start import start
 from reid_core.types import Modality
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
 
     Raises:
         UserError: see `Settings.check`, `Settings.check_port`, `plan_of`, `owned`,
-            `_require_place_in`, `pipelines.retrieval.devices.place`; Ray Serve is not installed.
+            `_require_place_in`, `devices.place`, `start`; Ray Serve is not installed.
     """
     try:
         import fastapi  # noqa: F401
@@ -313,7 +314,7 @@ def running(settings: Settings, *, ray_address: str | None = None) -> Iterator[N
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            serve.run(application(plan, where), name=_NAME, route_prefix="/")
+            start(application(plan, where), _NAME, settings.gallery)
             yield
         finally:
             _leave(began=there is None)

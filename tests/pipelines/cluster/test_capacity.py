@@ -6,11 +6,13 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray._private.state import state
+from ray.autoscaler.v2.schema import ClusterStatus, NodeInfo
 
 from pipelines.cluster import capacity, nodes, session
 from pipelines.config.run import RunConfig
@@ -51,6 +53,13 @@ def test_more_workers_than_gpus(make_config: Make, cluster: dict[str, float]) ->
         capacity.require(make_config())
     capacity.require(make_config("trainer.use_gpu=false"))
     capacity.require(make_config("trainer.min_workers=1"))
+
+
+def test_the_key_that_asked_for_too_much_is_named(
+    make_config: Make, cluster: dict[str, float]
+) -> None:
+    with pytest.raises(UserError, match=r"^trainer\.min_workers=1 ask.*workers \(trainer\.min_w"):
+        capacity.require(make_config("trainer.use_gpu=true", "trainer.min_workers=1"))
 
 
 def test_a_worker_is_on_one_machine(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +117,9 @@ def test_machines_that_may_come_are_waited_for_and_then_refused(
     with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"wait_for_nodes_s=0\.2"):
         capacity.require(config)
     assert "room for 0 of 2 workers" in caplog.text
-    assert asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []], "the request is taken back"
+    assert len(asked) > 2, "Ray keeps one request of all commands: it is made at every look"
+    assert all(one == [{"CPU": 1.0, "GPU": 1.0}] * 2 for one in asked[:-1])
+    assert asked[-1] == [], "the request is taken back"
 
 
 class TestWhatOthersHold:
@@ -192,17 +203,58 @@ class TestWhatOthersHold:
         assert "others hold machines: room for 0 of 2 workers" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("kinds", "grows"), [({"node_12ab": 1}, False), ({"head": 1, "gpu_worker": 0}, True)]
+KINDS = pytest.mark.parametrize(
+    ("kinds", "coming", "grows"),
+    [
+        (["node_12ab"], 0, False),
+        (["head", "gpu_worker"], 0, True),
+        (["local.cluster.node"], 0, False),
+        (["local.cluster.node"], 1, True),
+    ],
+    ids=["by hand", "a cloud", "one's own", "one's own, which start"],
 )
+
+
+@KINDS
+@pytest.mark.parametrize("busy", ["active_nodes", "idle_nodes"])
 def test_a_launchers_file_is_what_adds_machines(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch, kinds: dict[str, int], grows: bool
+    make_config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: list[str],
+    coming: int,
+    grows: bool,
+    busy: str,
 ) -> None:
-    status = json.dumps({"autoscaler_report": {"active_nodes": kinds}})
+    report = {busy: dict.fromkeys(kinds, 1), "pending_nodes": [["ip", "kind", "up"]] * coming}
+    status = json.dumps({"autoscaler_report": report})
     monkeypatch.setattr(capacity, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
     monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: status.encode())
     assert capacity.may_grow(make_config("ray.address=auto")) is grows
     assert not capacity.may_grow(make_config()), "a Ray of our own"
+
+
+@KINDS
+@pytest.mark.parametrize("busy", ["active_nodes", "idle_nodes"])
+def test_the_second_autoscaler_says_it_elsewhere(
+    make_config: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    kinds: list[str],
+    coming: int,
+    grows: bool,
+    busy: str,
+) -> None:
+    """The one of `ray up`; the first one's text is not written there."""
+    there: Any = [NodeInfo("", kind, "", "") for kind in kinds]
+    pending: Any = [NodeInfo("", "kind", "", "")] * coming
+    status = ClusterStatus(**{busy: there}, pending_nodes=pending)
+    monkeypatch.setattr(capacity, "_internal_kv_initialized", lambda: True)
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: True)
+    monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: None)
+    monkeypatch.setattr(capacity, "get_cluster_status", lambda address: status)
+    context = SimpleNamespace(gcs_address="one:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert capacity.may_grow(make_config("ray.address=auto")) is grows
 
 
 @pytest.mark.slow

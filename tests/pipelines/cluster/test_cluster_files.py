@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import re
 import shlex
+import shutil
+import subprocess
+import tomllib
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,27 @@ WORKERS = {
 }  # fmt: skip
 
 
+USED_ON_NODES = {"gpu", "serve", "sweep"}  # by the commands that the pages give
+with (ROOT / "pyproject.toml").open("rb") as file:
+    EXTRAS = tomllib.load(file)["project"]["optional-dependencies"]
+
+
+def extras_of(line: str) -> set[str]:
+    """Of the package, as a line of a shell installs it."""
+    (inner,) = re.findall(r"crossreid\[([^\]]*)\]", line)
+    return set(inner.split(","))
+
+
+def excluded(path: Path, rules: list[str]) -> bool:
+    """As rsync reads rules without a slash inside: a leading one means the top, none any folder."""
+    return any(
+        fnmatchcase(path.parts[0], rule[1:])
+        if rule.startswith("/")
+        else any(fnmatchcase(part, rule) for part in path.parts)
+        for rule in rules
+    )
+
+
 def read(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
@@ -58,9 +83,8 @@ class TestLauncherFiles:
         folder = Path(next(iter(content["file_mounts"]))).name
         installs = [line for line in content["setup_commands"] if "pip install" in line]
         assert len(installs) == 1
-        assert f'-c {folder}/constraints.txt -e "./{folder}[gpu]"' in installs[0]
-        extras = importlib.metadata.metadata("crossreid").get_all("Provides-Extra") or []
-        assert "gpu" in extras
+        assert f'-c {folder}/constraints.txt -e "./{folder}[' in installs[0]
+        assert USED_ON_NODES <= extras_of(installs[0]) <= EXTRAS.keys()
 
     def test_every_node_has_the_token_and_asks_for_it(self, path: Path) -> None:
         content = read(path)
@@ -72,8 +96,29 @@ class TestLauncherFiles:
         assert all("RAY_AUTH_MODE=token ray start" in line for line in started)
         assert any("RAY_AUTH_MODE=token" in line for line in content["setup_commands"])
 
-    def test_nothing_but_source_is_copied(self, path: Path) -> None:
-        assert {".venv", "runs", ".git"} <= set(read(path)["rsync_exclude"])
+    def test_all_of_the_source_is_copied_and_nothing_else(self, path: Path) -> None:
+        rules = read(path)["rsync_exclude"]
+        packages = [ROOT / name for name in ("pipelines", "reid_core", "tune_configs")]
+        source = [file for package in packages for file in package.rglob("*.py")]
+        left = [file for file in source if excluded(file.relative_to(ROOT), rules)]
+        assert source
+        assert left == []
+        for name in (".venv/bin/python", "runs/sysu/summary.json", ".git/HEAD", ".mypy_cache/a"):
+            assert excluded(Path(name), rules)
+
+    @pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
+    def test_rsync_reads_the_rules_so(self, path: Path, tmp_path: Path) -> None:
+        rules = read(path)["rsync_exclude"]
+        names = ["pipelines/runs/a", "runs/b", ".venv/c", ".git/d", "x/.ruff_cache/e", "f.py"]
+        for name in names:
+            (tmp_path / "here" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "here" / name).touch()
+        options = [word for rule in rules for word in ("--exclude", rule)]
+        there = tmp_path / "there"
+        subprocess.run(["rsync", "-a", *options, f"{tmp_path}/here/", f"{there}/"], check=True)
+        copied = {str(one.relative_to(there)) for one in there.rglob("*") if one.is_file()}
+        assert copied == {name for name in names if not excluded(Path(name), rules)}
+        assert copied == {"pipelines/runs/a", "f.py"}
 
     def test_the_environment_is_the_one_that_ray_starts_from(self, path: Path) -> None:
         """`ray submit` calls `python`: the venv must come first on the path."""
@@ -90,9 +135,24 @@ class TestCloud:
         assert types["gpu_worker"]["min_workers"] == 0
         assert types["gpu_worker"]["max_workers"] == read(ROOT / "cluster.yaml")["max_workers"]
 
-    def test_shared_path_is_mounted_on_every_node(self) -> None:
-        setup = read(ROOT / "cluster.yaml")["setup_commands"]
-        assert any("mount -t nfs4" in line and "/shared" in line for line in setup)
+    def test_shared_path_is_mounted_on_every_node_and_may_be_written(self) -> None:
+        content = read(ROOT / "cluster.yaml")
+        setup, user = content["setup_commands"], content["auth"]["ssh_user"]
+        mount = next(i for i, line in enumerate(setup) if "mount -t nfs4" in line)
+        assert "/shared" in setup[mount]
+        assert setup[mount + 1] == f"sudo chown {user}:{user} /shared"
+
+    def test_what_ray_starts_machines_with_is_installed_and_pinned(self) -> None:
+        content = read(ROOT / "cluster.yaml")
+        (install,) = (line for line in content["setup_commands"] if "pip install" in line)
+        assert "aws" in extras_of(install)
+        assert any(need.startswith("boto3") for need in EXTRAS["aws"])
+        assert re.search(r"^boto3==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_the_head_of_ones_own_machines_has_a_key_for_the_others() -> None:
+    """Ray copies one to it where the file names one, and only then."""
+    assert read(ROOT / "deploy" / "onprem.yaml")["auth"]["ssh_private_key"]
 
 
 class TestKubernetes:
@@ -112,6 +172,9 @@ class TestKubernetes:
         version = importlib.metadata.version("ray")
         assert self.JOB["spec"]["rayClusterSpec"]["rayVersion"] == version
         assert f"rayproject/ray:{version}-" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+    def test_the_image_has_what_the_commands_need(self) -> None:
+        assert extras_of((ROOT / "deploy" / "Dockerfile").read_text()) >= USED_ON_NODES
 
     def test_nothing_but_source_gets_into_the_image(self) -> None:
         ignored = (ROOT / ".dockerignore").read_text().splitlines()

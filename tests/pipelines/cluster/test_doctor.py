@@ -226,6 +226,34 @@ class TestCluster:
         assert "not the same folder on b: mount a shared" in first
         assert second.startswith("no answer from c (nothing within 60 s): run the command again")
 
+    def test_training_is_refused_where_a_node_lacks_the_data(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not as images that cannot be read, which would be replaced by hand in vain."""
+        (tmp_path / "cam1").mkdir()
+        (tmp_path / ".lock").touch()
+        looked: list[Any] = []
+
+        def lacking(names: Any) -> dict[Path, list[str]]:
+            looked.append(names)
+            return {tmp_path / "cam1": ["b"]}
+
+        machines: list[Any] = [{}, {}]
+        monkeypatch.setattr(preflight, "_lacking", lacking)
+        monkeypatch.setattr(preflight, "usable", lambda: machines)
+        with pytest.raises(UserError, match=r"cam1 is here and not on b: data\.root and.*Mount"):
+            preflight.require_data([tmp_path, Path("s3:/bucket/set")])
+        assert looked == [{tmp_path: ["cam1"]}]
+        machines.pop()
+        preflight.require_data([tmp_path])
+
+    def test_what_a_node_lacks_is_the_folder_or_a_file_in_it(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch()
+        assert preflight._first_missing({tmp_path: ["a"]}) is None
+        assert preflight._first_missing({tmp_path: ["a", "b"]}) == tmp_path / "b"
+        other = tmp_path / "other"
+        assert preflight._first_missing({other: ["a"]}) == other
+
     def test_commands_whose_nodes_write_into_one_folder_ask_for_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
