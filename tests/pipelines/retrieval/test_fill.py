@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import fill, pooling
+from pipelines.retrieval import fill, missing, pooling
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import add_images, add_vectors
 from pipelines.retrieval.gallery import Added, Gallery
@@ -129,6 +132,36 @@ class TestSeveralFolders:
         assert len(opened) == 2
         opened.remove(ids=["visible/1.png"])
         assert add_vectors(tmp_path / "g", out).new == 3
+
+    def test_the_gallery_is_asked_for_some_names_at_a_time(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many rows of other roots it holds; of VECTORS no vector is read for it."""
+        monkeypatch.setattr(missing, "_ASKED_FOR", 2)
+        asked: list[int] = []
+        scan = Gallery.scan
+
+        def noted(*args: Any) -> Iterator[pa.RecordBatch]:
+            asked.append(len(args[2].ids) if len(args) > 2 else 0)
+            return scan(*args)
+
+        monkeypatch.setattr(Gallery, "scan", noted)
+        first = draw_folder(tmp_path / "first", visible=5, infrared=0)
+        other = draw_folder(tmp_path / "other", visible=8, infrared=0, first=1)
+        for number in range(1, 5):
+            (other / f"visible/{number}.png").write_bytes((other / "visible/7.png").read_bytes())
+        out = embed_alone(checkpoint, Source(first), tmp_path / "vectors")
+        add_vectors(tmp_path / "g", out)
+        add_vectors(tmp_path / "g", out)
+        assert not asked, "no row of another root"
+        with pytest.raises(UserError, match=r"/[1-4]\.png, one of 4 such names, is known"):
+            add_images(tmp_path / "g", checkpoint, Source(other))
+        assert asked == [0, 2, 2]
+        out, asked[:] = embed_alone(checkpoint, Source(other), tmp_path / "more"), []
+        monkeypatch.delattr(fill, "_as_rows")
+        with pytest.raises(UserError, match=r"/[1-4]\.png, one of 4 such names, is known"):
+            add_vectors(tmp_path / "g", out)
+        assert asked == [2, 2, 2, 1]
 
     def test_a_folder_that_was_moved_is_the_same(
         self, checkpoint: Path, folder: Path, tmp_path: Path
