@@ -157,7 +157,7 @@ class Filter:
         if self.names:
             terms.append(f"called {', '.join(self.names)}")
         if self.roots:
-            terms.append(f"below {self.roots[0]}")
+            terms.append(f"added from {self.roots[0]}")
         return " and ".join(terms)
 
 

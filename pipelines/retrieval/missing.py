@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,8 +97,9 @@ class Elsewhere:
         raise UserError(
             f"{name}{many} is known from {root}, and another one of that name, from {self._root}, "
             "would take its row: nothing was added. Fill a new gallery from a folder that holds "
-            "both, or one gallery for each. Where the folder was moved, and the image changed "
-            "since, take the old row away first (`crossreid gallery remove`)"
+            "both, or one gallery for each. Where the folder was moved, and its images changed "
+            "since, take the old rows away first: `crossreid gallery remove GALLERY --root "
+            f"{shlex.quote(root)}`"
         )
 
     def _ask(self) -> None:

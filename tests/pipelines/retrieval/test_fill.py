@@ -122,7 +122,7 @@ class TestSeveralFolders:
         tuesday = draw_folder(tmp_path / "tuesday", visible=4, infrared=0, first=1)
         (tuesday / "visible" / "1.png").write_bytes((tuesday / "visible" / "2.png").read_bytes())
         add_images(tmp_path / "g", checkpoint, Source(monday))
-        said = rf"visible/1\.png is known from {monday},.* {tuesday},.*a folder that holds both"
+        said = rf"visible/1\.png is known from {monday},.* {tuesday},.*holds both,.*--root {monday}"
         with pytest.raises(UserError, match=said):
             add_images(tmp_path / "g", checkpoint, Source(tuesday))
         out = embed_alone(checkpoint, Source(tuesday), tmp_path / "vectors")
