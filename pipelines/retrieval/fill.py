@@ -227,13 +227,13 @@ def _batches(folder: Path, info: WrittenInfo) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _named(path: Path) -> Iterator[tuple[str, str]]:
-    """Id and content of the rows of a part; an older `embed` did not write the content."""
+def _named(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Id, content and modality of a part's rows; an older `embed` did not write the content."""
     with _whole(path):
-        part = pq.ParquetFile(path).read(["id", "content"])
-        ids = part["id"].to_pylist()
-        known = "content" in part.column_names
-        yield from zip(ids, part["content"].to_pylist() if known else [""] * len(ids), strict=True)
+        part = pq.ParquetFile(path).read(["id", "content", "modality"])
+        columns = {name: part[name].to_pylist() for name in part.column_names}
+        contents = columns.get("content", [""] * len(part))
+        yield from zip(columns["id"], contents, columns["modality"], strict=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from pipelines.retrieval import vectors
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import STATE, Filter, digest, state
-from pipelines.retrieval.sources import Source, record_id
+from pipelines.retrieval.sources import Source, image_of, record_id
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
@@ -57,7 +57,9 @@ class Chosen(Source):
 class Elsewhere:
     """Refuses images that would take the rows of other ones, of their names but below other roots.
 
-    Where a gallery has rows of other roots it is asked for some names at a time.
+    Where a gallery has rows of other roots it is asked for some names at a time. A sentence says
+    nothing of what its image shows: it takes the row of an equal one about an image of that name
+    only where the image's own row lies below the new root already.
 
     Args:
         gallery: that is added to.
@@ -67,19 +69,20 @@ class Elsewhere:
     def __init__(self, gallery: Gallery, root: str) -> None:
         self._gallery, self._root = gallery, root
         self._is_alone = gallery.count(Filter(roots=(root,))) == len(gallery)
-        self._waiting: list[tuple[str, str]] = []
+        self._waiting: list[tuple[str, str, str]] = []
         self._refused, self._first = 0, ("", "")
 
-    def look(self, name: str, content: str) -> None:
+    def look(self, name: str, content: str, modality: str) -> None:
         """Take a sample in; `require_none` judges it.
 
         Args:
             name: its `record_id`.
             content: hash of its image, "" where unknown.
+            modality: of it.
         """
         if self._is_alone or name.startswith("/") or "://" in name:
             return
-        self._waiting.append((name, content))
+        self._waiting.append((name, content, modality))
         if len(self._waiting) == _ASKED_FOR:
             self._ask()
 
@@ -105,14 +108,18 @@ class Elsewhere:
     def _ask(self) -> None:
         if not self._waiting:
             return
-        names = tuple({name for name, _ in self._waiting})
+        names = {name: image_of(name, modality) for name, _, modality in self._waiting}
+        asked = tuple({*names, *names.values()})
         rows: dict[str, tuple[str, str]] = {}
-        for batch in self._gallery.scan(["id", "root", "content"], Filter(ids=names)):
+        for batch in self._gallery.scan(["id", "root", "content"], Filter(ids=asked)):
             ids, *places = (column.to_pylist() for column in batch.columns)
             rows |= zip(ids, zip(*places, strict=True), strict=True)
-        for name, content in self._waiting:
+        for name, content, modality in self._waiting:
             root, known = rows.get(name, (self._root, ""))
-            if root != self._root and not (content and content == known):
+            same = bool(content) and content == known
+            if modality == Modality.TEXT and (image := names[name]):
+                same = rows.get(image, ("", ""))[0] == self._root
+            if root != self._root and not same:
                 self._first = self._first if self._refused else (name, root)
                 self._refused += 1
         self._waiting = []
@@ -127,18 +134,18 @@ def missing(source: Source, gallery: Gallery) -> Chosen:
     root, known = str(source.root), _states(gallery)
     elsewhere = Elsewhere(gallery, root)
 
-    def changed(sample: Sample) -> tuple[str, str] | None:
-        """Its name, and its content where a row of that name has to be of the same image."""
+    def changed(sample: Sample) -> tuple[str, str, str] | None:
+        """Its name, its content where a row of that name has to be of the same, its modality."""
         name = record_id(sample)
         if name not in known:
-            return name, ""
+            return name, "", sample.modality
         try:
             data = sample.caption.encode() or read_bytes(source.root / sample.image)
         except OSError:
-            return name, ""  # embed names what cannot be read
+            return name, "", sample.modality  # embed names what cannot be read
         content = content_hash(data)
         now = state(sample, content=content, root=root)
-        return None if now == known[name] else (name, content)
+        return None if now == known[name] else (name, content, sample.modality)
 
     keys, count = array("Q"), 0
     for count, new in enumerate(in_threads(changed, source.samples()), start=1):  # noqa: B007

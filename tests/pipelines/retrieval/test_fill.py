@@ -13,14 +13,15 @@ import pytest
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import fill, missing, pooling
+from pipelines.retrieval import fill, missing, pooling, vectors
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import add_images, add_vectors
 from pipelines.retrieval.gallery import Added, Gallery
 from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint as checkpoints
 from reid_core.datasets import regdb, synthetic
-from tests.pipelines.trained import draw_folder, embed_alone, save_run
+from reid_core.types import Modality, Sample
+from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -187,3 +188,27 @@ class TestSeveralFolders:
             added = add_images(tmp_path / "g", tmp_path / "run", Source(listed))
             shutil.copy(folder / "visible" / "1.png", folder / "visible" / "0.png")
         assert (added.replaced, added.total) == (1, 1)
+
+
+def test_a_sentence_takes_the_row_of_an_equal_one_only_with_its_image(tmp_path: Path) -> None:
+    """Its id and content are of the words alone."""
+    rows = random_rows(3, 8, seed=0)
+    image = Sample("1.jpg", Modality.VISIBLE)
+    about, alone = (Sample(name, Modality.TEXT, caption="in red") for name in ("1.jpg", ""))
+
+    def added(folder: str, *samples: Sample) -> Added:
+        out = tmp_path / f"{folder}{len(samples)}{samples[0].modality}{samples[0].image}"
+        vectors.claim(out, vectors.VectorInfo("f", "joint", "float32", 8, folder, "s"), out)
+        hashes = [sample.caption or "c" for sample in samples]
+        part = vectors.table(samples, rows[: len(samples)], contents=hashes)
+        vectors.write_part(out, "0", part)
+        vectors.finish(out, ["0"], [])
+        return fill.add_vectors(tmp_path / "g", out)
+
+    assert added("a", image, about, alone).new == 3
+    for samples in ([about], [image, about]):
+        with pytest.raises(UserError, match=r"1\.jpg#\w+ is known from a, .* from b, "):
+            added("b", *samples)
+    assert added("b", alone).replaced == 1, "is about no image"
+    assert added("b", image).replaced == 1, "was moved"
+    assert added("b", about).replaced == 1
