@@ -87,6 +87,9 @@ def remove(
     camera: Annotated[int | None, typer.Option(help="Rows of this camera.", min=0)] = None,
     since: Annotated[str | None, typer.Option(help="Rows from this time on.")] = None,
     until: Annotated[str | None, typer.Option(help="Rows up to this time.")] = None,
+    root: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Rows that were added from this folder.")
+    ] = None,
     space: Space = None,
 ) -> None:
     """Take rows away, of all tables: those of some ids, or those that are all that the options say.
@@ -101,10 +104,12 @@ def remove(
         cameras=() if camera is None else (camera,),
         since=time_of(since, "--since"),
         until=time_of(until, "--until"),
+        roots=() if root is None else (root, str(Path(root).resolve())),
     )
-    if bool(ids) == bool(where.sql()) or "" in (ids or ()):
+    if bool(ids) == bool(where.sql()) or "" in (*(ids or ()), root):
         raise UserError(
-            "say what to remove: ids, or one or more of --name, --pid, --camera, --since, --until"
+            "say what to remove: ids, or one or more of --name, --pid, --camera, --since, --until, "
+            "--root"
         )
     opened = _all_tables(gallery, space)
     removed = sum(one.remove(ids=ids or (), where=None if ids else where) for one in opened)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
@@ -49,11 +50,11 @@ def add_vectors(
         raise UserError(f"{folder} holds no vectors: embed again into a new folder")
     facts = Facts(info["fingerprint"], info["space"], info["dim"], info["checkpoint"])
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
-    if elsewhere := Elsewhere(gallery, info["root"]):
-        for batch in _batches(folder, info):
-            names, contents = (batch[key].to_pylist() for key in ("id", "content"))
-            for name, content in zip(names, contents, strict=True):
-                elsewhere.require_same(name, content)
+    elsewhere = Elsewhere(gallery, info["root"])
+    for path in vectors.part_files(folder):
+        for sample in _named(path):
+            elsewhere.look(*sample)
+    elsewhere.require_none()
     done = Added(0, 0, len(gallery))
     batches = _batches(folder, info)
     rows = next(batches, None)
@@ -217,17 +218,32 @@ def _batches(folder: Path, info: WrittenInfo) -> Iterator[pa.Table]:
     """The parts of a folder, some at a time, as rows of a gallery."""
     waiting: list[pa.Table] = []
     for path in vectors.part_files(folder):
-        try:
+        with _whole(path):
             waiting.append(_as_rows(pq.read_table(path), info))
-        except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise UserError(
-                f"{path} is damaged, or not what embedding.json says: embed again into a new folder"
-            ) from error
         if sum(map(len, waiting)) >= _AT_ONCE:
             yield pa.concat_tables(waiting)
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting)
+
+
+def _named(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Id, content and modality of a part's rows; an older `embed` did not write the content."""
+    with _whole(path):
+        part = pq.ParquetFile(path).read(["id", "content", "modality"])
+        columns = {name: part[name].to_pylist() for name in part.column_names}
+        contents = columns.get("content", [""] * len(part))
+        yield from zip(columns["id"], contents, columns["modality"], strict=True)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path} is damaged, or not what embedding.json says: embed again into a new folder"
+        ) from error
 
 
 def _as_rows(part: pa.Table, info: WrittenInfo) -> pa.Table:

@@ -236,10 +236,13 @@ class Gallery:
         rows = gallery_rows.matches(result.to_arrow())
         return rows[0] if rows else None
 
-    def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows, some rows at a time."""
+    def scan(self, columns: Sequence[str], where: Filter | None = None) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows, or of those that a filter leaves, some rows at a time."""
         with guarded(*_UNREADABLE):
-            yield from self._table.search().select([*columns]).to_batches(_ROWS_AT_ONCE)
+            built = self._table.search().select([*columns])
+            if where is not None and (condition := where.sql()):
+                built = built.where(condition)
+            yield from built.to_batches(_ROWS_AT_ONCE)
 
     @_reading
     def count(self, where: Filter) -> int:

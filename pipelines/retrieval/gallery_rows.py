@@ -98,7 +98,7 @@ class Filter:
         cameras: of the answers, none for any.
         since, until: first and last time of the answers; rows without a time are left out then.
         enrolled: only identities of the watch list (True), only others (False), or both (None).
-        ids, pids, names: of the answers, none for any.
+        ids, pids, names, roots: of the answers, none for any.
 
     Raises:
         UserError: an empty name, which is what rows outside the watch list have, or a camera whose
@@ -113,6 +113,7 @@ class Filter:
     ids: tuple[str, ...] = ()
     pids: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not all(name.strip() for name in self.names):
@@ -134,7 +135,7 @@ class Filter:
             terms.append(f"time <= to_timestamp_micros({micros(self.until)})")
         if self.enrolled is not None:
             terms.append("name != ''" if self.enrolled else "name = ''")
-        for column, texts in (("id", self.ids), ("name", self.names)):
+        for column, texts in (("id", self.ids), ("name", self.names), ("root", self.roots)):
             if texts:
                 terms.append(f"{column} IN ({', '.join(map(_quoted, texts))})")
         return " AND ".join(terms)
@@ -155,6 +156,8 @@ class Filter:
             terms.append(f"identity {', '.join(map(str, self.pids))}")
         if self.names:
             terms.append(f"called {', '.join(self.names)}")
+        if self.roots:
+            terms.append(f"added from {self.roots[0]}")
         return " and ".join(terms)
 
 

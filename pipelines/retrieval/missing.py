@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import shlex
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.errors import UserError
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Gallery
-from pipelines.retrieval.gallery_rows import STATE, digest, state
-from pipelines.retrieval.sources import Source, record_id
+from pipelines.retrieval.gallery_rows import STATE, Filter, digest, state
+from pipelines.retrieval.sources import Source, image_of, record_id
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
 
 _LOOKED_AT = 4096  # images at a time: a pool keeps all that it is given
+_ASKED_FOR = 1000  # names at a time: a condition of the database
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -55,46 +55,74 @@ class Chosen(Source):
 
 
 class Elsewhere:
-    """The rows of a gallery whose images lie below other roots than that of what is added.
+    """Refuses images that would take the rows of other ones, of their names but below other roots.
+
+    Where a gallery has rows of other roots it is asked for some names at a time. A sentence says
+    nothing of what its image shows: it takes the row of an equal one about an image of that name
+    only where the image's own row lies below the new root already.
 
     Args:
-        gallery: is read once.
+        gallery: that is added to.
         root: of what is added.
     """
 
     def __init__(self, gallery: Gallery, root: str) -> None:
         self._gallery, self._root = gallery, root
-        self._rows: dict[str, tuple[str, str]] = {}
-        for batch in gallery.scan(["id", "root", "content"]):
-            others = batch.filter(pc.not_equal(batch["root"], root))
-            ids, roots, contents = (column.to_pylist() for column in others.columns)
-            places = zip(map(sys.intern, roots), contents, strict=True)
-            self._rows |= zip(ids, places, strict=True)
+        self._is_alone = gallery.count(Filter(roots=(root,))) == len(gallery)
+        self._waiting: list[tuple[str, str, str]] = []
+        self._refused, self._first = 0, ("", "")
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def require_same(self, name: str, content: str) -> None:
-        """Refuse another image of a known name; the same one may lie below another root now.
+    def look(self, name: str, content: str, modality: str) -> None:
+        """Take a sample in; `require_none` judges it.
 
         Args:
-            name: `record_id` of a sample.
+            name: its `record_id`.
             content: hash of its image, "" where unknown.
+            modality: of it.
+        """
+        if self._is_alone or name.startswith("/") or "://" in name:
+            return
+        self._waiting.append((name, content, modality))
+        if len(self._waiting) == _ASKED_FOR:
+            self._ask()
+
+    def require_none(self) -> None:
+        """Refuse another image of a known name; the same one may lie below another root now.
 
         Raises:
-            UserError: says both roots and what to do.
+            UserError: says both roots, how many names there are, and what to do.
         """
-        if name not in self._rows or name.startswith("/") or "://" in name:
+        self._ask()
+        if not self._refused:
             return
-        root, known = self._rows[name]
-        if content and content == known:
-            return
+        name, root = self._first
+        many = f", one of {self._refused:,} such names," if self._refused > 1 else ""
         raise UserError(
-            f"{name} is known from {root}, and another one of that name, from {self._root}, would "
-            "take its row: nothing was added. Fill a new gallery from a folder that holds both, or "
-            "one gallery for each. Where the folder was moved, and the image changed since, take "
-            "the old row away first (`crossreid gallery remove`)"
+            f"{name}{many} is known from {root}, and another one of that name, from {self._root}, "
+            "would take its row: nothing was added. Fill a new gallery from a folder that holds "
+            "both, or one gallery for each. Where the folder was moved, and its images changed "
+            "since, take the old rows away first: `crossreid gallery remove GALLERY --root "
+            f"{shlex.quote(root)}`"
         )
+
+    def _ask(self) -> None:
+        if not self._waiting:
+            return
+        names = {name: image_of(name, modality) for name, _, modality in self._waiting}
+        asked = tuple({*names, *names.values()})
+        rows: dict[str, tuple[str, str]] = {}
+        for batch in self._gallery.scan(["id", "root", "content"], Filter(ids=asked)):
+            ids, *places = (column.to_pylist() for column in batch.columns)
+            rows |= zip(ids, zip(*places, strict=True), strict=True)
+        for name, content, modality in self._waiting:
+            root, known = rows.get(name, (self._root, ""))
+            same = bool(content) and content == known
+            if modality == Modality.TEXT and (image := names[name]):
+                same = rows.get(image, ("", ""))[0] == self._root
+            if root != self._root and not same:
+                self._first = self._first if self._refused else (name, root)
+                self._refused += 1
+        self._waiting = []
 
 
 def missing(source: Source, gallery: Gallery) -> Chosen:
@@ -106,23 +134,26 @@ def missing(source: Source, gallery: Gallery) -> Chosen:
     root, known = str(source.root), _states(gallery)
     elsewhere = Elsewhere(gallery, root)
 
-    def changed(sample: Sample) -> int | None:
+    def changed(sample: Sample) -> tuple[str, str, str] | None:
+        """Its name, its content where a row of that name has to be of the same, its modality."""
         name = record_id(sample)
         if name not in known:
-            return key_of(name)
+            return name, "", sample.modality
         try:
             data = sample.caption.encode() or read_bytes(source.root / sample.image)
         except OSError:
-            return key_of(name)  # embed names what cannot be read
+            return name, "", sample.modality  # embed names what cannot be read
         content = content_hash(data)
-        elsewhere.require_same(name, content)
         now = state(sample, content=content, root=root)
-        return None if now == known[name] else key_of(name)
+        return None if now == known[name] else (name, content, sample.modality)
 
     keys, count = array("Q"), 0
-    for count, key in enumerate(in_threads(changed, source.samples()), start=1):  # noqa: B007
-        if key is not None:
-            keys.append(key)
+    for count, new in enumerate(in_threads(changed, source.samples()), start=1):  # noqa: B007
+        if new is not None:
+            keys.append(key_of(new[0]))
+            if new[1]:
+                elsewhere.look(*new)
+    elsewhere.require_none()
     own = {f.name: getattr(source, f.name) for f in fields(Source)}
     return Chosen(**own, keys=np.unique(np.array(keys, np.uint64)), num_listed=count)
 

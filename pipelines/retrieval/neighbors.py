@@ -41,6 +41,7 @@ _MARGIN = 0.02  # between the recall asked for and that of the sample it is tune
 _SAMPLE_QUERIES = 100
 _LOG2_PROBES = 3  # of the fewest lists that are searched
 _BATCH_BYTES = 8 * 2**20  # of the rows that are multiplied at a time; the database reads ahead
+_NAMES_AT_ONCE = 100_000  # modalities of rows that are read at a time
 _SAME = 1e-5  # cosines so close are one: the database rounds its products in another order
 _SHOWN_EVERY_S = 10.0
 _FOREVER = timedelta(days=36_500)  # unless it is told an age, the database drops older versions
@@ -297,18 +298,33 @@ def _keep(table: LanceTable, how: Tuning) -> Tuning:
 
 def _sampled(table: LanceTable) -> dict[str, tuple[np.ndarray, list[str]]]:
     """Vectors (q, D) of evenly spread rows of each modality, and their ids."""
-    column = table.search().select(["modality"]).to_arrow()["modality"]
-    names = sorted(set(column.unique().to_pylist()))
+    counts = {str(name): table.count_rows(_only(name)) for name in sorted(Modality)}
+    counts = {name: count for name, count in counts.items() if count}
+    spread = {
+        name: np.unique(np.linspace(0, count - 1, _SAMPLE_QUERIES // len(counts)).astype(np.int64))
+        for name, count in counts.items()
+    }
     samples = {}
-    for name in names:
-        places = np.flatnonzero(pc.equal(column, name).to_numpy())
-        spread = np.linspace(0, len(places) - 1, _SAMPLE_QUERIES // len(names)).astype(np.int64)
-        chosen = table.take_offsets(places[np.unique(spread)].tolist())
-        rows = chosen.select(["id", "vector"]).to_arrow()
+    for name, places in _places(table, spread).items():
+        rows = table.take_offsets(places).select(["id", "vector"]).to_arrow()
         dim = rows.schema.field("vector").type.list_size
         flat = rows["vector"].combine_chunks().flatten().to_numpy()
         samples[name] = flat.reshape(-1, dim), rows["id"].to_pylist()
     return samples
+
+
+def _places(table: LanceTable, numbers: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    """Offsets in the table of rows that are numbered within their modality, in one pass."""
+    places: dict[str, list[int]] = {name: [] for name in numbers}
+    passed, start = dict.fromkeys(numbers, 0), 0
+    for batch in table.search().select(["modality"]).to_batches(_NAMES_AT_ONCE):
+        for name, wanted in numbers.items():
+            rows = np.flatnonzero(pc.equal(batch["modality"], name).to_numpy(zero_copy_only=False))
+            within = wanted - passed[name]
+            places[name] += (start + rows[within[(within >= 0) & (within < len(rows))]]).tolist()
+            passed[name] += len(rows)
+        start += len(batch)
+    return places
 
 
 def _rows_of(table: LanceTable, modality: str) -> Iterator[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from pipelines.retrieval import fill
 from pipelines.retrieval import search as searching
 from pipelines.retrieval.model_file import Exported
 from pipelines.retrieval.sources import Source
+from pipelines.retrieval.vectors import read_info
 from pipelines.service import deploy
 from reid_core.images import as_rgb
 from reid_core.types import Modality
@@ -105,6 +107,13 @@ def test_gallery_tells_what_it_holds(place: Place) -> None:
     code, text = said(place, "gallery", "remove", "/new-gallery", "visible/0.png")
     assert text.startswith("1 removed, 5 left")
     assert said(place, "gallery", "tidy", "/new-gallery")[0] == 0
+    text = said(place, "gallery", "remove", "/new-gallery", "--root", "/elsewhere")[1]
+    assert f"holds no row that is added from {place / 'elsewhere'}" in text
+    root = read_info(place / "vectors")["root"]
+    text = said(place, "gallery", "remove", "/new-gallery", "--root", f"{os.path.relpath(root)}/")[
+        1
+    ]
+    assert text.startswith("4 removed, 1 left")
 
 
 def test_search_prints_a_table_and_writes_a_sheet(place: Place) -> None:
@@ -290,6 +299,8 @@ def test_an_error_of_ours_is_a_line_and_a_file(
         (("--camera", ""), "unable to parse string as an integer"),
         (("--camera", "1", "--since", ""), "--since is empty"),
         (("--camera", "1", "--until", ""), "--until is empty"),
+        (("--camera", "1", "--root", ""), "say what to remove"),
+        (("--root", ""), "say what to remove"),
         (("",), "say what to remove"),
         ((), "say what to remove"),
     ],

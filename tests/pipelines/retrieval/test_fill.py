@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import fill, pooling
+from pipelines.retrieval import fill, missing, pooling, vectors
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import add_images, add_vectors
 from pipelines.retrieval.gallery import Added, Gallery
 from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint as checkpoints
 from reid_core.datasets import regdb, synthetic
-from tests.pipelines.trained import draw_folder, embed_alone, save_run
+from reid_core.types import Modality, Sample
+from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -119,7 +123,7 @@ class TestSeveralFolders:
         tuesday = draw_folder(tmp_path / "tuesday", visible=4, infrared=0, first=1)
         (tuesday / "visible" / "1.png").write_bytes((tuesday / "visible" / "2.png").read_bytes())
         add_images(tmp_path / "g", checkpoint, Source(monday))
-        said = rf"visible/1\.png is known from {monday},.* {tuesday},.*a folder that holds both"
+        said = rf"visible/1\.png is known from {monday},.* {tuesday},.*holds both,.*--root {monday}"
         with pytest.raises(UserError, match=said):
             add_images(tmp_path / "g", checkpoint, Source(tuesday))
         out = embed_alone(checkpoint, Source(tuesday), tmp_path / "vectors")
@@ -129,6 +133,36 @@ class TestSeveralFolders:
         assert len(opened) == 2
         opened.remove(ids=["visible/1.png"])
         assert add_vectors(tmp_path / "g", out).new == 3
+
+    def test_the_gallery_is_asked_for_some_names_at_a_time(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However many rows of other roots it holds; of VECTORS no vector is read for it."""
+        monkeypatch.setattr(missing, "_ASKED_FOR", 2)
+        asked: list[int] = []
+        scan = Gallery.scan
+
+        def noted(*args: Any) -> Iterator[pa.RecordBatch]:
+            asked.append(len(args[2].ids) if len(args) > 2 else 0)
+            return scan(*args)
+
+        monkeypatch.setattr(Gallery, "scan", noted)
+        first = draw_folder(tmp_path / "first", visible=5, infrared=0)
+        other = draw_folder(tmp_path / "other", visible=8, infrared=0, first=1)
+        for number in range(1, 5):
+            (other / f"visible/{number}.png").write_bytes((other / "visible/7.png").read_bytes())
+        out = embed_alone(checkpoint, Source(first), tmp_path / "vectors")
+        add_vectors(tmp_path / "g", out)
+        add_vectors(tmp_path / "g", out)
+        assert not asked, "no row of another root"
+        with pytest.raises(UserError, match=r"/[1-4]\.png, one of 4 such names, is known"):
+            add_images(tmp_path / "g", checkpoint, Source(other))
+        assert asked == [0, 2, 2]
+        out, asked[:] = embed_alone(checkpoint, Source(other), tmp_path / "more"), []
+        monkeypatch.delattr(fill, "_as_rows")
+        with pytest.raises(UserError, match=r"/[1-4]\.png, one of 4 such names, is known"):
+            add_vectors(tmp_path / "g", out)
+        assert asked == [2, 2, 2, 1]
 
     def test_a_folder_that_was_moved_is_the_same(
         self, checkpoint: Path, folder: Path, tmp_path: Path
@@ -154,3 +188,27 @@ class TestSeveralFolders:
             added = add_images(tmp_path / "g", tmp_path / "run", Source(listed))
             shutil.copy(folder / "visible" / "1.png", folder / "visible" / "0.png")
         assert (added.replaced, added.total) == (1, 1)
+
+
+def test_a_sentence_takes_the_row_of_an_equal_one_only_with_its_image(tmp_path: Path) -> None:
+    """Its id and content are of the words alone."""
+    rows = random_rows(3, 8, seed=0)
+    image = Sample("1.jpg", Modality.VISIBLE)
+    about, alone = (Sample(name, Modality.TEXT, caption="in red") for name in ("1.jpg", ""))
+
+    def added(folder: str, *samples: Sample) -> Added:
+        out = tmp_path / f"{folder}{len(samples)}{samples[0].modality}{samples[0].image}"
+        vectors.claim(out, vectors.VectorInfo("f", "joint", "float32", 8, folder, "s"), out)
+        hashes = [sample.caption or "c" for sample in samples]
+        part = vectors.table(samples, rows[: len(samples)], contents=hashes)
+        vectors.write_part(out, "0", part)
+        vectors.finish(out, ["0"], [])
+        return fill.add_vectors(tmp_path / "g", out)
+
+    assert added("a", image, about, alone).new == 3
+    for samples in ([about], [image, about]):
+        with pytest.raises(UserError, match=r"1\.jpg#\w+ is known from a, .* from b, "):
+            added("b", *samples)
+    assert added("b", alone).replaced == 1, "is about no image"
+    assert added("b", image).replaced == 1, "was moved"
+    assert added("b", about).replaced == 1

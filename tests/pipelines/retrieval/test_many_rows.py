@@ -206,3 +206,23 @@ def test_a_choice_of_many_images_is_small(tmp_path: Path) -> None:
     assert not any(chosen._has(missing.key_of(f"other/{name}")) for name in ids)
     assert not missing.Chosen(tmp_path / "list.csv")._has(0)
     assert len(pickle.dumps(chosen)) < 9 * len(ids)
+
+
+def test_sampled_queries_are_spread_over_each_modality(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever the number of rows that are read at a time."""
+    monkeypatch.setattr(neighbors, "_NAMES_AT_ONCE", 7)
+    opened = Gallery.create(tmp_path / "g", Facts("f", "descriptor", 64, "/run"))
+    names = [Modality.INFRARED if i % 3 == 0 else Modality.VISIBLE for i in range(600)]
+    samples = [Sample(f"{i}.jpg", name) for i, name in enumerate(names)]
+    stored = random_rows(600, 64, seed=3)
+    opened.add(fill.rows_of(samples, stored, root="r"))
+    sampled = neighbors._sampled(opened._table)
+    assert list(sampled) == ["infrared", "visible"]
+    for name, (queries, ids) in sampled.items():
+        column = opened._table.search().select(["id", "modality"]).to_arrow().to_pylist()
+        own = [row["id"] for row in column if row["modality"] == name]
+        spread = np.linspace(0, len(own) - 1, 50).astype(int)
+        assert ids == [own[place] for place in spread]
+        np.testing.assert_array_equal(queries, stored[[int(one[:-4]) for one in ids]])
