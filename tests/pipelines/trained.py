@@ -58,6 +58,14 @@ def save_run(
     return run_dir
 
 
+def with_data(run: Path, out: Path, **settings: object) -> Path:
+    """The same run at another place, as if it had been trained with other settings of its data."""
+    state = checkpoint.load(run / "checkpoint_0")
+    state["config"]["data"] |= settings
+    checkpoint.save(out / "checkpoint_0", state, {})
+    return out
+
+
 def embed_alone(
     checkpoint: Path, source: Source, out: Path, *, space: Space = "descriptor"
 ) -> Path:

@@ -215,8 +215,29 @@ KINDS = pytest.mark.parametrize(
 )
 
 
+def says_first(monkeypatch: pytest.MonkeyPatch, busy: str, kinds: list[str], coming: int) -> None:
+    """As the first autoscaler writes it, into Ray's store."""
+    report = {busy: dict.fromkeys(kinds, 1), "pending_nodes": [["ip", "kind", "up"]] * coming}
+    status = json.dumps({"autoscaler_report": report})
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
+    monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: status.encode())
+
+
+def says_second(monkeypatch: pytest.MonkeyPatch, busy: str, kinds: list[str], coming: int) -> None:
+    """That of `ray up` is asked; the first one's text is not written."""
+    there: Any = [NodeInfo("", kind, "", "") for kind in kinds]
+    pending: Any = [NodeInfo("", "kind", "", "")] * coming
+    status = ClusterStatus(**{busy: there}, pending_nodes=pending)
+    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: True)
+    monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: None)
+    monkeypatch.setattr(capacity, "get_cluster_status", lambda address: status)
+    context = SimpleNamespace(gcs_address="one:6379")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+
+
 @KINDS
 @pytest.mark.parametrize("busy", ["active_nodes", "idle_nodes"])
+@pytest.mark.parametrize("autoscaler", [says_first, says_second])
 def test_a_launchers_file_is_what_adds_machines(
     make_config: Make,
     monkeypatch: pytest.MonkeyPatch,
@@ -224,37 +245,12 @@ def test_a_launchers_file_is_what_adds_machines(
     coming: int,
     grows: bool,
     busy: str,
+    autoscaler: Callable[..., None],
 ) -> None:
-    report = {busy: dict.fromkeys(kinds, 1), "pending_nodes": [["ip", "kind", "up"]] * coming}
-    status = json.dumps({"autoscaler_report": report})
+    autoscaler(monkeypatch, busy, kinds, coming)
     monkeypatch.setattr(capacity, "_internal_kv_initialized", lambda: True)
-    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: False)
-    monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: status.encode())
     assert capacity.may_grow(make_config("ray.address=auto")) is grows
     assert not capacity.may_grow(make_config()), "a Ray of our own"
-
-
-@KINDS
-@pytest.mark.parametrize("busy", ["active_nodes", "idle_nodes"])
-def test_the_second_autoscaler_says_it_elsewhere(
-    make_config: Make,
-    monkeypatch: pytest.MonkeyPatch,
-    kinds: list[str],
-    coming: int,
-    grows: bool,
-    busy: str,
-) -> None:
-    """The one of `ray up`; the first one's text is not written there."""
-    there: Any = [NodeInfo("", kind, "", "") for kind in kinds]
-    pending: Any = [NodeInfo("", "kind", "", "")] * coming
-    status = ClusterStatus(**{busy: there}, pending_nodes=pending)
-    monkeypatch.setattr(capacity, "_internal_kv_initialized", lambda: True)
-    monkeypatch.setattr(capacity, "is_autoscaler_v2", lambda: True)
-    monkeypatch.setattr(capacity, "_internal_kv_get", lambda key: None)
-    monkeypatch.setattr(capacity, "get_cluster_status", lambda address: status)
-    context = SimpleNamespace(gcs_address="one:6379")
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
-    assert capacity.may_grow(make_config("ray.address=auto")) is grows
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from reid_core.models.text_image import TextImageEncoder
 from reid_core.models.weight_files import Pixels
 from reid_core.types import Modality
 from tests.pipelines import small_runs
-from tests.pipelines.trained import draw_folder, embed_alone, save_run
+from tests.pipelines.trained import draw_folder, embed_alone, save_run, with_data
 
 SENTENCE = "a woman in a striped dress with a backpack"
 
@@ -260,10 +260,8 @@ def test_an_encoder_takes_images_as_large_as_its_run_allows(tmp_path: Path) -> N
     """Of thousands of pixels here, so that the test is quick."""
     image = draw_folder(tmp_path, visible=1, infrared=0) / "visible" / "0.png"
     run = save_run(tmp_path / "run")
-    state = checkpoint.load(run / "checkpoint_0")
     for limit in (0.003, 0.002):
-        state["config"]["data"]["max_megapixels"] = limit
-        checkpoint.save(run / "checkpoint_0", state, {})
+        with_data(run, run, max_megapixels=limit)
         loaded = open_encoder(run, device=torch.device("cpu"))
         if limit == 0.003:
             assert len(loaded.embed_images([image], "visible")) == 1

@@ -27,11 +27,10 @@ from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Part, Source, parts, record_id
-from pipelines.runs import checkpoint as checkpoints
 from reid_core.datasets import regdb, synthetic
 from reid_core.models import backbones
 from reid_core.types import Modality, Sample
-from tests.pipelines.trained import draw_folder, save_run
+from tests.pipelines.trained import draw_folder, save_run, with_data
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +190,7 @@ def test_an_image_that_is_mended_is_embedded_and_those_beside_it_are_not_again(
 def test_images_may_be_as_large_as_the_run_allows(
     checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
 ) -> None:
-    state = checkpoints.load(checkpoint / "checkpoint_0")
-    state["config"]["data"]["max_megapixels"] = 0.002
-    checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+    with_data(checkpoint, tmp_path / "run", max_megapixels=0.002)
     with pytest.raises(UserError, match=r"12 images cannot(.|\n)*data\.max_megapixels=0\.002"):
         embed(tmp_path / "run", Source(folder), tmp_path / "out")
 

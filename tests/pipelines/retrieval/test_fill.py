@@ -18,10 +18,9 @@ from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import add_images, add_vectors
 from pipelines.retrieval.gallery import Added, Gallery
 from pipelines.retrieval.sources import Source
-from pipelines.runs import checkpoint as checkpoints
 from reid_core.datasets import regdb, synthetic
 from reid_core.types import Modality, Sample
-from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
+from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run, with_data
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -101,9 +100,7 @@ class TestAsTrained:
     def test_images_below_the_runs_extra_roots_are_added_and_pooled(
         self, checkpoint: Path, folder: Path, tmp_path: Path
     ) -> None:
-        state = checkpoints.load(checkpoint / "checkpoint_0")
-        state["config"]["data"]["extra_roots"] = [str(folder)]
-        checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+        with_data(checkpoint, tmp_path / "run", extra_roots=[str(folder)])
         listed = tmp_path / "lists" / "list.csv"
         listed.parent.mkdir()
         rows = [f"{folder}/visible/{number}.png,visible,0" for number in range(3)]
@@ -178,9 +175,7 @@ class TestSeveralFolders:
     def test_images_that_rows_name_by_their_place_are_one_wherever_the_list_lies(
         self, checkpoint: Path, folder: Path, tmp_path: Path
     ) -> None:
-        state = checkpoints.load(checkpoint / "checkpoint_0")
-        state["config"]["data"]["extra_roots"] = [str(folder)]
-        checkpoints.save(tmp_path / "run" / "checkpoint_0", state, {})
+        with_data(checkpoint, tmp_path / "run", extra_roots=[str(folder)])
         for place in ("one", "other"):
             (tmp_path / place).mkdir()
             listed = tmp_path / place / "list.csv"
