@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,9 @@ def require_data(roots: Sequence[Path]) -> None:
     Raises:
         NotSharedError: names the folder, what is missing in it, and the nodes that lack it.
     """
-    names = {root.absolute(): _names(root) for root in roots if "://" not in location(root)}
-    if len(usable()) < 2 or not names:
+    if len(usable()) < 2:
         return
+    names = {root.absolute(): _names(root) for root in roots if "://" not in location(root)}
     if lacking := _lacking(names):
         raise NotSharedError(
             "\n".join(
@@ -207,9 +208,8 @@ def _names(root: Path) -> list[str]:
     """Some of what lies in a folder; hidden files may come and go."""
     if not root.is_dir():
         return []
-    return sorted(path.name for path in root.iterdir() if not path.name.startswith("."))[
-        :_LOOKED_AT
-    ]
+    names = (path.name for path in root.iterdir())
+    return list(islice((name for name in names if not name.startswith(".")), _LOOKED_AT))
 
 
 def _first_missing(names: Mapping[Path, Sequence[str]]) -> Path | None:
