@@ -121,38 +121,27 @@ def wait_until(
             alone, for the whole cluster, so that another command's takes the place of this one's.
 
     Raises:
-        UserError: there was not within `ray.wait_for_nodes_s`.
+        UserError: there was not within `ray.wait_for_nodes_s`, or nothing adds machines any more.
     """
+    began = time.monotonic()
+    say_at = began + min(_SETTLE_S, SAY_EVERY_S)
+    limit = config.ray.wait_for_nodes_s
     try:
-        _wait(enough, lacking, config, too_long, lambda: _ask(asks))
+        while not enough():
+            now = time.monotonic()
+            if now - began > limit:
+                raise UserError(too_long(f"after ray.wait_for_nodes_s={limit:g}"))
+            if now >= say_at:
+                say_at = now + SAY_EVERY_S
+                log.warning("waiting for machines since %.0f s: %s", now - began, lacking())
+            if asks and not may_grow(config) and not soon(enough):
+                raise UserError(too_long("and nothing adds machines to it any more"))
+            if asks:
+                request_resources(bundles=[dict(bundle) for bundle in asks])
+            time.sleep(_POLL_S)
     finally:
         if asks:
             request_resources(bundles=[])
-
-
-def _ask(bundles: Sequence[Mapping[str, float]]) -> None:
-    if bundles:
-        request_resources(bundles=[dict(bundle) for bundle in bundles])
-
-
-def _wait(
-    enough: Callable[[], bool],
-    lacking: Callable[[], str],
-    config: RunConfig,
-    too_long: Callable[[str], str],
-    ask: Callable[[], None],
-) -> None:
-    began = time.monotonic()
-    say_at = began + min(_SETTLE_S, SAY_EVERY_S)
-    while not enough():
-        now = time.monotonic()
-        if now - began > config.ray.wait_for_nodes_s:
-            raise UserError(too_long(f"after ray.wait_for_nodes_s={config.ray.wait_for_nodes_s:g}"))
-        if now >= say_at:
-            say_at = now + SAY_EVERY_S
-            log.warning("waiting for machines since %.0f s: %s", now - began, lacking())
-        ask()
-        time.sleep(_POLL_S)
 
 
 def soon(enough: Callable[[], bool]) -> bool:

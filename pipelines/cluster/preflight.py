@@ -205,11 +205,14 @@ def _lacking(names: Mapping[Path, Sequence[str]]) -> dict[Path, list[str]]:
 
 
 def _names(root: Path) -> list[str]:
-    """Some of what lies in a folder; hidden files may come and go."""
+    """Some folders in a folder, or files where it has none; hidden ones may come and go.
+
+    Beside folders a file may be an archive that one node has unpacked.
+    """
     if not root.is_dir():
         return []
-    names = (path.name for path in root.iterdir())
-    return list(islice((name for name in names if not name.startswith(".")), _LOOKED_AT))
+    there = [x for x in islice(root.iterdir(), _LOOKED_AT) if x.exists() and x.name[0] != "."]
+    return [path.name for path in [x for x in there if x.is_dir()] or there]
 
 
 def _first_missing(names: Mapping[Path, Sequence[str]]) -> Path | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -104,7 +107,7 @@ def remove(
         cameras=() if camera is None else (camera,),
         since=time_of(since, "--since"),
         until=time_of(until, "--until"),
-        roots=() if root is None else (root, str(Path(root).resolve())),
+        roots=() if root is None else (root,),
     )
     if bool(ids) == bool(where.sql()) or "" in (*(ids or ()), root):
         raise UserError(
@@ -112,6 +115,8 @@ def remove(
             "--root"
         )
     opened = _all_tables(gallery, space)
+    if root is not None:
+        where = replace(where, roots=(_as_stored(root, opened),))
     removed = sum(one.remove(ids=ids or (), where=None if ids else where) for one in opened)
     if not removed:
         raise UserError(
@@ -119,6 +124,15 @@ def remove(
             "`crossreid gallery info` shows what there is"
         )
     say(f"{removed:,} removed, {sum(map(len, opened)):,} left: {gallery}")
+
+
+def _as_stored(root: str, opened: Sequence[Table]) -> str:
+    """A folder as rows name it; where it is a link now, that place is another one."""
+    from pipelines.retrieval.gallery_rows import Filter
+
+    spellings = root, os.path.abspath(root), str(Path(root).resolve())
+    known = (x for x in spellings if any(one.count(Filter(roots=(x,))) for one in opened))
+    return next(known, root)
 
 
 @gallery_app.command(name="enroll")

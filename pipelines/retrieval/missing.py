@@ -101,8 +101,8 @@ class Elsewhere:
             f"{name}{many} is known from {root}, and another one of that name, from {self._root}, "
             "would take its row: nothing was added. Fill a new gallery from a folder that holds "
             "both, or one gallery for each. Where the folder was moved, and its images changed "
-            "since, take the old rows away first: `crossreid gallery remove GALLERY --root "
-            f"{shlex.quote(root)}`"
+            "since or have sentences, take the old rows away first: `crossreid gallery remove "
+            f"GALLERY --root {shlex.quote(root)}`"
         )
 
     def _ask(self) -> None:

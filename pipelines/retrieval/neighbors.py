@@ -173,7 +173,8 @@ def keep_indexed(table: LanceTable, *, recall: float) -> None:
 def tune_filters(table: LanceTable) -> None:
     """Tune an index that an older version has made, without a number of lists under a filter."""
     how = tuning(table)
-    if how.num_probes and not how.filtered_probes:
+    many = table.count_rows() > EXACT_UP_TO
+    if many and how.num_probes and not how.filtered_probes:
         _tune(table, recall=how.recall - _MARGIN)
 
 

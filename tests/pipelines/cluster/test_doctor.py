@@ -250,6 +250,8 @@ class TestCluster:
     def test_what_a_node_lacks_is_the_folder_or_a_file_in_it(self, tmp_path: Path) -> None:
         (tmp_path / "a").touch()
         assert preflight._first_missing({tmp_path: ["a"]}) is None
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        assert preflight._names(tmp_path) == ["a"], "not a link that leads nowhere here either"
         assert preflight._first_missing({tmp_path: ["a", "b"]}) == tmp_path / "b"
         other = tmp_path / "other"
         assert preflight._first_missing({other: ["a"]}) == other

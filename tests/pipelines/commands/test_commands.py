@@ -29,14 +29,15 @@ from pipelines.retrieval import embed as embedding
 from pipelines.retrieval import export as exporting
 from pipelines.retrieval import fill
 from pipelines.retrieval import search as searching
+from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.model_file import Exported
 from pipelines.retrieval.sources import Source
 from pipelines.retrieval.vectors import read_info
 from pipelines.service import deploy
 from reid_core.images import as_rgb
-from reid_core.types import Modality
+from reid_core.types import Modality, Sample
 from tests.pipelines.fake_run import fake_run, small_run
-from tests.pipelines.trained import draw_folder, embed_alone, save_run
+from tests.pipelines.trained import draw_folder, embed_alone, random_rows, save_run
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,12 @@ def test_gallery_tells_what_it_holds(place: Place) -> None:
     text = said(place, "gallery", "remove", "/new-gallery", "--root", "/elsewhere")[1]
     assert f"holds no row that is added from {place / 'elsewhere'}" in text
     root = read_info(place / "vectors")["root"]
+    before = place / "moved-from"
+    before.symlink_to(root)
+    old = [Sample("of before", Modality.VISIBLE)], random_rows(1, 384, seed=0)
+    Gallery.open(place / "new-gallery").add(fill.rows_of(*old, root=str(before)))
+    text = said(place, "gallery", "remove", "/new-gallery", "--root", "/moved-from")[1]
+    assert text.startswith("1 removed, 5 left"), "none of the place that it leads to now"
     text = said(place, "gallery", "remove", "/new-gallery", "--root", f"{os.path.relpath(root)}/")[
         1
     ]
