@@ -86,6 +86,14 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours, not mirrored": UNMIRRORED,
     "shared prototypes, mirrored": (*SHARED, "cclnet.flip=true"),
     "ours, one plain view, mirrored": (*OURS, "cclnet.views={}"),
+    "ours + texts": (
+        "demo.yaml",
+        "cclnet.matching={shared: true, whitened: agreed}",
+        "cclnet.views={visible: 2}",
+        *OWN_VOTES,
+        TEACHER,
+        "cclnet.flip=true",
+    ),
     "ours + decay": (*UNMIRRORED, *DECAY),
     "ours + guard": (*UNMIRRORED, "cclnet.matching.guard=0.5"),
     "true identities, ours": (*UNMIRRORED, "cclnet.labels=identities"),
@@ -98,6 +106,12 @@ PARTS: dict[str, tuple[str, ...]] = {
     "BMIL, all scored": (*BMIL, "bmil.memory.scored=null"),
     "BMIL, joint steps alone": (*BMIL, "bmil.joint.separate_steps=false"),
     "BMIL, half of the visible images": (*BMIL, "bmil.clustering.subset=0.5"),
+    "BMIL, mirrored": (*BMIL, "bmil.flip=true"),
+    "BMIL, mirrored, half of the visible images": (
+        *BMIL,
+        "bmil.flip=true",
+        "bmil.clustering.subset=0.5",
+    ),
     "BMIL, plain views": (*BMIL, "bmil.views.visible=1", "bmil.views.jitter=0"),
     "BMIL, one channel view": (
         *BMIL,
