@@ -4,7 +4,7 @@
     python -m benchmarks.couplings --out runs/couplings --table mismatch --processes 15 --minutes 9
     python -m benchmarks.couplings --out runs/couplings --rows ours --world hard --seed 21 \
         --encoder crossreid-small-vit
-    python -m benchmarks.couplings --out runs/own --root TREE       (any tree in SYSU's layout)
+    python -m benchmarks.couplings --out runs/own --kind sysu --root TREE        (any tree)
 
 A job is a row, a world, a seed and an encoder: one process, without Ray, on the GPU if there is
 one. Worlds are drawn once. A finished job is a line of OUT/results.jsonl and is not run again; one
@@ -254,7 +254,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--worlds", nargs="*", choices=[*GENERATED, *REAL, OWN], metavar="WORLD")
     parser.add_argument("--seeds", nargs="*", type=int, default=[21])
     parser.add_argument("--encoders", nargs="*")
-    parser.add_argument("--root", type=Path, help="a tree in SYSU-MM01's layout: the world 'own'")
+    parser.add_argument("--root", type=Path, help="a tree of your own: the world 'own'")
+    parser.add_argument("--kind", default="sysu", help="its layout, data.kind")
     parser.add_argument("--roadscene", type=Path, help="a checkout of hanna-xu/RoadScene")
     parser.add_argument("--scratch", type=Path, help="of worlds and unfinished runs; OUT if not")
     parser.add_argument("--processes", type=int, default=1)
@@ -284,7 +285,8 @@ def main() -> None:
         given.encoders or encoders,
         given.rows or rows,
     )
-    jobs = [Job(row, world, seed, e, tuple(given.set)) for seed, world, e, row in chosen]
+    more = ([f"data.kind={given.kind}"] if given.root else []) + given.set
+    jobs = [Job(row, world, seed, e, tuple(more)) for seed, world, e, row in chosen]
     run_all([job for job in jobs if job.makes_sense()], given)
     text = table(read(given.out).values())
     (given.out / TABLE).write_text(text)

@@ -107,6 +107,16 @@ _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+_OURS = (  # what cross_demo.yaml adds to CCLNet
+    "cclnet.image_to_text=0",
+    "cclnet.matching={shared: true, whitened: agreed}",
+    "cclnet.views={visible: 2}",
+    "cclnet.refine={labels: voted, weights: true, neighbors: 8}",
+    "cclnet.teacher=0.95",
+    "cclnet.flip=true",
+)
+
+
 def write_trees(root: Path) -> None:
     """The identities that all small runs train on."""
     for kind in {kind for kind, _ in _METHODS.values()}:
@@ -114,9 +124,12 @@ def write_trees(root: Path) -> None:
 
 
 def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
-    """A method's small run on the trees below `root`; "cclnet-vit" is CCLNet on a transformer."""
-    model = "crossreid-small-vit" if method.endswith("-vit") else "crossreid-small"
-    method = method.removesuffix("-vit")
+    """A method's small run on the trees below `root`.
+
+    "cclnet-vit" is CCLNet on a transformer, "cclnet-ours" has the options of ours.
+    """
+    method, _, variant = method.partition("-")
+    model = "crossreid-small-vit" if variant == "vit" else "crossreid-small"
     kind, settings = _METHODS[method]
     content: dict[str, Any] = {
         "method": method,
@@ -132,7 +145,7 @@ def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
         method: copy.deepcopy(settings),
         "trainer": {"embed_batch": 32, "max_failures": 0},
     }
-    for override in overrides:
+    for override in (*(_OURS if variant == "ours" else ()), *overrides):
         apply(content, override)
     return configuration.validate(content, source="test")
 

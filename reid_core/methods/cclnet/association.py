@@ -85,8 +85,8 @@ def guarded(
     Returns:
         Pairs, and a warning where some were dropped.
 
-    Reference: ours. One-to-one matchers fall below no coupling where half of the identities were
-    seen by one modality alone, because every cluster is given a partner.
+    Reference: ours. A one-to-one matcher gives every cluster a partner, also those of identities
+    that one modality alone has seen.
     """
     if share >= config.matching.guard or not len(pairs) or config.labels == "identities":
         return pairs, ()

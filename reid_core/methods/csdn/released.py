@@ -47,8 +47,9 @@ def from_released(config: Config, state: Mapping[str, Tensor]) -> dict[str, dict
         "prompts", "fusion" and "images", each a module state without what is CLIP's own.
 
     Raises:
-        ValueError: settings of another profile, a name that the public code does not use, or one of
-            stage 3 that is missing; lists them.
+        ValueError: settings of another profile, a name that the public code does not use, or a part
+            of stage 3 that is missing as a whole; lists them. Which tensors a part has, the
+            encoder knows: `load_encoder` names those that are missing.
     """
     if config.stem_relu != "last":
         raise ValueError(

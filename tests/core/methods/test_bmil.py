@@ -224,6 +224,27 @@ def rows_of(num: int, width: int = 16, seed: int = 0) -> dict[Modality, Tensor]:
     return {m: functional.normalize(x, dim=2).requires_grad_() for m, x in drawn.items()}
 
 
+def test_below_the_margin_the_mean_bank_adds_half_of_nothing() -> None:
+    config = config_of(memory={"temperature": 1.0, "margin": 2.0})
+    x = {m: rows.detach().float().requires_grad_() for m, rows in rows_of(4).items()}
+    labels = dict.fromkeys(INPUTS, torch.arange(4))
+    far = functional.normalize(torch.randn(4, 16), dim=1)
+    memories = {m: HybridMemory(x[m].detach()[:, 0], momentum=0.1) for m in INPUTS}
+    for m in INPUTS:
+        memories[m].hard = far.clone()
+        of_mean = functional.cross_entropy(x[m][:, 0] @ memories[m].mean.T, labels[m])
+        assert 0.5 < of_mean < config.memory.margin
+    terms = objectives.separate_terms(
+        config, x, labels, memories, rows=labels, votes=dict.fromkeys(INPUTS), gather=lambda y: y
+    )
+    total = sum((t.weight * t.mean for t in terms.values()), torch.zeros(()))
+    of_hard = [functional.cross_entropy(x[m][:, 0] @ far.T, labels[m]) for m in INPUTS]
+    torch.testing.assert_close(total, (of_hard[0] + of_hard[1]) / 2)
+    for m, loss in zip(INPUTS, of_hard, strict=True):
+        (given,) = torch.autograd.grad(total, x[m], retain_graph=True)
+        torch.testing.assert_close(given, torch.autograd.grad(loss, x[m])[0] / 2)
+
+
 def proxies_of() -> tuple[objectives.ProxyTable, HybridMemory]:
     """Labels 0 and 1 in both modalities, 2 in infrared alone: proxies v0 r0 v1 r1 r2."""
     arrays = {

@@ -40,6 +40,9 @@ CASES = [(method, world) for world in WORLDS[1:] for method in ONE_STEP]
 for settings in (ONE_STEP, THREE_EPOCHS):  # and each on a vision transformer
     settings |= {f"{method}-vit": value for method, value in settings.items()}
 CASES += [(method, 2) for method in ONE_STEP if method.endswith("-vit")]
+ONE_STEP["cclnet-ours"] = (None, ["cclnet.align.batches_per_epoch=1"])
+THREE_EPOCHS["cclnet-ours"] = "cclnet.align.epochs=3"
+CASES += [("cclnet-ours", world) for world in WORLDS[1:]]
 
 
 class EnoughError(Exception):
