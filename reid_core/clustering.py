@@ -6,7 +6,7 @@ neighbors kept, never with N x N. The same features give the same labels on any 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from reid_core.knn.products import Features, unit_rows
 from reid_core.knn.search import nearest
 from reid_core.knn.two_pools import alternating, merged_by_similarity
 from reid_core.types import OUTLIER
+
+Order = Literal["similarity", "alternating"]
 
 _GATHER_BYTES = 1 << 26  # rows of clusters that are averaged at a time
 
@@ -135,7 +137,7 @@ def cluster_jointly(
     eps: float = 0.6,
     min_samples: int = 4,
     balanced: bool = True,
-    order: Literal["similarity", "alternating"] = "similarity",
+    order: Order = "similarity",
     search: Search = nearest,
 ) -> np.ndarray:
     """One clustering over two modalities, half of each row's neighbors from either.
@@ -179,7 +181,7 @@ def balanced_graph(
     k1: int = 30,
     k2: int = 6,
     max_distance: float = 1.0,
-    order: Literal["similarity", "alternating"] = "similarity",
+    order: Order = "similarity",
 ) -> csr_array:
     """`jaccard_graph` of neighbors that come half from each modality.
 
@@ -192,8 +194,13 @@ def balanced_graph(
     Returns:
         As `jaccard_graph`.
 
+    Raises:
+        ValueError: as `jaccard_graph`; also another word for `order`.
+
     Reference: BMIL, stage 2, the balanced k-reciprocal Jaccard distance.
     """
+    if order not in get_args(Order):
+        raise ValueError(f"order is {order!r}; it is one of {', '.join(get_args(Order))}")
     if order == "similarity":
         neighbors = merged_by_similarity(halves)
     else:
@@ -225,7 +232,7 @@ def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
     Raises:
         ValueError: `min_samples` below 1.
     """
-    if min_samples < 1:
+    if not min_samples >= 1:
         raise ValueError(f"min_samples is {min_samples}; a row is a neighbor of itself at least")
     labels = np.full(graph.shape[0], OUTLIER, dtype=np.int64)
     _dbscan(graph.indptr, graph.indices, graph.data, float(np.float32(eps)), min_samples, labels)
@@ -235,7 +242,7 @@ def dbscan(graph: csr_array, *, eps: float, min_samples: int) -> np.ndarray:
 def centroids(
     features: Features, labels: np.ndarray | Tensor, *, rows: np.ndarray | None = None
 ) -> Features:
-    """Mean feature of each cluster, not normalized.
+    """Mean feature of each cluster, not normalized; summed up in float32 at least.
 
     Args:
         features: (N, D), array or tensor; the mean is taken where it is, a part of the clusters at
@@ -244,7 +251,8 @@ def centroids(
         rows: (M,) the row that each label is of, for (M,) labels; None for one label per row.
 
     Returns:
-        (C, D) of the features' kind and device; (0, D) where all rows are outliers.
+        (C, D) of the features' kind, device and precision, float32 of whole numbers; (0, D) where
+        all rows are outliers.
 
     Raises:
         ValueError: not one whole number per row, a label below -1, one below the largest without a
@@ -253,12 +261,13 @@ def centroids(
     Reference: CCLNet, stages 0 and 2, prototypes.
     """
     every = torch.as_tensor(features)
+    every = every if every.is_floating_point() else every.float()
     labels = labels if isinstance(labels, Tensor) else np.asarray(labels)
     if "int" not in str(labels.dtype):
         raise ValueError(
             f"labels are no whole numbers but {labels.dtype}: give int64, -1 = outlier"
         )
-    names = torch.as_tensor(labels, device=every.device)
+    names = torch.as_tensor(labels, device=every.device).long()
     num = len(every) if rows is None else len(rows)
     if names.shape != (num,):
         raise ValueError(f"labels have shape {tuple(names.shape)} for {num} rows")
@@ -272,7 +281,7 @@ def centroids(
         )
     counts = torch.bincount(ordered)
     if not len(counts):
-        return features[:0]
+        return every[:0] if isinstance(features, Tensor) else every[:0].numpy()
     if (counts == 0).any():
         raise ValueError(f"label {int(torch.argmin(counts))} has no row: labels must be contiguous")
     if rows is not None:
@@ -303,7 +312,10 @@ def _segment_means(features: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     for of_part in counts.split(sizes[sizes > 0].tolist()):
         stop = first + int(of_part.sum())
         gathered = features[order[first:stop]]
-        parts.append(torch.segment_reduce(gathered, "mean", lengths=of_part, axis=0))
+        # a sum of many rows stalls in half precision
+        gathered = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
+        means = torch.segment_reduce(gathered, "mean", lengths=of_part, axis=0)
+        parts.append(means.to(features.dtype))
         first = stop
     return torch.cat(parts)
 

@@ -79,14 +79,19 @@ def scaled_pairs(
 
     Args:
         bank_a, bank_b: (C_a, D) and (C_b, D) unit rows.
-        neighbors: best similarities that r is the mean of.
+        neighbors: best similarities that r is the mean of, 1 or above.
         min_similarity: pairs with a cosine below are left out.
 
     Returns:
         int64 (M, 2).
 
+    Raises:
+        ValueError: `neighbors` below 1.
+
     Reference: Conneau et al., "Word Translation Without Parallel Data", ICLR 2018 (CSLS).
     """
+    if neighbors < 1:
+        raise ValueError(f"neighbors is {neighbors}; r is a mean of one similarity at least")
     similarity = _product(torch.as_tensor(bank_a), torch.as_tensor(bank_b))
     if not similarity.size:
         return _pairs(np.empty(0), np.empty(0))
@@ -101,6 +106,8 @@ def scaled_pairs(
 
 def mutual_share(bank_a: Prototypes, bank_b: Prototypes) -> float:
     """Share of the smaller bank's clusters in mutual nearest pairs; 0 where a bank is empty.
+
+    Pairs with a negative cosine do not count.
 
     It needs no identity and separates worlds in which matches are mostly right from those in
     which they are not, which the similarity of pairs does not.

@@ -107,7 +107,8 @@ class EpochPlan:
         captions: (batches, B) int64, the caption of each planned visible row; None without text.
         prototypes: per modality (C, D) float32 unit rows; empty where a method has none.
         pairs: (M, 2) int64 matched clusters; empty where nothing is coupled.
-        similarity: (M,) cosine of the matched prototypes, for the log.
+        similarity: (M,) cosine of the matched prototypes, for the log; (0,) where matched
+            clusters have one prototype for both.
         arrays: what else the method's stage needs to know, under names of its own.
         counts: further numbers for the log.
         warnings: what the user should know about this epoch.

@@ -81,8 +81,9 @@ def retrieval_metrics(
 
     Reference: the public evaluations of SYSU-MM01 and RegDB; INP from AGW.
     """
+    query_pids, gallery_pids = _whole(query_pids, "query"), _whole(gallery_pids, "gallery")
     num_queries = _checked(similarity, query_pids, gallery_pids, ignore, cmc)
-    query_pids = np.asarray(query_pids)
+    ignore = None if ignore is None else np.asarray(ignore, dtype=np.bool_)
     known, gallery_ids = np.unique(_told_apart(gallery_pids, query_pids), return_inverse=True)
     query_ids = np.where(query_pids == OUTLIER, -1, _positions(known, query_pids))
     members, starts = _members(gallery_ids, len(known))
@@ -140,9 +141,6 @@ def _checked(
     if cmc not in ("image", "identity"):
         raise ValueError(f"cmc is {cmc!r}; it must be 'image' or 'identity'")
     shape = (len(query_pids), len(gallery_pids))
-    for name, pids in (("query", query_pids), ("gallery", gallery_pids)):
-        if len(pids) and np.asarray(pids).dtype.kind not in "iu":
-            raise ValueError(f"{name}_pids are no whole numbers: give int64, -1 where unknown")
     if not hasattr(similarity, "shape"):
         raise ValueError("similarity is no array: give (queries, gallery) numbers")
     if tuple(similarity.shape) != shape:
@@ -153,6 +151,18 @@ def _checked(
     if ignore is not None and tuple(ignore.shape) != shape:
         raise ValueError(f"ignore has shape {tuple(ignore.shape)}, similarity has {shape}")
     return len(query_pids)
+
+
+def _whole(pids: np.ndarray, side: str) -> np.ndarray:
+    """Identities as int64 (n,), which have a -1 for the unknown."""
+    numbers = np.asarray(pids)
+    if len(numbers) and numbers.dtype.kind not in "iu":
+        raise ValueError(f"{side}_pids are no whole numbers: give int64, -1 where unknown")
+    if numbers.ndim != 1:
+        raise ValueError(f"{side}_pids have shape {numbers.shape}: give (n,), one of each row")
+    if numbers.dtype == np.uint64 and numbers.max(initial=0) > np.iinfo(np.int64).max:
+        raise ValueError(f"{side}_pids: {numbers.max()} is no int64")
+    return numbers.astype(np.int64)
 
 
 def _told_apart(gallery_pids: np.ndarray, query_pids: np.ndarray) -> np.ndarray:

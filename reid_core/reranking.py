@@ -3,12 +3,13 @@
 Shapes: Q queries, G gallery rows, N = Q + G, D feature width, k1 and k2 neighbors.
 
 Zhong, Zheng, Cao, Li: "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR
-2017. Neighbor sets and their weights are sparse; nothing here is N x N.
+2017. Neighbor sets and their weights are sparse; only the result is dense, (Q, G).
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from reid_core.compiled import compiled
@@ -18,7 +19,7 @@ from reid_core.knn.search import nearest
 from reid_core.knn.threads import over_blocks
 
 _BLOCK = 64  # queries that one thread takes at a time
-_ROWS_AT_ONCE = 1024  # of the products that find each row's farthest row
+_ROWS_AT_ONCE = 1024  # of products with all rows: one block at a time, by all threads together
 
 
 def rerank(
@@ -63,26 +64,21 @@ def rerank(
     if k2 > 1:
         weights = averaged(weights, np.ascontiguousarray(result.rows[:, :k2]))
     mixed = _shared(weights, num_queries)
-
-    def mix(start: int, stop: int) -> None:
-        rows = slice(start, stop)
-        jaccard = 1 - mixed[rows] / (2 - mixed[rows])
-        distance = (2 - 2 * sides[0][rows] @ sides[1].T) / farthest[rows, None]
-        mixed[rows] = (1 - original) * jaccard + original * distance
-
-    over_blocks(mix, num_queries, _ROWS_AT_ONCE)  # in place: (Q, G) once, not five times
+    whole = torch.from_numpy(mixed)  # changed in place: (Q, G) once, not five times
+    asked, listed, most = (torch.from_numpy(x) for x in (*sides, farthest[:num_queries, None]))
+    parts = [x.split(_ROWS_AT_ONCE) for x in (whole, asked, most)]
+    for shared, of_queries, largest in zip(*parts, strict=True):
+        distance = (of_queries @ listed.T).mul_(-2).add_(2).div_(largest).mul_(original)
+        shared.copy_(1 - shared / (2 - shared)).mul_(1 - original).add_(distance)
     return mixed
 
 
 def _farthest(features: np.ndarray) -> np.ndarray:
     """(N,) largest squared distance of each row, at least a little above 0."""
 
-    def work(start: int, stop: int) -> np.ndarray:
-        least: np.ndarray = (features[start:stop] @ features.T).min(axis=1)
-        return least
-
-    least = np.concatenate(over_blocks(work, len(features), _ROWS_AT_ONCE))
-    largest: np.ndarray = np.maximum(2 - 2 * least, 1e-6)
+    every = torch.from_numpy(features)
+    least = torch.cat([(x @ every.T).amin(dim=1) for x in every.split(_ROWS_AT_ONCE)])
+    largest: np.ndarray = (2 - 2 * least).clamp(min=1e-6).numpy()
     return largest
 
 

@@ -46,7 +46,8 @@ def tokenize(captions: Sequence[str]) -> Tokens:
     ids = np.zeros((len(captions), CONTEXT), dtype=np.int64)
     lengths = np.zeros(len(captions), dtype=np.int64)
     for row, caption in enumerate(captions):
-        words = _tokenizer().encode(caption)
+        # a caption that spells <end_of_text> out would end there
+        words = [word for word in _tokenizer().encode(caption) if word < SOT]
         lengths[row] = len(words)
         line = [SOT, *words[: CONTEXT - 2], EOT]
         ids[row, : len(line)] = line

@@ -53,7 +53,8 @@ def confidence(votes: csr_array, labels: np.ndarray, *, sharpness: float) -> np.
     """
     labeled = np.flatnonzero(labels != OUTLIER)
     agreement = np.zeros(len(labels))
-    agreement[labeled] = votes[labeled, labels[labeled]]
+    if len(labeled):  # of no rows SciPy gives a matrix, not numbers
+        agreement[labeled] = votes[labeled, labels[labeled]]
     weights = np.exp(-sharpness * (1 - agreement) ** 2)
     return np.where((labels != OUTLIER) & (np.diff(votes.indptr) > 0), weights, 0.0)
 

@@ -111,7 +111,7 @@ def diagnose(epoch: EpochPlan, pids: Mapping[Modality, np.ndarray]) -> EpochLine
     if len(epoch.pairs) == len(np.unique(epoch.pairs[:, 0])) > 0:  # one to one
         num_all = sum(len(np.setdiff1d(y, [OUTLIER])) for y in labels.values())
         result["clusters_of_both"] = len(epoch.pairs) / (num_all - len(epoch.pairs))
-    if len(epoch.pairs):
+    if len(epoch.similarity):
         result["pair_similarity"] = {
             "mean": float(epoch.similarity.mean()),
             "min": float(epoch.similarity.min()),

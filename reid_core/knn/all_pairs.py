@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from threading import Lock, local
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,8 +67,7 @@ def all_pairs_candidates(features: np.ndarray, count: int) -> Candidates:
         with locks[top], locks[left]:
             _offer(tile, bits, top, left, keys, filled, least, least_bits, count)
 
-    single = _controller().limit(limits=1, user_api="blas")
-    with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         # the diagonal first: after it every row has a threshold, and few products reach it. Then
         # its neighbors, each along its length: tiles in work at a time share no lists
         for shift in range(len(starts)):
@@ -108,8 +109,7 @@ def across_candidates(
                 count,
             )  # fmt: skip
 
-    single = _controller().limit(limits=1, user_api="blas")
-    with single, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         # tiles in work at a time share no lists
         for corners in _wrapped_diagonals(len(tops), len(lefts)):
             list(pool.map(work, [(tops[i], lefts[j]) for i, j in corners]))
@@ -130,6 +130,36 @@ def _wrapped_diagonals(num_rows: int, num_columns: int) -> Iterator[list[tuple[i
             yield [(i, (i + shift) % num_columns) for i in range(num_rows)]
         else:
             yield [((j + shift) % num_rows, j) for j in range(num_columns)]
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Within it BLAS multiplies in the calling thread, in the whole process.
+
+    Searches overlap: the first one limits, and the last one gives back what it found then.
+    """
+    with _blas.lock:
+        if not _blas.searches:
+            _blas.limit = _controller().limit(limits=1, user_api="blas")
+        _blas.searches += 1
+    try:
+        yield
+    finally:
+        with _blas.lock:
+            _blas.searches -= 1
+            if not _blas.searches:
+                _blas.limit.restore_original_limits()
+
+
+class _Blas:
+    """How many searches limit BLAS now, and what they will restore."""
+
+    def __init__(self) -> None:
+        self.lock, self.searches = Lock(), 0
+        self.limit: Any = None
+
+
+_blas = _Blas()
 
 
 @cache

@@ -62,11 +62,12 @@ def unit_rows(features: Features) -> Features:
     wrong = ~(np.abs(norms - 1) <= _MAX_NORM_ERROR)
     if wrong.any():
         row = int(np.argmax(wrong))
-        reason = (
-            "is zero: the image or caption gave no feature"
-            if norms[row] == 0
-            else f"has length {norms[row]:.4g}: normalize the features"
-        )
+        if norms[row] == 0:
+            reason = "is zero: the image or caption gave no feature"
+        elif np.isfinite(norms[row]):
+            reason = f"has length {norms[row]:.4g}: normalize the features"
+        else:
+            reason = "is not finite: the model has diverged, or the input was damaged"
         raise ValueError(f"feature row {row} {reason} ({int(wrong.sum())} such rows)")
     return features
 

@@ -11,7 +11,13 @@ from reid_core.types import Modality
 
 
 class MirrorMean(nn.Module):
-    """An encoder whose descriptors are means of an image's and its mirror image's unit features."""
+    """An encoder whose descriptors are means of an image's and its mirror image's unit features.
+
+    Attributes:
+        flip: that the encoder is asked twice, the second time for the mirror images.
+    """
+
+    flip = True
 
     def __init__(self, encoder: ImageEncoder | MeanTeacher) -> None:
         """Shares the encoder's parameters."""

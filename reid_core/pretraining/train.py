@@ -110,8 +110,9 @@ def _write_log(
                     "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "rng": sampler.rng.bit_generator.state,
                 },
-                remaining,
+                half := remaining.with_suffix(".partial"),
             )
+            half.replace(remaining)  # whoever ends this process leaves a whole state
         scores = held_out_scores(learner, sampler)
         lines.write(json.dumps({"step": settings.steps, **scores}) + "\n")
     remaining.unlink()

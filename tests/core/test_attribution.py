@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reid_core.attribution import heat_maps, near_words
+from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.options import Options
@@ -149,6 +150,14 @@ def test_the_mirrored_pass_of_an_encoder_does_not_mirror_the_map() -> None:
     (heat,) = heat_maps(Mirrored(), image, Modality.VISIBLE, red)
     assert heat[:, :7].min() == 1
     assert heat[:, 9:].max() == 0
+
+
+def test_only_the_first_of_two_passes_is_rolled_out() -> None:
+    image, red = red_above_blue(), torch.tensor([[1.0, 0.0, 0.0]])  # its own mirror image
+    plain, mirrored = PatchEncoder(), MirrorMean(PatchEncoder())  # type: ignore[arg-type]
+    (expected,) = heat_maps(plain, image, Modality.VISIBLE, red)
+    (heat,) = heat_maps(mirrored, image, Modality.VISIBLE, red)
+    torch.testing.assert_close(heat, expected)
 
 
 def test_encoder_without_maps_is_refused() -> None:

@@ -222,3 +222,25 @@ def test_centroids_need_one_label_per_row_and_none_below_an_outliers(kind) -> No
         clustering.centroids(x, kind(np.array([0, 1, 1])))
     with pytest.raises(ValueError, match="label -2: labels are 0"):
         clustering.centroids(x, kind(np.array([0, -1, 1, -2])))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_centroids_of_thousands_of_rows_in_half_precision(kind: torch.dtype) -> None:
+    row = torch.tensor([[0.75, 0.5, -0.25, 0.375]], dtype=kind)  # exact in both
+    labels = np.zeros(5000, dtype=np.int64)
+    result = clustering.centroids(row.repeat(5000, 1), labels)
+    assert result.dtype == kind
+    assert torch.equal(result, row)
+
+
+def test_centroids_take_whole_numbers_and_short_labels() -> None:
+    x = np.array([[2, 4], [4, 4], [1, 0]])
+    for labels in (np.uint8, np.uint16, np.int32):
+        result = clustering.centroids(x, np.array([0, 0, 1], dtype=labels))
+        assert result.tolist() == [[3, 4], [1, 0]]
+
+
+def test_another_order_of_the_balanced_graph_is_refused() -> None:
+    x = torch.from_numpy(identities(12, 2, 0.1))
+    with pytest.raises(ValueError, match="order is 'random'; it is one of similarity, alternating"):
+        clustering.cluster_jointly(x, np.arange(12) % 2 == 1, k1=4, order="random")  # type: ignore[arg-type]

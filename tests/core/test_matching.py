@@ -92,3 +92,5 @@ def test_scaled_pairs_leave_out_the_partner_of_everyone() -> None:
     assert matching.scaled_pairs(a, b, neighbors=2).tolist() == [[0, 0], [1, 1], [2, 2]]
     assert matching.scaled_pairs(a, b, neighbors=2, min_similarity=0.8).tolist() == [[0, 0]]
     assert matching.scaled_pairs(a, b[:0]).shape == (0, 2)
+    with pytest.raises(ValueError, match="neighbors is 0"):
+        matching.scaled_pairs(a, b, neighbors=0)

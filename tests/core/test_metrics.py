@@ -129,6 +129,20 @@ def test_bad_input_is_named() -> None:
         metrics.retrieval_metrics(np.array([[0, 1], [0, np.nan]]), pids, pids)
     with pytest.raises(ValueError, match="row 0 holds NaN"):  # a query without a match
         metrics.retrieval_metrics(np.array([[np.nan, 1], [0, 1]]), np.array([7, 1]), pids)
+    with pytest.raises(ValueError, match=r"query_pids.*shape \(2, 1\)"):
+        metrics.retrieval_metrics(np.zeros((2, 2)), pids[:, None], pids)
+    with pytest.raises(ValueError, match="gallery_pids are no whole numbers"):
+        metrics.retrieval_metrics(np.zeros((2, 2)), pids, pids + 0.5)
+    with pytest.raises(ValueError, match="is no int64"):
+        metrics.retrieval_metrics(np.zeros((2, 2)), pids, np.array([0, 2**63], dtype=np.uint64))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+def test_identities_of_any_whole_kind(kind: type) -> None:
+    pids, similarity = np.array([0, 1], dtype=kind), np.array([[0.9, 0.1], [0.8, 0.2]])
+    ignored = torch.tensor([[False, False], [True, False]])
+    scores = metrics.retrieval_metrics(similarity, pids, pids, ignore=ignored)
+    assert scores.cmc[0] == 1
 
 
 def test_unknown_identities_match_nobody() -> None:

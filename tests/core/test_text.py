@@ -86,3 +86,9 @@ def test_shares_are_the_published_ones() -> None:
     assert abs((changed - is_mask) / words - 0.15 * 0.1) < 0.003
     assert result[result != 0].min() >= 1
     assert result.max() == text.EOT
+
+
+def test_a_caption_that_spells_a_special_token_out_does_not_end_there() -> None:
+    tokens = text.tokenize(["a man <end_of_text> in red", "a man in red", "&lt;end_of_text&gt;"])
+    assert tokens.ids[0].tolist() == tokens.ids[1].tolist()
+    assert tokens.empty.tolist() == [False, False, True]

@@ -36,6 +36,7 @@ def test_outliers_have_no_vote_and_no_weight_and_nothing_is_nan() -> None:
     assert weights.tolist() == [0, 1, 0]
     targets = votes.voted_targets(cast, labels, hard_share=0.7).toarray()
     assert targets.tolist() == [[1, 0], [1, 0], [0, 0]]
+    assert votes.confidence(cast, np.full(3, -1), sharpness=10).tolist() == [0, 0, 0]
 
 
 def test_a_trusting_vote_keeps_hard_labels() -> None:

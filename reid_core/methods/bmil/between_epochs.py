@@ -179,8 +179,10 @@ def _of_both(labels: Labels) -> np.ndarray:
 
 
 def _similarity(arrays: Mapping[str, np.ndarray], pairs: np.ndarray) -> np.ndarray:
-    """(M,) cosine of the two proxies of each label that has two."""
+    """(M,) cosine of the two proxies of each label; (0,) where a label has one for both."""
     bank, labels = arrays["bank.joint"], arrays["proxy_labels"]
+    if len(np.unique(labels)) == len(labels):
+        return np.empty(0, dtype=np.float32)
     first = np.searchsorted(labels, pairs[:, 0])
     last = np.searchsorted(labels, pairs[:, 0], side="right") - 1
     return np.asarray((bank[first] * bank[last]).sum(axis=1))

@@ -59,7 +59,7 @@ def cluster(config: Config, modality: Modality, context: BetweenEpochs) -> np.nd
         assert owners is not None
         rows = owners if settings.rows == "pairs" else np.unique(owners)
     of_rows = clustering.cluster(
-        take(features, rows),
+        take(context.features[modality], rows),
         k1=settings.k1,
         k2=settings.k2,
         eps=settings.eps,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from reid_core.knn import certified, duplicates, fixed_point, products, screen, search
+from reid_core.knn import all_pairs, certified, duplicates, fixed_point, products, screen, search
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import NeighborSearch
 from tests import oracles
@@ -185,7 +188,11 @@ def test_products_of_pairs() -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(0.0, "row 7 is zero"), (np.nan, "row 7 has length nan"), (3.0, "row 7 has length 12")],
+    [
+        (0.0, "row 7 is zero"),
+        (np.nan, "row 7 is not finite"),
+        (3.0, "row 7 has length 12"),
+    ],
 )
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_a_row_without_unit_length_is_named(value, message, as_tensor) -> None:
@@ -211,3 +218,19 @@ def test_cuda_finds_the_same_rows() -> None:
     x = unit(3000, 64)
     x[2000:2100] = x[:100]
     assert_same(search.nearest(x, 30), search.nearest(torch.from_numpy(x).cuda(), 30))
+
+
+def test_searches_at_the_same_time_give_the_threads_of_blas_back() -> None:
+    def threads() -> list[int]:
+        return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        before = threads()
+        # the one that begins first ends first
+        first, second = all_pairs._one_blas_thread(), all_pairs._one_blas_thread()
+        with ExitStack() as last:
+            with first:
+                last.enter_context(second)
+                assert set(threads()) == {1}
+            assert set(threads()) == {1}
+        assert threads() == before
