@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from reid_core import clustering, sampling
+from reid_core import clustering, mining, sampling
 from reid_core.knn.neighbors import Search
 from reid_core.knn.products import Features, stacked
 from reid_core.method import BetweenEpochs, EpochPlan, Labels
@@ -111,7 +111,7 @@ def _labels_of_steps(
     steps: dict[str, Labels] = {}
     if stage == "intra" or config.joint.separate_steps:
         alone = dict(labels) if given else separate_clusters(how, features, parts[0], search=search)
-        steps["separate"] = {m: _numbered(y) for m, y in alone.items()}
+        steps["separate"] = {m: mining.contiguous(y) for m, y in alone.items()}
     if stage == "joint":
         steps["joint"] = (
             dict(labels) if given else joint_labels(how, features, parts[1], search=search)
@@ -186,12 +186,6 @@ def _similarity(arrays: Mapping[str, np.ndarray], pairs: np.ndarray) -> np.ndarr
     first = np.searchsorted(labels, pairs[:, 0])
     last = np.searchsorted(labels, pairs[:, 0], side="right") - 1
     return np.asarray((bank[first] * bank[last]).sum(axis=1))
-
-
-def _numbered(labels: np.ndarray) -> np.ndarray:
-    """Labels numbered from 0 without gaps; -1 stays."""
-    known = np.setdiff1d(labels, [OUTLIER])
-    return np.where(labels == OUTLIER, OUTLIER, np.searchsorted(known, labels))
 
 
 def _check_clusters(config: Config, kind: str, labels: Labels) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from reid_core import clustering, sampling
+from reid_core import clustering, mining, sampling
 from reid_core.knn.products import Features
 from reid_core.method import BetweenEpochs, EpochPlan, Labels
 from reid_core.methods import mutual_agreement
@@ -32,7 +32,6 @@ from reid_core.methods.cclnet.coupling import (
     couple,
     couples_between_epochs,
     identities_of_both,
-    numbered_alone,
     to_compare,
 )
 from reid_core.methods.cclnet.settings import (
@@ -79,7 +78,7 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     if config.labels == "identities":
         labels, warnings = identities_of_both(labels)
     elif config.labels == "within":
-        labels = {m: numbered_alone(labels[m]) for m in INPUTS}
+        labels = {m: mining.contiguous(labels[m]) for m in INPUTS}
     _check_clusters(config, labels)
     prototypes = {m: clustering.unit_centroids(context.features[m], labels[m]) for m in INPUTS}
     features, matched, of_match = _to_match(config, context, labels, prototypes)

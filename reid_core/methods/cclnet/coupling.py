@@ -53,12 +53,6 @@ def identities_of_both(
     return numbered, (warning,) if len(both) < num_identities else ()
 
 
-def numbered_alone(labels: np.ndarray) -> np.ndarray:
-    """Given classes (n,) of one modality, numbered from 0 whatever the other one has; -1 stays."""
-    known = np.setdiff1d(labels, [OUTLIER])
-    return np.where(labels == OUTLIER, OUTLIER, np.searchsorted(known, labels))
-
-
 def is_coupled(config: Config, epoch: int) -> bool:
     """Whether prototypes are matched in an epoch."""
     return is_ever_coupled(config) and epoch >= config.swap.start_epoch

@@ -14,7 +14,7 @@ from reid_core.knn.search import nearest
 from reid_core.memory import ClusterMemory
 from reid_core.method import BetweenEpochs
 from reid_core.methods import mutual_agreement
-from reid_core.methods.cclnet import METHOD, coupling, opening
+from reid_core.methods.cclnet import METHOD, opening
 from reid_core.methods.cclnet import between_epochs as cclnet
 from reid_core.methods.cclnet.settings import Config
 from reid_core.methods.cclnet.stages import image_terms
@@ -171,7 +171,6 @@ def test_identities_within_a_modality_are_numbered_without_the_other_one() -> No
     matched = {int(a): int(b) for a, b in epoch.pairs}
     for row in range(0, 64, 8):
         assert matched[epoch.labels[VISIBLE][row]] == epoch.labels[INFRARED][row]
-    assert coupling.numbered_alone(np.array([7, -1, 3])).tolist() == [1, -1, 0]
 
 
 def test_votes_reach_the_loss_with_their_rows() -> None:
