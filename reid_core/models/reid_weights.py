@@ -109,7 +109,7 @@ class PadsBeforeShift(SwinTransformerBlock):
         """(B, H, W, C) to the same; the mask of a shift is one of whole windows already."""
         (height, width), (rows, columns) = x.shape[1:3], self.window_size
         padded = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
-        result: Tensor = super()._attn(padded)
+        result: Tensor = super()._attn(padded)  # type: ignore[no-untyped-call]
         return result[:, :height, :width].contiguous()
 
 
