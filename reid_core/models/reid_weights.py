@@ -14,12 +14,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.swin_transformer import PatchMerging
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.weight_files import Pixels, WeightFile, unwrapped
+from reid_core.models.weight_files import Pixels, WeightFile, listed, unwrapped
 from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 TALL = (256, 128)
@@ -27,8 +27,9 @@ SEMANTIC_WEIGHT = 0.2
 _SOFTPLUS_OF_ONE = math.log(math.e - 1)  # of which softplus is 1
 # (height, width, stride of the patches) in the settings of TransReID, TransReID-SSL and CLIP-ReID
 _USUAL = [(h, w, s) for h, w in ((256, 128), (384, 128), (288, 144)) for s in (16, 12)]
+_CLIP_REID_HEADS = ("classifier", "bottleneck", "prompt_learner.", "text_encoder.")
 _IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD, TALL)
-_LUPERSON = Pixels((0.3525, 0.3106, 0.3140), (0.2505, 0.2522, 0.2504), TALL)
+_LUPERSON = Pixels((0.3525, 0.3106, 0.3140), (0.2660, 0.2522, 0.2505), TALL)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,23 @@ class _HalfInstance(nn.Module):
         return torch.cat([self.IN(first), self.BN(second)], dim=1)
 
 
+class PadsBeforeShift(SwinTransformerBlock):
+    """A block of SOLIDER's Swin: maps are padded to whole windows first and shifted then.
+
+    timm shifts first, so that the rows which wrap around meet others wherever a map is no multiple
+    of the window: 384 x 128, not 224 x 224.
+
+    Reference: SOLIDER, Chen et al., CVPR 2023; its public code has mmdetection's Swin.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same; the mask of a shift is one of whole windows already."""
+        (height, width), (rows, columns) = x.shape[1:3], self.window_size
+        padded = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+        result: Tensor = super()._attn(padded)  # type: ignore[no-untyped-call]
+        return result[:, :height, :width].contiguous()
+
+
 def _vit(name: str, *, ics: bool) -> Callable[[float], nn.Module]:
     def build(drop_path: float) -> nn.Module:
         model = timm.create_model(name, num_classes=0, img_size=TALL, drop_path_rate=drop_path)
@@ -118,6 +136,8 @@ def _swin(name: str) -> Callable[[float], nn.Module]:
             drop_path_rate=drop_path,
         )
         for layer in model.modules():
+            if isinstance(layer, SwinTransformerBlock):
+                layer.__class__ = PadsBeforeShift
             if isinstance(layer, PatchMerging):  # with a bias, which takes in the semantic shift
                 old = layer.reduction
                 layer.reduction = nn.Linear(old.in_features, old.out_features)
@@ -258,9 +278,12 @@ def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ValueError: not such a file, or one whose descriptors depend on the number of the camera.
     """
     _refuse_camera_numbers(state)
-    tower = {k.removeprefix("image_encoder."): v for k, v in state.items() if "image_enc" in k}
+    inside = "image_encoder."
+    tower = {k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)}
     if not tower:
         raise ValueError("not a checkpoint of CLIP-ReID's public code: no name is image_encoder.*")
+    if others := [k for k in state if not k.startswith((inside, *_CLIP_REID_HEADS))]:
+        raise ValueError(f"not a checkpoint of CLIP-ReID's public code: {listed(others)}")
     result: dict[str, Tensor] = {}
     for name, x in tower.items():
         if name.startswith("layer"):
