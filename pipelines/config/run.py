@@ -43,6 +43,8 @@ _LARGEST = {
     "embed_batch": 1_000_000,
     "cache_bytes": 2**50,
 }
+# Where data lies, and what it is allowed to be.
+_PLACES = {"root", "extra_roots", "allow_http", "max_unreadable"}
 # Files and checkpoints of version 0.1 say these.
 _RENAMED = {
     "optimiser": "optimizer",
@@ -111,7 +113,11 @@ class RunConfig(_WithMethods):
         return settings
 
     def identity(self) -> Tree:
-        """Everything that decides the result of a run; a resumed run must agree in it."""
+        """Everything that decides the result of a run; a resumed run must agree in it.
+
+        Not where the images lie: a data set may be moved, and its rows are guarded by name
+        (`data.sample_list`). Nor what only allows: so many broken images, or places of others.
+        """
         result = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
         decisive = {
             "precision",
@@ -123,7 +129,7 @@ class RunConfig(_WithMethods):
         }
         if self.trainer.strict:
             decisive.add("shards")
-        result["data"] = self.data.model_dump(mode="json", exclude={"cache_bytes"})
+        result["data"] = self.data.model_dump(mode="json", exclude=_PLACES | {"cache_bytes"})
         result["evaluation"] = self.evaluation.model_dump(mode="json", exclude={"calibrate"})
         result["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
         return result

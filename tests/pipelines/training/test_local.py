@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,9 +74,10 @@ def test_a_run_that_cannot_be_calibrated_says_so_and_what_to_do(
     ]
 
 
-def test_a_killed_run_goes_on_to_the_same_content(
-    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_goes_on_to_the_same_content_where_its_data_was_moved(
+    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also with a raised limit of broken images, the remedy that a run is stopped with."""
     config = small_runs.make_config("csdn", trees)
     local.train(config, tmp_path / "whole")
 
@@ -91,7 +93,12 @@ def test_a_killed_run_goes_on_to_the_same_content(
     with pytest.raises(KeyboardInterrupt):
         local.train(config, tmp_path / "cut")
     monkeypatch.setattr(in_process, "batches", batches)
-    local.train(config, tmp_path / "cut")
+    moved = shutil.copytree(trees / "sysu", tmp_path / "moved")
+    goes_on = small_runs.make_config(
+        "csdn", trees, f"data.root={moved}", "data.max_unreadable=0.5", "data.allow_http=true"
+    )
+    local.train(goes_on, tmp_path / "cut")
+    assert sum(f"{moved}: the run goes on" in said for said in caplog.messages) == 1
     hashes = [
         checkpoint.content_hash(checkpoint.load(checkpoint.find(tmp_path / name)))
         for name in ("whole", "cut")
