@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _rising(epochs: tuple[int, ...]) -> tuple[int, ...]:
+    if any(first >= second for first, second in pairwise(epochs)):
+        raise ValueError("epochs must rise from one to the next")
+    return epochs
+
+
+Milestones: TypeAlias = Annotated[
+    tuple[Annotated[int, Field(ge=0, strict=True)], ...], AfterValidator(_rising)
+]
+"""Epochs at which a rate falls, the first one first; none for a rate that stays."""
 
 
 class Section(BaseModel):

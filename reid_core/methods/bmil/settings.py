@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
-from reid_core.methods.sections import Refinement, Section, Views
+from reid_core.methods.sections import Milestones, Refinement, Section, Views
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -126,7 +126,7 @@ class Stage(Section):
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["steps", "cosine"] = "steps"
     warmup_epochs: int = Field(0, ge=0)
-    milestones: tuple[int, ...] = (20, 40)
+    milestones: Milestones = (20, 40)
     evaluate_every: int = Field(2, ge=0)
 
     def clusters_of(self, modality: Modality) -> int:

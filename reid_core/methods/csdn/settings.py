@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from reid_core.method import Labels, Supervision
-from reid_core.methods.sections import Section, TextStage
+from reid_core.methods.sections import Milestones, Section, TextStage
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -74,7 +74,7 @@ class ImageStage(Section):
     head_lr_factor: float = Field(2.0, gt=0)
     schedule: Literal["steps", "cosine"] = "steps"
     warmup_epochs: int = Field(10, ge=0)
-    milestones: tuple[int, ...] = (40, 70)
+    milestones: Milestones = (40, 70)
     evaluate_every: int = Field(5, ge=0)
 
 

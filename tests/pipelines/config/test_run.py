@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from pipelines.config import run as configuration
 from pipelines.errors import UserError
@@ -44,6 +44,8 @@ def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> 
         ("seed=minus", "seed"),
         ("seed", "section.key=value"),
         ("seed.x=1", "unknown key|seed"),
+        ("cclnet.align.milestones=[50, 30]", "milestones: epochs must rise"),
+        ("cclnet.align.milestones=[true]", "milestones.0: must be a valid integer, got True"),
     ],
 )
 def test_mistake_is_named(file: Path, override: str, expected: str) -> None:
@@ -101,6 +103,18 @@ def test_one_key_of_a_section_leaves_its_others_as_they_are() -> None:
         assert path == "data" or section == type(section)(), path
 
 
+@pytest.mark.parametrize("epochs", [[50, 30], [30, 30], [-3], [True]])
+def test_a_rate_falls_at_rising_epochs_in_every_method(epochs: list[int]) -> None:
+    """Any other order gives a schedule that nobody asked for (`reid_core.optim.warmup_steps`)."""
+    whole = configuration.validate({"data": {"root": "/somewhere"}}, source="test")
+    falling = {path: one for path, one in sections(whole) if hasattr(one, "milestones")}
+    assert {"cclnet.align", "bmil.joint", "csdn.images"} <= falling.keys()
+    for path, section in falling.items():
+        with pytest.raises(ValidationError, match=r"milestones"):
+            type(section)(milestones=epochs)
+        assert type(section)(milestones=[]).milestones == (), path
+
+
 def test_dump_reads_back_equal(file: Path, tmp_path: Path) -> None:
     config = configuration.load(file, ["seed=3"])
     copy = tmp_path / "copy.yaml"
@@ -117,6 +131,15 @@ def test_differences_name_the_leaf(file: Path) -> None:
 def test_number_of_workers_is_not_part_of_a_runs_identity(file: Path) -> None:
     one = configuration.load(file, ["trainer.num_workers=1"]).identity()
     assert one == configuration.load(file, ["trainer.num_workers=4"]).identity()
+
+
+def test_places_and_permissions_are_not_part_of_a_runs_identity(file: Path) -> None:
+    before = configuration.load(file).identity()
+    moved = ["data.root=/elsewhere", "data.extra_roots=/mnt"]
+    allowed = ["data.allow_http=true", "data.max_unreadable=0.5"]
+    assert configuration.load(file, [*moved, *allowed]).identity() == before
+    for decides in ("data.max_megapixels=1", "data.fit=train", "data.kind=llcm"):
+        assert configuration.load(file, [decides]).identity() != before
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
