@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from pipelines.cluster import join
 from pipelines.config.run import RunConfig
 from pipelines.config.trainer import TrainerConfig
+from pipelines.data import room
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
 from pipelines.data.sample_list import restore, rows_of_checkpoint
@@ -82,7 +82,7 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
         if rows := rows_of_checkpoint(start_from):
             restore(train, rows)
     model_bytes = check_weights(config, begun=begun)
-    check_disk(config, _existing(run_dir), model_bytes)
+    room.check_disk(config, run_dir, model_bytes)
     return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
 
 
@@ -178,20 +178,13 @@ def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]
 
 def _check_out(run_dir: Path) -> None:
     """Refuse a run directory that could not be made or written to."""
-    existing = _existing(run_dir)
+    existing = room.existing(run_dir)
     if run_dir.is_symlink() and not run_dir.exists():
         raise UserError(f"cannot write to {run_dir}: it is a link to nowhere; choose another --out")
     if not existing.is_dir():
         raise UserError(f"cannot write to {run_dir}: {existing} is no folder; choose another --out")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {run_dir}: {existing} is not yours; choose another --out")
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
 
 
 def check_settings(config: RunConfig) -> None:
@@ -343,19 +336,3 @@ def check_weights(config: RunConfig, *, begun: bool = False) -> int:
     for remark in backbones.remarks(model, height=size[0], width=size[1]):
         log.warning("%s", remark)
     return sum(p.numel() * p.element_size() for p in model.model.parameters())
-
-
-def check_disk(config: RunConfig, run_dir: Path, model_bytes: int) -> None:
-    """Refuse to start where the checkpoints will not fit.
-
-    A checkpoint holds weights and two moments; one more than is kept exists while it is written,
-    and so it is with the one within an epoch.
-    """
-    needed = 3 * model_bytes * (config.trainer.keep_checkpoints + 3) + 64 * 2**20
-    free = shutil.disk_usage(run_dir).free
-    if free < needed:
-        raise UserError(
-            f"{run_dir} has {free / 2**30:.1f} GiB free, the checkpoints of this run need about "
-            f"{needed / 2**30:.1f} GiB: free space, choose another --out, or lower "
-            "trainer.keep_checkpoints"
-        )

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,23 @@ def is_last(config: RunConfig, stage: str, epoch: int) -> bool:
     last = METHODS[config.method].stages(config.settings)[-1]
     epochs: int = getattr(config.settings, last).epochs
     return stage == last and epoch + 1 >= epochs
+
+
+def is_done(config: RunConfig, run_dir: Path) -> bool:
+    """Whether the newest checkpoint of a run directory is that of its last epoch."""
+    newest = whole_ones(run_dir)[-1:]
+    facts: dict[str, Any] = _info(newest[0]) if newest else {}
+    return is_last(config, str(facts.get("stage")), int(facts.get("epoch", -1)))
+
+
+def bytes_of(run_dir: Path) -> int:
+    """What the checkpoints take in a run directory: newest ones, stages, and within an epoch."""
+    patterns = ("checkpoint_*/**/*", f"{STAGES}/**/*", WITHIN)
+    sizes = 0
+    for file in (file for pattern in patterns for file in run_dir.glob(pattern)):
+        with suppress(OSError):  # another process takes away what is old
+            sizes += file.stat().st_size if file.is_file() else 0
+    return sizes
 
 
 def content_hash(state: object) -> str:
