@@ -18,9 +18,10 @@ from pipelines.cluster import join
 from pipelines.config.run import RunConfig
 from pipelines.config.trainer import TrainerConfig
 from pipelines.data import room
+from pipelines.data.check import counts_differ
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
-from pipelines.data.sample_list import restore, rows_of_checkpoint
+from pipelines.data.sample_list import find_rows, recall, rows_of_checkpoint
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
@@ -63,6 +64,7 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     _check_out(run_dir)
     runlog.refuse_another(run_dir, config)
     dataset = read(config)
+    counts_differ(dataset)  # what differs is said later, a list of counts that is broken refused
     train = fit_rows(dataset, config)
     _check_rows(dataset, train, config)
     measured = dataset.val if config.evaluation.split == "val" else dataset.test
@@ -79,8 +81,9 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     start_from = None if begun else checkpoint.finished_stage(config)
     if start_from is not None:
         checkpoint.require_epochs_after(start_from, config)
-        if rows := rows_of_checkpoint(start_from):
-            restore(train, rows)
+    rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
+    if rows:
+        find_rows(train, rows)
     model_bytes = check_weights(config, begun=begun)
     room.check_disk(config, run_dir, model_bytes)
     return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
