@@ -29,6 +29,8 @@ _COLLATERAL = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|incarnation", re.I
 )
 
+_ACTOR = re.compile(r"class_name: (\w+)")  # in what Ray says of one that is gone
+
 
 class LastLines(logging.Handler):
     """Keeps the last lines that this process has logged."""
@@ -138,6 +140,13 @@ def cause(error: BaseException, rank: int) -> str:
             f"the GPU of worker {rank} has too little memory: smaller batches, more workers, "
             "trainer.precision=bf16 or trainer.activation_checkpointing=true need less"
         )
+    if _is_of_an_actor(error):
+        named = _ACTOR.search(str(error))
+        who = "the memory bank" if named is None or named[1] == "BankActor" else f"a {named[1]}"
+        return (
+            f"{who} that worker {rank} asked ended without a word: the system ended it, most often "
+            "for want of memory on the machine of this command (`dmesg` there says so)"
+        )
     if died(error):
         return (
             f"worker {rank} ended without a word: its machine is gone, or the system ended it, "
@@ -153,10 +162,13 @@ def is_final(error: BaseException) -> bool:
 
 
 def died(error: BaseException) -> bool:
-    """Whether the worker was ended from outside, in Ray's words."""
-    return type(error).__name__ in ("WorkerHealthCheckFailedError", "RayActorError") or any(
-        base.__name__ == "RayActorError" for base in type(error).__mro__
-    )
+    """Whether the worker, or an actor that it asked, was ended from outside, in Ray's words."""
+    return type(error).__name__ == "WorkerHealthCheckFailedError" or _is_of_an_actor(error)
+
+
+def _is_of_an_actor(error: BaseException) -> bool:
+    """Whether a worker, alive, met the end of what it asked: of the bank beside the driver."""
+    return any(base.__name__ == "RayActorError" for base in type(error).__mro__)
 
 
 def was_preempted(error: BaseException) -> bool:
