@@ -40,13 +40,11 @@ class Passed:
     Attributes:
         dataset: as listed.
         start_from: checkpoint of a finished stage, or None.
-        model_bytes: size of the model.
         lines: sentences for whoever asks without training.
     """
 
     dataset: Dataset
     start_from: Path | None
-    model_bytes: int
     lines: tuple[str, ...]
 
 
@@ -60,7 +58,28 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     Raises:
         UserError: names what is wrong and what to do.
     """
+    return check_all({run_dir: config})[run_dir]
+
+
+def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
+    """Refuse runs that differ in their data alone, before the first of them costs anything.
+
+    Args:
+        runs: configuration of each run directory.
+
+    Raises:
+        UserError: see `check`.
+    """
+    first, config = next(iter(runs.items()))
     check_settings(config)
+    passed = {run_dir: _check_data(one, run_dir) for run_dir, one in runs.items()}
+    model_bytes = check_weights(config, begun=runlog.has_checkpoint(first))
+    room.check_disk(config, list(runs), model_bytes)
+    return passed
+
+
+def _check_data(config: RunConfig, run_dir: Path) -> Passed:
+    """What `check` refuses of one run's directory, data set, and where it goes on from."""
     _check_out(run_dir)
     runlog.refuse_another(run_dir, config)
     dataset = read(config)
@@ -69,6 +88,17 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     _check_rows(dataset, train, config)
     measured = dataset.val if config.evaluation.split == "val" else dataset.test
     refuse_shared_identities(dataset, config)
+    _check_selection(dataset, measured, config)
+    start_from = None if runlog.has_checkpoint(run_dir) else checkpoint.finished_stage(config)
+    if start_from is not None:
+        checkpoint.require_epochs_after(start_from, config)
+    rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
+    if rows:
+        find_rows(train, rows)
+    return Passed(dataset, start_from, tuple(_in_words(dataset, measured, config)))
+
+
+def _check_selection(dataset: Dataset, measured: Split, config: RunConfig) -> None:
     inputs = METHODS[config.method].inputs
     if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
@@ -77,16 +107,6 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
             f"evaluation.select=val needs scores beside the selection, and of the "
             f"{config.evaluation.split} split {reason}: set evaluation.split=val too"
         )
-    begun = runlog.has_checkpoint(run_dir)
-    start_from = None if begun else checkpoint.finished_stage(config)
-    if start_from is not None:
-        checkpoint.require_epochs_after(start_from, config)
-    rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
-    if rows:
-        find_rows(train, rows)
-    model_bytes = check_weights(config, begun=begun)
-    room.check_disk(config, run_dir, model_bytes)
-    return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
 
 
 def describe(config: RunConfig, run_dir: Path) -> list[str]:
@@ -192,6 +212,12 @@ def _check_out(run_dir: Path) -> None:
 
 def check_settings(config: RunConfig) -> None:
     """Refuse settings that contradict each other; warn of those without effect."""
+    for warning in refuse_settings(config):
+        log.warning("%s", warning)
+
+
+def refuse_settings(config: RunConfig) -> list[str]:
+    """Refuse settings that contradict each other; returns a sentence on each without effect."""
     method, trainer = METHODS[config.method], config.trainer
     if (address := config.ray.address or "local") not in ("local", "auto"):
         join.resolve(address)
@@ -238,8 +264,7 @@ def check_settings(config: RunConfig) -> None:
         warnings = method.check(config.settings)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for warning in [*warnings, *_idle_augmentation(config)]:
-        log.warning("%s", warning)
+    return [*warnings, *_idle_augmentation(config)]
 
 
 def _idle_augmentation(config: RunConfig) -> list[str]:
