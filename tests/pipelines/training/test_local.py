@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.data.decoded import Decoded
 from pipelines.evaluation import calibrated
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import in_process, local, run
@@ -89,10 +90,12 @@ def test_a_killed_run_goes_on_to_the_same_content_where_its_data_was_moved(
             raise KeyboardInterrupt
         return batches(job, start, readers=readers)
 
-    monkeypatch.setattr(in_process, "batches", dies)
-    with pytest.raises(KeyboardInterrupt):
+    removed = []
+    with monkeypatch.context() as changed, pytest.raises(KeyboardInterrupt):
+        changed.setattr(in_process, "batches", dies)
+        changed.setattr(Decoded, "remove", lambda self: removed.append(self))
         local.train(config, tmp_path / "cut")
-    monkeypatch.setattr(in_process, "batches", batches)
+    assert removed
     moved = shutil.copytree(trees / "sysu", tmp_path / "moved")
     goes_on = small_runs.make_config(
         "csdn", trees, f"data.root={moved}", "data.max_unreadable=0.5", "data.allow_http=true"
