@@ -261,9 +261,11 @@ def refuse_settings(config: RunConfig) -> list[str]:
             "smaller, or set trainer.activation_checkpointing=true"
         )
     try:
-        warnings = method.check(config.settings)
+        warnings = list(method.check(config.settings))
     except ValueError as error:
         raise UserError(str(error)) from error
+    if config.model.pretrained is None and config.start_from is None:
+        warnings += [f"model.pretrained=null: {config.model.name} begins with random weights"]
     return [*warnings, *_idle_augmentation(config)]
 
 

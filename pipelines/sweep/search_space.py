@@ -267,7 +267,7 @@ def _check_space(study: Study) -> None:
         base.method,
         *(search.space["method"].examples() if "method" in search.space else ()),
     }
-    for key, domain in search.space.items():
+    for key in search.space:
         section = key.partition(".")[0]
         if section in METHODS and section not in methods:
             raise UserError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipelines.config import run as configuration
@@ -43,6 +44,15 @@ def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> 
         ("cclnet.swap.when=sometimes", "cclnet.swap.when"),
         ("seed=minus", "seed"),
         ("seed", "section.key=value"),
+        ("augmentation.erase_fill=[true,1,1]", "erase_fill: must be a number, got true"),
+        ("cclnet.align.betas=[0.9]", r"align.betas: must hold 2 values or more, got \[0\.9\]"),
+        # of a shell's variable that is not set
+        ("model.pretrained=", "names nothing; write null for random weights"),
+        ("model.name=", "names nothing"),
+        ("start_from=", "names nothing; write null for a beginning without"),
+        ("ray.address= ", "names nothing; write null for the default"),
+        ("ray.namespace=", "names nothing"),
+        ("data.root=", "names no folder"),
         ("seed.x=1", "unknown key|seed"),
         ("cclnet.align.milestones=[50, 30]", "milestones: epochs must rise"),
         ("cclnet.align.milestones=[true]", "milestones.0: must be a valid integer, got True"),
@@ -51,6 +61,36 @@ def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> 
 def test_mistake_is_named(file: Path, override: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         configuration.load(file, [override])
+
+
+def test_null_is_said_with_null(file: Path) -> None:
+    nothing = ["model.pretrained=null", "start_from=null", "ray.address=null"]
+    config = configuration.load(file, nothing)
+    assert config == configuration.load(file, dict.fromkeys(n[:-5] for n in nothing))
+    assert (config.model.pretrained, config.start_from, config.ray.address) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "lost"),
+    [
+        ("cclnet.align={lr: 0.5}", "epochs"),
+        ("cclnet={align: {lr: 0.5}, flip: true}", "align.epochs"),
+        ("data={kind: sysu, root: /x}", None),
+        ("cclnet.align={epochs: 4}", None),
+        ("cclnet.views={visible: 2}", None),
+        ("cclnet={}", None),  # says that all of it is to go
+    ],
+)
+def test_a_mapping_that_makes_a_recipes_settings_forgotten_says_so(
+    file: Path, caplog: pytest.LogCaptureFixture, override: str, lost: str | None
+) -> None:
+    config: Any = configuration.load(file, [override])
+    key, _, value = override.partition("=")
+    assert configuration.load(file, {key: yaml.safe_load(value)}) == config
+    said = [f"{key}={{...}} stands in place of the whole section: {lost} of {file} are forgotten"]
+    assert [line[: len(said[0])] for line in caplog.messages] == (said * 2 if lost else [])
+    expected = 3 if override.startswith("data") or "views" in override else 120
+    assert config.cclnet.align.epochs == (4 if "epochs" in override else expected)
 
 
 def test_every_mistake_is_listed_at_once(file: Path) -> None:

@@ -218,6 +218,15 @@ def test_a_transformer_does_not_start_from_a_resnet(make_config: Make, tmp_path:
         gate.check(config, tmp_path / "run")
 
 
+def test_random_weights_are_warned_of(
+    make_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for pretrained, warned in (("null", True), ("bundled", False)):
+        caplog.clear()
+        gate.check(make_config(f"model.pretrained={pretrained}"), tmp_path / "run")
+        assert ("begins with random weights" in caplog.text) is warned
+
+
 def test_a_transform_that_no_view_does_is_warned_of(
     make_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
