@@ -177,10 +177,13 @@ def find(path: Path) -> Path:
 
 
 def finished_stage(config: RunConfig) -> Path | None:
-    """The checkpoint that `start_from` names, where it fits this configuration.
+    """The checkpoint that `start_from` names, where a run of this configuration can begin with it.
+
+    A stage that has more epochs in this run than in the one it starts from goes on, with a warning.
 
     Raises:
-        UserError: no checkpoint, or one of another method, model or `Method.of_weights`.
+        UserError: no checkpoint, one of another method, model or `Method.of_weights`, or the end of
+            the last epoch that this run has.
     """
     if config.start_from is None:
         return None
@@ -210,6 +213,7 @@ def finished_stage(config: RunConfig) -> Path | None:
             "must agree:\n  " + "\n  ".join(changed)
         )
     _require_finished(state, given, config)
+    _require_epochs_after(state, config)
     return folder
 
 
@@ -236,15 +240,13 @@ def _require_finished(state: State, given: RunConfig, config: RunConfig) -> None
         )
 
 
-def require_epochs_after(folder: Path, config: RunConfig) -> None:
-    """Refuse to begin a run with the checkpoint that its last epoch would end with.
-
-    A stage that has more epochs in this run than in the one it starts from goes on, with a warning.
+def _require_epochs_after(state: State, config: RunConfig) -> None:
+    """Refuse the checkpoint that the last epoch of the run would end with.
 
     Raises:
         UserError: no epoch is left.
     """
-    progress = load(folder).get("progress")
+    progress = state.get("progress")
     epochs = getattr(config.settings, progress["stage"]).epochs if progress else 0
     if progress and progress["epoch"] + 1 < epochs:
         log.warning(
