@@ -27,6 +27,7 @@ from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
+from reid_core.methods.sections import unread
 from reid_core.models import backbones
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
@@ -90,8 +91,6 @@ def _check_data(config: RunConfig, run_dir: Path) -> Passed:
     refuse_shared_identities(dataset, config)
     _check_selection(dataset, measured, config)
     start_from = None if runlog.has_checkpoint(run_dir) else checkpoint.finished_stage(config)
-    if start_from is not None:
-        checkpoint.require_epochs_after(start_from, config)
     rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
     if rows:
         find_rows(train, rows)
@@ -266,6 +265,8 @@ def refuse_settings(config: RunConfig) -> list[str]:
         raise UserError(str(error)) from error
     if config.model.pretrained is None and config.start_from is None:
         warnings += [f"model.pretrained=null: {config.model.name} begins with random weights"]
+    if not trainer.strict:
+        warnings += unread(trainer, "trainer", ("shards",), "trainer.strict=false")
     return [*warnings, *_idle_augmentation(config)]
 
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from reid_core.method import Labels, Supervision
-from reid_core.methods.sections import Milestones, Section, TextStage
+from reid_core.methods.sections import (
+    OF_AN_IMAGE_STAGE,
+    Milestones,
+    Section,
+    TextStage,
+    unread,
+    unread_by_choice,
+)
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -196,12 +203,8 @@ def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect, or that do not go together."""
     idle = ["lambda2", "lambda3"] if config.anchors == "none" else []
     idle += [] if config.anchors == "fusion" else ["query", "dropout"]
-    # a resumed run gives every key: only values that were changed are worth a word
-    fields = type(config).model_fields
-    names = [f"csdn.{name}" for name in idle if getattr(config, name) != fields[name].default]
-    result = []
-    if names:
-        result.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
+    result = unread(config, "csdn", idle, f"csdn.anchors={config.anchors}")
+    result += unread_by_choice(config.images, "csdn.images", OF_AN_IMAGE_STAGE)
     if config.profile == "reference" and config.stem_relu == "all":
         result.append("csdn.stem_relu=all: the released weights were trained with the last alone")
     chosen = {**PROFILES[config.profile], **VARIANTS[config.variant]}

@@ -182,6 +182,51 @@ def test_places_and_permissions_are_not_part_of_a_runs_identity(file: Path) -> N
         assert configuration.load(file, [decides]).identity() != before
 
 
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        (["cclnet.align.schedule=cosine", "cclnet.align.warmup_epochs=5"], "align.warmup_epochs"),
+        (["cclnet.align.schedule=coupled", "cclnet.align.milestones=[1]"], "align.milestones"),
+        (["cclnet.prepare.coupled_share=0.1"], "prepare.coupled_share"),
+        (["cclnet.align.optimizer=sgd", "cclnet.align.betas=[0.1, 0.1]"], "align.betas"),
+        (["cclnet.align.optimizer=adamw", "cclnet.align.bias_lr_factor=9"], "bias_lr_factor"),
+        (["cclnet.image_to_text=0", "cclnet.prepare.lr=1", "cclnet.smoothing=0"], "cclnet.prepare"),
+        (["cclnet.matching.temperature=1"], "matching.temperature"),
+        (["cclnet.matching.method=joint", "cclnet.matching.min_similarity=0.5"], "min_similarity"),
+        (["cclnet.matching.method=transport", "cclnet.matching.joint_eps=0.5"], "joint_eps"),
+        (["cclnet.matching.exclusion_from=3"], "matching.exclusion_from"),
+        (["cclnet.swap.when=never", "cclnet.swap.keep=0.7"], "swap.keep"),
+        (["method=bmil", "bmil.joint.schedule=cosine", "bmil.joint.milestones=[]"], "milestones"),
+        (["method=csdn", "csdn.images.optimizer=sgd", "csdn.images.head_lr_factor=1"], "head_lr"),
+        (["trainer.shards=7"], "trainer.shards"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_a_choice_leaves_unread_is_named_where_it_was_changed(
+    tmp_path: Path, overrides: list[str], idle: str
+) -> None:
+    from pipelines.data.gate import refuse_settings
+
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {root: /somewhere}\n")
+    said = [
+        line
+        for line in refuse_settings(configuration.load(path, overrides))
+        if ": no effect with " in line
+    ]
+    assert len(said) == 1
+    assert idle in said[0]
+    unchanged = [override for override in overrides if override.startswith("method")]
+    assert not refuse_settings(configuration.load(path, unchanged))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_name_nothing_that_is_not_read(recipe: Path) -> None:
+    from pipelines.data.gate import refuse_settings
+
+    assert not refuse_settings(configuration.load(recipe, ["data.root=/data"]))
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(recipe: Path) -> None:
     assert configuration.load(recipe, ["data.root=/data"]).method in METHODS
