@@ -123,10 +123,11 @@ def path(run_dir: Path, rank: int, attempt: int) -> Path:
 def culprit(errors: Mapping[int, BaseException]) -> int:
     """The worker whose error says most: what others met because of it is passed over."""
 
-    def order(rank: int) -> tuple[bool, bool, bool, int]:
+    def order(rank: int) -> tuple[bool, bool, bool, bool, int]:
         error = errors[rank]
-        collateral = bool(_COLLATERAL.search(str(error)))
-        return not isinstance(error, UserError), collateral and not died(error), died(error), rank
+        collateral = not died(error) and bool(_COLLATERAL.search(str(error)))
+        is_of_users = isinstance(error, UserError)
+        return not is_of_users, collateral, died(error), _is_of_an_actor(error), rank
 
     return min(errors, key=order)
 
@@ -142,10 +143,12 @@ def cause(error: BaseException, rank: int) -> str:
         )
     if _is_of_an_actor(error):
         named = _ACTOR.search(str(error))
-        who = "the memory bank" if named is None or named[1] == "BankActor" else f"a {named[1]}"
+        who = f"the actor {named[1]}" if named else "an actor, most likely the memory bank,"
+        if named and named[1] == "BankActor":
+            who = "the memory bank, on the machine of this command,"
         return (
-            f"{who} that worker {rank} asked ended without a word: the system ended it, most often "
-            "for want of memory on the machine of this command (`dmesg` there says so)"
+            f"{who} ended without a word to worker {rank}: its machine is gone, or the system "
+            "ended it, most often for want of memory (`dmesg` of that machine says so)"
         )
     if died(error):
         return (

@@ -11,17 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
-from reid_core.methods.sections import (
-    OF_AN_IMAGE_STAGE,
-    Milestones,
-    Refinement,
-    Section,
-    TextStage,
-    Unread,
-    Views,
-    unread,
-    unread_by_choice,
-)
+from reid_core.methods.cclnet import unread
+from reid_core.methods.sections import Milestones, Refinement, Section, TextStage, Views
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -82,17 +73,6 @@ class Swap(Section):
 
 
 _OF_ROWS = ("joint", "consistent", "proposed")  # methods of matching that compare no prototypes
-
-
-_JOINTLY = ("joint_eps", "least_overlap", "balanced")
-_UNREAD: Unread = {
-    "method": {
-        **dict.fromkeys(("hungarian", "mutual", "scaled"), ("temperature", *_JOINTLY)),
-        **dict.fromkeys(("both", "either"), ("temperature",)),
-        **dict.fromkeys(("transport", "consistent", "proposed"), ("min_similarity", *_JOINTLY)),
-        "joint": ("min_similarity", "temperature"),
-    }
-}
 
 
 class Matching(Section):
@@ -334,23 +314,6 @@ def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Au
     return views.augmentations(config.views, base)
 
 
-def _unread(config: Config) -> list[str]:
-    """Sentences on settings that were changed and that the choices of others leave unread."""
-    how, texts = config.matching, config.image_to_text > 0
-    lines = unread_by_choice(how, "cclnet.matching", _UNREAD)
-    if not how.exclusion:
-        off = "cclnet.matching.exclusion=0"
-        lines += unread(how, "cclnet.matching", ("exclusion_from",), off)
-    never: Unread = {"when": {"never": ("keep", "order")}}
-    lines += unread_by_choice(config.swap, "cclnet.swap", never)
-    if not texts:
-        without = "cclnet.image_to_text=0"
-        lines += unread(config, "cclnet", ("prepare", "prompts", "smoothing"), without)
-    for name in ("prepare", "align") if texts else ("align",):
-        lines += unread_by_choice(getattr(config, name), f"cclnet.{name}", OF_AN_IMAGE_STAGE)
-    return lines
-
-
 def check(config: Config) -> list[str]:
     """See `Method`."""
     if config.matching.centered and config.matching.method in _OF_ROWS:
@@ -358,7 +321,7 @@ def check(config: Config) -> list[str]:
             f"cclnet.matching.method={config.matching.method} compares images, which are not "
             "centered: choose a method that compares prototypes, or matching.centered=false"
         )
-    start, result, refine = config.swap.start_epoch, _unread(config), config.refine
+    start, result, refine = config.swap.start_epoch, unread.of_choices(config), config.refine
     if refine.cross > 0 and not refine.on:
         result.append(
             f"cclnet.refine.cross={refine.cross:g}: nothing confirms these pairs without "

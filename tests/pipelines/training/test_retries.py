@@ -79,10 +79,10 @@ def test_failures_count_until_an_epoch_is_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "who"),
     [
-        (ActorDiedError(), "the memory bank that worker 1 asked"),
-        (ActorUnavailableError("it restarts", b"0" * 16), "the memory bank that worker 1 asked"),
-        (RayActorError(error_msg="died\n\tclass_name: BankActor\n"), "the memory bank that"),
-        (RayActorError(error_msg="died\n\tclass_name: SplitCoordinator\n"), "a SplitCoordinator"),
+        (ActorDiedError(), "an actor, most likely the memory bank, ended"),
+        (ActorUnavailableError("it restarts", b"0" * 16), "an actor, most likely the memory bank,"),
+        (RayActorError(error_msg="died\n\tclass_name: BankActor\n"), "the memory bank, on the"),
+        (RayActorError(error_msg="died\n\tclass_name: SplitCoordinator\n"), "the actor SplitC"),
     ],
 )
 def test_an_actor_that_ends_is_not_taken_for_the_worker_that_asked_it(
@@ -95,7 +95,9 @@ def test_an_actor_that_ends_is_not_taken_for_the_worker_that_asked_it(
     end = ends(retries, r1=error)
     assert end is not None
     assert end.text.startswith(who)
-    assert "on the machine of this command" in end.text
+    assert "ended without a word to worker 1: " in end.text
+    # a worker that is gone says more than one that has asked what is gone
+    assert failures.culprit({0: error, 1: GONE}) == 1
 
 
 def test_any_number_of_machines_may_go(tmp_path: Path) -> None:
