@@ -22,8 +22,10 @@ TARGET = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
 Every key of a recipe. `key=value` on the command line overrides it: `trainer.num_workers=2`,
-`cclnet.align.lr=1e-4`, `model.pretrained=null`. Values are YAML. An unknown key is refused before
-training, with the keys that are valid there. A run directory holds its own in `config.yaml`.
+`cclnet.align.lr=1e-4`, `model.pretrained=null`. Values are YAML. A mapping stands in place of a
+whole section: `cclnet.views={}` goes back to its defaults, `cclnet.views={visible: 2}` to all but
+one of them, with a warning where the recipe said more. An unknown key is refused before training,
+with the keys that are valid there. A run directory holds its own in `config.yaml`.
 
 Of the methods only the section of the chosen `method` counts. The defaults of `cclnet`, `bmil` and
 `csdn` are published values, those of `cpcl` a reconstruction ([methods](methods.md)). The keys of a

@@ -79,6 +79,9 @@ def train(
             from pipelines.training import side_by_side
 
             return side_by_side.train_on_one_cluster(runs, _command())
+        from pipelines.data import gate
+
+        gate.check_all(runs)
         return {run_dir: train_one(one, run_dir) for run_dir, one in runs.items()}
 
     if config.data.trial != "all":

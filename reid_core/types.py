@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:  # whoever only lists files needs no torch, which costs a process two seconds
-    import torch
     from torch import Tensor
 
 OUTLIER = -1
@@ -137,18 +136,6 @@ class Batch:
     tokens: Tensor | None = None
     planned: Tensor | None = None
     kind: str = ""
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
-        return Batch(
-            self.images.to(device),
-            self.rows.to(device),
-            self.labels.to(device),
-            None if self.captions is None else self.captions.to(device),
-            None if self.tokens is None else self.tokens.to(device),
-            self.planned,
-            self.kind,
-        )
 
 
 @dataclass(frozen=True)

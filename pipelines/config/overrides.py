@@ -24,8 +24,8 @@ def split_override(override: str) -> tuple[str, Json]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"override {override!r} must look like section.key=value")
-    if key in AS_TEXT or (key in _PATHS and text not in ("null", "")):
-        return key, text
+    if key in AS_TEXT or (key in _PATHS and text != "null"):
+        return key, text  # "", of a shell's variable that is not set, names nothing: no null
     value = files.value(text, said=f"override {override!r}")
     return key, [value] if key in _LISTS and isinstance(value, str) else value
 
@@ -38,6 +38,22 @@ def apply(tree: Tree, override: str) -> None:
     """
     key, value = split_override(override)
     put(tree, key, value, said=f"override {override!r}")
+
+
+def left_out(tree: Tree, key: str, value: Json | Path) -> list[str]:
+    """Keys that a section has and that some keys in its place say nothing of.
+
+    None for `{}`, which says that all of them are to go.
+    """
+    section: Json = tree
+    for part in key.split("."):
+        section = section.get(part) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or not isinstance(value, dict) or not value:
+        return []
+    below = [
+        f"{name}.{lost}" for name in section for lost in left_out(section, name, value.get(name))
+    ]
+    return sorted([*(section.keys() - value.keys()), *below])
 
 
 def put(tree: Tree, key: str, value: Json | Path, *, said: str) -> None:

@@ -8,6 +8,7 @@ defaults. Those of a method's section are its paper's where one is known; those 
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -18,13 +19,14 @@ from pydantic_core import ErrorDetails
 
 from pipelines.config import files
 from pipelines.config.files import Tree
-from pipelines.config.overrides import AS_TEXT, apply, put
-from pipelines.config.sections import AugmentationConfig, DataConfig, ModelConfig, Section
+from pipelines.config.overrides import AS_TEXT, left_out, put, split_override
+from pipelines.config.sections import AugmentationConfig, DataConfig, ModelConfig, Section, named
 from pipelines.config.trainer import EvaluationConfig, RayConfig, TrainerConfig
 from pipelines.errors import UserError
 from pipelines.storage.files import Json
 from reid_core.methods import DEFAULT, METHODS
 
+log = logging.getLogger(__name__)
 _LARGEST = {
     "lr": 10,
     "epochs": 100_000,
@@ -43,6 +45,8 @@ _LARGEST = {
     "embed_batch": 1_000_000,
     "cache_bytes": 2**50,
 }
+# Where data lies, and what it is allowed to be.
+_PLACES = {"root", "extra_roots", "allow_http", "max_unreadable"}
 # Files and checkpoints of version 0.1 say these.
 _RENAMED = {
     "optimiser": "optimizer",
@@ -72,6 +76,11 @@ class _Before(Section):
     data: DataConfig
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+
+    @field_validator("start_from", mode="before")
+    @classmethod
+    def _is_named(cls, start_from: object) -> object:
+        return named(start_from, "a beginning without a checkpoint")
 
     @field_validator("start_from")
     @classmethod
@@ -111,7 +120,11 @@ class RunConfig(_WithMethods):
         return settings
 
     def identity(self) -> Tree:
-        """Everything that decides the result of a run; a resumed run must agree in it."""
+        """Everything that decides the result of a run; a resumed run must agree in it.
+
+        Not where the images lie: a data set may be moved, and its rows are guarded by name
+        (`data.sample_list`). Nor what only allows: so many broken images, or places of others.
+        """
         result = {key: x for key, x in self.used().items() if key not in ("ray", "trainer")}
         decisive = {
             "precision",
@@ -123,7 +136,7 @@ class RunConfig(_WithMethods):
         }
         if self.trainer.strict:
             decisive.add("shards")
-        result["data"] = self.data.model_dump(mode="json", exclude={"cache_bytes"})
+        result["data"] = self.data.model_dump(mode="json", exclude=_PLACES | {"cache_bytes"})
         result["evaluation"] = self.evaluation.model_dump(mode="json", exclude={"calibrate"})
         result["trainer"] = self.trainer.model_dump(mode="json", include=decisive)
         return result
@@ -160,12 +173,15 @@ def overridden(
     tree: Tree, overrides: Mapping[str, Json | Path] | Sequence[str], *, source: str
 ) -> RunConfig:
     """A nested mapping, which overrides change in place, -> RunConfig; see `load`."""
-    if isinstance(overrides, Mapping):
-        for key, value in overrides.items():
-            put(tree, key, value, said=f"override {key}={value!r}")
-    else:
-        for override in overrides:
-            apply(tree, override)
+    pairs = overrides.items() if isinstance(overrides, Mapping) else map(split_override, overrides)
+    for key, value in pairs:
+        if lost := left_out(tree, key, value):
+            log.warning(
+                "%s={...} stands in place of the whole section: %s of %s are forgotten, for their "
+                "defaults; %s.KEY=VALUE changes one key alone",
+                *(key, ", ".join(lost), source, key),
+            )
+        put(tree, key, value, said=f"override {key}={value!r}")
     method = tree.get("method", DEFAULT)
     for name in METHODS if isinstance(method, str) and method in METHODS else ():
         if name != method and tree.get(name):
@@ -195,6 +211,9 @@ def _truths(given: Json, read: Json, key: str) -> Iterator[str]:
     if isinstance(given, dict) and isinstance(read, dict):
         for name in given.keys() & read.keys():
             yield from _truths(given[name], read[name], f"{key}.{name}".lstrip("."))
+    elif isinstance(given, (list, tuple)) and isinstance(read, list):
+        lines = (line for pair in zip(given, read, strict=False) for line in _truths(*pair, key))
+        yield from dict.fromkeys(lines)
     elif isinstance(given, bool) and isinstance(read, (int, float)) and not isinstance(read, bool):
         yield f"{key}: must be a number, got {str(given).lower()}"
 
@@ -246,6 +265,9 @@ def _explain(item: ErrorDetails) -> str:
         close = difflib.get_close_matches(location[-1], valid, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         return f"unknown key {key}{hint}; valid keys here: {', '.join(valid)}"
+    if item["type"] == "missing" and isinstance(item["loc"][-1], int):
+        place, whole = int(location.pop()), f"{item['input']!r:.200}"
+        return f"{'.'.join(location)}: must hold {place + 1} values or more, got {whole}"
     if item["type"] == "missing":
         return f"missing key {key}: add it to the file or pass {key}=VALUE"
     given = "" if isinstance(item["input"], dict) else f", got {item['input']!r:.200}"

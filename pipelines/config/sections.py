@@ -28,6 +28,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def named(text: object, null: str = "") -> object:
+    """A name as it is given; "" is none, and what null means has to be said with null.
+
+    Raises:
+        ValueError: it is empty.
+    """
+    if isinstance(text, str) and not text.strip():
+        raise ValueError(f"names nothing{null and f'; write null for {null}'}")
+    return text
+
+
 class DataConfig(Section):
     """Where the images are.
 
@@ -149,6 +160,17 @@ class ModelConfig(Section):
     layer_decay: float = Field(1.0, gt=0, le=1)
     freeze_patches: bool = False
     lora_rank: int = Field(0, ge=0)
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _are_named(cls, pretrained: object) -> object:
+        return named(pretrained, "random weights")
+
+    @field_validator("name")
+    @classmethod
+    def _is_named(cls, name: str) -> str:
+        named(name)
+        return name
 
     @field_validator("pretrained")
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipelines.config.sections import Section
+from pipelines.config.sections import Section, named
 
 
 class TrainerConfig(Section):
@@ -119,3 +119,8 @@ class RayConfig(Section):
     namespace: str = "crossreid"
     join_timeout_s: float = Field(15, gt=0, le=3600)
     wait_for_nodes_s: float = Field(1800, gt=0, le=7 * 86400)
+
+    @field_validator("address", "namespace", mode="before")
+    @classmethod
+    def _is_named(cls, name: object, info: ValidationInfo) -> object:
+        return named(name, "the default" if info.field_name == "address" else "")

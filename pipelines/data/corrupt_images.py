@@ -137,14 +137,17 @@ class CorruptImages:
         except ValueError:
             self._broken[modality][row] = True
             self._check()
-        for other in self._stand_ins(modality, row):
+        others = self._stand_ins(modality, row)
+        for other in others:
             try:
                 return self._inputs.read(modality, np.array([other]))
             except ValueError:
                 continue
+        others_too = f"{len(others)} images that were tried in its place neither"
+        if not len(others):
+            others_too = "no other image may stand in its place"
         raise UserError(
-            f"{self._path(modality, row)} cannot be read, and {_MAX_TRIES} images that were tried "
-            "in its place neither: restore the files"
+            f"{self._path(modality, row)} cannot be read, and {others_too}: restore the files"
         )
 
     def _stand_ins(self, modality: Modality, row: int) -> np.ndarray:

@@ -20,7 +20,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,9 @@ log = logging.getLogger(__name__)
 _PREFIX = "crossreid-decoded-"
 _HEADER = struct.Struct("<16sI4x")  # digest of the name and size; checksum of the pixels
 _WAYS = 32  # places that an image may take
+_MOST_FILES = 2  # that a process has open: tasks read for one run after the other
 _opening = threading.Lock()
+_files: dict[Decoded, _File | None] = {}
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,13 @@ class Decoded:
             gather(out, file.pixels, places)
 
     def remove(self) -> None:
-        """Give the room back; processes that still read keep what they have."""
-        self.path.unlink(missing_ok=True)
+        """Give the room back: here at once, in other processes when they end.
+
+        What is read from now on is decoded as it comes.
+        """
+        with _opening:
+            self.path.unlink(missing_ok=True)
+            _remember(self, None)
 
     def _places(self, digest: bytes) -> Iterator[int]:
         """Where the slots begin that an image may take, spread as by chance."""
@@ -180,17 +186,25 @@ class _File:
 def _opened(decoded: Decoded) -> _File | None:
     """The mapped file, one for all threads: two would not know of each other's claims."""
     with _opening:
-        return _open(decoded)
+        if decoded not in _files:
+            _remember(decoded, _open(decoded))
+        return _files[decoded]
 
 
-@lru_cache(maxsize=2)
+def _remember(decoded: Decoded, file: _File | None) -> None:
+    """None where there is no room for one, or no longer; what was opened long ago is let go."""
+    _files[decoded] = file
+    for old in list(_files)[:-_MOST_FILES]:
+        del _files[old]
+
+
 def _open(decoded: Decoded) -> _File | None:
     """Made by whoever comes first; None where there is no room for it."""
     size = decoded.num_slots * _slot_bytes(decoded.height, decoded.width)
     remove_abandoned(decoded.path.parent, f"{_PREFIX}*", own=decoded.path)  # runs that are gone
     descriptor = os.open(decoded.path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # as long as this process lives
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # as long as it is open
         if os.fstat(descriptor).st_size < size:
             if shutil.disk_usage(decoded.path.parent).free < 2 * size:
                 raise OSError(f"less than {2 * size:,} bytes are free")
@@ -198,7 +212,7 @@ def _open(decoded: Decoded) -> _File | None:
         return _File(descriptor, size)
     except OSError as error:
         os.close(descriptor)
-        decoded.remove()
+        decoded.path.unlink(missing_ok=True)
         log.warning("decoded images are not kept in %s: %s", decoded.path.parent, error)
         return None
 

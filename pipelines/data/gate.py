@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,17 @@ import torch
 from pipelines.cluster import join
 from pipelines.config.run import RunConfig
 from pipelines.config.trainer import TrainerConfig
+from pipelines.data import room
+from pipelines.data.check import counts_differ
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
-from pipelines.data.sample_list import restore, rows_of_checkpoint
+from pipelines.data.sample_list import find_rows, recall, rows_of_checkpoint
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
+from reid_core.methods.sections import unread
 from reid_core.models import backbones
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
@@ -39,13 +41,11 @@ class Passed:
     Attributes:
         dataset: as listed.
         start_from: checkpoint of a finished stage, or None.
-        model_bytes: size of the model.
         lines: sentences for whoever asks without training.
     """
 
     dataset: Dataset
     start_from: Path | None
-    model_bytes: int
     lines: tuple[str, ...]
 
 
@@ -59,14 +59,45 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
     Raises:
         UserError: names what is wrong and what to do.
     """
+    return check_all({run_dir: config})[run_dir]
+
+
+def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
+    """Refuse runs that differ in their data alone, before the first of them costs anything.
+
+    Args:
+        runs: configuration of each run directory.
+
+    Raises:
+        UserError: see `check`.
+    """
+    first, config = next(iter(runs.items()))
     check_settings(config)
+    passed = {run_dir: _check_data(one, run_dir) for run_dir, one in runs.items()}
+    model_bytes = check_weights(config, begun=runlog.has_checkpoint(first))
+    room.check_disk(config, list(runs), model_bytes)
+    return passed
+
+
+def _check_data(config: RunConfig, run_dir: Path) -> Passed:
+    """What `check` refuses of one run's directory, data set, and where it goes on from."""
     _check_out(run_dir)
     runlog.refuse_another(run_dir, config)
     dataset = read(config)
+    counts_differ(dataset)  # what differs is said later, a list of counts that is broken refused
     train = fit_rows(dataset, config)
     _check_rows(dataset, train, config)
     measured = dataset.val if config.evaluation.split == "val" else dataset.test
     refuse_shared_identities(dataset, config)
+    _check_selection(dataset, measured, config)
+    start_from = None if runlog.has_checkpoint(run_dir) else checkpoint.finished_stage(config)
+    rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
+    if rows:
+        find_rows(train, rows)
+    return Passed(dataset, start_from, tuple(_in_words(dataset, measured, config)))
+
+
+def _check_selection(dataset: Dataset, measured: Split, config: RunConfig) -> None:
     inputs = METHODS[config.method].inputs
     if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
@@ -75,15 +106,6 @@ def check(config: RunConfig, run_dir: Path) -> Passed:
             f"evaluation.select=val needs scores beside the selection, and of the "
             f"{config.evaluation.split} split {reason}: set evaluation.split=val too"
         )
-    begun = runlog.has_checkpoint(run_dir)
-    start_from = None if begun else checkpoint.finished_stage(config)
-    if start_from is not None:
-        checkpoint.require_epochs_after(start_from, config)
-        if rows := rows_of_checkpoint(start_from):
-            restore(train, rows)
-    model_bytes = check_weights(config, begun=begun)
-    check_disk(config, _existing(run_dir), model_bytes)
-    return Passed(dataset, start_from, model_bytes, tuple(_in_words(dataset, measured, config)))
 
 
 def describe(config: RunConfig, run_dir: Path) -> list[str]:
@@ -178,7 +200,7 @@ def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]
 
 def _check_out(run_dir: Path) -> None:
     """Refuse a run directory that could not be made or written to."""
-    existing = _existing(run_dir)
+    existing = room.existing(run_dir)
     if run_dir.is_symlink() and not run_dir.exists():
         raise UserError(f"cannot write to {run_dir}: it is a link to nowhere; choose another --out")
     if not existing.is_dir():
@@ -187,15 +209,14 @@ def _check_out(run_dir: Path) -> None:
         raise UserError(f"cannot write to {run_dir}: {existing} is not yours; choose another --out")
 
 
-def _existing(folder: Path) -> Path:
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def check_settings(config: RunConfig) -> None:
     """Refuse settings that contradict each other; warn of those without effect."""
+    for warning in refuse_settings(config):
+        log.warning("%s", warning)
+
+
+def refuse_settings(config: RunConfig) -> list[str]:
+    """Refuse settings that contradict each other; returns a sentence on each without effect."""
     method, trainer = METHODS[config.method], config.trainer
     if (address := config.ray.address or "local") not in ("local", "auto"):
         join.resolve(address)
@@ -239,11 +260,14 @@ def check_settings(config: RunConfig) -> None:
             "smaller, or set trainer.activation_checkpointing=true"
         )
     try:
-        warnings = method.check(config.settings)
+        warnings = list(method.check(config.settings))
     except ValueError as error:
         raise UserError(str(error)) from error
-    for warning in [*warnings, *_idle_augmentation(config)]:
-        log.warning("%s", warning)
+    if config.model.pretrained is None and config.start_from is None:
+        warnings += [f"model.pretrained=null: {config.model.name} begins with random weights"]
+    if not trainer.strict:
+        warnings += unread(trainer, "trainer", ("shards",), "trainer.strict=false")
+    return [*warnings, *_idle_augmentation(config)]
 
 
 def _idle_augmentation(config: RunConfig) -> list[str]:
@@ -343,19 +367,3 @@ def check_weights(config: RunConfig, *, begun: bool = False) -> int:
     for remark in backbones.remarks(model, height=size[0], width=size[1]):
         log.warning("%s", remark)
     return sum(p.numel() * p.element_size() for p in model.model.parameters())
-
-
-def check_disk(config: RunConfig, run_dir: Path, model_bytes: int) -> None:
-    """Refuse to start where the checkpoints will not fit.
-
-    A checkpoint holds weights and two moments; one more than is kept exists while it is written,
-    and so it is with the one within an epoch.
-    """
-    needed = 3 * model_bytes * (config.trainer.keep_checkpoints + 3) + 64 * 2**20
-    free = shutil.disk_usage(run_dir).free
-    if free < needed:
-        raise UserError(
-            f"{run_dir} has {free / 2**30:.1f} GiB free, the checkpoints of this run need about "
-            f"{needed / 2**30:.1f} GiB: free space, choose another --out, or lower "
-            "trainer.keep_checkpoints"
-        )

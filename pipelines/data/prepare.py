@@ -107,19 +107,24 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, find_broken: FindBroken, *, begun: Sequence[Row] | None = None
+    config: RunConfig,
+    find_broken: FindBroken,
+    *,
+    dataset: Dataset | None = None,
+    begun: Sequence[Row] | None = None,
 ) -> Prepared:
     """Read the data set, leave out broken images, check that training can start.
 
     Args:
         config: the run's configuration.
         find_broken: rows of some files that cannot be decoded, with the reason.
+        dataset: as `read` lists it; None lists it here.
         begun: training rows of the run that goes on; none of them is left out.
 
     Raises:
         UserError: names what is wrong and what to do.
     """
-    dataset = read(config)
+    dataset = read(config) if dataset is None else dataset
     refuse_shared_identities(dataset, config)
     for note in dataset.notes:
         log.warning("%s: %s", location(dataset.root), note)

@@ -72,10 +72,17 @@ def read(kind: str, root: Path, *, trial: int = 1, trusted: Trusted = ROOT_ALONE
 
 
 def expected(dataset: Dataset) -> tuple[str, Expected]:
-    """Like `reid_core.datasets.counts.expected_counts`, wherever the data set lies."""
+    """Like `reid_core.datasets.counts.expected_counts`, wherever the data set lies.
+
+    Raises:
+        UserError: a list of counts that is none.
+    """
     where = location(dataset.root)
     with _lists(where) as folder:
-        source, numbers = expected_counts(replace(dataset, root=folder))
+        try:
+            source, numbers = expected_counts(replace(dataset, root=folder))
+        except ValueError as error:
+            raise UserError(str(error).replace(str(folder), where)) from error
     return source.replace(str(folder), where), numbers
 
 

@@ -77,7 +77,17 @@ def _read(path: Path) -> list[Row]:
 
 
 def restore(split: Split, begun: Sequence[Row]) -> Split:
-    """The rows of `begun` out of what the data set holds now.
+    """The rows of `begun` out of what the data set holds now, see `find_rows`; says what is new."""
+    remaining = find_rows(split, begun)
+    if len(remaining) < len(split):
+        log.warning(
+            "left out: %d rows that the run did not begin with", len(split) - len(remaining)
+        )
+    return split.take(remaining)
+
+
+def find_rows(split: Split, begun: Sequence[Row]) -> list[int]:
+    """Where the rows of `begun` stand in what the data set holds now.
 
     Raises:
         UserError: some are gone, or they come in another order; names how many and which.
@@ -94,6 +104,4 @@ def restore(split: Split, begun: Sequence[Row]) -> Split:
             + (f"{len(missing)} are gone: {names}" if missing else "now they come in another order")
             + "; restore them, or choose another --out"
         )
-    if len(remaining) < len(now):
-        log.warning("left out: %d rows that the run did not begin with", len(now) - len(remaining))
-    return split.take(remaining)
+    return remaining

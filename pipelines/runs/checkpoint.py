@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,13 @@ def find(path: Path) -> Path:
 
 
 def finished_stage(config: RunConfig) -> Path | None:
-    """The checkpoint that `start_from` names, where it fits this configuration.
+    """The checkpoint that `start_from` names, where a run of this configuration can begin with it.
+
+    A stage that has more epochs in this run than in the one it starts from goes on, with a warning.
 
     Raises:
-        UserError: no checkpoint, or one of another method, model or `Method.of_weights`.
+        UserError: no checkpoint, one of another method, model or `Method.of_weights`, or the end of
+            the last epoch that this run has.
     """
     if config.start_from is None:
         return None
@@ -209,6 +213,7 @@ def finished_stage(config: RunConfig) -> Path | None:
             "must agree:\n  " + "\n  ".join(changed)
         )
     _require_finished(state, given, config)
+    _require_epochs_after(state, config)
     return folder
 
 
@@ -235,15 +240,13 @@ def _require_finished(state: State, given: RunConfig, config: RunConfig) -> None
         )
 
 
-def require_epochs_after(folder: Path, config: RunConfig) -> None:
-    """Refuse to begin a run with the checkpoint that its last epoch would end with.
-
-    A stage that has more epochs in this run than in the one it starts from goes on, with a warning.
+def _require_epochs_after(state: State, config: RunConfig) -> None:
+    """Refuse the checkpoint that the last epoch of the run would end with.
 
     Raises:
         UserError: no epoch is left.
     """
-    progress = load(folder).get("progress")
+    progress = state.get("progress")
     epochs = getattr(config.settings, progress["stage"]).epochs if progress else 0
     if progress and progress["epoch"] + 1 < epochs:
         log.warning(
@@ -263,6 +266,23 @@ def is_last(config: RunConfig, stage: str, epoch: int) -> bool:
     last = METHODS[config.method].stages(config.settings)[-1]
     epochs: int = getattr(config.settings, last).epochs
     return stage == last and epoch + 1 >= epochs
+
+
+def is_done(config: RunConfig, run_dir: Path) -> bool:
+    """Whether the newest checkpoint of a run directory is that of its last epoch."""
+    newest = whole_ones(run_dir)[-1:]
+    facts: dict[str, Any] = _info(newest[0]) if newest else {}
+    return is_last(config, str(facts.get("stage")), int(facts.get("epoch", -1)))
+
+
+def bytes_of(run_dir: Path) -> int:
+    """What the checkpoints take in a run directory: newest ones, stages, and within an epoch."""
+    patterns = ("checkpoint_*/**/*", f"{STAGES}/**/*", WITHIN)
+    sizes = 0
+    for file in (file for pattern in patterns for file in run_dir.glob(pattern)):
+        with suppress(OSError):  # another process takes away what is old
+            sizes += file.stat().st_size if file.is_file() else 0
+    return sizes
 
 
 def content_hash(state: object) -> str:

@@ -29,6 +29,8 @@ _COLLATERAL = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|broken pipe|incarnation", re.I
 )
 
+_ACTOR = re.compile(r"class_name: (\w+)")  # in what Ray says of one that is gone
+
 
 class LastLines(logging.Handler):
     """Keeps the last lines that this process has logged."""
@@ -121,10 +123,11 @@ def path(run_dir: Path, rank: int, attempt: int) -> Path:
 def culprit(errors: Mapping[int, BaseException]) -> int:
     """The worker whose error says most: what others met because of it is passed over."""
 
-    def order(rank: int) -> tuple[bool, bool, bool, int]:
+    def order(rank: int) -> tuple[bool, bool, bool, bool, int]:
         error = errors[rank]
-        collateral = bool(_COLLATERAL.search(str(error)))
-        return not isinstance(error, UserError), collateral and not died(error), died(error), rank
+        collateral = not died(error) and bool(_COLLATERAL.search(str(error)))
+        is_of_users = isinstance(error, UserError)
+        return not is_of_users, collateral, died(error), _is_of_an_actor(error), rank
 
     return min(errors, key=order)
 
@@ -137,6 +140,15 @@ def cause(error: BaseException, rank: int) -> str:
         return (
             f"the GPU of worker {rank} has too little memory: smaller batches, more workers, "
             "trainer.precision=bf16 or trainer.activation_checkpointing=true need less"
+        )
+    if _is_of_an_actor(error):
+        named = _ACTOR.search(str(error))
+        who = f"the actor {named[1]}" if named else "an actor, most likely the memory bank,"
+        if named and named[1] == "BankActor":
+            who = "the memory bank, on the machine of this command,"
+        return (
+            f"{who} ended without a word to worker {rank}: its machine is gone, or the system "
+            "ended it, most often for want of memory (`dmesg` of that machine says so)"
         )
     if died(error):
         return (
@@ -153,10 +165,13 @@ def is_final(error: BaseException) -> bool:
 
 
 def died(error: BaseException) -> bool:
-    """Whether the worker was ended from outside, in Ray's words."""
-    return type(error).__name__ in ("WorkerHealthCheckFailedError", "RayActorError") or any(
-        base.__name__ == "RayActorError" for base in type(error).__mro__
-    )
+    """Whether the worker, or an actor that it asked, was ended from outside, in Ray's words."""
+    return type(error).__name__ == "WorkerHealthCheckFailedError" or _is_of_an_actor(error)
+
+
+def _is_of_an_actor(error: BaseException) -> bool:
+    """Whether a worker, alive, met the end of what it asked: of the bank beside the driver."""
+    return any(base.__name__ == "RayActorError" for base in type(error).__mro__)
 
 
 def was_preempted(error: BaseException) -> bool:

@@ -76,26 +76,26 @@ def tidy(run_dir: Path) -> Path | None:
 def folder_for_ray(config: RunConfig, run_dir: Path) -> Path | None:
     """The checkpoint that Ray is to be told, where its own list names none; None for the rest.
 
-    Raises:
-        UserError: `start_from` of the configuration names no checkpoint that fits it.
+    That of `start_from` has passed the gate (`checkpoint.finished_stage`).
     """
     own = tidy(run_dir)
-    return own if own or (run_dir / RECORD).exists() else checkpoint.finished_stage(config)
+    if own or (run_dir / RECORD).exists() or config.start_from is None:
+        return own
+    return checkpoint.find(config.start_from)
 
 
 def start_from(config: RunConfig, run_dir: Path) -> State | None:
     """The state that a run in one process goes on from; None for the beginning.
 
-    Raises:
-        UserError: `start_from` of the configuration names no checkpoint that fits it.
+    That of `start_from` has passed the gate (`checkpoint.finished_stage`).
     """
     tidy(run_dir)
     (run_dir / RECORD).unlink(missing_ok=True)  # Ray's list would not hold those of one process
     begun = any(run_dir.glob("checkpoint_*"))
-    folder = checkpoint.find(run_dir) if begun else checkpoint.finished_stage(config)
-    if folder is None:
+    path = run_dir if begun else config.start_from
+    if path is None:
         return None
-    return checkpoint.load_to_go_on_from(folder / checkpoint.STATE)
+    return checkpoint.load_to_go_on_from(checkpoint.find(path) / checkpoint.STATE)
 
 
 def keep(run_dir: Path, state: State, *, newest: int) -> None:

@@ -27,6 +27,7 @@ from pipelines.runs import tensorboard
 from pipelines.runs.checkpoint import WITHIN
 from pipelines.runs.records import EpochLine, Summary
 from pipelines.storage.files import Json, append_line, finite, replace_file, to_json, write_json
+from pipelines.storage.shards import location
 
 log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
@@ -43,6 +44,12 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
         UserError: not writable, or another configuration was trained in it; names the keys.
     """
     refuse_another(run_dir, config)
+    if (before := _began_with(run_dir)) and before.data.root != config.data.root:
+        log.warning(
+            "data.root: %s -> %s: the run goes on with the images that have the same names there",
+            location(before.data.root),
+            location(config.data.root),
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         replace_file(run_dir / CONFIG, configuration.dump(config))
@@ -73,11 +80,16 @@ def refuse_another(run_dir: Path, config: RunConfig) -> None:
 
 def differences(run_dir: Path, config: RunConfig) -> list[str]:
     """Settings in which the run of a directory differs; none before its first epoch is done."""
+    before = _began_with(run_dir)
+    return [] if before is None else configuration.differences(before.identity(), config.identity())
+
+
+def _began_with(run_dir: Path) -> RunConfig | None:
+    """The configuration that the run of a directory had last; None before an epoch is done."""
     known = run_dir / CONFIG
     if not has_begun(run_dir) or not known.exists():
-        return []
-    before = configuration.validate(files.read(known, as_text=AS_TEXT), source=str(known))
-    return configuration.differences(before.identity(), config.identity())
+        return None
+    return configuration.validate(files.read(known, as_text=AS_TEXT), source=str(known))
 
 
 def has_begun(run_dir: Path) -> bool:

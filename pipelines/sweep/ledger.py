@@ -27,6 +27,7 @@ from pipelines.config.files import Tree
 from pipelines.errors import UserError
 from pipelines.runs.records import EpochLine
 from pipelines.storage.files import Json, replace_file, to_json, write_json
+from pipelines.storage.shards import location
 from pipelines.sweep import search_space
 from pipelines.sweep.search_space import STABILITY, Study, Values
 
@@ -291,9 +292,13 @@ def _claim(path: Path, study: Study, *, resume: bool) -> None:
 
 
 def _identity(content: Mapping[str, Json], source: str) -> Tree:
-    """What decides the scores: neither the budget, which may grow, nor where the files lay."""
+    """What decides the scores: neither the budget, which may grow, nor where the files lay.
+
+    The data's root stays: nothing else guards against scores of two data sets in one table.
+    """
     written = content["recipe"]
     assert isinstance(written, dict)
-    recipe = configuration.validate(written, source=source).identity()
+    recipe = configuration.validate(written, source=source)
     remaining = content.keys() - {"budget", "base", "overrides", "recipe"}
-    return {key: content[key] for key in remaining} | {"recipe": recipe}
+    decisive = {"recipe": recipe.identity(), "data.root": location(recipe.data.root)}
+    return {key: content[key] for key in remaining} | decisive

@@ -152,6 +152,8 @@ class Search(Section):
                 raise ValueError(f"method={self.method} needs `values` for {endless[0]}")
         elif self.budget.trials is None:
             raise ValueError(f"method={self.method} needs budget.trials")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: the same seed twice is the same run twice")
         if self.asha and len(self.seeds) > 1:
             raise ValueError("asha compares single runs: give one seed, or leave asha out")
         return self
@@ -239,6 +241,12 @@ def points(study: Study) -> list[Values] | None:
     return unique[: search.budget.trials]
 
 
+def examples(study: Study) -> list[Values]:
+    """Trials that show whether the whole space is valid: each moves one key from the recipe."""
+    domains = study.search.space.items()
+    return [{key: value} for key, domain in domains for value in domain.examples()]
+
+
 def _draw(search: Search, number: int) -> Values:
     rng = np.random.default_rng([search.seed, number])
     return {key: domain.draw(rng) for key, domain in search.space.items()}
@@ -259,15 +267,17 @@ def _check_space(study: Study) -> None:
         base.method,
         *(search.space["method"].examples() if "method" in search.space else ()),
     }
-    for key, domain in search.space.items():
+    for key in search.space:
         section = key.partition(".")[0]
         if section in METHODS and section not in methods:
             raise UserError(
                 f"space: {key} is a setting of {section}, which nothing would read with "
                 f"method={base.method}: search a key of {base.method}"
             )
-        for value in domain.examples():
-            _check_objective(search, trial_config(study, {key: value}, search.seeds[0]))
+    for values in examples(study):
+        _check_objective(search, trial_config(study, values, search.seeds[0]))
+    for seed in search.seeds:
+        trial_config(study, {}, seed)
     if search.objective == STABILITY:
         return  # every epoch is measured
     if search.asha and not _evaluates(base.settings.model_dump()):

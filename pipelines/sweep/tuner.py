@@ -29,7 +29,7 @@ from pipelines.errors import Terminated, UserError, said_at_the_end
 from pipelines.runs import ending, runlog, warned
 from pipelines.runs.console import console
 from pipelines.storage.files import Json, replace_file
-from pipelines.sweep import objective, page, search_space
+from pipelines.sweep import entry, page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
@@ -95,8 +95,8 @@ def search_for_best(
 def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
     """Run the trials that are left."""
     if _left(study, ledger):
+        entry.check(study, ledger)
         config = search_space.trial_config(study, {}, study.search.seeds[0])
-        objective.require_identities(study, config)
         with session(config):
             wanted = study.search.budget.concurrent
             use_gpu = uses_gpu(config)

@@ -118,8 +118,16 @@ class RemoteBank:
         return ray.get(token)
 
     def is_to_stop(self) -> bool:
-        """Whether the driver was asked to end the run."""
-        return bool(ray.get(self.handle.is_to_stop.remote()))
+        """Whether the driver was asked to end the run.
+
+        An actor that is gone, or not there again, was not: it is missed where it is needed, with
+        the next epoch's features, and the last epoch needs it no more. The driver asks again.
+        """
+        try:
+            return bool(ray.get(self.handle.is_to_stop.remote()))
+        except ray.exceptions.RayActorError as error:
+            log.info("the memory bank does not answer: %s", error)
+            return False
 
     def add_features(
         self, token: int, key: Key, modality: Modality, features: Features, rank: int, world: int

@@ -17,7 +17,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.distributed import collectives
+from pipelines.errors import StaleBankError
 from pipelines.runs.records import EpochLine, State
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import EpochSource, Job
@@ -33,6 +34,8 @@ from pipelines.training.progress import Progress
 from pipelines.training.within_epoch import Notice, nothing
 from reid_core.types import Batch, Modality
 
+# What a shard meets because another one failed.
+_WOKEN = threading.BrokenBarrierError, StaleBankError
 Result = TypeVar("Result")
 Batches = dict[Modality, Batch]
 
@@ -71,7 +74,7 @@ def train(
             collectives.joined(shard),
             # also on GPUs: a backward pass that waits must not hold the device's only thread
             torch.autograd.set_multithreading_enabled(False),
-            meeting.left_together(),
+            meeting.left_together(bank),
         ):
             loop = TrainingLoop(
                 job,
@@ -90,10 +93,10 @@ def train(
         others = [pool.submit(run, index) for index in range(1, num_local)]
         try:
             return run(0)
-        except threading.BrokenBarrierError as broken:
+        except _WOKEN as woken:
             errors = [error for other in others if (error := other.exception())]
-            culprits = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
-            raise (culprits or [broken])[0] from broken
+            culprits = [error for error in errors if not isinstance(error, _WOKEN)]
+            raise (culprits or [woken])[0] from woken
 
 
 class Meeting:
@@ -133,13 +136,16 @@ class Meeting:
             yield {m: _part(whole, index, len(self._brought)) for m, whole in batch.items()}
 
     @contextmanager
-    def left_together(self) -> Iterator[None]:
-        """A shard that fails wakes those that wait for it."""
+    def left_together(self, bank: EpochSource | None = None) -> Iterator[None]:
+        """A shard that fails wakes those that wait for it: here, and for its features in a bank."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._exchange.abort()
             self._turn.abort()
+            if bank is not None and not isinstance(error, _WOKEN):
+                with suppress(Exception):  # in a bank that is gone nobody waits
+                    bank.open()
             raise
 
     def _collect(self) -> None:

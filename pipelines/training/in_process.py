@@ -41,18 +41,22 @@ def fit(
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     job = Job.of(config, prepared, run_dir)
-    with ThreadPoolExecutor(1, "bank") as pool:
-        bank = BankInThread(open_bank(job, prepared, device), pool)
-        return deterministic.train(
-            job,
-            bank,
-            partial(batches, job, readers=readers),
-            partial(_report, run_dir, config.trainer.keep_checkpoints),
-            device=device,
-            state=within_epoch.load(run_dir, recovery.start_from(config, run_dir)),
-            readers=readers,
-            notice=lambda: within_epoch.Order.STOP if asked() else within_epoch.Order.NOTHING,
-        )
+    try:
+        with ThreadPoolExecutor(1, "bank") as pool:
+            bank = BankInThread(open_bank(job, prepared, device), pool)
+            return deterministic.train(
+                job,
+                bank,
+                partial(batches, job, readers=readers),
+                partial(_report, run_dir, config.trainer.keep_checkpoints),
+                device=device,
+                state=within_epoch.load(run_dir, recovery.start_from(config, run_dir)),
+                readers=readers,
+                notice=lambda: within_epoch.Order.STOP if asked() else within_epoch.Order.NOTHING,
+            )
+    finally:
+        if job.train.decoded is not None:  # this process goes on, with what it has open
+            job.train.decoded.remove()
 
 
 def _report(run_dir: Path, newest: int, line: EpochLine, state: State | None) -> None:

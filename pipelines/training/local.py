@@ -7,6 +7,7 @@ cluster one modality while the other one is being embedded.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -25,7 +26,9 @@ from pipelines.runs.records import Summary
 from pipelines.training.in_process import fit
 from pipelines.training.progress import Progress
 from pipelines.training.run import Backend, complete
+from reid_core.methods.sections import unread
 
+log = logging.getLogger(__name__)
 _MOST_READERS = 16
 
 
@@ -51,6 +54,11 @@ def train(
         UserError: something the user can put right, found before or during training.
         Terminated: a signal asked for an end; the same call goes on from there.
     """
+    for idle in (
+        *unread(config.trainer, "trainer", ("num_workers", "min_workers"), "a run in one process"),
+        *unread(config.ray, "ray", type(config.ray).model_fields, "a run in one process"),
+    ):
+        log.warning("%s", idle)
     device = device or _device(config)
     readers = readers or _readers(device)
     here = Backend(

@@ -67,7 +67,7 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
     began = time.perf_counter()
     run_dir = run_dir.resolve()
     # 1. What is wrong with settings, data or weights costs no start of Ray and no run directory.
-    gate.check(config, run_dir)
+    dataset = gate.check(config, run_dir).dataset
     # 2. One process at a time; then the directory is this configuration's, from now on.
     with runlog.held(run_dir), warned.kept(run_dir):
         runlog.claim(run_dir, config, command)
@@ -77,7 +77,7 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
             #    all that can be read, which are written down before training numbers them.
             begun = recall(run_dir)
             rows = _rows_before(config) if begun is None else begun
-            prepared = prepare(config, backend.find_broken, begun=rows)
+            prepared = prepare(config, backend.find_broken, dataset=dataset, begun=rows)
             if begun is None:
                 remember(run_dir, prepared.train)
             # 5. Training, from the newest whole checkpoint on (`runs.recovery`).

@@ -192,8 +192,8 @@ def train_on_one_cluster(
     Raises:
         UserError: found by the gate before Ray starts, or see `train_all`.
     """
-    run_dir, config = next(iter(runs.items()))
-    gate.check(config, run_dir)  # what is wrong with all of them costs no start of Ray
+    gate.check_all(runs)  # what is wrong with one of them costs no start of Ray
+    config = next(iter(runs.values()))
     with session(config):
         use_gpu = uses_gpu(config)
         if len(runs) > 1 and capacity.may_grow(config):

@@ -9,6 +9,7 @@ the checkpoint that it names; after any other one it is passed over.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from pipelines.training.global_loss import Means
 from reid_core.stage import Epoch
 from reid_core.types import Modality
 
+log = logging.getLogger(__name__)
 _ASK_S = 2.0  # between two questions to the cluster, each of which all workers wait for
 
 
@@ -190,7 +192,9 @@ def load(run_dir: Path, state: State | None) -> State | None:
         return state
     try:
         within = checkpoint.load_to_go_on_from(run_dir / checkpoint.WITHIN)
-    except UserError:  # cut off by a machine that went down: the epoch is repeated
+    except UserError as error:  # cut off by a machine that went down
+        if collectives.rank() == 0:
+            log.warning("what was kept within an epoch is lost, the epoch is repeated: %s", error)
         return state
     after = within["progress"]["stage"], within["progress"]["epoch"]
     known = ("", -1)

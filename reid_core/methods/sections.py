@@ -2,15 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _rising(epochs: tuple[int, ...]) -> tuple[int, ...]:
+    if any(first >= second for first, second in pairwise(epochs)):
+        raise ValueError("epochs must rise from one to the next")
+    return epochs
+
+
+Milestones: TypeAlias = Annotated[
+    tuple[Annotated[int, Field(ge=0, strict=True)], ...], AfterValidator(_rising)
+]
+"""Epochs at which a rate falls, the first one first; none for a rate that stays."""
 
 
 class Section(BaseModel):
     """Some settings of a method: no unknown key, nothing that changes afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Unread: TypeAlias = Mapping[str, Mapping[str, Sequence[str]]]
+"""Per key that chooses, and per choice, the keys beside it that are not read then."""
+
+OF_AN_IMAGE_STAGE: Unread = {
+    "schedule": {
+        "steps": ("coupled_share",),
+        "cosine": ("warmup_epochs", "milestones", "coupled_share"),
+        "coupled": ("milestones",),
+    },
+    "optimizer": {
+        "adamw": ("bias_lr_factor", "head_lr_factor"),
+        "sgd": ("bias_lr_factor", "head_lr_factor", "betas"),
+    },
+}
+
+
+def unread(section: BaseModel, path: str, keys: Iterable[str], because: str) -> list[str]:
+    """A sentence on the settings that nothing reads; none where they have their defaults.
+
+    A resumed run gives every key: only values that were changed are worth a word.
+
+    Args:
+        section: that holds them.
+        path: its dotted key.
+        keys: of settings; those that the section lacks are passed over.
+        because: the choice that leaves them unread, as it is written.
+    """
+    fields = type(section).model_fields
+    idle = [
+        f"{path}.{key}"
+        for key in keys
+        if key in fields and getattr(section, key) != fields[key].default
+    ]
+    return [f"{', '.join(idle)}: no effect with {because}"] if idle else []
+
+
+def unread_by_choice(section: BaseModel, path: str, tables: Unread) -> list[str]:
+    """The sentences of `unread` on everything that the choices of a section leave unread."""
+    chosen = [(key, str(getattr(section, key)), table) for key, table in tables.items()]
+    return [
+        line
+        for key, choice, table in chosen
+        for line in unread(section, path, table.get(choice, ()), f"{path}.{key}={choice}")
+    ]
 
 
 class TextStage(Section):

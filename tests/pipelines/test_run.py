@@ -238,11 +238,56 @@ class TestBadInput:
     def test_full_disk_is_found_before_training(
         self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
     ) -> None:
-        from pipelines.data.gate import check_disk
+        from pipelines.data.room import check_disk
 
         monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(UserError, match=r"GiB free.*lower trainer\.keep_checkpoints"):
-            check_disk(make_config(), tmp_path, 10**6)
+            check_disk(make_config(), [tmp_path], 10**6)
+
+    def test_a_run_that_fitted_fits_whatever_it_has_written(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        from pipelines.data.room import check_disk
+
+        config, room = make_config(), 3 * 10**6 * 5 + 64 * 2**20  # weights, moments; 2 are kept
+        usage = type("Usage", (), {"free": room})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        check_disk(config, [tmp_path / "run"], 10**6)
+        for name in ("checkpoint_0/state.pt", "stages/prepare/state.pt", "within_epoch.pt"):
+            file = tmp_path / "run" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(bytes(10**6))
+            usage.free -= 10**6
+            check_disk(config, [tmp_path / "run"], 10**6)
+        (tmp_path / "run" / "another's").write_bytes(bytes(10**6))
+        usage.free -= 10**6
+        with pytest.raises(UserError, match=r"GiB free, beside the .* of its own; the checkpoints"):
+            check_disk(config, [tmp_path / "run"], 10**6)
+
+    def test_runs_of_which_each_keeps_its_own_need_room_for_all(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        from pipelines.data.room import check_disk
+
+        usage = type("Usage", (), {"free": 3 * 10**6 * (2 * 2 + 3) + 64 * 2**20})
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        check_disk(make_config(), [tmp_path / "a", tmp_path / "b"], 10**6)
+        with pytest.raises(UserError, match="the checkpoints of 3 runs need"):
+            check_disk(make_config(), [tmp_path / "a", tmp_path / "b", tmp_path / "c"], 10**6)
+
+    def test_a_run_that_is_done_needs_no_room(
+        self, make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        from pipelines.data.room import check_disk
+
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        progress = {"stage": "prompts", "epoch": 0}
+        checkpoint.save(tmp_path / "checkpoint_0", {"progress": progress})  # type: ignore[typeddict-item]
+        with pytest.raises(UserError, match="GiB free"):
+            check_disk(make_config(), [tmp_path], 10**6)
+        progress = {"stage": "align", "epoch": 0}
+        checkpoint.save(tmp_path / "checkpoint_1", {"progress": progress})  # type: ignore[typeddict-item]
+        check_disk(make_config(), [tmp_path], 10**6)
 
     def test_unwritable_run_directory(
         self, make_config: Callable[..., RunConfig], tmp_path: Path

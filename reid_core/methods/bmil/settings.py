@@ -11,7 +11,14 @@ from pydantic import Field, field_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
-from reid_core.methods.sections import Refinement, Section, Views
+from reid_core.methods.sections import (
+    OF_AN_IMAGE_STAGE,
+    Milestones,
+    Refinement,
+    Section,
+    Views,
+    unread_by_choice,
+)
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -127,7 +134,7 @@ class Stage(Section):
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["steps", "cosine"] = "steps"
     warmup_epochs: int = Field(0, ge=0)
-    milestones: tuple[int, ...] = (20, 40)
+    milestones: Milestones = (20, 40)
     evaluate_every: int = Field(2, ge=0)
 
     def clusters_of(self, modality: Modality) -> int:
@@ -247,4 +254,6 @@ def check(config: Config) -> list[str]:
         warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")
     if config.labels == "identities" and config.refine.on:
         warnings.append("bmil.refine: given identities need no vote")
+    for name in stages(config):
+        warnings += unread_by_choice(getattr(config, name), f"bmil.{name}", OF_AN_IMAGE_STAGE)
     return warnings

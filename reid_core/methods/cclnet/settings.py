@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from reid_core.method import Supervision
 from reid_core.methods import views
-from reid_core.methods.sections import Refinement, Section, TextStage, Views
+from reid_core.methods.cclnet import unread
+from reid_core.methods.sections import Milestones, Refinement, Section, TextStage, Views
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -177,7 +178,7 @@ class ImageStage(Section):
     bias_lr_factor: float = Field(2.0, gt=0)
     schedule: Literal["steps", "cosine", "coupled"] = "steps"
     warmup_epochs: int = Field(10, ge=0)
-    milestones: tuple[int, ...] = (30, 50)
+    milestones: Milestones = (30, 50)
     coupled_share: float = Field(2 / 3, gt=0, le=1)
     evaluate_every: int = Field(5, ge=0)
 
@@ -320,7 +321,7 @@ def check(config: Config) -> list[str]:
             f"cclnet.matching.method={config.matching.method} compares images, which are not "
             "centered: choose a method that compares prototypes, or matching.centered=false"
         )
-    start, result, refine = config.swap.start_epoch, [], config.refine
+    start, result, refine = config.swap.start_epoch, unread.of_choices(config), config.refine
     if refine.cross > 0 and not refine.on:
         result.append(
             f"cclnet.refine.cross={refine.cross:g}: nothing confirms these pairs without "

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from reid_core.method import Labels, Supervision
-from reid_core.methods.sections import Section, TextStage
+from reid_core.methods.sections import (
+    OF_AN_IMAGE_STAGE,
+    Milestones,
+    Section,
+    TextStage,
+    unread,
+    unread_by_choice,
+)
 from reid_core.types import Modality
 
 if TYPE_CHECKING:  # a recipe is checked without torch
@@ -74,7 +81,7 @@ class ImageStage(Section):
     head_lr_factor: float = Field(2.0, gt=0)
     schedule: Literal["steps", "cosine"] = "steps"
     warmup_epochs: int = Field(10, ge=0)
-    milestones: tuple[int, ...] = (40, 70)
+    milestones: Milestones = (40, 70)
     evaluate_every: int = Field(5, ge=0)
 
 
@@ -196,12 +203,8 @@ def check(config: Config) -> list[str]:
     """Warnings about settings that have no effect, or that do not go together."""
     idle = ["lambda2", "lambda3"] if config.anchors == "none" else []
     idle += [] if config.anchors == "fusion" else ["query", "dropout"]
-    # a resumed run gives every key: only values that were changed are worth a word
-    fields = type(config).model_fields
-    names = [f"csdn.{name}" for name in idle if getattr(config, name) != fields[name].default]
-    result = []
-    if names:
-        result.append(f"{', '.join(names)}: no effect with csdn.anchors={config.anchors}")
+    result = unread(config, "csdn", idle, f"csdn.anchors={config.anchors}")
+    result += unread_by_choice(config.images, "csdn.images", OF_AN_IMAGE_STAGE)
     if config.profile == "reference" and config.stem_relu == "all":
         result.append("csdn.stem_relu=all: the released weights were trained with the last alone")
     chosen = {**PROFILES[config.profile], **VARIANTS[config.variant]}

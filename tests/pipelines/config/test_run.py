@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+import yaml
+from pydantic import BaseModel, ValidationError
 
 from pipelines.config import run as configuration
 from pipelines.errors import UserError
@@ -43,12 +44,53 @@ def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> 
         ("cclnet.swap.when=sometimes", "cclnet.swap.when"),
         ("seed=minus", "seed"),
         ("seed", "section.key=value"),
+        ("augmentation.erase_fill=[true,1,1]", "erase_fill: must be a number, got true"),
+        ("cclnet.align.betas=[0.9]", r"align.betas: must hold 2 values or more, got \[0\.9\]"),
+        # of a shell's variable that is not set
+        ("model.pretrained=", "names nothing; write null for random weights"),
+        ("model.name=", "names nothing"),
+        ("start_from=", "names nothing; write null for a beginning without"),
+        ("ray.address= ", "names nothing; write null for the default"),
+        ("ray.namespace=", "names nothing"),
+        ("data.root=", "names no folder"),
         ("seed.x=1", "unknown key|seed"),
+        ("cclnet.align.milestones=[50, 30]", "milestones: epochs must rise"),
+        ("cclnet.align.milestones=[true]", "milestones.0: must be a valid integer, got True"),
     ],
 )
 def test_mistake_is_named(file: Path, override: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         configuration.load(file, [override])
+
+
+def test_null_is_said_with_null(file: Path) -> None:
+    nothing = ["model.pretrained=null", "start_from=null", "ray.address=null"]
+    config = configuration.load(file, nothing)
+    assert config == configuration.load(file, dict.fromkeys(n[:-5] for n in nothing))
+    assert (config.model.pretrained, config.start_from, config.ray.address) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("override", "lost"),
+    [
+        ("cclnet.align={lr: 0.5}", "epochs"),
+        ("cclnet={align: {lr: 0.5}, flip: true}", "align.epochs"),
+        ("data={kind: sysu, root: /x}", None),
+        ("cclnet.align={epochs: 4}", None),
+        ("cclnet.views={visible: 2}", None),
+        ("cclnet={}", None),  # says that all of it is to go
+    ],
+)
+def test_a_mapping_that_makes_a_recipes_settings_forgotten_says_so(
+    file: Path, caplog: pytest.LogCaptureFixture, override: str, lost: str | None
+) -> None:
+    config: Any = configuration.load(file, [override])
+    key, _, value = override.partition("=")
+    assert configuration.load(file, {key: yaml.safe_load(value)}) == config
+    said = [f"{key}={{...}} stands in place of the whole section: {lost} of {file} are forgotten"]
+    assert [line[: len(said[0])] for line in caplog.messages] == (said * 2 if lost else [])
+    expected = 3 if override.startswith("data") or "views" in override else 120
+    assert config.cclnet.align.epochs == (4 if "epochs" in override else expected)
 
 
 def test_every_mistake_is_listed_at_once(file: Path) -> None:
@@ -101,6 +143,18 @@ def test_one_key_of_a_section_leaves_its_others_as_they_are() -> None:
         assert path == "data" or section == type(section)(), path
 
 
+@pytest.mark.parametrize("epochs", [[50, 30], [30, 30], [-3], [True]])
+def test_a_rate_falls_at_rising_epochs_in_every_method(epochs: list[int]) -> None:
+    """Any other order gives a schedule that nobody asked for (`reid_core.optim.warmup_steps`)."""
+    whole = configuration.validate({"data": {"root": "/somewhere"}}, source="test")
+    falling = {path: one for path, one in sections(whole) if hasattr(one, "milestones")}
+    assert {"cclnet.align", "bmil.joint", "csdn.images"} <= falling.keys()
+    for path, section in falling.items():
+        with pytest.raises(ValidationError, match=r"milestones"):
+            type(section)(milestones=epochs)
+        assert type(section)(milestones=[]).milestones == (), path
+
+
 def test_dump_reads_back_equal(file: Path, tmp_path: Path) -> None:
     config = configuration.load(file, ["seed=3"])
     copy = tmp_path / "copy.yaml"
@@ -117,6 +171,60 @@ def test_differences_name_the_leaf(file: Path) -> None:
 def test_number_of_workers_is_not_part_of_a_runs_identity(file: Path) -> None:
     one = configuration.load(file, ["trainer.num_workers=1"]).identity()
     assert one == configuration.load(file, ["trainer.num_workers=4"]).identity()
+
+
+def test_places_and_permissions_are_not_part_of_a_runs_identity(file: Path) -> None:
+    before = configuration.load(file).identity()
+    moved = ["data.root=/elsewhere", "data.extra_roots=/mnt"]
+    allowed = ["data.allow_http=true", "data.max_unreadable=0.5"]
+    assert configuration.load(file, [*moved, *allowed]).identity() == before
+    for decides in ("data.max_megapixels=1", "data.fit=train", "data.kind=llcm"):
+        assert configuration.load(file, [decides]).identity() != before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "idle"),
+    [
+        (["cclnet.align.schedule=cosine", "cclnet.align.warmup_epochs=5"], "align.warmup_epochs"),
+        (["cclnet.align.schedule=coupled", "cclnet.align.milestones=[1]"], "align.milestones"),
+        (["cclnet.prepare.coupled_share=0.1"], "prepare.coupled_share"),
+        (["cclnet.align.optimizer=sgd", "cclnet.align.betas=[0.1, 0.1]"], "align.betas"),
+        (["cclnet.align.optimizer=adamw", "cclnet.align.bias_lr_factor=9"], "bias_lr_factor"),
+        (["cclnet.image_to_text=0", "cclnet.prepare.lr=1", "cclnet.smoothing=0"], "cclnet.prepare"),
+        (["cclnet.matching.temperature=1"], "matching.temperature"),
+        (["cclnet.matching.method=joint", "cclnet.matching.min_similarity=0.5"], "min_similarity"),
+        (["cclnet.matching.method=transport", "cclnet.matching.joint_eps=0.5"], "joint_eps"),
+        (["cclnet.matching.exclusion_from=3"], "matching.exclusion_from"),
+        (["cclnet.swap.when=never", "cclnet.swap.keep=0.7"], "swap.keep"),
+        (["method=bmil", "bmil.joint.schedule=cosine", "bmil.joint.milestones=[]"], "milestones"),
+        (["method=csdn", "csdn.images.optimizer=sgd", "csdn.images.head_lr_factor=1"], "head_lr"),
+        (["trainer.shards=7"], "trainer.shards"),
+    ],
+    ids=str,
+)
+def test_a_setting_that_a_choice_leaves_unread_is_named_where_it_was_changed(
+    tmp_path: Path, overrides: list[str], idle: str
+) -> None:
+    from pipelines.data.gate import refuse_settings
+
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {root: /somewhere}\n")
+    said = [
+        line
+        for line in refuse_settings(configuration.load(path, overrides))
+        if ": no effect with " in line
+    ]
+    assert len(said) == 1
+    assert idle in said[0]
+    unchanged = [override for override in overrides if override.startswith("method")]
+    assert not refuse_settings(configuration.load(path, unchanged))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipes_name_nothing_that_is_not_read(recipe: Path) -> None:
+    from pipelines.data.gate import refuse_settings
+
+    assert not refuse_settings(configuration.load(recipe, ["data.root=/data"]))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

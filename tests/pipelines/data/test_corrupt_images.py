@@ -147,6 +147,14 @@ def test_the_caption_is_one_of_the_replacing_image(inputs: Inputs) -> None:
         np.testing.assert_array_equal(batch.captions, 3 * batch.rows + 1)
 
 
+def test_an_image_alone_in_its_class_has_none_that_was_tried(inputs: Inputs) -> None:
+    name = destroy(inputs, VISIBLE, 2)
+    alone = {m: np.arange(inputs.num_rows(m)) for m in (VISIBLE, INFRARED)}
+    images = CorruptImages(inputs, max_share=0.5, identities=alone)
+    with pytest.raises(UserError, match=f"{name} cannot be read, and no other image may stand in"):
+        images.read(VISIBLE, np.array([2]))
+
+
 def test_an_image_alone_in_its_cluster_ends_the_epoch_with_its_name(inputs: Inputs) -> None:
     name = destroy(inputs, VISIBLE, 20)
     batch = epoch(inputs, a_plan(), world=1)[0][1]

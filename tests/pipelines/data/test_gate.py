@@ -15,6 +15,7 @@ from pipelines import cli
 from pipelines.config.run import RunConfig
 from pipelines.data import gate, prepare
 from pipelines.data.measurable import measurable, why_unmeasured
+from pipelines.data.sample_list import remember
 from pipelines.errors import UserError
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.runs import runlog
@@ -89,6 +90,30 @@ def test_what_cannot_be_measured_is_said_and_does_not_stop_training(
     assert reason in why_unmeasured("folder", folder.read(root).test, IMAGES)
     passed = gate.check(make_config("data.kind=folder", root=root), tmp_path / "run")
     assert passed.lines[-1].startswith("training without evaluation: of the test split")
+
+
+def test_a_run_whose_image_is_gone_is_refused_before_any_machine_starts(
+    make_config: Make, tmp_path: Path
+) -> None:
+    images = draw(tmp_path / "data", *pairs("train", "a", "b"), *pairs("test", "c"))
+    config, run = make_config("data.kind=folder", root=images), tmp_path / "run"
+    runlog.claim(run, config, [])
+    remember(run, prepare.fit_rows(prepare.read(config), config))
+    (run / "within_epoch.pt").touch()
+    assert gate.check(config, run).lines
+    (images / "train/visible/b/1.jpg").unlink()
+    with pytest.raises(UserError, match=r"1 are gone: train/visible/b/1\.jpg"):
+        gate.check(config, run)
+
+
+def test_a_broken_list_of_counts_is_refused_before_any_machine_starts(
+    make_config: Make, tmp_path: Path
+) -> None:
+    root = tmp_path / "sysu"
+    synthetic.write(root, num_identities=6, seed=1, height=32)
+    (root / "expected.json").write_text("{")
+    with pytest.raises(UserError, match=r"expected\.json"):
+        gate.check(make_config(root=root), tmp_path / "run")
 
 
 def test_what_an_encoder_does_not_embed_is_not_measured(tmp_path: Path) -> None:
@@ -190,6 +215,15 @@ def test_a_transformer_does_not_start_from_a_resnet(make_config: Make, tmp_path:
     expected = r"(?s)must agree:.*model\.name: crossreid-small -> crossreid-small-vit"
     with pytest.raises(UserError, match=expected):
         gate.check(config, tmp_path / "run")
+
+
+def test_random_weights_are_warned_of(
+    make_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for pretrained, warned in (("null", True), ("bundled", False)):
+        caplog.clear()
+        gate.check(make_config(f"model.pretrained={pretrained}"), tmp_path / "run")
+        assert ("begins with random weights" in caplog.text) is warned
 
 
 def test_a_transform_that_no_view_does_is_warned_of(

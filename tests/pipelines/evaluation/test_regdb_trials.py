@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
 from pipelines.report import trials_page
 from pipelines.runs import runlog, warned
+from pipelines.training import local, side_by_side
 from reid_core.datasets import LAYOUTS, synthetic
 from tests.pipelines.fake_run import Page
 
@@ -117,6 +118,27 @@ def test_another_configuration_is_refused_before_any_training(
     with pytest.raises(UserError, match=r"trial-01 .* another configuration:\n  seed: 0 -> 3"):
         regdb_trials.train_all(other, tmp_path, train)
     assert train.asked == []
+
+
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_a_list_of_a_later_trial_that_is_gone_is_refused_before_any_training(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: Literal["local", "ray"],
+) -> None:
+    root = tmp_path / "regdb"
+    synthetic.write(root, num_identities=6, seed=1, layout="regdb", height=32)
+    (root / "idx/train_thermal_7.txt").unlink()
+
+    def begin(*_: object, **__: object) -> None:
+        raise AssertionError("something begins")
+
+    monkeypatch.setattr(side_by_side, "session", begin)
+    monkeypatch.setattr(local, "train", begin)
+    config = make_config("data.kind=regdb", "data.trial=all", root=root)
+    with pytest.raises(UserError, match=r"train_thermal_7\.txt"):
+        pipelines.train(config, out=tmp_path / "out", backend=backend)
 
 
 def test_the_folder_of_a_single_run_is_refused(

@@ -72,6 +72,8 @@ class TestSearchFile:
             ({"space": {WEIGHT: {"values": None}}}, "exactly one of"),
             ({"asha": {"grace_epochs": 1}, "seeds": [0, 1]}, "give one seed"),
             ({"objective": "accuracy"}, "objective"),
+            ({"seeds": [0, 1, 0]}, "the same seed twice is the same run twice"),
+            ({"seeds": [0, -5]}, "seed: must be greater than or equal to 0, got -5"),
             (
                 {"objective": "stability", "overrides": {"cclnet.labels": "identities"}},
                 "compares clusters, and cclnet is given identities",

@@ -137,6 +137,72 @@ def test_identities_without_labels_are_judged_by_stability(
         search_for_best(study, tmp_path / "sweep", [], resume=False)
 
 
+ROWS = "cclnet.align.instances"
+SMALL = ["model.name=crossreid-small", "model.pretrained=bundled", "model.height=64"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "message"),
+    [
+        (
+            {"base": "bmil_demo.yaml", "space": {"bmil.clustering.k1": {"values": [20, 25]}}},
+            [],
+            r"a trial with bmil\.clustering\.k1=25: .* must be even",
+        ),
+        (
+            {"space": {ROWS: {"values": [16, 15]}}},
+            ["trainer.num_workers=4"],
+            r"a trial with cclnet\.align\.instances=15: .* cannot be shared",
+        ),
+        ({}, ["model.pretrained=/nowhere.pt"], "image_to_text=0.1, .*keep=0.0: .*nowhere"),
+        (
+            {"space": {"model.pretrained": {"values": ["bundled", "/nowhere.pt"]}}},
+            [],
+            r"a trial with model\.pretrained=/nowhere\.pt: ",
+        ),
+        (
+            {"objective": "stability"},
+            ["data.kind=regdb", "data.trial=all"],
+            "data.trial=all is for `crossreid train` alone",
+        ),
+    ],
+)
+def test_what_would_end_every_trial_ends_the_sweep_before_ray_starts(
+    tmp_path: Path,
+    write: Callable[..., Path],
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    overrides: list[str],
+    message: str,
+) -> None:
+    from pipelines.sweep import tuner
+
+    def begin(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    monkeypatch.setattr(tuner, "session", begin)
+    study = search_space.load(write(**changes), [f"data.root={tree}", *SMALL, *overrides])
+    with pytest.raises(UserError, match=message):
+        tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
+
+
+def test_a_sweep_whose_recipe_alone_is_refused_begins(
+    tmp_path: Path, write: Callable[..., Path], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No trial has it: the values of the space take its place."""
+    from pipelines.sweep import tuner
+
+    def begin(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    monkeypatch.setattr(tuner, "session", begin)
+    odd = [f"data.root={tree}", *SMALL, "trainer.num_workers=4", f"{ROWS}=15"]
+    study = search_space.load(write(space={ROWS: {"values": [16]}}), odd)
+    with pytest.raises(AssertionError, match="Ray starts"):
+        tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
+
+
 class TestOptuna:
     def test_knows_what_the_sweep_found(self, write: Callable[..., Path], tmp_path: Path) -> None:
         pytest.importorskip("optuna")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,8 @@ from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.errors import UserError
 from pipelines.training import deterministic
 from pipelines.training.equipment import Equipment
+from pipelines.training.job import EpochSource
+from pipelines.training.memory_bank import MemoryBank
 from pipelines.training.opening import Opener
 from pipelines.training.within_epoch import Pauses, nothing
 from reid_core.methods import METHODS
@@ -208,6 +212,43 @@ def test_the_culprit_is_named_not_those_that_waited(monkeypatch: pytest.MonkeyPa
     bank: Any = None
     with pytest.raises(ValueError, match="row 3 is zero"):
         deterministic.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_a_shard_that_fails_while_it_embeds_wakes_those_that_wait_for_its_features(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, culprit: int
+) -> None:
+    config = small_runs.make_config(
+        "cclnet",
+        tmp_path,
+        "trainer.strict=true",
+        "trainer.shards=2",
+        "trainer.barrier_timeout_s=20",
+    )
+    job: Any = SimpleNamespace(config=config)
+    nothing_known = {m: np.full(8, -1) for m in (Modality.VISIBLE, Modality.INFRARED)}
+    bank = MemoryBank(config, nothing_known)
+    waiting = threading.Event()
+
+    class Embedding:
+        """A loop whose one shard fails before it has handed its features over."""
+
+        def __init__(self, job: object, bank: EpochSource, *_: object, **__: object) -> None:
+            self.bank, self.rank = bank, collectives.rank()
+
+        def run(self) -> None:
+            token = collectives.broadcast_int(self.bank.open() if self.rank == 0 else 0)
+            if self.rank == culprit:
+                waiting.wait()
+                raise UserError("17 training images cannot be read any more")
+            waiting.set()
+            self.bank.begin_epoch(token, ("prepare", 0), 2)
+
+    monkeypatch.setattr(deterministic, "TrainingLoop", Embedding)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="17 training images"):
+        deterministic.train(job, bank, lambda _: iter(()), lambda *_: None, device=small_runs.CPU)
+    assert time.monotonic() - began < 10
 
 
 def test_first_values_follow_from_the_seed_alone(tmp_path: Path) -> None:

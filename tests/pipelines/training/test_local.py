@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.data.decoded import Decoded
 from pipelines.evaluation import calibrated
 from pipelines.runs import checkpoint, runlog
 from pipelines.training import in_process, local, run
@@ -73,9 +75,10 @@ def test_a_run_that_cannot_be_calibrated_says_so_and_what_to_do(
     ]
 
 
-def test_a_killed_run_goes_on_to_the_same_content(
-    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_killed_run_goes_on_to_the_same_content_where_its_data_was_moved(
+    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also with a raised limit of broken images, the remedy that a run is stopped with."""
     config = small_runs.make_config("csdn", trees)
     local.train(config, tmp_path / "whole")
 
@@ -87,11 +90,19 @@ def test_a_killed_run_goes_on_to_the_same_content(
             raise KeyboardInterrupt
         return batches(job, start, readers=readers)
 
-    monkeypatch.setattr(in_process, "batches", dies)
-    with pytest.raises(KeyboardInterrupt):
-        local.train(config, tmp_path / "cut")
-    monkeypatch.setattr(in_process, "batches", batches)
-    local.train(config, tmp_path / "cut")
+    removed = []
+    with monkeypatch.context() as changed:
+        changed.setattr(in_process, "batches", dies)
+        changed.setattr(Decoded, "remove", lambda self: removed.append(self))
+        with pytest.raises(KeyboardInterrupt):
+            local.train(config, tmp_path / "cut")
+    assert removed
+    moved = shutil.copytree(trees / "sysu", tmp_path / "moved")
+    goes_on = small_runs.make_config(
+        "csdn", trees, f"data.root={moved}", "data.max_unreadable=0.5", "data.allow_http=true"
+    )
+    local.train(goes_on, tmp_path / "cut")
+    assert sum(f"{moved}: the run goes on" in said for said in caplog.messages) == 1
     hashes = [
         checkpoint.content_hash(checkpoint.load(checkpoint.find(tmp_path / name)))
         for name in ("whole", "cut")

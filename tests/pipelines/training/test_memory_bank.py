@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import ActorDiedError
 
 from pipelines.config.run import RunConfig
 from pipelines.distributed.collectives import shares
@@ -195,6 +196,21 @@ def test_shares_that_go_to_the_actor_in_pieces_arrive(
     for m in (VISIBLE, INFRARED):
         np.testing.assert_array_equal(start.epoch.labels[m], whole.epoch.labels[m])
         np.testing.assert_array_equal(start.epoch.prototypes[m], whole.epoch.prototypes[m])
+
+
+def test_a_bank_that_is_gone_was_not_asked_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers ask it within an epoch, where nothing else needs it: that must not cost the epoch."""
+    from pipelines.training import actor
+
+    def get(call: Exception | bool) -> bool:
+        if isinstance(call, Exception):
+            raise call
+        return call
+
+    monkeypatch.setattr(ray, "get", get)
+    for answer, expected in ((True, True), (False, False), (ActorDiedError(), False)):
+        handle = SimpleNamespace(is_to_stop=SimpleNamespace(remote=lambda answer=answer: answer))
+        assert actor.RemoteBank(handle).is_to_stop() is expected
 
 
 def test_an_approximate_search_says_its_recall(make_config: Callable[..., RunConfig]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from pipelines.errors import RunFailedError, UserError
@@ -74,6 +74,30 @@ def test_failures_count_until_an_epoch_is_finished(tmp_path: Path) -> None:
     assert end.text.endswith(str(tmp_path / "failures/rank-0-attempt-9.txt"))
     assert "no answer" in (tmp_path / "failures/rank-0-attempt-9.txt").read_text()
     assert isinstance(end.for_users(), RunFailedError)
+
+
+@pytest.mark.parametrize(
+    ("error", "who"),
+    [
+        (ActorDiedError(), "an actor, most likely the memory bank, ended"),
+        (ActorUnavailableError("it restarts", b"0" * 16), "an actor, most likely the memory bank,"),
+        (RayActorError(error_msg="died\n\tclass_name: BankActor\n"), "the memory bank, on the"),
+        (RayActorError(error_msg="died\n\tclass_name: SplitCoordinator\n"), "the actor SplitC"),
+    ],
+)
+def test_an_actor_that_ends_is_not_taken_for_the_worker_that_asked_it(
+    tmp_path: Path, error: Exception, who: str
+) -> None:
+    """A worker that ends is told by Ray's health check, as `GONE` is."""
+    retries = Retries(tmp_path, 2)
+    assert ends(retries, r0=RuntimeError("gloo: closed"), r1=error) is None
+    assert ends(retries, r1=error) is None  # nor the same error at the same step
+    end = ends(retries, r1=error)
+    assert end is not None
+    assert end.text.startswith(who)
+    assert "ended without a word to worker 1: " in end.text
+    # a worker that is gone says more than one that has asked what is gone
+    assert failures.culprit({0: error, 1: GONE}) == 1
 
 
 def test_any_number_of_machines_may_go(tmp_path: Path) -> None:

@@ -121,13 +121,17 @@ def test_what_is_kept_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finished", [None, {"progress": {"stage": "align", "epoch": 4}}])
-def test_it_follows_its_checkpoint_alone(tmp_path: Path, finished: Any) -> None:
+def test_it_follows_its_checkpoint_alone(
+    tmp_path: Path, finished: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     state = stood_at("align", 3) | {"within": {"batch": 1}}
     within_epoch.save(tmp_path, state)
     assert within_epoch.load(tmp_path, finished) is finished
+    assert not caplog.text
     (tmp_path / checkpoint.WITHIN).write_bytes(b"PK")
     own = {"progress": state["progress"]}
     assert within_epoch.load(tmp_path, own) is own
+    assert "the epoch is repeated: " in caplog.text
 
 
 def test_the_first_epoch_has_no_checkpoint_before_it(tmp_path: Path) -> None:
