@@ -90,7 +90,7 @@ PHASES = {
 
 WHOLE_RUN = {
     "generate": "Draw the people",
-    "start": "Score the start",
+    "start": "Check and prepare",
     "train": "Train",
     "evaluate": "Score the result",
     "total": "Total",
