@@ -45,6 +45,7 @@ class Method:
 ROWS = {
     "start": ("Start", "before training"),
     "final": ("Full method", "after the last epoch"),
+    "selected": ("Epoch best on validation identities", "not the last epoch"),
 }
 
 SCORES = {

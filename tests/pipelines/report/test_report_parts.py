@@ -156,5 +156,25 @@ def test_terminal_shows_the_same_table() -> None:
     assert any("[red]SYSU-MM01[/red]" in line for line in lines), "no markup from a summary"
 
 
+def test_what_validation_identities_select_is_no_stage() -> None:
+    """It stands after the last epoch's scores, which a run reports, unless it is that epoch."""
+    selected = {**SUMMARY["rows"]["final"], "rank1": 39.0}
+    summary = {**SUMMARY, "rows": {"selected": selected} | SUMMARY["rows"]}
+    *_, full, last = scores.rows(summary)
+    assert full.key == "final"
+    assert (last.title, last.note) == (
+        "Epoch best on validation identities",
+        "not the last epoch",
+    )
+    assert last.cells[0].value == "39.0"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(summary))
+    text = console.export_text()
+    assert "After selected" not in text
+    assert text.index("Full method") < text.index("Epoch best on") < text.index("39.0")
+    same = {**SUMMARY, "rows": {"selected": SUMMARY["rows"]["final"]} | SUMMARY["rows"]}
+    assert [row.key for row in scores.rows(same)] == ["chance", "start", "prepare", "final"]
+
+
 def test_terminal_table_of_an_unfinished_run_is_empty() -> None:
     assert summary_table({}).row_count == 0
