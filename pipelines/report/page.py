@@ -76,6 +76,7 @@ def _render(run: Run) -> str:
         stages=_stages(run),
         headline=scores.headline(run.summary),
         rows=scores.rows(run.summary),
+        why_no_scores=scores.why_none(run.summary),
         score_names=words.SCORES,
         scores_in_words=words.SCORES_IN_WORDS,
         protocol_in_words=words.protocol_in_words(str(run.summary.get("protocol", ""))),

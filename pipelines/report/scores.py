@@ -55,13 +55,26 @@ def rows(summary: Summary) -> list[Row]:
         last.remove("selected")
     order = ["start"] * ("start" in result) + stages + last
     table = []
-    if summary.get("chance"):
-        table.append(Row("chance", "Chance", "guessing", _cells(summary["chance"], {})))
+    chance = summary.get("chance") or {}
+    if any(score is not None for score in chance.values()):
+        table.append(Row("chance", "Chance", "guessing", _cells(chance, {})))
     for key in order:
         title, note = _title(key)
         reference = {} if key == "start" else start
         table.append(Row(key, title, note, _cells(result[key], reference)))
     return table
+
+
+def why_none(summary: Summary) -> str:
+    """Why there are no scores, "" where there are."""
+    if rows(summary):
+        return ""
+    if summary:
+        return (
+            "nothing was measured: the data set holds nothing that its protocol can measure with "
+            "this encoder; the run's warnings say what is missing."
+        )
+    return "summary.json is missing or holds no scores, so this run has not finished."
 
 
 def headline(summary: Summary) -> str:

@@ -153,6 +153,17 @@ def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
         assert page.says(sentence)
 
 
+def test_a_finished_run_without_evaluation_says_so(tmp_path: Path) -> None:
+    """Its summary has a place for the chance, and nothing in it."""
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    summary = {"rows": {}, "chance": {"rank1": None}, "seconds": {"train": 1.0}, "evaluation": {}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = Page(html_of(run))
+    assert page.says("nothing was measured: the data set holds nothing that")
+    assert not page.says("has not finished")
+    assert not page.says("guessing")
+
+
 def test_pairing_is_told_of_the_epochs_that_had_it(tmp_path: Path) -> None:
     lines = [
         {"stage": stage, "epoch": epoch, "pairs": pairs}

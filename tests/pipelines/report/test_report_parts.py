@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from pipelines.commands import training
 from pipelines.report import figures, panels, ranking_panels, ranklists, scores
 from pipelines.report.templates import duration
 from pipelines.report.terminal import summary_table
@@ -174,6 +175,17 @@ def test_what_validation_identities_select_is_no_stage() -> None:
     assert text.index("Full method") < text.index("Epoch best on") < text.index("39.0")
     same = {**SUMMARY, "rows": {"selected": SUMMARY["rows"]["final"]} | SUMMARY["rows"]}
     assert [row.key for row in scores.rows(same)] == ["chance", "start", "prepare", "final"]
+
+
+def test_the_terminal_says_that_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(training, "say", lines.append)
+    monkeypatch.setattr(training.console, "print", lines.append)
+    training.show({"rows": {}, "chance": {"rank1": None}, "seconds": {"train": 1.0}}, tmp_path)
+    assert lines[0].startswith("nothing was measured: ")
+    assert len(lines) == 2
 
 
 def test_terminal_table_of_an_unfinished_run_is_empty() -> None:
