@@ -14,7 +14,7 @@ from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
 from pipelines.runs import learned_prompts
-from pipelines.runs.records import Summary
+from pipelines.runs.records import Summary, is_drawn
 from pipelines.storage.files import Json, replace_file
 from reid_core.datasets import LAYOUTS
 
@@ -81,6 +81,7 @@ def _render(run: Run) -> str:
         scores_in_words=words.SCORES_IN_WORDS,
         protocol_in_words=words.protocol_in_words(str(run.summary.get("protocol", ""))),
         evaluation=run.summary.get("evaluation") or {},
+        is_drawn=is_drawn,
         sections=_sections(run),
         rank_groups=_rank_groups(run),
         rank_missing=_rank_missing(run),

@@ -164,6 +164,20 @@ def test_a_finished_run_without_evaluation_says_so(tmp_path: Path) -> None:
     assert not page.says("guessing")
 
 
+def test_a_protocol_that_draws_no_gallery_has_no_deviation(tmp_path: Path) -> None:
+    """As in the terminal: a deviation of zero in every score is none."""
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    mean = {"rank1": 50.0, "mAP": 40.0}
+    evaluation = {
+        "cuhk/all/text->visible": {"mean": mean, "std": {"rank1": 0.0, "mAP": 0.0}},
+        "sysu/all/infrared->visible": {"mean": mean, "std": {"rank1": 0.0, "mAP": 0.3}},
+    }
+    (run / "summary.json").write_text(json.dumps({"rows": {}, "evaluation": evaluation}))
+    table = {row[0]: row[1:] for row in Page(html_of(run)).rows if len(row) == 8}
+    assert table["cuhk/all/text->visible"] == ["50.0", "", "", "40.0", "", "", ""]
+    assert table["sysu/all/infrared->visible"][:4] == ["50.0 ± 0.0", "", "", "40.0 ± 0.3"]
+
+
 def test_pairing_is_told_of_the_epochs_that_had_it(tmp_path: Path) -> None:
     lines = [
         {"stage": stage, "epoch": epoch, "pairs": pairs}
