@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,14 +111,22 @@ def _facts(run: Run) -> dict[str, str]:
         "Data": f"generated people, {data} layout" if run.generated else data,
     }
     facts["Seed"] = str(run.summary.get("seed", run.config.get("seed", "")))
-    started = str(run.environment.get("started", ""))
-    try:
-        facts["Started"] = datetime.fromisoformat(started).strftime("%d %B %Y, %H:%M").lstrip("0")
-    except ValueError:
-        facts["Started"] = started
+    facts["Started"] = _started(run)
     if total := (run.summary.get("seconds") or {}).get("total"):
         facts["Took"] = duration(total)
     return {name: value for name, value in facts.items() if value}
+
+
+def _started(run: Run) -> str:
+    """When the run began, in UTC where the zone is known; "" where nothing tells."""
+    started = str(run.environment.get("started", ""))
+    try:
+        began = datetime.fromisoformat(started)
+        began = began.astimezone(UTC) if began.tzinfo else began
+    except (ValueError, OverflowError):
+        return started
+    zone = " UTC" if began.tzinfo else ""
+    return began.strftime(f"%d %B %Y, %H:%M{zone}").lstrip("0")
 
 
 def _told(run: Run) -> str:

@@ -77,7 +77,7 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("Peak memory of a GPU: 5.0 GiB")
     assert page.says("align.swap.when epoch")
     assert page.says("38.2 ± 1.3")
-    assert page.says("4 March 2026, 09:05")
+    assert page.says("4 March 2026, 09:05 UTC")
     assert page.classes()["left-out"] == 2, "heat maps and calibration"
     assert page.says("heat maps need the trained encoder, and there is no checkpoint in this run")
 
@@ -176,6 +176,23 @@ def test_a_protocol_that_draws_no_gallery_has_no_deviation(tmp_path: Path) -> No
     table = {row[0]: row[1:] for row in Page(html_of(run)).rows if len(row) == 8}
     assert table["cuhk/all/text->visible"] == ["50.0", "", "", "40.0", "", "", ""]
     assert table["sysu/all/infrared->visible"][:4] == ["50.0 ± 0.0", "", "", "40.0 ± 0.3"]
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        ("2026-03-04T01:05:00+02:00", "3 March 2026, 23:05 UTC"),
+        ("2026-03-04T01:05:00", "4 March 2026, 01:05"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_the_start_has_its_time_zone_where_it_is_known(
+    tmp_path: Path, started: str, shown: str
+) -> None:
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    (run / "environment.json").write_text(json.dumps({"started": started}))
+    page = Page(html_of(run))
+    assert page.says(f"Started {shown} ")
 
 
 def test_pairing_is_told_of_the_epochs_that_had_it(tmp_path: Path) -> None:
