@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import UserError
-from pipelines.report import panels, ranking_panels, ranklists, reliability, scores, words
+from pipelines.report import (
+    panels,
+    ranking_panels,
+    ranklists,
+    reliability,
+    run_warnings,
+    scores,
+    words,
+)
 from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
-from pipelines.runs import learned_prompts
+from pipelines.runs import learned_prompts, warned
 from pipelines.runs.records import Summary, is_drawn
 from pipelines.storage.files import Json, replace_file
 from reid_core.datasets import LAYOUTS
@@ -83,6 +91,8 @@ def _render(run: Run) -> str:
         evaluation=run.summary.get("evaluation") or {},
         is_drawn=is_drawn,
         sections=_sections(run),
+        warnings=run_warnings.of_run(run.epochs, warned.read(run.directory)),
+        num_warnings=run_warnings.SHOWN,
         rank_groups=_rank_groups(run),
         rank_missing=_rank_missing(run),
         heat_pairs=heat_pairs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.report import ranking_panels, ranklists
+from pipelines.report import ranking_panels, ranklists, run_warnings
 from pipelines.report.page import write
 from pipelines.report.run import read
+from pipelines.runs import warned
 from tests.pipelines.fake_run import Page, epoch_line, fake_evaluation, fake_run, small_run
 
 
@@ -193,6 +195,37 @@ def test_the_start_has_its_time_zone_where_it_is_known(
     (run / "environment.json").write_text(json.dumps({"started": started}))
     page = Page(html_of(run))
     assert page.says(f"Started {shown} ")
+
+
+def test_what_a_run_warned_of_stands_on_its_page_once(tmp_path: Path) -> None:
+    epochs = [
+        {"stage": "align", "epoch": number, "warnings": ["few clusters", f"lost {number}"]}
+        for number in (0, 1)
+    ]
+    run = small_run(tmp_path, *epochs)
+    assert "warnings" not in Page(html_of(small_run(tmp_path / "quiet"))).values("id")
+    log = logging.getLogger("pipelines.data.prepare")
+    with warned.kept(run):
+        log.warning("left out: /data/a.jpg")
+        log.warning("left out: <b>\n  and another")
+        log.warning("left out: /data/a.jpg")
+    page = Page(html_of(run))
+    assert page.says("few clusters 2 times, last align, epoch 2")
+    assert page.says("lost 0 align, epoch 1")
+    assert page.says("left out: /data/a.jpg 2 times, last 20")
+    assert page.says("left out: <b> and another 20")
+    assert page.text.count("left out: /data/a.jpg") == 1
+    assert page.says("Warnings 5 warnings")
+
+
+def test_many_warnings_are_cut_and_counted(tmp_path: Path) -> None:
+    run = small_run(tmp_path, {"stage": "align", "epoch": 0, "warnings": "not a list"})
+    lines = [f"2026-03-04 09:05:{second:02d} warning {second}\n" for second in range(60)]
+    (run / warned.FILE).write_text("".join(lines), encoding="utf-8")
+    page = Page(html_of(run))
+    assert page.says("warning 0 2026-03-04 09:05:00")
+    assert not page.says(f"warning {run_warnings.SHOWN} ")
+    assert page.says(f"{60 - run_warnings.SHOWN} more stand in warnings.log")
 
 
 def test_pairing_is_told_of_the_epochs_that_had_it(tmp_path: Path) -> None:
