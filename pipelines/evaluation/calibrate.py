@@ -124,9 +124,7 @@ def _trained_rows(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> Split:
     return split if begun is None else restore(split, begun)
 
 
-def _of_unknown(
-    modalities: Sequence[Modality], known: Mapping[Modality, Known]
-) -> dict[str, str]:
+def _of_unknown(modalities: Sequence[Modality], known: Mapping[Modality, Known]) -> dict[str, str]:
     """Pairs of modalities, one of which no class is known of, and why they are left out."""
     return {
         pair_of(one, other): f"nothing says who is who of {one if one not in known else other}"

@@ -86,7 +86,9 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
 
 def test_what_precedes_training_is_called_what_it_is(page: Page) -> None:
     """It is the gate, the wait for machines and reading; the start is scored while it trains."""
-    assert page.says("The whole run Draw the people 41.2 s Check and prepare 6.0 s Train 5 min 13 s")
+    assert page.says(
+        "The whole run Draw the people 41.2 s Check and prepare 6.0 s Train 5 min 13 s"
+    )
 
 
 def test_every_quantity_has_its_chart(page: Page) -> None:
