@@ -16,7 +16,7 @@ import yaml
 from pipelines.report import ranking_panels, ranklists, run_warnings
 from pipelines.report.page import write
 from pipelines.report.run import read
-from pipelines.runs import warned
+from pipelines.runs import runlog, warned
 from tests.pipelines.fake_run import Page, epoch_line, fake_evaluation, fake_run, small_run
 
 
@@ -283,12 +283,30 @@ def test_resumed_run_counts_a_repeated_epoch_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["3", "[]", "null", '{"epoch": 1}', '{"stage": "a", "epoch": "b"}']
+    "line",
+    [
+        b"3",
+        b"[]",
+        b"null",
+        b'{"epoch": 1}',
+        b'{"stage": "a", "epoch": "b"}',
+        b'{"stage": "a", "epoch": 1e400}',
+        b"\xff\xfe{",
+        b"[" * 100_000,
+    ],
 )
-def test_line_that_is_no_epoch_is_damaged(tmp_path: Path, line: str) -> None:
-    result = read(small_run(tmp_path, line))
-    assert result.epochs == ()
+def test_line_that_is_no_epoch_is_damaged(tmp_path: Path, line: bytes) -> None:
+    """For the report, which says so, and for training alike."""
+    run = small_run(tmp_path, {"stage": "a", "epoch": 0})
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(line + b'\n{"stage": "a", "epoch": 1}\n')
+    result = read(run)
+    assert [one["epoch"] for one in result.epochs] == [0, 1]
     assert len(result.notes) == 1
+    assert result.notes[0].startswith("Line 2 of metrics.jsonl is damaged")
+    assert [one["epoch"] for one in runlog.read_metrics(run)] == [0, 1]
+    runlog.rewind(run, "a", 0, ["a"])
+    assert [one["epoch"] for one in runlog.read_metrics(run)] == [0]
 
 
 def test_damaged_side_files_become_notes(tmp_path: Path) -> None:
