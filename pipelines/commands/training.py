@@ -73,7 +73,11 @@ def tune(
 
 def show(summary: Summary, out: Path) -> None:
     """What a run ended with, and where it is."""
+    from pipelines.report.scores import why_none
     from pipelines.report.terminal import summary_table
 
-    console.print(summary_table(summary))
+    if why := why_none(summary):
+        say(why)
+    else:
+        console.print(summary_table(summary))
     say(f"report:  {out / 'report.html'}\nsummary: {out / 'summary.json'}")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines.data.prepare import fit_rows, inputs_of, read
 from pipelines.data.sample_list import recall, restore
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
-from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION, Calibrated
+from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION, Calibrated, pair_of
 from pipelines.evaluation.checkpoint import features_of
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.evaluation.pairs import Known, classes_of, pairs_of, sampled
@@ -30,7 +33,8 @@ def calibrate(
 ) -> Calibrated:
     """Fit and keep P(same identity | cosine) per pair of modalities.
 
-    Images that cannot be read are left out, with a warning.
+    Images that cannot be read are left out, and so is every pair of modalities without equal and
+    different pairs, each with a warning.
 
     Args:
         path: checkpoint folder or run directory.
@@ -50,12 +54,16 @@ def calibrate(
     known, features = _embedded(loaded, split, dataset.root, known)
     maps: dict[str, Calibration] = {}
     tables: dict[str, np.ndarray] = {}
+    left_out = _of_unknown(loaded.modalities, known)
     for name, cosines, same in pairs_of(known, features):
         try:
             maps[name] = fit(cosines, same)
-        except ValueError:
-            continue  # no equal or no different pair of these modalities
+        except ValueError as error:  # no equal or no different pair of these modalities
+            left_out[name] = str(error)
+            continue
         tables[name] = reliability(maps[name](cosines), same)
+    for name, why in left_out.items():
+        log.warning("no probabilities between %s: %s", name.replace(" ", " and "), why)
     if not maps:
         raise UserError(
             f"{source}: no two modalities have pairs of one identity and pairs of two, so that "
@@ -116,13 +124,41 @@ def _trained_rows(path: Path, dataset: Dataset, loaded: LoadedEncoder) -> Split:
     return split if begun is None else restore(split, begun)
 
 
+def _of_unknown(modalities: Sequence[Modality], known: Mapping[Modality, Known]) -> dict[str, str]:
+    """Pairs of modalities, one of which no class is known of, and why they are left out."""
+    return {
+        pair_of(one, other): f"nothing says who is who of {one if one not in known else other}"
+        for one, other in combinations_with_replacement(modalities, 2)
+        if not known.keys() >= {one, other}
+    }
+
+
 def _pseudo(path: Path, split: Split, loaded: LoadedEncoder) -> dict[Modality, Known]:
-    """Clusters of the last epoch; those of a matched pair are one class."""
+    """Clusters of the last epoch, see `_classes`."""
     epoch = checkpoint.load(checkpoint.find(path)).get("epoch", {})
+    known = _classes(epoch, split, loaded.modalities)
+    if not known:
+        raise UserError(
+            f"{path} keeps no pseudo-labels of {loaded.config.data.root}, and it has no two "
+            "validation identities: calibrate with a data set that has some"
+        )
+    return known
+
+
+def _classes(
+    epoch: Mapping[str, Tensor], split: Split, modalities: Sequence[Modality]
+) -> dict[Modality, Known]:
+    """Clusters of an epoch as classes; those that are paired are one class.
+
+    Args:
+        epoch: `Stage.state_dict`.
+        split: whose rows the labels count.
+        modalities: those of the first two are paired.
+    """
     known: dict[Modality, Known] = {}
     offsets: list[int] = []
     offset = 0
-    for m in loaded.modalities:
+    for m in modalities:
         labels = epoch.get(f"labels.{m}")
         rows = split.rows(m)
         if labels is None or len(labels) != len(rows):
@@ -132,11 +168,6 @@ def _pseudo(path: Path, split: Split, loaded: LoadedEncoder) -> dict[Modality, K
         known[m] = Known(rows[remaining], classes[remaining] + offset)
         offsets.append(offset)
         offset += int(classes.max(initial=-1)) + 1
-    if not known:
-        raise UserError(
-            f"{path} keeps no pseudo-labels of {loaded.config.data.root}, and it has no two "
-            "validation identities: calibrate with a data set that has some"
-        )
     pairs = epoch.get("pairs")
     if pairs is not None and len(known) > 1:
         _join(known, pairs.numpy() + offsets[:2])
@@ -144,11 +175,19 @@ def _pseudo(path: Path, split: Split, loaded: LoadedEncoder) -> dict[Modality, K
 
 
 def _join(known: dict[Modality, Known], pairs: np.ndarray) -> None:
-    """Give the second modality's clusters the classes (M, 2) that they are matched with."""
+    """Give the second modality's clusters the classes of the first that they are paired with.
+
+    Args:
+        known: of both, in classes that differ.
+        pairs: (M, 2) classes; equal rows count, so that of several partners the most frequent one
+            is taken, and of equally frequent ones the first.
+    """
     second = list(known)[1]
     classes, place = np.unique(known[second].classes, return_inverse=True)
-    matched = np.isin(pairs[:, 1], classes)
-    classes[np.searchsorted(classes, pairs[matched, 1])] = pairs[matched, 0]
+    together, counts = np.unique(pairs, axis=0, return_counts=True)
+    together = together[np.lexsort((-together[:, 0], counts))]  # the last one of a cluster stays
+    matched = np.isin(together[:, 1], classes)
+    classes[np.searchsorted(classes, together[matched, 1])] = together[matched, 0]
     known[second] = Known(known[second].rows, classes[place])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from pipelines.runs.records import ProtocolScores, Scores, ScoreTable
+from pipelines.runs.records import ProtocolScores, Scores, ScoreTable, is_drawn
 from pipelines.storage.files import own_folder, replace_file
 from reid_core.datasets import LAYOUTS
 from reid_core.metrics import RetrievalScores
@@ -118,8 +118,7 @@ def score_table(result: Evaluation) -> Table:
         if name.partition("+")[2] != suffix:
             suffix = name.partition("+")[2]
             table.add_section()
-        is_drawn = any(row["std"].values())
-        spread = {key: f"\n± {row['std'][key]:.2f}" if is_drawn else "" for key in SCORES}
+        spread = {key: f"\n± {row['std'][key]:.2f}" if is_drawn(row) else "" for key in SCORES}
         cells = [f"{row['mean'][key]:.2f}{spread[key]}" for key in SCORES]
         table.add_row(name.replace("/", " / "), *cells)
     return table

@@ -11,6 +11,7 @@ ranking_panels.py  those of evaluation/*.npz
 reliability.py     what probabilities say beside how often they were right
 ranklists.py       queries with their best answers as images
 heatmaps.py        where the trained encoder looks
+run_warnings.py    what the run warned of, each once
 templates.py       the one environment of jinja
 page.py            puts everything into run.html (style.css) and writes report.html
 comparison.py      the page of several runs, means over their seeds

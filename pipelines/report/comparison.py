@@ -29,7 +29,8 @@ from pipelines.storage.files import Json, replace_file
 from reid_core.methods import METHODS
 
 log = logging.getLogger(__name__)
-_SHOWN_ROWS = ("start", "final")
+_SHOWN_ROWS = ("start", "final", "selected")
+_FIRST_ROWS = ("final", "selected", "start")  # of the page
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def table(groups: Sequence[Group]) -> Table:
         shown.add_column(name, justify="right", no_wrap=True)
     first = groups[0].rows
     for row in _SHOWN_ROWS:
+        if _repeats_final(groups, row):
+            continue
         for group in groups:
             result = group.rows.get(row)
             if result is None:
@@ -132,7 +135,7 @@ def write(groups: Sequence[Group], path: Path) -> Path:
     """
     first = groups[0].rows
     stages = dict.fromkeys(row for group in groups for row in group.rows)
-    rows = list(dict.fromkeys([*reversed(_SHOWN_ROWS), *stages]))
+    rows = list(dict.fromkeys([*_FIRST_ROWS, *stages]))
     rows = [row for row in rows if row in stages and not _repeats_final(groups, row)]
     page = render(
         "comparison.html",
@@ -236,7 +239,7 @@ def _cell(spread: Spread | None, first: Spread | None) -> str:
 
 
 def _repeats_final(groups: Sequence[Group], row: str) -> bool:
-    """Whether a stage is the last one of every group: it scored what the full method scored."""
+    """Whether a stage, or a selected epoch, is the last one of every group: they score the same."""
     return row != "final" and all(group.rows.get(row) == group.rows["final"] for group in groups)
 
 

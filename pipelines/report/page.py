@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import UserError
-from pipelines.report import panels, ranking_panels, ranklists, reliability, scores, words
+from pipelines.report import (
+    panels,
+    ranking_panels,
+    ranklists,
+    reliability,
+    run_warnings,
+    scores,
+    words,
+)
 from pipelines.report.panels import Panel
 from pipelines.report.run import Run, read
 from pipelines.report.templates import duration, render
-from pipelines.runs import learned_prompts
-from pipelines.runs.records import Summary
+from pipelines.runs import learned_prompts, warned
+from pipelines.runs.records import Summary, is_drawn
 from pipelines.storage.files import Json, replace_file
 from reid_core.datasets import LAYOUTS
 
@@ -76,11 +84,15 @@ def _render(run: Run) -> str:
         stages=_stages(run),
         headline=scores.headline(run.summary),
         rows=scores.rows(run.summary),
+        why_no_scores=scores.why_none(run.summary),
         score_names=words.SCORES,
         scores_in_words=words.SCORES_IN_WORDS,
         protocol_in_words=words.protocol_in_words(str(run.summary.get("protocol", ""))),
         evaluation=run.summary.get("evaluation") or {},
+        is_drawn=is_drawn,
         sections=_sections(run),
+        warnings=run_warnings.of_run(run.epochs, warned.read(run.directory)),
+        num_warnings=run_warnings.SHOWN,
         rank_groups=_rank_groups(run),
         rank_missing=_rank_missing(run),
         heat_pairs=heat_pairs,
@@ -109,14 +121,22 @@ def _facts(run: Run) -> dict[str, str]:
         "Data": f"generated people, {data} layout" if run.generated else data,
     }
     facts["Seed"] = str(run.summary.get("seed", run.config.get("seed", "")))
-    started = str(run.environment.get("started", ""))
-    try:
-        facts["Started"] = datetime.fromisoformat(started).strftime("%d %B %Y, %H:%M").lstrip("0")
-    except ValueError:
-        facts["Started"] = started
+    facts["Started"] = _started(run)
     if total := (run.summary.get("seconds") or {}).get("total"):
         facts["Took"] = duration(total)
     return {name: value for name, value in facts.items() if value}
+
+
+def _started(run: Run) -> str:
+    """When the run began, in UTC where the zone is known; "" where nothing tells."""
+    started = str(run.environment.get("started", ""))
+    try:
+        began = datetime.fromisoformat(started)
+        began = began.astimezone(UTC) if began.tzinfo else began
+    except (ValueError, OverflowError):
+        return started
+    zone = " UTC" if began.tzinfo else ""
+    return began.strftime(f"%d %B %Y, %H:%M{zone}").lstrip("0")
 
 
 def _told(run: Run) -> str:

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 import yaml
 
+from pipelines.runs import runlog
 from pipelines.runs.records import EpochLine, Summary
 from pipelines.storage.files import Json
 
@@ -83,14 +84,14 @@ def read(directory: Path) -> Run:
     Raises:
         ValueError: there is no metrics.jsonl.
     """
-    metrics = directory / "metrics.jsonl"
+    metrics = directory / runlog.METRICS
     if not metrics.is_file():
         raise ValueError(
             f"{metrics} does not exist, so there is no run to report on; give the directory that "
             "was passed to `crossreid train ... --out DIR` or `crossreid demo --out DIR`"
         )
     notes: list[str] = []
-    epochs = _epochs(metrics, notes)
+    epochs = _epochs(directory, notes)
     return Run(
         directory=directory,
         config=_mapping(directory / "config.yaml", notes),
@@ -129,29 +130,24 @@ def _summary(path: Path, notes: list[str]) -> Summary:
     return {}
 
 
-def _epochs(path: Path, notes: list[str]) -> tuple[EpochLine, ...]:
+def _epochs(directory: Path, notes: list[str]) -> tuple[EpochLine, ...]:
     """Finished epochs. A killed run leaves half a line, a resumed run writes an epoch again."""
     result: dict[tuple[str, int], EpochLine] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            epoch: EpochLine = json.loads(line)
-            key = (str(epoch["stage"]), int(epoch["epoch"]))
-        except (ValueError, TypeError, KeyError, OverflowError):
-            where = "The last line" if number == len(lines) else f"Line {number}"
+    lines = list(runlog.numbered_metrics(directory))
+    for number, epoch in lines:
+        if epoch is None:
+            where = "The last line" if number == lines[-1][0] else f"Line {number}"
             notes.append(
-                f"{where} of {path.name} is damaged and was skipped, as happens when a run is "
+                f"{where} of {runlog.METRICS} is damaged and was skipped, as happens when a run is "
                 "stopped while it writes."
             )
             continue
         if wrong := [name for name in epoch if not _is_sound(name, epoch)]:
             notes.append(
-                f"Line {number} of {path.name}: {', '.join(wrong)[:200]} left out: damaged."
+                f"Line {number} of {runlog.METRICS}: {', '.join(wrong)[:200]} left out: damaged."
             )
         sound = {name: value for name, value in epoch.items() if name not in wrong}
-        result[key] = cast(EpochLine, {**sound, "stage": key[0], "epoch": key[1]})
+        result[epoch["stage"], epoch["epoch"]] = cast(EpochLine, sound)
     return tuple(result.values())
 
 

@@ -25,7 +25,7 @@ class Row:
     """One line of the main table.
 
     Attributes:
-        key: "start", "chance", a stage or "final".
+        key: "start", "chance", a stage, "final" or "selected".
         title: what is shown first.
         note: what it means.
         cells: one per entry of `words.SCORES`.
@@ -38,27 +38,43 @@ class Row:
 
 
 def rows(summary: Summary) -> list[Row]:
-    """Lines of the main table: chance, start, stages, full method.
+    """Lines of the main table: chance, start, stages, full method, selected epoch.
 
     Args:
         summary: content of summary.json; scores are percentages.
 
     Returns:
-        A line per row present. A stage that scored exactly what the full method scored is the
-        full method's last stage, evaluated once, and is not shown twice.
+        A line per row present. A stage, or a selected epoch, that scored exactly what the full
+        method scored is its last one, evaluated once, and is not shown twice.
     """
     result: Mapping[str, Mapping[str, float]] = summary.get("rows") or {}
     start, final = result.get("start", {}), result.get("final")
     stages = [key for key in result if key not in words.ROWS and result[key] != final]
-    order = ["start"] * ("start" in result) + stages + ["final"] * ("final" in result)
+    last = [key for key in ("final", "selected") if key in result]
+    if "selected" in last and result["selected"] == final:
+        last.remove("selected")
+    order = ["start"] * ("start" in result) + stages + last
     table = []
-    if summary.get("chance"):
-        table.append(Row("chance", "Chance", "guessing", _cells(summary["chance"], {})))
+    chance = summary.get("chance") or {}
+    if any(score is not None for score in chance.values()):
+        table.append(Row("chance", "Chance", "guessing", _cells(chance, {})))
     for key in order:
         title, note = _title(key)
         reference = {} if key == "start" else start
         table.append(Row(key, title, note, _cells(result[key], reference)))
     return table
+
+
+def why_none(summary: Summary) -> str:
+    """Why there are no scores, "" where there are."""
+    if rows(summary):
+        return ""
+    if summary:
+        return (
+            "nothing was measured: the data set holds nothing that its protocol can measure with "
+            "this encoder; the run's warnings say what is missing."
+        )
+    return "summary.json is missing or holds no scores, so this run has not finished."
 
 
 def headline(summary: Summary) -> str:

@@ -45,6 +45,7 @@ class Method:
 ROWS = {
     "start": ("Start", "before training"),
     "final": ("Full method", "after the last epoch"),
+    "selected": ("Epoch best on validation identities", "not the last epoch"),
 }
 
 SCORES = {
@@ -90,7 +91,7 @@ PHASES = {
 
 WHOLE_RUN = {
     "generate": "Draw the people",
-    "start": "Score the start",
+    "start": "Check and prepare",
     "train": "Train",
     "evaluate": "Score the result",
     "total": "Total",

@@ -115,6 +115,8 @@ class Source:
     def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
         result = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
+        for note in result.notes:
+            log.warning("%s: %s", self.path, note)
         splits: dict[str, Split] = {name: getattr(result, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
         return tuple(sample for split in chosen for sample in split.samples)

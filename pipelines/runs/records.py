@@ -27,6 +27,11 @@ class ProtocolScores(TypedDict):
     num_invalid_queries: int
 
 
+def is_drawn(scores: ProtocolScores) -> bool:
+    """Whether a protocol draws galleries, so that its deviation says something."""
+    return any(scores.get("std", {}).values())
+
+
 ScoreTable = dict[str, ProtocolScores]
 """By "<protocol>/<mode>/<direction>"."""
 

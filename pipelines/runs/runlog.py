@@ -195,16 +195,26 @@ def append_metrics(run_dir: Path, line: EpochLine) -> None:
 
 def read_metrics(run_dir: Path) -> Iterator[EpochLine]:
     """The epochs logged so far; a line that a killed run left unfinished is passed over."""
+    return (epoch for _, epoch in numbered_metrics(run_dir) if epoch is not None)
+
+
+def numbered_metrics(run_dir: Path) -> Iterator[tuple[int, EpochLine | None]]:
+    """Every line of the log, from 1, that is not empty: its epoch, or None where it is damaged."""
     path = run_dir / METRICS
     if not path.exists():
         return
-    for text in path.read_text().splitlines():
-        try:
-            line: EpochLine = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict):
-            yield line
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, text in enumerate(lines, start=1):
+        if text.strip():
+            yield number, _epoch(text)
+
+
+def _epoch(text: str) -> EpochLine | None:
+    try:
+        line: EpochLine = json.loads(text)
+        return {**line, "stage": str(line["stage"]), "epoch": int(line["epoch"])}
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
 
 
 def first_difference(one: Path, other: Path) -> tuple[str, int] | None:

@@ -12,6 +12,7 @@ manifest_rows.py  the rows of a manifest
 cell_values.py  what a cell of a table means
 lists.py     the text files that name identities and images
 roadscene.py  aligned pairs of a street, cut into a tree in SYSU-MM01's layout
+recipes.py   trees that a program writes: whether one is there, begun or whole
 counts.py    how many identities and images there are, beside what was published
 synthetic/   a generated world, written in the layouts of the real data sets
 """

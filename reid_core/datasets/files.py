@@ -45,6 +45,7 @@ class ImageFiles:
         self._root, self._refused = Path(root), refused
         self._hidden: Counter[str] = Counter()
         self._links: list[str] = []
+        self._deeper: list[str] = []
 
     def below(self, top: str = "") -> Iterator[str]:
         """Images of a folder and of all folders in it, folder by folder in the order of names.
@@ -90,6 +91,28 @@ class ImageFiles:
                 "more cameras in a manifest (data.kind=manifest)"
             )
 
+    def besides(self, folder: str, read: Collection[str]) -> tuple[list[str], int]:
+        """What of a folder holds images and is not read.
+
+        Args:
+            folder: below the root; "" is the root.
+            read: names of the folders in it that are read.
+
+        Returns:
+            Paths of other folders that hold images somewhere, and the number of images right in it.
+        """
+        listing = ImageFiles(self._root, refused=lambda _: None)  # whose notes nobody asks for
+        place = _Folder(folder, os.path.realpath(self._root / folder))
+        entries = list(listing._entries(place, set()))
+        others = [
+            entry.below
+            for entry in entries
+            if isinstance(entry, _Folder)
+            and Path(entry.below).name not in read
+            and listing._has_images(entry.below)
+        ]
+        return others, sum(isinstance(entry, str) for entry in entries)
+
     def directly_in(self, folder: str) -> list[str]:
         """Images of one folder alone, sorted; none where there is no such folder. See `below`."""
         if not (self._root / folder).is_dir():
@@ -111,7 +134,17 @@ class ImageFiles:
                 f"passed over: {len(self._links):,} linked folders whose images are listed by "
                 f"another path ({', '.join(self._links[:_SHOWN])}{more})"
             )
+        listing = ImageFiles(self._root, refused=lambda _: None)
+        if deeper := [folder for folder in self._deeper if listing._has_images(folder)]:
+            more = f" and {len(deeper) - _SHOWN} more" if len(deeper) > _SHOWN else ""
+            notes.append(
+                f"not read: {len(deeper):,} folders within those of identities that hold images "
+                f"({', '.join(deeper[:_SHOWN])}{more})"
+            )
         return tuple(notes)
+
+    def _has_images(self, folder: str) -> bool:
+        return next(self.below(folder), None) is not None
 
     def _entries(self, folder: _Folder, followed: set[str] | None) -> Iterator[str | _Folder]:
         """Images and folders of a folder, by name; `followed` is None where only images count."""
@@ -142,7 +175,9 @@ class ImageFiles:
                 continue
             if not is_folder:
                 yield path
-            elif followed is not None:
+            elif followed is None:
+                self._deeper.append(path)
+            else:
                 is_link = entry.is_symlink()
                 real = (
                     os.path.realpath(self._root / path)

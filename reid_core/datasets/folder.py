@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,14 +34,17 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
     Returns:
         Per split visible, then infrared records, sorted by path. ``pid`` numbers the names of the
-        identities in sorted order; cameras are unknown.
+        identities in sorted order; cameras are unknown. What holds images and is none of these
+        folders is not read and stands in the notes.
 
     Raises:
-        ValueError: there is no image at any of these places.
+        ValueError: there is no image at any of these places, or a folder with images has one of
+            these names in another case.
     """
     root = Path(root)
     tops = {split: f"{split}/" for split in _SPLITS if (root / split).is_dir()} or {"train": ""}
     files = ImageFiles(root)
+    beside = tuple(_not_read(files, root, [top.rstrip("/") for top in tops.values()]))
     result = {
         (split, modality): _images(files, f"{top}{modality}")
         for split, top in tops.items()
@@ -64,7 +68,50 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             f"{root / 'infrared' / 'b.jpg'}, or {root / 'train' / 'visible' / 'anna' / 'a.jpg'}"
         )
     train, val, test = splits
-    return Dataset("folder", root, train, val, test, files.notes())
+    return Dataset("folder", root, train, val, test, (*beside, *files.notes()))
+
+
+def _not_read(files: ImageFiles, root: Path, tops: list[str]) -> Iterator[str]:
+    """Sentences about what holds images beside the folders that are read.
+
+    Args:
+        files: of the root.
+        root: of the tree.
+        tops: folders that hold those of the modalities; "" is the root.
+
+    Raises:
+        ValueError: the name of such a folder differs from one that is read in its case alone.
+    """
+    modalities = tuple(map(str, _MODALITIES))
+    places: dict[str, tuple[str, ...]] = dict.fromkeys(tops, modalities)
+    if "" not in places:
+        places = {"": _SPLITS, **places}
+    for place, names in places.items():
+        folders, num_images = files.besides(place, names)
+        folders = [one for one in folders if not _is_read(root / one, names)]
+        for one in folders:
+            meant = Path(one).name.lower()
+            if Path(one).name != meant and meant in (*names, *(() if place else _SPLITS)):
+                raise ValueError(
+                    f"{root / one} holds images and is not read: {meant} is written in small "
+                    "letters, so rename it, or move its images"
+                )
+        if folders:
+            hold = "hold" if len(folders) > 1 else "holds"
+            yield f"not read: {', '.join(folders)}, which {hold} images; read are {_listed(names)}"
+        if num_images:
+            where = place or "the root"
+            yield f"not read: {num_images:,} images right in {where}; read are {_listed(names)}"
+
+
+def _is_read(path: Path, names: tuple[str, ...]) -> bool:
+    """Whether a folder is one that is read, by a link or where case does not count."""
+    others = (path.with_name(name) for name in names)
+    return any(other.is_dir() and other.samefile(path) for other in others)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _images(files: ImageFiles, top: str) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 _ID = re.compile(r"\s*[0-9]{1,18}\s*")
@@ -66,6 +67,22 @@ def read_identities(path: Path, *, example: str) -> list[tuple[str, int]]:
     if not images:
         raise ValueError(f"{path} is empty: it should list images, e.g. {example!r}")
     return images
+
+
+def unlisted_identities(
+    folders: Collection[str], listed: Collection[str], lists: str
+) -> Iterator[str]:
+    """A sentence about identities that have folders and stand in no list; none without any.
+
+    Args:
+        folders: names of the folders; what is no number is none of an identity.
+        listed: names of the folders that are read.
+        lists: what lists them.
+    """
+    left = sorted(name for name in folders if name.isdecimal() and name not in listed)
+    if left:
+        named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
+        yield f"{len(left)} identities stand in no list of {lists} and are not read: {named}"
 
 
 def _text(path: Path) -> str:

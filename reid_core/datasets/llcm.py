@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import read_identities, read_ids
+from reid_core.datasets.lists import read_identities, read_ids, unlisted_identities
 from reid_core.protocols import llcm
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -53,8 +54,14 @@ def read(root: str | os.PathLike[str]) -> Dataset:
     files = ImageFiles(root)
     test = _test(root, ids, files)
     further = (files.further_cameras(f"test_{name}", CAMERAS[m]) for m, name in _NAMES.items())
-    notes = (*files.notes(), *chain.from_iterable(further))
+    notes = (*files.notes(), *chain.from_iterable(further), *_unlisted(root, ids))
     return Dataset("llcm", root, train, Split(()), test, notes)
+
+
+def _unlisted(root: Path, ids: list[int]) -> Iterator[str]:
+    cameras = (root / f"test_{name}" / f"cam{n}" for m, name in _NAMES.items() for n in CAMERAS[m])
+    folders = {path.name for camera in cameras if camera.is_dir() for path in camera.iterdir()}
+    return unlisted_identities(folders, {f"{pid:04d}" for pid in ids}, "idx")
 
 
 def _train(root: Path) -> Split:

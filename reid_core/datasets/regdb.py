@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import read_identities
+from reid_core.datasets.lists import read_identities, unlisted_identities
 from reid_core.protocols import both_ways
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -45,7 +45,10 @@ def read(root: str | os.PathLike[str], *, trial: int = 1) -> Dataset:
                 f"{root / folder} is missing: a RegDB root holds Visible, Thermal and idx"
             )
     train, test = (_list_split(root, split, trial) for split in ("train", "test"))
-    return Dataset("regdb", root, train, Split(()), test)
+    folders = {path.name for name in ("Visible", "Thermal") for path in (root / name).iterdir()}
+    listed = {Path(sample.image).parent.name for sample in (*train.samples, *test.samples)}
+    notes = tuple(unlisted_identities(folders, listed, f"idx for trial {trial}"))
+    return Dataset("regdb", root, train, Split(()), test, notes)
 
 
 def _list_split(root: Path, split: str, trial: int) -> Split:

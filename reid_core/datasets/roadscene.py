@@ -10,6 +10,7 @@ Data: hanna-xu/RoadScene, 221 pairs, folders crop_HR_visible and cropinfrared.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -20,12 +21,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from reid_core.datasets import recipes
+from reid_core.datasets.counts import EXPECTED
+
 VISIBLE, INFRARED = (1, 2, 4, 5), (3, 6)
 JITTER = {"easy": 0.35, "default": 0.7, "hard": 1.0}
 """Shift, scale and rotation of a track; 1 is +-12 %, 0.9 to 1.15, +-6 degrees."""
 DEGRADE = {"easy": 0.6, "default": 1.0, "hard": 1.3}
 """Strength of color cast, exposure, blur and noise."""
 
+_WORLD = 1  # raise it when what is cut or drawn changes
+_RECIPE, _SPLITS = "roadscene.json", ("train", "val", "test")
 _FOLDERS = {"visible": "crop_HR_visible", "infrared": "cropinfrared"}
 _WIDTH, _HEIGHT = 64, 128  # of a patch in thermal pixels, and of the images that are written
 _MARGIN, _STEP = 8, 16
@@ -50,9 +56,12 @@ def write(
 ) -> dict[str, int]:
     """Write the places as a tree that `reid_core.datasets.sysu` reads.
 
+    A folder that already holds exactly this tree is left as it is; one whose writing was
+    interrupted is completed, and is no data set before.
+
     Args:
         source: a checkout of RoadScene, or the two folders of it that are needed.
-        out: folder of the tree.
+        out: folder of the tree; it may exist if it is empty.
         seed: of cameras, splits, places and frames: same seed, same files.
         difficulty: a key of `JITTER`.
         per_scene: most places of a scene; their patches do not overlap.
@@ -61,16 +70,41 @@ def write(
         Number of identities in train, val and test.
 
     Raises:
-        ValueError: an unknown difficulty, no such folders, an image without its partner.
+        ValueError: an unknown difficulty, no such folders, an image without its partner, or a
+            folder with other content.
     """
     if difficulty not in JITTER:
         raise ValueError(f"difficulty {difficulty!r}: choose one of {', '.join(JITTER)}")
+    scenes = _scenes(source)
+    recipe = {
+        "seed": seed,
+        "difficulty": difficulty,
+        "per_scene": per_scene,
+        "scenes": _fingerprint(source, scenes),
+        "world": _WORLD,
+    }
+    if recipes.is_complete(out, recipe, _RECIPE, called="places of RoadScene"):
+        expected = json.loads((out / EXPECTED).read_text())
+        return {name: expected.get(name, _expected(0))["visible"]["ids"] for name in _SPLITS}
+    recipes.begin(out, recipe, _RECIPE)
+    pids = _write_images(source, scenes, out, seed, difficulty, per_scene)
+    (out / "exp").mkdir(exist_ok=True)
+    for name, numbers in pids.items():
+        (out / "exp" / f"{name}_id.txt").write_text(",".join(map(str, numbers)))
+    counts = {name: _expected(len(numbers)) for name, numbers in pids.items() if numbers}
+    recipes.finish(out, counts)
+    return {name: len(numbers) for name, numbers in pids.items()}
+
+
+def _write_images(
+    source: Path, scenes: list[str], out: Path, seed: int, difficulty: str, per_scene: int
+) -> dict[str, list[int]]:
+    """The images of all places; which places are in a split."""
     rng = np.random.default_rng(seed)
     strength, jitter = DEGRADE[difficulty], JITTER[difficulty]
     cameras = {number: _camera(number, rng, strength) for number in (*VISIBLE, *INFRARED)}
-    scenes = _scenes(source)
     split_of = _split(scenes, rng)
-    pids: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    pids: dict[str, list[int]] = {name: [] for name in _SPLITS}
     for scene in scenes:
         images = {name: Image.open(source / f / scene) for name, f in _FOLDERS.items()}
         thermal, seen = images["infrared"].convert("L"), images["visible"].convert("RGB")
@@ -87,12 +121,14 @@ def write(
                     pixels = _cut(shown, factor, corner, view)
                     image = _shoot(pixels, camera, gain, rng)
                     image.save(folder / f"{place:04d}.jpg", quality=camera.quality)
-    (out / "exp").mkdir(exist_ok=True)
-    for name, numbers in pids.items():
-        (out / "exp" / f"{name}_id.txt").write_text(",".join(map(str, numbers)))
-    counts = {name: _expected(len(numbers)) for name, numbers in pids.items() if numbers}
-    (out / "expected.json").write_text(json.dumps(counts, indent=1) + "\n")
-    return {name: len(numbers) for name, numbers in pids.items()}
+    return pids
+
+
+def _fingerprint(source: Path, scenes: list[str]) -> str:
+    """Of the images that the places are cut from: their names and sizes."""
+    files = [source / folder / scene for folder in _FOLDERS.values() for scene in scenes]
+    listed = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+    return hashlib.sha256(listed.encode()).hexdigest()[:16]
 
 
 def _expected(num_places: int) -> dict[str, dict[str, int]]:

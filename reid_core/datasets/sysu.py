@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reid_core.datasets.files import ImageFiles
 from reid_core.datasets.layouts import Layout
-from reid_core.datasets.lists import read_ids
+from reid_core.datasets.lists import read_ids, unlisted_identities
 from reid_core.protocols import sysu
 from reid_core.types import Dataset, Modality, Sample, Split
 
@@ -72,13 +72,9 @@ def _list_split(root: Path, split: str, ids: list[int], files: ImageFiles) -> Sp
 
 
 def _unlisted(root: Path, ids: dict[str, list[int]]) -> Iterator[str]:
-    """A sentence about the identities that have folders and stand in no list."""
     folders = {path.name for camera in CAMERAS for path in (root / f"cam{camera}").iterdir()}
     listed = {f"{pid:04d}" for split in ids.values() for pid in split}
-    left = sorted(name for name in folders - listed if name.isdecimal())
-    if left:
-        named = ", ".join(left[:5]) + (", ..." if len(left) > 5 else "")
-        yield f"{len(left)} identities stand in no list of exp and are not read: {named}"
+    return unlisted_identities(folders, listed, "exp")
 
 
 LAYOUT = Layout(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reid_core.datasets import recipes
 from reid_core.datasets.synthetic.cameras import Camera, film
 from reid_core.datasets.synthetic.identities import VIEWS, Identity, draw_identity
 from reid_core.datasets.synthetic.palettes import (
@@ -33,7 +33,7 @@ _IDENTITIES, _IDS, _DYES, _SHOTS = range(4)
 _SIGHT = 6  # after those of `trees`
 _JPEG_QUALITY = 92
 _MISMATCHED = ("sysu", "llcm")
-_EXPECTED, _RECIPE, _MANIFEST = "expected.json", "synthetic.json", "manifest.csv"
+_RECIPE, _MANIFEST = "synthetic.json", "manifest.csv"
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,18 @@ def write(
     recipe = Recipe(num_identities, seed, layout, difficulty, height, test_share, mismatch=mismatch)
     _check(recipe, workers)
     root = Path(root)
-    if _is_complete(root, recipe):
+    as_written, before = asdict(recipe), {"mismatch": 0.0}  # trees of version 0.2 do not name it
+    called = "a generated data set"
+    if recipes.is_complete(root, as_written, _RECIPE, called=called, before=before):
         return
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        (root / _RECIPE).write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+        recipes.begin(root, as_written, _RECIPE)
         _write_images(root, recipe, workers)
         splits = _splits(recipe)
         LAYOUTS[layout].write_lists(root, _world(recipe))
         if not LAYOUTS[layout].captions:
             _write_manifest(root, recipe)
-        # Last, so that its presence says that all the rest is there.
-        counts = json.dumps(_expected(recipe, splits), indent=1) + "\n"
-        (root / _EXPECTED).write_text(counts)
+        recipes.finish(root, _expected(recipe, splits))
     except OSError as error:
         raise OSError(
             error.errno,
@@ -138,25 +137,6 @@ def _check(recipe: Recipe, workers: int) -> None:
         )
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1")
-
-
-def _is_complete(root: Path, recipe: Recipe) -> bool:
-    """True if the root holds this very tree, False if it may be written to."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    try:
-        result = json.loads((root / _RECIPE).read_text())
-    except (OSError, ValueError):
-        result = None
-    if isinstance(result, dict):
-        result = {"mismatch": 0.0} | result  # trees of version 0.2 do not name it
-    if result != asdict(recipe):
-        held = "something else" if result is None else f"a generated data set of {result}"
-        raise ValueError(
-            f"{root} exists and holds {held}, not {asdict(recipe)}; choose another root or "
-            "remove it"
-        )
-    return (root / _EXPECTED).exists()
 
 
 def _generator(seed: int, *key: int) -> np.random.Generator:

@@ -140,16 +140,17 @@ class Images:
         return {f"{settings.HANDED_WEIGHTS}{n}": x for n, x in encoder.state_dict().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Banks and labels of the epoch."""
+        """Banks and labels of the epoch, and pairs of equal ones where they hold for both."""
         state = {
             f"bank.{name}.{part}": bank.cpu()
             for name, memory in self._memories.items()
             for part, bank in memory.state_dict().items()
         }
-        return state | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        state |= {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        return state | {"pairs": torch.tensor(self._epoch.pairs)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The banks; labels came with the epoch."""
+        """The banks; labels and pairs came with the epoch."""
         for name, memory in self._memories.items():
             memory.load_state_dict(_below(state, f"bank.{name}."))
 

@@ -126,12 +126,13 @@ class Train:
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Banks and labels of the epoch."""
+        """Banks, labels and pairs of the epoch."""
         result = {f"bank.{m}": self._prototypes.memories[m].bank.cpu() for m in INPUTS}
-        return result | {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        result |= {f"labels.{m}": torch.tensor(self._epoch.labels[m]) for m in INPUTS}
+        return result | {"pairs": torch.tensor(self._epoch.pairs)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The banks; labels came with the epoch."""
+        """The banks; labels and pairs came with the epoch."""
         for m, memory in self._prototypes.memories.items():
             memory.bank = state[f"bank.{m}"].to(memory.bank.device).clone()
 

@@ -88,6 +88,14 @@ def test_regdb_has_ten_trials_and_three_folders(thermal: Path) -> None:
         regdb.read(thermal)
 
 
+def test_regdb_tells_of_identities_that_stand_in_no_list(thermal: Path) -> None:
+    assert regdb.read(thermal).notes == ()
+    touch(thermal, "Visible/44/v.bmp", "Thermal/idx/t.bmp")
+    assert regdb.read(thermal).notes == (
+        "1 identities stand in no list of idx for trial 1 and are not read: 44",
+    )
+
+
 @pytest.fixture
 def dark(tmp_path: Path) -> Path:
     """LLCM: identity 1 trains, identities 3 and 12 are tested."""
@@ -123,8 +131,13 @@ def test_llcm_test_rows_are_sorted_and_camera_3_has_no_infrared(dark: Path) -> N
 
 
 def test_llcm_tells_of_cameras_that_it_does_not_have(dark: Path) -> None:
-    (note,) = (note for note in llcm.read(dark).notes if "not read" in note)
+    (note,) = (note for note in llcm.read(dark).notes if "cam1" in note)
     assert note.startswith("test_nir/cam3: not read, since the data set has cam1, cam2, cam4,")
+
+
+def test_llcm_tells_of_identities_that_stand_in_no_list(dark: Path) -> None:
+    (note,) = (note for note in llcm.read(dark).notes if "no list" in note)
+    assert note == "1 identities stand in no list of idx and are not read: 0099"
 
 
 def test_llcm_names_what_is_missing(dark: Path) -> None:
@@ -252,6 +265,71 @@ def test_a_folder_is_one_identity_in_both_modalities_and_all_splits(
     assert dataset.train.pids.tolist() == [1, 1]
     assert dataset.test.pids.tolist() == [0, 0]
     assert dataset.train.samples[1].image == "train/infrared/zoe/night/b.jpg"
+
+
+@pytest.mark.parametrize(
+    ("beside", "note"),
+    [
+        (
+            ("visible/anna/a.jpg",),
+            "not read: visible, which holds images; read are train, val and test",
+        ),
+        (
+            ("validation/visible/a.jpg", "gallery/a/b/c.png", "notes/a.txt"),
+            "not read: gallery, validation, which hold images; read are train, val and test",
+        ),
+        (
+            ("test/thermal/anna/a.jpg",),
+            "not read: test/thermal, which holds images; read are visible and infrared",
+        ),
+        (
+            ("a.jpg", "train/b.jpg", "train/c.jpg"),
+            "not read: 1 images right in the root; read are train, val and test",
+        ),
+        ((".cache/a.jpg", "@eaDir/a.jpg", "empty/readme.txt"), ""),
+    ],
+)
+def test_images_beside_the_folders_that_are_read_are_told(
+    tmp_path: Path, beside: tuple[str, ...], note: str
+) -> None:
+    touch(tmp_path, "train/visible/a.jpg", "train/infrared/a.jpg", "test/visible/a.jpg", *beside)
+    dataset = folder.read(tmp_path)
+    assert (len(dataset.train), len(dataset.test)) == (2, 1)
+    assert dataset.notes[:1] == ((note,) if note else ())
+    images = "train/b.jpg" in beside
+    assert dataset.notes[1:] == (
+        ("not read: 2 images right in train; read are visible and infrared",) if images else ()
+    )
+
+
+def test_images_beside_the_folders_of_a_tree_without_splits_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "visible/a.jpg", "infrared/a.jpg", "validation/visible/b.jpg")
+    assert folder.read(tmp_path).notes == (
+        "not read: validation, which holds images; read are visible and infrared",
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "name", "meant"),
+    [
+        (("train/visible/a.jpg", "test/VISIBLE/a.jpg"), "test/VISIBLE", "visible"),
+        (("train/visible/a.jpg", "Test/visible/a.jpg"), "Test", "test"),
+        (("Train/visible/a.jpg", "Train/infrared/a.jpg"), "Train", "train"),
+        (("visible/a.jpg", "Infrared/a.jpg"), "Infrared", "infrared"),
+    ],
+)
+def test_a_folder_whose_name_differs_in_case_alone_is_refused(
+    tmp_path: Path, images: tuple[str, ...], name: str, meant: str
+) -> None:
+    touch(tmp_path, *images)
+    with pytest.raises(ValueError, match=rf"{name} holds images .*: {meant} is .*rename"):
+        folder.read(tmp_path)
+
+
+def test_a_link_to_a_folder_that_is_read_is_not_told(tmp_path: Path) -> None:
+    touch(tmp_path, "visible/a.jpg", "infrared/a.jpg")
+    (tmp_path / "Visible").symlink_to(tmp_path / "visible")
+    assert folder.read(tmp_path).notes == ()
 
 
 def test_a_folder_without_images_says_how_it_should_look(tmp_path: Path) -> None:

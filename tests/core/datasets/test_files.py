@@ -77,6 +77,15 @@ def test_what_tools_leave_behind_is_no_image_and_no_identity(tmp_path: Path) -> 
     assert ".ipynb_checkpoints" in note
 
 
+def test_folders_where_images_are_expected_are_told_if_they_hold_some(tmp_path: Path) -> None:
+    touch(tmp_path, "cam1/0001/a.jpg", "cam1/0001/more/b.jpg", "cam1/0001/lists/b.txt")
+    files = ImageFiles(tmp_path)
+    assert files.directly_in("cam1/0001") == ["cam1/0001/a.jpg"]
+    assert files.notes() == (
+        "not read: 1 folders within those of identities that hold images (cam1/0001/more)",
+    )
+
+
 def test_a_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "visible").mkdir()
     Path(os.fsdecode(os.fsencode(tmp_path / "visible") + b"/Stra\xdfe.jpg")).write_bytes(b"")

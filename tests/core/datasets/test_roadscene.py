@@ -38,6 +38,52 @@ def test_places_are_seen_by_six_cameras_in_tracks(source: Path, tmp_path: Path) 
     assert np.ptp(thermal, axis=2).max() < 30, "gray"
 
 
+def test_a_folder_with_another_tree_is_not_touched(source: Path, tmp_path: Path) -> None:
+    counts = roadscene.write(source, tmp_path / "tree", per_scene=2)
+    before = contents(tmp_path / "tree")
+    assert roadscene.write(source, tmp_path / "tree", per_scene=2) == counts
+    for other in ({"seed": 1}, {"per_scene": 1}, {"difficulty": "easy"}):
+        with pytest.raises(ValueError, match=r"holds places of RoadScene .*choose another"):
+            roadscene.write(source, tmp_path / "tree", **{"per_scene": 2, **other})
+    (source / "cropinfrared" / "FLIR_00040.jpg").unlink()
+    with pytest.raises(ValueError, match="exists and holds places"):
+        roadscene.write(source, tmp_path / "tree", per_scene=2)
+    assert contents(tmp_path / "tree") == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ValueError, match="something else"):
+        roadscene.write(source, tmp_path / "mine")
+
+
+def test_what_was_killed_is_no_data_set_until_it_is_completed(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, tree = tmp_path / "whole", tmp_path / "tree"
+    counts = roadscene.write(source, whole)
+    saved: list[Path] = []
+    save = Image.Image.save
+
+    def dies(image: Image.Image, path: Path, **how: int) -> None:
+        if len(saved) == 40:
+            Path(path).write_bytes(b"half")
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(image, path, **how)
+
+    monkeypatch.setattr(Image.Image, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        roadscene.write(source, tree)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="train_id"):
+        sysu.read(tree)
+    assert roadscene.write(source, tree) == counts
+    assert contents(tree) == contents(whole)
+
+
+def contents(tree: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(tree)): p.read_bytes() for p in tree.rglob("*") if p.is_file()}
+
+
 def test_the_reader_takes_it(tmp_path: Path) -> None:
     """Eighteen scenes are three runs of neighbors: one trains, one validates, one is tested."""
     for folder in ("crop_HR_visible", "cropinfrared"):

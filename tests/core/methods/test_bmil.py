@@ -409,6 +409,21 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
     assert all(x.requires_grad is False for x in banks().values())
 
 
+def test_the_state_says_which_labels_hold_for_both_modalities(clip: backbones.Backbone) -> None:
+    """Joint labels are those of both; the first stage's say nothing across modalities."""
+    config = config_of()
+    for name in ("intra", "joint"):
+        epoch = epoch_of(config, name)
+        stage = opening.open_stage(config, name, Opening(clip, **SIZE, handed={}, seed=0))
+        stage.begin_epoch(0, epoch.for_workers())
+        state = stage.state_dict()
+        visible, infrared = (set(state[f"labels.{m}"].tolist()) - {-1} for m in INPUTS)
+        both = sorted(visible & infrared) if name == "joint" else []
+        assert len(both) > 1 or name == "intra"
+        assert state["pairs"].tolist() == [[label, label] for label in both]
+        stage.load_state_dict({key: x for key, x in state.items() if key != "pairs"})  # of before
+
+
 def test_stage_two_starts_from_the_weights_of_stage_one(clip: backbones.Backbone) -> None:
     config = config_of()
     first = opening.open_stage(config, "intra", Opening(clip, **SIZE, handed={}, seed=0))

@@ -347,6 +347,22 @@ def test_ids_in_the_training_list_do_not_reach_any_loss(tmp_path: Path, small) -
     assert first == train_one_epoch(after, small)
 
 
+def test_the_state_says_which_clusters_occur_in_one_pair(small) -> None:
+    together = np.array([[0, 2], [0, 2], [3, 2], [1, 1]])
+    stage = opening.open_stage(
+        config(), "train", Opening(small, height=64, width=32, handed={}, seed=0)
+    )
+    epoch = Epoch(
+        labels={VISIBLE: np.array([0, 3, 1, 2]), TEXT: np.array([2, 2, 1, 0])},
+        prototypes={m: unit(n, seed=n).numpy() for m, n in CLUSTERS.items()},
+        pairs=together,
+    )
+    stage.begin_epoch(0, epoch)
+    state = stage.state_dict()
+    assert state["pairs"].tolist() == together.tolist()
+    stage.load_state_dict({key: x for key, x in state.items() if key != "pairs"})  # of before
+
+
 def test_masked_words_change_the_step(tmp_path: Path, small) -> None:
     dataset = LAYOUTS["cuhk"].read(write_json(tmp_path, [1] * 6))
     masked = train_one_epoch(dataset, small, text_mask=0.3)

@@ -14,7 +14,13 @@ from pipelines.config import run as configuration
 from pipelines.data.prepare import fit_rows, inputs_of, read
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
-from pipelines.evaluation.calibrate import _with_images, _within, calibrate, calibrate_finished
+from pipelines.evaluation.calibrate import (
+    _classes,
+    _with_images,
+    _within,
+    calibrate,
+    calibrate_finished,
+)
 from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.evaluation.encoder import open_encoder
@@ -75,6 +81,66 @@ def test_on_the_clusters_of_the_last_epoch(run: Path, tmp_path: Path) -> None:
     assert made.source == PSEUDO
     assert "expect less" in made.caution
     assert 0 < made.maps["infrared visible"].prior < 0.5, "matched clusters are one class"
+
+
+def clustered(run: Path, **epoch: torch.Tensor) -> None:
+    """Gives a run the clusters of its training rows, one per identity, and what else is given."""
+    loaded = open_encoder(run)
+    train = fit_rows(read(loaded.config), loaded.config)
+    folder = checkpoint.find(run)
+    state = checkpoint.load(folder)
+    labels = {f"labels.{m}": torch.tensor(train.pids[train.rows(m)]) for m in loaded.modalities}
+    state |= {"epoch": labels | epoch}
+    del state["format"]
+    checkpoint.save(folder, state, {})
+
+
+def test_clusters_without_pairs_are_said_to_leave_out_their_modalities(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clustered(run)
+    made = calibrate(run, labels="pseudo")
+    assert set(made.maps) == {"infrared infrared", "visible visible"}
+    (message,) = caplog.messages
+    assert message.startswith("no probabilities between infrared and visible: 0 equal and ")
+
+
+def test_every_modality_without_known_clusters_is_named(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of another number of rows are none of these."""
+    clustered(run, **{"labels.infrared": torch.tensor([0, 1])})
+    made = calibrate(run, labels="pseudo")
+    assert set(made.maps) == {"visible visible"}
+    assert caplog.messages == [
+        "no probabilities between infrared and visible: nothing says who is who of infrared",
+        "no probabilities between infrared and infrared: nothing says who is who of infrared",
+    ]
+
+
+def test_labels_that_both_modalities_share_are_one_class_each() -> None:
+    """BMIL's joint labels: every label of both is paired with itself."""
+    labels = torch.tensor([0, 0, 1, 1, 2, -1])
+    assert equal_pairs(labels, labels, [[0, 0], [1, 1], [2, 2]]) == 9
+    assert equal_pairs(labels, labels, []) == 0
+
+
+def test_clusters_of_captions_belong_to_the_images_that_they_occur_with_most() -> None:
+    """CPCL's pairs repeat and contradict each other; what occurs with nothing stays alone."""
+    images, captions = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 2, 3])
+    pairs = [[0, 0], [2, 0], [2, 0], [1, 0], [1, 1], [0, 2], [1, 2]]
+    # the first cluster of captions means images of 2, the next one of 1, the next one of 0
+    assert equal_pairs(images, captions, pairs) == 2 + 1 + 1
+
+
+def equal_pairs(visible: torch.Tensor, infrared: torch.Tensor, pairs: list[list[int]]) -> int:
+    """How many pairs of a row of either modality are one class, of clusters and their pairs."""
+    sides = {Modality.VISIBLE: visible, Modality.INFRARED: infrared}
+    split = Split(tuple(Sample(f"{m}{i}", m) for m, y in sides.items() for i in range(len(y))))
+    epoch = {f"labels.{m}": y for m, y in sides.items()}
+    known = _classes(epoch | {"pairs": torch.tensor(pairs).reshape(-1, 2)}, split, tuple(sides))
+    first, second = (known[m].classes for m in sides)
+    return int(np.equal.outer(first, second).sum())
 
 
 def test_identities_that_were_trained_on_are_no_validation_identities(

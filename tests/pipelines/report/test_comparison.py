@@ -117,6 +117,27 @@ def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:
     assert html.count("<svg") == 2
 
 
+def test_epochs_that_validation_identities_select_are_compared_as_such(
+    save: Save, tmp_path: Path
+) -> None:
+    runs = [save("a", 0, 40.0), save("b", 1, 44.0)]
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        rows = summary["rows"]
+        rows |= {"selected": {**rows["final"], "rank1": rows["final"]["rank1"] + 2}}
+        (run / "summary.json").write_text(json.dumps(summary))
+    groups = comparison.read(runs)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison.table(groups))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    (line,) = (line for line in lines if "Epoch best on validation identities" in line)
+    assert "44.0 ± 2.8" in line
+    result = Page(comparison.write(groups, tmp_path / "c.html").read_text(encoding="utf-8"))
+    assert result.says("Epoch best on validation identities not the last epoch")
+    assert not result.says("After selected")
+    assert result.text.index("Full method") < result.text.index("Epoch best")
+
+
 def test_unlike_protocols_are_not_compared(save: Save) -> None:
     run = save("b", 1, 44.0)
     summary = json.loads((run / "summary.json").read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import yaml
 
-from pipelines.report import ranking_panels, ranklists
+from pipelines.report import ranking_panels, ranklists, run_warnings
 from pipelines.report.page import write
 from pipelines.report.run import read
+from pipelines.runs import runlog, warned
 from tests.pipelines.fake_run import Page, epoch_line, fake_evaluation, fake_run, small_run
 
 
@@ -77,9 +79,16 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("Peak memory of a GPU: 5.0 GiB")
     assert page.says("align.swap.when epoch")
     assert page.says("38.2 ± 1.3")
-    assert page.says("4 March 2026, 09:05")
+    assert page.says("4 March 2026, 09:05 UTC")
     assert page.classes()["left-out"] == 2, "heat maps and calibration"
     assert page.says("heat maps need the trained encoder, and there is no checkpoint in this run")
+
+
+def test_what_precedes_training_is_called_what_it_is(page: Page) -> None:
+    """It is the gate, the wait for machines and reading; the start is scored while it trains."""
+    assert page.says(
+        "The whole run Draw the people 41.2 s Check and prepare 6.0 s Train 5 min 13 s"
+    )
 
 
 def test_every_quantity_has_its_chart(page: Page) -> None:
@@ -148,6 +157,79 @@ def test_bare_metrics_leave_out_the_rest_and_say_so(tmp_path: Path) -> None:
         assert page.says(sentence)
 
 
+def test_a_finished_run_without_evaluation_says_so(tmp_path: Path) -> None:
+    """Its summary has a place for the chance, and nothing in it."""
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    summary = {"rows": {}, "chance": {"rank1": None}, "seconds": {"train": 1.0}, "evaluation": {}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = Page(html_of(run))
+    assert page.says("nothing was measured: the data set holds nothing that")
+    assert not page.says("has not finished")
+    assert not page.says("guessing")
+
+
+def test_a_protocol_that_draws_no_gallery_has_no_deviation(tmp_path: Path) -> None:
+    """As in the terminal: a deviation of zero in every score is none."""
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    mean = {"rank1": 50.0, "mAP": 40.0}
+    evaluation = {
+        "cuhk/all/text->visible": {"mean": mean, "std": {"rank1": 0.0, "mAP": 0.0}},
+        "sysu/all/infrared->visible": {"mean": mean, "std": {"rank1": 0.0, "mAP": 0.3}},
+    }
+    (run / "summary.json").write_text(json.dumps({"rows": {}, "evaluation": evaluation}))
+    table = {row[0]: row[1:] for row in Page(html_of(run)).rows if len(row) == 8}
+    assert table["cuhk/all/text->visible"] == ["50.0", "", "", "40.0", "", "", ""]
+    assert table["sysu/all/infrared->visible"][:4] == ["50.0 ± 0.0", "", "", "40.0 ± 0.3"]
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        ("2026-03-04T01:05:00+02:00", "3 March 2026, 23:05 UTC"),
+        ("2026-03-04T01:05:00", "4 March 2026, 01:05"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_the_start_has_its_time_zone_where_it_is_known(
+    tmp_path: Path, started: str, shown: str
+) -> None:
+    run = small_run(tmp_path, {"stage": "train", "epoch": 0})
+    (run / "environment.json").write_text(json.dumps({"started": started}))
+    page = Page(html_of(run))
+    assert page.says(f"Started {shown} ")
+
+
+def test_what_a_run_warned_of_stands_on_its_page_once(tmp_path: Path) -> None:
+    epochs = [
+        {"stage": "align", "epoch": number, "warnings": ["few clusters", f"lost {number}"]}
+        for number in (0, 1)
+    ]
+    run = small_run(tmp_path, *epochs)
+    assert "warnings" not in Page(html_of(small_run(tmp_path / "quiet"))).values("id")
+    log = logging.getLogger("pipelines.data.prepare")
+    with warned.kept(run):
+        log.warning("left out: /data/a.jpg")
+        log.warning("left out: <b>\n  and another")
+        log.warning("left out: /data/a.jpg")
+    page = Page(html_of(run))
+    assert page.says("few clusters 2 times, last align, epoch 2")
+    assert page.says("lost 0 align, epoch 1")
+    assert page.says("left out: /data/a.jpg 2 times, last 20")
+    assert page.says("left out: <b> and another 20")
+    assert page.text.count("left out: /data/a.jpg") == 1
+    assert page.says("Warnings 5 warnings")
+
+
+def test_many_warnings_are_cut_and_counted(tmp_path: Path) -> None:
+    run = small_run(tmp_path, {"stage": "align", "epoch": 0, "warnings": "not a list"})
+    lines = [f"2026-03-04 09:05:{second:02d} warning {second}\n" for second in range(60)]
+    (run / warned.FILE).write_text("".join(lines), encoding="utf-8")
+    page = Page(html_of(run))
+    assert page.says("warning 0 2026-03-04 09:05:00")
+    assert not page.says(f"warning {run_warnings.SHOWN} ")
+    assert page.says(f"{60 - run_warnings.SHOWN} more stand in warnings.log")
+
+
 def test_pairing_is_told_of_the_epochs_that_had_it(tmp_path: Path) -> None:
     lines = [
         {"stage": stage, "epoch": epoch, "pairs": pairs}
@@ -201,12 +283,30 @@ def test_resumed_run_counts_a_repeated_epoch_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["3", "[]", "null", '{"epoch": 1}', '{"stage": "a", "epoch": "b"}']
+    "line",
+    [
+        b"3",
+        b"[]",
+        b"null",
+        b'{"epoch": 1}',
+        b'{"stage": "a", "epoch": "b"}',
+        b'{"stage": "a", "epoch": 1e400}',
+        b"\xff\xfe{",
+        b"[" * 100_000,
+    ],
 )
-def test_line_that_is_no_epoch_is_damaged(tmp_path: Path, line: str) -> None:
-    result = read(small_run(tmp_path, line))
-    assert result.epochs == ()
+def test_line_that_is_no_epoch_is_damaged(tmp_path: Path, line: bytes) -> None:
+    """For the report, which says so, and for training alike."""
+    run = small_run(tmp_path, {"stage": "a", "epoch": 0})
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(line + b'\n{"stage": "a", "epoch": 1}\n')
+    result = read(run)
+    assert [one["epoch"] for one in result.epochs] == [0, 1]
     assert len(result.notes) == 1
+    assert result.notes[0].startswith("Line 2 of metrics.jsonl is damaged")
+    assert [one["epoch"] for one in runlog.read_metrics(run)] == [0, 1]
+    runlog.rewind(run, "a", 0, ["a"])
+    assert [one["epoch"] for one in runlog.read_metrics(run)] == [0]
 
 
 def test_damaged_side_files_become_notes(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from pipelines.commands import training
 from pipelines.report import figures, panels, ranking_panels, ranklists, scores
 from pipelines.report.templates import duration
 from pipelines.report.terminal import summary_table
@@ -154,6 +155,37 @@ def test_terminal_shows_the_same_table() -> None:
     assert final.split()[:4] == ["Full", "method", "38.2", "+5.7"]
     assert "…" not in console.export_text(clear=False)
     assert any("[red]SYSU-MM01[/red]" in line for line in lines), "no markup from a summary"
+
+
+def test_what_validation_identities_select_is_no_stage() -> None:
+    """It stands after the last epoch's scores, which a run reports, unless it is that epoch."""
+    selected = {**SUMMARY["rows"]["final"], "rank1": 39.0}
+    summary = {**SUMMARY, "rows": {"selected": selected} | SUMMARY["rows"]}
+    *_, full, last = scores.rows(summary)
+    assert full.key == "final"
+    assert (last.title, last.note) == (
+        "Epoch best on validation identities",
+        "not the last epoch",
+    )
+    assert last.cells[0].value == "39.0"
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(summary_table(summary))
+    text = console.export_text()
+    assert "After selected" not in text
+    assert text.index("Full method") < text.index("Epoch best on") < text.index("39.0")
+    same = {**SUMMARY, "rows": {"selected": SUMMARY["rows"]["final"]} | SUMMARY["rows"]}
+    assert [row.key for row in scores.rows(same)] == ["chance", "start", "prepare", "final"]
+
+
+def test_the_terminal_says_that_nothing_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(training, "say", lines.append)
+    monkeypatch.setattr(training.console, "print", lines.append)
+    training.show({"rows": {}, "chance": {"rank1": None}, "seconds": {"train": 1.0}}, tmp_path)
+    assert lines[0].startswith("nothing was measured: ")
+    assert len(lines) == 2
 
 
 def test_terminal_table_of_an_unfinished_run_is_empty() -> None:

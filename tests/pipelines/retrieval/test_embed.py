@@ -319,6 +319,14 @@ class TestSource:
             ("a/day 1/visible/0.png", Modality.VISIBLE),
         ]
 
+    def test_what_a_layout_does_not_read_is_warned_of(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        draw_folder(tmp_path / "test", visible=1, infrared=0)
+        draw_folder(tmp_path / "gallery", visible=1, infrared=0)
+        assert len(list(Source(tmp_path, "folder").samples())) == 1
+        assert f"{tmp_path}: not read: gallery, which holds images" in caplog.text
+
     def test_unknown_modality_names_the_image_and_the_remedy(self, tmp_path: Path) -> None:
         Image.new("RGB", (8, 16)).save(tmp_path / "who.png")
         with pytest.raises(UserError, match=r"who\.png.*--modality visible"):
