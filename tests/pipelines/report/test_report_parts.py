@@ -15,6 +15,7 @@ from pipelines.commands import training
 from pipelines.report import figures, panels, ranking_panels, ranklists, scores
 from pipelines.report.templates import duration
 from pipelines.report.terminal import summary_table
+from pipelines.runs import console
 from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, epoch_line
 
 
@@ -182,7 +183,7 @@ def test_the_terminal_says_that_nothing_was_measured(
 ) -> None:
     lines: list[str] = []
     monkeypatch.setattr(training, "say", lines.append)
-    monkeypatch.setattr(training.console, "print", lines.append)
+    monkeypatch.setattr(console.console, "print", lines.append)
     training.show({"rows": {}, "chance": {"rank1": None}, "seconds": {"train": 1.0}}, tmp_path)
     assert lines[0].startswith("nothing was measured: ")
     assert len(lines) == 2
