@@ -300,5 +300,5 @@ def _identity(content: Mapping[str, Json], source: str) -> Tree:
     assert isinstance(written, dict)
     recipe = configuration.validate(written, source=source)
     remaining = content.keys() - {"budget", "base", "overrides", "recipe"}
-    decisive = {"recipe": recipe.identity(), "data.root": location(recipe.data.root)}
+    decisive: Tree = {"recipe": recipe.identity(), "data.root": location(recipe.data.root)}
     return {key: content[key] for key in remaining} | decisive

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -250,7 +251,7 @@ class TestBadInput:
         from pipelines.data.room import check_disk
 
         config, room = make_config(), 3 * 10**6 * 5 + 64 * 2**20  # weights, moments; 2 are kept
-        usage = type("Usage", (), {"free": room})
+        usage = SimpleNamespace(free=room)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         check_disk(config, [tmp_path / "run"], 10**6)
         for name in ("checkpoint_0/state.pt", "stages/prepare/state.pt", "within_epoch.pt"):
