@@ -147,6 +147,7 @@ def test_one_key_of_a_section_leaves_its_others_as_they_are() -> None:
 def test_a_rate_falls_at_rising_epochs_in_every_method(epochs: list[int]) -> None:
     """Any other order gives a schedule that nobody asked for (`reid_core.optim.warmup_steps`)."""
     whole = configuration.validate({"data": {"root": "/somewhere"}}, source="test")
+    falling: dict[str, Any]
     falling = {path: one for path, one in sections(whole) if hasattr(one, "milestones")}
     assert {"cclnet.align", "bmil.joint", "csdn.images"} <= falling.keys()
     for path, section in falling.items():
