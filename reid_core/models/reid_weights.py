@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.swin_transformer import PatchMerging
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,6 +96,23 @@ class _HalfInstance(nn.Module):
         return torch.cat([self.IN(first), self.BN(second)], dim=1)
 
 
+class PadsBeforeShift(SwinTransformerBlock):
+    """A block of SOLIDER's Swin: maps are padded to whole windows first and shifted then.
+
+    timm shifts first, so that the rows which wrap around meet others wherever a map is no multiple
+    of the window: 384 x 128, not 224 x 224.
+
+    Reference: SOLIDER, Chen et al., CVPR 2023; its public code has mmdetection's Swin.
+    """
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same; the mask of a shift is one of whole windows already."""
+        (height, width), (rows, columns) = x.shape[1:3], self.window_size
+        padded = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
+        result: Tensor = super()._attn(padded)  # type: ignore[no-untyped-call]
+        return result[:, :height, :width].contiguous()
+
+
 def _vit(name: str, *, ics: bool) -> Callable[[float], nn.Module]:
     def build(drop_path: float) -> nn.Module:
         model = timm.create_model(name, num_classes=0, img_size=TALL, drop_path_rate=drop_path)
@@ -118,6 +135,8 @@ def _swin(name: str) -> Callable[[float], nn.Module]:
             drop_path_rate=drop_path,
         )
         for layer in model.modules():
+            if isinstance(layer, SwinTransformerBlock):
+                layer.__class__ = PadsBeforeShift
             if isinstance(layer, PatchMerging):  # with a bias, which takes in the semantic shift
                 old = layer.reduction
                 layer.reduction = nn.Linear(old.in_features, old.out_features)

@@ -16,8 +16,10 @@ from reid_core.models import backbones, reid_weights
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.options import Options
 from reid_core.models.reid_weights import image_of
+from reid_core.models.towers import Fit, open_tower
 from reid_core.models.weight_files import Pixels, WeightFile
 from reid_core.types import Modality
+from tests.core.models.swin_oracle import solider_features
 
 
 def drawn(shapes: dict[str, tuple[int, ...]], *, seed: int = 0) -> dict[str, Tensor]:
@@ -235,6 +237,33 @@ def test_solider_merges_patches_as_unfold_lays_them_and_folds_its_controller_in(
     )
     expected = rows * F.softplus(scale) + shift
     torch.testing.assert_close(merged.flatten(1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(384, 128), (256, 128), (224, 224)])
+def test_soliders_features_are_those_of_a_slow_swin_that_pads_and_then_shifts(size, tmp_path):
+    """Of 384 x 128 the maps have 96 x 32, 48 x 16, 24 x 8 and 12 x 4 places: no window fits."""
+    state = drawn(swin_names())
+    torch.save(state, tmp_path / "swin.pth")
+    tower = open_tower(
+        backbones.load("solider/swin_tiny", str(tmp_path / "swin.pth")).visual, Fit(*size)
+    )
+    images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        maps = tower.trunk(tower.stem(images))
+    expected = solider_features(state, images)
+    torch.testing.assert_close(maps[0].permute(1, 2, 0), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_swin_of_timm_stays_timms():
+    model = backbones.load("timm/swin_tiny_patch4_window7_224").model
+    tower = open_tower(model, Fit(256, 128))
+    model.set_input_size((256, 128), window_size=7)
+    images = torch.randn(1, 3, 256, 128)
+    with torch.no_grad():
+        maps = tower.trunk(tower.stem(images)).permute(0, 2, 3, 1)
+        torch.testing.assert_close(maps, model.forward_features(images))
 
 
 @pytest.mark.slow

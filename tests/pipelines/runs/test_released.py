@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from pipelines.data.decode import read_image
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder
 from pipelines.runs.released import import_released
@@ -19,6 +20,7 @@ from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.towers import Fit, open_tower
 from tests.core.methods.test_csdn import as_released
+from tests.core.models.swin_oracle import solider_features
 from tests.core.models.test_reid_weights import drawn, swin_names, vit_names
 
 
@@ -88,11 +90,15 @@ def test_files_of_other_publishers_and_incomplete_ones_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_solider_at_the_size_of_its_authors(tmp_path):
-    torch.save({f"base.{k}": v for k, v in drawn(swin_names()).items()}, tmp_path / "swin.pth")
+    state = drawn(swin_names())
+    torch.save({f"base.{k}": v for k, v in state.items()}, tmp_path / "swin.pth")
     loaded = open_encoder(import_released(tmp_path / "swin.pth", tmp_path / "run", "solider"))
     assert (loaded.config.model.height, loaded.encoder.feature_dim) == (384, 768)
     vectors = loaded.embed_images([random_image(tmp_path)], modality="infrared")
-    assert np.linalg.norm(vectors) == pytest.approx(1, abs=1e-5)
+    # the mean of the last maps, of pixels in [-1, 1], as its authors test
+    pixels = torch.from_numpy(read_image(tmp_path / "one.png", height=384, width=128)[None])
+    expected = F.normalize(solider_features(state, pixels / 127.5 - 1).mean(dim=(0, 1)), dim=0)
+    np.testing.assert_allclose(vectors[0], expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -143,8 +149,6 @@ def test_cclnet_csdn_and_clip_reid_give_the_descriptors_of_the_encoder_they_were
     for run, name in (("cclnet", "RN50"), ("csdn", "RN50"), ("cr", "ViT-B-16")):
         model = open_encoder(tmp_path / run).config.model
         assert (model.name, model.pretrained) == (name, "openai"), "whose texts --space joint asks"
-
-    from pipelines.data.decode import read_image
 
     tall = torch.from_numpy(read_image(tmp_path / "one.png", height=288, width=144)[None])
     with torch.no_grad():
