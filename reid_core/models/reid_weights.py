@@ -28,7 +28,7 @@ _SOFTPLUS_OF_ONE = math.log(math.e - 1)  # of which softplus is 1
 # (height, width, stride of the patches) in the settings of TransReID, TransReID-SSL and CLIP-ReID
 _USUAL = [(h, w, s) for h, w in ((256, 128), (384, 128), (288, 144)) for s in (16, 12)]
 _IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD, TALL)
-_LUPERSON = Pixels((0.3525, 0.3106, 0.3140), (0.2505, 0.2522, 0.2504), TALL)
+_LUPERSON = Pixels((0.3525, 0.3106, 0.3140), (0.2660, 0.2522, 0.2505), TALL)
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,14 @@ def test_a_swin_of_timm_stays_timms():
         torch.testing.assert_close(maps, model.forward_features(images))
 
 
+def test_lupersons_mean_and_deviation_are_those_of_its_authors_code():
+    """lup_moco/libs/transform.py, "lup"; what MoCo was trained with."""
+    expected = Pixels((0.3525, 0.3106, 0.3140), (0.2660, 0.2522, 0.2505), (256, 128))
+    sources = {name: s for name, s in reid_weights.MODELS.items() if name.startswith("luperson/")}
+    assert len(sources) == 3
+    assert all(source.pixels == expected for source in sources.values())
+
+
 @pytest.mark.slow
 def test_luperson_and_torchvision_share_their_names(tmp_path):
     model = backbones.load("luperson/resnet50", seed=3).model
