@@ -1,9 +1,10 @@
-"""Does a run that is killed end in the state of the undisturbed run? Fourteen kills, on a real Ray.
+"""Does a run that is killed end in the state of the undisturbed run? Eighteen kills, on a real Ray.
 
-A small run of each method (all stages, two workers) is repeated with a kill -9 of one of its
-processes at a moment that the seed chooses. After a kill of the driver the same command is run
-again at once, all other kills are Ray Train's to mend. The content hash of the last checkpoint must
-be that of the undisturbed run. All runs use one cluster, which this script starts and ends.
+A small run of each method (all stages, two workers; CCLNet and BMIL with a ResNet and with a
+transformer) is repeated with a kill -9 of one of its processes at a moment that the seed chooses.
+After a kill of the driver the same command is run again at once, all other kills are Ray Train's to
+mend. The content hash of the last checkpoint must be that of the undisturbed run. All runs use one
+cluster, which this script starts and ends.
 
 The table tells who noticed (what a worker was told, where one was), seconds from the kill until
 that, seconds from the kill until the first step of the group that took over, and epochs that were
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -54,8 +55,9 @@ class Strike:
 
 @dataclass(frozen=True)
 class Run:
-    """A small run: recipe, layout of its identities, epochs per stage, the stages that stream."""
+    """A small run: its identities' layout, its epochs per stage, the stages that stream."""
 
+    method: str
     recipe: str
     layout: str
     epochs: dict[str, int]
@@ -66,6 +68,7 @@ class Run:
 
 RUNS = {
     "cclnet": Run(
+        "cclnet",
         "demo.yaml",
         "sysu",
         {"prepare": 1, "prompts": 2, "align": 2},
@@ -75,6 +78,7 @@ RUNS = {
         f"align.batches_per_epoch={STEPS} align.clusters_per_batch=4",
     ),
     "csdn": Run(
+        "csdn",
         "csdn_demo.yaml",
         "sysu",
         {"prompts": 1, "fusion": 1, "images": 2},
@@ -83,6 +87,7 @@ RUNS = {
         "images.identities_per_batch=4 images.instances=2",
     ),
     "cpcl": Run(
+        "cpcl",
         "cpcl_demo.yaml",
         "icfg",
         {"train": 2},
@@ -90,6 +95,7 @@ RUNS = {
         "train.batch_size=16 clustering.min_samples=2",
     ),
     "bmil": Run(
+        "bmil",
         "bmil_demo.yaml",
         "sysu",
         {"intra": 1, "joint": 2},
@@ -100,7 +106,9 @@ RUNS = {
         "crossreid-small-vit",
     ),
 }
-# method, who dies, when
+RUNS["cclnet-vit"] = replace(RUNS["cclnet"], encoder="crossreid-small-vit")
+RUNS["bmil-resnet"] = replace(RUNS["bmil"], encoder="crossreid-small")
+# run, who dies, when; a place in the order is part of a moment's seed, so new ones come last
 SCENARIOS = {
     "driver mid-epoch": ("cclnet", "driver", "step"),
     "driver while clustering": ("cclnet", "driver", "cluster"),
@@ -116,15 +124,19 @@ SCENARIOS = {
     "worker mid-epoch, CPCL": ("cpcl", "worker", "step"),
     "driver mid-epoch, BMIL on a transformer": ("bmil", "driver", "step"),
     "worker mid-epoch, BMIL on a transformer": ("bmil", "worker", "step"),
+    "driver mid-epoch, CCLNet on a transformer": ("cclnet-vit", "driver", "step"),
+    "worker mid-epoch, CCLNet on a transformer": ("cclnet-vit", "worker", "step"),
+    "driver mid-epoch, BMIL on a ResNet": ("bmil-resnet", "driver", "step"),
+    "worker mid-epoch, BMIL on a ResNet": ("bmil-resnet", "worker", "step"),
 }
 
 
 def choose(scenario: str, seed: int) -> Strike:
     """The seed's moment; only stages that stream have an actor to cluster and images to embed."""
-    method, victim, place = SCENARIOS[scenario]
-    run = RUNS[method]
+    name, victim, place = SCENARIOS[scenario]
+    run = RUNS[name]
     rng = np.random.default_rng((seed, list(SCENARIOS).index(scenario)))
-    anywhere = method == "cclnet" and victim != "actor" and place in ("step", "write")
+    anywhere = run.method == "cclnet" and victim != "actor" and place in ("step", "write")
     stages = tuple(run.epochs) if anywhere else run.streamed
     moments = [(stage, epoch) for stage in stages for epoch in range(run.epochs[stage])]
     if (victim, place) == ("actor", "step"):
@@ -140,22 +152,21 @@ def choose(scenario: str, seed: int) -> Strike:
 
 
 def child(
-    method: str, run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str
+    name: str, run_dir: Path, data: Path, strike: Strike | None, scratch: Path, address: str
 ) -> None:
     """Train with the strike built in; it happens once, whoever runs this again."""
     from pipelines.training import driver, group
 
     arm(group, strike, os.getpid(), scratch)
-    config = configuration.load(Path(RUNS[method].recipe), overrides(method, data, address))
+    config = configuration.load(Path(RUNS[name].recipe), overrides(RUNS[name], data, address))
     driver.train(config, run_dir, sys.argv)
 
 
-def overrides(method: str, data: Path, address: str) -> list[str]:
+def overrides(run: Run, data: Path, address: str) -> list[str]:
     """All stages of a recipe in a few steps."""
-    run = RUNS[method]
     return [
-        *(f"{method}.{stage}.epochs={epochs}" for stage, epochs in run.epochs.items()),
-        *(f"{method}.{setting}" for setting in run.settings.split()),
+        *(f"{run.method}.{stage}.epochs={epochs}" for stage, epochs in run.epochs.items()),
+        *(f"{run.method}.{setting}" for setting in run.settings.split()),
         f"data.root={data / run.layout}",
         f"model.name={run.encoder}",
         "model.height=32",
@@ -290,19 +301,19 @@ def launch(command: list[str], scratch: Path) -> int:
 
 
 def measure(
-    scenario: str | None, method: str, seed: int, data: Path, folder: Path, address: str
+    scenario: str | None, name: str, seed: int, data: Path, folder: Path, address: str
 ) -> dict[str, Any]:
-    """One row of the table; without a scenario the undisturbed run of the method."""
+    """One row of the table; without a scenario the undisturbed run of that name."""
     strike = choose(scenario, seed) if scenario else None
     run_dir, scratch = folder / "run", folder / "scratch"
     scratch.mkdir(parents=True)
     command = [sys.executable, __file__, "--child", str(run_dir), "--data", str(data)]
-    command += ["--scratch", str(scratch), "--address", address, "--method", method]
+    command += ["--scratch", str(scratch), "--address", address, "--run", name]
     command += ["--strike", json.dumps(asdict(strike))] if strike else []
     began, codes = time.time(), [launch(command, scratch)]
     if strike is not None and strike.victim == "driver":
         codes.append(launch(command, scratch))
-    row: dict[str, Any] = {"kill": scenario or "none", "method": method, "exit codes": codes}
+    row: dict[str, Any] = {"kill": scenario or "none", "run": name, "exit codes": codes}
     row |= {"seconds": time.time() - began}
     if codes[-1]:
         row["log"] = (scratch / "log.txt").read_text()[-2000:]
@@ -335,13 +346,13 @@ def _aftermath(strike: Strike, scratch: Path) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per kill."""
-    head = ["method", "kill", "moment", "noticed by", "s until noticed", "s until it goes on"]
+    head = ["run", "kill", "moment", "noticed by", "s until noticed", "s until it goes on"]
     head += ["epochs repeated", "equal hash", "s per run"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         seconds = (row.get("s until noticed"), row.get("s until on"), row["seconds"])
         noticed, on, whole = ("" if s is None else f"{s:.1f}" for s in seconds)
-        cells = [row["method"], row["kill"], row.get("moment", ""), row.get("noticed by", "")]
+        cells = [row["run"], row["kill"], row.get("moment", ""), row.get("noticed by", "")]
         cells += [noticed, on, str(row["epochs repeated"]), "yes" if row["equal"] else "NO", whole]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -378,30 +389,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     for hidden in ("--child", "--data", "--scratch"):
         parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
-    for hidden in ("--strike", "--address", "--method"):
+    for hidden in ("--strike", "--address", "--run"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
         strike = Strike(**json.loads(chosen.strike)) if chosen.strike else None
-        child(chosen.method, chosen.child, chosen.data, strike, chosen.scratch, chosen.address)
+        child(chosen.run, chosen.child, chosen.data, strike, chosen.scratch, chosen.address)
         return
     kills = chosen.only or list(SCENARIOS)
-    methods = [m for m in RUNS if m in {SCENARIOS[kill][0] for kill in kills}]
-    plan = [(None, m) for m in methods] + [(kill, SCENARIOS[kill][0]) for kill in kills]
+    names = [name for name in RUNS if name in {SCENARIOS[kill][0] for kill in kills}]
+    plan = [(None, name) for name in names] + [(kill, SCENARIOS[kill][0]) for kill in kills]
     rows: list[dict[str, Any]] = []
     undisturbed: dict[str, str] = {}
     with (
-        tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as name,
-        cluster(Path(name) / "ray") as address,
+        tempfile.TemporaryDirectory(prefix="k", dir="/tmp") as folder,
+        cluster(Path(folder) / "ray") as address,
     ):
-        data = Path(name) / "identities"
-        for layout in {RUNS[method].layout for method in methods}:
+        data = Path(folder) / "identities"
+        for layout in {RUNS[name].layout for name in names}:
             synthetic.write(data / layout, num_identities=10, seed=4, layout=layout, height=32)
-        for number, (kill, method) in enumerate(plan):
-            row = measure(kill, method, chosen.seed, data, Path(name) / str(number), address)
+        for number, (kill, name) in enumerate(plan):
+            row = measure(kill, name, chosen.seed, data, Path(folder) / str(number), address)
             rows.append(row)
-            undisturbed.setdefault(method, row.get("hash", "none"))
-            row["equal"] = row.get("hash") == undisturbed[method]
+            undisturbed.setdefault(name, row.get("hash", "none"))
+            row["equal"] = row.get("hash") == undisturbed[name]
             print(json.dumps(row), flush=True)
             if chosen.out:
                 chosen.out.write_text(json.dumps(rows, indent=1))

@@ -36,7 +36,7 @@ LIMIT_S = 600
 def overrides(data: Path, address: str) -> list[str]:
     """The run of `kills`, in longer epochs, whose state is kept after every step."""
     return [
-        *kills.overrides("cclnet", data, address),
+        *kills.overrides(kills.RUNS["cclnet"], data, address),
         *(f"cclnet.{stage}.epochs={epochs}" for stage, epochs in EPOCHS.items()),
         *(f"cclnet.{stage}.batches_per_epoch={STEPS}" for stage in ("prepare", "align")),
         "trainer.checkpoint_every=0.001",

@@ -64,14 +64,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def command(run_dir: Path, data: Path, life: int) -> list[str]:
+@pytest.fixture(scope="module", params=["crossreid-small", "crossreid-small-vit"])
+def settings(request: pytest.FixtureRequest, data: Path) -> list[str]:
+    """Of both kinds of encoder."""
+    return [f"data.root={data / 'sysu'}", f"model.name={request.param}", *SMALL]
+
+
+def command(run_dir: Path, settings: list[str], life: int) -> list[str]:
     """`crossreid train` of a small run whose state is kept after every step."""
-    train = ["train", "demo.yaml", "--out", str(run_dir), f"data.root={data / 'sysu'}", *SMALL]
+    train = ["train", "demo.yaml", "--out", str(run_dir), *settings]
     return [sys.executable, "-c", SCRIPT, str(life), *train]
 
 
-def end(run_dir: Path, data: Path, life: int = 0) -> int:
-    done = subprocess.run(command(run_dir, data, life), capture_output=True, text=True, timeout=300)
+def end(run_dir: Path, settings: list[str], life: int = 0) -> int:
+    line = command(run_dir, settings, life)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
     return done.returncode
 
@@ -84,29 +91,32 @@ def facts(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(data: Path) -> dict[str, Any]:
-    end(data / "undisturbed", data)
-    return facts(data / "undisturbed")
+def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    end(run_dir, settings)
+    return facts(run_dir)
 
 
-def test_six_kills_within_epochs(data: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
+def test_six_kills_within_epochs(
+    settings: list[str], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
     """After one and a half epochs and after two thirds of one, which no process lives through."""
     run_dir = tmp_path / "run"
     for life in LIVES:
-        assert end(run_dir, data, life) == -signal.SIGKILL
+        assert end(run_dir, settings, life) == -signal.SIGKILL
         assert (run_dir / checkpoint.WITHIN).exists()
-    assert end(run_dir, data) == 0
+    assert end(run_dir, settings) == 0
     assert facts(run_dir) == undisturbed
     assert not (run_dir / checkpoint.WITHIN).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step(
-    data: Path, undisturbed: dict[str, Any], tmp_path: Path, number: int
+    settings: list[str], undisturbed: dict[str, Any], tmp_path: Path, number: int
 ) -> None:
     run_dir = tmp_path / "run"
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command(run_dir, data, 0), **pipes) as process:
+    with subprocess.Popen(command(run_dir, settings, 0), **pipes) as process:
         while not (run_dir / checkpoint.WITHIN).exists() and process.poll() is None:
             time.sleep(0.02)
         os.kill(process.pid, number)
@@ -114,7 +124,7 @@ def test_a_signal_finishes_the_step(
     assert process.returncode == 128 + number, said
     assert "the same command goes on from there" in said.splitlines()[-1]
     assert checkpoint.load_file(run_dir / checkpoint.WITHIN)["within"]["batch"] > 0
-    assert end(run_dir, data) == 0
+    assert end(run_dir, settings) == 0
     assert facts(run_dir) == undisturbed
 
 
