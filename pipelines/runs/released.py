@@ -20,7 +20,7 @@ from pipelines.storage.files import replace_file
 from reid_core.method import Method
 from reid_core.methods import DEFAULT, METHODS
 from reid_core.models import backbones, reid_weights
-from reid_core.models.weight_files import WeightFile, read_weights
+from reid_core.models.weight_files import WeightFile, listed, read_weights
 
 Tree = dict[str, Any]
 
@@ -151,6 +151,8 @@ def _of_images(model: Tree) -> Tree:
 def _backbone_settings(name: str, file: WeightFile) -> Tree:
     """Of a whole re-identification model the authors' test settings, of a backbone its own."""
     whole = any(key.startswith(("base.", "bottleneck.")) for key in file.state)
+    if whole:
+        _refuse_other_descriptors(file)
     height, width, stride = 256, 128, 16
     positions = next((v for k, v in file.state.items() if k.endswith("pos_embed")), None)
     if positions is not None:
@@ -159,6 +161,21 @@ def _backbone_settings(name: str, file: WeightFile) -> Tree:
     model |= {"patch_stride": 12} if stride == 12 else {}
     model |= {"pixels": "half"} if whole else {}
     return _of_images(model)
+
+
+def _refuse_other_descriptors(file: WeightFile) -> None:
+    """Raises where more than the neck and the classifiers stands behind the tower.
+
+    Both are left out, since the authors test what comes before them.
+    """
+    if "fcneck.weight" in file.state:
+        raise ValueError(
+            "fcneck.weight: the descriptor of these weights is a matrix times the tower's feature "
+            "(REDUCE_FEAT_DIM), which no encoder here has; take weights trained without"
+        )
+    usual = ("base.", "bottleneck", "classifier", "b1.", "b2.")
+    if others := [key for key in file.state if not key.startswith(usual)]:
+        raise ValueError(f"beside base.* nothing is known of {listed(others)}")
 
 
 def _named(file: WeightFile, ending: str) -> Tensor:
@@ -202,9 +219,9 @@ def _clip_reid_settings(file: WeightFile) -> Tree:
         positions = file.state["image_encoder.attnpool.positional_embedding"]
     height, width, stride = reid_weights.image_of(len(positions) - 1)
     model = {"name": name, "pretrained": "openai", "height": height, "width": width}
-    model |= {"pixels": "half"}
+    # its cnn_*.yml have ImageNet's mean and deviation, its vit_*.yml one half
+    model |= {"pool": "mean", "pixels": "imagenet"} if name == "RN50" else {"pixels": "half"}
     model |= {"patch_stride": 12} if stride == 12 else {}
-    model |= {"pool": "mean"} if name == "RN50" else {}
     return _of_images(model)
 
 

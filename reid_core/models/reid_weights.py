@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models.weight_files import Pixels, WeightFile, unwrapped
+from reid_core.models.weight_files import Pixels, WeightFile, listed, unwrapped
 from reid_core.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 TALL = (256, 128)
@@ -27,6 +27,7 @@ SEMANTIC_WEIGHT = 0.2
 _SOFTPLUS_OF_ONE = math.log(math.e - 1)  # of which softplus is 1
 # (height, width, stride of the patches) in the settings of TransReID, TransReID-SSL and CLIP-ReID
 _USUAL = [(h, w, s) for h, w in ((256, 128), (384, 128), (288, 144)) for s in (16, 12)]
+_CLIP_REID_HEADS = ("classifier", "bottleneck", "prompt_learner.", "text_encoder.")
 _IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD, TALL)
 _LUPERSON = Pixels((0.3525, 0.3106, 0.3140), (0.2660, 0.2522, 0.2505), TALL)
 
@@ -277,9 +278,12 @@ def from_clip_reid(state: dict[str, Tensor]) -> dict[str, Tensor]:
         ValueError: not such a file, or one whose descriptors depend on the number of the camera.
     """
     _refuse_camera_numbers(state)
-    tower = {k.removeprefix("image_encoder."): v for k, v in state.items() if "image_enc" in k}
+    inside = "image_encoder."
+    tower = {k.removeprefix(inside): v for k, v in state.items() if k.startswith(inside)}
     if not tower:
         raise ValueError("not a checkpoint of CLIP-ReID's public code: no name is image_encoder.*")
+    if others := [k for k in state if not k.startswith((inside, *_CLIP_REID_HEADS))]:
+        raise ValueError(f"not a checkpoint of CLIP-ReID's public code: {listed(others)}")
     result: dict[str, Tensor] = {}
     for name, x in tower.items():
         if name.startswith("layer"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,18 @@ from torch.nn import functional as F
 
 from pipelines.data.decode import read_image
 from pipelines.errors import UserError
+from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.evaluation.encoder import open_encoder
+from pipelines.retrieval.export import export
 from pipelines.runs.released import import_released
+from reid_core.datasets import synthetic
 from reid_core.methods.csdn import images as csdn_images
 from reid_core.methods.csdn.settings import Config as CSDNConfig
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.towers import Fit, open_tower
+from reid_core.transforms import normalize
+from reid_core.types import Modality
 from tests.core.methods.test_csdn import as_released
 from tests.core.models.swin_oracle import solider_features
 from tests.core.models.test_reid_weights import drawn, swin_names, vit_names
@@ -102,16 +108,114 @@ def test_solider_at_the_size_of_its_authors(tmp_path):
 
 
 @pytest.mark.slow
-def test_cclnet_csdn_and_clip_reid_give_the_descriptors_of_the_encoder_they_were_saved_from(
-    tmp_path,
-):
-    def of(run: Path) -> np.ndarray:
-        return open_encoder(run).embed_images([random_image(tmp_path)], modality="infrared")
+def test_a_solider_that_was_imported_is_evaluated_and_exported(tmp_path):
+    pytest.importorskip("onnxruntime")
+    heads = drawn({"bottleneck.weight": (768,), "classifier.weight": (9, 768)})
+    saved = {f"base.{k}": v for k, v in drawn(swin_names()).items()} | heads
+    torch.save(saved, tmp_path / "swin.pth")
+    run = import_released(tmp_path / "swin.pth", tmp_path / "run", "solider")
+    synthetic.write(tmp_path / "sysu", num_identities=10, seed=3, height=32)
+    for folder in (tmp_path / "sysu").glob("cam*/*"):  # one image of an identity and a camera
+        for image in sorted(folder.iterdir())[1:]:
+            image.unlink()
+    scores = evaluate_checkpoint(run, kind="sysu", root=tmp_path / "sysu").table
+    assert all(0 < score["mean"]["mAP"] <= 100 for score in scores.values())
+    written = export(run, tmp_path / "models")  # compares each file with torch
+    assert [model.modality for model in written] == [Modality.VISIBLE, Modality.INFRARED]
 
-    resnet = backbones.load("RN50", seed=1, quick_gelu=True)
-    cclnet = ImageEncoder(resnet, height=288, width=144).eval()
+
+@pytest.mark.slow
+def test_what_makes_another_descriptor_is_refused_and_unknown_names_are_said(tmp_path):
+    vit = {f"base.{k}": v for k, v in drawn(vit_names(384, positions=129, ics=False)).items()}
+    swin = {f"base.{k}": v for k, v in drawn(swin_names()).items()}
+    for publisher, state, dim in (("transreid-ssl", vit, 384), ("solider", swin, 768)):
+        torch.save(state | drawn({"fcneck.weight": (512, dim)}), tmp_path / "file.pth")
+        with pytest.raises(UserError, match=r"fcneck\.weight.*REDUCE_FEAT_DIM.*trained without"):
+            import_released(tmp_path / "file.pth", tmp_path / "run", publisher)
+        torch.save(state | drawn({"part_neck.weight": (2,)}), tmp_path / "file.pth")
+        with pytest.raises(UserError, match=r"nothing is known of part_neck\.weight"):
+            import_released(tmp_path / "file.pth", tmp_path / "run", publisher)
+    tower = {"image_encoder.positional_embedding": torch.zeros(129, 768)}
+    torch.save(tower | drawn({"part_neck.weight": (2,)}), tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"CLIP-ReID's public code: part_neck\.weight"):
+        import_released(tmp_path / "file.pth", tmp_path / "run", "clip-reid")
+    assert not (tmp_path / "run").exists()
+
+
+# Whole files of CLIP's image tower: names and shapes as the public codes save them ---------------
+
+
+@pytest.fixture(scope="module")
+def resnet() -> backbones.Backbone:
+    return backbones.load("RN50", seed=1, quick_gelu=True)
+
+
+def zeros(shapes: Mapping[str, Iterable[int]], *, prefix: str = "") -> dict[str, torch.Tensor]:
+    """What an import must not take, of any size in a few bytes."""
+    return {
+        f"{prefix}{name}": torch.zeros(()).expand(tuple(shape)) for name, shape in shapes.items()
+    }
+
+
+def text_encoder(clip: backbones.Backbone) -> dict[str, torch.Tensor]:
+    """Both authors' TextEncoder: no table of words, which the prompts have."""
+    parts = ("transformer.", "positional_embedding", "ln_final.", "text_projection")
+    own = {k: v.shape for k, v in clip.model.state_dict().items() if k.startswith(parts)}
+    return zeros(own, prefix="text_encoder.")
+
+
+def neck(dim: int) -> dict[str, tuple[int, ...]]:
+    rows = ("weight", "bias", "running_mean", "running_var")
+    return dict.fromkeys(rows, (dim,)) | {"num_batches_tracked": ()}
+
+
+def clip_reid_heads(clip: backbones.Backbone, dim: int) -> dict[str, torch.Tensor]:
+    """All that its authors' build_transformer has beside the image encoder, nine identities."""
+    words = {"cls_ctx": (9, 4, 512), "token_prefix": (1, 5, 512), "token_suffix": (1, 68, 512)}
+    return {
+        **zeros({"classifier.weight": (9, dim), "classifier_proj.weight": (9, clip.embed_dim)}),
+        **zeros(neck(dim), prefix="bottleneck."),
+        **zeros(neck(clip.embed_dim), prefix="bottleneck_proj."),
+        **zeros(words, prefix="prompt_learner."),
+        **text_encoder(clip),
+    }
+
+
+def cclnet_heads(clip: backbones.Backbone) -> dict[str, torch.Tensor]:
+    """Words of both modalities, and the parts of its three whole towers that it does not use."""
+    words = {
+        f"{name}_{modality}": shape
+        for modality in ("rgb", "ir")
+        for name, shape in {
+            "cls_ctx": (7, 4, 512), "token_prefix": (1, 6, 512), "token_suffix": (1, 67, 512)
+        }.items()
+    }  # fmt: skip
+    tower = {k: v.shape for k, v in clip.visual.state_dict().items()}
+    tower["attnpool.positional_embedding"] = torch.Size((163, 2048))
+    modules = ("visible_module.visible.", "thermal_module.thermal.", "base_resnet.base.")
+    return {
+        **{name: x for module in modules for name, x in zeros(tower, prefix=module).items()},
+        **zeros(words, prefix="prompt_learner."),
+        **text_encoder(clip),
+    }
+
+
+def descriptor(run: Path, folder: Path, *, name: str) -> np.ndarray:
+    loaded = open_encoder(run)
+    model = loaded.config.model
+    assert (model.name, model.pretrained) == (name, "openai"), "whose texts --space joint asks"
+    return loaded.embed_images([random_image(folder)], modality="infrared")
+
+
+def tall_image(folder: Path) -> torch.Tensor:
+    return torch.from_numpy(read_image(folder / "one.png", height=288, width=144)[None])
+
+
+@pytest.mark.slow
+def test_a_whole_file_of_cclnet_gives_the_descriptor_of_the_encoder_in_it(resnet, tmp_path):
+    encoder = ImageEncoder(resnet, height=288, width=144).eval()
     with torch.no_grad():
-        cclnet.infrared_stem.conv1.weight.mul_(-1)
+        encoder.infrared_stem.conv1.weight.mul_(-1)
     places = {
         "visible_stem.": "visible_module.visible.",
         "infrared_stem.": "thermal_module.thermal.",
@@ -119,39 +223,72 @@ def test_cclnet_csdn_and_clip_reid_give_the_descriptors_of_the_encoder_they_were
         "attnpool.": "base_resnet.base.attnpool.",
         "neck.": "bottleneck.",
     }
-    saved = {}
-    for name, value in cclnet.state_dict().items():
+    used = {}
+    for name, value in encoder.state_dict().items():
         ours = next(place for place in places if name.startswith(place))
-        saved[f"module.{places[ours]}{name.removeprefix(ours)}"] = value
-    saved["module.visible_module.visible.layer1.0.conv1.weight"] = torch.zeros(1)  # not used
-    torch.save({"state_dict": saved}, tmp_path / "cclnet.pth")
-    first = of(import_released(tmp_path / "cclnet.pth", tmp_path / "cclnet", "cclnet"))
+        used[f"{places[ours]}{name.removeprefix(ours)}"] = value
+    heads = cclnet_heads(resnet)
+    assert {k: heads[k].shape for k in used if not k.startswith("bottleneck.")} == {
+        k: v.shape for k, v in used.items() if not k.startswith("bottleneck.")
+    }
+    whole = {f"module.{k}": v for k, v in (heads | used).items()}
+    torch.save({"state_dict": whole}, tmp_path / "cclnet.pth")
+    run = import_released(tmp_path / "cclnet.pth", tmp_path / "run", "cclnet")
+    result = descriptor(run, tmp_path, name="RN50")
+    with torch.no_grad():
+        expected = encoder.embed(tall_image(tmp_path), "infrared").numpy()
+    np.testing.assert_allclose(result, expected, atol=1e-4)
 
+
+@pytest.mark.slow
+def test_a_file_of_csdn_gives_the_descriptor_of_the_model_in_it(resnet, tmp_path):
     config = CSDNConfig(profile="reference", variant="head")
     encoder = csdn_images.build_encoder(config, resnet, height=288, width=144)
     model = csdn_images.ImageModel(encoder, 7, seed=3).eval()
     torch.save({as_released(k): v for k, v in model.state_dict().items()}, tmp_path / "csdn.pth")
-    second = of(import_released(tmp_path / "csdn.pth", tmp_path / "csdn", "csdn"))
+    run = import_released(tmp_path / "csdn.pth", tmp_path / "run", "csdn")
+    result = descriptor(run, tmp_path, name="RN50")
+    with torch.no_grad():
+        own = csdn_images.Descriptor(encoder.eval(), flip=True)
+        expected = own.embed(tall_image(tmp_path), "infrared")
+    assert result.shape == (1, 6144)
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
 
-    vit = backbones.load("ViT-B-16", seed=1, quick_gelu=True).visual
-    vit.positional_embedding = torch.nn.Parameter(torch.randn(129, 768))
-    torch.save({f"image_encoder.{k}": v for k, v in vit.state_dict().items()}, tmp_path / "cr.pth")
-    third = of(import_released(tmp_path / "cr.pth", tmp_path / "cr", "clip-reid"))
-    assert (first.shape, second.shape, third.shape) == ((1, 2048), (1, 6144), (1, 768))
 
+def feature_of_vit(visual: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """The class token behind the last norm, of pixels in [-1, 1]: vit_clipreid.yml."""
+    tokens = visual.conv1(pixels / 127.5 - 1).flatten(2).transpose(1, 2)
+    tokens = torch.cat([visual.class_embedding.expand(1, 1, -1), tokens], dim=1)
+    tokens = visual.ln_pre(tokens + visual.positional_embedding)
+    return visual.ln_post(visual.transformer(tokens))[:, 0]
+
+
+def feature_of_resnet(visual: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+    """The mean of the last maps at stride 1, of ImageNet's mean and deviation: cnn_clipreid.yml."""
+    block = visual.layer4[0]
+    block.avgpool, block.downsample[0] = torch.nn.Identity(), torch.nn.Identity()
+    maps = visual.stem(normalize(pixels))
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        maps = layer(maps)
+    return maps.mean(dim=(2, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "dim", "feature"),
+    [("ViT-B-16", 768, feature_of_vit), ("RN50", 2048, feature_of_resnet)],
+)
+def test_a_whole_file_of_clip_reid_gives_the_feature_that_its_authors_test(
+    name, dim, feature, tmp_path
+):
+    clip = backbones.load(name, seed=1, quick_gelu=True)
+    place = clip.visual if name == "ViT-B-16" else clip.visual.attnpool
+    place.positional_embedding = torch.nn.Parameter(torch.randn(129, dim))
+    tower = {f"image_encoder.{k}": v for k, v in clip.visual.state_dict().items()}
+    torch.save(tower | clip_reid_heads(clip, dim), tmp_path / "file.pth")
+    run = import_released(tmp_path / "file.pth", tmp_path / "run", "clip-reid")
+    result = descriptor(run, tmp_path, name=name)
     pixels = torch.from_numpy(np.array(Image.open(tmp_path / "one.png"))).permute(2, 0, 1)[None]
     with torch.no_grad():
-        tokens = vit.conv1(pixels / 127.5 - 1).flatten(2).transpose(1, 2)
-        tokens = torch.cat([vit.class_embedding.expand(1, 1, -1), tokens], dim=1)
-        tokens = vit.ln_pre(tokens + vit.positional_embedding)
-        expected = F.normalize(vit.ln_post(vit.transformer(tokens))[:, 0])
-    np.testing.assert_allclose(third, expected.numpy(), atol=1e-4)
-    for run, name in (("cclnet", "RN50"), ("csdn", "RN50"), ("cr", "ViT-B-16")):
-        model = open_encoder(tmp_path / run).config.model
-        assert (model.name, model.pretrained) == (name, "openai"), "whose texts --space joint asks"
-
-    tall = torch.from_numpy(read_image(tmp_path / "one.png", height=288, width=144)[None])
-    with torch.no_grad():
-        np.testing.assert_allclose(first, cclnet.embed(tall, "infrared").numpy(), atol=1e-4)
-        own = csdn_images.Descriptor(encoder.eval(), flip=True).embed(tall, "infrared")
-    np.testing.assert_allclose(second, own.numpy(), atol=1e-4)
+        expected = F.normalize(feature(clip.visual, pixels))
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
