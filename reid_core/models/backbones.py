@@ -168,7 +168,7 @@ def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
             f"deviation {own.std} are taken, but not all weights of {backbone.name!r} were trained "
             "so; model.pixels=weights keeps them, imagenet (as MAE and DINO) or half changes them"
         )
-    elif not backbone.guesses_pixels and backbone.encoder_pixels.mean != own.mean and chosen:
+    elif not backbone.guesses_pixels and not _same(backbone.encoder_pixels, own) and chosen:
         result.append(
             f"model.pixels={chosen}: the weights of {backbone.name!r} were trained with mean "
             f"{own.mean} and deviation {own.std}"
@@ -179,6 +179,11 @@ def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
             f"on images of {own.size[0]} x {own.size[1]}"
         )
     return result
+
+
+def _same(a: Pixels, b: Pixels) -> bool:
+    """Whether both normalize alike, whatever the size of their images."""
+    return (a.mean, a.std) == (b.mean, b.std)
 
 
 def without_text(name: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.runs import runlog
 from reid_core.datasets import folder, synthetic
+from reid_core.models import backbones
 from reid_core.types import Modality, Sample, Split
 from tests.pipelines.trained import save_run
 
@@ -138,10 +141,6 @@ def test_sentences_train_in_pairs_and_may_ask_without_an_image(
 
 
 def test_weights_that_are_not_finite_are_named(make_config: Make, tmp_path: Path) -> None:
-    import torch
-
-    from reid_core.models import backbones
-
     state = backbones.load("crossreid-small", None).model.state_dict()
     name = next(name for name, value in state.items() if value.is_floating_point())
     state[name] = state[name] * float("nan")
@@ -202,6 +201,25 @@ def test_a_transform_that_no_view_does_is_warned_of(
     gate.check(make_config(*more), tmp_path / "run")
     assert "augmentation.grayscale=0.3: no effect with the views of method cclnet" in caplog.text
     assert "augmentation.mix" not in caplog.text
+
+
+@pytest.mark.parametrize("std", [[0.5, 0.5, 0.5], [0.229, 0.224, 0.225]])
+def test_what_the_weights_were_not_trained_on_is_warned_of(
+    make_config: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, std: list[float]
+) -> None:
+    """Mean and deviation where either differs, and a size that is not the weights' own."""
+    name = "timm/resnet18"
+    torch.save(backbones.load(name).model.state_dict(), tmp_path / "model.pth")
+    notes = {"mean": [0.485, 0.456, 0.406], "std": std, "input_size": [3, 64, 32]}
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": notes}))
+    given = [f"model.name={name}", f"model.pretrained={tmp_path / 'model.pth'}"]
+    given += ["model.pixels=imagenet", "cclnet.image_to_text=0"]
+    gate.check(make_config(*given), tmp_path / "run")
+    assert ("model.pixels=imagenet: the weights" in caplog.text) == (std[0] == 0.5)
+    assert "images of" not in caplog.text
+    gate.check(make_config(*given, "model.height=96"), tmp_path / "run")
+    assert "model.height=96, width=32" in caplog.text
+    assert "trained on images of 64 x 32" in caplog.text
 
 
 def test_the_command_checks_and_trains_nothing(tree: Path, tmp_path: Path) -> None:
