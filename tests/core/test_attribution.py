@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reid_core.attention import _shown, rolled_out
 from reid_core.attribution import heat_maps, near_words
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
@@ -72,6 +73,24 @@ def test_a_vision_transformer_has_maps_whichever_tokens_it_reads(pool) -> None:
     assert heat.amax(dim=(1, 2)).tolist() == [1.0, 1.0]
     assert heat.std(dim=(1, 2)).min() > 0.05
     assert all(p.grad is None for p in encoder.parameters())
+
+
+@pytest.mark.slow
+def test_rotary_positions_take_part_where_attention_is_rolled_out() -> None:
+    """Every block's attention is noted, and the descriptor stays what it is without notes."""
+    model = backbones.load("timm/eva02_tiny_patch14_224", seed=1)
+    encoder = ImageEncoder(model, height=84, width=42).eval().requires_grad_(False)
+    pixels = torch.randint(0, 256, (2, 3, 84, 42), dtype=torch.uint8)
+    usual, caught = encoder.embed(pixels, Modality.VISIBLE), []
+    with _shown(caught):
+        shown = encoder.embed(pixels, Modality.VISIBLE)
+    torch.testing.assert_close(shown.detach(), usual, rtol=1e-4, atol=1e-5)
+    assert [x.shape for x in caught] == [(2, 3, 19, 19)] * 12
+    torch.testing.assert_close(caught[0].detach().sum(dim=3), torch.ones(2, 3, 19))
+    heat = rolled_out(encoder, pixels, Modality.VISIBLE, usual.flip(0))
+    assert heat is not None
+    assert heat.shape == (2, 6, 3)
+    assert heat.std(dim=(1, 2)).min() > 0
 
 
 def test_the_places_that_speak_for_the_target_are_hot() -> None:

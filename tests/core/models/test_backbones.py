@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from copy import deepcopy
 
@@ -11,11 +12,13 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
-from reid_core.models import backbones
+from reid_core.models import backbones, weight_files
 from reid_core.models.hub import asked
 from reid_core.models.pooling import AttentionPool, resize_positions
+from reid_core.models.weight_files import Pixels
 from tests.core.openai_layout import Archive
 
 
@@ -153,6 +156,49 @@ def test_a_hub_that_answers_is_asked_as_ever(monkeypatch):
     with asked() as unreachable:
         assert unreachable == ""
         assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.fixture
+def hub_folder(monkeypatch, tmp_path):
+    """Stands for a hub that answers: what is asked for lies in this folder."""
+
+    class Session:
+        def head(self, url, *, timeout):
+            return None
+
+    def download(repo_id, filename, **_):
+        asked_for.append(repo_id)
+        if not (tmp_path / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(tmp_path / filename)
+
+    asked_for: list[str] = []
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    for client in (weight_files, timm.models._hub):
+        monkeypatch.setattr(client, "hf_hub_download", download)
+    yield tmp_path
+    assert asked_for
+
+
+def test_weights_of_a_repository_come_with_its_notes(hub_folder):
+    state = backbones.load("timm/test_vit", seed=3).model.state_dict()
+    save_file(state, hub_folder / "model.safetensors")
+    notes = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 96, 48]}
+    (hub_folder / "config.json").write_text(json.dumps({"pretrained_cfg": notes}))
+    loaded = backbones.load("timm/test_vit", "hf-hub:owner/name")
+    assert all(torch.equal(loaded.model.state_dict()[k], v) for k, v in state.items())
+    assert loaded.pixels == Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (96, 48))
+
+
+def test_a_tag_of_timm_brings_weights_mean_and_deviation(hub_folder):
+    whole = timm.create_model("test_vit").state_dict()  # with its classifier
+    save_file(whole, hub_folder / "model.safetensors")
+    loaded = backbones.load("timm/test_vit", "r160_in1k")
+    own = loaded.model.state_dict()
+    assert whole.keys() - own.keys() == {"head.weight", "head.bias"}
+    assert all(torch.equal(value, whole[key]) for key, value in own.items())
+    assert loaded.pixels == Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert not loaded.guesses_pixels
 
 
 def test_a_name_with_a_tag_still_opens_what_was_trained_with_it(tmp_path):

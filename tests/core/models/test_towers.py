@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from reid_core.attribution import heat_maps
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.options import Options
-from reid_core.models.pooling import TokenPool
+from reid_core.models.pooling import TokenPool, resize_positions
 from reid_core.types import Modality
 
 
@@ -44,6 +45,23 @@ def test_the_pooled_row_is_that_of_timm(name: str, kind: str) -> None:
         expected = model.forward_head(model.forward_features(images), pre_logits=True)
         own = encoder.gem(encoder.trunk(encoder.visible_stem(images)))
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_overlapping_patches_are_cut_every_twelve_pixels() -> None:
+    """Of 64 x 32 pixels five rows of two, their positions resized, through timm's own blocks."""
+    backbone = backbones.load("timm/vit_tiny_patch16_224", seed=1, options=Options(patch_stride=12))
+    encoder, model = ImageEncoder(backbone, height=64, width=32).eval(), backbone.model
+    images = torch.randn(2, 3, 64, 32)
+    projection = model.patch_embed.proj
+    with torch.no_grad():
+        cut = functional.unfold(images, 16, stride=12).transpose(1, 2)
+        tokens = cut @ projection.weight.flatten(1).T + projection.bias
+        tokens = torch.cat([model.cls_token.expand(2, 1, -1), tokens], dim=1)
+        x = tokens + resize_positions(model.pos_embed[0], (5, 2))
+        expected = model.norm(model.blocks(model.norm_pre(x)))
+        result = encoder.trunk(encoder.visible_stem(images))
+    assert result.shape == (2, 1 + 5 * 2, 192)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_registers_are_no_class_token() -> None:

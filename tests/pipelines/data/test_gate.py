@@ -222,6 +222,18 @@ def test_what_the_weights_were_not_trained_on_is_warned_of(
     assert "trained on images of 64 x 32" in caplog.text
 
 
+@pytest.mark.parametrize("method", ["csdn", "cpcl"])
+def test_a_method_that_needs_texts_refuses_a_model_without(
+    make_config: Make, tmp_path: Path, method: str
+) -> None:
+    layout = {"csdn": "sysu", "cpcl": "cuhk"}[method]
+    given = [f"method={method}", f"data.kind={layout}", "model.name=timm/resnet18"]
+    expected = rf"method {method} compares .*'timm/resnet18' has no text tower of CLIP's own kind"
+    with pytest.raises(UserError, match=expected):
+        gate.check(make_config(*given), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_command_checks_and_trains_nothing(tree: Path, tmp_path: Path) -> None:
     command = [
         "train",
