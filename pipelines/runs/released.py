@@ -219,7 +219,7 @@ def _clip_reid_settings(file: WeightFile) -> Tree:
         positions = file.state["image_encoder.attnpool.positional_embedding"]
     height, width, stride = reid_weights.image_of(len(positions) - 1)
     model = {"name": name, "pretrained": "openai", "height": height, "width": width}
-    # its configs/person/cnn_*.yml have ImageNet's mean and deviation, vit_*.yml one half
+    # its cnn_*.yml have ImageNet's mean and deviation, its vit_*.yml one half
     model |= {"pool": "mean", "pixels": "imagenet"} if name == "RN50" else {"pixels": "half"}
     model |= {"patch_stride": 12} if stride == 12 else {}
     return _of_images(model)

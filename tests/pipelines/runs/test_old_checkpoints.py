@@ -34,7 +34,7 @@ def test_it_is_read_with_the_present_names_and_holds_no_encoder(method: str) -> 
 def test_an_encoder_in_it_gives_what_it_gave(tmp_path: Path) -> None:
     """The state of stage "prompts" with an encoder in it, as the end of stage "align" had it."""
     state = torch.load(OLD / "cclnet" / "state.pt", weights_only=True)
-    assert "optimiser" in state["config"]["cclnet"]["align"], "an old name of its settings"
+    assert "optimizer" not in state["config"]["cclnet"]["align"], "its settings have old names"
     size = {"height": 96, "width": 48}
     encoder = ImageEncoder(backbones.load(backbones.SMALL, "bundled"), **size)
     state["config"]["model"] |= size
