@@ -151,7 +151,7 @@ SMALL = ["model.name=crossreid-small", "model.pretrained=bundled", "model.height
         ),
         (
             {"space": {ROWS: {"values": [16, 15]}}},
-            ["trainer.num_workers=4"],
+            ["trainer.num_workers=8"],
             r"a trial with cclnet\.align\.instances=15: .* cannot be shared",
         ),
         ({}, ["model.pretrained=/nowhere.pt"], "image_to_text=0.1, .*keep=0.0: .*nowhere"),
@@ -197,7 +197,7 @@ def test_a_sweep_whose_recipe_alone_is_refused_begins(
         raise AssertionError("Ray starts")
 
     monkeypatch.setattr(tuner, "session", begin)
-    odd = [f"data.root={tree}", *SMALL, "trainer.num_workers=4", f"{ROWS}=15"]
+    odd = [f"data.root={tree}", *SMALL, "trainer.num_workers=8", f"{ROWS}=15"]
     study = search_space.load(write(space={ROWS: {"values": [16]}}), odd)
     with pytest.raises(AssertionError, match="Ray starts"):
         tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
