@@ -52,12 +52,13 @@ def _group() -> Group | None:
 
 @contextmanager
 def joined(group: Group) -> Iterator[None]:
-    """This thread is a worker of `group` until the block ends."""
+    """This thread is a worker of `group` until the block ends, then what it was before."""
+    before = _group()
     _thread.group = group
     try:
         yield
     finally:
-        del _thread.group
+        _thread.group = before
 
 
 def are_threads() -> bool:

@@ -6,15 +6,14 @@ What is printed is counted, not assumed; what cannot be known is None.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from pipelines.config.trainer import TrainerConfig
 from pipelines.runs.records import SpeedRecord
+from pipelines.training import flops
+from reid_core.stage import Stage
 
 _TERA = 1e12
 # Dense products per second as NVIDIA's data sheets state them: bfloat16, TF32, float32.
@@ -34,24 +33,29 @@ class Speed:
     """Counts the work of one stage on one worker.
 
     Args:
+        stage: whose steps are taken.
         settings: precision and compilation.
         device: that computes.
     """
 
-    def __init__(self, settings: TrainerConfig, device: torch.device) -> None:
-        self._settings, self._device = settings, device
+    def __init__(self, stage: Stage, settings: TrainerConfig, device: torch.device) -> None:
+        self._stage, self._settings, self._device = stage, settings, device
         self._flops: int | None = None
+        self._counted = False
         self._steps = 0
 
-    def step(self, take: Callable[[], None]) -> None:
-        """Take a step; the floating-point operations of the first one are counted."""
+    def step(self, take: Callable[[], None], batch: object) -> None:
+        """Take a step on a batch; the floating-point operations of the first one are counted."""
         self._steps += 1
-        if self._flops is not None or self._settings.compile:
+        if self._counted:
             take()
             return
-        with _Counter() as counter:
+        self._counted = True
+        if self._settings.compile:
+            self._flops = flops.without_running(self._stage, batch, self._settings)
             take()
-        self._flops = counter.flops
+        else:
+            self._flops = flops.while_it_runs(take)
 
     def of_epoch(self, num_images: int, seconds: Mapping[str, float]) -> SpeedRecord:
         """Entries of the epoch's log line; starts anew for the next epoch.
@@ -90,25 +94,3 @@ def peak_flops(device: torch.device, settings: TrainerConfig) -> float | None:
             full = tf32 if settings.allow_tf32 else fp32
             return _TERA * (bf16 if settings.precision == "bf16" else full)
     return None
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up what torch's own table of formulas says about the operations that pass."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Collection[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        named = kwargs or {}
-        out = func(*args, **named)
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **named, out_val=out)
-        return out

@@ -53,7 +53,7 @@ class StageEpochs:
         self._model, self._optimizer, self._labels = model, optimizer, labels
         self._underway, self._state = underway, state
         self._settings, self._device = equipment.job.config.trainer, equipment.embedding.device
-        self._speed = Speed(self._settings, self._device)
+        self._speed = Speed(stage, self._settings, self._device)
 
     def cache(self) -> None:
         """Embed all images, once, where the stage trains on features of a frozen encoder."""
@@ -169,7 +169,7 @@ class StageEpochs:
     def _step(self, batch: object, means: Means) -> None:
         self._equipment.begin_step()
         work = self._stage, self._model, self._optimizer, batch, means
-        self._speed.step(lambda: step.take(*work, settings=self._settings))
+        self._speed.step(lambda: step.take(*work, settings=self._settings), batch)
 
     def _keep(self, underway: within_epoch.Underway, batch: int) -> None:
         """Keep what the epoch has come to; `batch` is the next one."""

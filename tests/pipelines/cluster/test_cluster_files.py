@@ -126,7 +126,7 @@ class TestLauncherFiles:
 
 
 class TestCloud:
-    def test_workers_are_spot_with_one_gpu_and_the_head_is_not(self) -> None:
+    def test_workers_are_spot_with_the_gpus_of_the_large_recipe_and_the_head_is_not(self) -> None:
         types = read(ROOT / "cluster.yaml")["available_node_types"]
         spot = {name: "InstanceMarketOptions" in t["node_config"] for name, t in types.items()}
         assert spot == {"head": False, "gpu_worker": True}

@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.config.trainer import TrainerConfig
 from pipelines.training.speed import Speed, peak_flops
+from reid_core.types import Term
 
 CPU = torch.device("cpu")
 
 
-def test_operations_of_the_first_step_are_those_of_its_products() -> None:
-    speed, layer = Speed(TrainerConfig(), CPU), nn.Linear(30, 20, bias=False)
+class Sums:
+    """A stage whose loss is the sum of a linear map of its batch."""
+
+    def __init__(self) -> None:
+        self.module = nn.Linear(30, 20, bias=False)
+
+    def terms(self, model: nn.Module, batch: Tensor, gather: object) -> dict[str, Term]:
+        return {"sum": Term(model(batch).sum(), len(batch))}
+
+    def update(self, gather: object) -> None:
+        """No memory."""
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_operations_of_the_first_step_are_those_of_its_products(compiled: bool) -> None:
+    settings, stage, batch, steps = TrainerConfig(compile=compiled), Sums(), torch.ones(4, 30), []
+    speed = Speed(stage, settings, CPU)
 
     def take() -> None:
-        layer(torch.ones(4, 30)).sum().backward()
+        steps.append(stage.module(batch).sum().backward())
 
     for _ in range(3):
-        speed.step(take)
+        speed.step(take, batch)
     line = speed.of_epoch(120, {"embed": 5.0, "input": 1.0, "step": 3.0, "checkpoint": 1.0})
     # forward and the gradient of the weights; the input needs none
     assert line["flops_per_step"] == 2 * (2 * 4 * 30 * 20)
     assert line["images_per_s"] == 30
     assert line["share"] == {"embed": 0.5, "input": 0.1, "step": 0.3, "checkpoint": 0.1}
     assert (line["mfu"], line["device_memory_bytes"]) == (None, None)
+    assert len(steps) == 3
 
 
 @pytest.mark.parametrize(
