@@ -262,6 +262,8 @@ class Method(Generic[Config]):
         needs_cameras: the setting, key=value, for which every training image must have a camera
             number; "" where none is asked for.
         without_text: how a user leaves the texts out, a key=value; "" where none can.
+        spent_at_opening: by stage, how the names begin of what was handed on that nothing reads
+            once that stage is open: its module holds it, so its checkpoints do not hold it again.
         of_weights: settings that decide what trained weights mean: a run that starts from a
             finished stage must share them with it.
         released: how its authors' own weights are read; None where there are none.
@@ -287,5 +289,6 @@ class Method(Generic[Config]):
     can_accumulate: bool = False
     needs_cameras: Callable[[Config], str] = lambda _: ""
     without_text: str = ""
+    spent_at_opening: Mapping[str, str] = field(default_factory=dict)
     of_weights: tuple[str, ...] = ()
     released: Released[Config] | None = None

@@ -98,6 +98,9 @@ class TrainingLoop:
         """One stage, from its first epoch that is not done yet."""
         settings, equipment = self._job.config.trainer, self._equipment
         stage = self._opener.open(name, self._progress.handed)
+        if beginning := self._job.method.spent_at_opening.get(name):
+            # every state from here on is of this stage and holds its module
+            self._progress = self._progress.without_handed(beginning)
         optimizer = stage.optimizer()
         first, labels = states.restore(self._state, name, stage, optimizer)
         model = self._distribute(stage.module, optimizer)

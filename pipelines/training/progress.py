@@ -30,7 +30,7 @@ class Progress:
 
     Attributes:
         stage, epoch: the last finished epoch.
-        handed: what finished stages handed on, by name.
+        handed: what finished stages handed on, by name, and is still read.
         scores: per row of the summary, the headline scores.
         table, chance: all protocols of the last evaluation; Rank-1 of a random ranking.
         selected: best mAP so far on the identities that select an epoch.
@@ -55,6 +55,11 @@ class Progress:
             "chance": self.chance,
             "selected": self.selected,
         }
+
+    def without_handed(self, beginning: str) -> Progress:
+        """The same without what was handed on under names that begin so."""
+        left = {name: x for name, x in self.handed.items() if not name.startswith(beginning)}
+        return replace(self, handed=left)
 
     @classmethod
     def from_state(cls, state: ProgressState) -> Progress:

@@ -46,4 +46,5 @@ METHOD = Method(
     open_stage=open_stage,
     load_encoder=load_encoder,
     needs_cameras=settings.needs_cameras,
+    spent_at_opening={"joint": settings.HANDED_WEIGHTS},
 )

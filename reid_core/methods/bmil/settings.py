@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a recipe is checked without torch
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 STAGES = ("intra", "joint")
+HANDED_WEIGHTS = "encoder."  # how the names begin of what "intra" hands on
 
 
 class Clustering(Section):

@@ -30,7 +30,6 @@ from reid_core.models.encoders import Features, ImageEncoder
 from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Batch, Modality
 
-_WEIGHTS = "encoder."
 _SEPARATE, _JOINT = "separate", "joint"
 
 
@@ -139,7 +138,7 @@ class Images:
         if self.name == _JOINT:
             return {}
         encoder = self._student if self._teacher is None else self._teacher.teacher
-        return {f"{_WEIGHTS}{n}": x.cpu().clone() for n, x in encoder.state_dict().items()}
+        return {f"{settings.HANDED_WEIGHTS}{n}": x for n, x in encoder.state_dict().items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Banks and labels of the epoch."""
@@ -158,7 +157,7 @@ class Images:
 
 def encoder_of(handed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's state among what stage 1 has handed on; empty without it."""
-    return _below(handed, _WEIGHTS)
+    return _below(handed, settings.HANDED_WEIGHTS)
 
 
 def _below(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:

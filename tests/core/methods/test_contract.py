@@ -12,6 +12,7 @@ def test_settings_that_are_named_by_name_are_there(name: str) -> None:
     method = METHODS[name]
     settings = method.config()
     assert set(method.of_weights) <= type(settings).model_fields.keys()
+    assert method.spent_at_opening.keys() <= set(method.stages(settings)[1:])
     if method.released is not None:
         given = method.config.model_validate(method.released.settings)
         assert method.released.stage in method.stages(given)
