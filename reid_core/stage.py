@@ -27,18 +27,24 @@ every worker counts as the same global mean everywhere.
 def gather_together(gather: Gather, *tensors: Tensor) -> list[Tensor]:
     """`gather` of several tensors (B, ...) in one exchange; the first one is of floats.
 
-    Integers travel as the bits of such floats, so they come back as they were.
+    Each has a B of its own. Integers travel as the bits of such floats, so they come back as they
+    were.
     """
     dtype = tensors[0].dtype
-    flat = [x.reshape(len(x), -1) for x in tensors]
+    flat = [x.reshape(-1) for x in tensors]
     packed = [x if x.is_floating_point() else x.view(dtype) for x in flat]
-    whole = gather(torch.cat(packed, dim=1))
-    parts = whole.split([x.shape[1] for x in packed], dim=1)
-    return [
-        (part if x.is_floating_point() else part.detach().contiguous().view(x.dtype)).reshape(
-            len(whole), *x.shape[1:]
-        )
+    whole = gather(torch.cat(packed)[None])  # a row of each worker
+    parts = whole.split([len(x) for x in packed], dim=1)
+    # a copy of the integers, since an odd number of floats may lie before them
+    unpacked = [
+        part
+        if x.is_floating_point()
+        else part.detach().clone(memory_format=torch.contiguous_format).view(x.dtype)
         for part, x in zip(parts, tensors, strict=True)
+    ]
+    return [
+        part.reshape(len(whole) * len(x), *x.shape[1:])
+        for part, x in zip(unpacked, tensors, strict=True)
     ]
 
 

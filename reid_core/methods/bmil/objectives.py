@@ -31,12 +31,13 @@ class ProxyTable:
 
     Attributes:
         of_label: per modality (J,) proxy of each joint label, -1 where it has none there.
-        members: per modality, the proxies that it has.
+        owners, members: per modality, the labels that have a proxy there, and these proxies.
         shares: (J,) of each of a label's proxies in what is drawn to the label: 1, or 1/2 of two.
         num_proxies: P.
     """
 
     of_label: dict[Modality, Tensor]
+    owners: dict[Modality, Tensor]
     members: dict[Modality, Tensor]
     shares: Tensor
     num_proxies: int
@@ -46,10 +47,12 @@ class ProxyTable:
         """From what `between_epochs` decided."""
         given = {m: arrays[f"proxies.{m}"] for m in INPUTS}
         of_label = {m: torch.tensor(x, device=device) for m, x in given.items()}
-        members = {m: torch.tensor(x[x != OUTLIER], device=device) for m, x in given.items()}
+        has = {m: np.flatnonzero(x != OUTLIER) for m, x in given.items()}
+        owners = {m: torch.tensor(x, device=device) for m, x in has.items()}
+        members = {m: torch.tensor(given[m][x], device=device) for m, x in has.items()}
         labels = torch.tensor(arrays["proxy_labels"], device=device)
         counts = torch.bincount(labels, minlength=len(of_label[INPUTS[0]]))
-        return ProxyTable(of_label, members, 1 / counts.clamp(min=1), len(labels))
+        return ProxyTable(of_label, owners, members, 1 / counts.clamp(min=1), len(labels))
 
     def of_rows(self, modality: Modality, labels: Tensor) -> Tensor:
         """(B,) proxies that rows of a modality move; -1 stays."""
@@ -70,9 +73,8 @@ class ProxyTable:
         """(B, J) targets over joint labels to (B, P): a label's proxies share its part."""
         targets = of_labels.new_zeros(len(of_labels), self.num_proxies)
         shared = of_labels * self.shares.to(of_labels.dtype)
-        for of_label in self.of_label.values():
-            has = of_label != OUTLIER
-            targets[:, of_label[has]] = shared[:, has]
+        for m, members in self.members.items():
+            targets.index_copy_(1, members, shared.index_select(1, self.owners[m]))
         return targets
 
 
@@ -103,35 +105,45 @@ def separate_terms(
     Reference: BMIL, both stages, the loss on separate labels.
     """
     terms: Terms = {}
+    means: dict[Modality, Tensor] = {}
+    counts: dict[Modality, Tensor] = {}
     banks, weight = config.memory.banks, 0.5 if config.memory.banks == "both" else 1.0
     for m in INPUTS:
         units, y = x[m].flatten(0, 1), labels[m].repeat_interleave(x[m].shape[1])
         of_rows = rows[m].repeat_interleave(x[m].shape[1])
-        count = losses.count_valid(y)
+        counts[m] = losses.count_valid(y)
         if banks != "mean":
             hard = _cluster_loss(config, units, y, memories[m].hard, of_rows, votes[m])
-            terms[f"{m}_hard"] = Term(hard, count, weight)
+            terms[f"{m}_hard"] = Term(hard, counts[m], weight)
         if banks != "hard":
-            mean = _cluster_loss(config, units, y, memories[m].mean, of_rows, votes[m])
-            beyond = beyond_margin(mean, count, config.memory.margin, gather)
-            terms[f"{m}_mean"] = Term(beyond, count, weight)
+            means[m] = _cluster_loss(config, units, y, memories[m].mean, of_rows, votes[m])
+            terms[f"{m}_mean"] = Term(means[m], counts[m], weight)  # in its place among the sums
+    if means:
+        for m, beyond in beyond_margin(means, counts, config.memory.margin, gather).items():
+            terms[f"{m}_mean"] = Term(beyond, counts[m], weight)
     return terms
 
 
-def beyond_margin(mean: Tensor, count: Tensor, margin: float, gather: Gather) -> Tensor:
-    """This worker's part of relu(global mean - margin).
+def beyond_margin(
+    means: Rows, counts: Rows, margin: float, gather: Gather
+) -> dict[Modality, Tensor]:
+    """This worker's part of relu(global mean - margin), of both modalities in one exchange.
 
     Every worker adds its own mean minus the margin, or nothing, as the global mean decides: their
     mean, weighted by the counts, is the relu.
 
     Args:
-        mean: scalar, of this worker's rows; count: how many they are.
+        means: per modality a scalar, of this worker's rows; counts: how many they are.
         margin: at or below which nothing is left.
         gather: see `Gather`.
     """
-    sums = gather(torch.stack([mean.detach() * count, count.to(mean.dtype)])[None]).sum(dim=0)
-    is_beyond = sums[0] / sums[1].clamp(min=1) > margin
-    return is_beyond * (mean - margin)
+    own = [torch.stack([x.detach() * counts[m], counts[m].to(x.dtype)]) for m, x in means.items()]
+    sums = gather(torch.stack(own)[None]).sum(dim=0)
+    are_beyond = sums[:, 0] / sums[:, 1].clamp(min=1) > margin
+    return {
+        m: is_beyond * (mean - margin)
+        for (m, mean), is_beyond in zip(means.items(), are_beyond, strict=True)
+    }
 
 
 def joint_terms(
@@ -190,21 +202,28 @@ def joint_terms(
     return terms
 
 
-def move(memory: HybridMemory, x: Tensor, labels: Tensor) -> None:
-    """Moves prototypes with all views (G, V, D) of the global batch's rows and labels (G,)."""
-    memory.update(x.flatten(0, 1), labels.repeat_interleave(x.shape[1]))
+def move(memories: Mapping[Modality, HybridMemory], x: Rows, labels: Rows, gather: Gather) -> None:
+    """Moves the prototypes of each modality by all views of its rows in the global batch."""
+    for m, (units, of_units) in _of_everyone(x, labels, gather).items():
+        memories[m].update(units, of_units)
 
 
 def move_jointly(
     memory: HybridMemory, proxies: ProxyTable, x: Rows, labels: Rows, gather: Gather
 ) -> None:
     """Moves the proxies of both modalities at once, each by the rows of its own modality."""
-    units, moved = [], []
-    for m in x:
-        rows, y = gather_together(gather, x[m], labels[m])
-        units.append(rows.flatten(0, 1))
-        moved.append(proxies.of_rows(m, y).repeat_interleave(rows.shape[1]))
-    memory.update(torch.cat(units), torch.cat(moved))
+    everyone = _of_everyone(x, labels, gather)
+    moved = [proxies.of_rows(m, of_units) for m, (_, of_units) in everyone.items()]
+    memory.update(torch.cat([units for units, _ in everyone.values()]), torch.cat(moved))
+
+
+def _of_everyone(x: Rows, labels: Rows, gather: Gather) -> dict[Modality, tuple[Tensor, Tensor]]:
+    """All views (G V, D) of the global batch's rows and their labels (G V,), in one exchange."""
+    whole = gather_together(gather, *x.values(), *(labels[m] for m in x))
+    return {
+        m: (of_rows.flatten(0, 1), y.repeat_interleave(of_rows.shape[1]))
+        for m, of_rows, y in zip(x, whole[: len(x)], whole[len(x) :], strict=True)
+    }
 
 
 def _sides(config: Config, proxies: ProxyTable) -> dict[str, Tensor | None]:

@@ -27,7 +27,7 @@ from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models.encoders import Features, ImageEncoder
-from reid_core.stage import Epoch, Gather, Terms, gather_together
+from reid_core.stage import Epoch, Gather, Terms
 from reid_core.types import Batch, Modality
 
 _SEPARATE, _JOINT = "separate", "joint"
@@ -130,8 +130,7 @@ class Images:
         if kind == _JOINT:
             move_jointly(self._memories[_JOINT], self._proxies, x, labels, gather)
             return
-        for m in INPUTS:
-            move(self._memories[str(m)], *gather_together(gather, x[m], labels[m]))
+        move({m: self._memories[str(m)] for m in INPUTS}, x, labels, gather)
 
     def hand_on(self) -> dict[str, Tensor]:
         """Stage 1 hands on its weights, stage 2 nothing."""

@@ -192,28 +192,27 @@ def test_a_second_modality_takes_the_names_of_its_partners() -> None:
 # Losses ------------------------------------------------------------------------------------------
 
 
-def gather_of(*others: Tensor):
-    """A gather with other workers' tensors behind this one's."""
-    return lambda x: torch.cat([x, *others])
-
-
-def test_the_margin_is_of_the_global_mean() -> None:
-    count = torch.tensor(4)
+def test_the_margin_is_of_the_global_mean_of_each_modality_in_one_exchange() -> None:
+    """Visible rows of two workers are beyond it together, infrared ones below."""
+    counts = dict.fromkeys(INPUTS, torch.tensor(4))
     for own, other in ((0.05, 0.45), (0.45, 0.05)):
-        mean = torch.tensor(own, requires_grad=True)
-        left = objectives.beyond_margin(
-            mean, count, 0.2, gather_of(torch.tensor([[4 * other, 4.0]]))
-        )
-        assert left.item() == pytest.approx(own - 0.2)
-        left.backward()
-        assert mean.grad == 1
+        means = {V: torch.tensor(own), R: torch.tensor(0.1)}
+        means = {m: mean.requires_grad_() for m, mean in means.items()}
+        others = torch.tensor([[[4 * other, 4.0], [4 * 0.2, 4.0]]])
+        asked: list[Tensor] = []
+
+        def gather(x: Tensor, others: Tensor = others, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(x)
+            return torch.cat([x, others])
+
+        left = objectives.beyond_margin(means, counts, 0.2, gather)
+        assert len(asked) == 1
+        assert left[V].item() == pytest.approx(own - 0.2)
+        assert left[R].item() == 0
+        sum(left.values()).backward()
+        assert (means[V].grad, means[R].grad) == (1, 0)
     # both together are what one worker with a mean of .25 has
     assert pytest.approx(0.25 - 0.2) == (0.05 - 0.2 + 0.45 - 0.2) / 2
-    below = torch.tensor(0.1, requires_grad=True)
-    left = objectives.beyond_margin(below, count, 0.2, gather_of())
-    left.backward()
-    assert left.item() == 0
-    assert below.grad == 0
 
 
 def rows_of(num: int, width: int = 16, seed: int = 0) -> dict[Modality, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.data import extract_features
+from pipelines.distributed import collectives
+from pipelines.distributed.sharded_rows import ShardedRows
 from pipelines.training import deterministic, step
 from reid_core import text
 from reid_core.models import backbones
@@ -21,16 +25,7 @@ from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
 from tests.pipelines import small_runs
 from tests.pipelines.small_runs import HEIGHT, WIDTH
-
-# On CUDA the first four wait for the device, and the last one copies a Python number from
-# pageable memory, which waits too.
-WAITS = (
-    "aten::item",
-    "aten::_local_scalar_dense",
-    "aten::nonzero",
-    "aten::_unique2",
-    "aten::lift_fresh",
-)
+from tests.pipelines.waits import WAITS, operations_of, waits_of
 
 
 @pytest.fixture(scope="module")
@@ -40,60 +35,115 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@dataclass(frozen=True)
+class Watched:
+    """One step.
+
+    Attributes:
+        operations: of the profiler; none of the optimizer, but what follows its step.
+        exchanges: with other workers, BatchNorm's and the mean of the gradients excepted; where a
+            gradient flows back there are two.
+    """
+
+    operations: Counter[str]
+    exchanges: Counter[str]
+
+
 @contextmanager
-def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Counter[str]]]:
-    """Operations of the second step of every stage, by the stage's class; no optimizer's.
+def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Watched]]:
+    """The second step of every stage and kind of batch, by the stage's class.
 
     The CPU's fused Adam reads its count of steps; on CUDA that count is on the device.
     """
-    counts: dict[str, Counter[str]] = {}
+    result: dict[str, Watched] = {}
     steps: Counter[str] = Counter()
+    exchanges = counted_exchanges(monkeypatch)
     take = step.take
 
-    def watch(stage: Any, model: Any, optimizer: Any, *rest: Any, **named: Any) -> None:
-        name = f"{type(stage).__name__}.{getattr(stage, 'name', '')}"
+    def watch(stage: Any, model: Any, optimizer: Any, batch: Any, *rest: Any, **named: Any) -> None:
+        kinds = {part.kind for part in batch.values()} if isinstance(batch, dict) else {""}
+        name = " ".join([type(stage).__name__, getattr(stage, "name", ""), *kinds]).strip()
         steps[name] += 1
         if steps[name] != 2:
-            take(stage, model, optimizer, *rest, **named)
+            take(stage, model, optimizer, batch, *rest, **named)
             return
+
+        def follow() -> None:
+            for hook in optimizer._optimizer_step_post_hooks.values():
+                hook(optimizer, (), {})
+
+        exchanges.clear()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(optimizer, "step", lambda: None)
+            patch.setattr(optimizer, "step", follow)
             with profile(activities=[ProfilerActivity.CPU]) as watched:
-                take(stage, model, optimizer, *rest, **named)
-        counts[name] = Counter({event.key: event.count for event in watched.key_averages()})
+                take(stage, model, optimizer, batch, *rest, **named)
+        result[name] = Watched(operations_of(watched), Counter(exchanges))
 
     monkeypatch.setattr(step, "take", watch)
-    yield counts
+    yield result
+
+
+def counted_exchanges(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts what one worker alone would exchange if there were several."""
+    exchanges: Counter[str] = Counter()
+
+    def count(owner: Any, name: str, times: int) -> None:
+        original = getattr(owner, name)
+
+        def counted(*arguments: Any) -> Any:
+            exchanges[name] += times
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(collectives, "gather_rows", 1)
+    count(collectives, "gather_rows_with_gradient", 2)
+    count(collectives, "sum_over_workers", 1)
+    count(ShardedRows, "__getitem__", 1)  # frozen features are summed from their owners
+    return exchanges
+
+
+BMIL = {"Images intra separate": 3, "Images joint separate": 3, "Images joint joint": 2}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "stages", "overrides"),
     [
-        ("cclnet", 3, ()),
-        ("bmil", 2, ()),
-        ("csdn", 3, ()),
-        ("cpcl", 1, ()),
-        ("cpcl", 1, ("cpcl.matching.targets=soft",)),
+        ("cclnet", {"Images prepare": 2, "Prompting": 5, "Images align": 2}, ()),
+        ("cclnet-ours", {"Images align": 2}, ()),
+        ("bmil", BMIL, ()),
+        ("bmil", BMIL, ("bmil.refine.labels=voted", "bmil.refine.neighbors=8")),
+        ("bmil", BMIL | {"Images joint joint": 3}, ("bmil.memory.gradient=as_published",)),
+        ("csdn", {"Prompting": 5, "Fusing": 5, "Imaging": 3}, ()),
+        ("cpcl", {"Train": 3}, ()),
+        ("cpcl", {"Train": 3}, ("cpcl.matching.targets=soft",)),
     ],
 )
-def test_no_step_of_any_stage_waits(
+def test_no_step_of_any_stage_waits_and_each_meets_the_others_a_few_times(
     method: str,
-    stages: int,
+    stages: dict[str, int],
     overrides: tuple[str, ...],
     trees: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """`-s` shows the numbers, which are those of docs/benchmarks.md."""
     config = small_runs.make_config(method, trees, *overrides)
     run = small_runs.open_run(config, tmp_path)
-    with watched_steps(monkeypatch) as counts:
+    with watched_steps(monkeypatch) as steps:
         deterministic.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
-    assert len(counts) == stages
-    for name, operations in counts.items():
-        assert operations["aten::mm"] or operations["aten::addmm"], name
-        waits = {wait: operations[wait] for wait in WAITS if operations[wait]}
+    for name, watched in steps.items():
+        num = sum(n for key, n in watched.operations.items() if key.startswith("aten::"))
+        waits = waits_of(watched.operations)
+        sys.stdout.write(
+            f"{' '.join([method, *overrides])}, {name}: {num:,} operations, "
+            f"{sum(waits.values())} waits, {watched.exchanges.total()} exchanges "
+            f"{dict(watched.exchanges)}\n"
+        )
+        assert watched.operations["aten::mm"] or watched.operations["aten::addmm"], name
         assert not waits, name
+    assert {name: watched.exchanges.total() for name, watched in steps.items()} == stages
 
 
 @pytest.mark.parametrize("modality", [Modality.VISIBLE, Modality.TEXT])
@@ -116,7 +166,7 @@ def test_embedding_waits_for_nothing(modality: Modality) -> None:
     options: Any = {"batch_size": 8, "device": small_runs.CPU}
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         features = extract_features.embed(encoder.embed, Rows(), modality, rows, **options)
-    waits = {event.key: event.count for event in watched.key_averages() if event.key in WAITS}
+    waits = waits_of(operations_of(watched))
     assert waits == {"aten::lift_fresh": 3}  # `from_numpy` of three batches, on the host
     if modality == Modality.TEXT:
         with torch.inference_mode():
@@ -130,5 +180,4 @@ def test_a_mask_or_a_number_read_back_would_be_seen() -> None:
         float(x[x > 1].sum())
         x.unique()
         torch.tensor([1.0])
-    seen = {event.key for event in watched.key_averages()}
-    assert seen >= set(WAITS)
+    assert waits_of(operations_of(watched)).keys() == set(WAITS)
