@@ -84,6 +84,7 @@ TRIED: dict[str, tuple[str, ...]] = {
     "ours, one plain view": (*UNMIRRORED, "cclnet.views={}"),
     "ours, never whitened": (*UNMIRRORED, PLAIN),
     "ours, not mirrored": UNMIRRORED,
+    "no coupling, mirrored": (*NO_TEXT, "cclnet.swap.when=never", "cclnet.flip=true"),
     "shared prototypes, mirrored": (*SHARED, "cclnet.flip=true"),
     "ours, one plain view, mirrored": (*OURS, "cclnet.views={}"),
     "ours + texts": (
