@@ -16,7 +16,10 @@ WEIGHT, KEEP = "cclnet.image_to_text", "cclnet.swap.keep"
 def search_writer(folder: Path) -> Callable[..., Path]:
     """Writes a recipe into the folder and a search over it; keywords replace keys of the search."""
     recipe = folder / "recipe.yaml"
-    recipe.write_text("data: {root: /nowhere}\ncclnet: {image_to_text: 0.5, swap: {keep: 0.2}}\n")
+    recipe.write_text(
+        "model: {name: crossreid-small, pretrained: bundled, height: 96, width: 48}\n"
+        "data: {root: /nowhere}\ncclnet: {image_to_text: 0.5, swap: {keep: 0.2}}\n"
+    )
 
     def write(**changes: Any) -> Path:
         content: dict[str, Any] = {
