@@ -13,25 +13,22 @@ import json
 import logging
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from PIL import Image
-from pyarrow import fs as arrow_fs
 from rich.progress import track
 
 from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
 from pipelines.config import run as configuration
 from pipelines.data import roots
+from pipelines.data.packed import MANIFEST, Plan, Target
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
@@ -39,7 +36,6 @@ from pipelines.storage.files import reason
 from pipelines.storage.shards import (
     INDEX,
     PART,
-    filesystem,
     location,
     parquet_row,
     read_bytes,
@@ -51,11 +47,8 @@ from reid_core.images import decode, size_of
 from reid_core.types import MAX_MEGAPIXELS, Dataset
 
 log = logging.getLogger(__name__)
-MANIFEST = "manifest.parquet"
-PLAN = "images/plan.json"
 _IMAGES_PER_SHARD = 1024
 _ELSEWHERE = "elsewhere"
-_Plan = dict[str, Any]
 # A training batch reads single rows, and a row is read with its whole group.
 _BYTES_PER_GROUP = 2**16
 
@@ -112,7 +105,7 @@ def convert(
     named = (r.image for s in SPLITS for r in getattr(dataset, s).samples)
     images = list(dict.fromkeys(image for image in named if image))  # of a sentence about none
     parts = [images[i : i + images_per_shard] for i in range(0, len(images), images_per_shard)]
-    target = _Target(out if "://" in out else str(Path(out).resolve()))
+    target = Target(out if "://" in out else str(Path(out).resolve()))
     target.claim(_plan(dataset, trial, size, images_per_shard, parts))
     missing = target.missing(len(parts))
     if missing:
@@ -126,91 +119,13 @@ def convert(
     return Converted(len(images), len(parts), len(missing))
 
 
-class _Target:
-    """Where a converted data set is written, from any node."""
-
-    def __init__(self, location: str) -> None:
-        self.location = location
-
-    def claim(self, plan: _Plan) -> None:
-        """Keep the plan, or find that it is the one that is kept there already.
-
-        Of what has changed since in the images or their rows, what was written goes first.
-        """
-        try:
-            opened, path = filesystem(self.location)
-            opened.create_dir(f"{path}/images", recursive=True)
-            if not self.has(PLAN):
-                self.write(PLAN, (json.dumps(plan, indent=1) + "\n").encode())
-                return
-            with opened.open_input_stream(f"{path}/{PLAN}") as stream:
-                remaining = json.loads(stream.read())
-        except (OSError, ValueError) as error:
-            said = reason(error)
-            raise UserError(
-                f"cannot write to {self.location}: {said.partition('. Detail')[0]}; choose another "
-                "folder, or see whose it is"
-            ) from error
-        remaining = {"root": plan["root"], "parts": [], **remaining}  # of an older version
-        before, now = (
-            {k: x for k, x in one.items() if k not in _MOVES} for one in (remaining, plan)
-        )
-        if changed := "; ".join(configuration.differences(before, now)):
-            raise UserError(
-                f"{self.location} holds another conversion ({changed}): choose another folder, or "
-                "remove that one"
-            )
-        if remaining != plan:
-            known = dict(enumerate(remaining["parts"]))
-            stale = [i for i, x in enumerate(plan["parts"]) if x != known.get(i)]
-            log.warning(
-                "%s: the data set has changed since: its rows are listed, %d shards written again",
-                self.location,
-                len(stale),
-            )
-            self._remove([MANIFEST, *(PART.format(part) for part in stale)])
-            self.write(PLAN, (json.dumps(plan, indent=1) + "\n").encode())
-
-    def has(self, name: str) -> bool:
-        """Whether a file is there."""
-        opened, path = filesystem(self.location)
-        info: arrow_fs.FileInfo = opened.get_file_info(f"{path}/{name}")
-        return bool(info.type == arrow_fs.FileType.File)
-
-    def _remove(self, names: Iterable[str]) -> None:
-        opened, path = filesystem(self.location)
-        for name in names:
-            with suppress(FileNotFoundError):
-                opened.delete_file(f"{path}/{name}")
-
-    def missing(self, num_parts: int) -> list[int]:
-        """Shards that are not there."""
-        opened, path = filesystem(self.location)
-        infos = opened.get_file_info([f"{path}/{PART.format(part)}" for part in range(num_parts)])
-        return [part for part, info in enumerate(infos) if info.type != arrow_fs.FileType.File]
-
-    def write(self, name: str, content: bytes) -> None:
-        """A file, whole or not at all."""
-        opened, path = filesystem(self.location)
-        temporary = f"{path}/{name}.{uuid.uuid4().hex[:8]}.partial"
-        with opened.open_output_stream(temporary) as stream:
-            stream.write(content)
-        opened.move(temporary, f"{path}/{name}")
-
-    def write_table(self, name: str, table: pa.Table, **options: str | int | bool) -> None:
-        """A Parquet file, whole or not at all."""
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, **options)
-        self.write(name, buffer.getvalue())
-
-
 def _plan(
     dataset: Dataset,
     trial: int,
     size: str | None,
     images_per_shard: int,
     parts: Sequence[Sequence[str]],
-) -> _Plan:
+) -> Plan:
     """What decides the content of every shard and of the lists."""
     return {
         "kind": dataset.kind,
@@ -223,10 +138,6 @@ def _plan(
         "rows": _digest(map(repr, _rows(dataset))),
         "parts": [_digest(_stamp(dataset.root / image) for image in part) for part in parts],
     }
-
-
-_MOVES = ("rows", "parts")
-"""Of a plan, what may change: what was written of it is written again."""
 
 
 def _digest(texts: Iterable[str]) -> str:
@@ -259,7 +170,7 @@ def _parse_size(size: str | None) -> tuple[int, int] | None:
 
 
 def _write_shards(
-    parts: Mapping[int, list[str]], root: Path, target: _Target, shape: tuple[int, int] | None
+    parts: Mapping[int, list[str]], root: Path, target: Target, shape: tuple[int, int] | None
 ) -> None:
     tasks = [{"part": part, "images": images} for part, images in parts.items()]
 
@@ -286,7 +197,7 @@ def _write_shards(
 
 
 def _write_shard(
-    part: int, images: Sequence[str], root: Path, target: _Target, shape: tuple[int, int] | None
+    part: int, images: Sequence[str], root: Path, target: Target, shape: tuple[int, int] | None
 ) -> list[str]:
     """Messages about images that cannot be read; the shard is written if there is none."""
     contents, wrong = [], []
@@ -337,7 +248,7 @@ def _packed(image: str) -> str:
 
 
 def _write_lists(
-    target: _Target, dataset: Dataset, parts: Sequence[Sequence[str]], size: str | None
+    target: Target, dataset: Dataset, parts: Sequence[Sequence[str]], size: str | None
 ) -> None:
     places = [
         (_packed(image), part, row, image)

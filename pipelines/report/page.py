@@ -189,6 +189,7 @@ def _sections(run: Run) -> list[Section]:
         panels.scores(run.epochs, run.summary),
         "scores by epoch, since no epoch was evaluated during training.",
     )
+    several = any(map(is_drawn, (run.summary.get("evaluation") or {}).values()))
     no_arrays = "since there is no readable evaluation/*.npz of this version in this run."
     return [
         _section("losses", "Losses", "", losses),
@@ -198,7 +199,7 @@ def _sections(run: Run) -> list[Section]:
             "Finding people",
             "Queries and answers show people that were never trained on.",
             scores_by_epoch,
-            (ranking_panels.retrieval(run.rankings), f"ranks, {no_arrays}"),
+            (ranking_panels.retrieval(run.rankings, several=several), f"ranks, {no_arrays}"),
         ),
         _section(
             "similarities",
@@ -306,10 +307,12 @@ def _flat(section: Mapping[str, Json]) -> dict[str, str]:
 
 
 def _plain(value: object) -> str:
-    """A configuration value as one would write it on the command line, lists with commas."""
-    if isinstance(value, bool) or value is None:
+    """A configuration value as one would write it on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"[{', '.join(map(_plain, value))}]" if isinstance(value, list) else str(value)
 
 
 def _versions(environment: Mapping[str, Json]) -> dict[str, str]:

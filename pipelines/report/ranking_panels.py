@@ -24,17 +24,25 @@ class _Hills:
     bins: np.ndarray
 
 
-def retrieval(rankings: Mapping[str, Mapping[str, np.ndarray]]) -> list[Panel]:
-    """CMC of all rows in one panel."""
+def retrieval(
+    rankings: Mapping[str, Mapping[str, np.ndarray]], *, several: bool = False
+) -> list[Panel]:
+    """CMC of all rows in one panel.
+
+    Args:
+        rankings: arrays of evaluation/<row>.npz by row.
+        several: whether scores are means over galleries that are drawn; these are of the first.
+    """
     ends = {"start": ("start", style.MUTED, ":"), "final": ("full method", style.INK, "-")}
     spare, curves = cycle(style.SPARE), []
     for row, arrays in rankings.items():
         label, color, dash = ends.get(row) or (_after(row), next(spare), "--")
         if "cmc" in arrays:
             curves.append(Curve(label, arrays["cmc"], color, dash))
+    which = ", which is of the first gallery that is drawn" if several else ""
     text = (
-        "How often a right answer is among the first k. The curve starts at Rank-1; the higher "
-        "and the earlier it rises, the fewer pictures somebody has to look through."
+        f"How often a right answer is among the first k. The curve starts at Rank-1{which}; the "
+        "higher and the earlier it rises, the fewer pictures somebody has to look through."
     )
     if not curves:
         return []

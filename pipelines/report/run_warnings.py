@@ -51,7 +51,7 @@ def _of_epochs(epochs: Sequence[EpochLine]) -> Iterable[tuple[str, str]]:
     for epoch in epochs:
         warnings = epoch.get("warnings")
         for text in warnings if isinstance(warnings, list) else []:
-            yield str(text), f"{words.stage(epoch['stage']).name}, epoch {epoch['epoch'] + 1}"
+            yield str(text), f"{words.stage(epoch['stage']).name} epoch {epoch['epoch'] + 1}"
 
 
 def _of_log(lines: Sequence[str]) -> Iterable[tuple[str, str]]:

@@ -60,6 +60,8 @@ def rows(summary: Summary) -> list[Row]:
         table.append(Row("chance", "Chance", "guessing", _cells(chance, {})))
     for key in order:
         title, note = _title(key)
+        if key == "final" and "selected" in result and "selected" not in last:
+            note += ", best on validation identities"
         reference = {} if key == "start" else start
         table.append(Row(key, title, note, _cells(result[key], reference)))
     return table

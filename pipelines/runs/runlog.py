@@ -233,7 +233,7 @@ def first_difference(one: Path, other: Path) -> tuple[str, int] | None:
 
 
 def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None:
-    """Keep only the lines up to an epoch: the one that the checkpoint holds.
+    """Take back what log and TensorBoard hold of epochs after the one that the checkpoint holds.
 
     Args:
         run_dir: run directory.
@@ -241,11 +241,16 @@ def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None
         stages: all stages in their order.
     """
     last = (stages.index(stage), epoch) if stage else (-1, -1)
+
+    def is_later(stage: str, epoch: int) -> bool:
+        return stage in stages and (stages.index(stage), epoch) > last
+
     lines = read_metrics(run_dir)
-    remaining = [line for line in lines if (stages.index(line["stage"]), line["epoch"]) <= last]
+    remaining = [line for line in lines if not is_later(line["stage"], line["epoch"])]
     replace_file(
         run_dir / METRICS, "".join(to_json(finite(line), indent=None) for line in remaining)
     )
+    tensorboard.rewind(run_dir, is_later)
 
 
 def write_summary(run_dir: Path, summary: Summary) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipelines.storage.files import own_folder, replace_file
@@ -18,6 +19,7 @@ except ImportError:  # a machine for one benchmark or notebook may lack it
 from pipelines.runs.records import EpochLine
 
 FOLDER = "tensorboard"
+_EPOCH = re.compile(r"tfevents\..*\.(?P<stage>\w+)-(?P<epoch>\d+)$")  # see `write`
 
 
 def write(run_dir: Path, line: EpochLine) -> None:
@@ -35,6 +37,19 @@ def write(run_dir: Path, line: EpochLine) -> None:
                     writer.add_scalar(f"{line['stage']}/{name}", value, line["epoch"])
         for file in Path(folder).iterdir():
             replace_file(own_folder(run_dir / FOLDER) / file.name, file.read_bytes())
+
+
+def rewind(run_dir: Path, is_later: Callable[[str, int], bool]) -> None:
+    """Delete the files of epochs that are taken back.
+
+    Args:
+        run_dir: run directory.
+        is_later: (stage, epoch) -> whether it is one; not for other files than `write` made.
+    """
+    for file in (run_dir / FOLDER).glob("*"):
+        epoch = _EPOCH.search(file.name)
+        if epoch and is_later(epoch["stage"], int(epoch["epoch"])):
+            file.unlink(missing_ok=True)
 
 
 def _numbers(prefix: str, tree: Mapping[str, object]) -> Iterator[tuple[str, float]]:

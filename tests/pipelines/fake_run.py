@@ -143,7 +143,7 @@ def fake_run(directory: Path, root: Path) -> Path:
     config = {
         "method": "cclnet",
         "seed": 7,
-        "data": {"kind": "sysu", "root": str(root)},
+        "data": {"kind": "sysu", "root": str(root), "trial": None, "extra_roots": []},
         "model": {
             "name": "small-clip",
             "height": 64,

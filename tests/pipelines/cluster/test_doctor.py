@@ -30,7 +30,7 @@ from pipelines.cluster.nodes import usable
 from pipelines.cluster.preflight import Node
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
-from pipelines.data import convert
+from pipelines.data import convert, packed
 from pipelines.errors import UserError
 from pipelines.retrieval import embed
 from tests.pipelines.cluster.machines import free_port
@@ -268,7 +268,7 @@ class TestCluster:
         with pytest.raises(UserError, match=message):
             embed._place(config, tmp_path, None)
         with pytest.raises(UserError, match=message):
-            convert._write_shards({0: ["a"]}, tmp_path, convert._Target(str(tmp_path)), None)
+            convert._write_shards({0: ["a"]}, tmp_path, packed.Target(str(tmp_path)), None)
 
     @pytest.mark.ray
     def test_survey_of_a_running_cluster(self, local_ray: None, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pipelines.data import check, prepare
 from pipelines.data import convert as conversion
 from pipelines.data import decode as decoding
 from pipelines.data.convert import convert
+from pipelines.data.packed import PLAN, Target
 from pipelines.data.places import Trusted
 from pipelines.data.plan import Plan
 from pipelines.errors import UserError
@@ -260,10 +261,10 @@ def test_a_conversion_of_an_older_version_is_taken_on(
     without_ray: list[int], identities: Path, tmp_path: Path
 ) -> None:
     convert("sysu", identities, str(tmp_path), images_per_shard=30)
-    plan = json.loads((tmp_path / conversion.PLAN).read_text())
+    plan = json.loads((tmp_path / PLAN).read_text())
     for key in ("root", "parts", "rows"):
         del plan[key]
-    (tmp_path / conversion.PLAN).write_text(json.dumps(plan))
+    (tmp_path / PLAN).write_text(json.dumps(plan))
     assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 3
     assert convert("sysu", identities, str(tmp_path), images_per_shard=30).num_written == 0
 
@@ -320,6 +321,52 @@ def test_bytes_of_a_parquet_manifest_are_packed(without_ray: list[int], tmp_path
         assert shards.read_bytes(tmp_path / "out" / image) == content
     with pytest.raises(OSError, match="No column bytes"):
         shards.read_bytes(tmp_path / "out" / "manifest.parquet#0")
+
+
+@pytest.mark.parametrize("location", ["{folder}", "file://{folder}"])
+def test_what_a_killed_conversion_began_is_removed(
+    without_ray: list[int],
+    identities: Path,
+    tmp_path: Path,
+    location: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out = location.format(folder=tmp_path)
+    begun = [
+        f"{name}.0123abcd.partial"
+        for name in (shards.PART.format(0), "images/plan.json", "manifest.parquet")
+    ]
+    others = ["images/thesis.partial", "0123abcd.partial.txt"]
+    for name in (*begun, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    convert("sysu", identities, out)
+    assert not [name for name in begun if (tmp_path / name).exists()]
+    assert all((tmp_path / name).exists() for name in others)
+    assert "removed 3 files that an interrupted conversion had begun" in caplog.text
+
+
+def test_a_file_that_another_conversion_took_for_begun_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands that write into one folder disturb each other no more than by that."""
+    target, other = Target(str(tmp_path)), Target(str(tmp_path))
+    plan = {"root": "x", "parts": []}
+    target.claim(plan)
+    begun: list[str] = []
+
+    def begin(self: Target, name: str, content: bytes) -> str:
+        begun.append(before(self, name, content))
+        if len(begun) == 1:
+            other.claim(plan)
+        return begun[-1]
+
+    before = Target._begin
+    monkeypatch.setattr(Target, "_begin", begin)
+    target.write("images/part-00000.parquet", b"content")
+    assert len(begun) == 2
+    assert (tmp_path / "images" / "part-00000.parquet").read_bytes() == b"content"
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_another_conversion_is_not_mixed_in(

@@ -78,6 +78,10 @@ def test_page_tells_protocol_stages_counts_and_how_to_repeat(page: Page) -> None
     assert page.says("crossreid demo --out runs/demo --seed 7")
     assert page.says("Peak memory of a GPU: 5.0 GiB")
     assert page.says("align.swap.when epoch")
+    assert page.says("stems [visible, infrared]"), "as on a command line"
+    assert page.says("trial null")
+    assert page.says("extra_roots []")
+    assert page.says("which is of the first gallery that is drawn")
     assert page.says("38.2 ± 1.3")
     assert page.says("4 March 2026, 09:05 UTC")
     assert page.classes()["left-out"] == 2, "heat maps and calibration"
@@ -182,6 +186,12 @@ def test_a_protocol_that_draws_no_gallery_has_no_deviation(tmp_path: Path) -> No
     assert table["sysu/all/infrared->visible"][:4] == ["50.0 ± 0.0", "", "", "40.0 ± 0.3"]
 
 
+def test_a_number_and_its_percent_sign_stay_on_one_line(html: str) -> None:
+    """Of what is said beside the charts and above the table."""
+    assert "At the end precision 50\u00a0%, recall 50\u00a0%." in html
+    assert "right for 38.2\u00a0% of the queries" in html
+
+
 @pytest.mark.parametrize(
     ("started", "shown"),
     [
@@ -212,8 +222,8 @@ def test_what_a_run_warned_of_stands_on_its_page_once(tmp_path: Path) -> None:
         log.warning("left out: <b>\n  and another")
         log.warning("left out: /data/a.jpg")
     page = Page(html_of(run))
-    assert page.says("few clusters 2 times, last align, epoch 2")
-    assert page.says("lost 0 align, epoch 1")
+    assert page.says("few clusters 2 times, last align epoch 2")
+    assert page.says("lost 0 align epoch 1")
     assert page.says("left out: /data/a.jpg 2 times, last 20")
     assert page.says("left out: <b> and another 20")
     assert page.text.count("left out: /data/a.jpg") == 1
