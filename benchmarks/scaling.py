@@ -11,24 +11,35 @@ DIR/scaling.jsonl: wall and CPU seconds, the highest resident size, and of that 
     graph     the approximate search of all rows, with its recall; leaves the neighbors in DIR
     turn      Jaccard graph, DBSCAN and centroids of the neighbors that were left last
     arrive    what the memory bank does while features arrive: pieces of 64 MiB from eight workers
+
+Named alone, the two ways to share the exact search, in two processes of one thread each, which hold
+the rows' halves or all of them at first; with the seconds and the bytes that cross between them:
+
+    workers   each gathers the other's half over gloo and searches half of the blocks
+    searchers the memory bank, which has all rows, sends them to a searcher and takes half itself
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import resource
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
+from pipelines.distributed import collectives
 from pipelines.training.incoming import Incoming
 from reid_core import clustering
 from reid_core.knn.approximate import GraphSearch
@@ -38,6 +49,7 @@ from reid_core.types import Modality
 
 K1, EPS, WORKERS, PIECE_BYTES = 30, 0.6, 8, 1 << 26
 NEIGHBORS = "neighbors.npz"
+SHARING, REPEATS = 2, 3
 _MINUTE = 60.0
 _CPU = torch.device("cpu")
 
@@ -75,7 +87,7 @@ def exact(features: np.ndarray, folder: Path) -> dict[str, Any]:
     """All neighbors, each pair of rows multiplied once."""
     result = nearest(features, K1)
     np.savez(folder / NEIGHBORS, rows=result.rows, similarity=result.similarity)
-    return {}
+    return {"digest": _digest(result)}
 
 
 def graph(features: np.ndarray, folder: Path) -> dict[str, Any]:
@@ -120,6 +132,103 @@ def arrive(features: np.ndarray, folder: Path) -> dict[str, Any]:
     return {}
 
 
+def workers(features: np.ndarray, folder: Path) -> dict[str, Any]:
+    """Two processes with a half of the rows each; the first one has all neighbors at the end."""
+    np.save(folder / "rows.npy", features)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_worker, args=(port, folder), nprocs=SHARING)
+    return json.loads((folder / "workers.json").read_text())
+
+
+def _worker(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=SHARING)
+    mapped = np.load(folder / "rows.npy", mmap_mode="r")
+    share = torch.from_numpy(mapped[collectives.slice_of(len(mapped))].copy())
+    runs: list[dict[str, Any]] = []
+    for _ in range(REPEATS):
+        dist.barrier()
+        began, cpu = time.perf_counter(), time.process_time()
+        whole = collectives.gather_shares(share, len(mapped)).numpy()
+        gathering = time.perf_counter() - began
+        search = open_search(whole, K1)
+        own = collectives.slice_of(search.num_blocks)
+        parts = {block: search.run(block) for block in range(own.start, own.stop)}
+        everyones: list[Any] = [None] * SHARING
+        dist.gather_object(parts, everyones if rank == 0 else None)
+        digest = ""
+        if rank == 0:
+            of_blocks = {block: part for one in everyones for block, part in one.items()}
+            digest = _digest(search.join([of_blocks[b] for b in range(search.num_blocks)]))
+        line = {"all s": time.perf_counter() - began, "sending s": gathering, "digest": digest}
+        line["CPU s of both"] = sum(collectives.of_every_process(time.process_time() - cpu))
+        sent = share.nbytes + (_bytes(parts) if rank > 0 else 0)
+        runs.append(line | {"bytes that cross": sum(collectives.of_every_process(sent))})
+    if rank == 0:
+        (folder / "workers.json").write_text(json.dumps(_least(runs)))
+    dist.destroy_process_group()
+
+
+def searchers(features: np.ndarray, folder: Path) -> dict[str, Any]:
+    """The memory bank and a searcher, which stands for that of another node.
+
+    Half of the rows came from the other node before, while images were still embedded: those bytes
+    are counted, their seconds are not.
+    """
+    import ray
+
+    from pipelines.training import distributed_knn
+
+    torch.set_num_threads(1)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    one_thread = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    searcher = distributed_knn.SearcherActor.options(num_cpus=0, runtime_env=one_thread).remote()
+    send, sending = distributed_knn._send, list[float]()
+    search = open_search(features, K1)
+    theirs = range(len(np.array_split(np.arange(search.num_blocks), SHARING)[0]))
+    neighbors = sum(_bytes({block: search.run(block)}) for block in theirs)
+
+    def timed(*call: Any) -> None:
+        began = time.perf_counter()
+        send(*call)
+        sending.append(time.perf_counter() - began)
+
+    def cpu_of_both() -> float:
+        return time.process_time() + ray.get(searcher.__ray_call__.remote(_process_time))
+
+    distributed_knn._send = timed
+    runs: list[dict[str, Any]] = []
+    for _ in range(REPEATS):
+        before, began = cpu_of_both(), time.perf_counter()
+        result = distributed_knn.nearest_by([searcher], features, K1, takes_part=True)
+        line = {"all s": time.perf_counter() - began, "sending s": sending[-1]}
+        line |= {"digest": _digest(result), "CPU s of both": cpu_of_both() - before}
+        crossed = features.nbytes // 2 + features.nbytes + neighbors
+        runs.append(line | {"bytes that cross": crossed})
+    ray.shutdown()
+    return _least(runs)
+
+
+def _process_time(_: object) -> float:
+    return time.process_time()
+
+
+def _bytes(parts: Mapping[int, Neighbors]) -> int:
+    return sum(part.rows.nbytes + part.similarity.nbytes for part in parts.values())
+
+
+def _digest(result: Neighbors) -> str:
+    return hashlib.sha256(result.rows.tobytes() + result.similarity.tobytes()).hexdigest()[:12]
+
+
+def _least(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The quickest run, beside the seconds of all."""
+    return min(runs, key=lambda run: run["all s"]) | {"runs s": [run["all s"] for run in runs]}
+
+
 PHASES: dict[str, Callable[[np.ndarray, Path], dict[str, Any]]] = {
     "arrive": arrive,
     "blocks": blocks,
@@ -127,6 +236,7 @@ PHASES: dict[str, Callable[[np.ndarray, Path], dict[str, Any]]] = {
     "graph": graph,
     "turn": turn,
 }
+NAMED_ALONE = {"workers": workers, "searchers": searchers}
 
 
 def run(phase: str, num_rows: int, width: int, folder: Path) -> None:
@@ -135,7 +245,7 @@ def run(phase: str, num_rows: int, width: int, folder: Path) -> None:
     features = world(num_rows, width)
     before = psutil.Process().memory_info().rss
     began, started = time.perf_counter(), time.process_time()
-    result = PHASES[phase](features, folder)
+    result = (PHASES | NAMED_ALONE)[phase](features, folder)
     line = {
         "phase": phase,
         "rows": num_rows,
@@ -154,12 +264,12 @@ def run(phase: str, num_rows: int, width: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line; without a phase, all of them."""
+    """Reads the command line; without a phase, all of one process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--phase", choices=PHASES)
+    parser.add_argument("--phase", choices=PHASES | NAMED_ALONE)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.phase:

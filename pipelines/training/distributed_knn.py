@@ -5,11 +5,12 @@ same neighbors wherever they run, so the number of nodes changes nothing but the
 
 Where nodes have GPUs, a searcher on each of them holds a small share of one and serves blocks. The
 other design, in which the workers gather all rows and search their own blocks inside the training
-loop, would save the way to the searchers, but the methods ask for different searches (all rows,
-distinct images, rows of both modalities by halves, one stage's rows) at moments that only the
-memory bank knows, and every worker would have to take part in each of them in the same order. A
-searcher is asked like a function: the bank and the contract of the methods stay as they are, and a
-lost searcher is asked again.
+loop, would save the way to the bank: a third of the bytes of two nodes, and no work (measured,
+docs/scaling.md). But the methods ask for different searches (all rows, distinct images, rows of
+both modalities by halves, one stage's rows) at moments that only the memory bank knows, and every
+worker would have to take part in each of them in the same order. A searcher is asked like a
+function: the bank and the contract of the methods stay as they are, and a lost searcher is asked
+again.
 
 Rows travel in pieces that are given back when every searcher has them, so they are held once by the
 bank and once by each searcher, and never whole in the object store.
