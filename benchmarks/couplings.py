@@ -285,7 +285,7 @@ def main() -> None:
         given.encoders or encoders,
         given.rows or rows,
     )
-    more = ([f"data.kind={given.kind}"] if given.root else []) + given.set
+    more = ([f"data.kind={given.kind}"] if given.kind != "sysu" else []) + given.set
     jobs = [Job(row, world, seed, e, tuple(more)) for seed, world, e, row in chosen]
     run_all([job for job in jobs if job.makes_sense()], given)
     text = table(read(given.out).values())

@@ -65,10 +65,11 @@ def rerank(
         weights = averaged(weights, np.ascontiguousarray(result.rows[:, :k2]))
     mixed = _shared(weights, num_queries)
     whole = torch.from_numpy(mixed)  # changed in place: (Q, G) once, not five times
-    asked, listed, most = (torch.from_numpy(x) for x in (*sides, farthest[:num_queries, None]))
-    parts = [x.split(_ROWS_AT_ONCE) for x in (whole, asked, most)]
+    every, most = torch.from_numpy(features), torch.from_numpy(farthest[:num_queries, None])
+    parts = [x.split(_ROWS_AT_ONCE) for x in (whole, every[:num_queries], most)]
     for shared, of_queries, largest in zip(*parts, strict=True):
-        distance = (of_queries @ listed.T).mul_(-2).add_(2).div_(largest).mul_(original)
+        distance = _products(of_queries, every[num_queries:])
+        distance.mul_(-2).add_(2).div_(largest).mul_(original)
         shared.copy_(1 - shared / (2 - shared)).mul_(1 - original).add_(distance)
     return mixed
 
@@ -77,9 +78,15 @@ def _farthest(features: np.ndarray) -> np.ndarray:
     """(N,) largest squared distance of each row, at least a little above 0."""
 
     every = torch.from_numpy(features)
-    least = torch.cat([(x @ every.T).amin(dim=1) for x in every.split(_ROWS_AT_ONCE)])
+    least = torch.cat([_products(x, every).amin(dim=1) for x in every.split(_ROWS_AT_ONCE)])
     largest: np.ndarray = (2 - 2 * least).clamp(min=1e-6).numpy()
     return largest
+
+
+def _products(rows: Tensor, others: Tensor) -> Tensor:
+    """(n, m) float32 products, whatever precision the caller computes in."""
+    with torch.autocast("cpu", enabled=False):
+        return rows @ others.T
 
 
 def _rescaled(weights: SparseRows, farthest: np.ndarray) -> SparseRows:

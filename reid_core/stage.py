@@ -142,9 +142,9 @@ class Stage(Protocol):
         """What follows the optimizer's step: memory updates with the last batch's features."""
 
     def hand_on(self) -> dict[str, Tensor]:
-        """What later stages need, called after the last epoch; on the CPU.
+        """What later stages need, called after the last epoch; on the CPU, weights excepted.
 
-        Weights are the tensors of `module` themselves, which a checkpoint then holds once.
+        Those are the tensors of `module` themselves, which a checkpoint then holds once.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -276,8 +276,8 @@ def is_done(config: RunConfig, run_dir: Path) -> bool:
 
 
 def bytes_of(run_dir: Path) -> int:
-    """What the checkpoints take in a run directory: newest ones, stages, and within an epoch."""
-    patterns = ("checkpoint_*/**/*", f"{STAGES}/**/*", WITHIN)
+    """What the checkpoints that make room for new ones take in a run directory; no stages."""
+    patterns = ("checkpoint_*/**/*", WITHIN)
     sizes = 0
     for file in (file for pattern in patterns for file in run_dir.glob(pattern)):
         with suppress(OSError):  # another process takes away what is old

@@ -24,7 +24,7 @@ from pipelines.config.overrides import AS_TEXT
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import tensorboard
-from pipelines.runs.checkpoint import WITHIN
+from pipelines.runs.checkpoint import WITHIN, is_done
 from pipelines.runs.records import EpochLine, Summary
 from pipelines.storage.files import Json, append_line, finite, replace_file, to_json, write_json
 from pipelines.storage.shards import location
@@ -45,10 +45,15 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
     """
     refuse_another(run_dir, config)
     if (before := _began_with(run_dir)) and before.data.root != config.data.root:
+        places = location(before.data.root), location(config.data.root)
+        if is_done(config, run_dir):
+            raise UserError(
+                f"{run_dir} is finished, with the images of {places[0]}: its scores are theirs. "
+                f"`crossreid eval {run_dir} --root {places[1]}` measures it on others"
+            )
         log.warning(
             "data.root: %s -> %s: the run goes on with the images that have the same names there",
-            location(before.data.root),
-            location(config.data.root),
+            *places,
         )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

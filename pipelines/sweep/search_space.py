@@ -247,6 +247,11 @@ def examples(study: Study) -> list[Values]:
     return [{key: value} for key, domain in domains for value in domain.examples()]
 
 
+def drawn(study: Study, count: int) -> list[Values]:
+    """Points as a search whose points depend on scores may ask for, each with all keys."""
+    return [_draw(study.search, number) for number in range(count)]
+
+
 def _draw(search: Search, number: int) -> Values:
     rng = np.random.default_rng([search.seed, number])
     return {key: domain.draw(rng) for key, domain in search.space.items()}

@@ -55,7 +55,7 @@ def train(
         Terminated: a signal asked for an end; the same call goes on from there.
     """
     for idle in (
-        *unread(config.trainer, "trainer", ("num_workers", "min_workers"), "a run in one process"),
+        *unread(config.trainer, "trainer", ("min_workers",), "a run in one process"),
         *unread(config.ray, "ray", type(config.ray).model_fields, "a run in one process"),
     ):
         log.warning("%s", idle)

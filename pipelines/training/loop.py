@@ -64,7 +64,7 @@ class TrainingLoop:
         notice: within_epoch.Notice = within_epoch.nothing,
     ) -> None:
         self._job, self._state, self._report, self._distribute = job, state, report, distribute
-        self._opener = Opener(job, device)
+        self._opener = Opener(job, device, state)
         embedding = Embedding(job.config, device, readers)
         self._equipment = Equipment.of(job, bank, batches, notice, embedding)
         self._progress = Progress.from_state(state["progress"]) if state else Progress()

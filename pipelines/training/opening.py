@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipelines.distributed.precision import set_tf32
+from pipelines.runs.records import State
 from pipelines.training import step
 from pipelines.training.job import Job
 from reid_core.method import Opening
 from reid_core.models import backbones
+from reid_core.models.weight_files import Pixels
 from reid_core.stage import Encoder, Stage
 
 _drawing = threading.Lock()
@@ -38,9 +41,10 @@ class Opener:
     Args:
         job: the work.
         device: where modules go.
+        state: what the run goes on from: pixels are normalized as its weights learned them.
     """
 
-    def __init__(self, job: Job, device: torch.device) -> None:
+    def __init__(self, job: Job, device: torch.device, state: State | None = None) -> None:
         self._job, self._device = job, device
         set_tf32(job.config.trainer.allow_tf32)
         model = job.config.model
@@ -48,6 +52,8 @@ class Opener:
             self.backbone = backbones.load(
                 model.name, model.pretrained, options=model.options(), tagged=True
             )
+        if state and "pixels" in state:
+            self.backbone = replace(self.backbone, pixels=Pixels(*state["pixels"]))
 
     def encoder_before_training(self) -> Encoder:
         """The encoder that the first stage starts from."""

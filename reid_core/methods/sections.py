@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def _rising(epochs: tuple[int, ...]) -> tuple[int, ...]:
-    if any(first >= second for first, second in pairwise(epochs)):
-        raise ValueError("epochs must rise from one to the next")
+    if any(first > second for first, second in pairwise(epochs)):
+        raise ValueError("epochs must not fall from one to the next")
     return epochs
 
 

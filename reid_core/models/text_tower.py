@@ -5,12 +5,11 @@ Shapes: C texts, L tokens, W text width, E joint embedding.
 
 from __future__ import annotations
 
-from functools import cache
-
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
+
+from reid_core import text
 
 
 class TextTower(nn.Module):
@@ -48,8 +47,7 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """Token ids (C, 77) int64, zero padded, on the tower's device."""
-        ids: Tensor = _tokenizer()(texts, context_length=self.context_length)
-        return ids.to(self.positional_embedding.device)
+        return torch.from_numpy(text.tokenize(texts).ids).to(self.positional_embedding.device)
 
     def encode_text(self, ids: Tensor, *, chunk: int = 256) -> Tensor:
         """Features (C, E), not normalized, of token ids (C, 77); the EOT is the largest id."""
@@ -105,8 +103,3 @@ class TextTower(nn.Module):
         at_end = x[torch.arange(len(x), device=x.device), ends]
         ended: Tensor = self.ln_final(at_end)
         return ended @ self.text_projection
-
-
-@cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()

@@ -254,13 +254,13 @@ class TestBadInput:
         usage = SimpleNamespace(free=room)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         check_disk(config, [tmp_path / "run"], 10**6)
-        for name in ("checkpoint_0/state.pt", "stages/prepare/state.pt", "within_epoch.pt"):
+        for name in ("checkpoint_0/state.pt", "checkpoint_1/state.pt", "within_epoch.pt"):
             file = tmp_path / "run" / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(bytes(10**6))
             usage.free -= 10**6
             check_disk(config, [tmp_path / "run"], 10**6)
-        (tmp_path / "run" / "another's").write_bytes(bytes(10**6))
+        (tmp_path / "run" / "stages").write_bytes(bytes(10**6))  # never taken away
         usage.free -= 10**6
         with pytest.raises(UserError, match=r"GiB free, beside the .* of its own; the checkpoints"):
             check_disk(config, [tmp_path / "run"], 10**6)

@@ -31,7 +31,7 @@ def of_choices(config: Config) -> list[str]:
     lines += unread_by_choice(config.swap, "cclnet.swap", _SWAP)
     if not texts:
         without = "cclnet.image_to_text=0"
-        lines += unread(config, "cclnet", ("prepare", "prompts", "smoothing"), without)
+        lines += unread(config, "cclnet", ("smoothing",), without)
     for name in ("prepare", "align") if texts else ("align",):
         lines += unread_by_choice(getattr(config, name), f"cclnet.{name}", OF_AN_IMAGE_STAGE)
     return lines

@@ -54,7 +54,7 @@ def test_file_overrides_defaults_and_arguments_override_the_file(file: Path) -> 
         ("ray.namespace=", "names nothing"),
         ("data.root=", "names no folder"),
         ("seed.x=1", "unknown key|seed"),
-        ("cclnet.align.milestones=[50, 30]", "milestones: epochs must rise"),
+        ("cclnet.align.milestones=[50, 30]", "milestones: epochs must not fall"),
         ("cclnet.align.milestones=[true]", "milestones.0: must be a valid integer, got True"),
     ],
 )
@@ -143,7 +143,7 @@ def test_one_key_of_a_section_leaves_its_others_as_they_are() -> None:
         assert path == "data" or section == type(section)(), path
 
 
-@pytest.mark.parametrize("epochs", [[50, 30], [30, 30], [-3], [True]])
+@pytest.mark.parametrize("epochs", [[50, 30], [-3], [True]])
 def test_a_rate_falls_at_rising_epochs_in_every_method(epochs: list[int]) -> None:
     """Any other order gives a schedule that nobody asked for (`reid_core.optim.warmup_steps`)."""
     whole = configuration.validate({"data": {"root": "/somewhere"}}, source="test")
@@ -191,7 +191,7 @@ def test_places_and_permissions_are_not_part_of_a_runs_identity(file: Path) -> N
         (["cclnet.prepare.coupled_share=0.1"], "prepare.coupled_share"),
         (["cclnet.align.optimizer=sgd", "cclnet.align.betas=[0.1, 0.1]"], "align.betas"),
         (["cclnet.align.optimizer=adamw", "cclnet.align.bias_lr_factor=9"], "bias_lr_factor"),
-        (["cclnet.image_to_text=0", "cclnet.prepare.lr=1", "cclnet.smoothing=0"], "cclnet.prepare"),
+        (["cclnet.image_to_text=0", "cclnet.smoothing=0"], "cclnet.smoothing"),
         (["cclnet.matching.temperature=1"], "matching.temperature"),
         (["cclnet.matching.method=joint", "cclnet.matching.min_similarity=0.5"], "min_similarity"),
         (["cclnet.matching.method=transport", "cclnet.matching.joint_eps=0.5"], "joint_eps"),
