@@ -241,9 +241,9 @@ def describe(path: Path) -> Description:
 
 
 def _fingerprint(state: State, space: Space) -> str:
-    parts = {"module": state.get("module"), "space": space}
-    model = state["config"]["model"]
-    if str(model.get("name", "")).startswith("solider/"):
+    parts: dict[str, object] = {"module": state.get("module"), "space": space}
+    model = state["config"].get("model")
+    if isinstance(model, dict) and str(model.get("name")).startswith("solider/"):
         parts["maps"] = "padded before they are shifted"  # as its authors', since 2026-11
     return checkpoint.content_hash(parts)[:16]
 

@@ -45,8 +45,8 @@ def check(study: Study, ledger: Ledger) -> None:
             refused.append(error)
     if left and not passed:
         raise refused[0]
-    for error in refused:
-        log.warning("%s; it will fail, and the others go on", error)
+    for reason in refused:
+        log.warning("%s; it will fail, and the others go on", reason)
     for values, config in passed[:1]:
         with _of_a_trial(values):
             gate.check(config, ledger.root)
