@@ -311,7 +311,7 @@ def leave(run_dir: Path, *names: str, listed: tuple[str, ...]) -> None:
     (run_dir / recovery.RECORD).write_text(json.dumps({"checkpoint_results": entries}))
 
 
-A, B, C = (f"checkpoint_{letter}" for letter in "abc")
+A, B, C = (f"checkpoint_{number}" for number in (1, 2, 3))
 
 
 def names_in(run_dir: Path) -> list[str]:
