@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.config.sections import Section, named
+from reid_core.methods.sections import unread
 
 
 class TrainerConfig(Section):
@@ -82,6 +83,10 @@ class TrainerConfig(Section):
         if self.strict and self.search == "approximate":
             raise ValueError("an approximate search need not repeat itself: leave it or strict out")
         return self
+
+    def unread(self) -> list[str]:
+        """Sentences on settings that were changed and that nothing reads beside the others."""
+        return [] if self.strict else unread(self, "trainer", ("shards",), "trainer.strict=false")
 
 
 class EvaluationConfig(Section):

@@ -17,7 +17,7 @@ import torch
 from pipelines.cluster import join
 from pipelines.config.run import RunConfig
 from pipelines.config.trainer import TrainerConfig
-from pipelines.data import room
+from pipelines.data import room, trainable
 from pipelines.data.check import counts_differ
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
@@ -27,7 +27,6 @@ from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
-from reid_core.methods.sections import unread
 from reid_core.models import backbones
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
@@ -86,7 +85,7 @@ def _check_data(config: RunConfig, run_dir: Path) -> Passed:
     dataset = read(config)
     counts_differ(dataset)  # what differs is said later, a list of counts that is broken refused
     train = fit_rows(dataset, config)
-    _check_rows(dataset, train, config)
+    trainable.check_rows(dataset, train, config)
     measured = dataset.val if config.evaluation.split == "val" else dataset.test
     refuse_shared_identities(dataset, config)
     _check_selection(dataset, measured, config)
@@ -125,59 +124,6 @@ def describe(config: RunConfig, run_dir: Path) -> list[str]:
         lines.append(f"trial {number}")
         lines += check(config.model_copy(update={"data": data}), run_dir).lines
     return [*lines, "nothing stands in the way"]
-
-
-def _check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
-    where, method = location(dataset.root), METHODS[config.method]
-    if not len(train):
-        raise UserError(f"{where} has no training rows")
-    for m in method.inputs:
-        if not len(train.rows(m)):
-            raise UserError(
-                f"{where} has no {m} rows to train on: {config.method} trains on "
-                f"{' and '.join(method.inputs)}"
-            )
-    _check_cameras(train, config, where)
-    _check_captions(train, config, where)
-    known = method.supervision(config.settings)
-    for m in method.inputs:
-        rows = train.rows(m)
-        tracked = known == "within" and bool((train.tracklets[rows] != OUTLIER).all())
-        if known in ("none", "pairs") or tracked:
-            continue
-        if (unknown := rows[train.pids[rows] == OUTLIER]).size:
-            raise UserError(
-                f"{where}: {len(unknown):,} {m} rows have no pid, as "
-                f"{train.samples[unknown[0]].image}; {config.method} with these settings trains on "
-                "ids: give them, or choose settings that need none"
-            )
-
-
-def _check_captions(train: Split, config: RunConfig, where: str) -> None:
-    if Modality.TEXT not in METHODS[config.method].inputs:
-        return
-    images = {train.samples[row].image for row in train.rows(Modality.VISIBLE)}
-    described = [train.samples[row].image for row in train.rows(Modality.TEXT)]
-    if homeless := [image for image in described if image not in images]:
-        raise UserError(
-            f"{where}: {len(homeless):,} training captions describe no training image, as "
-            f"{homeless[0] or 'one that names none'}: {config.method} trains on pairs; list the "
-            "images, or leave those captions out"
-        )
-
-
-def _check_cameras(train: Split, config: RunConfig, where: str) -> None:
-    method = METHODS[config.method]
-    asking = method.needs_cameras(config.settings)
-    without = asking.partition("=")[0] + ("=false" if asking.endswith("=true") else "=null")
-    for m in method.inputs if asking else ():
-        rows = train.rows(m)
-        if (unknown := rows[train.cameras[rows] == OUTLIER]).size:
-            raise UserError(
-                f"{where}: {len(unknown):,} {m} rows have no camera, as "
-                f"{train.samples[unknown[0]].image}; {asking} needs one for every image: give them "
-                f"in a manifest's column 'camera', or do without, {without}"
-            )
 
 
 def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]:
@@ -265,9 +211,7 @@ def refuse_settings(config: RunConfig) -> list[str]:
         raise UserError(str(error)) from error
     if config.model.pretrained is None and config.start_from is None:
         warnings += [f"model.pretrained=null: {config.model.name} begins with random weights"]
-    if not trainer.strict:
-        warnings += unread(trainer, "trainer", ("shards",), "trainer.strict=false")
-    return [*warnings, *_idle_augmentation(config)]
+    return [*warnings, *trainer.unread(), *_idle_augmentation(config)]
 
 
 def _idle_augmentation(config: RunConfig) -> list[str]:

@@ -8,7 +8,7 @@ cluster one modality while the other one is being embedded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 
 from pipelines.cluster.machine import cores
 from pipelines.config.run import RunConfig
+from pipelines.data import gate
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError
@@ -68,6 +69,30 @@ def train(
         calibrate=lambda config, run_dir: calibrate_finished(run_dir, device),
     )
     return complete(config, run_dir, command, here)
+
+
+def train_all(
+    runs: Mapping[Path, RunConfig], command: Sequence[str], *, finished: Callable[[Path], object]
+) -> Mapping[Path, Summary]:
+    """Train runs that differ in their data, one after the other.
+
+    Args:
+        runs: configuration of each run directory.
+        command: see `train`.
+        finished: called with each run directory when its run is over.
+
+    Returns:
+        The summary of each.
+
+    Raises:
+        UserError: found by the gate for any of them before the first one trains, or see `train`.
+    """
+    gate.check_all(runs)
+    summaries = {}
+    for run_dir, config in runs.items():
+        summaries[run_dir] = train(config, run_dir, command)
+        finished(run_dir)
+    return summaries
 
 
 def _fit(
