@@ -11,7 +11,7 @@ import difflib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator
@@ -72,15 +72,10 @@ class _Before(Section):
 
     method: MethodName = DEFAULT
     seed: int = Field(0, ge=0, lt=2**31)
-    start_from: Path | None = None
+    start_from: Annotated[Path | None, named("a beginning without a checkpoint")] = None
     data: DataConfig
     model: ModelConfig = ModelConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-
-    @field_validator("start_from", mode="before")
-    @classmethod
-    def _is_named(cls, start_from: object) -> object:
-        return named(start_from, "a beginning without a checkpoint")
 
     @field_validator("start_from")
     @classmethod

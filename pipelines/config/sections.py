@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     field_serializer,
@@ -28,15 +29,15 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def named(text: object, null: str = "") -> object:
-    """A name as it is given; "" is none, and what null means has to be said with null.
+def named(null: str = "") -> BeforeValidator:
+    """Refuses "" as a name; what null means, if it is allowed, has to be said with null."""
 
-    Raises:
-        ValueError: it is empty.
-    """
-    if isinstance(text, str) and not text.strip():
-        raise ValueError(f"names nothing{null and f'; write null for {null}'}")
-    return text
+    def check(text: object) -> object:
+        if isinstance(text, str) and not text.strip():
+            raise ValueError(f"names nothing{null and f'; write null for {null}'}")
+        return text
+
+    return BeforeValidator(check)
 
 
 class DataConfig(Section):
@@ -148,8 +149,8 @@ class ModelConfig(Section):
             the whole encoder.
     """
 
-    name: str = "RN50"
-    pretrained: str | None = "openai"
+    name: Annotated[str, named()] = "RN50"
+    pretrained: Annotated[str | None, named("random weights")] = "openai"
     height: int = Field(288, ge=32)
     width: int = Field(144, ge=16)
     pixels: Literal["imagenet", "weights", "half"] | None = None
@@ -160,17 +161,6 @@ class ModelConfig(Section):
     layer_decay: float = Field(1.0, gt=0, le=1)
     freeze_patches: bool = False
     lora_rank: int = Field(0, ge=0)
-
-    @field_validator("pretrained", mode="before")
-    @classmethod
-    def _are_named(cls, pretrained: object) -> object:
-        return named(pretrained, "random weights")
-
-    @field_validator("name")
-    @classmethod
-    def _is_named(cls, name: str) -> str:
-        named(name)
-        return name
 
     @field_validator("pretrained")
     @classmethod

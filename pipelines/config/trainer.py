@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipelines.config.sections import Section, named
 from reid_core.methods.sections import unread
@@ -120,12 +120,7 @@ class RayConfig(Section):
             seconds; also, where none can be added, for room for workers that were lost.
     """
 
-    address: str | None = None
-    namespace: str = "crossreid"
+    address: Annotated[str | None, named("the default")] = None
+    namespace: Annotated[str, named()] = "crossreid"
     join_timeout_s: float = Field(15, gt=0, le=3600)
     wait_for_nodes_s: float = Field(1800, gt=0, le=7 * 86400)
-
-    @field_validator("address", "namespace", mode="before")
-    @classmethod
-    def _is_named(cls, name: object, info: ValidationInfo) -> object:
-        return named(name, "the default" if info.field_name == "address" else "")
