@@ -209,8 +209,6 @@ def refuse_settings(config: RunConfig) -> list[str]:
         warnings = list(method.check(config.settings))
     except ValueError as error:
         raise UserError(str(error)) from error
-    if config.model.pretrained is None and config.start_from is None:
-        warnings += [f"model.pretrained=null: {config.model.name} begins with random weights"]
     return [*warnings, *trainer.unread(), *_idle_augmentation(config)]
 
 
@@ -308,6 +306,8 @@ def check_weights(config: RunConfig, *, begun: bool = False) -> int:
                 f"model.pretrained={config.model.pretrained}: {name} holds numbers that are not "
                 "finite: the weights are damaged, take others"
             )
+    if config.model.pretrained is None and config.start_from is None and not begun:
+        log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
     for remark in backbones.remarks(model, height=size[0], width=size[1]):
         log.warning("%s", remark)
     return sum(p.numel() * p.element_size() for p in model.model.parameters())

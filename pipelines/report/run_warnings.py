@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipelines.report import words
+from pipelines.runs import warned
 from pipelines.runs.records import EpochLine
 
 SHOWN = 12
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ")  # that `runs.warned` begins a warning with
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ def _of_epochs(epochs: Sequence[EpochLine]) -> Iterable[tuple[str, str]]:
 def _of_log(lines: Sequence[str]) -> Iterable[tuple[str, str]]:
     warnings: list[tuple[str, str]] = []
     for line in lines:
-        time = _TIME.match(line)
-        if time is None and warnings:
-            text, when = warnings[-1]
-            warnings[-1] = f"{text}\n{line}", when
+        when, text = warned.timed(line)
+        if not when and warnings:
+            before, when = warnings[-1]
+            warnings[-1] = f"{before}\n{text}", when
         else:
-            warnings.append((line[time.end() :], time[1]) if time else (line, ""))
+            warnings.append((text, when))
     return warnings

@@ -8,8 +8,8 @@ cluster one modality while the other one is being embedded.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -55,15 +55,10 @@ def train(
         UserError: something the user can put right, found before or during training.
         Terminated: a signal asked for an end; the same call goes on from there.
     """
-    for idle in (
-        *unread(config.trainer, "trainer", ("min_workers",), "a run in one process"),
-        *unread(config.ray, "ray", type(config.ray).model_fields, "a run in one process"),
-    ):
-        log.warning("%s", idle)
     device = device or _device(config)
     readers = readers or _readers(device)
     here = Backend(
-        machines=lambda config, run_dir: nullcontext(),
+        machines=_this_process,
         find_broken=partial(find_in_threads, num_threads=readers),
         fit=partial(_fit, device=device, readers=readers),
         calibrate=lambda config, run_dir: calibrate_finished(run_dir, device),
@@ -93,6 +88,18 @@ def train_all(
         summaries[run_dir] = train(config, run_dir, command)
         finished(run_dir)
     return summaries
+
+
+@contextmanager
+def _this_process(config: RunConfig, run_dir: Path) -> Iterator[None]:
+    """Holds no machines; warns of settings that are for them."""
+    alone = "a run in one process"
+    for idle in (
+        *unread(config.trainer, "trainer", ("min_workers",), alone),
+        *unread(config.ray, "ray", type(config.ray).model_fields, alone),
+    ):
+        log.warning("%s", idle)
+    yield
 
 
 def _fit(

@@ -66,32 +66,34 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
     """
     began = time.perf_counter()
     run_dir = run_dir.resolve()
-    # 1. What is wrong with settings, data or weights costs no start of Ray and no run directory.
-    dataset = gate.check(config, run_dir).dataset
-    # 2. One process at a time; then the directory is this configuration's, from now on.
-    with runlog.held(run_dir), warned.kept(run_dir):
-        runlog.claim(run_dir, config, command)
-        # 3. The machines; before they read an image, what they could never do is refused.
-        with backend.machines(config, run_dir):
-            # 4. The rows: those that the run, or the stage that it starts from, began with, or else
-            #    all that can be read, which are written down before training numbers them.
-            begun = recall(run_dir)
-            rows = _rows_before(config) if begun is None else begun
-            prepared = prepare(config, backend.find_broken, dataset=dataset, begun=rows)
-            if begun is None:
-                remember(run_dir, prepared.train)
-            # 5. Training, from the newest whole checkpoint on (`runs.recovery`).
-            started = time.perf_counter()
-            with follow(run_dir, config), ending.gently() as signals:
-                asked = partial(_asked, signals)
-                progress = backend.fit(config, prepared, run_dir, asked)
-            if signals.asked is not None and not is_over(config, progress):
-                raise Terminated(signals.asked)
-            # 6. What the finished run says of itself, and what its similarities mean.
-            seconds = {"start": started - began, "train": time.perf_counter() - started}
-            summary = finish(run_dir, config, prepared, progress, seconds)
-            if config.evaluation.calibrate:
-                calibrate(config, run_dir, backend)
+    with warned.kept() as warnings:
+        # 1. What is wrong with settings, data or weights costs no start of Ray and no directory.
+        dataset = gate.check(config, run_dir).dataset
+        # 2. One process at a time; then the directory is this configuration's, from now on.
+        with runlog.held(run_dir):
+            runlog.claim(run_dir, config, command)
+            warnings.write_to(run_dir)
+            # 3. The machines; before they read an image, what they could never do is refused.
+            with backend.machines(config, run_dir):
+                # 4. The rows: those that the run, or the stage that it starts from, began with, or
+                #    else all that can be read, written down before training numbers them.
+                begun = recall(run_dir)
+                rows = _rows_before(config) if begun is None else begun
+                prepared = prepare(config, backend.find_broken, dataset=dataset, begun=rows)
+                if begun is None:
+                    remember(run_dir, prepared.train)
+                # 5. Training, from the newest whole checkpoint on (`runs.recovery`).
+                started = time.perf_counter()
+                with follow(run_dir, config), ending.gently() as signals:
+                    asked = partial(_asked, signals)
+                    progress = backend.fit(config, prepared, run_dir, asked)
+                if signals.asked is not None and not is_over(config, progress):
+                    raise Terminated(signals.asked)
+                # 6. What the finished run says of itself, and what its similarities mean.
+                seconds = {"start": started - began, "train": time.perf_counter() - started}
+                summary = finish(run_dir, config, prepared, progress, seconds)
+                if config.evaluation.calibrate:
+                    calibrate(config, run_dir, backend)
     return summary
 
 

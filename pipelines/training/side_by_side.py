@@ -283,6 +283,7 @@ def train_all(
     summaries: dict[Path, Summary] = {}
     under_way: dict[Path, Run] = {}
     shown = {run_dir: len(warned.read(run_dir)) for run_dir in runs}
+    heard = set[str]()
     while under_way or (left and not errors):
         limit = at_once(len(under_way) + (0 if errors else len(left)))
         while left and not errors and len(under_way) < limit:
@@ -293,7 +294,9 @@ def train_all(
         for run_dir in under_way:  # they have no terminal of their own
             for line in warned.read(run_dir)[shown[run_dir] :]:
                 shown[run_dir] += 1
-                say(f"{run_dir.name}: {line}")
+                if (text := warned.timed(line)[1]) not in heard:  # what all say is said once
+                    heard.add(text)
+                    say(f"{run_dir.name}: {line}")
         for run_dir, run in [item for item in under_way.items() if item[1].task in over]:
             try:
                 summary = run.summary()

@@ -224,6 +224,12 @@ def test_random_weights_are_warned_of(
         caplog.clear()
         gate.check(make_config(f"model.pretrained={pretrained}"), tmp_path / "run")
         assert ("begins with random weights" in caplog.text) is warned
+    caplog.clear()
+    random = make_config("model.pretrained=null")
+    runlog.claim(tmp_path / "run", random, [])
+    (tmp_path / "run" / "checkpoint_0").mkdir()
+    gate.check(random, tmp_path / "run")
+    assert "random weights" not in caplog.text  # it goes on with its own
 
 
 def test_a_transform_that_no_view_does_is_warned_of(

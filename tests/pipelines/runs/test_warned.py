@@ -28,6 +28,19 @@ def test_our_own_warnings_are_kept_while_the_block_runs(tmp_path: Path) -> None:
     assert [line.split(" ", 2)[2] for line in lines] == [f"left out: {log.name}" for log in ours]
 
 
+def test_what_was_warned_of_before_the_folder_was_known_stands_in_it_too(tmp_path: Path) -> None:
+    log = logging.getLogger("pipelines.data.gate")
+    with warned.kept() as warnings:
+        log.warning("early")
+        assert warned.read(tmp_path) == []
+        warnings.write_to(tmp_path)
+        log.warning("late")
+    assert [warned.timed(line)[1] for line in warned.read(tmp_path)] == ["early", "late"]
+    with warned.kept() as warnings:
+        log.warning("of a run that was refused")
+    assert len(warned.read(tmp_path)) == 2
+
+
 def test_a_folder_that_takes_nothing_ends_no_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.data.decoded import Decoded
 from pipelines.evaluation import calibrated
-from pipelines.runs import checkpoint, runlog
+from pipelines.runs import checkpoint, runlog, warned
 from pipelines.training import in_process, local, run
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
@@ -81,6 +81,8 @@ def test_a_killed_run_goes_on_to_the_same_content_where_its_data_was_moved(
     """Also with a raised limit of broken images, the remedy that a run is stopped with."""
     config = small_runs.make_config("csdn", trees)
     local.train(config, tmp_path / "whole")
+    (warning,) = warned.read(tmp_path / "whole")  # of the gate, which passed before the folder was
+    assert "trained on images of 96 x 48" in warning
 
     calls = []
 
@@ -99,7 +101,11 @@ def test_a_killed_run_goes_on_to_the_same_content_where_its_data_was_moved(
     assert removed
     moved = shutil.copytree(trees / "sysu", tmp_path / "moved")
     goes_on = small_runs.make_config(
-        "csdn", trees, f"data.root={moved}", "data.max_unreadable=0.5", "data.allow_http=true"
+        "csdn",
+        trees,
+        f"data.root={moved}",
+        "data.max_unreadable=0.5",
+        "data.allow_http=true",
     )
     local.train(goes_on, tmp_path / "cut")
     assert sum(f"{moved}: the run goes on" in said for said in caplog.messages) == 1
