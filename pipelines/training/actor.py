@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -23,11 +22,11 @@ from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
 from pipelines.runs import warned
+from pipelines.training.bank import Bank, bank_of
 from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes, has_share
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
-from pipelines.training.planner import Planner
 from reid_core.knn.products import Features, on_host
 from reid_core.types import Modality
 
@@ -43,7 +42,7 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
         job, prepared: the work, and its data set.
         use_gpu: let the nodes' GPUs find the neighbors.
     """
-    options, make = _bank_of(job, prepared, use_gpu=use_gpu)
+    options, make = _placed(job, prepared, use_gpu=use_gpu)
     # held by this block: Ray itself would let go of it, and could not start the actor again
     stored = ray.put(make)
     # Ray's annotation also allows for the class itself
@@ -55,18 +54,18 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
         ray.kill(bank)  # and with it its searchers
 
 
-def _bank_of(
+def _placed(
     job: Job, prepared: Prepared, *, use_gpu: bool
-) -> tuple[dict[str, object], Callable[[], MemoryBank | Planner]]:
-    """Options of the actor, and what makes a memory bank, or a planner for a method without one.
+) -> tuple[dict[str, object], Callable[[], Bank]]:
+    """Options of the actor, on the driver's node with all of its cores; and what makes its bank.
 
-    Where GPUs are used and its node has room on one, the bank holds its features there.
+    Where GPUs are used and the node has room on one, the bank holds its features there.
     """
-    config = job.config
+    trainer = job.config.trainer
     node = ray.get_runtime_context().get_node_id()
     options: dict[str, object] = {
         "name": f"bank-{job.run_dir.name}-{time.time_ns()}",
-        "max_concurrency": 2 * max(config.trainer.num_workers, config.trainer.shards) + 4,
+        "max_concurrency": 2 * max(trainer.num_workers, trainer.shards) + 4,
         # Workers wait while it clusters: all cores are its own. Ray would give it one.
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(cores())}},
         # It comes back empty; workers find that out by its token and reload one checkpoint.
@@ -74,24 +73,12 @@ def _bank_of(
         # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
     }
-    if not job.needs_memory:
-        assert job.identities is not None
-        return options, partial(Planner, config, job.identities)
-    inputs = job.method.inputs
-    on_gpu = use_gpu and _has_room_on_a_gpu(node)
+    on_gpu = job.needs_memory and use_gpu and _has_room_on_a_gpu(node)
     if on_gpu:
         options["num_gpus"] = SEARCHER_SHARE
-    bank = partial(
-        MemoryBank,
-        config,
-        prepared.pids(inputs),
-        identities=job.identities,
-        owners=prepared.train_inputs.owners,
-        cameras=prepared.cameras(inputs),
-        search=SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu),
-        device=torch.device("cuda" if on_gpu else "cpu"),
-    )
-    return options, bank
+    search = SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    return options, bank_of(job, prepared, search=search, device=device)
 
 
 def _has_room_on_a_gpu(node: str) -> bool:
@@ -172,9 +159,7 @@ class BankActor:
         run_dir: of the run, where what it warns of is kept.
     """
 
-    def __init__(
-        self, made_by: Sequence[ray.ObjectRef[Callable[[], MemoryBank | Planner]]], run_dir: Path
-    ) -> None:
+    def __init__(self, made_by: Sequence[ray.ObjectRef[Callable[[], Bank]]], run_dir: Path) -> None:
         warned.keep(run_dir)
         self._bank = ray.get(made_by[0])()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []

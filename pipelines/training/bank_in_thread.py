@@ -4,34 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import torch
-
-from pipelines.data.prepare import Prepared
 from pipelines.errors import own_words_for_users
+from pipelines.training.bank import Bank
 from pipelines.training.epoch import EpochStart, Key
-from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
-from pipelines.training.planner import Planner
 from reid_core.knn.products import Features
 from reid_core.types import Modality
-
-_CPU = torch.device("cpu")
-
-
-def open_bank(job: Job, prepared: Prepared, device: torch.device = _CPU) -> MemoryBank | Planner:
-    """What decides between the epochs, in this process; features are held on `device`."""
-    if not job.needs_memory:
-        assert job.identities is not None
-        return Planner(job.config, job.identities)
-    inputs = job.method.inputs
-    return MemoryBank(
-        job.config,
-        prepared.pids(inputs),
-        identities=job.identities,
-        owners=job.train.owners,
-        cameras=prepared.cameras(inputs),
-        device=device,
-    )
 
 
 class BankInThread:
@@ -42,7 +20,7 @@ class BankInThread:
         pool: one thread.
     """
 
-    def __init__(self, bank: MemoryBank | Planner, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, bank: Bank, pool: ThreadPoolExecutor) -> None:
         self._bank, self._pool = bank, pool
 
     def open(self) -> int:

@@ -132,7 +132,7 @@ def test_the_bank_stays_on_the_cpu_where_others_hold_the_gpus(
     caplog.clear()
     machines[HERE] = {"GPU": unreserved}
     job = Job.of(config, prepared, tmp_path)
-    made: Any = actor._bank_of(job, prepared, use_gpu=True)
+    made: Any = actor._placed(job, prepared, use_gpu=True)
     options, make = made
     assert make.keywords["device"].type == device
     assert options.get("num_gpus") == (distributed_knn.SEARCHER_SHARE if unreserved else None)
