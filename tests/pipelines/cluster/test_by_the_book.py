@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from reid_core.datasets import synthetic
-from tests.pipelines.cluster.machines import Machine, end, free_port, ray_start, wait_for
+from tests.pipelines.cluster.machines import Machine, end, ray_start, wait_for
+from tests.pipelines.processes import free_port
 
 FEW = [
     "cclnet.image_to_text=0",

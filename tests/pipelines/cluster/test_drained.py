@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
-from tests.pipelines.cluster.machines import Machine, end, free_port, ray_start, wait_for
+from tests.pipelines.cluster.machines import Machine, end, ray_start, wait_for
+from tests.pipelines.processes import free_port
 
 EPOCHS = 2
 SETTINGS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +17,8 @@ BOTH = (Modality.VISIBLE, Modality.INFRARED)
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    root = tmp_path_factory.mktemp("prepare")
-    small_runs.write_trees(root)
-    return prepare(small_runs.make_config("cclnet", root), lambda inputs, modality: [])
+def prepared(trees: Path) -> Prepared:
+    return prepare(small_runs.make_config("cclnet", trees), lambda inputs, modality: [])
 
 
 def with_tracklets(prepared: Prepared, every: int) -> Prepared:

@@ -6,11 +6,9 @@ them with the same computation in this process.
 
 from __future__ import annotations
 
-import socket
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from pipelines.training.step import compress_gradients, data_parallel
 from reid_core import losses
 from reid_core.memory import ClusterMemory
 from reid_core.types import Term
+from tests.pipelines.processes import free_port, join_group
 
 pytestmark = pytest.mark.slow
 
@@ -106,13 +105,7 @@ def compressed(part: slice) -> dict[str, Tensor]:
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error", FutureWarning)  # a deprecated call fills the workers' logs
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(seconds=60),
-    )
+    join_group(rank, WORLD, port, minutes=1)
     part = collectives.slice_of(ROWS)
     model = batchnorm.convert(network())
     wrapped = data_parallel(model, torch.optim.SGD(model.parameters()))
@@ -145,10 +138,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("workers")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    spawn(worker, args=(port, str(folder)), nprocs=WORLD)
+    spawn(worker, args=(free_port(), str(folder)), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 

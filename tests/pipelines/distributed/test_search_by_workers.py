@@ -7,7 +7,6 @@ bit, on the CPU and in the branches for a device.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from reid_core.knn import certified, duplicates, fixed_point, products, screen
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.search import nearest, open_search
 from tests.core.rows import unit
-from tests.pipelines.training.test_agreement import free_port
+from tests.pipelines.processes import free_port, join_group
 
 NUM_ROWS, WIDTH, K = 4000, 16, 12
 CASES = [(halves, on_device) for halves in (False, True) for on_device in (False, True)]
@@ -64,13 +63,7 @@ def search_together(share: torch.Tensor, halves: bool, on_device: bool) -> Neigh
 def worker(rank: int, world: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     stand_in_for_a_device()
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(minutes=5),
-    )
+    join_group(rank, world, port, minutes=5)
     share = torch.from_numpy(make_rows()[collectives.slice_of(NUM_ROWS)])
     for number, case in enumerate(CASES):
         result = search_together(share, *case)

@@ -46,13 +46,6 @@ class Trained:
     gallery: Gallery
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trees")
-    small_runs.write_trees(root)
-    return root
-
-
 @pytest.fixture(
     scope="module",
     params=[

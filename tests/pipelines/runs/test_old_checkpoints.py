@@ -50,9 +50,8 @@ def test_an_encoder_in_it_gives_what_it_gave(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "stages"), [("cclnet", ["align"]), ("csdn", ["fusion", "images"])]
 )
-def test_a_run_goes_on_from_it(tmp_path: Path, method: str, stages: list[str]) -> None:
-    small_runs.write_trees(tmp_path)
-    run = small_runs.open_run(small_runs.make_config(method, tmp_path), tmp_path / "run")
+def test_a_run_goes_on_from_it(trees: Path, tmp_path: Path, method: str, stages: list[str]) -> None:
+    run = small_runs.open_run(small_runs.make_config(method, trees), tmp_path / "run")
     lines: list[dict[str, Any]] = []
     TrainingLoop(
         run.job,

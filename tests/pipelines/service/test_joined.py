@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.service import deploy
 from pipelines.service.deploy import Settings, running
+from tests.pipelines.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 COMMAND = """
@@ -66,12 +66,6 @@ def ours(
     monkeypatch.setattr(deploy, "application", lambda plan, num_gpus: Says.bind("ours"))
     yield lambda port: running(Settings("gallery", port=port), ray_address="auto")
     serve.shutdown()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def asked(port: int, path: str) -> str:

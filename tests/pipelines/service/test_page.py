@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from selenium.webdriver.support.ui import Select
 from pipelines.service.app import build
 from pipelines.service.deploy import Settings, desk_of, encoding_of, plan_of
 from pipelines.service.desk import Input
+from tests.pipelines.processes import free_port
 from tests.pipelines.service.test_app import TOKEN, place  # noqa: F401
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -63,9 +63,7 @@ def address(request: pytest.FixtureRequest, place: Path) -> Iterator[tuple[str, 
         return encoding.embed([asked])[0]
 
     app: Any = build(desk, embed, token=token, max_bytes=2**20)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

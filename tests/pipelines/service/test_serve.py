@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ pytest.importorskip("fastapi")
 
 from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.sources import Source
+from tests.pipelines.processes import free_port
 from tests.pipelines.trained import draw_folder, embed_alone, save_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.night]
@@ -56,9 +56,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     run, images = save_run(root / "run"), draw_folder(root / "images", visible=20, infrared=20)
     vectors = embed_alone(run, Source(images), root / "vectors", space="joint")
     add_vectors(root / "gallery", vectors)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("crossreid")), "serve", str(root / "gallery")]
     command += ["--port", str(port), "--replicas", "2"]
     with open(root / "log", "w") as log:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from pipelines.training.epoch import EpochStart
 from pipelines.training.step import data_parallel
 from reid_core.types import Batch, Modality
 from tests.pipelines import small_runs
+from tests.pipelines.processes import free_port, join_group
 
 pytestmark = pytest.mark.slow
 WORLDS = (1, 2, 4)
@@ -55,13 +54,7 @@ class EnoughError(Exception):
 def worker(rank: int, world: int, port: int, root: Path, method: str) -> None:
     torch.set_num_threads(1)
     if world > 1:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=world,
-            timeout=timedelta(minutes=10),
-        )
+        join_group(rank, world, port, minutes=10)
     folder = root / f"{method}-{world}-{rank}"
     result = {"strict": run_strictly(method, root, folder / "strict")}
     with double_precision():
@@ -166,12 +159,6 @@ def prepare_state(method: str, config: RunConfig, root: Path, stage: str) -> Non
 
     with pytest.raises(EnoughError):
         deterministic.train(run.job, run.bank, run.batches, report, device=small_runs.CPU)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipelines.runs import checkpoint
 from pipelines.training import deterministic, flops, speed
 from reid_core.types import Term
 from tests.pipelines import small_runs
-from tests.pipelines.training.test_agreement import free_port
+from tests.pipelines.processes import free_port, join_group
 
 ONE_EPOCH = {
     "cclnet": [f"cclnet.{stage}.epochs=1" for stage in ("prepare", "prompts", "align")],
@@ -72,13 +71,6 @@ def counts_of(method: str, root: Path, folder: Path, *overrides: str) -> Counts:
     return counts
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("flops")
-    small_runs.write_trees(root)
-    return root
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["", "-vit"])
 @pytest.mark.parametrize("method", ONE_EPOCH)
@@ -108,13 +100,7 @@ def test_as_many_whatever_the_trainer_is_told(setting: str, trees: Path, tmp_pat
 
 def worker(rank: int, port: int, root: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(minutes=5),
-    )
+    join_group(rank, 2, port, minutes=5)
     result = {method: counts_of(method, root, folder / f"{method}-{rank}") for method in ONE_EPOCH}
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -28,13 +28,6 @@ from tests.pipelines.small_runs import HEIGHT, WIDTH
 from tests.pipelines.waits import WAITS, operations_of, waits_of
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("syncs")
-    small_runs.write_trees(root)
-    return root
-
-
 @dataclass(frozen=True)
 class Watched:
     """One step.

@@ -40,13 +40,6 @@ print(summary["rows"]["final"]["rank1"])
 """
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trees")
-    small_runs.write_trees(root)
-    return root
-
-
 @pytest.mark.slow
 def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_RAY, "cclnet", str(trees), str(tmp_path / "run")]

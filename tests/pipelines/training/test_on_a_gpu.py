@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipelines.runs import runlog
 from pipelines.training import in_process, step
 from reid_core.memory import ClusterMemory
 from tests.pipelines import small_runs
+from tests.pipelines.processes import free_port
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -28,9 +28,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 @pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """A process group of one, over nccl."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     dist.init_process_group("nccl", init_method=address, rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -78,13 +76,6 @@ def test_a_bank_learns_on_the_device_what_it_learns_on_the_cpu() -> None:
     here.update(x, labels)
     there.to("cuda").update(x.cuda(), labels.cuda(), most=24)
     torch.testing.assert_close(there.bank.cpu(), here.bank)
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("gpu")
-    small_runs.write_trees(root)
-    return root
 
 
 def train(trees: Path, run_dir: Path, method: str, *overrides: str) -> list[dict[str, float]]:

@@ -18,13 +18,6 @@ from pipelines.training.opening import Opener
 from tests.pipelines import small_runs
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("precision")
-    small_runs.write_trees(root)
-    return root
-
-
 def losses_of(
     method: str, setting: str, trees: Path, folder: Path, *others: str
 ) -> dict[str, float]:

@@ -54,13 +54,6 @@ class Undisturbed:
     lines: list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("small")
-    small_runs.write_trees(root)
-    return root
-
-
 @pytest.fixture(
     scope="module",
     params=["cclnet", *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[1:])],

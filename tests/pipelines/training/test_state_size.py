@@ -22,13 +22,6 @@ pytestmark = pytest.mark.slow
 NEEDED = set(checkpoint.TO_GO_ON_FROM) - {"config", "progress"}  # module, optimizer and banks
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sizes")
-    small_runs.write_trees(root)
-    return root
-
-
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
