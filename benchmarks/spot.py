@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks import kills
+from benchmarks import killed_runs
 from pipelines.config import run as configuration
 from pipelines.runs import checkpoint, runlog
 from reid_core.datasets import synthetic
@@ -34,9 +34,9 @@ LIMIT_S = 600
 
 
 def overrides(data: Path, address: str) -> list[str]:
-    """The run of `kills`, in longer epochs, whose state is kept after every step."""
+    """The run of `killed_runs`, in longer epochs, whose state is kept after every step."""
     return [
-        *kills.overrides(kills.RUNS["cclnet"], data, address),
+        *killed_runs.overrides(killed_runs.RUNS["cclnet"], data, address),
         *(f"cclnet.{stage}.epochs={epochs}" for stage, epochs in EPOCHS.items()),
         *(f"cclnet.{stage}.batches_per_epoch={STEPS}" for stage in ("prepare", "align")),
         "trainer.checkpoint_every=0.001",
@@ -95,7 +95,7 @@ def killed(folder: Path, data: Path, address: str, *, name: str, lives: int) -> 
         (scratch / f"kill-{number}").write_text("")
     command = [sys.executable, "-m", "benchmarks.spot", "--child", str(folder / "run")]
     command += ["--data", str(data), "--scratch", str(scratch), "--address", address]
-    code = kills.launch(command, scratch)
+    code = killed_runs.launch(command, scratch)
     struck = sum(bool(path.read_text()) for path in scratch.glob("kill-*"))
     if code:
         sys.exit((scratch / "log.txt").read_text()[-3000:])
@@ -137,7 +137,7 @@ def main() -> None:
         return
     with (
         tempfile.TemporaryDirectory(prefix="s", dir="/tmp") as name,
-        kills.cluster(Path(name) / "ray") as address,
+        killed_runs.cluster(Path(name) / "ray") as address,
     ):
         data = Path(name) / "identities"
         synthetic.write(data / "sysu", num_identities=10, seed=4, layout="sysu", height=32)

@@ -262,12 +262,11 @@ def test_killed_processes_end_as_the_undisturbed_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four of the kills, on a real Ray; the script asserts that they happened and equal hashes."""
-    script = Path(__file__).parents[3] / "benchmarks" / "kills.py"
-    table = tmp_path / "kills.json"
-    command = [sys.executable, str(script), "--out", str(table)]
+    root, table = Path(__file__).parents[3], tmp_path / "kills.json"
+    command = [sys.executable, "-m", "benchmarks.kills", "--out", str(table)]
     for kill in KILLS:
         command += ["--only", kill]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=script.parents[1])
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root)
     with capsys.disabled():
         sys.stdout.write("\n" + result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
