@@ -9,12 +9,7 @@ import pytest
 
 from reid_core.datasets import folder
 from reid_core.datasets.files import ImageFiles
-
-
-def touch(root: Path, *images: str) -> None:
-    for image in images:
-        (root / image).parent.mkdir(parents=True, exist_ok=True)
-        (root / image).write_bytes(b"")
+from tests.core.datasets.by_hand import touch
 
 
 def test_images_come_folder_by_folder_in_the_order_of_names_whatever_their_suffixes_case(

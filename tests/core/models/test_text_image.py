@@ -31,11 +31,6 @@ def transformer() -> backbones.Backbone:
     return transformer_clip()
 
 
-@pytest.fixture(scope="module")
-def small() -> backbones.Backbone:
-    return backbones.load(backbones.SMALL, seed=1)
-
-
 def images(number: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(number, 3, height, width, generator=torch.Generator().manual_seed(0))
 
