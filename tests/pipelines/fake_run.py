@@ -12,6 +12,8 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
+from pipelines.report.page import write
+
 NUM_IDENTITIES = 8
 SUMMARY: dict[str, Any] = {
     "rows": {
@@ -225,3 +227,8 @@ def small_run(directory: Path, *lines: dict | str) -> Path:
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     (directory / "metrics.jsonl").write_text(text + "\n")
     return directory
+
+
+def html_of(directory: Path) -> str:
+    """The page of a run, written anew."""
+    return write(directory).read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import re
 from pathlib import Path
@@ -14,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from pipelines import cli
@@ -26,10 +24,10 @@ from pipelines.retrieval import embedder, vectors
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
 from pipelines.retrieval.embedder import Embedder, Work
-from pipelines.retrieval.sources import Part, Source, parts, record_id
+from pipelines.retrieval.sources import Source, parts
 from reid_core.datasets import regdb, synthetic
 from reid_core.models import backbones
-from reid_core.types import Modality, Sample
+from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, save_run, with_data
 
 
@@ -214,6 +212,12 @@ def test_a_folder_of_other_vectors_is_not_mixed(
         embed(checkpoint, Source(folder), folder)
 
 
+def test_an_empty_folder_is_nothing_to_embed(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing to embed"):
+        embed(checkpoint, Source(tmp_path / "empty"), tmp_path / "out")
+
+
 def test_sentences_need_a_space_that_has_them(
     checkpoint: Path, folder: Path, tmp_path: Path, in_process: list[str]
 ) -> None:
@@ -272,114 +276,3 @@ def test_through_ray(
     others, alone, _ = read_vectors(tmp_path / "one")
     assert ids == others
     np.testing.assert_allclose(result, alone, atol=1e-5)
-
-
-def test_an_image_with_two_sentences_is_embedded_once(tmp_path: Path) -> None:
-    lines = "image,modality,caption", "a.png,visible,red coat", "a.png,visible,blue bag"
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    (sample,) = Source(tmp_path / "list.csv").samples()
-    assert (sample.modality, sample.image) == (Modality.VISIBLE, "a.png")
-
-
-class TestParts:
-    RECORDS = tuple(Sample(f"{i:05d}.jpg", Modality.VISIBLE) for i in range(3000))
-
-    def test_hold_every_record_once_and_in_order(self) -> None:
-        result = list(parts(self.RECORDS, mean_rows=50))
-        assert tuple(sample for part in result for sample in part.samples) == self.RECORDS
-        sizes = [len(part.samples) for part in result]
-        assert max(sizes) <= 200
-        assert 30 < np.mean(sizes) < 70
-
-    def test_a_stream_without_end_is_cut_as_it_comes(self) -> None:
-        """No more than one part is held, however many images there are."""
-        endless = (Sample(f"{i}.jpg", Modality.VISIBLE) for i in itertools.count())
-        result = list(itertools.islice(parts(endless, mean_rows=50), 20))
-        assert sum(len(part.samples) for part in result) < 20 * 200
-
-    def test_an_added_record_leaves_far_parts_alone(self) -> None:
-        before = {part.key for part in parts(self.RECORDS, mean_rows=50)}
-        added = [*self.RECORDS[:1500], Sample("01499b.jpg", Modality.VISIBLE), *self.RECORDS[1500:]]
-        after = {part.key for part in parts(added, mean_rows=50)}
-        assert len(after - before) <= 2
-
-    def test_another_identity_is_another_part(self) -> None:
-        (one,) = parts([Sample("a.jpg", Modality.VISIBLE)])
-        (other,) = parts([Sample("a.jpg", Modality.VISIBLE, pid=1)])
-        assert isinstance(one, Part)
-        assert one.key != other.key
-
-
-class TestSource:
-    def test_folders_name_the_modality_at_any_depth(self, tmp_path: Path) -> None:
-        draw_folder(tmp_path / "a" / "day 1", visible=1, infrared=1)
-        result = [(r.image, r.modality) for r in Source(tmp_path).samples()]
-        assert result == [
-            ("a/day 1/infrared/0.png", Modality.INFRARED),
-            ("a/day 1/visible/0.png", Modality.VISIBLE),
-        ]
-
-    def test_what_a_layout_does_not_read_is_warned_of(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        draw_folder(tmp_path / "test", visible=1, infrared=0)
-        draw_folder(tmp_path / "gallery", visible=1, infrared=0)
-        assert len(list(Source(tmp_path, "folder").samples())) == 1
-        assert f"{tmp_path}: not read: gallery, which holds images" in caplog.text
-
-    def test_unknown_modality_names_the_image_and_the_remedy(self, tmp_path: Path) -> None:
-        Image.new("RGB", (8, 16)).save(tmp_path / "who.png")
-        with pytest.raises(UserError, match=r"who\.png.*--modality visible"):
-            list(Source(tmp_path).samples())
-        (sample,) = Source(tmp_path, modality=Modality.INFRARED).samples()
-        assert sample == Sample("who.png", Modality.INFRARED)
-
-    def test_manifests_of_all_kinds_agree(self, tmp_path: Path) -> None:
-        rows = [
-            {"image": "a.jpg", "modality": "visible", "pid": 3, "camera": 2},
-            {"image": "b.jpg", "modality": "infrared", "pid": -1, "camera": -1},
-        ]
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "m.parquet")
-        (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-        (tmp_path / "m.csv").write_text(
-            "image,modality,pid,camera\na.jpg,visible,3,2\nb.jpg,infrared,,\n"
-        )
-        expected = [
-            Sample("a.jpg", Modality.VISIBLE, 3, 2),
-            Sample("b.jpg", Modality.INFRARED),
-        ]
-        for suffix in ("parquet", "jsonl", "csv"):
-            assert list(Source(tmp_path / f"m.{suffix}").samples()) == expected
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ("picture,modality\na.jpg,visible\n", "has no column image; it has picture"),
-            ("image,modality\na.jpg,thermal\n", "modality 'thermal' is none of"),
-            ("image,modality,pid\na.jpg,visible,x\n", "pid must be a whole number"),
-            ("image,modality\na.jpg,text\n", "needs a caption"),
-        ],
-    )
-    def test_a_bad_row_is_named(self, tmp_path: Path, content: str, message: str) -> None:
-        (tmp_path / "m.csv").write_text(content)
-        with pytest.raises(UserError, match=message):
-            list(Source(tmp_path / "m.csv").samples())
-
-    def test_what_is_no_source(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="does not exist"):
-            Source(tmp_path / "nothing")
-        (tmp_path / "a.txt").touch()
-        with pytest.raises(UserError, match="is no manifest"):
-            Source(tmp_path / "a.txt")
-        with pytest.raises(UserError, match="--kind sysus"):
-            Source(tmp_path, kind="sysus")
-
-    def test_an_empty_folder_is_nothing_to_embed(self, checkpoint: Path, tmp_path: Path) -> None:
-        (tmp_path / "empty").mkdir()
-        with pytest.raises(UserError, match="nothing to embed"):
-            embed(checkpoint, Source(tmp_path / "empty"), tmp_path / "out")
-
-    def test_ids_of_sentences_differ_by_their_words(self) -> None:
-        one, other = (Sample("a.jpg", Modality.TEXT, caption=words) for words in ("red", "blue"))
-        assert record_id(one) != record_id(other)
-        assert record_id(Sample("a.jpg", Modality.VISIBLE)) == "a.jpg"
