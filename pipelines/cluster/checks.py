@@ -142,7 +142,7 @@ def neighbor_search() -> Finding:
         on_gpus = "; faiss on GPUs" if works else f"; torch on GPUs ({reason})"
     if version is None:
         remedy = 'pip install -c constraints.txt -e ".[cpu]"'
-        result = f"none: torch searches, and large indexes are refused{on_gpus}"
+        result = f"none: torch searches, trainer.search=approximate is refused{on_gpus}"
         return Finding("faiss", "warn", result, remedy)
     return Finding("faiss", "ok", f"{version} on the CPU{on_gpus}")
 

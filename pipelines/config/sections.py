@@ -184,8 +184,8 @@ class AugmentationConfig(Section):
         flip: probability of a horizontal flip.
         pad: black border in pixels before the random crop.
         erase: probability of erasing a rectangle.
-        erase_area, erase_aspect: range of its share of the image and of its height over width, and
-            of those that are relit.
+        erase_area: range of the rectangle's share of the image, also of those that are relit.
+        erase_aspect: range of the rectangle's height over width, also of those that are relit.
         erase_fill: its color, RGB; the default is ImageNet's mean, 0 after normalization.
         mix: probability that one random mixture of the channels is written into all three; 0.5 in
             RLE.

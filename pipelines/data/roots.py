@@ -26,6 +26,8 @@ def require_folder(root: Path) -> None:
         UserError: no such folder.
     """
     if "://" not in location(root) and not root.is_dir():
+        if root.is_file():
+            raise UserError(f"data.root={root} is a file: give the folder that holds it")
         raise UserError(
             f"data.root={root} is not a folder: see that it is mounted here, or give another one "
             "(data.root=PATH, of `crossreid eval` --root PATH)"

@@ -110,7 +110,7 @@ class Stage(Section):
     """Optimization of either stage.
 
     Attributes:
-        epochs: of the stage; 0 leaves out "intra".
+        epochs: of the stage; `intra.epochs` of 0 leaves that stage out, "joint" has at least one.
         clusters_per_batch: P, in a global batch, per modality and kind of label.
         visible_clusters_per_batch: P of visible images where it differs (RegDB: 4); null for P.
         instances: K, images of each of them.
