@@ -27,7 +27,7 @@ from pipelines.runs import checkpoint, runlog
 from pipelines.storage.shards import location
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
-from reid_core.models import backbones
+from reid_core.models import backbones, remarks
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,10 @@ def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
     first, config = next(iter(runs.items()))
     check_settings(config)
     passed = {run_dir: _check_data(one, run_dir) for run_dir, one in runs.items()}
-    model_bytes = check_weights(config, begun=runlog.has_checkpoint(first))
+    begun = runlog.has_checkpoint(first)
+    model_bytes = check_weights(config, begun=begun)
+    if config.model.pretrained is None and config.start_from is None and not begun:
+        log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
     room.check_disk(config, list(runs), model_bytes)
     return passed
 
@@ -306,8 +309,6 @@ def check_weights(config: RunConfig, *, begun: bool = False) -> int:
                 f"model.pretrained={config.model.pretrained}: {name} holds numbers that are not "
                 "finite: the weights are damaged, take others"
             )
-    if config.model.pretrained is None and config.start_from is None and not begun:
-        log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
-    for remark in backbones.remarks(model, height=size[0], width=size[1]):
+    for remark in remarks.of_weights(model, height=size[0], width=size[1]):
         log.warning("%s", remark)
     return sum(p.numel() * p.element_size() for p in model.model.parameters())

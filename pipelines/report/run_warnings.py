@@ -32,7 +32,7 @@ def of_run(epochs: Sequence[EpochLine], log: Sequence[str]) -> list[Warned]:
         epochs: in the order of training.
         log: lines of warnings.log; one that has no time continues the one before.
     """
-    return [*_once(_of_epochs(epochs)), *_once(_of_log(log))]
+    return [*_once(_of_epochs(epochs)), *_once((text, when) for when, text in warned.messages(log))]
 
 
 def _once(warnings: Iterable[tuple[str, str]]) -> list[Warned]:
@@ -51,15 +51,3 @@ def _of_epochs(epochs: Sequence[EpochLine]) -> Iterable[tuple[str, str]]:
         warnings = epoch.get("warnings")
         for text in warnings if isinstance(warnings, list) else []:
             yield str(text), f"{words.stage(epoch['stage']).name} epoch {epoch['epoch'] + 1}"
-
-
-def _of_log(lines: Sequence[str]) -> Iterable[tuple[str, str]]:
-    warnings: list[tuple[str, str]] = []
-    for line in lines:
-        when, text = warned.timed(line)
-        if not when and warnings:
-            before, when = warnings[-1]
-            warnings[-1] = f"{before}\n{text}", when
-        else:
-            warnings.append((text, when))
-    return warnings

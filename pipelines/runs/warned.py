@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +16,11 @@ from pipelines.storage.files import append_line
 
 FILE = "warnings.log"
 _OURS = "pipelines", "reid_core"
-
-
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) ")
 
 
 class Kept(logging.Handler):
-    """Warnings of this process, remembered until it is known which folder they belong to."""
+    """Writes warnings into a run's folder, and remembers them until it is known which."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -30,11 +28,21 @@ class Kept(logging.Handler):
         self._early: list[logging.LogRecord] = []
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
+    @property
+    def early(self) -> list[str]:
+        """Those that are remembered."""
+        return [record.getMessage() for record in self._early]
+
     def write_to(self, run_dir: Path) -> None:
-        """Those that were remembered, and from now on all, go into a run's folder."""
+        """All go into a run's folder from now on; of those before, the ones that are not in it.
+
+        A run that goes on passes the same gate again, and is warned of the same.
+        """
+        there = {text for _, text in messages(read(run_dir))}
         self._path = run_dir / FILE
         for record in self._early:
-            self._write(record, self._path)
+            if record.getMessage() not in there:
+                self._write(record, self._path)
         self._early.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -97,15 +105,22 @@ def _added() -> Kept:
     return handler
 
 
-def timed(line: str) -> tuple[str, str]:
-    """A line of the file -> (when, "" for a line that continues the one before; the text)."""
-    time = _TIME.match(line)
-    return (time[1], line[time.end() :]) if time else ("", line)
-
-
 def read(run_dir: Path) -> list[str]:
     """Its lines, oldest first; none where nothing was warned of."""
     try:
         return (run_dir / FILE).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
+
+
+def messages(lines: Iterable[str]) -> list[tuple[str, str]]:
+    """Lines of the file -> (when, text) of each warning, which may have several lines."""
+    result: list[tuple[str, str]] = []
+    for line in lines:
+        time = _TIME.match(line)
+        if time is None and result:
+            when, text = result[-1]
+            result[-1] = when, f"{text}\n{line}"
+        else:
+            result.append((time[1], line[time.end() :]) if time else ("", line))
+    return result

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -192,16 +193,18 @@ def train_on_one_cluster(
     Raises:
         UserError: found by the gate before Ray starts, or see `train_all`.
     """
-    gate.check_all(runs)  # what is wrong with one of them costs no start of Ray
+    with warned.kept() as warnings:
+        gate.check_all(runs)  # what is wrong with one of them costs no start of Ray
+    train_these = partial(train_all, runs, command, known=warnings.early)
     config = next(iter(runs.values()))
     with session(config):
         use_gpu = uses_gpu(config)
         if len(runs) > 1 and capacity.may_grow(config):
             with growing(config, use_gpu=use_gpu) as limit:
-                return train_all(runs, command, at_once=limit)
+                return train_these(at_once=limit)
         count = slots(config, use_gpu=use_gpu, requested=len(runs))
         if count > 1:
-            return train_all(runs, command, at_once=lambda wanted: count)
+            return train_these(at_once=lambda wanted: count)
         return {path: _train_run(one, path, tuple(command), 0.0) for path, one in runs.items()}
 
 
@@ -263,7 +266,11 @@ class _Growing:
 
 
 def train_all(
-    runs: Mapping[Path, RunConfig], command: Sequence[str], *, at_once: Limit
+    runs: Mapping[Path, RunConfig],
+    command: Sequence[str],
+    *,
+    at_once: Limit,
+    known: Collection[str] = (),
 ) -> dict[Path, Summary]:
     """Train runs on the connected cluster, some of them at a time.
 
@@ -271,6 +278,7 @@ def train_all(
         runs: configuration of each run directory.
         command: the command line, for the record.
         at_once: how many of those that are under way or to begin.
+        known: warnings that have been shown already.
 
     Returns:
         The summary of each.
@@ -283,7 +291,6 @@ def train_all(
     summaries: dict[Path, Summary] = {}
     under_way: dict[Path, Run] = {}
     shown = {run_dir: len(warned.read(run_dir)) for run_dir in runs}
-    heard = set[str]()
     while under_way or (left and not errors):
         limit = at_once(len(under_way) + (0 if errors else len(left)))
         while left and not errors and len(under_way) < limit:
@@ -292,11 +299,11 @@ def train_all(
             under_way[run_dir] = Run(runs[run_dir], run_dir, command)
         over, _ = ray.wait([run.task for run in under_way.values()], timeout=_LOOK_S)
         for run_dir in under_way:  # they have no terminal of their own
-            for line in warned.read(run_dir)[shown[run_dir] :]:
-                shown[run_dir] += 1
-                if (text := warned.timed(line)[1]) not in heard:  # what all say is said once
-                    heard.add(text)
-                    say(f"{run_dir.name}: {line}")
+            lines = warned.read(run_dir)[shown[run_dir] :]
+            shown[run_dir] += len(lines)
+            for when, text in warned.messages(lines):
+                if text not in known:
+                    say(f"{run_dir.name}: {when} {text}")
         for run_dir, run in [item for item in under_way.items() if item[1].task in over]:
             try:
                 summary = run.summary()

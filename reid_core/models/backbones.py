@@ -54,6 +54,8 @@ class Backbone:
         options: of the encoder that is to be made of it.
         guesses_pixels: nothing says what the weights of a file were trained on, and others of this
             architecture were trained on different ones.
+        twin: the same architecture with QuickGELU, where nothing says whether the weights of a file
+            were trained with it; "" where that is known.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Backbone:
     pixels: Pixels
     options: Options = PLAIN
     guesses_pixels: bool = False
+    twin: str = ""
 
     @property
     def visual(self) -> nn.Module:
@@ -115,8 +118,8 @@ def load(
         pretrained: None (random weights), "bundled" (the weights that ship with the small models),
             a tag of open_clip or timm such as "openai" (downloaded), "hf-hub:owner/name", or a
             local file: plain state dict, a training script's checkpoint, safetensors, or OpenAI's
-            JIT archive. OpenAI's own files and tags bring QuickGELU with them; any other file that
-            needs it takes the name that says so, such as "RN50-quickgelu".
+            JIT archive. OpenAI's own files, tags and the notes of a hub bring QuickGELU with them;
+            any other file that needs it takes the name that says so, such as "RN50-quickgelu".
         seed: of the random weights; the global random state is left alone.
         quick_gelu: what CLIP's transformers are built with where neither name nor weights say it.
         options: of the encoder.
@@ -151,39 +154,6 @@ def has_text(name: str) -> bool:
     text = config["text_cfg"]
     foreign = "hf_model_name" in text or "hf_tokenizer_name" in text
     return not foreign and not config.get("custom_text") and "multimodal_cfg" not in config
-
-
-def remarks(backbone: Backbone, *, height: int, width: int) -> list[str]:
-    """What does not fit what the weights were trained on.
-
-    Args:
-        backbone: with the options of the encoder.
-        height, width: of the images that it will get.
-    """
-    own, result = backbone.pixels, []
-    chosen = backbone.options.pixels
-    if backbone.guesses_pixels and chosen is None:
-        result.append(
-            f"nothing says what the file of model.pretrained was trained with: mean {own.mean} and "
-            f"deviation {own.std} are taken, but not all weights of {backbone.name!r} were trained "
-            "so; model.pixels=weights keeps them, imagenet (as MAE and DINO) or half changes them"
-        )
-    elif not backbone.guesses_pixels and not _same(backbone.encoder_pixels, own) and chosen:
-        result.append(
-            f"model.pixels={chosen}: the weights of {backbone.name!r} were trained with mean "
-            f"{own.mean} and deviation {own.std}"
-        )
-    if own.size is not None and own.size != (height, width):
-        result.append(
-            f"model.height={height}, width={width}: the weights of {backbone.name!r} were trained "
-            f"on images of {own.size[0]} x {own.size[1]}"
-        )
-    return result
-
-
-def _same(a: Pixels, b: Pixels) -> bool:
-    """Whether both normalize alike, whatever the size of their images."""
-    return (a.mean, a.std) == (b.mean, b.std)
 
 
 def without_text(name: str) -> str:
@@ -248,7 +218,7 @@ def _load_clip(
         return _build_clip(name, config, quick_gelu=quick_gelu)
     path, of_tag = _locate(name, pretrained)
     file = read_weights(path)
-    needed = quick_gelu or of_tag or file.from_openai
+    needed = quick_gelu or of_tag or bool(file.quick_gelu)
     with Undrawn():
         backbone = _build_clip(name, config, quick_gelu=needed)
     if backbone.text_tower is None:
@@ -262,7 +232,10 @@ def _load_clip(
         hint="Name the architecture that the file was made for, or take one of the tags that "
         f"open_clip downloads: {', '.join(tags) or 'none'}",
     )
-    return replace(backbone, pixels=file.pixels or _clip_pixels(name, pretrained))
+    twin = f"{name}-quickgelu"
+    known = quick_gelu or pretrained in tags or file.quick_gelu is not None
+    twin = "" if known or twin not in open_clip.list_models() else twin
+    return replace(backbone, pixels=file.pixels or _clip_pixels(name, pretrained), twin=twin)
 
 
 def _clip_config(name: str) -> dict[str, Any]:
@@ -326,7 +299,10 @@ def _load_timm(name: str, pretrained: str | None, options: Options, *, tagged: b
     settings: dict[str, Any] = {"num_classes": 0}
     settings |= {"drop_path_rate": options.drop_path} if options.drop_path else {}
     tags = [tag.removeprefix(f"{plain}.") for tag in timm.list_pretrained(f"{plain}.*")]
+    twin = _timm_twin(plain)
     if pretrained is not None and pretrained in tags:
+        if twin and timm.is_model_pretrained(f"{twin}.{pretrained}") and not tagged:
+            raise _of_quick_gelu(f"model.pretrained={pretrained}", f"{TIMM}{twin}")
         model = hub.downloaded(
             name,
             pretrained,
@@ -335,9 +311,12 @@ def _load_timm(name: str, pretrained: str | None, options: Options, *, tagged: b
         return Backbone(name, model, None, _timm_pixels(model.pretrained_cfg))
     with _before(pretrained):
         model = timm.create_model(f"{plain}.{tag}" if tag in tags else plain, **settings)
-    pixels, guessed = _timm_pixels(model.pretrained_cfg), False
+    pixels, guessed, unsure = _timm_pixels(model.pretrained_cfg), False, ""
     if pretrained is not None:
         file = unwrapped(read_weights(_without_tag(name, pretrained, tags)))
+        if twin and file.quick_gelu and not tagged:
+            raise _of_quick_gelu(str(file.path), f"{TIMM}{twin}")
+        unsure = f"{TIMM}{twin}" if twin and file.quick_gelu is None else ""
         usual = {_timm_pixels(vars(timm.get_pretrained_cfg(f"{plain}.{x}"))) for x in tags}
         guessed = file.pixels is None and not tag and len(usual) > 1
         pixels = file.pixels or pixels
@@ -347,7 +326,17 @@ def _load_timm(name: str, pretrained: str | None, options: Options, *, tagged: b
             f"{', '.join(reid_weights.MODELS)}"
         )
         fill(model, _for_timm(file, model), name=name, hint=hint)
-    return Backbone(name, model, None, pixels, guesses_pixels=guessed)
+    return Backbone(name, model, None, pixels, guesses_pixels=guessed, twin=unsure)
+
+
+def _timm_twin(plain: str) -> str:
+    """The same CLIP of timm with QuickGELU, "" where there is none."""
+    twin = plain.replace("_clip_", "_clip_quickgelu_")
+    return twin if twin != plain and timm.is_model(twin) else ""
+
+
+def _of_quick_gelu(weights: str, twin: str) -> ValueError:
+    return ValueError(f"{weights} was trained with QuickGELU: take model.name={twin}")
 
 
 def _timm_pixels(notes: Any) -> Pixels:

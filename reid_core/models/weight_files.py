@@ -63,13 +63,14 @@ class WeightFile:
     Attributes:
         path: of the file, for messages.
         state: name -> tensor.
-        from_openai: whether it is one of OpenAI's own archives, which need QuickGELU.
-        pixels: of the notes beside a file from a hub, None without.
+        quick_gelu: whether it was trained with QuickGELU, as OpenAI's own archives and the notes
+            beside a file from a hub say; None where nothing does.
+        pixels: of those notes, None without.
     """
 
     path: Path
     state: dict[str, Tensor]
-    from_openai: bool = False
+    quick_gelu: bool | None = None
     pixels: Pixels | None = None
 
 
@@ -106,8 +107,10 @@ def read_weights(path: Path) -> WeightFile:
         raise ValueError(f"{path} holds no state dict (names -> tensors)")
     state = {key.removeprefix("module."): value for key, value in content.items()}
     marks = [state.pop(mark, None) for mark in _OPENAI_MARKS]
-    from_openai = any(mark is not None for mark in marks)
-    return WeightFile(path, state, from_openai, _notes_beside(path))
+    pixels, quick_gelu = _notes_beside(path)
+    if any(mark is not None for mark in marks):
+        quick_gelu = True
+    return WeightFile(path, state, quick_gelu, pixels)
 
 
 def download_weights(name: str) -> Path:
@@ -215,16 +218,19 @@ def _is_archive(path: Path) -> bool:
         return any(name.endswith("constants.pkl") for name in archive.namelist())
 
 
-def _notes_beside(path: Path) -> Pixels | None:
-    """Mean, deviation and size from the configuration that hubs keep beside the weights."""
+def _notes_beside(path: Path) -> tuple[Pixels | None, bool | None]:
+    """What the configurations say that hubs keep beside the weights: pixels, QuickGELU."""
+    pixels, quick_gelu = None, None
     for name in _HUB_NOTES:
         try:
             notes = json.loads((path.parent / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
+        if quick_gelu is None and "model_cfg" in notes:
+            quick_gelu = bool(notes["model_cfg"].get("quick_gelu", False))
         notes = notes.get("preprocess_cfg") or notes.get("pretrained_cfg") or {}
         size = notes.get("input_size") or notes.get("size")
-        if "mean" in notes and "std" in notes:
+        if pixels is None and "mean" in notes and "std" in notes:
             sides = (size, size) if isinstance(size, int) else tuple(size[-2:]) if size else None
-            return Pixels(tuple(notes["mean"]), tuple(notes["std"]), sides)
-    return None
+            pixels = Pixels(tuple(notes["mean"]), tuple(notes["std"]), sides)
+    return pixels, quick_gelu

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import save_file
 
-from reid_core.models import backbones, weight_files
+from reid_core.models import backbones, remarks, weight_files
 from reid_core.models.hub import asked
 from reid_core.models.pooling import AttentionPool, resize_positions
 from reid_core.models.weight_files import Pixels
@@ -104,6 +104,35 @@ def test_nothing_of_a_model_that_was_read_is_left_to_what_memory_held(name, tmp_
 def test_names_with_quickgelu_build_it():
     config = backbones._clip_config("RN50-quickgelu")
     assert config["quick_gelu"]
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+def test_notes_beside_a_file_say_its_activation_and_without_them_it_is_asked_for(
+    small, tmp_path, monkeypatch, said
+):
+    """As in the hub's copies of OpenAI's weights, whose tensors do not tell."""
+    twin = f"{backbones.SMALL}-quickgelu"
+    names = [*open_clip.list_models(), twin]
+    monkeypatch.setattr(open_clip, "list_models", lambda: names)
+    path = tmp_path / "open_clip_model.safetensors"
+    save_file({key: value.contiguous() for key, value in small.model.state_dict().items()}, path)
+    if said is not None:
+        notes = {"model_cfg": {"quick_gelu": True} if said else {}, "preprocess_cfg": {}}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(notes))
+    loaded = backbones.load(backbones.SMALL, str(path))
+    assert activation(loaded) == ("QuickGELU" if said else "GELU")
+    asked = [r for r in remarks.of_weights(loaded, height=96, width=48) if "QuickGELU" in r]
+    assert len(asked) == (said is None)
+    assert all(f"model.name={twin}" in remark for remark in asked)
+
+
+def test_a_clip_of_timm_takes_no_weights_of_the_other_activation(tmp_path):
+    name, twin = "timm/vit_base_patch16_clip_224", "timm/vit_base_patch16_clip_quickgelu_224"
+    with pytest.raises(ValueError, match=f"=openai was trained with QuickGELU: take .*={twin}"):
+        backbones.load(name, "openai")
+    torch.save({"visual.x": torch.zeros(1), "vocab_size": torch.tensor(1)}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match=rf"own\.pt was trained with QuickGELU: take .*={twin}"):
+        backbones.load(name, str(tmp_path / "own.pt"))
 
 
 def test_a_tag_brings_its_activation_and_a_failed_download_says_what_to_do(monkeypatch, tmp_path):

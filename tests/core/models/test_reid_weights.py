@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid_core.models import backbones, reid_weights
+from reid_core.models import backbones, reid_weights, remarks
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.options import Options
 from reid_core.models.reid_weights import image_of
@@ -299,11 +299,11 @@ def test_a_configuration_beside_the_weights_says_what_they_were_trained_on(tmp_p
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": notes}))
     loaded = backbones.load("timm/resnet18", str(tmp_path / "model.pth"))
     assert loaded.pixels == Pixels((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (64, 32))
-    assert backbones.remarks(loaded, height=64, width=32) == []
-    (size,) = backbones.remarks(loaded, height=128, width=64)
+    assert remarks.of_weights(loaded, height=64, width=32) == []
+    (size,) = remarks.of_weights(loaded, height=128, width=64)
     assert "trained on images of 64 x 32" in size
     wrong = backbones.load("timm/resnet18", options=Options(pixels="half"))
-    (remark,) = backbones.remarks(wrong, height=64, width=32)
+    (remark,) = remarks.of_weights(wrong, height=64, width=32)
     assert "model.pixels=half" in remark
     assert WeightFile(tmp_path, {}).pixels is None
 
@@ -312,9 +312,9 @@ def test_a_configuration_beside_the_weights_says_what_they_were_trained_on(tmp_p
 def test_a_file_that_says_nothing_is_told_of_where_the_weights_of_a_name_differ(tmp_path):
     torch.save(backbones.load("timm/vit_base_patch16_224").model.state_dict(), tmp_path / "mae.pth")
     loaded = backbones.load("timm/vit_base_patch16_224", str(tmp_path / "mae.pth"))
-    (remark,) = backbones.remarks(loaded, height=256, width=128)
+    (remark,) = remarks.of_weights(loaded, height=256, width=128)
     assert "nothing says what the file" in remark
     assert "model.pixels" in remark
     for chosen in ("imagenet", "weights"):
         loaded = replace(loaded, options=Options(pixels=chosen))
-        assert backbones.remarks(loaded, height=256, width=128) == []
+        assert remarks.of_weights(loaded, height=256, width=128) == []

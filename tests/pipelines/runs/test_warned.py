@@ -35,10 +35,15 @@ def test_what_was_warned_of_before_the_folder_was_known_stands_in_it_too(tmp_pat
         assert warned.read(tmp_path) == []
         warnings.write_to(tmp_path)
         log.warning("late")
-    assert [warned.timed(line)[1] for line in warned.read(tmp_path)] == ["early", "late"]
-    with warned.kept() as warnings:
+    with warned.kept():
         log.warning("of a run that was refused")
-    assert len(warned.read(tmp_path)) == 2
+    with warned.kept() as warnings:  # the same command again
+        log.warning("early")
+        log.warning("another\nof two lines")
+        assert warnings.early == ["early", "another\nof two lines"]
+        warnings.write_to(tmp_path)
+    texts = [text for _, text in warned.messages(warned.read(tmp_path))]
+    assert texts == ["early", "late", "another\nof two lines"]
 
 
 def test_a_folder_that_takes_nothing_ends_no_run(

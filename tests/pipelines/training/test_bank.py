@@ -1,0 +1,36 @@
+"""What decides between the epochs of a job, and that the kills strike that very thing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+from benchmarks import kills
+from pipelines.data.prepare import prepare
+from pipelines.training.bank import Bank, bank_of
+from pipelines.training.job import Job
+from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.planner import Planner
+from tests.pipelines import small_runs
+
+
+def _made(method: str, trees: Path, run_dir: Path) -> Bank:
+    config = small_runs.make_config(method, trees)
+    prepared = prepare(config, lambda inputs, modality: [])
+    return bank_of(Job.of(config, prepared, run_dir), prepared)()
+
+
+def test_a_method_that_reads_no_features_is_planned_for_alone(trees: Path, tmp_path: Path) -> None:
+    assert isinstance(_made("cclnet", trees, tmp_path), MemoryBank)
+    assert isinstance(_made("csdn", trees, tmp_path), Planner)
+
+
+def test_the_kills_strike_the_bank_that_a_job_gets(trees: Path, tmp_path: Path) -> None:
+    try:
+        kills.arm(SimpleNamespace(work=None), None, 0, tmp_path)
+        _made("cclnet", trees, tmp_path)
+    finally:
+        mock.patch.stopall()
+    assert int((tmp_path / "actor").read_text()) == os.getpid()
