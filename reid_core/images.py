@@ -65,13 +65,7 @@ def decode(
         plain = _plain_jpeg(data, height, width)
         if plain is not None:
             return plain
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, max_megapixels)
-            image.load()
-    except _UNREADABLE as error:
-        raise _unreadable(data, error) from error
-    rgb = as_rgb(_upright(image))
+    rgb = open_rgb(data, max_megapixels=max_megapixels)
     if rgb.size != (width, height):
         rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from reid_core.methods.teacher import MeanTeacher
+from reid_core.methods.teacher import MeanTeacher, encoder_state
+from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.types import Modality
 
@@ -45,3 +48,20 @@ class MirrorMean(nn.Module):
             for x in (inputs, inputs.flip(-1))
         )
         return functional.normalize(one + other, dim=1)
+
+
+def open_encoder(
+    clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None, *, flip: bool
+) -> ImageEncoder | MirrorMean:
+    """The encoder that a stage has trained, in eval mode.
+
+    Args:
+        clip: with the first weights.
+        height, width: of its images.
+        state: of the stage's module, with or without a teacher; None for the first weights.
+        flip: whether its descriptors are those of both mirror images.
+    """
+    encoder = ImageEncoder(clip, height=height, width=width)
+    if state is not None:
+        encoder.load_state_dict(encoder_state(state))
+    return (MirrorMean(encoder) if flip else encoder).eval()

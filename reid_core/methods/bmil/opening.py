@@ -9,8 +9,7 @@ from torch import Tensor
 from reid_core.method import Opening
 from reid_core.methods.bmil.settings import Config
 from reid_core.methods.bmil.stages import Images, encoder_of
-from reid_core.methods.mirror_mean import MirrorMean
-from reid_core.methods.teacher import encoder_state
+from reid_core.methods.mirror_mean import MirrorMean, open_encoder
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.stage import Stage
@@ -29,7 +28,4 @@ def load_encoder(
     config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> ImageEncoder | MirrorMean:
     """The encoder that a stage has trained, or CLIP's own where `state` is None."""
-    encoder = ImageEncoder(clip, height=height, width=width)
-    if state is not None:
-        encoder.load_state_dict(encoder_state(state))
-    return (MirrorMean(encoder) if config.flip else encoder).eval()
+    return open_encoder(clip, height, width, state, flip=config.flip)

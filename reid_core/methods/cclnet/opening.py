@@ -8,12 +8,9 @@ from torch import Tensor
 
 from reid_core.method import Opening
 from reid_core.methods.cclnet.prompting import Prompting
-from reid_core.methods.cclnet.settings import (
-    Config,
-)
+from reid_core.methods.cclnet.settings import Config
 from reid_core.methods.cclnet.stages import Images
-from reid_core.methods.mirror_mean import MirrorMean
-from reid_core.methods.teacher import encoder_state
+from reid_core.methods.mirror_mean import MirrorMean, open_encoder
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.stage import Stage
@@ -32,7 +29,4 @@ def load_encoder(
     config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> ImageEncoder | MirrorMean:
     """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
-    encoder = ImageEncoder(clip, height=height, width=width)
-    if state is not None:
-        encoder.load_state_dict(encoder_state(state))
-    return (MirrorMean(encoder) if config.flip else encoder).eval()
+    return open_encoder(clip, height, width, state, flip=config.flip)
