@@ -1,13 +1,9 @@
-"""What decides between the epochs of a job, and that the kills strike that very thing."""
+"""What decides between the epochs of a job."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
-from benchmarks import kills
 from pipelines.data.prepare import prepare
 from pipelines.training.bank import Bank, bank_of
 from pipelines.training.job import Job
@@ -25,12 +21,3 @@ def _made(method: str, trees: Path, run_dir: Path) -> Bank:
 def test_a_method_that_reads_no_features_is_planned_for_alone(trees: Path, tmp_path: Path) -> None:
     assert isinstance(_made("cclnet", trees, tmp_path), MemoryBank)
     assert isinstance(_made("csdn", trees, tmp_path), Planner)
-
-
-def test_the_kills_strike_the_bank_that_a_job_gets(trees: Path, tmp_path: Path) -> None:
-    try:
-        kills.arm(SimpleNamespace(work=None), None, 0, tmp_path)
-        _made("cclnet", trees, tmp_path)
-    finally:
-        mock.patch.stopall()
-    assert int((tmp_path / "actor").read_text()) == os.getpid()
