@@ -105,7 +105,7 @@ def child(
 
 def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
     """Put the strike into the processes that Ray starts; functions of this file travel by value."""
-    from pipelines.training.bank import bank_of
+    from pipelines.training.epoch_maker import epoch_maker_of
     from pipelines.training.memory_bank import MemoryBank
 
     def hit() -> None:
@@ -152,7 +152,7 @@ def arm(module: Any, strike: Strike | None, driver: int, scratch: Path) -> None:
             note("noticed", f"a worker: {type(error).__name__}")
             raise
 
-    mock.patch.dict(bank_of.__globals__, MemoryBank=Bank).start()
+    mock.patch.dict(epoch_maker_of.__globals__, MemoryBank=Bank).start()
     module.work = armed_work
 
 

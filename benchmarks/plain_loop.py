@@ -22,8 +22,8 @@ from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
 from pipelines.data.prepare import Prepared
 from pipelines.runs import runlog
-from pipelines.training.bank import bank_of
 from pipelines.training.epoch import EpochStart
+from pipelines.training.epoch_maker import epoch_maker_of
 from pipelines.training.job import Job
 from pipelines.training.loop import TrainingLoop
 from pipelines.training.progress import Progress
@@ -74,7 +74,7 @@ def train(
     job = Job.of(config, prepared, run_dir)
     loop = TrainingLoop(
         job,
-        bank_of(job, prepared)(),
+        epoch_maker_of(job, prepared)(),
         lambda start: batches(start, job, processes),
         lambda line, state: None,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),

@@ -22,9 +22,9 @@ from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
 from pipelines.runs import warned
-from pipelines.training.bank import Bank, bank_of
 from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes, has_share
 from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.epoch_maker import EpochMaker, epoch_maker_of
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
 from reid_core.knn.products import Features, on_host
@@ -56,7 +56,7 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
 
 def _placed(
     job: Job, prepared: Prepared, *, use_gpu: bool
-) -> tuple[dict[str, object], Callable[[], Bank]]:
+) -> tuple[dict[str, object], Callable[[], EpochMaker]]:
     """Options of the actor, on the driver's node with all of its cores; and what makes its bank.
 
     Where GPUs are used and the node has room on one, the bank holds its features there.
@@ -78,7 +78,7 @@ def _placed(
         options["num_gpus"] = SEARCHER_SHARE
     search = SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu)
     device = torch.device("cuda" if on_gpu else "cpu")
-    return options, bank_of(job, prepared, search=search, device=device)
+    return options, epoch_maker_of(job, prepared, search=search, device=device)
 
 
 def _has_room_on_a_gpu(node: str) -> bool:
@@ -159,7 +159,9 @@ class BankActor:
         run_dir: of the run, where what it warns of is kept.
     """
 
-    def __init__(self, made_by: Sequence[ray.ObjectRef[Callable[[], Bank]]], run_dir: Path) -> None:
+    def __init__(
+        self, made_by: Sequence[ray.ObjectRef[Callable[[], EpochMaker]]], run_dir: Path
+    ) -> None:
         warned.keep(run_dir)
         self._bank = ray.get(made_by[0])()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []

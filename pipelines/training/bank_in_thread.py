@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.errors import own_words_for_users
-from pipelines.training.bank import Bank
 from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.epoch_maker import EpochMaker
 from pipelines.training.memory_bank import MemoryBank
 from reid_core.knn.products import Features
 from reid_core.types import Modality
@@ -20,7 +20,7 @@ class BankInThread:
         pool: one thread.
     """
 
-    def __init__(self, bank: Bank, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, bank: EpochMaker, pool: ThreadPoolExecutor) -> None:
         self._bank, self._pool = bank, pool
 
     def open(self) -> int:

@@ -14,8 +14,8 @@ from pipelines.data.prepare import Prepared
 from pipelines.runs import recovery
 from pipelines.runs.records import EpochLine, State
 from pipelines.training import deterministic, within_epoch
-from pipelines.training.bank import bank_of
 from pipelines.training.bank_in_thread import BankInThread
+from pipelines.training.epoch_maker import epoch_maker_of
 from pipelines.training.job import Job
 from pipelines.training.progress import Progress
 from pipelines.training.thread_stream import batches
@@ -44,7 +44,7 @@ def fit(
     job = Job.of(config, prepared, run_dir)
     try:
         with ThreadPoolExecutor(1, "bank") as pool:
-            bank = BankInThread(bank_of(job, prepared, device=device)(), pool)
+            bank = BankInThread(epoch_maker_of(job, prepared, device=device)(), pool)
             return deterministic.train(
                 job,
                 bank,

@@ -22,8 +22,8 @@ from pipelines.data.plan import Plan
 from pipelines.data.prepare import prepare
 from pipelines.distributed import collectives
 from pipelines.runs import checkpoint
-from pipelines.training.bank import Bank, bank_of
 from pipelines.training.epoch import EpochStart, Key
+from pipelines.training.epoch_maker import EpochMaker, epoch_maker_of
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
 from reid_core.datasets import synthetic
@@ -181,7 +181,7 @@ def open_run(config: RunConfig, run_dir: Path) -> Small:
     run_dir.mkdir(parents=True, exist_ok=True)
     prepared = prepare(config, lambda inputs, modality: [])
     job = Job.of(config, prepared, run_dir)
-    everyones = EveryonesBank(bank_of(job, prepared)(), job.train)
+    everyones = EveryonesBank(epoch_maker_of(job, prepared)(), job.train)
     return Small(job, everyones, collectives.rank(), collectives.world_size())
 
 
@@ -191,7 +191,7 @@ class EveryonesBank:
     Shards of one process share it, as they would share the actor.
     """
 
-    def __init__(self, bank: Bank, inputs: Inputs) -> None:
+    def __init__(self, bank: EpochMaker, inputs: Inputs) -> None:
         self._bank, self._inputs = bank, inputs
         self._own = bank.open()
 

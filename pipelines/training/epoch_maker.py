@@ -15,13 +15,13 @@ from pipelines.training.planner import Planner
 from reid_core.knn.neighbors import Search
 from reid_core.knn.search import nearest
 
-Bank: TypeAlias = MemoryBank | Planner
+EpochMaker: TypeAlias = MemoryBank | Planner
 _CPU = torch.device("cpu")
 
 
-def bank_of(
+def epoch_maker_of(
     job: Job, prepared: Prepared, *, search: Search = nearest, device: torch.device = _CPU
-) -> Callable[[], Bank]:
+) -> Callable[[], EpochMaker]:
     """What makes it, in the process where it is to live.
 
     Args:
