@@ -107,15 +107,16 @@ def _labels_of_steps(
     search: Search,
 ) -> dict[str, Labels]:
     """The labels of every kind of step that the stage has: given ones, or clusters."""
-    given, how = config.labels == "identities", config.clustering
-    steps: dict[str, Labels] = {}
+    how, steps = config.clustering, dict[str, Labels]()
+    given = None
+    if config.labels != "clusters":
+        given = {m: mining.contiguous(y) for m, y in labels.items()}
     if stage == "intra" or config.joint.separate_steps:
-        alone = dict(labels) if given else separate_clusters(how, features, parts[0], search=search)
-        steps["separate"] = {m: mining.contiguous(y) for m, y in alone.items()}
-    if stage == "joint":
-        steps["joint"] = (
-            dict(labels) if given else joint_labels(how, features, parts[1], search=search)
-        )
+        steps["separate"] = given or separate_clusters(how, features, parts[0], search=search)
+    if stage == "joint" and config.labels == "identities":
+        steps["joint"] = labels
+    elif stage == "joint":
+        steps["joint"] = joint_labels(how, features, parts[1], search=search, given=given)
     return steps
 
 
@@ -123,7 +124,7 @@ def _parts(
     config: Config, context: BetweenEpochs, num_visible: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Visible rows that are clustered alone, and those that are clustered jointly."""
-    ratio = 1.0 if config.labels == "identities" else config.clustering.subset
+    ratio = config.clustering.subset if config.labels == "clusters" else 1.0
     key = seed_of(context.seed, context.stage, "separate", Modality.VISIBLE)
     return subset_parts(num_visible, ratio, seed=key, epoch=context.epoch)
 

@@ -81,6 +81,7 @@ def joint_labels(
     visible: np.ndarray,
     *,
     search: Search,
+    given: Labels | None = None,
 ) -> Labels:
     """Labels that hold across the modalities, per modality (n,); -1 = none.
 
@@ -89,10 +90,12 @@ def joint_labels(
         features: per modality (n, D) unit rows.
         visible: rows of the visible modality that take part.
         search: finds nearest rows.
+        given: classes of each modality from 0, in place of its clusters; not where `together` is
+            "rows", which would split them.
     """
     if settings.together == "rows":
         return joint_clusters(settings, features, visible, search=search)
-    alone = separate_clusters(settings, features, visible, search=search)
+    alone = given or separate_clusters(settings, features, visible, search=search)
     pairs = _pairs(settings, features, visible, alone, search)
     return {
         Modality.VISIBLE: alone[Modality.VISIBLE],

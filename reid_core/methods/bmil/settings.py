@@ -166,7 +166,8 @@ class Config(Section):
 
     Attributes:
         labels: "clusters" is the method. "identities" trains on the given pids: an upper
-            bound, not unsupervised.
+            bound, not unsupervised. Ours, "within" trusts identities, or tracklets, of each
+            modality alone, which `clustering.together` pairs; all visible images take part.
         flip: whether descriptors are means of an image's and its mirror image's, for clustering
             and for evaluation.
         views: of training images; the public code's are the default.
@@ -177,7 +178,7 @@ class Config(Section):
         joint: stage 2, both together.
     """
 
-    labels: Literal["clusters", "identities"] = "clusters"
+    labels: Literal["clusters", "identities", "within"] = "clusters"
     clustering: Clustering = Clustering()
     memory: Memory = Memory()
     sampling: Sampling = Sampling()
@@ -203,8 +204,8 @@ def seed_of(seed: int, stage: str, kind: str, modality: Modality) -> int:
 
 
 def supervision(config: Config) -> Supervision:
-    """What it is told about the training identities: nothing, but for the upper bound."""
-    return "identities" if config.labels == "identities" else "none"
+    """What it is told about the training identities: nothing, if `labels` asks for no more."""
+    return "none" if config.labels == "clusters" else config.labels
 
 
 def needs_text(config: Config) -> bool:
@@ -249,6 +250,11 @@ def check(config: Config) -> list[str]:
         raise ValueError(
             f"bmil.clustering.k1={how.k1} must be even: half of the neighbors come from either "
             "modality"
+        )
+    if config.labels == "within" and how.together == "rows":
+        raise ValueError(
+            "bmil.labels=within trusts classes of each modality, which one clustering of all rows "
+            "would split: set bmil.clustering.together to assigned, overlap, both or either"
         )
     if not config.clustering.balanced and config.clustering.order != "similarity":
         warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")

@@ -154,6 +154,28 @@ def test_a_second_modality_takes_the_names_of_its_partners() -> None:
     assert names.tolist() == [5, 4, -1, 0, 4]
 
 
+@pytest.mark.parametrize("together", ["assigned", "overlap", "both", "either"])
+def test_classes_that_a_modality_knows_alone_are_paired_and_never_split(together: str) -> None:
+    """Their numbers say nothing across modalities, and some rows have none."""
+    features, truth = world()
+    labels = {V: truth[V] * 3 + 1, R: (truth[R] + 4) % 10 * 7}
+    labels[R][-3:] = -1
+    clustering = {"k1": 8, "k2": 2, "min_samples": 3, "subset": 0.5, "together": together}
+    config = config_of(clustering=clustering, labels="within")
+    assert METHOD.check(config) == []
+    assert METHOD.supervision(config) == "within"
+    context = BetweenEpochs("joint", 0, 0, features=features)
+    epoch = bmil.begin_epoch(config, context, labels)
+    names = [{int(c): set(epoch.labels[m][labels[m] == c]) for c in labels[m]} for m in (V, R)]
+    assert all(len(name) == 1 for side in names for name in side.values())
+    assert names[1].pop(-1) == {-1}
+    shared = [names[0][c * 3 + 1] & names[1][(c + 4) % 10 * 7] for c in range(8)]
+    assert all(shared)
+    assert len(epoch.pairs) == 8
+    with pytest.raises(ValueError, match=r"labels=within .* bmil\.clustering\.together to"):
+        METHOD.check(config_of(labels="within"))
+
+
 def test_rows_vote_that_were_clustered_together() -> None:
     """Half of the visible rows for separate labels, the other half and infrared for joint ones."""
     clustering = {"k1": 8, "k2": 2, "min_samples": 3, "subset": 0.5}
