@@ -8,7 +8,6 @@ rest is there.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
@@ -18,39 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.data
-from PIL import Image
 from rich.progress import track
 
 from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
 from pipelines.config import run as configuration
-from pipelines.data import roots
+from pipelines.data import one_shard, roots
 from pipelines.data.packed import MANIFEST, Plan, Target
 from pipelines.data.places import ROOT_ALONE, Trusted
 from pipelines.errors import UserError
 from pipelines.runs.console import console
-from pipelines.storage.files import reason
-from pipelines.storage.shards import (
-    INDEX,
-    PART,
-    location,
-    parquet_row,
-    read_bytes,
-)
+from pipelines.storage.shards import INDEX, location, parquet_row
 from reid_core.datasets import LAYOUTS
 from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY, SIZE_KEY
-from reid_core.images import decode, size_of
 from reid_core.types import MAX_MEGAPIXELS, Dataset
 
 log = logging.getLogger(__name__)
 _IMAGES_PER_SHARD = 1024
-_ELSEWHERE = "elsewhere"
-# A training batch reads single rows, and a row is read with its whole group.
-_BYTES_PER_GROUP = 2**16
 
 
 @dataclass(frozen=True)
@@ -176,7 +162,7 @@ def _write_shards(
 
     def write(task: dict[str, Any]) -> dict[str, str]:
         return {
-            "wrong": json.dumps(_write_shard(task["part"], task["images"], root, target, shape))
+            "wrong": json.dumps(one_shard.write(task["part"], task["images"], root, target, shape))
         }
 
     if "://" not in target.location:
@@ -196,62 +182,11 @@ def _write_shards(
         )
 
 
-def _write_shard(
-    part: int, images: Sequence[str], root: Path, target: Target, shape: tuple[int, int] | None
-) -> list[str]:
-    """Messages about images that cannot be read; the shard is written if there is none."""
-    contents, wrong = [], []
-    for image in images:
-        try:
-            contents.append(_content(root / image, shape))
-        except (OSError, ValueError) as error:
-            wrong.append(f"{image}: {reason(error)}")
-    if wrong:
-        return wrong
-    names = [_packed(image) for image in images]
-    table = pa.table({"image": names, "bytes": pa.array(contents, pa.large_binary())})
-    num_bytes = max(1, sum(map(len, contents)))
-    try:
-        target.write_table(
-            PART.format(part),
-            table,
-            row_group_size=max(1, _BYTES_PER_GROUP * len(contents) // num_bytes),
-            compression="none",  # images are compressed already
-            use_dictionary=False,
-            write_statistics=False,
-        )
-    except OSError as error:
-        return [f"{PART.format(part)}: cannot write to {target.location}: {reason(error)}"]
-    return []
-
-
-def _content(path: Path, shape: tuple[int, int] | None) -> bytes:
-    data = read_bytes(path)
-    if shape is None:
-        size_of(data)  # no image by its header is named here, not when it is trained on
-        return data
-    pixels = decode(data, height=shape[0], width=shape[1])
-    encoded = io.BytesIO()
-    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    image.save(encoded, format="BMP")  # six times a JPEG's size; a PNG would decode more slowly
-    return encoded.getvalue()
-
-
-def _packed(image: str) -> str:
-    """The name of an image in the shards: its own, but of one that lies outside the root a new one.
-
-    By its own, the original would be read.
-    """
-    if "://" in image or image.startswith("/") or parquet_row(image):
-        return f"{_ELSEWHERE}/{hashlib.blake2b(image.encode(), digest_size=16).hexdigest()}"
-    return image
-
-
 def _write_lists(
     target: Target, dataset: Dataset, parts: Sequence[Sequence[str]], size: str | None
 ) -> None:
     places = [
-        (_packed(image), part, row, image)
+        (one_shard.name_of(image), part, row, image)
         for part, images in enumerate(parts)
         for row, image in enumerate(images)
     ]
@@ -260,7 +195,7 @@ def _write_lists(
     expected = dataset.root / EXPECTED
     if expected.is_file():
         target.write(expected.name, expected.read_bytes())
-    rows = [{**row, "image": _packed(row["image"])} for row in _rows(dataset)]
+    rows = [{**row, "image": one_shard.name_of(row["image"])} for row in _rows(dataset)]
     size = size or (dataset.size and "x".join(map(str, dataset.size)))
     notes = {KIND_KEY: dataset.kind} | ({SIZE_KEY: size} if size else {})
     target.write_table(MANIFEST, pa.Table.from_pylist(rows).replace_schema_metadata(notes))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.config.run import RunConfig
-from pipelines.data import gate
+from pipelines.data import gate, sound_settings, sound_weights
 from pipelines.errors import UserError
 from pipelines.sweep import objective, search_space
 from pipelines.sweep.ledger import Ledger
@@ -38,7 +38,7 @@ def check(study: Study, ledger: Ledger) -> None:
         config = search_space.trial_config(study, values, seed)
         try:
             with _of_a_trial(values):
-                gate.refuse_settings(config)
+                sound_settings.check(config)
                 _check_model(config, models)
             passed.append((values, config))
         except UserError as error:
@@ -58,7 +58,7 @@ def _check_model(config: RunConfig, models: dict[str, str]) -> None:
     key = str((config.method, *parts, config.model.lora_rank > 0))
     if key not in models and len(models) < _MODELS:
         try:
-            gate.check_weights(config)
+            sound_weights.check(config)
             models[key] = ""
         except UserError as error:
             models[key] = str(error)

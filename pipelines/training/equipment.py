@@ -82,8 +82,9 @@ class Equipment:
     def _go_to(self, place: Place) -> None:
         """Every step of every worker draws from its own stream: no random state is to be kept.
 
-        Workers that are threads draw nothing in a step (`pipelines.data.gate`). They share torch's
-        random state, from which another one may be drawing first values meanwhile.
+        Workers that are threads draw nothing in a step (`pipelines.data.sound_settings` sees to
+        that). They share torch's random state, from which another one may be drawing first values
+        meanwhile.
         """
         self.place = place
         if collectives.are_threads():

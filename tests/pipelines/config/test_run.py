@@ -206,26 +206,26 @@ def test_places_and_permissions_are_not_part_of_a_runs_identity(file: Path) -> N
 def test_a_setting_that_a_choice_leaves_unread_is_named_where_it_was_changed(
     tmp_path: Path, overrides: list[str], idle: str
 ) -> None:
-    from pipelines.data.gate import refuse_settings
+    from pipelines.data import sound_settings
 
     path = tmp_path / "run.yaml"
     path.write_text("data: {root: /somewhere}\n")
     said = [
         line
-        for line in refuse_settings(configuration.load(path, overrides))
+        for line in sound_settings.check(configuration.load(path, overrides))
         if ": no effect with " in line
     ]
     assert len(said) == 1
     assert idle in said[0]
     unchanged = [override for override in overrides if override.startswith("method")]
-    assert not refuse_settings(configuration.load(path, unchanged))
+    assert not sound_settings.check(configuration.load(path, unchanged))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_name_nothing_that_is_not_read(recipe: Path) -> None:
-    from pipelines.data.gate import refuse_settings
+    from pipelines.data import sound_settings
 
-    assert not refuse_settings(configuration.load(recipe, ["data.root=/data"]))
+    assert not sound_settings.check(configuration.load(recipe, ["data.root=/data"]))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.cluster import session as cluster
 from pipelines.data import convert as conversion
+from pipelines.data import one_shard
 from pipelines.errors import UserError
 
 
@@ -18,7 +19,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         wrong = []
         for part, images in parts.items():
             written.append(part)
-            wrong += conversion._write_shard(part, images, root, target, shape)
+            wrong += one_shard.write(part, images, root, target, shape)
         if wrong:
             raise UserError("\n".join(wrong))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.data.gate import check_settings
+from pipelines.data import sound_settings
 from pipelines.distributed import collectives, prefetch
 from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.distributed.sharded_rows import ShardedRows
@@ -288,7 +288,7 @@ def test_a_shard_leaves_alone_the_random_state_that_others_draw_first_values_fro
 def test_a_compiler_may_not_choose_the_order(tmp_path: Path) -> None:
     both = ("trainer.strict=true", "trainer.compile=true")
     with pytest.raises(UserError, match="switch one of them off"):
-        check_settings(small_runs.make_config("cpcl", tmp_path, *both))
+        sound_settings.check(small_runs.make_config("cpcl", tmp_path, *both))
 
 
 @pytest.mark.parametrize(
@@ -309,4 +309,4 @@ def test_what_cannot_be_cut_is_refused(
         f"trainer.num_workers={workers}",
     )
     with pytest.raises(UserError, match=message):
-        check_settings(config)
+        sound_settings.check(config)
