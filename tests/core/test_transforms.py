@@ -139,13 +139,18 @@ def test_draws_of_neighboring_seeds_are_independent():
 
 def test_methods_give_each_modality_its_published_operations():
     base = Augmentation(grayscale=0.5)
-    cclnet, csdn, cpcl = (
+    cclnet, bmil, csdn, cpcl = (
         METHODS[name].augmentations(METHODS[name].config(), base)
-        for name in ("cclnet", "csdn", "cpcl")
+        for name in ("cclnet", "bmil", "csdn", "cpcl")
     )
     visible, infrared = Modality.VISIBLE, Modality.INFRARED
     assert [view.grayscale for view in cclnet[visible]] == [0.5]
     assert [view.grayscale for view in cclnet[infrared]] == [0.0]
+    assert [(view.channels, view.jitter) for view in bmil[visible]] == [
+        ("keep", 0.0),
+        ("exchange", 0.5),
+    ]
+    assert [(view.channels, view.jitter) for view in bmil[infrared]] == [("adapt", 0.0)]
     assert [view.channels for view in csdn[visible]] == ["keep", "exchange"]
     assert [view.channels for view in csdn[infrared]] == ["adapt"]
     assert [(view.grayscale, view.channels) for view in cpcl[visible]] == [(0.0, "keep")]

@@ -95,6 +95,10 @@ def test_the_reader_takes_it(tmp_path: Path) -> None:
     data = sysu.read(tmp_path / "tree")
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test)):
         assert len(np.unique(split.pids)) == counts[name] > 0
+    scenes = [f"FLIR_{number:05d}.jpg" for number in range(0, 360, 20)]
+    split_of = roadscene._split(scenes, np.random.default_rng(0))
+    runs = [{split_of[scene] for scene in scenes[i : i + 8]} for i in (0, 8, 16)]
+    assert sorted(name for run in runs for name in run) == ["test", "train", "val"]
     assert all(not line.wrong for line in count(data, expected_counts(data)[1]))
     assert {sample.modality for sample in data.test.samples} == {
         Modality.VISIBLE,

@@ -36,6 +36,19 @@ def random_image(folder: Path) -> Path:
     return folder / "one.png"
 
 
+def assert_evaluated_and_exported(run: Path, folder: Path) -> None:
+    """On five test identities, an image of each by a camera; export compares with torch."""
+    pytest.importorskip("onnxruntime")
+    synthetic.write(folder / "sysu", num_identities=10, seed=3, height=32)
+    for images in (folder / "sysu").glob("cam*/*"):
+        for image in sorted(images.iterdir())[1:]:
+            image.unlink()
+    scores = evaluate_checkpoint(run, kind="sysu", root=folder / "sysu").table
+    assert all(0 < score["mean"]["mAP"] <= 100 for score in scores.values())
+    written = export(run, folder / "models")
+    assert [model.modality for model in written] == [Modality.VISIBLE, Modality.INFRARED]
+
+
 @pytest.mark.slow
 def test_a_fine_tuned_transreid_ssl_embeds_both_modalities_alike(tmp_path):
     state = drawn(vit_names(384, positions=129, ics=False))
@@ -58,6 +71,7 @@ def test_a_fine_tuned_transreid_ssl_embeds_both_modalities_alike(tmp_path):
     with torch.no_grad():
         expected = tower.trunk.eval()(tower.stem.eval()(pixels / 127.5 - 1))[:, 0]
     np.testing.assert_allclose(vectors[0], F.normalize(expected).numpy(), atol=1e-5)
+    assert_evaluated_and_exported(run, tmp_path)
 
 
 @pytest.mark.slow
@@ -109,19 +123,11 @@ def test_solider_at_the_size_of_its_authors(tmp_path):
 
 @pytest.mark.slow
 def test_a_solider_that_was_imported_is_evaluated_and_exported(tmp_path):
-    pytest.importorskip("onnxruntime")
     heads = drawn({"bottleneck.weight": (768,), "classifier.weight": (9, 768)})
     saved = {f"base.{k}": v for k, v in drawn(swin_names()).items()} | heads
     torch.save(saved, tmp_path / "swin.pth")
     run = import_released(tmp_path / "swin.pth", tmp_path / "run", "solider")
-    synthetic.write(tmp_path / "sysu", num_identities=10, seed=3, height=32)
-    for folder in (tmp_path / "sysu").glob("cam*/*"):  # one image of an identity and a camera
-        for image in sorted(folder.iterdir())[1:]:
-            image.unlink()
-    scores = evaluate_checkpoint(run, kind="sysu", root=tmp_path / "sysu").table
-    assert all(0 < score["mean"]["mAP"] <= 100 for score in scores.values())
-    written = export(run, tmp_path / "models")  # compares each file with torch
-    assert [model.modality for model in written] == [Modality.VISIBLE, Modality.INFRARED]
+    assert_evaluated_and_exported(run, tmp_path)
 
 
 @pytest.mark.slow
@@ -238,6 +244,7 @@ def test_a_whole_file_of_cclnet_gives_the_descriptor_of_the_encoder_in_it(resnet
     with torch.no_grad():
         expected = encoder.embed(tall_image(tmp_path), "infrared").numpy()
     np.testing.assert_allclose(result, expected, atol=1e-4)
+    assert_evaluated_and_exported(run, tmp_path)
 
 
 @pytest.mark.slow
@@ -253,6 +260,9 @@ def test_a_file_of_csdn_gives_the_descriptor_of_the_model_in_it(resnet, tmp_path
         expected = own.embed(tall_image(tmp_path), "infrared")
     assert result.shape == (1, 6144)
     np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
+    with pytest.raises(UserError, match=r"csdn\.profile: reference -> clean"):
+        import_released(tmp_path / "csdn.pth", tmp_path / "clean", "csdn", ["csdn.profile=clean"])
+    assert_evaluated_and_exported(run, tmp_path)
 
 
 def feature_of_vit(visual: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
@@ -292,3 +302,4 @@ def test_a_whole_file_of_clip_reid_gives_the_feature_that_its_authors_test(
     with torch.no_grad():
         expected = F.normalize(feature(clip.visual, pixels))
     np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
+    assert_evaluated_and_exported(run, tmp_path)
