@@ -47,7 +47,7 @@ def tokenize(captions: Sequence[str]) -> Tokens:
     lengths = np.zeros(len(captions), dtype=np.int64)
     for row, caption in enumerate(captions):
         # a caption that spells <end_of_text> out would end there
-        words = [word for word in _tokenizer().encode(caption) if word < SOT]
+        words = [word for word in tokenizer().encode(caption) if word < SOT]
         lengths[row] = len(words)
         line = [SOT, *words[: CONTEXT - 2], EOT]
         ids[row, : len(line)] = line
@@ -102,7 +102,8 @@ def _uniform(seed: int, epoch: int, row: int) -> np.ndarray:
 
 
 @cache
-def _tokenizer() -> SimpleTokenizer:
+def tokenizer() -> SimpleTokenizer:
+    """CLIP's, made once."""
     from open_clip.tokenizer import SimpleTokenizer  # its package takes two seconds
 
     return SimpleTokenizer()

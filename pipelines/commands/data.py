@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 data_app = typer.Typer(help="Generate and inspect data sets.", no_args_is_help=True)
 
 ExtraRoot = Annotated[
-    list[Path] | None,
+    list[str] | None,
     typer.Option(help="Folder or bucket outside ROOT that rows may name; may be repeated."),
 ]
 AllowHttp = Annotated[bool, typer.Option("--allow-http", help="Rows may name images by http(s).")]
 
 
-def _trusted(extra_root: list[Path] | None, allow_http: bool) -> Trusted:
+def _trusted(extra_root: list[str] | None, allow_http: bool) -> Trusted:
     from pipelines.data.places import Trusted
 
-    return Trusted(tuple(extra_root or ()), allow_http)
+    if not all(name.strip() for name in extra_root or ()):
+        raise UserError("--extra-root names nothing: give a folder or a bucket, or leave it out")
+    return Trusted(tuple(map(Path, extra_root or ())), allow_http)
 
 
 @data_app.command()

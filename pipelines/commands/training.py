@@ -36,8 +36,11 @@ def train(
     roots.require_folder(loaded.data.root)
     if dry_run:
         from pipelines.data import gate
+        from pipelines.evaluation import regdb_trials
 
-        say("\n".join(gate.describe(loaded, out)))
+        every = loaded.data.trial == "all"
+        runs = regdb_trials.runs(loaded, out) if every else {out: loaded}
+        say("\n".join(gate.describe(runs)))
         return
     show(pipelines.train(loaded, out=out), out)
 

@@ -65,13 +65,13 @@ class DataConfig(Section):
     """
 
     kind: str = "sysu"
-    root: Path
+    root: Annotated[Path, named()]
     trial: int | Literal["all"] = 1
     fit: Literal["train+val", "train"] = "train+val"
     max_unreadable: float = Field(0.001, ge=0, le=1)
     max_megapixels: float = Field(MAX_MEGAPIXELS, gt=0, le=178)  # above it Pillow refuses itself
     cache_bytes: int = Field(7 * 2**30, ge=0)
-    extra_roots: tuple[Path, ...] = ()
+    extra_roots: tuple[Annotated[Path, named()], ...] = ()
     allow_http: bool = False
     allow_shared_identities: bool = False
 
@@ -81,13 +81,6 @@ class DataConfig(Section):
         if kind not in LAYOUTS:
             raise ValueError(f"unknown layout; choose one of {', '.join(LAYOUTS)}")
         return kind
-
-    @field_validator("root", mode="before")
-    @classmethod
-    def _is_named(cls, root: object) -> object:
-        if not str(root).strip():
-            raise ValueError("names no folder")
-        return root
 
     @field_validator("root")
     @classmethod

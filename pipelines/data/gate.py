@@ -20,7 +20,6 @@ from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
 from pipelines.data.sample_list import find_rows, recall, rows_of_checkpoint
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint, runlog
-from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
@@ -64,15 +63,15 @@ def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
     Raises:
         UserError: see `check`.
     """
-    first, config = next(iter(runs.items()))
+    config = next(iter(runs.values()))
     for warning in sound_settings.check(config):
         log.warning("%s", warning)
     passed = {run_dir: _check_data(one, run_dir) for run_dir, one in runs.items()}
-    begun = runlog.has_checkpoint(first)
-    model_bytes = sound_weights.check(config, begun=begun)
+    begun = all(map(runlog.has_checkpoint, runs))
+    encoder_bytes = sound_weights.check(config, begun=begun)
     if config.model.pretrained is None and config.start_from is None and not begun:
         log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
-    room.check_disk(config, list(runs), model_bytes)
+    room.check_disk(config, list(runs), encoder_bytes)
     return passed
 
 
@@ -105,8 +104,11 @@ def _check_selection(dataset: Dataset, measured: Split, config: RunConfig) -> No
         )
 
 
-def describe(config: RunConfig, run_dir: Path) -> list[str]:
-    """Pass the gate and train nothing; of all divisions where the configuration names all.
+def describe(runs: Mapping[Path, RunConfig]) -> list[str]:
+    """Pass the gate and train nothing.
+
+    Args:
+        runs: see `check_all`.
 
     Returns:
         Sentences about what would be trained on and measured.
@@ -114,13 +116,10 @@ def describe(config: RunConfig, run_dir: Path) -> list[str]:
     Raises:
         UserError: see `check`.
     """
-    if config.data.trial != "all":
-        return [*check(config, run_dir).lines, "nothing stands in the way"]
     lines = []
-    for number in LAYOUTS[config.data.kind].trials:
-        data = config.data.model_copy(update={"trial": number})
-        lines.append(f"trial {number}")
-        lines += check(config.model_copy(update={"data": data}), run_dir).lines
+    for run_dir, passed in check_all(runs).items():
+        lines += [run_dir.name] * (len(runs) > 1)
+        lines += passed.lines
     return [*lines, "nothing stands in the way"]
 
 

@@ -9,18 +9,20 @@ from pathlib import Path
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
+from reid_core.methods import METHODS
 
 
-def check_disk(config: RunConfig, run_dirs: Sequence[Path], model_bytes: int) -> None:
+def check_disk(config: RunConfig, run_dirs: Sequence[Path], encoder_bytes: int) -> None:
     """Refuse to start where the checkpoints will not fit; a run that has fitted goes on.
 
-    A checkpoint holds weights and two moments; one more than is kept exists while it is written,
-    and so it is with the one within an epoch. A run without an epoch left writes none.
+    A checkpoint holds weights, their slow average where there is one, and two moments. The last of
+    each stage stays. One more than is kept exists while it is written, and so it is with the one
+    within an epoch. A run without an epoch left writes none.
 
     Args:
         config: of the runs, which differ in their data.
         run_dirs: where they write, all on one disk, one run at a time at least; need not exist.
-        model_bytes: size of the model.
+        encoder_bytes: size of what is trained.
 
     Raises:
         UserError: how much is free, how much is needed, and what to do.
@@ -28,8 +30,11 @@ def check_disk(config: RunConfig, run_dirs: Sequence[Path], model_bytes: int) ->
     left = [run_dir for run_dir in run_dirs if not checkpoint.is_done(config, run_dir)]
     if not left:
         return
-    whole = 3 * model_bytes
-    needed = len(left) * whole * config.trainer.keep_checkpoints + 3 * whole + 64 * 2**20
+    whole = (3 + bool(getattr(config.settings, "teacher", 0))) * encoder_bytes
+    stages = METHODS[config.method].stages(config.settings)
+    of_stages = sum(not (d / checkpoint.STAGES / name).exists() for d in left for name in stages)
+    num = len(left) * config.trainer.keep_checkpoints + of_stages + 3
+    needed = num * whole + 64 * 2**20
     folder = existing(left[0])
     free, own = shutil.disk_usage(folder).free, sum(map(checkpoint.bytes_of, left))
     if free + own < needed:

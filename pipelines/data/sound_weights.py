@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def check(config: RunConfig, *, begun: bool = False) -> int:
-    """Load the model once and pass one image through it; returns its size in bytes.
+    """Load the model once and pass one image through its encoder; returns the bytes of that.
 
     Args:
         config: the run's configuration.
@@ -49,4 +49,5 @@ def check(config: RunConfig, *, begun: bool = False) -> int:
             )
     for remark in remarks.of_weights(model, height=size[0], width=size[1]):
         log.warning("%s", remark)
-    return sum(p.numel() * p.element_size() for p in model.model.parameters())
+    assert isinstance(encoder, torch.nn.Module)
+    return sum(p.numel() * p.element_size() for p in encoder.parameters())

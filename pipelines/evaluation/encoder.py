@@ -18,13 +18,14 @@ from pipelines.data.decode import read_with_content
 from pipelines.distributed.precision import autocast, set_tf32
 from pipelines.errors import UserError
 from pipelines.runs import checkpoint
+from pipelines.runs.learned import Learned
 from pipelines.runs.records import State
 from reid_core.methods import METHODS
 from reid_core.models import backbones
 from reid_core.models.adaptation import merge_low_rank
 from reid_core.models.backbones import Backbone
 from reid_core.models.text_tower import TextTower
-from reid_core.models.weight_files import Pixels, Undrawn
+from reid_core.models.weight_files import Undrawn
 from reid_core.stage import Encoder
 from reid_core.types import Modality
 
@@ -44,6 +45,7 @@ class LoadedEncoder:
         config: of the run that trained it.
         device: where the encoder lies.
         fingerprint: of weights and space; vectors of different fingerprints cannot be compared.
+        learned: what its weights do not tell.
     """
 
     encoder: Encoder
@@ -52,6 +54,7 @@ class LoadedEncoder:
     config: RunConfig
     device: torch.device
     fingerprint: str
+    learned: Learned
 
     def embed_images(
         self, paths: Sequence[str | Path], modality: str, *, batch_size: int = 256
@@ -151,7 +154,8 @@ def open_encoder(
     method = METHODS[config.method]
     try:
         with Undrawn():
-            encoder = _encoder(config, _to_fill(config, state), state["module"])
+            start = Learned.of(state).load(config.model, None)
+            encoder = _encoder(config, start, state["module"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         progress = state.get("progress")
         stage = progress.get("stage") if isinstance(progress, dict) else None
@@ -178,6 +182,7 @@ def open_encoder(
         config=config,
         device=device,
         fingerprint=_fingerprint(state, space),
+        learned=Learned.of(state),
     )
     return in_joint_space(loaded, loaded.fingerprint) if space == "joint" else loaded
 
@@ -194,7 +199,7 @@ def in_joint_space(loaded: LoadedEncoder, fingerprint: str) -> LoadedEncoder:
     """
     if loaded.tokenize is not None:
         return loaded
-    text = _text_tower(loaded.config)
+    text = _text_tower(loaded)
     assert isinstance(loaded.encoder, Projecting)
     if not METHODS[loaded.config.method].needs_text(loaded.config.settings):
         log.warning(
@@ -248,11 +253,12 @@ def _fingerprint(state: State, space: Space) -> str:
     return checkpoint.content_hash(parts)[:16]
 
 
-def _text_tower(config: RunConfig) -> TextTower:
+def _text_tower(loaded: LoadedEncoder) -> TextTower:
     """The sentences' half of the model that training started from."""
-    if not backbones.has_text(config.model.name):
-        raise UserError(f"--space joint: {backbones.without_text(config.model.name)}")
-    return backbones.load(config.model.name, config.model.pretrained).text
+    model = loaded.config.model
+    if not backbones.has_text(model.name):
+        raise UserError(f"--space joint: {backbones.without_text(model.name)}")
+    return loaded.learned.load(model, model.pretrained).text
 
 
 def open_start(loaded: LoadedEncoder) -> Encoder:
@@ -261,25 +267,9 @@ def open_start(loaded: LoadedEncoder) -> Encoder:
     Raises:
         ValueError: the weights that training started from are not at hand.
     """
-    size = loaded.config.model
-    start = backbones.load(size.name, size.pretrained, options=size.options(), tagged=True)
-    encoder = _encoder(loaded.config, start, None)
+    model = loaded.config.model
+    encoder = _encoder(loaded.config, loaded.learned.load(model, model.pretrained), None)
     return encoder.to(loaded.device).eval().requires_grad_(False)
-
-
-def _to_fill(config: RunConfig, state: State) -> Backbone:
-    """What a checkpoint's weights go into."""
-    size = config.model
-    start = backbones.load(
-        size.name,
-        None,
-        quick_gelu=state.get("quick_gelu", False),
-        options=size.options(),
-        tagged=True,
-    )
-    if "pixels" in state:  # of the weights that training began with, which are not read here
-        start = replace(start, pixels=Pixels(*state["pixels"]))
-    return start
 
 
 def _encoder(config: RunConfig, start: Backbone, state: dict[str, Tensor] | None) -> Encoder:

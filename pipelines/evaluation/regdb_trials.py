@@ -35,6 +35,15 @@ def folder(out: Path, trial: int) -> Path:
     return out / f"trial-{trial:02d}"
 
 
+def runs(config: RunConfig, out: Path) -> dict[Path, RunConfig]:
+    """The configuration of each trial, by its run directory.
+
+    Args:
+        config, out: see `train_all`.
+    """
+    return {folder(out, n): _with_trial(config, n) for n in TRIALS}
+
+
 def train_all(config: RunConfig, out: Path, train: TrainThese) -> Summary:
     """Train the trials; those that are finished are not trained again.
 
@@ -53,11 +62,12 @@ def train_all(config: RunConfig, out: Path, train: TrainThese) -> Summary:
     """
     if (out / runlog.CONFIG).exists():
         raise UserError(f"{out} holds a single run: choose another --out for data.trial=all")
-    single = {n: _with_trial(config, n) for n in TRIALS}
-    finished = {n: _finished(folder(out, n), one) for n, one in single.items()}
-    left = {folder(out, n): single[n] for n in TRIALS if finished[n] is None}
+    single = runs(config, out)
+    finished = {run_dir: _finished(run_dir, one) for run_dir, one in single.items()}
+    left = {run_dir: one for run_dir, one in single.items() if finished[run_dir] is None}
     trained = train(left) if left else {}
-    summary = summarize({n: finished[n] or trained[folder(out, n)] for n in TRIALS})
+    every = {n: folder(out, n) for n in TRIALS}
+    summary = summarize({n: finished[path] or trained[path] for n, path in every.items()})
     runlog.write_summary(out, summary)
     return summary
 

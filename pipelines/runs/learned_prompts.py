@@ -109,11 +109,11 @@ def phrases(run_dir: Path) -> Phrases | None:
 
 def _whole_words() -> tuple[list[str], list[int]]:
     """Entries of CLIP's vocabulary that are words of letters alone, with their ids."""
-    from open_clip.tokenizer import SimpleTokenizer
+    from reid_core.text import tokenizer
 
     result = [
         (entry.removesuffix("</w>"), number)
-        for entry, number in SimpleTokenizer().encoder.items()
+        for entry, number in tokenizer().encoder.items()
         if entry.endswith("</w>")
     ]
     remaining = [

@@ -44,13 +44,7 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
         UserError: not writable, or another configuration was trained in it; names the keys.
     """
     refuse_another(run_dir, config)
-    if (before := _began_with(run_dir)) and before.data.root != config.data.root:
-        places = location(before.data.root), location(config.data.root)
-        if is_done(config, run_dir):
-            raise UserError(
-                f"{run_dir} is finished, with the images of {places[0]}: its scores are theirs. "
-                f"`crossreid eval {run_dir} --root {places[1]}` measures it on others"
-            )
+    if places := _moved(run_dir, config):
         log.warning(
             "data.root: %s -> %s: the run goes on with the images that have the same names there",
             *places,
@@ -67,7 +61,7 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
 
 
 def refuse_another(run_dir: Path, config: RunConfig) -> None:
-    """Refuse a directory in which another configuration was trained.
+    """Refuse a directory in which another configuration was trained, or finished on other images.
 
     Raises:
         UserError: names the keys and what to do.
@@ -81,6 +75,20 @@ def refuse_another(run_dir: Path, config: RunConfig) -> None:
         )
     if has_checkpoint(run_dir) and not (run_dir / CONFIG).exists():
         raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
+    is_finished = (run_dir / SUMMARY).exists() or is_done(config, run_dir)
+    if is_finished and (places := _moved(run_dir, config)):
+        raise UserError(
+            f"{run_dir} is finished, with the images of {places[0]}: its scores are theirs. "
+            f"`crossreid eval {run_dir} --root {places[1]}` measures it on others"
+        )
+
+
+def _moved(run_dir: Path, config: RunConfig) -> tuple[str, str] | None:
+    """Where the images of a begun run were and are, if that is another place."""
+    before = _began_with(run_dir)
+    if before is None or before.data.root == config.data.root:
+        return None
+    return location(before.data.root), location(config.data.root)
 
 
 def differences(run_dir: Path, config: RunConfig) -> list[str]:

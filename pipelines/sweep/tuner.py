@@ -57,12 +57,14 @@ class Runs:
         root: its folder.
         command: the command line, for the record of each run.
         seeds_at_once: of a trial.
+        known: warnings that have been shown already.
     """
 
     study: Study
     root: Path
     command: tuple[str, ...]
     seeds_at_once: int = 1
+    known: tuple[str, ...] = ()
 
 
 def search_for_best(
@@ -95,7 +97,8 @@ def search_for_best(
 def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
     """Run the trials that are left."""
     if _left(study, ledger):
-        entry.check(study, ledger)
+        with warned.kept() as warnings:
+            entry.check(study, ledger)
         config = search_space.trial_config(study, {}, study.search.seeds[0])
         with session(config):
             wanted = study.search.budget.concurrent
@@ -103,7 +106,8 @@ def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
             count = slots(config, use_gpu=use_gpu, requested=wanted)
             # what the trials leave free is for their seeds
             seeds = max(1, free_runs(config, use_gpu=use_gpu) // count)
-            _run(Runs(study, ledger.root, tuple(command), seeds), ledger, count)
+            runs = Runs(study, ledger.root, tuple(command), seeds, tuple(warnings.early))
+            _run(runs, ledger, count)
 
 
 def _left(study: Study, ledger: Ledger) -> int:
@@ -154,7 +158,7 @@ def _tuner(runs: Runs, ledger: Ledger, concurrent: int, signals: ending.Signals)
             name=f"tune-{time.time_ns()}",
             storage_path=str(ledger.root / "ray"),
             verbose=0,
-            callbacks=[_Record(ledger, study, signals)],
+            callbacks=[_Record(ledger, runs, signals)],
             stop=_WhenAsked(signals),
             failure_config=tune.FailureConfig(max_failures=BEGUN_AGAIN),
         ),
@@ -223,12 +227,12 @@ class _WhenAsked(tune.Stopper):
 class _Record(tune.Callback):
     """Writes a line of the ledger when a trial is over, and says what trials warn of."""
 
-    def __init__(self, ledger: Ledger, study: Study, signals: ending.Signals) -> None:
-        self.signals = signals
-        self.ledger, self.objective = ledger, study.search.objective
-        minutes = study.search.budget.minutes
+    def __init__(self, ledger: Ledger, runs: Runs, signals: ending.Signals) -> None:
+        self.signals, self.known = signals, runs.known
+        self.ledger, self.objective = ledger, runs.study.search.objective
+        minutes = runs.study.search.budget.minutes
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
-        self.shown: dict[str, int] = {}
+        self.shown: dict[Path, int] = {}
         self.looked = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: object) -> None:
@@ -243,7 +247,8 @@ class _Record(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, **_: object
     ) -> None:
         """What an earlier command warned of is not shown again."""
-        self.shown.setdefault(str(trial), len(warned.read(self.ledger.folder(str(trial)))))
+        for folder in self._folders(trial):
+            self.shown.setdefault(folder, len(warned.read(folder)))
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: object
@@ -297,11 +302,17 @@ class _Record(tune.Callback):
         console.print(f"{entry.name} {status}  {shown}  {entry.config}", markup=False)
 
     def _show_warnings(self, trial: Trial) -> None:
-        name = str(trial)
-        lines = warned.read(self.ledger.folder(name))
-        for line in lines[self.shown.get(name, 0) :]:
-            console.print(f"{name}: {line}", markup=False)
-        self.shown[name] = len(lines)
+        for folder in self._folders(trial):
+            lines = warned.read(folder)[self.shown.get(folder, 0) :]
+            self.shown[folder] = self.shown.get(folder, 0) + len(lines)
+            for when, text in warned.messages(lines):
+                if text not in self.known:
+                    console.print(f"{trial}: {when} {text}", markup=False)
+
+    def _folders(self, trial: Trial) -> list[Path]:
+        """Where a trial's watcher and its runs write down what they warn of."""
+        folder = self.ledger.folder(str(trial))
+        return [folder, *sorted(folder.glob("seed-*"))]
 
 
 # In the trials -----------------------------------------------------------------------------------

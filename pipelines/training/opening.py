@@ -5,19 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipelines.distributed.precision import set_tf32
+from pipelines.runs.learned import Learned
 from pipelines.runs.records import State
 from pipelines.training import step
 from pipelines.training.job import Job
 from reid_core.method import Opening
-from reid_core.models import backbones
-from reid_core.models.weight_files import Pixels
 from reid_core.stage import Encoder, Stage
 
 _drawing = threading.Lock()
@@ -41,19 +39,15 @@ class Opener:
     Args:
         job: the work.
         device: where modules go.
-        state: what the run goes on from: pixels are normalized as its weights learned them.
+        state: what the run goes on from: the model is what its weights learned with.
     """
 
     def __init__(self, job: Job, device: torch.device, state: State | None = None) -> None:
         self._job, self._device = job, device
         set_tf32(job.config.trainer.allow_tf32)
-        model = job.config.model
+        model, learned = job.config.model, Learned.of(state) if state else Learned()
         with _first_values(job.config.seed):
-            self.backbone = backbones.load(
-                model.name, model.pretrained, options=model.options(), tagged=True
-            )
-        if state and "pixels" in state:
-            self.backbone = replace(self.backbone, pixels=Pixels(*state["pixels"]))
+            self.backbone = learned.load(model, model.pretrained)
 
     def encoder_before_training(self) -> Encoder:
         """The encoder that the first stage starts from."""

@@ -65,12 +65,17 @@ def unread(section: BaseModel, path: str, keys: Iterable[str], because: str) -> 
 
 def unread_by_choice(section: BaseModel, path: str, tables: Unread) -> list[str]:
     """The sentences of `unread` on everything that the choices of a section leave unread."""
-    chosen = [(key, str(getattr(section, key)), table) for key, table in tables.items()]
+    chosen = [(key, _written(getattr(section, key)), table) for key, table in tables.items()]
     return [
         line
         for key, choice, table in chosen
         for line in unread(section, path, table.get(choice, ()), f"{path}.{key}={choice}")
     ]
+
+
+def _written(value: object) -> str:
+    """As a recipe says it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class TextStage(Section):
@@ -118,6 +123,17 @@ class Refinement(Section):
     def on(self) -> bool:
         """Whether neighbors have a say at all."""
         return self.labels == "voted" or self.weights
+
+
+def unread_of_votes(refine: Refinement, path: str) -> list[str]:
+    """The sentences of `unread` on settings of votes that are not cast, or not counted."""
+    if not refine.on:
+        keys = "neighbors", "hard_share", "sharpness"
+        return unread(refine, path, keys, f"{path}.labels=hard and no weights")
+    unweighed = () if refine.weights else ("sharpness",)
+    lines = unread(refine, path, unweighed, f"{path}.weights=false")
+    hard = () if refine.labels == "voted" else ("hard_share",)
+    return lines + unread(refine, path, hard, f"{path}.labels=hard")
 
 
 class Views(Section):

@@ -106,7 +106,7 @@ def load(
     pretrained: str | None = None,
     *,
     seed: int = 0,
-    quick_gelu: bool = False,
+    quick_gelu: bool | None = None,
     options: Options = PLAIN,
     tagged: bool = False,
 ) -> Backbone:
@@ -121,7 +121,8 @@ def load(
             JIT archive. OpenAI's own files, tags and the notes of a hub bring QuickGELU with them;
             any other file that needs it takes the name that says so, such as "RN50-quickgelu".
         seed: of the random weights; the global random state is left alone.
-        quick_gelu: what CLIP's transformers are built with where neither name nor weights say it.
+        quick_gelu: what CLIP's transformers are built with; None where the name, or else the
+            weights, say it.
         options: of the encoder.
         tagged: take "timm/<model>.<tag>" too, as runs once could: the tag says mean and deviation,
             and no weights are read for it.
@@ -206,7 +207,7 @@ def _without_tag(name: str, pretrained: str, tags: list[str]) -> Path:
 
 
 def _load_clip(
-    name: str, pretrained: str | None, options: Options, *, quick_gelu: bool
+    name: str, pretrained: str | None, options: Options, *, quick_gelu: bool | None
 ) -> Backbone:
     config = _clip_config(name)
     if options.drop_path:
@@ -215,10 +216,10 @@ def _load_clip(
             "or take a model of timm"
         )
     if pretrained is None:
-        return _build_clip(name, config, quick_gelu=quick_gelu)
+        return _build_clip(name, config, quick_gelu=bool(quick_gelu))
     path, of_tag = _locate(name, pretrained)
     file = read_weights(path)
-    needed = quick_gelu or of_tag or bool(file.quick_gelu)
+    needed = of_tag or bool(file.quick_gelu) if quick_gelu is None else quick_gelu
     with Undrawn():
         backbone = _build_clip(name, config, quick_gelu=needed)
     if backbone.text_tower is None:
@@ -233,7 +234,7 @@ def _load_clip(
         f"open_clip downloads: {', '.join(tags) or 'none'}",
     )
     twin = f"{name}-quickgelu"
-    known = quick_gelu or pretrained in tags or file.quick_gelu is not None
+    known = quick_gelu is not None or pretrained in tags or file.quick_gelu is not None
     twin = "" if known or twin not in open_clip.list_models() else twin
     return replace(backbone, pixels=file.pixels or _clip_pixels(name, pretrained), twin=twin)
 

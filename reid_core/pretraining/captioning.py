@@ -7,11 +7,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from reid_core.datasets.synthetic import Catalogue
 from reid_core.datasets.synthetic.identities import COLORS, HAIR_COLORS
+from reid_core.text import tokenizer
 
 COLOR_WORDS = frozenset(COLORS + HAIR_COLORS)
 _CONTEXT = 77
@@ -98,15 +98,10 @@ def phrases(names: tuple[str, ...], *, colors: bool) -> list[str]:
 
 @cache
 def _encode(text: str) -> tuple[int, ...]:
-    return tuple(_tokenizer().encode(text))
-
-
-@cache
-def _tokenizer() -> SimpleTokenizer:
-    return SimpleTokenizer()
+    return tuple(tokenizer().encode(text))
 
 
 def _wrap(tokens: tuple[int, ...]) -> list[int]:
     """Start, sentence, end; cut to the context."""
-    special = _tokenizer()
+    special = tokenizer()
     return [special.sot_token_id, *tokens[: _CONTEXT - 2], special.eot_token_id]

@@ -248,7 +248,8 @@ class TestBadInput:
     ) -> None:
         from pipelines.data.room import check_disk
 
-        config, room = make_config(), 3 * 10**6 * 5 + 64 * 2**20  # weights, moments; 2 are kept
+        # weights and two moments; 2 are kept, 3 stages, 3 while they are written
+        config, room = make_config(), 3 * 10**6 * (2 + 3 + 3) + 64 * 2**20
         usage = SimpleNamespace(free=room)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         check_disk(config, [tmp_path / "run"], 10**6)
@@ -258,8 +259,10 @@ class TestBadInput:
             file.write_bytes(bytes(10**6))
             usage.free -= 10**6
             check_disk(config, [tmp_path / "run"], 10**6)
-        (tmp_path / "run" / "stages").write_bytes(bytes(10**6))  # never taken away
-        usage.free -= 10**6
+        (tmp_path / "run" / "stages" / "prepare").mkdir(parents=True)  # and that is written
+        usage.free -= 3 * 10**6
+        check_disk(config, [tmp_path / "run"], 10**6)
+        usage.free -= 10**6  # of somebody else
         with pytest.raises(UserError, match=r"GiB free, beside the .* of its own; the checkpoints"):
             check_disk(config, [tmp_path / "run"], 10**6)
 
@@ -268,7 +271,7 @@ class TestBadInput:
     ) -> None:
         from pipelines.data.room import check_disk
 
-        usage = type("Usage", (), {"free": 3 * 10**6 * (2 * 2 + 3) + 64 * 2**20})
+        usage = type("Usage", (), {"free": 3 * 10**6 * (2 * (2 + 3) + 3) + 64 * 2**20})
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         check_disk(make_config(), [tmp_path / "a", tmp_path / "b"], 10**6)
         with pytest.raises(UserError, match="the checkpoints of 3 runs need"):

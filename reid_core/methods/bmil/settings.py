@@ -16,8 +16,10 @@ from reid_core.methods.sections import (
     Milestones,
     Refinement,
     Section,
+    Unread,
     Views,
     unread_by_choice,
+    unread_of_votes,
 )
 from reid_core.types import Modality
 
@@ -26,6 +28,11 @@ if TYPE_CHECKING:  # a recipe is checked without torch
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 STAGES = ("intra", "joint")
+_CLUSTERING: Unread = {
+    "together": {"assigned": ("joint_eps", "order", "balanced")},
+    "balanced": {"false": ("order",)},
+}
+_MEMORY: Unread = {"banks": {"hard": ("margin",)}}
 HANDED_WEIGHTS = "encoder."  # how the names begin of what "intra" hands on
 
 
@@ -256,8 +263,9 @@ def check(config: Config) -> list[str]:
             "bmil.labels=within trusts classes of each modality, which one clustering of all rows "
             "would split: set bmil.clustering.together to assigned, overlap, both or either"
         )
-    if not config.clustering.balanced and config.clustering.order != "similarity":
-        warnings.append("bmil.clustering.order: no effect with bmil.clustering.balanced=false")
+    warnings += unread_by_choice(how, "bmil.clustering", _CLUSTERING)
+    warnings += unread_by_choice(config.memory, "bmil.memory", _MEMORY)
+    warnings += unread_of_votes(config.refine, "bmil.refine")
     if config.labels == "identities" and config.refine.on:
         warnings.append("bmil.refine: given identities need no vote")
     for name in stages(config):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reid_core.methods.sections import OF_AN_IMAGE_STAGE, Unread, unread, unread_by_choice
+from reid_core.methods.sections import (
+    OF_AN_IMAGE_STAGE,
+    Unread,
+    unread,
+    unread_by_choice,
+    unread_of_votes,
+)
 
 if TYPE_CHECKING:
     from reid_core.methods.cclnet.settings import Config
@@ -29,6 +35,7 @@ def of_choices(config: Config) -> list[str]:
         off = "cclnet.matching.exclusion=0"
         lines += unread(how, "cclnet.matching", ("exclusion_from",), off)
     lines += unread_by_choice(config.swap, "cclnet.swap", _SWAP)
+    lines += unread_of_votes(config.refine, "cclnet.refine")
     if not texts:
         without = "cclnet.image_to_text=0"
         lines += unread(config, "cclnet", ("smoothing",), without)

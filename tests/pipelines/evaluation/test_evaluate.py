@@ -23,6 +23,7 @@ from pipelines.evaluation import checkpoint as measuring
 from pipelines.evaluation import measured_data
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.runs.learned import Learned
 from reid_core import protocols
 from reid_core.datasets import LAYOUTS, regdb, synthetic, sysu
 from reid_core.reranking import rerank
@@ -167,6 +168,7 @@ def opened(config: RunConfig) -> LoadedEncoder:
         config=config,
         device=torch.device("cpu"),
         fingerprint="halves",
+        learned=Learned(),
     )
 
 

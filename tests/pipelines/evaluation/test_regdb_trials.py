@@ -17,6 +17,7 @@ import pipelines
 from pipelines import cli
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
+from pipelines.data import gate
 from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
@@ -118,6 +119,28 @@ def test_another_configuration_is_refused_before_any_training(
     with pytest.raises(UserError, match=r"trial-01 .* another configuration:\n  seed: 0 -> 3"):
         regdb_trials.train_all(other, tmp_path, train)
     assert train.asked == []
+
+
+def test_trials_of_other_images_are_not_averaged_with_those_that_are_finished(
+    config: RunConfig, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="disk is full"):
+        regdb_trials.train_all(config, tmp_path, FakeTrainer(fails_at=6))
+    moved = make_config("data.kind=regdb", "data.trial=all", f"data.root={tmp_path}")
+    train = FakeTrainer()
+    with pytest.raises(UserError, match=r"trial-01 is finished, with the images of "):
+        regdb_trials.train_all(moved, tmp_path, train)
+    assert train.asked == []
+
+
+def test_a_dry_run_passes_the_gate_of_every_trial(
+    config: RunConfig, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="disk is full"):
+        regdb_trials.train_all(config, tmp_path, FakeTrainer(fails_at=2))
+    other = make_config("data.kind=regdb", "data.trial=all", "seed=3")
+    with pytest.raises(UserError, match=r"trial-01 .* another configuration"):
+        gate.describe(regdb_trials.runs(other, tmp_path))
 
 
 @pytest.mark.parametrize("backend", ["local", "ray"])

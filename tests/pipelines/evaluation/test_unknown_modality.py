@@ -10,6 +10,7 @@ from torch import nn
 
 from pipelines.config import run as configuration
 from pipelines.evaluation.encoder import JointSpace, LoadedEncoder
+from pipelines.runs.learned import Learned
 from reid_core.datasets import LAYOUTS
 from reid_core.methods import METHODS
 from reid_core.methods.mirror_mean import MirrorMean
@@ -66,7 +67,7 @@ def test_files_are_not_embedded_as_it(clip: backbones.Backbone, modality: str) -
     config = configuration.validate({"data": {"root": "/data"}}, source="test")
     encoder = ImageEncoder(clip, height=SIZE[0], width=SIZE[1])
     inputs = METHODS["cclnet"].inputs
-    loaded = LoadedEncoder(encoder, inputs, None, config, torch.device("cpu"), "")
+    loaded = LoadedEncoder(encoder, inputs, None, config, torch.device("cpu"), "", Learned())
     with pytest.raises(ValueError, match=modality):
         loaded.embed_images([], modality)
 

@@ -286,7 +286,10 @@ def feature_of_resnet(visual: torch.nn.Module, pixels: torch.Tensor) -> torch.Te
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dim", "feature"),
-    [("ViT-B-16", 768, feature_of_vit), ("RN50", 2048, feature_of_resnet)],
+    [
+        pytest.param("ViT-B-16", 768, feature_of_vit, marks=pytest.mark.night),
+        ("RN50", 2048, feature_of_resnet),
+    ],
 )
 def test_a_whole_file_of_clip_reid_gives_the_feature_that_its_authors_test(
     name, dim, feature, tmp_path

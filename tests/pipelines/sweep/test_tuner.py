@@ -208,6 +208,61 @@ def test_a_trial_that_cannot_train_is_warned_of_and_stops_no_other(
     assert "it will fail, and the others go on" in caplog.text
 
 
+def test_rows_are_asked_of_every_trial_and_idle_settings_said_of_all(
+    tmp_path: Path,
+    write: Callable[..., Path],
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Images of a folder have no cameras, which one of two values asks for."""
+    from pipelines.sweep import tuner
+
+    def begin(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    root = tmp_path / "crops"
+    for modality in ("visible", "infrared"):
+        (root / modality).mkdir(parents=True)
+        shutil.copy(next(tree.rglob("*.jpg")), root / modality)
+    monkeypatch.setattr(tuner, "session", begin)
+    given = [f"data.root={root}", "data.kind=folder", *SMALL]
+    space = {
+        "cclnet.clustering.camera_scaling": {"values": [0.5, None]},
+        "cclnet.matching.temperature": {"values": [0.05, 1.0]},
+    }
+    study = search_space.load(write(space=space, objective="stability"), given)
+    with pytest.raises(AssertionError, match="Ray starts"):
+        tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
+    failing = [said for said in caplog.messages if "it will fail" in said]
+    assert len(failing) == 2
+    assert all("camera_scaling=0.5" in said and "have no camera" in said for said in failing)
+    assert sum("matching.temperature: no effect" in said for said in caplog.messages) == 1
+
+
+def test_points_that_scores_will_choose_refuse_no_sweep(
+    tmp_path: Path,
+    write: Callable[..., Path],
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from pipelines.sweep import tuner
+
+    def begin(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    monkeypatch.setattr(tuner, "session", begin)
+    given = [f"data.root={tree}", *SMALL, "trainer.num_workers=8"]
+    space = {ROWS: {"integers": [1, 15]}}
+    changes = {"method": "optuna", "budget": {"trials": 2}}
+    study = search_space.load(write(space=space, **changes), given)
+    with pytest.raises(AssertionError, match="Ray starts"):
+        tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
+    (said,) = (said for said in caplog.messages if "would fail" in said)
+    assert "cannot be shared" in said
+
+
 def test_a_sweep_whose_recipe_alone_is_refused_begins(
     tmp_path: Path, write: Callable[..., Path], tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
