@@ -32,12 +32,10 @@ class Passed:
 
     Attributes:
         dataset: as listed.
-        start_from: checkpoint of a finished stage, or None.
         lines: sentences for whoever asks without training.
     """
 
     dataset: Dataset
-    start_from: Path | None
     lines: tuple[str, ...]
 
 
@@ -90,7 +88,7 @@ def _check_data(config: RunConfig, run_dir: Path) -> Passed:
     rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
     if rows:
         find_rows(train, rows)
-    return Passed(dataset, start_from, tuple(_in_words(dataset, measured, config)))
+    return Passed(dataset, tuple(_in_words(dataset, measured, config)))
 
 
 def _check_selection(dataset: Dataset, measured: Split, config: RunConfig) -> None:

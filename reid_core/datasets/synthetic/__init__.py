@@ -15,7 +15,7 @@ Knob ``difficulty`` of ``write``: how much of a garment's infrared reflectance i
   copy already resembles the infrared image.
 
 "hard" need not be harder for a start that knows no law; it leaves less to learn. Scores belong to
-one version of the drawings (``layouts.WORLD``) and stand with it in docs/benchmarks.md.
+one version of the drawings (``layouts.WORLD``) and stand with it in docs/scores.md.
 
 Fixed for all settings: each identity is seen by each camera of SYSU's layout in two tracks of
 different views, two frames each in color and three in infrared (other layouts: ``trees.py``);

@@ -153,4 +153,4 @@ def test_a_start_after_which_no_epoch_is_left_is_refused(make_config: Make, tmp_
     assert not (tmp_path / "run").exists()
     more = make_config(f"start_from={tmp_path / 'align'}", "cclnet.align.epochs=2")
     for allowed in (more, make_config(f"start_from={tmp_path / 'prompts'}")):
-        assert gate.check(allowed, tmp_path / "run").start_from == allowed.start_from
+        gate.check(allowed, tmp_path / "run")
