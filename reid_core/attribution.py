@@ -39,7 +39,7 @@ def heat_maps(encoder: nn.Module, images: Tensor, modality: Modality, targets: T
     descriptor back to the patches, block by block.
 
     Args:
-        encoder: `reid_core.method.Encoder` and a module, in eval mode; its parameters get no
+        encoder: `reid_core.stage.Encoder` and a module, in eval mode; its parameters get no
             gradients.
         images: (B, 3, H, W) uint8, on the encoder's device.
         modality: of the images.

@@ -57,7 +57,7 @@ def jaccard_graph(
 
 
 def jaccard_graph_of_neighbors(
-    result: Neighbors,
+    neighbors: Neighbors,
     features: Features,
     *,
     k1: int = 30,
@@ -68,7 +68,7 @@ def jaccard_graph_of_neighbors(
     """`jaccard_graph` for neighbors that were found elsewhere: in parallel, approximately, ...
 
     Args:
-        result: (N, min(k1, N)) neighbors of each row, the row itself first.
+        neighbors: (N, min(k1, N)) neighbors of each row, the row itself first.
         features: (N, D) unit rows, for the few similarities that the lists do not hold.
         k1, k2, max_distance: as in `jaccard_graph`.
         averaged_over: (N, any) int32 rows to average each row's weights over, in place of the
@@ -84,15 +84,15 @@ def jaccard_graph_of_neighbors(
         raise ValueError(
             f"k2 is {k2!r}, no whole number above 0: weights are averaged over the row at least"
         )
-    if result.rows.shape != (len(features), min(k1, len(features))):
+    if neighbors.rows.shape != (len(features), min(k1, len(features))):
         raise ValueError(
-            f"neighbors of shape {result.rows.shape} do not fit {len(features)} rows and k1={k1}"
+            f"neighbors of shape {neighbors.rows.shape} do not fit {len(features)} rows and k1={k1}"
         )
     if not 0 <= max_distance <= 1:
         raise ValueError(f"max_distance is {max_distance}; Jaccard distances lie in [0, 1]")
-    weights = reciprocal_weights(result, unit_rows(features), k1)
+    weights = reciprocal_weights(neighbors, unit_rows(features), k1)
     if averaged_over is None:
-        averaged_over = result.rows[:, :k2]
+        averaged_over = neighbors.rows[:, :k2]
     weights = averaged(weights, np.ascontiguousarray(averaged_over))
     return jaccard_distances(weights, max_distance=max_distance)
 
@@ -123,8 +123,8 @@ def cluster(
     Reference: CCLNet, stages 0 and 2, pseudo labels (k1=30, k2=6, eps=0.6, min_samples=4).
     """
     features = unit_rows(features)
-    result = search(features, k1)
-    graph = jaccard_graph_of_neighbors(result, features, k1=k1, k2=k2, max_distance=eps)
+    neighbors = search(features, k1)
+    graph = jaccard_graph_of_neighbors(neighbors, features, k1=k1, k2=k2, max_distance=eps)
     return dbscan(graph, eps=eps, min_samples=min_samples)
 
 

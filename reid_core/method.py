@@ -160,7 +160,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class StageWords:
-    """How a stage is shown to identities.
+    """How a stage is shown to readers.
 
     Attributes:
         label: short name, as the paper counts.
@@ -176,7 +176,7 @@ class StageWords:
 
 @dataclass(frozen=True)
 class Words:
-    """How a method is shown to identities.
+    """How a method is shown to readers.
 
     Attributes:
         title: headline of a report.

@@ -75,12 +75,12 @@ def resources(available: dict[str, float], seconds: float) -> Finding:
     return Finding("Ray", "fail", result, remedy)
 
 
-def nodes(folder: Path, result: list[preflight.Node], silent: list[str]) -> Iterator[Finding]:
+def nodes(folder: Path, answered: list[preflight.Node], silent: list[str]) -> Iterator[Finding]:
     """Whether the nodes agree with this one, see the folder, and have what a run needs."""
     if silent:
         remedy = "see the node's logs in /tmp/ray/session_latest/logs; is the package installed?"
         yield Finding("nodes", "fail", f"no answer from {', '.join(silent)}", remedy)
-    blind = [node.address for node in result if not (node.reads and node.writes)]
+    blind = [node.address for node in answered if not (node.reads and node.writes)]
     path = folder.resolve()
     if blind:
         yield Finding(
@@ -90,22 +90,22 @@ def nodes(folder: Path, result: list[preflight.Node], silent: list[str]) -> Iter
             "mount a shared file system under the same path on all nodes",
         )
     else:
-        yield Finding("shared folder", "ok", f"{path} is the same on {len(result)} node(s)")
-    wrong = preflight.disagreements(result)
+        yield Finding("shared folder", "ok", f"{path} is the same on {len(answered)} node(s)")
+    wrong = preflight.disagreements(answered)
     if wrong:
         remedy = "install the same constraints.txt on every node"
         yield Finding("versions", "fail", "; ".join(wrong), remedy)
     else:
-        yield Finding("versions", "ok", f"the same on {len(result)} node(s)")
-    if len(result) > 1:  # else it is this machine, and has been looked at
+        yield Finding("versions", "ok", f"the same on {len(answered)} node(s)")
+    if len(answered) > 1:  # else it is this machine, and has been looked at
         yield from _each(
             (node, checks.shared_memory(node.shared_memory_bytes, node.memory_bytes))
-            for node in result
+            for node in answered
         )
         yield from _each(
-            (node, checks.free_space(node.free_bytes, folder)) for node in result if node.reads
+            (node, checks.free_space(node.free_bytes, folder)) for node in answered if node.reads
         )
-    yield from _each((node, gpus(node)) for node in result if node.gpus_of_ray)
+    yield from _each((node, gpus(node)) for node in answered if node.gpus_of_ray)
 
 
 def gpus(node: preflight.Node) -> Finding:

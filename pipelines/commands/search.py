@@ -206,7 +206,7 @@ def serve(
     max_batch: Annotated[int, typer.Option(help="Queries per forward pass.", min=1)] = 32,
     gpu: Gpu = None,
 ) -> None:
-    """Serve a gallery over HTTP, with a page for identities; Ctrl-C ends it."""
+    """Serve a gallery over HTTP, with a page to search it in; Ctrl-C ends it."""
     from pipelines.service import deploy
 
     if "://" in gallery and not read_only:

@@ -1,4 +1,4 @@
-"""YAML as identities write it: refused where it can be read in two ways or hides something.
+"""YAML as users write it: refused where it can be read in two ways or hides something.
 
 A key that stands there twice, an alias (a few of which fill the memory), an empty file and one that
 is no text are errors that name the file and the line.

@@ -159,32 +159,32 @@ def counts_differ(dataset: Dataset) -> list[str]:
     return [problem.what for problem in _wrong_counts("", count(dataset, expected))]
 
 
-def render(result: Check) -> Group:
+def render(check: Check) -> Group:
     """A check for the terminal."""
     table = Table(
-        title=f"{escape(result.kind)} in {escape(result.root)}",
-        caption=f"in brackets: expected ({escape(result.expected_from)})",
+        title=f"{escape(check.kind)} in {escape(check.root)}",
+        caption=f"in brackets: expected ({escape(check.expected_from)})",
         title_justify="left",
         caption_justify="left",
     )
     for name in ("split", "modality", "identities", "cameras", "images", "captions", "image size"):
         table.add_column(name, justify="left" if name in ("split", "modality") else "right")
-    for line in result.counts:
+    for line in check.counts:
         cells = [_cell(line, name) for name in ("ids", "cameras", "images", "captions")]
-        size = _size(result.sizes.get(line.modality))
+        size = _size(check.sizes.get(line.modality))
         style = "red" if line.wrong else None
         table.add_row(line.split, str(line.modality), *cells, size, style=style)
-    lines: list[RenderableType] = [table] if result.counts else []
-    lines += [escape(note) for note in result.notes]
-    for one in result.near_duplicates[:_SHOWN]:
+    lines: list[RenderableType] = [table] if check.counts else []
+    lines += [escape(note) for note in check.notes]
+    for one in check.near_duplicates[:_SHOWN]:
         shown = " = ".join(one[:_SHOWN]) + (" ..." if len(one) > _SHOWN else "")
         lines.append(f"  {escape(shown)}")
-    for problem in result.problems:
+    for problem in check.problems:
         lines.append(f"[bold red]wrong:[/] {escape(problem.what)}")
         lines += [f"  {escape(example)}" for example in problem.examples[:_SHOWN]]
         if len(problem.examples) > _SHOWN:
             lines.append(f"  and {len(problem.examples) - _SHOWN} more (--json FILE lists all)")
-    if result.ok:
+    if check.ok:
         lines.append("[green]nothing is off[/]")
     return Group(*lines)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,7 +34,6 @@ from reid_core.datasets.counts import EXPECTED, SPLITS
 from reid_core.datasets.manifest import KIND_KEY, SIZE_KEY
 from reid_core.types import MAX_MEGAPIXELS, Dataset
 
-log = logging.getLogger(__name__)
 _IMAGES_PER_SHARD = 1024
 
 

@@ -57,25 +57,23 @@ class Target:
                 self.write(PLAN, (json.dumps(plan, indent=1) + "\n").encode())
                 return
             with opened.open_input_stream(f"{path}/{PLAN}") as stream:
-                remaining = json.loads(stream.read())
+                stored = json.loads(stream.read())
         except (OSError, ValueError) as error:
             said = reason(error)
             raise UserError(
                 f"cannot write to {self.location}: {said.partition('. Detail')[0]}; choose another "
                 "folder, or see whose it is"
             ) from error
-        remaining = {"root": plan["root"], "parts": [], **remaining}  # of an older version
-        before, now = (
-            {k: x for k, x in one.items() if k not in _MOVES} for one in (remaining, plan)
-        )
+        stored = {"root": plan["root"], "parts": [], **stored}  # of an older version
+        before, now = ({k: x for k, x in one.items() if k not in _MOVES} for one in (stored, plan))
         if changed := "; ".join(configuration.differences(before, now)):
             raise UserError(
                 f"{self.location} holds another conversion ({changed}): choose another folder, or "
                 "remove that one"
             )
         self._remove_begun()
-        if remaining != plan:
-            known = dict(enumerate(remaining["parts"]))
+        if stored != plan:
+            known = dict(enumerate(stored["parts"]))
             stale = [i for i, x in enumerate(plan["parts"]) if x != known.get(i)]
             log.warning(
                 "%s: the data set has changed since: its rows are listed, %d shards written again",

@@ -125,7 +125,7 @@ class JointSpace(torch.nn.Module):
         self.feature_dim = text.embed_dim
 
     def embed(self, inputs: Tensor, modality: Modality) -> Tensor:
-        """Unit rows (B, E); see `reid_core.method.Encoder`."""
+        """Unit rows (B, E); see `reid_core.stage.Encoder`."""
         if modality == Modality.TEXT:
             return functional.normalize(self.text.encode_text(inputs).float(), dim=1)
         return functional.normalize(self.images.project(inputs, modality).float(), dim=1)
@@ -249,7 +249,7 @@ def _fingerprint(state: State, space: Space) -> str:
     parts: dict[str, object] = {"module": state.get("module"), "space": space}
     model = state["config"].get("model")
     if isinstance(model, dict) and str(model.get("name")).startswith("solider/"):
-        parts["maps"] = "padded before they are shifted"  # as its authors', since 2026-11
+        parts["maps"] = "padded before they are shifted"  # as its authors'
     return checkpoint.content_hash(parts)[:16]
 
 

@@ -97,24 +97,24 @@ def evaluate(
     )
 
 
-def calibration_lines(result: Evaluation) -> list[str]:
+def calibration_lines(evaluation: Evaluation) -> list[str]:
     """Expected calibration error per pair of modalities, where the run is calibrated."""
     return [
         f"{name}: calibration error {row['ece']:.3f}, {row['ece_balanced']:.3f} where half of the "
         "pairs are equal"
-        for name, row in result.calibration.items()
+        for name, row in evaluation.calibration.items()
     ]
 
 
-def score_table(result: Evaluation) -> Table:
+def score_table(evaluation: Evaluation) -> Table:
     """Mean, and where galleries are drawn standard deviation, one line per protocol."""
-    title = f"percent; a random ranking has Rank-1 {result.chance:.1f}"
+    title = f"percent; a random ranking has Rank-1 {evaluation.chance:.1f}"
     table = Table(title=title, box=box.SIMPLE)
     table.add_column("protocol / mode / direction")
     for name in SCORES:
         table.add_column(name, justify="right", no_wrap=True)
     suffix = ""
-    for name, row in result.table.items():
+    for name, row in evaluation.table.items():
         if name.partition("+")[2] != suffix:
             suffix = name.partition("+")[2]
             table.add_section()

@@ -30,7 +30,7 @@ from reid_core.types import Modality
 
 NUM_PAIRS_PER_GROUP = 2
 _HEIGHT_PX = 160
-_OPACITY = 0.65  # of the hottest place; the identity below must stay recognizable
+_OPACITY = 0.65  # of the hottest place; the image below must stay recognizable
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ def matches(rows: pa.Table, similarity: Sequence[float] | np.ndarray | None = No
 
 
 def time_of(text: str | None, option: str) -> datetime | None:
-    """A time as identities write it, UTC where it says no zone; None for None.
+    """A time as users write it, UTC where it says no zone; None for None.
 
     Raises:
         UserError: it is no ISO time, or empty.

@@ -118,7 +118,6 @@ class _Means:
         self._sums = np.zeros((1024, dim), dtype=np.float32)
         self._places: dict[tuple[str, int, int] | str, int] = {}
         self._tracks: list[_Track] = []
-        self.num_tracklets = 0
 
     def add(self, part: pa.Table) -> None:
         """Add the rows of a file.
@@ -147,7 +146,6 @@ class _Means:
         key = (row["modality"], row["camera"], row["tracklet"]) if tracked else row["id"]
         if key not in self._places:
             self._places[key] = len(self._tracks)
-            self.num_tracklets += tracked
             self._tracks.append(_Track(_sample(row), hashlib.blake2b(digest_size=12)))
             if len(self._tracks) > len(self._sums):
                 self._sums = np.concatenate([self._sums, np.zeros_like(self._sums)])
@@ -207,8 +205,8 @@ def _unit(part: pa.Table, dim: int) -> np.ndarray:
 
 def _write(out: Path, info: WrittenInfo, pool: str, parts: Iterator[pa.Table]) -> int:
     """Replace the files of a folder; returns the number of vectors."""
-    remaining: dict[str, Any] = dict(info)
-    known = {name: remaining[name] for name in VectorInfo.__dataclass_fields__ if name in remaining}
+    given: dict[str, Any] = dict(info)
+    known = {name: given[name] for name in VectorInfo.__dataclass_fields__ if name in given}
     vectors.describe(out, VectorInfo(**known | {"pool": pool}), Path(info["checkpoint"]))
     planned: list[str] = []
     for number, part in enumerate(parts):

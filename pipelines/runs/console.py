@@ -13,7 +13,7 @@ _SHOWN |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
 
 
 def printable(text: str) -> str:
-    """Text whose control characters, but for lines and tabs, are images of themselves."""
+    """Text whose control characters, but for lines and tabs, are shown by their symbols."""
     return text.translate(_SHOWN)
 
 

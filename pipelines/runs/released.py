@@ -72,7 +72,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
             f"{file}, --from {publisher}: {said}; take the file as it was published, or say "
             "whose it is"
         ) from error
-    remaining: State = {
+    whole: State = {
         "config": config.used(),
         "progress": {
             "stage": source.stage or METHODS[config.method].stages(config.settings)[-1],
@@ -89,7 +89,7 @@ def import_released(file: Path, out: Path, publisher: str, overrides: Sequence[s
         "epoch": {},
         "optimiser": {},
     }
-    checkpoint.save(out / "checkpoint_000000", remaining, {"released": publisher})
+    checkpoint.save(out / "checkpoint_000000", whole, {"released": publisher})
     replace_file(out / "config.yaml", configuration.dump(config))
     return out
 
@@ -101,9 +101,9 @@ def _config(tree: Tree, overrides: Sequence[str], publisher: str) -> RunConfig:
     before = configuration.validate(whole, source=source).used()
     given = configuration.overridden(copy.deepcopy(whole), overrides, source=source)
     after = given.used()
-    remaining = ("method", "model", tree["method"])
+    fixed = ("method", "model", tree["method"])
     changed = configuration.differences(
-        {key: before[key] for key in remaining}, {key: after.get(key) for key in remaining}
+        {key: before[key] for key in fixed}, {key: after.get(key) for key in fixed}
     )
     if changed:
         raise UserError(

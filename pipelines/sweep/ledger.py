@@ -299,6 +299,6 @@ def _identity(content: Mapping[str, Json], source: str) -> Tree:
     written = content["recipe"]
     assert isinstance(written, dict)
     recipe = configuration.validate(written, source=source)
-    remaining = content.keys() - {"budget", "base", "overrides", "recipe"}
+    compared = content.keys() - {"budget", "base", "overrides", "recipe"}
     decisive: Tree = {"recipe": recipe.identity(), "data.root": location(recipe.data.root)}
-    return {key: content[key] for key in remaining} | decisive
+    return {key: content[key] for key in compared} | decisive

@@ -73,7 +73,7 @@ def search_for_best(
     """Run what is left of a sweep.
 
     Args:
-        study: from `sweep.load`.
+        study: from `sweep.search_space.load`.
         root: folder of the sweep, visible on all nodes.
         command: the command line, for the record.
         resume: go on with the sweep in `root`: what finished is kept, what was interrupted

@@ -94,14 +94,14 @@ def _agree(state: State | None) -> None:
 
 def _kept(start_from: Path | None) -> State | None:
     """The state to go on from; `start_from` is used where Ray has none."""
-    remaining = ray.train.get_checkpoint()
-    if remaining is None:
+    reported = ray.train.get_checkpoint()
+    if reported is None:
         return (
             None
             if start_from is None
             else checkpoint.load_to_go_on_from(start_from / checkpoint.STATE)
         )
-    with remaining.as_directory() as folder:
+    with reported.as_directory() as folder:
         return checkpoint.load_to_go_on_from(Path(folder) / checkpoint.STATE)
 
 

@@ -65,7 +65,7 @@ def grown(array: np.ndarray, needed: int) -> np.ndarray:
     return longer
 
 
-def reciprocal_weights(result: Neighbors, features: Features, k1: int) -> SparseRows:
+def reciprocal_weights(neighbors: Neighbors, features: Features, k1: int) -> SparseRows:
     """Softmax weights of each row over its expanded k-reciprocal set.
 
     R(i) holds the neighbors of i that have i among their own first k1. A half set R_h(q), the same
@@ -73,7 +73,7 @@ def reciprocal_weights(result: Neighbors, features: Features, k1: int) -> Sparse
     lie in R(i), always the set before anything joined. Weights are softmax(-(2 - 2 cos)).
 
     Args:
-        result: (N, min(k1, N)) neighbors of each row, itself first.
+        neighbors: (N, min(k1, N)) neighbors of each row, itself first.
         features: (N, D) unit rows, for the similarities that the lists do not hold.
         k1: neighbors that reciprocity is asked for.
 
@@ -83,8 +83,8 @@ def reciprocal_weights(result: Neighbors, features: Features, k1: int) -> Sparse
     Reference: Zhong et al., CVPR 2017, as CCLNet's and cluster-contrast's code compute it.
     """
     # NumPy rounds halves to even, as the public code does
-    half = min(int(np.around(k1 / 2)) + 1, result.rows.shape[1])
-    sets = _expanded_sets(result, _places(result.rows), half)
+    half = min(int(np.around(k1 / 2)) + 1, neighbors.rows.shape[1])
+    sets = _expanded_sets(neighbors, _places(neighbors.rows), half)
     unknown = np.flatnonzero(np.isnan(sets.values))
     owners = np.searchsorted(sets.indptr, unknown, side="right") - 1
     sets.values[unknown] = products_of_pairs(features, owners, sets.columns[unknown])
@@ -128,16 +128,16 @@ def _places(rows: np.ndarray) -> np.ndarray:
     return places
 
 
-def _expanded_sets(result: Neighbors, places: np.ndarray, half: int) -> SparseRows:
+def _expanded_sets(neighbors: Neighbors, places: np.ndarray, half: int) -> SparseRows:
     """Members of each row's set with their similarity, NaN where no list holds it."""
     # (place in the own list, place in the other's list) both below `half`
     in_half = (places[:, :half] >= 0) & (places[:, :half] < half)
     half_indptr = offsets(in_half.sum(axis=1))
-    half_columns = result.rows[:, :half][in_half]
+    half_columns = neighbors.rows[:, :half][in_half]
 
     def work(start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _expand(
-            result.rows, result.similarity, places, half_indptr, half_columns, start, stop
+            neighbors.rows, neighbors.similarity, places, half_indptr, half_columns, start, stop
         )
 
     return SparseRows.joined(over_blocks(work, len(places), rows_per_block(len(places))))

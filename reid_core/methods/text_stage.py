@@ -52,12 +52,12 @@ class Side:
     labels: Tensor
 
 
-def contrast(images: Side, texts: Side, share: Tensor, *, temperature: float) -> list[Term]:
+def contrast(images: Side, texts: Side, labels: Tensor, *, temperature: float) -> list[Term]:
     """SC(image, text) and SC(text, image) of this worker's rows against the global batch.
 
     Args:
         images, texts: as many rows of both.
-        share: (B,) classes of this worker's rows.
+        labels: (B,) classes of this worker's rows.
         temperature: divides the products.
 
     Reference: CCLNet, stage 1; CSDN, stages 1 and 2.
@@ -65,9 +65,9 @@ def contrast(images: Side, texts: Side, share: Tensor, *, temperature: float) ->
     return [
         Term(
             losses.supervised_contrast(
-                own.own_rows, other.everyone, share, other.labels, temperature=temperature
+                own.own_rows, other.everyone, labels, other.labels, temperature=temperature
             ),
-            len(share),
+            len(labels),
         )
         for own, other in ((images, texts), (texts, images))
     ]

@@ -124,8 +124,8 @@ def load(
         quick_gelu: what CLIP's transformers are built with; None where the name, or else the
             weights, say it.
         options: of the encoder.
-        tagged: take "timm/<model>.<tag>" too, as runs once could: the tag says mean and deviation,
-            and no weights are read for it.
+        tagged: take "timm/<model>.<tag>" too, of a run that began with one: the tag says mean and
+            deviation, and no weights are read for it.
 
     Raises:
         ValueError: unknown name, missing or unreadable file, or weights of another

@@ -172,7 +172,7 @@ def open_prototypes(config: Config, epoch: Epoch, device: torch.device) -> Proto
 
 
 def pair_terms(
-    config: Config, share: Pairs, everyone: Pairs, prototypes: Prototypes | None
+    config: Config, pairs: Pairs, everyone: Pairs, prototypes: Prototypes | None
 ) -> Terms:
     """The losses of one step on this worker's slice of the global batch.
 
@@ -181,7 +181,7 @@ def pair_terms(
 
     Args:
         config: the method's configuration.
-        share: this worker's slice.
+        pairs: this worker's slice.
         everyone: the global batch.
         prototypes: the memory; None in epochs without prototype losses.
 
@@ -192,14 +192,14 @@ def pair_terms(
     if prototypes is None:
         return result
     for own, other in ((VISIBLE, TEXT), (TEXT, VISIBLE)):
-        x, labels = share.features[own], share.labels[own]
+        x, labels = pairs.features[own], pairs.labels[own]
         memory = prototypes.memories[own]
         if config.lambda1 > 0:
             within = losses.cluster_contrast(x, labels, memory.bank, temperature=memory.temperature)
             count = losses.count_valid(labels)
             result[f"{own}_prototypes"] = Term(within, count, config.lambda1 / 2)
         if config.lambda2 > 0:
-            targets = cross_targets(config, share, prototypes, own=own, other=other)
+            targets = cross_targets(config, pairs, prototypes, own=own, other=other)
             count = losses.count_targets(targets)
             across = cross_loss(config, x, targets, prototypes.memories[other].bank)
             result[f"{own}_to_{other}"] = Term(across, count, config.lambda2 / 2)
@@ -238,7 +238,7 @@ def positives(rule: str, pairs: Pairs) -> Tensor:
 
 
 def cross_targets(
-    config: Config, share: Pairs, prototypes: Prototypes, *, own: Modality, other: Modality
+    config: Config, pairs: Pairs, prototypes: Prototypes, *, own: Modality, other: Modality
 ) -> Tensor:
     """(B, C_other) targets over the other modality's prototypes; zeros where there is none.
 
@@ -246,10 +246,10 @@ def cross_targets(
     that the row's own cluster occurs with, as often as it does (docs/methods.md, L_xp).
     """
     if config.matching.targets == "hard":
-        labels = share.labels[other]
+        labels = pairs.labels[other]
         clusters = torch.arange(len(prototypes.memories[other].bank), device=labels.device)
         return (labels[:, None] == clusters).long()
-    labels = share.labels[own]
+    labels = pairs.labels[own]
     clusters, counts = (x[labels.clamp(min=0)] for x in prototypes.together[own])
     zeros = counts.new_zeros(len(labels), len(prototypes.memories[other].bank))
     return zeros.scatter_add(1, clusters, counts) * (labels != OUTLIER)[:, None]

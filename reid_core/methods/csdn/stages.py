@@ -326,13 +326,13 @@ class Fusing:
     def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
         """The contrast of images and the fused texts of their identities."""
         images, identities = self._features(batch.rows), self._labels[batch.rows]
-        share = identities[batch.own_rows]
+        labels = identities[batch.own_rows]
         own, other = self._texts
-        fused = model(own[share], other[share], batch.keep)
+        fused = model(own[labels], other[labels], batch.keep)
         to_text, to_image = contrast(
             Side(images[batch.own_rows], images, identities),
             Side(fused, gather(fused), identities),
-            share,
+            labels,
             temperature=self.config.fusion.temperature,
         )
         return {"image_to_text": to_text, "text_to_image": to_image}
