@@ -44,8 +44,9 @@ class TrainerConfig(Section):
         gradient_accumulation: parts that a worker's slice of a batch is worked on in, one after the
             other; changes what BatchNorm and the memory see, see `training.step`. CCLNet only.
         search: of nearest neighbors for clustering: "exact", or "approximate" by a graph on the
-            CPU, for a million rows without a GPU; the recall of a sample is printed with each
-            epoch. A run that goes on need not make the same clusters then.
+            CPU. At 64 numbers a row it gained nothing up to a million rows: for more and wider
+            ones on CPUs. The recall of a sample is printed with each epoch. A run that goes on
+            need not make the same clusters then.
         strict: bit-identical results for any number of workers that divides `shards`, on one kind
             of machine; slower.
         shards: parts of a global batch in strict training. Part of what decides the result, so

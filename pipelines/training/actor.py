@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -22,11 +22,12 @@ from pipelines.cluster.nodes import free
 from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError, own_words_for_users
 from pipelines.runs import warned
-from pipelines.training.distributed_knn import PIECE_BYTES, SEARCHER_SHARE, SearchOnNodes, has_share
+from pipelines.training.distributed_knn import PIECE_BYTES, SearchOnNodes
 from pipelines.training.epoch import EpochStart, Key
 from pipelines.training.epoch_maker import EpochMaker, epoch_maker_of
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
+from pipelines.training.searcher_places import SEARCHER_SHARE, has_share
 from reid_core.knn.products import Features, on_host
 from reid_core.types import Modality
 
@@ -42,9 +43,9 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
         job, prepared: the work, and its data set.
         use_gpu: let the nodes' GPUs find the neighbors.
     """
-    options, make = _placed(job, prepared, use_gpu=use_gpu)
+    options, *made_by = _placed(job, prepared, use_gpu=use_gpu)
     # held by this block: Ray itself would let go of it, and could not start the actor again
-    stored = ray.put(make)
+    stored = ray.put(made_by)
     # Ray's annotation also allows for the class itself
     begun = _BankActor.options(**options).remote([stored], job.run_dir)
     bank = cast("ActorHandle[BankActor]", begun)
@@ -56,8 +57,9 @@ def bank_on_ray(job: Job, prepared: Prepared, *, use_gpu: bool) -> Iterator[Acto
 
 def _placed(
     job: Job, prepared: Prepared, *, use_gpu: bool
-) -> tuple[dict[str, object], Callable[[], EpochMaker]]:
-    """Options of the actor, on the driver's node with all of its cores; and what makes its bank.
+) -> tuple[dict[str, object], Callable[[], EpochMaker], SearchOnNodes]:
+    """Options of the actor, on the driver's node with all of its cores; what makes its bank; and
+    what finds neighbors for it.
 
     Where GPUs are used and the node has room on one, the bank holds its features there.
     """
@@ -78,7 +80,7 @@ def _placed(
         options["num_gpus"] = SEARCHER_SHARE
     search = SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu)
     device = torch.device("cuda" if on_gpu else "cpu")
-    return options, epoch_maker_of(job, prepared, search=search, device=device)
+    return options, epoch_maker_of(job, prepared, search=search, device=device), search
 
 
 def _has_room_on_a_gpu(node: str) -> bool:
@@ -95,13 +97,19 @@ def _has_room_on_a_gpu(node: str) -> bool:
 
 @dataclass
 class RemoteBank:
-    """The actor between the epochs, called like the plain class."""
+    """The actor between the epochs, called like the plain class.
+
+    Attributes:
+        handle: of the actor.
+        workers: by node id, the GPUs that the run's workers hold.
+    """
 
     handle: ActorHandle[BankActor]
+    workers: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def open(self) -> int:
         """See `MemoryBank.open`."""
-        token: ray.ObjectRef[int] = self.handle.open.remote()
+        token: ray.ObjectRef[int] = self.handle.open.remote(self.workers)
         return ray.get(token)
 
     def is_to_stop(self) -> bool:
@@ -155,15 +163,18 @@ class BankActor:
     What begins an epoch is stored once for all workers, not once for each.
 
     Args:
-        made_by: holds what makes a `MemoryBank` or a `Planner`, once.
+        made_by: holds what makes a `MemoryBank` or a `Planner`, once, and its search.
         run_dir: of the run, where what it warns of is kept.
     """
 
     def __init__(
-        self, made_by: Sequence[ray.ObjectRef[Callable[[], EpochMaker]]], run_dir: Path
+        self,
+        made_by: Sequence[ray.ObjectRef[tuple[Callable[[], EpochMaker], SearchOnNodes]]],
+        run_dir: Path,
     ) -> None:
         warned.keep(run_dir)
-        self._bank = ray.get(made_by[0])()
+        make, self._search = ray.get(made_by[0])  # the one that the bank searches with
+        self._bank = make()
         self._stored: tuple[EpochStart | None, list[ray.ObjectRef[EpochStart]]] = None, []
         self._storing = threading.Lock()
         self._stop = False
@@ -176,8 +187,9 @@ class BankActor:
         """Whether it is."""
         return self._stop
 
-    def open(self) -> int:
-        """See `MemoryBank.open`."""
+    def open(self, workers: Mapping[str, Sequence[str]]) -> int:
+        """See `MemoryBank.open`; for these workers, whose GPUs search while they wait."""
+        self._search.beside(workers)
         return self._bank.open()
 
     def add_features(

@@ -1,16 +1,16 @@
-"""The neighbor search of the clustering, spread over the nodes of a cluster.
+"""The neighbor search of the clustering, spread over the GPUs or the nodes of a cluster.
 
 It is the one part between the epochs that grows with the square of the rows. Its blocks give the
-same neighbors wherever they run, so the number of nodes changes nothing but the time.
+same neighbors wherever they run, so the number of searchers changes nothing but the time.
 
-Where nodes have GPUs, a searcher on each of them holds a small share of one and serves blocks. The
-other design, in which the workers gather all rows and search their own blocks inside the training
-loop, would save the way to the bank: a third of the bytes of two nodes, and no work (measured,
-docs/scaling.md). But the methods ask for different searches (all rows, distinct images, rows of
-both modalities by halves, one stage's rows) at moments that only the memory bank knows, and every
-worker would have to take part in each of them in the same order. A searcher is asked like a
-function: the bank and the contract of the methods stay as they are, and a lost searcher is asked
-again.
+Where GPUs search, each that a worker of the run holds has a searcher, which serves blocks while the
+worker waits (`searcher_places`). The other design, in which the workers gather all rows and search
+their own blocks inside the training loop, would save the way to the bank: a third of the bytes of
+two nodes, and no work (measured, docs/scaling.md). But the methods ask for different searches (all
+rows, distinct images, rows of both modalities by halves, one stage's rows) at moments that only the
+memory bank knows, and every worker would have to take part in each of them in the same order. A
+searcher is asked like a function: the bank and the contract of the methods stay as they are, and a
+lost searcher is asked again.
 
 Rows travel in pieces that are given back when every searcher has them, so they are held once by the
 bank and once by each searcher, and never whole in the object store.
@@ -22,9 +22,9 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import ray
@@ -34,27 +34,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from pipelines.cluster.nodes import free, usable
+from pipelines.training import searcher_places
+from pipelines.training.searcher_places import SEARCHER_SHARE, Place
 from reid_core.knn.neighbors import Neighbors
 from reid_core.knn.products import Features, on_host
 from reid_core.knn.search import nearest, open_search
 
 log = logging.getLogger(__name__)
-SEARCHER_SHARE = 0.01  # of a GPU: Ray puts those of many runs on one, beside whose worker they fit
 PIECE_BYTES = 1 << 26
 _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than it saves
+_WORTH_GPUS = 200_000  # one GPU has searched fewer by the time that others have them
 _ON_THE_WAY = 2  # pieces in the object store at a time
 _ATTEMPTS = 3
 _READY_S = 30.0  # a process that imports torch takes ten; one without room waits for ever
 _starting = threading.Lock()  # two modalities may be searched at a time
-
-
-def has_share(unreserved: float) -> bool:
-    """Whether a bank or a searcher finds room on what is left of a node's GPUs.
-
-    Args:
-        unreserved: of the node, in GPUs; 1 - 0.9 is a little less than 0.1.
-    """
-    return unreserved > SEARCHER_SHARE - 1e-6
 
 
 class LostRowsError(Exception):
@@ -81,19 +74,27 @@ class SearchOnNodes:
 
     def __init__(self, use_gpu: bool, *, takes_part: bool) -> None:
         self._use_gpu, self._takes_part = use_gpu, takes_part
-        self._searchers: dict[str, _Started] = {}  # by node; they end with this process
-        self._left_out = set[str]()  # nodes that were told of
+        self._workers: Mapping[str, Sequence[str]] = {}
+        self._searchers: dict[Place, _Started] = {}  # they end with this process
+        self._left_out = set[Place]()  # that were told of
+
+    def beside(self, workers: Mapping[str, Sequence[str]]) -> None:
+        """Search on the GPUs of these workers from now on, and no more on those of earlier ones.
+
+        Args:
+            workers: by node id, the GPUs that a run's workers hold there.
+        """
+        with _starting:
+            self._workers = workers
+            for place in list(self._searchers):
+                if place.gpu is not None and place.gpu not in workers.get(place.node, ()):
+                    ray.kill(self._searchers.pop(place).handle)
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
     ) -> Neighbors:
         """See `reid_core.knn.search.nearest`."""
-        others = self._others()
-        if len(features) < _WORTH_SPREADING:
-            others = [] if self._takes_part else others
-        searchers = self._ready(others)
-        if len(features) < _WORTH_SPREADING:
-            searchers = searchers[:1]
+        searchers = self._asked(len(features))
         if not searchers:
             return nearest(features, k, is_second=is_second)
         try:
@@ -103,77 +104,89 @@ class SearchOnNodes:
         except ray.exceptions.RayError as error:
             if not _is_lost(error):
                 raise
-            log.warning("the searchers of other nodes were lost; this node searches alone")
+            log.warning("the searchers were lost; the memory bank searches alone")
             return nearest(features, k, is_second=is_second)
 
-    def _others(self) -> list[dict[str, Any]]:
-        """The nodes beside this one that can search, or have a searcher already."""
-        here = ray.get_runtime_context().get_node_id()
-        resource = "GPU" if self._use_gpu else "CPU"
-        unreserved = free("GPU") if self._use_gpu else {}
-        result = []
-        for node in usable():
-            name = node["NodeID"]
-            if name == here or node["Resources"].get(resource, 0) < 1:
-                continue
-            has_room = not self._use_gpu or has_share(unreserved.get(name, 0))
-            if has_room or name in self._searchers:
-                result.append(node)
+    def _asked(self, num_rows: int) -> list[ActorHandle[Searcher]]:
+        """Searchers for so many rows: all that are worth sending them to."""
+        if num_rows >= (_WORTH_GPUS if self._use_gpu else _WORTH_SPREADING):
+            return self._ready(self._places())
+        if self._takes_part:
+            return []
+        each = (self._ready([place]) for place in self._places())
+        return next((searchers for searchers in each if searchers), [])
+
+    def _places(self) -> list[Place]:
+        """Where there can be a searcher beside this process, or is one already."""
+        context = ray.get_runtime_context()
+        here = context.get_node_id()
+        if not self._use_gpu:
+            return searcher_places.on_cpus(usable(), here)
+        own = (here, *context.get_accelerator_ids().get("GPU", ())[:1])
+        result, unreserved = [], free("GPU")
+        for place in searcher_places.on_gpus(usable(), own, self._workers):
+            has_room = place.gpu or searcher_places.has_share(unreserved.get(place.node, 0))
+            if has_room or place in self._searchers:
+                result.append(place)
             else:
-                self._leave_out(node, "its GPUs are taken by other work")
+                self._leave_out(place, "its GPUs are taken by other work")
         return result
 
-    def _ready(self, nodes: Sequence[dict[str, Any]]) -> list[ActorHandle[Searcher]]:
-        """The searchers of nodes, less those that have no room now or whose node has gone."""
+    def _ready(self, places: Sequence[Place]) -> list[ActorHandle[Searcher]]:
+        """The searchers of places, less those that have no room now or whose node has gone."""
         with _starting:
-            new = [node for node in nodes if node["NodeID"] not in self._searchers]
-            for node in new:
-                self._searchers[node["NodeID"]] = self._start(node)
-            begun = {node["NodeID"]: self._searchers[node["NodeID"]] for node in nodes}
+            new = [place for place in places if place not in self._searchers]
+            for place in new:
+                self._searchers[place] = self._start(place)
+            begun = {place: self._searchers[place] for place in places}
             if begun:
                 asked = [started.ready for started in begun.values()]
                 ray.wait(asked, num_returns=len(asked), timeout=_READY_S if new else 0)
             result = []
-            for node in nodes:
-                started = begun[node["NodeID"]]
+            for place, started in begun.items():
                 try:
                     ray.get(started.ready, timeout=0)
                 except ray.exceptions.GetTimeoutError:  # it stays, and is used once it has room
-                    self._leave_out(node, f"no searcher has started within {_READY_S:g} s")
+                    self._leave_out(place, f"no searcher has started within {_READY_S:g} s")
                 except ray.exceptions.RayError as error:
-                    del self._searchers[node["NodeID"]]
-                    self._leave_out(node, f"its searcher was lost ({type(error).__name__})")
+                    del self._searchers[place]
+                    self._leave_out(place, f"its searcher was lost ({type(error).__name__})")
                 else:
-                    self._left_out.discard(node["NodeID"])
+                    self._left_out.discard(place)
                     result.append(started.handle)
             return result
 
-    def _start(self, node: dict[str, Any]) -> _Started:
+    def _start(self, place: Place) -> _Started:
         # The train workers hold the CPUs and wait; what asked for one would wait for them.
         # An actor without would get one thread.
-        cores = max(1, int(node["Resources"].get("CPU", 1)))
+        environment = {"OMP_NUM_THREADS": str(place.cores)}
+        if place.gpu is not None:  # a worker of this run has reserved it
+            environment |= searcher_places.seeing(place.gpu)
         begun = SearcherActor.options(
             num_cpus=0,
-            num_gpus=SEARCHER_SHARE if self._use_gpu else 0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cores)}},
+            num_gpus=SEARCHER_SHARE if self._use_gpu and place.gpu is None else 0,
+            runtime_env={"env_vars": environment},
             # not on another one that has no room for it either
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-        ).remote()
+            scheduling_strategy=NodeAffinitySchedulingStrategy(place.node, soft=False),
+        ).remote(self._use_gpu)
         handle = cast("ActorHandle[Searcher]", begun)  # Ray's annotation says the class itself
         return _Started(handle, handle.ready.remote())
 
-    def _leave_out(self, node: dict[str, Any], why: str) -> None:
-        if node["NodeID"] not in self._left_out:
-            self._left_out.add(node["NodeID"])
-            log.warning("%s finds no neighbors: %s", node["NodeManagerAddress"], why)
+    def _leave_out(self, place: Place, why: str) -> None:
+        if place not in self._left_out:
+            self._left_out.add(place)
+            log.warning("%s finds no neighbors: %s", place, why)
 
 
 class Searcher:
-    """Searches on the GPU of its node, on the CPU where it is given none."""
+    """Searches some blocks of a search.
 
-    def __init__(self) -> None:
-        given = ray.get_gpu_ids() and torch.cuda.is_available()  # others' are visible, too
-        self._device = torch.device("cuda" if given else "cpu")
+    Args:
+        on_gpu: on the GPU that it sees; else, and where it sees none, on the CPU.
+    """
+
+    def __init__(self, on_gpu: bool = False) -> None:
+        self._device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
         self._rows: dict[str, Tensor] = {}
 
     def ready(self) -> None:

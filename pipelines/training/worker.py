@@ -48,7 +48,7 @@ def _train(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> N
     _agree(state)
     deterministic.train(
         job,
-        RemoteBank(bank),
+        RemoteBank(bank, _gpus_of_workers()),
         partial(stream.batches, job, share, collectives.rank(), collectives.world_size()),
         partial(_report, job.config.trainer.checkpoint_upload),
         device=ray.train.torch.get_device(),
@@ -56,6 +56,16 @@ def _train(job: Job, bank: ActorHandle[BankActor], start_from: Path | None) -> N
         readers=share.num_tasks,
         notice=_Notice(RemoteBank(bank)),
     )
+
+
+def _gpus_of_workers() -> dict[str, list[str]]:
+    """By node id, those that the processes of this run hold."""
+    context = ray.get_runtime_context()
+    own = context.get_node_id(), context.get_accelerator_ids().get("GPU", [])
+    result: dict[str, list[str]] = {}
+    for node, gpus in collectives.of_every_process(own):
+        result[node] = sorted({*result.get(node, ()), *gpus})
+    return result
 
 
 class _Notice:
