@@ -275,10 +275,10 @@ def main() -> None:
     if arguments.phase:
         run(arguments.phase, arguments.rows, arguments.width, arguments.out)
         return
-    for phase in PHASES:
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:], "--phase", phase]
-        )
+    command = [sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:], "--phase"]
+    codes = {phase: subprocess.run([*command, phase]).returncode for phase in PHASES}
+    if failed := [phase for phase, code in codes.items() if code]:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Nearest neighbors by a navigable graph: most of them, and a measured share of how many.
 
-The exact search multiplies all pairs. Above a million rows without a GPU that takes hours, and a
-graph (HNSW, Malkov and Yashunin, TPAMI 2020, as faiss has it) looks at a few hundred rows for each.
-Products, order and equal rows are treated as by the exact search; only candidates may be missed.
+The exact search multiplies all pairs. A graph (HNSW, Malkov and Yashunin, TPAMI 2020, as faiss has
+it) looks at a few hundred rows for each, but takes longer to build than narrow rows to multiply: up
+to a million rows of 64 numbers it gained nothing (docs/scaling.md). Products, order and equal rows
+are treated as by the exact search; only candidates may be missed.
 
 Shapes: N rows, D feature width, k neighbors. A graph takes 4 D + 270 bytes a row.
 """

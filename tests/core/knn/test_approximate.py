@@ -34,6 +34,25 @@ def test_where_nothing_is_missed_it_is_the_exact_search(
     assert_same(result, exact)
 
 
+def test_a_poor_graph_misses_neighbors_and_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """500 rows in random directions: each is asked for, and no two products are equal."""
+    for name, value in {
+        "_FEW_ROWS": 10,
+        "_LINKS": 2,
+        "_BUILD_WIDTH": 2,
+        "_SEARCH_WIDTH": 1,
+    }.items():
+        monkeypatch.setattr(approximate, name, value)
+    x, search = unit(500, 32), GraphSearch()
+    result, exact = search(x, 12), nearest(x, 12)
+    both = [len(set(a) & set(b)) for a, b in zip(result.rows, exact.rows, strict=True)]
+    (recall,) = search.recalls
+    assert recall == pytest.approx(sum(both) / exact.rows.size)
+    assert 0.1 < recall < 0.98
+
+
 def test_the_recall_is_the_share_of_neighbors_that_were_found() -> None:
     x = unit(300, 32)
     exact = nearest(x, 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,22 +117,46 @@ def test_a_device_finds_the_same_bits(device: None, num_rows: int, width: int, k
     np.testing.assert_array_equal(pairs, on_device)
 
 
+def rows_around_one_center(spread: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = np.ones((400, 32)) + spread * rng.normal(size=(400, 32))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    return x[np.unique(x, axis=0, return_index=True)[1]]
+
+
 @pytest.mark.parametrize("k", [1, 4, 30])
 @pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6, 1e-7])
 def test_rows_too_close_for_the_screen_are_searched_again(
     device: None, spread: float, k: int
 ) -> None:
     """Rows around one center: half and single precision cannot tell which is nearer."""
-    rng = np.random.default_rng(0)
-    x = np.ones((400, 32)) + spread * rng.normal(size=(400, 32))
-    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-    x = x[np.unique(x, axis=0, return_index=True)[1]]
+    x = rows_around_one_center(spread)
     host = search.nearest(x, k)
     scores = fixed_point.exact_products(x, x, np.tile(np.arange(len(x)), (len(x), 1)))
     scores[np.arange(len(x)), np.arange(len(x))] = 2
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(host.rows, expected)
     assert_same(host, search.nearest(torch.from_numpy(x), k))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_only_rows_whose_candidates_are_not_proven_are_searched_again(
+    device: None, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again: list[int] = []
+    in_double = certified.in_double
+
+    def counted(queries: torch.Tensor, *others: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        again.append(len(queries))
+        return in_double(queries, *others)
+
+    monkeypatch.setattr(certified, "in_double", counted)
+    close, apart = rows_around_one_center(1e-6), unit(400, 32)
+    search.nearest(torch.from_numpy(close) if on_device else close, 30)
+    assert sum(again) > len(close) / 2
+    again.clear()
+    search.nearest(torch.from_numpy(apart) if on_device else apart, 30)
+    assert not again
 
 
 def test_ties_at_the_last_place_go_by_row_on_a_device_too(device: None) -> None:
