@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -85,9 +86,11 @@ def test_a_build_that_is_right_is_used_and_one_that_errs_is_not() -> None:
     assert faiss_screen._tried(stand_in(forgetful), CPU) == (None, "it misses neighbors")
 
 
-def test_a_build_for_cpus_is_said_to_be_one() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks.gpu tries it")
+def test_without_a_gpu_faiss_says_why_it_does_not_search() -> None:
     faiss_for_gpus.cache_clear()
-    assert faiss_for_gpus() == (None, "this build of faiss is for CPUs")
+    builds = {False: "this build of faiss is for CPUs", True: "faiss sees no GPU"}
+    assert faiss_for_gpus() == (None, builds[hasattr(faiss, "StandardGpuResources")])
     faiss_for_gpus.cache_clear()
 
 
