@@ -57,18 +57,21 @@ class ClusterMemory:
             x: (B, D) unit rows.
             labels: (B,) int64 prototype of each row; -1 is skipped.
             most: rows that one label has at most; known from the plan, it spares a GPU the wait
-                for the answer. More rows than that stop the device. The CPU looks by itself.
+                for the answer.
 
         Raises:
             ValueError: not one label per row; on the CPU, where a look costs nothing, also a label
-                that is no row of the bank. A device stops at one.
+                that is no row of the bank or has more rows than `most`. A device stops at one.
         """
         if labels.shape != (len(x),):
             raise ValueError(f"labels have shape {tuple(labels.shape)} for {len(x)} rows")
         if labels.device.type == "cpu":
             names, counts = np.unique(labels.numpy(), return_counts=True)
             _require_rows(names, len(self.bank))
-            most, num_slots = int(counts[names != OUTLIER].max(initial=0)), len(names)
+            counted, num_slots = int(counts[names != OUTLIER].max(initial=0)), len(names)
+            if most is not None and counted > most:
+                raise ValueError(f"a label has {counted} rows in one batch, not {most} at most")
+            most = counted
         else:
             num_slots = len(labels)  # as many labels as may occur
         if num_slots and len(self.bank) and most != 0:

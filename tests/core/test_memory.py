@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from reid_core import memory
 from reid_core.memory import ClusterMemory
 from tests import oracles
+from tests.waits import operations_of, waits_of
 
 
 def unit(num: int, width: int = 8, *, seed: int = 0) -> Tensor:
@@ -36,6 +38,40 @@ def test_update_is_the_sequential_one(labels: list[int], momentum: float) -> Non
     bank.update(x, torch.tensor(labels, dtype=torch.int64))
     expected = oracles.update_bank(before, x, torch.tensor(labels), momentum)
     torch.testing.assert_close(bank.bank, expected, atol=1e-6, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    labels=st.lists(st.integers(-1, 3), min_size=1, max_size=24),
+    spare=st.integers(0, 3),
+    momentum=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+)
+def test_what_a_device_runs_is_the_sequential_one_too(
+    labels: list[int], spare: int, momentum: float
+) -> None:
+    """A slot for every row, since nobody knows how many labels there are, and turns to spare."""
+    given_labels, x = torch.tensor(labels), unit(len(labels), seed=1)
+    memory = fresh(momentum=momentum)
+    most = max(labels.count(label) for label in range(4)) + spare
+    memory._take_turns(x, given_labels, most=most, num_slots=len(labels))
+    expected = oracles.update_bank(unit(4), x, given_labels, momentum)
+    torch.testing.assert_close(memory.bank, expected, atol=1e-6, rtol=0)
+
+
+def test_what_a_device_runs_waits_for_nothing() -> None:
+    memory, x, labels = fresh(), unit(6, seed=1), torch.tensor([3, 0, -1, 3, 1, 3])
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
+        memory._take_turns(x, labels, most=3, num_slots=len(labels))
+    assert operations_of(watched)["aten::sort"] == 1
+    assert not waits_of(operations_of(watched))
+
+
+def test_a_label_with_more_rows_than_were_planned_is_an_error() -> None:
+    """A device would stop, so what is tested on the CPU is what a device is told."""
+    memory, x, labels = fresh(), unit(3, seed=1), torch.tensor([1, 1, -1])
+    with pytest.raises(ValueError, match="a label has 2 rows in one batch, not 1 at most"):
+        memory.update(x, labels, most=1)
+    memory.update(x, labels, most=2)
 
 
 def test_update_needs_one_label_per_row_and_none_that_is_no_row_of_the_bank() -> None:

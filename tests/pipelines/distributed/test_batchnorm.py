@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.distributed import batchnorm, collectives
-from tests.pipelines.waits import operations_of, waits_of
+from tests.waits import operations_of, waits_of
 
 # a group of one thread, as strict training has them: it takes the formula, not the kernels
 ALONE: Any = SimpleNamespace(size=1, rank=0, gather=lambda x: x, sum=lambda x: x)

@@ -25,7 +25,7 @@ from reid_core.models.text_image import TextImageEncoder
 from reid_core.types import Modality
 from tests.pipelines import small_runs
 from tests.pipelines.small_runs import HEIGHT, WIDTH
-from tests.pipelines.waits import WAITS, operations_of, waits_of
+from tests.waits import WAITS, operations_of, waits_of
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,12 @@ class Watched:
         operations: of the profiler; none of the optimizer, but what follows its step.
         exchanges: with other workers, BatchNorm's and the mean of the gradients excepted; where a
             gradient flows back there are two.
+        terms: names of the losses.
     """
 
     operations: Counter[str]
     exchanges: Counter[str]
+    terms: frozenset[str]
 
 
 @contextmanager
@@ -61,6 +63,13 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Watched
             take(stage, model, optimizer, batch, *rest, **named)
             return
 
+        given, names = stage.terms, set[str]()
+
+        def terms(*arguments: Any) -> Any:
+            result = given(*arguments)
+            names.update(result)
+            return result
+
         def follow() -> None:
             for hook in optimizer._optimizer_step_post_hooks.values():
                 hook(optimizer, (), {})
@@ -68,9 +77,10 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Watched
         exchanges.clear()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(optimizer, "step", follow)
+            patch.setattr(stage, "terms", terms)
             with profile(activities=[ProfilerActivity.CPU]) as watched:
                 take(stage, model, optimizer, batch, *rest, **named)
-        result[name] = Watched(operations_of(watched), Counter(exchanges))
+        result[name] = Watched(operations_of(watched), Counter(exchanges), frozenset(names))
 
     monkeypatch.setattr(step, "take", watch)
     yield result
@@ -122,8 +132,60 @@ def test_no_step_of_any_stage_waits_and_each_meets_the_others_a_few_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`-s` shows the numbers, which are those of docs/benchmarks.md."""
-    config = small_runs.make_config(method, trees, *overrides)
-    run = small_runs.open_run(config, tmp_path)
+    steps = run_and_watch(method, overrides, trees, tmp_path, monkeypatch)
+    assert {name: watched.exchanges.total() for name, watched in steps.items()} == stages
+
+
+# Visible images are drawn across in even epochs, infrared ones in odd ones.
+ACROSS = (
+    "cclnet.refine={labels: voted, neighbors: 8, cross: 3, cross_updates: true}",
+    "cclnet.matching={method: proposed, exclusion: 0.25}",
+    "cclnet.swap.when=never",
+)
+IN_ODD_EPOCHS = (*ACROSS, "cclnet.align.batches_per_epoch=1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "exchanges", "terms", "overrides"),
+    [
+        ("cclnet", 2, {"visible_across", "visible_exclusion"}, ACROSS),
+        ("cclnet", 2, {"infrared_across", "visible_exclusion"}, IN_ODD_EPOCHS),
+        ("cclnet", 4, {"visible", "infrared"}, ("trainer.gradient_accumulation=2",)),
+        ("cclnet-vit", 2, {"visible", "infrared"}, ("cclnet.labels=within",)),
+        ("csdn", 3, {"shared", "triplet"}, ("csdn.profile=reference", "csdn.variant=head")),
+    ],
+)
+def test_neither_does_a_step_with_options(
+    method: str,
+    exchanges: int,
+    terms: set[str],
+    overrides: tuple[str, ...],
+    trees: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the last stage, and of those before it without a word on their exchanges.
+
+    Parts of a batch meet the other workers once each.
+    """
+    if method != "csdn":
+        overrides += ("cclnet.image_to_text=0",)  # the last stage alone
+    steps = run_and_watch(method, overrides, trees, tmp_path, monkeypatch)
+    last = steps["Imaging" if method == "csdn" else "Images align"]
+    assert terms <= last.terms
+    assert last.exchanges.total() == exchanges
+
+
+def run_and_watch(
+    method: str,
+    overrides: tuple[str, ...],
+    trees: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, Watched]:
+    """A small run's steps, of which none waits."""
+    run = small_runs.open_run(small_runs.make_config(method, trees, *overrides), folder)
     with watched_steps(monkeypatch) as steps:
         deterministic.train(run.job, run.bank, run.batches, lambda *_: None, device=small_runs.CPU)
     for name, watched in steps.items():
@@ -136,7 +198,7 @@ def test_no_step_of_any_stage_waits_and_each_meets_the_others_a_few_times(
         )
         assert watched.operations["aten::mm"] or watched.operations["aten::addmm"], name
         assert not waits, name
-    assert {name: watched.exchanges.total() for name, watched in steps.items()} == stages
+    return steps
 
 
 @pytest.mark.parametrize("modality", [Modality.VISIBLE, Modality.TEXT])
