@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -62,14 +63,18 @@ class MeanTeacher(nn.Module):
     @torch.no_grad()
     def _approach(self) -> None:
         """Weights and running statistics come nearer to the student's, by the momentum."""
-        pairs = zip(
-            self.teacher.state_dict().values(), self.student.state_dict().values(), strict=True
-        )
-        for mean, new in pairs:
-            if mean.is_floating_point():
-                mean.lerp_(new, 1 - self.momentum)
-            else:
-                mean.copy_(new)
+        means, news = _by_kind(self.teacher), _by_kind(self.student)
+        # all tensors in one call, or a device would be asked for hundreds of small kernels
+        torch._foreach_lerp_(means[True], news[True], 1 - self.momentum)
+        torch._foreach_copy_(means[False], news[False])
+
+
+def _by_kind(encoder: ImageEncoder) -> dict[bool, list[Tensor]]:
+    """Weights and statistics (True), and BatchNorm's counts of batches (False)."""
+    result: dict[bool, list[Tensor]] = {True: [], False: []}
+    for x in chain(encoder.parameters(), encoder.buffers()):
+        result[x.is_floating_point()].append(x)
+    return result
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
