@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from reid_core import optim
+from reid_core.methods.csdn.optimization import optimizer as csdn_optimizer
+from reid_core.methods.csdn.settings import Config as CsdnConfig
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.options import Options
+from tests.waits import operations_of
 
 
 @pytest.fixture
@@ -65,28 +72,59 @@ def test_biases_learn_twice_as_fast_and_frozen_parts_are_left_out(network):
     assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 2e-4]
 
 
-def test_steps_equal_one_group_per_tensor(network):
-    twin = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    twin.load_state_dict(network.state_dict())
-    twin[2].requires_grad_(False)
-    # in training mode the norm cancels the first bias: a gradient of noise, which Adam blows up
-    network.eval()
-    twin.eval()
-    per_tensor = torch.optim.Adam(
-        [
-            {"params": [p], "lr": 1e-2 * (2 if "bias" in name else 1), "weight_decay": 5e-4}
-            for name, p in twin.named_parameters()
-            if p.requires_grad
-        ]
-    )
-    merged = optim.adam_per_tensor(network.named_parameters(), lr=1e-2, weight_decay=5e-4)
-    images = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+def of_heads(name: str) -> float:
+    return 2e-2 if name.startswith(("encoder.neck", "classifier")) else 1e-2
+
+
+RATES = {"lr": 1e-2, "weight_decay": 5e-4}
+# how a method's optimizer is made, torch's own, and what that is given for each tensor
+OPTIMIZERS: dict[str, tuple[Any, Any, Any]] = {
+    "adam": (
+        lambda module: optim.adam_per_tensor(module.named_parameters(), **RATES),
+        torch.optim.Adam,
+        lambda name, _: RATES | {"lr": 2e-2 if "bias" in name else 1e-2},
+    ),
+    "adamw": (
+        lambda module: optim.adamw(module.named_parameters(), **RATES),
+        torch.optim.AdamW,
+        lambda _, p: RATES | {"weight_decay": 5e-4 if p.ndim > 1 else 0.0},
+    ),
+    "sgd": (
+        lambda module: optim.sgd(module.named_parameters(), **RATES),
+        torch.optim.SGD,
+        lambda *_: RATES | {"momentum": 0.9},
+    ),
+    "csdn": (
+        lambda module: csdn_optimizer(CsdnConfig(images=RATES), "images", module),
+        torch.optim.Adam,
+        lambda name, _: RATES | {"lr": of_heads(name)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_equal_one_group_per_tensor_and_are_fused(name: str) -> None:
+    """In one operation per group, in which CUDA has all tensors of it."""
+    make, plain, given = OPTIMIZERS[name]
+    encoder = nn.ModuleDict({"trunk": nn.Linear(3, 4), "neck": nn.BatchNorm1d(4)})
+    module = nn.ModuleDict({"encoder": encoder, "classifier": nn.Linear(4, 2)})
+    module["frozen"] = nn.Linear(4, 2).requires_grad_(False)
+    twin = deepcopy(module)
+    trained = [(n, p) for n, p in twin.named_parameters() if p.requires_grad]
+    per_tensor = plain([{"params": [p], **given(n, p)} for n, p in trained], foreach=False)
+    merged = make(module)
+    assert len(merged.param_groups) < len(trained)
+    generator = torch.Generator().manual_seed(0)
     for _ in range(3):
-        for model, optimizer in ((network, merged), (twin, per_tensor)):
-            optimizer.zero_grad()
-            model(images).square().sum().backward()
-            optimizer.step()
-    for own, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        for own, theirs in zip(module.parameters(), twin.parameters(), strict=True):
+            own.grad = torch.randn(own.shape, generator=generator) if own.requires_grad else None
+            theirs.grad = own.grad
+        with profile(activities=[ProfilerActivity.CPU]) as watched:
+            merged.step()
+        per_tensor.step()
+    fused = f"aten::_fused_{plain.__name__.lower()}_"
+    assert operations_of(watched)[fused] == len(merged.param_groups)
+    for own, theirs in zip(module.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-6, atol=1e-7)
 
 

@@ -63,6 +63,7 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Watched
             take(stage, model, optimizer, batch, *rest, **named)
             return
 
+        assert all(group["fused"] for group in optimizer.param_groups), name
         given, names = stage.terms, set[str]()
 
         def terms(*arguments: Any) -> Any:
