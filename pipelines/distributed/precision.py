@@ -12,10 +12,11 @@ Precision = Literal["fp32", "bf16"]
 def set_tf32(allowed: bool) -> None:
     """Let float32 products and convolutions on CUDA round their factors to TF32, or forbid it.
 
-    torch itself allows it for convolutions and forbids it for products.
+    torch itself allows it for convolutions and forbids it for products. CPUs never round, though
+    some could: `torch.set_float32_matmul_precision` would let them.
     """
     torch.backends.cudnn.allow_tf32 = allowed
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reid_core.knn import all_pairs, certified, duplicates, fixed_point, products, screen, search
 from reid_core.knn.neighbors import Neighbors
@@ -122,6 +124,44 @@ def rows_around_one_center(spread: float) -> np.ndarray:
     x = np.ones((400, 32)) + spread * rng.normal(size=(400, 32))
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
     return x[np.unique(x, axis=0, return_index=True)[1]]
+
+
+class Tf32(TorchDispatchMode):
+    """Rounds the factors of float32 products as tensor cores do, where torch is let to."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        products_of = (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm)
+        if torch.backends.cuda.matmul.allow_tf32 and func.overloadpacket in products_of:
+            args = [self.rounded(x) if x.dtype == torch.float32 else x for x in args]
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        """To the 10 bits behind the leading one that remain."""
+        bits = x.contiguous().view(torch.int32)
+        return ((bits + (1 << 12)) & ~((1 << 13) - 1)).view(torch.float32)
+
+
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-4])
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_device_that_may_round_to_tf32_finds_the_same_bits(
+    device: None, tf32: None, spread: float, halves: bool
+) -> None:
+    x = 1 + spread * np.random.default_rng(0).normal(size=(600, 32))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    is_second = np.arange(600) % 3 == 0 if halves else None
+    host = search.nearest(x, 20, is_second=is_second)
+    rows = torch.from_numpy(x)
+    with Tf32():
+        assert (rows @ rows.T - torch.from_numpy(x @ x.T)).abs().max() > 1e-5
+        assert_same(host, search.nearest(rows, 20, is_second=is_second))
 
 
 @pytest.mark.parametrize("k", [1, 4, 30])
