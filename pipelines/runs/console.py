@@ -30,9 +30,9 @@ class _Terminal(Console):
                 yield Segment(printable(segment.text), segment.style)
 
 
-console = _Terminal(highlight=False, soft_wrap=True)
+console = _Terminal(highlight=False, soft_wrap=True, emoji=False)
 
 
-def say(text: str) -> None:
-    """Print a sentence as it is: brackets in a path are no markup."""
-    console.print(text, markup=False)
+def say(text: str, *, style: str | None = None) -> None:
+    """Print a sentence as it is: brackets in a path are no markup, words in colons no emoji."""
+    console.print(text, style=style, markup=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.config.run import RunConfig
 from pipelines.runs import runlog
-from pipelines.runs.console import console
+from pipelines.runs.console import say
 from pipelines.runs.records import EpochLine
 from reid_core.methods import METHODS
 
@@ -20,8 +20,8 @@ _POLL_S = 0.5
 @contextmanager
 def follow(run_dir: Path, config: RunConfig) -> Iterator[None]:
     """Print epochs as they are logged, until the block ends."""
-    stop = threading.Event()
-    printer = threading.Thread(target=_print_new, args=(run_dir, config, stop), daemon=True)
+    stop, shown = threading.Event(), len(list(runlog.read_metrics(run_dir)))
+    printer = threading.Thread(target=_print_new, args=(run_dir, config, stop, shown), daemon=True)
     printer.start()
     try:
         yield
@@ -51,19 +51,18 @@ def describe(line: EpochLine, epochs: int) -> str:
     return "  ".join(parts)
 
 
-def _print_new(run_dir: Path, config: RunConfig, stop: threading.Event) -> None:
+def _print_new(run_dir: Path, config: RunConfig, stop: threading.Event, shown: int) -> None:
     settings = config.settings
     names = METHODS[config.method].stages(settings)
     epochs = {name: getattr(settings, name).epochs for name in names}
-    shown = len(list(runlog.read_metrics(run_dir)))
     while True:
         last_round = stop.is_set()
         lines = list(runlog.read_metrics(run_dir))
         shown = min(shown, len(lines))  # a restart takes back epochs that no checkpoint holds
         for line in lines[shown:]:
-            console.print(describe(line, epochs[line["stage"]]))
+            say(describe(line, epochs[line["stage"]]))
             for warning in line.get("warnings", []):
-                console.print(f"warning: {warning}", style="yellow")
+                say(f"warning: {warning}", style="yellow")
         shown = len(lines)
         if last_round:
             return

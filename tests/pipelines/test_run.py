@@ -25,6 +25,7 @@ from pipelines.evaluation import calibrated
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.report import page
 from pipelines.runs import checkpoint, recovery, runlog
+from pipelines.runs.records import SpeedRecord
 from pipelines.training import calibrating, driver, in_process
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
@@ -65,6 +66,20 @@ class TestTrainingOnRay:
         phases = {"embed", "cluster", "match", "plan", "input", "step", "checkpoint", "evaluate"}
         assert phases <= line["seconds"].keys()
         assert all(seconds >= 0 for seconds in line["seconds"].values())
+
+    def test_epochs_tell_their_speed_of_both_workers(self, finished: tuple) -> None:
+        lines = list(runlog.read_metrics(finished[0]))
+        for line in lines:
+            assert line["speed"].keys() == SpeedRecord.__annotations__.keys()
+            assert sum(line["speed"]["share"].values()) == pytest.approx(1)
+            assert line["speed"]["flops_per_step"] > 0
+        # three batches of four clusters, four images of each, per modality
+        seconds, speed = lines[-1]["seconds"], lines[-1]["speed"]
+        images = speed["images_per_s"] * (seconds["input"] + seconds["step"])
+        assert images == pytest.approx(3 * 4 * 4 * 2)
+        assert speed["share"].keys() >= {"embed", "cluster", "input", "step"}
+        assert lines[1]["stage"] == "prompts"  # on cached features
+        assert lines[1]["speed"]["images_per_s"] is None
 
     @pytest.mark.slow
     def test_a_finished_run_without_rays_list_is_finished_still(

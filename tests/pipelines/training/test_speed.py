@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.config.trainer import TrainerConfig
+from pipelines.training import speed as measured
 from pipelines.training.speed import Speed, peak_flops
 from reid_core.types import Term
 
@@ -43,6 +44,30 @@ def test_operations_of_the_first_step_are_those_of_its_products(compiled: bool) 
     assert line["share"] == {"embed": 0.5, "input": 0.1, "step": 0.3, "checkpoint": 0.1}
     assert (line["mfu"], line["device_memory_bytes"]) == (None, None)
     assert len(steps) == 3
+
+
+def test_the_share_of_the_peak_and_the_memory_are_of_this_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps of 2 (2 x 4 x 30 x 20) = 9,600 operations on a card of 14,400 a second."""
+    device, stage, batch = torch.device("cuda"), Sums(), torch.ones(4, 30)
+    memory = [7 << 30, 5 << 30]
+    monkeypatch.setattr(measured, "peak_flops", lambda of, _: 14_400.0 if of == device else None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda of: memory[0])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda of: memory.pop(0))
+    speed = Speed(stage, TrainerConfig(), device)
+    for num_steps, seconds, expected in (
+        (3, {"input": 1.0, "step": 3.0}, 0.5),
+        (1, {"step": 2.0}, 1 / 3),
+    ):
+        for _ in range(num_steps):
+            speed.step(lambda: stage.module(batch).sum().backward(), batch)
+        expected_memory = memory[0]
+        line = speed.of_epoch(0, {"embed": 5.0, **seconds})
+        assert line["mfu"] == pytest.approx(expected)
+        assert line["device_memory_bytes"] == expected_memory
+        assert line["images_per_s"] is None  # of cached features
+    assert not memory  # the peak was set back after each
 
 
 @pytest.mark.parametrize(
