@@ -18,6 +18,7 @@ from reid_core.methods.cclnet import opening, optimization
 from reid_core.methods.cclnet.settings import Config
 from reid_core.models import backbones
 from reid_core.models.encoders import ImageEncoder
+from reid_core.models.pooling import AttentionPool
 from reid_core.models.prompts import PromptLearner
 from tests.core.cclnet_case import (
     INFRARED,
@@ -233,6 +234,35 @@ def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
     terms = alone.terms(alone.module.train(), batch, lambda x: x)
     assert terms["visible_to_text"].mean.item() == 0
     assert int(terms["visible_to_text"].count) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "calls"),
+    [
+        ("prepare", {}, 0),
+        ("align", {"image_to_text": 0}, 0),
+        ("align", {"image_to_text": 0, "teacher": 0.5, "flip": True}, 0),
+        ("align", {}, 1),
+    ],
+)
+def test_the_attention_pool_is_called_where_texts_guide_alone(clip, stage, settings, calls):
+    """Neither a step nor embedding for clustering computes it elsewhere, and nothing trains it."""
+    config = small_config(**settings)
+    opened_stage = opened(config, stage, clip)
+    epoch, pools = epoch_of(config, stage), []
+    opened_stage.begin_epoch(0, epoch.for_workers())
+    for module in opened_stage.module.modules():
+        if isinstance(module, AttentionPool):
+            module.register_forward_pre_hook(lambda *_: pools.append(1))
+    step(opened_stage, batch_of(epoch))
+    for m in INPUTS:
+        opened_stage.encoder.embed(batch_of(epoch)[m].images, m)
+    assert len(pools) == calls
+    groups = opened_stage.optimizer().param_groups
+    trained = {id(p) for group in groups for p in group["params"]}
+    weights = {n: p for n, p in opened_stage.module.named_parameters() if "attnpool." in n}
+    assert len(weights) == 9 * (1 + ("teacher" in settings))
+    assert {id(p) in trained for p in weights.values()} == {bool(calls)}
 
 
 def test_what_a_stage_does_not_train_stays_bit_identical(clip):
