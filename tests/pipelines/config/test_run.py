@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.config import run as configuration
 from pipelines.errors import UserError
 from reid_core.methods import METHODS
+from reid_core.methods.cclnet.settings import Config
 
 RECIPES = sorted((Path(configuration.__file__).parents[2] / "tune_configs").glob("*.yaml"))
 RECIPES = [path for path in RECIPES if not path.name.startswith("search_")]
@@ -244,3 +246,25 @@ def test_recipes_name_nothing_that_is_not_read(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(recipe: Path) -> None:
     assert configuration.load(recipe, ["data.root=/data"]).method in METHODS
+
+
+def test_the_recipe_for_eight_gpus_scales_the_papers_adam_by_the_square_root_rule() -> None:
+    """Malladi et al. 2022: at k times the batch sqrt(k) lr, and 1 - beta times k."""
+    paper, eight = (
+        cast(Config, configuration.load(Path(recipe), ["data.root=/data"]).settings)
+        for recipe in ("cclnet_sysu.yaml", "cclnet_sysu_8gpu.yaml")
+    )
+    for one, large in ((paper.prepare, eight.prepare), (paper.align, eight.align)):
+        k = large.clusters_per_batch * large.instances / (one.clusters_per_batch * one.instances)
+        assert k == 8
+        assert large.optimizer == "adam"
+        assert large.lr == pytest.approx(math.sqrt(k) * one.lr, rel=1e-3), "rounded to 9.9e-4"
+        assert [1 - beta for beta in large.betas] == pytest.approx(
+            [k * (1 - beta) for beta in one.betas]
+        )
+        scaled = {key: getattr(large, key) for key in ("clusters_per_batch", "lr", "betas")}
+        assert large == one.model_copy(update=scaled), "and nothing else of the stage"
+    stages = {"prepare": eight.prepare, "align": eight.align}
+    assert eight == paper.model_copy(update=stages), (
+        "the bank's momentum and stage 1 are as they were"
+    )

@@ -217,6 +217,47 @@ class TestSideBySide:
             )
             assert together["trials"][f"{trial:02d}"] == alone["rows"]
 
+    def test_two_trials_are_under_way_at_a_time(
+        self,
+        local_ray: None,
+        make_config: Callable[..., RunConfig],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Each of two waits until the other has begun: one after the other, neither would end."""
+        import ray
+
+        root = tmp_path / "regdb"
+        synthetic.write(root, num_identities=6, seed=1, layout="regdb", height=32)
+
+        of_trial, summarize = fake_summary, regdb_trials.summarize  # which Ray pickles whole
+
+        def train(config: Any, run_dir: Path, command: Any, wait_s: float) -> dict[str, Any]:
+            begins = time.time()
+            run_dir.mkdir(parents=True)
+            (run_dir / "begun").touch()
+            while len(list(run_dir.parent.glob("*/begun"))) < 2:
+                if time.time() > begins + 120:
+                    raise UserError("the other one has not begun")
+                time.sleep(0.05)
+            times = {"begins": begins, "ends": time.time()}
+            return {**of_trial(config.data.trial), "seconds": times}
+
+        summaries: list[Any] = []
+
+        def remembered(each: Mapping[int, Any]) -> Any:
+            summaries.extend(each.values())
+            return summarize(each)
+
+        monkeypatch.setattr(regdb_trials, "TRIALS", (1, 2))
+        monkeypatch.setattr(regdb_trials, "summarize", remembered)
+        monkeypatch.setattr(side_by_side, "_train", ray.remote(num_cpus=0)(train))
+        one = ("data.kind=regdb", "trainer.num_workers=1", "data.trial=all")
+        pipelines.train(make_config(*one, root=root), out=tmp_path / "out")
+        first, second = (summary["seconds"] for summary in summaries)
+        assert first["begins"] < second["ends"]
+        assert second["begins"] < first["ends"]
+
     def test_one_that_fails_is_named_and_the_others_are_finished(
         self, local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
