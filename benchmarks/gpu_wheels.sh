@@ -1,15 +1,18 @@
 #!/bin/sh
-# Collects the wheels that benchmarks/gpu needs on a machine that has torch, torchvision, timm,
-# numpy, scipy, numba, scikit-learn, pyarrow, pillow and pyyaml, but no network: Python 3.12, x86-64.
+# Collects the wheels that benchmarks/gpu needs on a machine that has `has` below and what these
+# require, but no network: Python 3.12, x86-64. tests/test_gpu_benchmark.py lets it import no more.
 #
-#   sh benchmarks/gpu_wheels.sh .whl          without faiss, 6 MiB; FAISS=1 adds it (24 MiB)
+#   sh benchmarks/gpu_wheels.sh .whl          FAISS=1 adds faiss, a rival in search
 #
 # There:  python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl
 #         PYTHONPATH=/tmp/site:. python3 -m benchmarks.gpu --out DIR --minutes 8
 set -eu
 folder=${1:?usage: gpu_wheels.sh FOLDER}
-names="open_clip_torch ftfy wcwidth pydantic pydantic_core annotated-types typing-inspection
-       typing_extensions tensorboardX protobuf packaging simplejpeg"
+has="torch torchvision timm numpy scipy numba scikit-learn pyarrow pillow pyyaml"
+names="open_clip_torch ftfy wcwidth regex pydantic pydantic_core annotated-types typing-inspection
+       typing_extensions tensorboardX protobuf packaging simplejpeg psutil rich pygments
+       markdown-it-py mdurl"
+limit=60  # MiB
 [ -z "${FAISS:-}" ] || names="$names faiss-cpu"
 here=$(dirname "$0")
 mkdir -p "$folder"
@@ -24,4 +27,10 @@ for name in $names; do
         --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
         --dest "$folder" "${wanted:-$name}"
 done
+echo "The machine itself must have: $has"
 du -ch "$folder"/*.whl
+bytes=$(cat "$folder"/*.whl | wc -c)
+if [ "$bytes" -gt $((limit * 1024 * 1024)) ]; then
+    echo "$folder holds more than $limit MiB of wheels" >&2
+    exit 1
+fi

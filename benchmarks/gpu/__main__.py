@@ -4,15 +4,17 @@
     python -m benchmarks.gpu --out DIR --tiny          the same path in seconds, also on a CPU
 
 In order of value, each step in a process and a slice of the time of its own: one that hangs costs
-its slice, one that crashes its own lines. Results are appended to DIR/results.jsonl as they come,
-and DIR/table.md is written anew after every step. Models have random weights: speed alone counts,
-but for `agreement`, which starts from the small CLIP that ships with the package.
+its slice, one that crashes its own lines. Within a step the cases that matter most come first, and
+what the slice has no time for says so. Results are appended to DIR/results.jsonl as they come, and
+DIR/table.md is written anew after every step. Models have random weights: speed alone counts, but
+for `agreement`, which starts from the small CLIP that ships with the package.
 
 agreement   losses, memory updates, neighbors, labels and scores: GPU against CPU
 search      34 k x 2048, 100 k x 512, 1 M x 256: neighbors, Jaccard, DBSCAN; rivals
-embed       images per second of RN50 at 288x144 and ViT-B/16 at 384x128
+embed       images per second of RN50 at 288x144 and ViT-B/16 at 384x128, compiled too
 steps       a training step of every method: images per second, memory, kernels, waits
-epoch       three epochs of the size of SYSU-MM01 from JPEGs in memory, phase by phase
+epoch       epochs of CCLNet's three stages, texts among them, at the size of SYSU-MM01 from JPEGs
+            in memory, phase by phase
 ddp         DistributedDataParallel over nccl in a group of one against none
 """
 
@@ -31,11 +33,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.settings import WEIGHTS, Settings
 from benchmarks.gpu.table import write_table
 
-WEIGHTS = {"agreement": 5, "search": 5, "embed": 4, "steps": 6, "epoch": 6, "ddp": 2}
-"""Shares of the time; what a step leaves goes to the later ones."""
 RESULTS, TABLE = "results.jsonl", "table.md"
 _TAIL = 2500  # characters of a failure that are kept
 

@@ -1,9 +1,10 @@
-"""Epochs of the size of SYSU-MM01 as `pipelines.training.in_process` runs them, phase by phase.
+"""Epochs of CCLNet's three stages at the size of SYSU-MM01, phase by phase, in this process.
 
 34,167 JPEGs of 288x144 (22,258 visible, 11,909 infrared, 395 identities) are made once, each a
-pattern of its identity under noise, and lie in the page cache when the epochs begin. The first
-epoch decodes and compiles, the last is followed by an evaluation: the second one counts. A GPU's
-share of idle time is the mean of what nvidia-smi says five times a second.
+pattern of its identity under noise, and lie in the page cache when the epochs begin. A run takes
+two epochs of "prepare", of which the first decodes all files, one of "prompts", and two of "align",
+which is guided by their texts. The last epoch of a stage counts. A GPU's share of idle time is the
+mean of what nvidia-smi says five times a second, evaluation included, which is of one identity.
 """
 
 from __future__ import annotations
@@ -32,7 +33,25 @@ from pipelines.runs import runlog
 
 CAMERAS = {1: True, 2: True, 4: True, 5: True, 3: False, 6: False}
 IDENTITIES, VISIBLE, INFRARED = 395, 22_258, 11_909
-EPOCHS = 240  # image stages of CCLNet together
+_SHORT = (
+    "model.pretrained=null",
+    "evaluation.start=false",
+    "cclnet.prepare.epochs=2",
+    "cclnet.prompts.epochs=1",
+    "cclnet.align.epochs=2",
+    "cclnet.swap.start_epoch=0",
+)
+_TINY = (
+    "model.height=32",
+    "model.width=16",
+    "cclnet.clustering.k1=8",
+    "cclnet.prepare.batches_per_epoch=3",
+    "cclnet.prepare.clusters_per_batch=2",
+    "cclnet.prepare.instances=4",
+    "cclnet.align.batches_per_epoch=3",
+    "cclnet.align.clusters_per_batch=2",
+    "cclnet.align.instances=4",
+)
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
@@ -42,57 +61,106 @@ def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[
         write_tree(root, tiny=settings.tiny)
     print(f"tree: {spent():.1f} s", flush=True)
     for mode in ("bf16",) if settings.tiny else ("bf16", "bf16 compiled", "tf32"):
-        yield f"CCLNet, {mode}", partial(measure, settings, root, mode)
+        case = f"CCLNet, {mode}"
+        yield case, partial(measure, settings, root, case, mode)
 
 
-def measure(settings: Settings, root: Path, mode: str) -> Iterator[dict[str, Any]]:
-    """Three epochs, of which the second counts."""
-    given = [
-        f"data.root={root}",
-        "model.pretrained=null",
-        "evaluation.start=false",
-        "cclnet.image_to_text=0",
-        "cclnet.align.epochs=3",
-        "cclnet.swap.start_epoch=0",
+def measure(settings: Settings, root: Path, case: str, mode: str) -> Iterator[dict[str, Any]]:
+    """A run's epochs, recorded as they come, and what the whole run would take."""
+    recipe = Path("demo.yaml" if settings.tiny else "cclnet_sysu.yaml")
+    precision = (
         f"trainer.precision={'fp32' if mode == 'tf32' else 'bf16'}",
         f"trainer.compile={'true' if 'compiled' in mode else 'false'}",
         f"trainer.allow_tf32={'true' if mode == 'tf32' else 'false'}",
-    ]
-    if settings.tiny:
-        given += [
-            "model.height=32",
-            "model.width=16",
-            "cclnet.align.batches_per_epoch=3",
-            "cclnet.clustering.k1=8",
-        ]
-        given += ["cclnet.align.clusters_per_batch=2", "cclnet.align.instances=4"]
-    recipe = "demo.yaml" if settings.tiny else "cclnet_sysu.yaml"
-    config = configuration.load(Path(recipe), given)
-    shutil.rmtree(runs.run_dir(settings, "epoch"), ignore_errors=True)
-    lines = runs.run_dir(settings, "epoch") / runlog.METRICS
-    with idle_shares(lines) as idle:
-        _, run_dir = runs.train_here(settings, config, "epoch")
+    )
+    given = [f"data.root={root}", *_SHORT, *precision, *(_TINY if settings.tiny else ())]
+    published: Any = configuration.load(recipe, ["data.root=/"]).settings
+    config = configuration.load(recipe, given)
+    run_dir = runs.run_dir(settings, "epoch")
+    shutil.rmtree(run_dir, ignore_errors=True)
+    log = Log(run_dir, partial(settings.record, case), published)
+    with idle_shares(run_dir / runlog.METRICS) as idle, polled(partial(log.read, idle)):
+        runs.train_here(settings, config, "epoch")
     runs.free()
-    for number, line in enumerate(runlog.read_metrics(run_dir)):
-        seconds = {name: s for name, s in line["seconds"].items() if name != "evaluate"}
-        total = sum(seconds.values())
-        yield {
-            "epoch": line["epoch"],
-            "s": total,
-            "hours of 240 epochs": total * EPOCHS / 3600,
-            "seconds": {phase: round(spent, 2) for phase, spent in seconds.items()},
-            "images/s": line["speed"]["images_per_s"],
-            "mfu": line["speed"]["mfu"],
-            "clusters": line["clusters"],
-            "GPU idle": idle().get(number),
-        }
+    numbers = {stage: getattr(published, stage).epochs for stage in log.hours}
+    yield {
+        "what": "whole run, extrapolated",
+        "hours": sum(log.hours.values()),
+        "epochs": numbers,
+        "note": "each as the last one of its stage; without evaluations and caches",
+    }
+
+
+class Log:
+    """A run's epochs as they are logged: one that is cut off leaves those that it took.
+
+    Args:
+        run_dir: of the run.
+        record: adds a line of results.
+        published: the recipe's settings, with the epochs of its stages.
+
+    Attributes:
+        hours: per stage what all its epochs would take, each as the last that was logged.
+    """
+
+    def __init__(
+        self, run_dir: Path, record: Callable[[dict[str, Any]], None], published: Any
+    ) -> None:
+        self._run_dir, self._record, self._published = run_dir, record, published
+        self._num_read = 0
+        self.hours: dict[str, float] = {}
+
+    def read(self, idle: Callable[[int], float | None]) -> None:
+        """Record the lines that are new."""
+        for number, line in list(enumerate(runlog.read_metrics(self._run_dir)))[self._num_read :]:
+            seconds = {name: s for name, s in line["seconds"].items() if name != "evaluate"}
+            stage, total = line["stage"], sum(seconds.values())
+            self.hours[stage] = total * getattr(self._published, stage).epochs / 3600
+            self._num_read = number + 1
+            self._record(
+                {
+                    "stage": stage,
+                    "epoch": line["epoch"],
+                    "s": total,
+                    "hours of the stage": self.hours[stage],
+                    "seconds": {phase: round(spent, 2) for phase, spent in seconds.items()},
+                    "images/s": line["speed"]["images_per_s"],
+                    "mfu": line["speed"]["mfu"],
+                    "clusters": line.get("clusters"),
+                    "GPU idle": idle(number),
+                }
+            )
 
 
 @contextmanager
-def idle_shares(lines: Path) -> Iterator[Callable[[], dict[int, float]]]:
-    """The GPU's share of idle time per epoch while the block runs; lines: one per epoch."""
+def polled(look: Callable[[], None]) -> Iterator[None]:
+    """Look once a second beside the block, and at its end."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+        look()
+
+
+@contextmanager
+def idle_shares(lines: Path) -> Iterator[Callable[[int], float | None]]:
+    """The GPU's share of idle time in an epoch that is over; lines: one per epoch."""
+    samples: dict[int, list[float]] = {}
+
+    def share(epoch: int) -> float | None:
+        return statistics.mean(samples[epoch]) if epoch in samples else None
+
     if shutil.which("nvidia-smi") is None:
-        yield dict
+        yield share
         return
     command = [
         "nvidia-smi",
@@ -102,7 +170,6 @@ def idle_shares(lines: Path) -> Iterator[Callable[[], dict[int, float]]]:
         "200",
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    samples: dict[int, list[float]] = {}
 
     def read() -> None:
         assert process.stdout is not None
@@ -114,7 +181,7 @@ def idle_shares(lines: Path) -> Iterator[Callable[[], dict[int, float]]]:
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        yield lambda: {epoch: statistics.mean(own) for epoch, own in samples.items()}
+        yield share
     finally:
         process.terminate()
         reader.join()

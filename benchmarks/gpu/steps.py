@@ -16,9 +16,22 @@ from pipelines.config.trainer import TrainerConfig
 from pipelines.distributed.precision import set_tf32
 from pipelines.training.global_loss import Means
 
-METHODS = ("cclnet", "csdn", "cpcl", "bmil")
-MODES = ("bf16", "bf16 compiled", "bf16 graphs", "tf32", "fp32")
-"""In order of value. "graphs": compiled, and replayed as CUDA graphs."""
+MODES = {"": ("bf16", "tf32", "fp32"), "graphs": ("bf16 graphs",), "compiled": ("bf16 compiled",)}
+"""Precisions of a pass. "graphs": compiled, and replayed as CUDA graphs."""
+PASSES = (
+    ("cclnet", ""),
+    ("cclnet", "graphs"),
+    ("csdn", ""),
+    ("cpcl", ""),
+    ("bmil", ""),
+    ("csdn", "graphs"),
+    ("cpcl", "graphs"),
+    ("bmil", "graphs"),
+    ("cclnet", "compiled"),
+)
+"""Method and how it is run, in order of value. All streamed stages of a method are in a pass."""
+_PASS, _COMPILING = 17, 45
+"""Seconds, about: a pass that compiles nothing; a stage that is compiled."""
 # On CUDA each of these waits for the device. The CPU's fused optimizers read their count of steps,
 # one per tensor; on CUDA that count is on the device.
 WAITS = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::_unique2")
@@ -33,35 +46,44 @@ _LAUNCHES = (
 
 
 def cases(settings: Settings) -> Iterator[tuple[str, Callable[[], Iterator[dict[str, Any]]]]]:
-    """One case per method; all stages of it, each measured at its second step."""
-    methods = [method for method in METHODS if settings.takes(method)]
-    for number, method in enumerate(methods):
-        share = 1 / (len(methods) - number)
-        yield method, partial(measure, settings, method, share)
+    """One case per pass; each stage is measured at its second step."""
+    names = [f"{method}, {how}" if how else method for method, how in PASSES]
+    for number, (name, (method, how)) in enumerate(zip(names, PASSES, strict=True)):
+        later = [n for n in names[number + 1 :] if n in runs.RECIPES and settings.takes(n)]
+        needs = _COMPILING + _PASS * len(later) if how else 0
+        yield name, partial(measure, settings, name, method, MODES[how], needs)
 
 
-def measure(settings: Settings, method: str, share: float) -> Iterator[dict[str, Any]]:
-    """Every streamed stage in every precision."""
-    until = settings.left() * (1 - share)
+def measure(
+    settings: Settings, name: str, method: str, modes: tuple[str, ...], needs: float
+) -> Iterator[dict[str, Any]]:
+    """Every streamed stage in some precisions, if so many seconds are left when it comes."""
 
     def probe(
         take: runs.Take, stage: Any, model: Any, optimizer: Any, batch: Any, **named: Any
     ) -> None:
-        for line in of_stage(settings, take, (stage, model, optimizer, batch), until, **named):
-            settings.record(method, line)
+        parts = stage, model, optimizer, batch
+        for line in of_stage(settings, take, parts, modes, needs, **named):
+            settings.record(name, line)
 
+    modes = tuple(filter(settings.takes_mode, modes))
+    if not modes:
+        return
+    if lack := settings.not_measured(needs):
+        yield {"mode": modes[0], **lack}
+        return
     config = runs.short_config(settings, method, small=settings.tiny)
     with runs.probed(probe):
         runs.train_here(settings, config, f"steps-{method}")
     runs.free()
-    yield from ()
 
 
 def of_stage(
     bench: Settings,
     take: runs.Take,
     parts: tuple[Any, Any, Any, Any],
-    until: float,
+    modes: tuple[str, ...],
+    needs: float,
     *,
     settings: TrainerConfig,
 ) -> Iterator[dict[str, Any]]:
@@ -74,18 +96,22 @@ def of_stage(
         own = settings.model_copy(update={"precision": precision})
         take(stage, called, optimizer, batch, Means(), settings=own)
 
-    for mode in MODES:
-        compiled = mode.partition("bf16 ")[2]
-        if not bench.takes_mode(mode, compiled_needs=45 + until):
+    for mode in modes:
+        if lack := bench.not_measured(needs):
+            yield {"stage": name, "mode": mode, **lack}
             continue
         set_tf32(mode == "tf32")
         precision = "bf16" if mode.startswith("bf16") else "fp32"
-        called = _compiled(model, graphs=compiled == "graphs") if compiled else model
+        plain = mode in MODES[""]
+        called = model if plain else bench.compiled(model, graphs=mode == "bf16 graphs")
         optimizer.zero_grad(set_to_none=True)
         bench.reset_memory()
         before = torch.cuda.memory_allocated() if bench.on_gpu else 0
         try:
-            seconds = bench.seconds_per_call(lambda: once(precision, called))  # noqa: B023
+            seconds = bench.seconds_per_call(
+                lambda: once(precision, called),  # noqa: B023
+                at_least=0.5,
+            )
         except torch.OutOfMemoryError:
             yield {"stage": name, "mode": mode, "images": images, "images/s": None, "ms": None}
             continue
@@ -102,11 +128,6 @@ def of_stage(
             **counts(bench, lambda: once(precision, called)),  # noqa: B023
         }
     set_tf32(settings.allow_tf32)
-
-
-def _compiled(model: Any, *, graphs: bool) -> Any:
-    torch.compiler.reset()
-    return torch.compile(model, mode="reduce-overhead" if graphs else None)
 
 
 def counts(bench: Settings, work: Callable[[], None]) -> dict[str, Any]:
