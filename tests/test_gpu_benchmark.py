@@ -107,6 +107,7 @@ def run(folder: Path, site: str, *arguments: str) -> list[dict[str, Any]]:
     """The benchmark's lines, of a process that begins with some code; temporary files in folder."""
     (folder / "sitecustomize.py").write_text(site)
     (folder / "tmp").mkdir()
+    (folder / "out").mkdir()
     path = os.pathsep.join([str(folder), str(ROOT)])
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--device", "cpu"]
     done = subprocess.run(
@@ -172,6 +173,19 @@ def test_a_step_that_hangs_is_cut_off_and_the_next_one_runs(tmp_path: Path) -> N
     table = (tmp_path / "out" / "table.md").read_text()
     assert "failed: whole step (cut off at the end of its slice)" in table.partition("## works")[0]
     assert "| one | counted | 1.5 |" in table.partition("## works")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "case"),
+    [("embed", "crossreid-small, bf16 compiled"), ("steps", "cclnet, graphs")],
+)
+def test_what_the_rest_of_a_slice_has_no_time_for_says_so(
+    tmp_path: Path, step: str, case: str
+) -> None:
+    (line,) = run(tmp_path, "", "--step", step, "--cases", case, "--seconds", "20")
+    assert (line["step"], line["case"]) == (step, case)
+    assert re.fullmatch(r"needs about \d+ s, -?\d+ of 20 s are left", line["not measured"])
 
 
 def is_running(pid: int) -> bool:
