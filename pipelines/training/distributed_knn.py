@@ -19,6 +19,7 @@ bank and once by each searcher, and never whole in the object store.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import uuid
 from collections import deque
@@ -34,6 +35,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from pipelines.cluster.nodes import free, usable
+from pipelines.errors import UserError
 from pipelines.training import searcher_places
 from pipelines.training.searcher_places import SEARCHER_SHARE, Place
 from reid_core.knn.neighbors import Neighbors
@@ -77,6 +79,7 @@ class SearchOnNodes:
         self._workers: Mapping[str, Sequence[str]] = {}
         self._searchers: dict[Place, _Started] = {}  # they end with this process
         self._left_out = set[Place]()  # that were told of
+        self._too_many = sys.maxsize  # rows, for a GPU beside its worker
 
     def beside(self, workers: Mapping[str, Sequence[str]]) -> None:
         """Search on the GPUs of these workers from now on, and no more on those of earlier ones.
@@ -102,13 +105,37 @@ class SearchOnNodes:
                 searchers, features, k, is_second=is_second, takes_part=self._takes_part
             )
         except ray.exceptions.RayError as error:
-            if not _is_lost(error):
+            if isinstance(getattr(error, "cause", None), torch.OutOfMemoryError):
+                self._no_room_for(features)
+            elif _is_lost(error):
+                log.warning("the searchers were lost; the memory bank searches alone")
+            else:
                 raise
-            log.warning("the searchers were lost; the memory bank searches alone")
             return nearest(features, k, is_second=is_second)
+
+    def _no_room_for(self, features: Features) -> None:
+        """Ask for no search of so many rows again.
+
+        Raises:
+            UserError: this process has no GPU of its own to search them on.
+        """
+        num_rows, width = features.shape
+        said = (
+            f"a GPU has no room beside its worker for a search among {num_rows:,} rows, "
+            f"{6 * num_rows * width / 2**30:.1f} GiB"
+        )
+        if not self._takes_part:
+            raise UserError(
+                f"{said}: leave the workers less of it (trainer.precision=bf16, a smaller batch, "
+                "more workers), or leave the memory bank a GPU of the driver's node"
+            )
+        log.warning("%s: the memory bank searches alone from now on", said)
+        self._too_many = num_rows
 
     def _asked(self, num_rows: int) -> list[ActorHandle[Searcher]]:
         """Searchers for so many rows: all that are worth sending them to."""
+        if num_rows >= self._too_many:
+            return []
         if num_rows >= (_WORTH_GPUS if self._use_gpu else _WORTH_SPREADING):
             return self._ready(self._places())
         if self._takes_part:

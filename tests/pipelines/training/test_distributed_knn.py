@@ -18,6 +18,7 @@ from ray._private.state import state
 from pipelines.cluster.machine import cores
 from pipelines.config.run import RunConfig
 from pipelines.data.prepare import prepare
+from pipelines.errors import UserError
 from pipelines.training import actor, distributed_knn, searcher_places
 from pipelines.training.job import Job
 from pipelines.training.searcher_places import SEARCHER_SHARE, Place
@@ -91,6 +92,34 @@ def test_a_searcher_that_dies_is_asked_again(
     spread = distributed_knn.nearest_by(actors, features, 12)
     assert len(deaths) == 1
     np.testing.assert_array_equal(spread.rows, nearest(features, 12).rows)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_the_bank_searches_alone_where_a_gpu_has_no_room_for_the_rows(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(searcher: Any) -> None:
+        def empty(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        torch.empty = empty  # in its process alone
+
+    features, asked = unit(900), list[Any]()
+    handle = distributed_knn.SearcherActor.options(num_cpus=0).remote()
+    ray.get(handle.__ray_call__.remote(full))
+    monkeypatch.setattr(distributed_knn, "_WORTH_SPREADING", 500)
+    monkeypatch.setattr(
+        distributed_knn.SearchOnNodes, "_ready", lambda *_: asked.append(1) or [handle]
+    )
+    search = distributed_knn.SearchOnNodes(False, takes_part=True)
+    for _ in range(2):
+        assert_same(search(features, 5), nearest(features, 5))
+    assert len(asked) == 1  # not again
+    (warned,) = caplog.messages
+    assert warned.startswith("a GPU has no room beside its worker for a search among 900 rows")
+    with pytest.raises(UserError, match=r"900 rows.*leave the memory bank a GPU"):
+        distributed_knn.SearchOnNodes(False, takes_part=False)(features, 5)
 
 
 @pytest.mark.slow
