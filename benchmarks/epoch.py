@@ -62,10 +62,11 @@ def run_variant(variant: str, root: Path, epochs: int, out: Path) -> None:
     import torch
 
     from benchmarks.plain_loop import train as train_plainly
+    from pipelines.data import gate
     from pipelines.data.prepare import prepare
 
     torch.set_num_threads(os.cpu_count() or 1)
-    prepared = prepare(config, lambda files, modality: [])
+    prepared = prepare(config, gate.check_data(config), lambda files, modality: [])
     train_plainly(config, prepared, out, processes=2)
 
 

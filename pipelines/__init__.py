@@ -82,7 +82,7 @@ def train(
         _trainer(backend)  # refuses another word
         from pipelines.training import local
 
-        return local.train_all(runs, _command(), finished=page.write)
+        return local.train_all(runs, _command())
 
     if config.data.trial != "all":
         return train_one(config, Path(out))

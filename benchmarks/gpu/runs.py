@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu.settings import Settings
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
+from pipelines.data import gate
 from pipelines.data.prepare import prepare
 from pipelines.training import in_process, step
 from pipelines.training.progress import Progress
@@ -92,7 +93,7 @@ def train_here(settings: Settings, config: RunConfig, name: str) -> tuple[Progre
     there = run_dir(settings, name)
     shutil.rmtree(there, ignore_errors=True)
     readers = max(1, min(16, (os.cpu_count() or 1) - 1))
-    prepared = prepare(config, lambda files, modality: [])
+    prepared = prepare(config, gate.check_data(config), lambda files, modality: [])
     return in_process.fit(config, prepared, there, device=settings.device, readers=readers), there
 
 

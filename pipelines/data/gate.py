@@ -9,17 +9,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config.run import RunConfig
 from pipelines.data import room, sound_settings, sound_weights, trainable
 from pipelines.data.check import counts_differ
+from pipelines.data.listed import fit_rows, read
 from pipelines.data.measurable import measurable, why_unmeasured
-from pipelines.data.prepare import fit_rows, read, refuse_shared_identities
 from pipelines.data.sample_list import find_rows, recall, rows_of_checkpoint
 from pipelines.errors import UserError
-from pipelines.runs import checkpoint, runlog
+from pipelines.runs import checkpoint, runlog, warned
 from reid_core.methods import METHODS
 from reid_core.types import OUTLIER, Dataset, Modality, Split
 
@@ -32,11 +32,21 @@ class Passed:
 
     Attributes:
         dataset: as listed.
-        lines: sentences for whoever asks without training.
+        train: what is trained on.
+        measured: what scores are reported of; empty where none can be measured.
+        selection: what an epoch is selected by, where the configuration asks for it; else empty.
+        why_unmeasured: why no scores can be measured, in words; "" where they can.
+        wrong_counts: sentences about numbers that are not as expected.
+        warnings: what was warned of on the way.
     """
 
     dataset: Dataset
-    lines: tuple[str, ...]
+    train: Split
+    measured: Split
+    selection: Split
+    why_unmeasured: str
+    wrong_counts: tuple[str, ...]
+    warnings: tuple[logging.LogRecord, ...] = ()
 
 
 def check(config: RunConfig, run_dir: Path) -> Passed:
@@ -62,44 +72,60 @@ def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
         UserError: see `check`.
     """
     config = next(iter(runs.values()))
-    for warning in sound_settings.check(config):
-        log.warning("%s", warning)
-    passed = {run_dir: _check_data(one, run_dir) for run_dir, one in runs.items()}
-    begun = all(map(runlog.has_checkpoint, runs))
-    encoder_bytes = sound_weights.check(config, begun=begun)
-    if config.model.pretrained is None and config.start_from is None and not begun:
-        log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
-    room.check_disk(config, list(runs), encoder_bytes)
-    return passed
+    with warned.kept() as warnings:
+        for warning in sound_settings.check(config):
+            log.warning("%s", warning)
+        passed = {run_dir: _check_run(one, run_dir) for run_dir, one in runs.items()}
+        begun = all(map(runlog.has_checkpoint, runs))
+        encoder_bytes = sound_weights.check(config, begun=begun)
+        if config.model.pretrained is None and config.start_from is None and not begun:
+            log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
+        room.check_disk(config, list(runs), encoder_bytes)
+    every = tuple(warnings.early)
+    return {run_dir: replace(one, warnings=every) for run_dir, one in passed.items()}
 
 
-def _check_data(config: RunConfig, run_dir: Path) -> Passed:
+def _check_run(config: RunConfig, run_dir: Path) -> Passed:
     """What `check` refuses of one run's directory, data set, and where it goes on from."""
     _check_out(run_dir)
     runlog.refuse_another(run_dir, config)
-    dataset = read(config)
-    counts_differ(dataset)  # what differs is said later, a list of counts that is broken refused
-    train = fit_rows(dataset, config)
-    trainable.check_rows(dataset, train, config)
-    measured = dataset.val if config.evaluation.split == "val" else dataset.test
-    refuse_shared_identities(dataset, config)
-    _check_selection(dataset, measured, config)
+    passed = check_data(config)
     start_from = None if runlog.has_checkpoint(run_dir) else checkpoint.finished_stage(config)
     rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
     if rows:
-        find_rows(train, rows)
-    return Passed(dataset, tuple(_in_words(dataset, measured, config)))
+        find_rows(passed.train, rows)
+    return passed
 
 
-def _check_selection(dataset: Dataset, measured: Split, config: RunConfig) -> None:
-    inputs = METHODS[config.method].inputs
-    if config.evaluation.select and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
+def check_data(config: RunConfig) -> Passed:
+    """Refuse a data set that cannot be trained on, or not measured as the settings ask for.
+
+    Raises:
+        UserError: see `check`.
+    """
+    dataset, inputs = read(config), METHODS[config.method].inputs
+    wrong_counts = tuple(counts_differ(dataset))
+    train = fit_rows(dataset, config)
+    trainable.check_rows(dataset, train, config)
+    trainable.refuse_shared_identities(dataset, train, config)
+    asked, selects = config.evaluation.split, bool(config.evaluation.select)
+    if selects and (reason := why_unmeasured(dataset.kind, dataset.val, inputs)):
         raise UserError(f"evaluation.select=val: of the validation split {reason}")
-    if config.evaluation.select and (reason := why_unmeasured(dataset.kind, measured, inputs)):
+    measured = dataset.val if asked == "val" else dataset.test
+    reason = why_unmeasured(dataset.kind, measured, inputs)
+    if selects and reason:
         raise UserError(
-            f"evaluation.select=val needs scores beside the selection, and of the "
-            f"{config.evaluation.split} split {reason}: set evaluation.split=val too"
+            f"evaluation.select=val needs scores beside the selection, and of the {asked} split "
+            f"{reason}: set evaluation.split=val too"
         )
+    return Passed(
+        dataset,
+        train,
+        measured=Split(()) if reason else measured,
+        selection=dataset.val if selects else Split(()),
+        why_unmeasured=reason,
+        wrong_counts=wrong_counts,
+    )
 
 
 def describe(runs: Mapping[Path, RunConfig]) -> list[str]:
@@ -117,24 +143,25 @@ def describe(runs: Mapping[Path, RunConfig]) -> list[str]:
     lines = []
     for run_dir, passed in check_all(runs).items():
         lines += [run_dir.name] * (len(runs) > 1)
-        lines += passed.lines
+        lines += _in_words(passed, runs[run_dir])
     return [*lines, "nothing stands in the way"]
 
 
-def _in_words(dataset: Dataset, measured: Split, config: RunConfig) -> list[str]:
-    lines, inputs = [], METHODS[config.method].inputs
+def _in_words(passed: Passed, config: RunConfig) -> list[str]:
+    lines, dataset = [], passed.dataset
     for name in ("train", "val", "test"):
         split: Split = getattr(dataset, name)
         counts = [f"{len(split.rows(m)):,} {m}" for m in Modality if len(split.rows(m))]
         if counts:
             known = len(set(split.pids.tolist()) - {OUTLIER})
             lines.append(f"{name}: {', '.join(counts)}; {known:,} known identities")
-    if reason := why_unmeasured(dataset.kind, measured, inputs):
+    if reason := passed.why_unmeasured:
         lines.append(
             f"training without evaluation: of the {config.evaluation.split} split {reason}"
         )
         return lines
-    for name, queries in measurable(dataset.kind, measured, inputs).items():
+    inputs = METHODS[config.method].inputs
+    for name, queries in measurable(dataset.kind, passed.measured, inputs).items():
         lines.append(f"{name}: {queries.matched:,} of {queries.total:,} queries have a match")
     return lines
 

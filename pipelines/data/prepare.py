@@ -1,6 +1,5 @@
-"""From a data set on disk to what training needs: splits, image files, checks, weights.
-
-Everything that can be known before training is checked here, with the remedy in the message.
+"""From the rows that the gate let pass to what training needs: without broken images, and where
+they lie.
 """
 
 from __future__ import annotations
@@ -13,11 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.config.run import RunConfig
-from pipelines.data import roots
-from pipelines.data.check import counts_differ
+from pipelines.data.gate import Passed
 from pipelines.data.inputs import Inputs, Measured
-from pipelines.data.measurable import why_unmeasured
-from pipelines.data.places import Trusted
 from pipelines.data.sample_list import Row, restore
 from pipelines.errors import UserError
 from pipelines.storage.shards import location
@@ -108,44 +104,43 @@ class Prepared:
 
 def prepare(
     config: RunConfig,
+    passed: Passed,
     find_broken: FindBroken,
     *,
-    dataset: Dataset | None = None,
     begun: Sequence[Row] | None = None,
 ) -> Prepared:
-    """Read the data set, leave out broken images, check that training can start.
+    """Leave out broken images, and say what else is not as it might have been meant.
 
     Args:
         config: the run's configuration.
+        passed: what the gate let pass.
         find_broken: rows of some files that cannot be decoded, with the reason.
-        dataset: as `read` lists it; None lists it here.
         begun: training rows of the run that goes on; none of them is left out.
 
     Raises:
-        UserError: names what is wrong and what to do.
+        UserError: too many are broken, or rows of the run that goes on are gone.
     """
-    dataset = read(config) if dataset is None else dataset
-    refuse_shared_identities(dataset, config)
+    dataset, where = passed.dataset, location(passed.dataset.root)
     for note in dataset.notes:
-        log.warning("%s: %s", location(dataset.root), note)
-    for said in (*counts_differ(dataset), *resized_otherwise(dataset, config)):
+        log.warning("%s: %s", where, note)
+    for said in (*passed.wrong_counts, *resized_otherwise(dataset, config)):
         log.warning("%s", said)
-    splits = _measurable_splits(dataset, config)
-    if begun is not None:
-        splits["train"] = restore(splits["train"], begun)
+    if reason := passed.why_unmeasured:
+        without = "%s: training without evaluation, since of the %s split %s"
+        log.warning(without, where, config.evaluation.split, reason)
+    splits = {"train": passed.train if begun is None else restore(passed.train, begun)}
+    judged = {"measured": passed.measured, "selection": passed.selection}
+    splits |= {name: split for name, split in judged.items() if len(split)}
     cleaned: dict[str, Split] = {}
     unreadable: list[str] = []
     for name, split in splits.items():
-        if len(split):
-            rest, messages = without_broken(split, dataset.root, config, find_broken)
-            goes_on = name == "train" and begun is not None
-            cleaned[name] = split if goes_on else rest
-            for message in messages:
-                log.warning("%s: %s", "another stands in" if goes_on else "left out", message)
-            unreadable += messages
+        rest, messages = without_broken(split, dataset.root, config, find_broken)
+        goes_on = name == "train" and begun is not None
+        cleaned[name] = split if goes_on else rest
+        for message in messages:
+            log.warning("%s: %s", "another stands in" if goes_on else "left out", message)
+        unreadable += messages
     refuse_too_many(unreadable, sum(map(len, splits.values())), config)
-    if "train" not in cleaned:
-        raise UserError(f"{location(dataset.root)} has no training rows")
     inputs = {name: inputs_of(split, dataset.root, config) for name, split in cleaned.items()}
     return Prepared(
         kind=dataset.kind,
@@ -153,28 +148,10 @@ def prepare(
         train_inputs=inputs["train"],
         **{
             name: Measured(cleaned[name], inputs[name]) if name in cleaned else None
-            for name in ("measured", "selection")
+            for name in judged
         },
         unreadable=tuple(unreadable),
     )
-
-
-def _measurable_splits(dataset: Dataset, config: RunConfig) -> dict[str, Split]:
-    """What is trained on and measured; a split of which nothing can be measured is empty."""
-    splits = {
-        "train": fit_rows(dataset, config),
-        "measured": dataset.val if config.evaluation.split == "val" else dataset.test,
-        "selection": dataset.val if config.evaluation.select else Split(()),
-    }
-    if reason := why_unmeasured(dataset.kind, splits["measured"], METHODS[config.method].inputs):
-        log.warning(
-            "%s: training without evaluation, since of the %s split %s",
-            location(dataset.root),
-            config.evaluation.split,
-            reason,
-        )
-        splits["measured"] = Split(())
-    return splits
 
 
 def refuse_too_many(unreadable: list[str], num_rows: int, config: RunConfig) -> None:
@@ -193,22 +170,6 @@ def refuse_too_many(unreadable: list[str], num_rows: int, config: RunConfig) -> 
         )
 
 
-def read(config: RunConfig) -> Dataset:
-    """The data set that the configuration names.
-
-    Raises:
-        UserError: no such folder, or another layout in it.
-    """
-    root, trial = config.data.root, config.data.trial
-    trusted = Trusted(config.data.extra_roots, config.data.allow_http)
-    if trial == "all":
-        raise UserError("data.trial=all is for `crossreid train` alone: choose one from 1 to 10")
-    if "://" in location(root):
-        return roots.read(config.data.kind, root, trusted=trusted)
-    roots.require_folder(root)
-    return roots.read(config.data.kind, root.resolve(), trial=trial, trusted=trusted)
-
-
 def resized_otherwise(dataset: Dataset, config: RunConfig) -> list[str]:
     """A sentence where all images were resized once, to another size than the model's."""
     before, now = dataset.size, (config.model.height, config.model.width)
@@ -219,32 +180,6 @@ def resized_otherwise(dataset: Dataset, config: RunConfig) -> list[str]:
         "resized again: scores are others than with the original; pack it with --size "
         f"{now[0]}x{now[1]}"
     ]
-
-
-def refuse_shared_identities(dataset: Dataset, config: RunConfig) -> None:
-    """Scores of identities that were trained on say nothing about identities never seen.
-
-    Raises:
-        UserError: an identity or an image is trained on and measured, and no setting allows that.
-    """
-    if config.data.allow_shared_identities:
-        return
-    train = fit_rows(dataset, config)
-    remedy = (
-        "put each identity into one split (crossreid data check lists them), or set "
-        "data.allow_shared_identities=true for an experiment of your own"
-    )
-    names = {config.evaluation.split} | ({"val"} if config.evaluation.select else set())
-    for name in sorted(names):
-        split: Split = getattr(dataset, name)
-        shared = sorted(set(train.pids.tolist()) & set(split.pids.tolist()) - {OUTLIER})
-        images = {sample.image for sample in train.samples}
-        twice = [sample.image for sample in split.samples if sample.image in images]
-        if shared or twice:
-            what = f"{len(shared):,} identities, as {shared[0]}" if shared else ""
-            what = what or f"{len(set(twice)):,} images, as {twice[0]}"
-            where = location(dataset.root)
-            raise UserError(f"{where}: train and {name} share {what}: {remedy}")
 
 
 def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
@@ -273,14 +208,6 @@ def inputs_of(split: Split, root: Path, config: RunConfig) -> Inputs:
     owners = np.array([row_of.get(sample.image, OUTLIER) for sample in sentences], dtype=np.int64)
     owned = None if (owners == OUTLIER).any() else owners
     return replace(result, tokens=tokens.ids, owners=owned)
-
-
-def fit_rows(dataset: Dataset, config: RunConfig) -> Split:
-    """What is trained on."""
-    samples = dataset.train.samples
-    if config.data.fit == "train+val":
-        samples += dataset.val.samples
-    return Split(samples)
 
 
 def without_broken(

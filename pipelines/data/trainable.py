@@ -1,4 +1,4 @@
-"""What a method needs of its training rows, and a data set may lack."""
+"""What training rows must have, and must not share with those that are measured."""
 
 from __future__ import annotations
 
@@ -44,6 +44,34 @@ def check_rows(dataset: Dataset, train: Split, config: RunConfig) -> None:
                 f"{train.samples[unknown[0]].image}; {config.method} with these settings trains on "
                 "ids: give them, or choose settings that need none"
             )
+
+
+def refuse_shared_identities(dataset: Dataset, train: Split, config: RunConfig) -> None:
+    """Scores of identities that were trained on say nothing about identities never seen.
+
+    Args:
+        dataset, train, config: see `check_rows`.
+
+    Raises:
+        UserError: an identity or an image is trained on and measured, and no setting allows that.
+    """
+    if config.data.allow_shared_identities:
+        return
+    remedy = (
+        "put each identity into one split (crossreid data check lists them), or set "
+        "data.allow_shared_identities=true for an experiment of your own"
+    )
+    names = {config.evaluation.split} | ({"val"} if config.evaluation.select else set())
+    for name in sorted(names):
+        split: Split = getattr(dataset, name)
+        shared = sorted(set(train.pids.tolist()) & set(split.pids.tolist()) - {OUTLIER})
+        images = {sample.image for sample in train.samples}
+        twice = [sample.image for sample in split.samples if sample.image in images]
+        if shared or twice:
+            what = f"{len(shared):,} identities, as {shared[0]}" if shared else ""
+            what = what or f"{len(set(twice)):,} images, as {twice[0]}"
+            where = location(dataset.root)
+            raise UserError(f"{where}: train and {name} share {what}: {remedy}")
 
 
 def _check_captions(train: Split, config: RunConfig, where: str) -> None:

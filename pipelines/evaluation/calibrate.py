@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.prepare import fit_rows, inputs_of, read
+from pipelines.data.listed import fit_rows, read
+from pipelines.data.prepare import inputs_of
 from pipelines.data.sample_list import recall, restore
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError

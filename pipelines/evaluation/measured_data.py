@@ -10,8 +10,9 @@ from pathlib import Path
 from pipelines.cluster import machine
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
+from pipelines.data.listed import read
 from pipelines.data.measurable import why_unmeasured
-from pipelines.data.prepare import read, refuse_too_many, resized_otherwise, without_broken
+from pipelines.data.prepare import refuse_too_many, resized_otherwise, without_broken
 from pipelines.data.sample_list import rows_of, rows_of_checkpoint
 from pipelines.data.unreadable import find_in_threads
 from pipelines.errors import UserError

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pipelines.data.listed import read
 from pipelines.data.measurable import why_unmeasured
-from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import LoadedEncoder
 from pipelines.evaluation.evaluate import evaluate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,19 +29,24 @@ class Kept(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
 
     @property
-    def early(self) -> list[str]:
+    def early(self) -> list[logging.LogRecord]:
         """Those that are remembered."""
-        return [record.getMessage() for record in self._early]
+        return list(self._early)
 
-    def write_to(self, run_dir: Path) -> None:
+    def write_to(self, run_dir: Path, before: Sequence[logging.LogRecord] = ()) -> None:
         """All go into a run's folder from now on; of those before, the ones that are not in it.
 
         A run that goes on passes the same gate again, and is warned of the same.
+
+        Args:
+            run_dir: the run's folder.
+            before: what else was warned of, earlier.
         """
         there = {text for _, text in messages(read(run_dir))}
         self._path = run_dir / FILE
-        for record in self._early:
+        for record in (*before, *self._early):
             if record.getMessage() not in there:
+                there.add(record.getMessage())
                 self._write(record, self._path)
         self._early.clear()
 

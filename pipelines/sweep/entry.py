@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from pipelines.config.run import RunConfig
 from pipelines.data import gate, sound_settings, sound_weights, trainable
-from pipelines.data.prepare import fit_rows, read
+from pipelines.data.listed import fit_rows, read
 from pipelines.errors import UserError
 from pipelines.sweep import objective, search_space
 from pipelines.sweep.ledger import Ledger

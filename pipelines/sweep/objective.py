@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipelines.config.run import RunConfig
+from pipelines.data.listed import read
 from pipelines.data.measurable import why_unmeasured
-from pipelines.data.prepare import read
 from pipelines.errors import UserError
 from pipelines.sweep import search_space
 from pipelines.sweep.search_space import Study

@@ -106,7 +106,8 @@ def _finish(study: Study, ledger: Ledger, command: Sequence[str]) -> None:
             count = slots(config, use_gpu=use_gpu, requested=wanted)
             # what the trials leave free is for their seeds
             seeds = max(1, free_runs(config, use_gpu=use_gpu) // count)
-            runs = Runs(study, ledger.root, tuple(command), seeds, tuple(warnings.early))
+            known = tuple(record.getMessage() for record in warnings.early)
+            runs = Runs(study, ledger.root, tuple(command), seeds, known)
             _run(runs, ledger, count)
 
 

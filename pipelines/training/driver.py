@@ -14,6 +14,7 @@ from pathlib import Path
 from pipelines.cluster.capacity import share_of
 from pipelines.cluster.session import session_of_run, uses_gpu
 from pipelines.config.run import RunConfig
+from pipelines.data.gate import Passed
 from pipelines.data.prepare import Prepared
 from pipelines.data.unreadable import find_on_all_nodes
 from pipelines.runs import recovery
@@ -25,11 +26,12 @@ from pipelines.training.progress import Progress
 from pipelines.training.run import Backend, complete
 
 
-def train(config: RunConfig, run_dir: Path, command: Sequence[str]) -> Summary:
+def train(
+    config: RunConfig, run_dir: Path, command: Sequence[str], *, passed: Passed | None = None
+) -> Summary:
     """Train, or go on training, in a run directory; see `pipelines.training.run.complete`."""
-    return complete(
-        config, run_dir, command, Backend(session_of_run, find_on_all_nodes, _fit, _calibrated)
-    )
+    on_ray = Backend(session_of_run, find_on_all_nodes, _fit, _calibrated)
+    return complete(config, run_dir, command, on_ray, passed=passed)
 
 
 def _fit(

@@ -40,11 +40,12 @@ def train(
     *,
     device: torch.device | None = None,
     readers: int | None = None,
+    passed: gate.Passed | None = None,
 ) -> Summary:
     """Train, or go on training, in a run directory; `trainer.num_workers` is not read.
 
     Args:
-        config, run_dir, command: see `pipelines.training.run.complete`.
+        config, run_dir, command, passed: see `pipelines.training.run.complete`.
         device: None for a GPU if there is one and `trainer.use_gpu` does not forbid it.
         readers: threads that decode; None for as many as the machine can spare.
 
@@ -63,18 +64,15 @@ def train(
         fit=partial(_fit, device=device, readers=readers),
         calibrate=lambda config, run_dir: calibrate_finished(run_dir, device),
     )
-    return complete(config, run_dir, command, here)
+    return complete(config, run_dir, command, here, passed=passed)
 
 
-def train_all(
-    runs: Mapping[Path, RunConfig], command: Sequence[str], *, finished: Callable[[Path], object]
-) -> Mapping[Path, Summary]:
-    """Train runs that differ in their data, one after the other.
+def train_all(runs: Mapping[Path, RunConfig], command: Sequence[str]) -> Mapping[Path, Summary]:
+    """Train runs that differ in their data, one after the other, and write their reports.
 
     Args:
         runs: configuration of each run directory.
         command: see `train`.
-        finished: called with each run directory when its run is over.
 
     Returns:
         The summary of each.
@@ -82,11 +80,13 @@ def train_all(
     Raises:
         UserError: found by the gate for any of them before the first one trains, or see `train`.
     """
-    gate.check_all(runs)
+    from pipelines.report import page
+
+    passed = gate.check_all(runs)
     summaries = {}
     for run_dir, config in runs.items():
-        summaries[run_dir] = train(config, run_dir, command)
-        finished(run_dir)
+        summaries[run_dir] = train(config, run_dir, command, passed=passed[run_dir])
+        page.write(run_dir)
     return summaries
 
 

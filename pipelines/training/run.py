@@ -47,7 +47,14 @@ class Backend:
     calibrate: Callable[[RunConfig, Path], str]
 
 
-def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: Backend) -> Summary:
+def complete(
+    config: RunConfig,
+    run_dir: Path,
+    command: Sequence[str],
+    backend: Backend,
+    *,
+    passed: gate.Passed | None = None,
+) -> Summary:
     """Train, or go on training, in a run directory.
 
     Args:
@@ -55,6 +62,7 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
         run_dir: where everything goes; a directory of the same configuration is continued.
         command: the command line, for the record.
         backend: what trains.
+        passed: what the gate answered of this run; None asks it here.
 
     Returns:
         The summary, as written to summary.json.
@@ -68,18 +76,18 @@ def complete(config: RunConfig, run_dir: Path, command: Sequence[str], backend: 
     run_dir = run_dir.resolve()
     with warned.kept() as warnings:
         # 1. What is wrong with settings, data or weights costs no start of Ray and no directory.
-        dataset = gate.check(config, run_dir).dataset
+        passed = passed or gate.check(config, run_dir)
         # 2. One process at a time; then the directory is this configuration's, from now on.
         with runlog.held(run_dir):
             runlog.claim(run_dir, config, command)
-            warnings.write_to(run_dir)
+            warnings.write_to(run_dir, passed.warnings)
             # 3. The machines; before they read an image, what they could never do is refused.
             with backend.machines(config, run_dir):
                 # 4. The rows: those that the run, or the stage that it starts from, began with, or
                 #    else all that can be read, written down before training numbers them.
                 begun = recall(run_dir)
                 rows = _rows_before(config) if begun is None else begun
-                prepared = prepare(config, backend.find_broken, dataset=dataset, begun=rows)
+                prepared = prepare(config, passed, backend.find_broken, begun=rows)
                 if begun is None:
                     remember(run_dir, prepared.train)
                 # 5. Training, from the newest whole checkpoint on (`runs.recovery`).

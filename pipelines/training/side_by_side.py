@@ -193,9 +193,10 @@ def train_on_one_cluster(
     Raises:
         UserError: found by the gate before Ray starts, or see `train_all`.
     """
-    with warned.kept() as warnings:
-        gate.check_all(runs)  # what is wrong with one of them costs no start of Ray
-    train_these = partial(train_all, runs, command, known=warnings.early)
+    passed = gate.check_all(runs)  # what is wrong with one of them costs no start of Ray
+    # The gate is asked again by each run in its task: on its machine, and whenever it is begun.
+    known = {record.getMessage() for one in passed.values() for record in one.warnings}
+    train_these = partial(train_all, runs, command, known=known)
     config = next(iter(runs.values()))
     with session(config):
         use_gpu = uses_gpu(config)
@@ -205,7 +206,10 @@ def train_on_one_cluster(
         count = slots(config, use_gpu=use_gpu, requested=len(runs))
         if count > 1:
             return train_these(at_once=lambda wanted: count)
-        return {path: _train_run(one, path, tuple(command), 0.0) for path, one in runs.items()}
+        return {
+            path: _train_run(one, path, tuple(command), 0.0, passed[path])
+            for path, one in runs.items()
+        }
 
 
 @contextmanager
@@ -321,13 +325,17 @@ def train_all(
 
 
 def _train_run(
-    config: RunConfig, run_dir: Path, command: tuple[str, ...], wait_s: float
+    config: RunConfig,
+    run_dir: Path,
+    command: tuple[str, ...],
+    wait_s: float,
+    passed: gate.Passed | None = None,
 ) -> Summary:
     from pipelines.report import page
     from pipelines.training.driver import train
 
     runlog.wait_until_free(run_dir, wait_s)
-    summary = train(config, run_dir, command)
+    summary = train(config, run_dir, command, passed=passed)
     page.write(run_dir)
     return summary
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from pipelines.config import run as configuration
 from pipelines.data.check import check
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.evaluation.checkpoint import evaluate_checkpoint
 from pipelines.retrieval.sources import Source
 from reid_core.datasets import LAYOUTS, folder, manifest, synthetic
+from tests.pipelines import small_runs
 from tests.pipelines.trained import save_run
 
 SMALL = {"name": "crossreid-small", "pretrained": "bundled", "height": 64, "width": 32}
@@ -79,7 +79,7 @@ def test_identities_of_train_and_test_are_refused_in_every_layout(
     tree = {"method": method, "data": {"kind": kind, "root": str(root)}, "model": SMALL}
     config = configuration.validate(tree, source="test")
     with pytest.raises(UserError, match="train and test share 1 identities"):
-        prepare(config, lambda inputs, modality: [])
+        small_runs.prepare_data(config)
 
 
 @pytest.mark.parametrize(("kind", "list_name"), [("sysu", "exp"), ("llcm", "idx")])
@@ -99,9 +99,9 @@ def test_identities_of_published_lists_are_shared_only_where_that_is_said(
                 draw(camera / f"{train[0]:04d}", image.name)
     tree: dict[str, Any] = {"data": {"kind": kind, "root": str(root)}, "model": SMALL}
     with pytest.raises(UserError, match="train and test share 1 identities"):
-        prepare(configuration.validate(tree, source="test"), lambda inputs, modality: [])
+        small_runs.prepare_data(configuration.validate(tree, source="test"))
     tree["data"]["allow_shared_identities"] = True
-    prepare(configuration.validate(tree, source="test"), lambda inputs, modality: [])
+    small_runs.prepare_data(configuration.validate(tree, source="test"))
 
 
 def test_queries_without_a_match_are_no_score(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_unlabeled_test_identities_are_trained_without(
     tree = {"data": {"kind": "folder", "root": str(root)}, "model": SMALL}
     config = configuration.validate(tree, source="test")
     with caplog.at_level(logging.WARNING):
-        prepared = prepare(config, lambda inputs, modality: [])
+        prepared = small_runs.prepare_data(config)
     assert prepared.measured is None
     assert "training without evaluation" in caplog.text
 

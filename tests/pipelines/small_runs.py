@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from torch import Tensor
 from pipelines.config import run as configuration
 from pipelines.config.overrides import apply
 from pipelines.config.run import RunConfig
+from pipelines.data import gate
 from pipelines.data.batches import training_batches
 from pipelines.data.decode import DecodeAndAugment
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import Plan
-from pipelines.data.prepare import prepare
+from pipelines.data.prepare import FindBroken, Prepared, prepare
+from pipelines.data.sample_list import Row
 from pipelines.distributed import collectives
 from pipelines.runs import checkpoint
 from pipelines.training.epoch import EpochStart, Key
@@ -149,6 +151,16 @@ def make_config(method: str, root: Path, *overrides: str) -> RunConfig:
     return configuration.validate(content, source="test")
 
 
+def prepare_data(
+    config: RunConfig,
+    find_broken: FindBroken = lambda inputs, modality: [],
+    *,
+    begun: Sequence[Row] | None = None,
+) -> Prepared:
+    """What a run trains on, once the gate let its data set pass."""
+    return prepare(config, gate.check_data(config), find_broken, begun=begun)
+
+
 @dataclass(frozen=True)
 class Small:
     """One process's share of a run.
@@ -179,7 +191,7 @@ class Small:
 def open_run(config: RunConfig, run_dir: Path) -> Small:
     """A run, or what goes on with it: a bank that knows nothing yet."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = prepare_data(config)
     job = Job.of(config, prepared, run_dir)
     everyones = EveryonesBank(epoch_maker_of(job, prepared)(), job.train)
     return Small(job, everyones, collectives.rank(), collectives.world_size())

@@ -18,7 +18,6 @@ import torch
 from pipelines.config.run import RunConfig
 from pipelines.data import sound_settings
 from pipelines.data.inputs import Inputs
-from pipelines.data.prepare import prepare
 from pipelines.data.unreadable import find_unreadable
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
@@ -29,6 +28,7 @@ from pipelines.runs.records import SpeedRecord
 from pipelines.training import calibrating, driver, in_process
 from pipelines.training.driver import train
 from reid_core.types import Modality, Sample, Split
+from tests.pipelines import small_runs
 
 
 def read_everything(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
@@ -98,7 +98,7 @@ class TestTrainingOnRay:
         self, finished: tuple, tmp_path: Path
     ) -> None:
         run_dir, _, config = finished
-        prepared = prepare(config, read_everything)
+        prepared = small_runs.prepare_data(config, read_everything)
         here = tmp_path / "one"
         in_process.fit(config, prepared, here, device=torch.device("cpu"), readers=2)
         # Later epochs may cluster a borderline row differently; the first one may not.
@@ -172,13 +172,13 @@ class TestTrainingOnRay:
 class TestBadInput:
     def test_missing_folder(self, make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is not a folder"):
-            prepare(make_config(root=tmp_path / "nowhere"), read_everything)
+            small_runs.prepare_data(make_config(root=tmp_path / "nowhere"), read_everything)
 
     def test_folder_of_another_layout(
         self, make_config: Callable[..., RunConfig], tmp_path: Path
     ) -> None:
         with pytest.raises(UserError, match="no readable sysu"):
-            prepare(make_config(root=tmp_path), read_everything)
+            small_runs.prepare_data(make_config(root=tmp_path), read_everything)
 
     def test_empty_modality(
         self, make_config: Callable[..., RunConfig], tree: Path, tmp_path: Path
@@ -189,7 +189,7 @@ class TestBadInput:
             for image in (copy / camera).rglob("*.jpg"):
                 image.unlink()
         with pytest.raises(UserError, match="infrared"):
-            prepare(make_config(root=copy), read_everything)
+            small_runs.prepare_data(make_config(root=copy), read_everything)
 
     @pytest.mark.parametrize("allowed", [0.0, 0.01])
     def test_truncated_image(
@@ -201,15 +201,15 @@ class TestBadInput:
     ) -> None:
         copy = tmp_path / "sysu"
         shutil.copytree(tree, copy)
-        whole = prepare(make_config(root=copy), read_everything)
+        whole = small_runs.prepare_data(make_config(root=copy), read_everything)
         victim = whole.train.samples[7].image
         (copy / victim).write_bytes((copy / victim).read_bytes()[:150])
         config = make_config(f"data.max_unreadable={allowed}", root=copy)
         if not allowed:
             with pytest.raises(UserError, match=victim):
-                prepare(config, read_everything)
+                small_runs.prepare_data(config, read_everything)
             return
-        left = prepare(config, read_everything)
+        left = small_runs.prepare_data(config, read_everything)
         assert len(left.train) == len(whole.train) - 1
         assert victim in left.unreadable[0]
         assert victim not in [sample.image for sample in left.train.samples]
@@ -340,7 +340,7 @@ def test_ray_that_does_not_start_stops_with_the_remedy(
 def test_identity_ids_change_nothing(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
     """Every id of the training set permuted: bit-identical losses and weights."""
     config = make_config("evaluation.start=false")
-    prepared = prepare(config, read_everything)
+    prepared = small_runs.prepare_data(config, read_everything)
     shuffled = np.random.default_rng(0).permutation(prepared.train.pids)
     identities = Split(
         tuple(

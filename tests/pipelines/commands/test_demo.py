@@ -14,10 +14,10 @@ import pytest
 
 from pipelines.commands import demo
 from pipelines.config.run import RunConfig
-from pipelines.data.prepare import prepare
 from pipelines.runs import runlog
 from pipelines.training import driver
 from reid_core.methods import METHODS
+from tests.pipelines import small_runs
 
 
 class TrainingAsked(Exception):  # noqa: N818
@@ -39,7 +39,7 @@ def test_the_training_reads_the_identities_that_were_drawn(
         demo.run(tmp_path / "a folder", method="cpcl", seed=3, fast=True, command=())
     (config,) = asked
     assert (config.method, config.seed) == ("cpcl", 3)
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     inputs = prepared.train_inputs
     assert Path(inputs.root) == tmp_path / "a folder" / "data"
     assert all(inputs.num_rows(m) for m in METHODS["cpcl"].inputs)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.config.run import RunConfig
-from pipelines.data import check, prepare
+from pipelines.data import check
 from pipelines.data.convert import convert
 from pipelines.data.packed import PLAN, Target
 from pipelines.data.places import Trusted
@@ -25,6 +25,7 @@ from pipelines.storage import shards
 from reid_core.datasets import LAYOUTS, manifest, synthetic, sysu
 from reid_core.transforms import decode
 from reid_core.types import Dataset
+from tests.pipelines import small_runs
 
 SPLITS = ("train", "val", "test")
 
@@ -94,7 +95,7 @@ def test_pixels_that_are_resized_twice_are_told_of(
     words = "packed at 48x24 and are resized again"
     for size, expected in (((48, 24), False), ((64, 32), True)):
         chosen = [f"model.height={size[0]}", f"model.width={size[1]}", "data.kind=manifest"]
-        prepare.prepare(make_config(*chosen, root=tmp_path), lambda inputs, modality: [])
+        small_runs.prepare_data(make_config(*chosen, root=tmp_path))
         assert (words in caplog.text) is expected
 
 

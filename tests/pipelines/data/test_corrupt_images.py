@@ -18,7 +18,7 @@ from pipelines.data.batches import training_batches
 from pipelines.data.corrupt_images import CorruptImages
 from pipelines.data.inputs import Inputs
 from pipelines.data.plan import BatchShape, Plan
-from pipelines.data.prepare import inputs_of, prepare
+from pipelines.data.prepare import inputs_of
 from pipelines.data.replacements import NUM_REPLACEMENTS, replacements
 from pipelines.errors import UserError
 from pipelines.runs import runlog
@@ -31,6 +31,7 @@ from reid_core.datasets import sysu
 from reid_core.methods import METHODS
 from reid_core.transforms import TrainTransform
 from reid_core.types import Batch, Modality
+from tests.pipelines import small_runs
 from tests.pipelines.local_stream import blocks
 
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
@@ -208,7 +209,7 @@ def test_a_run_goes_on_when_a_file_breaks_after_the_check(
     copy: Path, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = make_config("data.max_unreadable=0.01", "evaluation.start=false", root=copy)
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     name = destroy(prepared.train_inputs, VISIBLE, 4)
     bank = MemoryBank(config, prepared.pids((VISIBLE, INFRARED)))
     job = Job.of(config, prepared, tmp_path)

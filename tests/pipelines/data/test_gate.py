@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipelines import cli
 from pipelines.config.run import RunConfig
-from pipelines.data import gate, prepare
+from pipelines.data import gate, listed, prepare
 from pipelines.data.measurable import measurable, why_unmeasured
 from pipelines.data.sample_list import remember
 from pipelines.errors import UserError
@@ -43,11 +43,11 @@ def pairs(split: str, *names: str) -> list[str]:
 def test_a_sound_run_passes_and_says_what_it_would_measure(
     make_config: Make, tmp_path: Path
 ) -> None:
-    passed = gate.check(make_config(), tmp_path / "run")
-    assert passed.lines[0].startswith("train: ")
+    lines = gate.describe({tmp_path / "run": make_config()})
+    assert lines[0].startswith("train: ")
     assert any(
         line.startswith("sysu/all_single/infrared_to_visible: ") and line.endswith("have a match")
-        for line in passed.lines
+        for line in lines
     )
     assert not (tmp_path / "run").exists()
 
@@ -71,7 +71,7 @@ def test_a_data_set_that_cannot_be_trained_on_is_refused(
 def test_shared_identities_are_allowed_by_a_setting(make_config: Make, tmp_path: Path) -> None:
     root = draw(tmp_path / "data", *pairs("train", "a"), *pairs("test", "a"))
     config = make_config("data.kind=folder", "data.allow_shared_identities=true", root=root)
-    assert gate.check(config, tmp_path / "run").lines
+    gate.check(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_what_cannot_be_measured_is_said_and_does_not_stop_training(
 ) -> None:
     root = draw(tmp_path / "data", *pairs("train", "a"), *test)
     assert reason in why_unmeasured("folder", folder.read(root).test, IMAGES)
-    passed = gate.check(make_config("data.kind=folder", root=root), tmp_path / "run")
-    assert passed.lines[-1].startswith("training without evaluation: of the test split")
+    run = {tmp_path / "run": make_config("data.kind=folder", root=root)}
+    assert gate.describe(run)[-2].startswith("training without evaluation: of the test split")
 
 
 def test_a_run_whose_image_is_gone_is_refused_before_any_machine_starts(
@@ -98,9 +98,9 @@ def test_a_run_whose_image_is_gone_is_refused_before_any_machine_starts(
     images = draw(tmp_path / "data", *pairs("train", "a", "b"), *pairs("test", "c"))
     config, run = make_config("data.kind=folder", root=images), tmp_path / "run"
     runlog.claim(run, config, [])
-    remember(run, prepare.fit_rows(prepare.read(config), config))
+    remember(run, listed.fit_rows(listed.read(config), config))
     (run / "within_epoch.pt").touch()
-    assert gate.check(config, run).lines
+    gate.check(config, run)
     (images / "train/visible/b/1.jpg").unlink()
     with pytest.raises(UserError, match=r"1 are gone: train/visible/b/1\.jpg"):
         gate.check(config, run)
@@ -154,7 +154,7 @@ def test_sentences_train_in_pairs_and_may_ask_without_an_image(
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     chosen = "method=cpcl", "data.kind=manifest"
     config = make_config(*chosen, root=tmp_path)
-    dataset = prepare.read(config)
+    dataset = listed.read(config)
     gate.check(config, tmp_path / "run")
     asked, learned = (prepare.inputs_of(s, tmp_path, config) for s in (dataset.test, dataset.train))
     assert asked.num_rows(Modality.TEXT) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.data.prepare import Prepared, prepare
+from pipelines.data.prepare import Prepared
 from pipelines.errors import UserError
 from reid_core.types import OUTLIER, Modality, Split
 from tests.pipelines import small_runs
@@ -18,7 +18,7 @@ BOTH = (Modality.VISIBLE, Modality.INFRARED)
 
 @pytest.fixture(scope="module")
 def prepared(trees: Path) -> Prepared:
-    return prepare(small_runs.make_config("cclnet", trees), lambda inputs, modality: [])
+    return small_runs.prepare_data(small_runs.make_config("cclnet", trees))
 
 
 def with_tracklets(prepared: Prepared, every: int) -> Prepared:

@@ -10,10 +10,10 @@ import pytest
 
 from pipelines.config.run import RunConfig
 from pipelines.data.inputs import Inputs
-from pipelines.data.prepare import prepare
 from pipelines.data.sample_list import ROWS, recall, remember, restore, rows_of
 from pipelines.errors import UserError
 from reid_core.types import Modality, Sample, Split
+from tests.pipelines import small_runs
 
 VISIBLE, TEXT = Modality.VISIBLE, Modality.TEXT
 # two images, the first of which has two sentences
@@ -35,20 +35,20 @@ def broken(inputs: Inputs, modality: Modality) -> list[tuple[int, str]]:
 
 def test_an_image_that_broke_since_stays_a_row(make_config: Callable[..., RunConfig]) -> None:
     config = make_config("data.max_unreadable=0.01")
-    whole = prepare(config, lambda inputs, modality: [])
+    whole = small_runs.prepare_data(config)
     begun = rows_of(whole.train)
-    assert len(prepare(config, broken).train) == len(whole.train) - 1
-    again = prepare(config, broken, begun=begun)
+    assert len(small_runs.prepare_data(config, broken).train) == len(whole.train) - 1
+    again = small_runs.prepare_data(config, broken, begun=begun)
     assert again.train == whole.train
     assert "is truncated" in again.unreadable[0]
     with pytest.raises(UserError, match="is truncated"):
-        prepare(make_config("data.max_unreadable=0"), broken, begun=begun)
+        small_runs.prepare_data(make_config("data.max_unreadable=0"), broken, begun=begun)
 
 
 def test_an_image_that_was_left_out_stays_out(make_config: Callable[..., RunConfig]) -> None:
     config = make_config("data.max_unreadable=0.01")
-    first = prepare(config, broken)
-    repaired = prepare(config, lambda inputs, modality: [], begun=rows_of(first.train))
+    first = small_runs.prepare_data(config, broken)
+    repaired = small_runs.prepare_data(config, begun=rows_of(first.train))
     assert repaired.train == first.train
 
 

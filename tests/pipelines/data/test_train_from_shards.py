@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
-from pipelines.data import check, prepare
+from pipelines.data import check
 from pipelines.data import decode as decoding
 from pipelines.data.convert import convert
 from pipelines.data.plan import Plan
@@ -31,7 +31,7 @@ def test_training_gets_the_same_rows_and_pixels_from_tree_and_shards(
 ) -> None:
     convert("sysu", tree, str(tmp_path))
     own, packed = (
-        prepare.prepare(config, lambda inputs, modality: [])
+        small_runs.prepare_data(config)
         for config in (make_config(), make_config("data.kind=manifest", root=tmp_path))
     )
     assert own.measured is not None
@@ -61,7 +61,7 @@ def test_training_from_a_uri_is_training_from_the_tree(
     config = make_config("data.kind=manifest", f"data.root={root}")
     assert config.model_dump(mode="json")["data"]["root"] == root
     assert configuration.validate(yaml.safe_load(configuration.dump(config)), source="") == config
-    own, packed = (prepare.prepare(c, lambda *_: []) for c in (make_config(), config))
+    own, packed = (small_runs.prepare_data(c) for c in (make_config(), config))
     assert (own.kind, own.train) == (packed.kind, packed.train)
     rows = {m: np.array([[5, 3, 5], [0, 9, 2]]) for m in (Modality.VISIBLE, Modality.INFRARED)}
     plan = Plan(rows, rows, seeds={m: x.astype(np.uint64) for m, x in rows.items()})

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pipelines.config import run as configuration
-from pipelines.data.prepare import fit_rows, inputs_of, read
+from pipelines.data.listed import fit_rows, read
+from pipelines.data.prepare import inputs_of
 from pipelines.errors import UserError
 from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrate import (

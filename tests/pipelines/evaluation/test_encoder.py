@@ -13,7 +13,7 @@ import torch
 
 from pipelines.config.run import RunConfig
 from pipelines.data.decode import read_image
-from pipelines.data.prepare import read
+from pipelines.data.listed import read
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import open_encoder, open_start
 from pipelines.evaluation.evaluate import evaluate

@@ -18,7 +18,7 @@ from pipelines import cli
 from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
-from pipelines.data.prepare import read
+from pipelines.data.listed import read
 from pipelines.errors import UserError
 from pipelines.evaluation import regdb_trials
 from pipelines.report import trials_page

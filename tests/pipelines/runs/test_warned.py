@@ -40,7 +40,8 @@ def test_what_was_warned_of_before_the_folder_was_known_stands_in_it_too(tmp_pat
     with warned.kept() as warnings:  # the same command again
         log.warning("early")
         log.warning("another\nof two lines")
-        assert warnings.early == ["early", "another\nof two lines"]
+        early = [record.getMessage() for record in warnings.early]
+        assert early == ["early", "another\nof two lines"]
         warnings.write_to(tmp_path)
     texts = [text for _, text in warned.messages(warned.read(tmp_path))]
     assert texts == ["early", "late", "another\nof two lines"]

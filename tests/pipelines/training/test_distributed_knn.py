@@ -17,7 +17,6 @@ from ray._private.state import state
 
 from pipelines.cluster.machine import cores
 from pipelines.config.run import RunConfig
-from pipelines.data.prepare import prepare
 from pipelines.errors import UserError
 from pipelines.training import actor, distributed_knn, searcher_places
 from pipelines.training.job import Job
@@ -26,6 +25,7 @@ from reid_core.knn import screen
 from reid_core.knn.search import nearest
 from tests.core.knn.test_search import assert_same
 from tests.core.rows import unit
+from tests.pipelines import small_runs
 from tests.pipelines.distributed.test_search_by_workers import stand_in_for_a_device
 
 
@@ -135,7 +135,7 @@ def test_the_memory_actor_has_all_cores(
         return torch.get_num_threads()
 
     config = make_config()
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     job = Job.of(config, prepared, tmp_path)
     with actor.bank_on_ray(job, prepared, use_gpu=False) as bank:
         result = ray.get(bank.__ray_call__.remote(threads))
@@ -256,7 +256,7 @@ def test_the_bank_stays_on_the_cpu_where_others_hold_the_gpus(
     device: str,
 ) -> None:
     config = make_config()
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     caplog.clear()
     machines[HERE] = {"GPU": unreserved}
     job = Job.of(config, prepared, tmp_path)

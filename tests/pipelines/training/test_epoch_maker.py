@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.data.prepare import prepare
 from pipelines.training.epoch_maker import EpochMaker, epoch_maker_of
 from pipelines.training.job import Job
 from pipelines.training.memory_bank import MemoryBank
@@ -14,7 +13,7 @@ from tests.pipelines import small_runs
 
 def _made(method: str, trees: Path, run_dir: Path) -> EpochMaker:
     config = small_runs.make_config(method, trees)
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     return epoch_maker_of(Job.of(config, prepared, run_dir), prepared)()
 
 

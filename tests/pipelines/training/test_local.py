@@ -8,15 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from pipelines.data import gate, sound_weights
 from pipelines.data.decoded import Decoded
 from pipelines.evaluation import calibrated
+from pipelines.report import page
 from pipelines.runs import checkpoint, runlog, warned
 from pipelines.training import in_process, local, run
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import Job
+from pipelines.training.progress import Progress
 from pipelines.training.thread_stream import batches
 from tests.pipelines import small_runs
 
@@ -54,6 +58,23 @@ def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> No
     known = calibrated.load(tmp_path / "run")
     assert known is not None
     assert "infrared visible" in known.maps
+
+
+def test_runs_in_turn_pass_the_gate_once_and_each_keeps_what_it_warned_of(
+    trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, weigh = Mock(wraps=gate.read), Mock(wraps=sound_weights.check)
+    monkeypatch.setattr(gate, "read", read)
+    monkeypatch.setattr(sound_weights, "check", weigh)
+    monkeypatch.setattr(local, "_fit", lambda *_, **__: Progress())
+    monkeypatch.setattr(run, "finish", lambda *_: {})
+    monkeypatch.setattr(page, "write", lambda run_dir: None)
+    runs = dict.fromkeys((tmp_path / "a", tmp_path / "b"), small_runs.make_config("cclnet", trees))
+    local.train_all(runs, [])
+    assert (read.call_count, weigh.call_count) == (2, 1)
+    words = "trained on images of 96 x 48"
+    assert caplog.text.count(words) == 1
+    assert [sum(words in line for line in warned.read(one)) for one in runs] == [1, 1]
 
 
 def test_a_run_that_cannot_be_calibrated_says_so_and_what_to_do(

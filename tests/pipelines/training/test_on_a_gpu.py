@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipelines.data.prepare import prepare
 from pipelines.distributed.batchnorm import GlobalBatchNorm
 from pipelines.distributed.prefetch import Prefetch
 from pipelines.runs import runlog
@@ -81,7 +80,7 @@ def test_a_bank_learns_on_the_device_what_it_learns_on_the_cpu() -> None:
 def train(trees: Path, run_dir: Path, method: str, *overrides: str) -> list[dict[str, float]]:
     """A small run on the device; returns the losses of its epochs."""
     config = small_runs.make_config(method, trees, *overrides)
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     in_process.fit(config, prepared, run_dir, device=torch.device("cuda"), readers=2)
     return [line["losses"] for line in runlog.read_metrics(run_dir)]
 

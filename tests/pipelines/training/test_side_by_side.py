@@ -135,7 +135,7 @@ def test_after_a_failure_no_other_begins_or_is_asked_for(
         "uses_gpu": lambda config: True,
     }.items():
         monkeypatch.setattr(side_by_side, name, stand_in)
-    monkeypatch.setattr(gate, "check_all", lambda runs: None)
+    monkeypatch.setattr(gate, "check_all", lambda runs: {})
     config = make_config("trainer.num_workers=1", "ray.address=auto")
     with caplog.at_level(logging.ERROR), pytest.raises(UserError, match="b: the disk is full"):
         side_by_side.train_on_one_cluster(dict.fromkeys(map(tmp_path.joinpath, "abcd"), config), [])
