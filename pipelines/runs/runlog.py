@@ -43,8 +43,7 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
     Raises:
         UserError: not writable, or another configuration was trained in it; names the keys.
     """
-    refuse_another(run_dir, config)
-    if places := _moved(run_dir, config):
+    if places := _moved(refuse_another(run_dir, config), config):
         log.warning(
             "data.root: %s -> %s: the run goes on with the images that have the same names there",
             *places,
@@ -60,14 +59,18 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
         raise _unwritable(run_dir, error) from error
 
 
-def refuse_another(run_dir: Path, config: RunConfig) -> None:
+def refuse_another(run_dir: Path, config: RunConfig) -> RunConfig | None:
     """Refuse a directory in which another configuration was trained, or finished on other images.
+
+    Returns:
+        The configuration that its run had last; None before an epoch is done.
 
     Raises:
         UserError: names the keys and what to do.
     """
-    changed = differences(run_dir, config)
-    if changed:
+    before = _began_with(run_dir)
+    own = config.identity()
+    if before is not None and (changed := configuration.differences(before.identity(), own)):
         raise UserError(
             f"{run_dir} holds a run with another configuration:\n  "
             + "\n  ".join(changed)
@@ -76,25 +79,19 @@ def refuse_another(run_dir: Path, config: RunConfig) -> None:
     if has_checkpoint(run_dir) and not (run_dir / CONFIG).exists():
         raise UserError(f"{run_dir} holds checkpoints but no {CONFIG}: choose another --out")
     is_finished = (run_dir / SUMMARY).exists() or is_done(config, run_dir)
-    if is_finished and (places := _moved(run_dir, config)):
+    if is_finished and (places := _moved(before, config)):
         raise UserError(
             f"{run_dir} is finished, with the images of {places[0]}: its scores are theirs. "
             f"`crossreid eval {run_dir} --root {places[1]}` measures it on others"
         )
+    return before
 
 
-def _moved(run_dir: Path, config: RunConfig) -> tuple[str, str] | None:
+def _moved(before: RunConfig | None, config: RunConfig) -> tuple[str, str] | None:
     """Where the images of a begun run were and are, if that is another place."""
-    before = _began_with(run_dir)
     if before is None or before.data.root == config.data.root:
         return None
     return location(before.data.root), location(config.data.root)
-
-
-def differences(run_dir: Path, config: RunConfig) -> list[str]:
-    """Settings in which the run of a directory differs; none before its first epoch is done."""
-    before = _began_with(run_dir)
-    return [] if before is None else configuration.differences(before.identity(), config.identity())
 
 
 def _began_with(run_dir: Path) -> RunConfig | None:

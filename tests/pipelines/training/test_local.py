@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from pipelines.data import gate, sound_weights
+from pipelines.data import gate, listed, sound_weights
 from pipelines.data.decoded import Decoded
 from pipelines.evaluation import calibrated
 from pipelines.report import page
@@ -63,7 +63,7 @@ def test_it_trains_where_ray_is_not_installed(trees: Path, tmp_path: Path) -> No
 def test_runs_in_turn_pass_the_gate_once_and_each_keeps_what_it_warned_of(
     trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read, weigh = Mock(wraps=gate.read), Mock(wraps=sound_weights.check)
+    read, weigh = Mock(wraps=listed.read), Mock(wraps=sound_weights.check)
     monkeypatch.setattr(gate, "read", read)
     monkeypatch.setattr(sound_weights, "check", weigh)
     monkeypatch.setattr(local, "_fit", lambda *_, **__: Progress())
