@@ -75,21 +75,29 @@ def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
     with warned.kept() as warnings:
         for warning in sound_settings.check(config):
             log.warning("%s", warning)
-        passed = {run_dir: _check_run(one, run_dir) for run_dir, one in runs.items()}
+        passed = {run_dir: check_run(one, run_dir) for run_dir, one in runs.items()}
         begun = all(map(runlog.has_checkpoint, runs))
-        encoder_bytes = sound_weights.check(config, begun=begun)
-        if config.model.pretrained is None and config.start_from is None and not begun:
-            log.warning("model.pretrained=null: %s begins with random weights", config.model.name)
-        room.check_disk(config, list(runs), encoder_bytes)
+        weights = sound_weights.check(config, begun=begun)
+        for remark in weights.remarks:
+            log.warning("%s", remark)
+        room.check_disk(config, list(runs), weights.encoder_bytes)
     every = tuple(warnings.early)
     return {run_dir: replace(one, warnings=every) for run_dir, one in passed.items()}
 
 
-def _check_run(config: RunConfig, run_dir: Path) -> Passed:
-    """What `check` refuses of one run's directory, data set, and where it goes on from."""
+def check_run(config: RunConfig, run_dir: Path, dataset: Dataset | None = None) -> Passed:
+    """What `check` refuses of one run's directory, data set, and where it goes on from.
+
+    Args:
+        config, run_dir: see `check`.
+        dataset: as it is listed; None lists it here.
+
+    Raises:
+        UserError: see `check`.
+    """
     _check_out(run_dir)
     runlog.refuse_another(run_dir, config)
-    passed = check_data(config)
+    passed = check_data(config, dataset)
     start_from = None if runlog.has_checkpoint(run_dir) else checkpoint.finished_stage(config)
     rows = recall(run_dir) if start_from is None else rows_of_checkpoint(start_from)
     if rows:
@@ -97,13 +105,17 @@ def _check_run(config: RunConfig, run_dir: Path) -> Passed:
     return passed
 
 
-def check_data(config: RunConfig) -> Passed:
+def check_data(config: RunConfig, dataset: Dataset | None = None) -> Passed:
     """Refuse a data set that cannot be trained on, or not measured as the settings ask for.
+
+    Args:
+        config, dataset: see `check_run`.
 
     Raises:
         UserError: see `check`.
     """
-    dataset, inputs = read(config), METHODS[config.method].inputs
+    dataset = read(config) if dataset is None else dataset
+    inputs = METHODS[config.method].inputs
     wrong_counts = tuple(counts_differ(dataset))
     train = fit_rows(dataset, config)
     trainable.check_rows(dataset, train, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import dataclass
 
 import torch
 
@@ -11,11 +11,22 @@ from pipelines.errors import UserError
 from reid_core.methods import METHODS
 from reid_core.models import backbones, remarks
 
-log = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Weights:
+    """What is known of weights that were tried.
+
+    Attributes:
+        encoder_bytes: size of what is trained.
+        remarks: sentences on what they were not trained on, or that they are random.
+    """
+
+    encoder_bytes: int
+    remarks: tuple[str, ...]
 
 
-def check(config: RunConfig, *, begun: bool = False) -> int:
-    """Load the model once and pass one image through its encoder; returns the bytes of that.
+def check(config: RunConfig, *, begun: bool = False) -> Weights:
+    """Load the model once and pass one image through its encoder.
 
     Args:
         config: the run's configuration.
@@ -47,7 +58,9 @@ def check(config: RunConfig, *, begun: bool = False) -> int:
                 f"model.pretrained={config.model.pretrained}: {name} holds numbers that are not "
                 "finite: the weights are damaged, take others"
             )
-    for remark in remarks.of_weights(model, height=size[0], width=size[1]):
-        log.warning("%s", remark)
+    said = [*remarks.of_weights(model, height=size[0], width=size[1])]
+    if config.model.pretrained is None and config.start_from is None and not begun:
+        said.append(f"model.pretrained=null: {config.model.name} begins with random weights")
     assert isinstance(encoder, torch.nn.Module)
-    return sum(p.numel() * p.element_size() for p in encoder.parameters())
+    num_bytes = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    return Weights(num_bytes, tuple(said))

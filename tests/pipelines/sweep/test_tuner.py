@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -194,18 +195,30 @@ def test_a_trial_that_cannot_train_is_warned_of_and_stops_no_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from pipelines.sweep import tuner
+    """What trials have in common is looked at once: settings of each, one data set, one model."""
+    from pipelines.data import gate, listed, sound_settings, sound_weights
+    from pipelines.sweep import entry, tuner
 
     def begin(*_: object) -> None:
         raise AssertionError("Ray starts")
 
     monkeypatch.setattr(tuner, "session", begin)
+    settings, weights = Mock(wraps=sound_settings.check), Mock(wraps=sound_weights.check)
+    read = Mock(wraps=listed.read)
+    for module, name, counted in (
+        (sound_settings, "check", settings),
+        (sound_weights, "check", weights),
+        (gate, "read", read),
+        (entry, "read", read),
+    ):
+        monkeypatch.setattr(module, name, counted)
     given = [f"data.root={tree}", *SMALL, "trainer.num_workers=8"]
     study = search_space.load(write(space={ROWS: {"values": [15, 16]}}), given)
     with pytest.raises(AssertionError, match="Ray starts"):
         tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
     assert "instances=15: " in caplog.text
     assert "it will fail, and the others go on" in caplog.text
+    assert [one.call_count for one in (settings, weights, read)] == [2, 1, 1]
 
 
 def test_rows_are_asked_of_every_trial_and_idle_settings_said_of_all(
