@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -129,3 +129,26 @@ def messages(lines: Iterable[str]) -> list[tuple[str, str]]:
         else:
             result.append((time[1], line[time.end() :]) if time else ("", line))
     return result
+
+
+class News:
+    """What runs without a terminal of their own have warned of, each warning once.
+
+    Args:
+        known: what has been shown already.
+    """
+
+    def __init__(self, known: Collection[str] = ()) -> None:
+        self._known = known
+        self._seen: dict[Path, int] = {}  # lines of each run
+
+    def skip(self, run_dir: Path) -> None:
+        """An earlier command has shown what stands in a run's folder; not asked again."""
+        self._seen.setdefault(run_dir, len(read(run_dir)))
+
+    def of(self, run_dir: Path) -> list[str]:
+        """The warnings of a run since the last call, with their times."""
+        seen = self._seen.get(run_dir, 0)
+        lines = read(run_dir)[seen:]
+        self._seen[run_dir] = seen + len(lines)
+        return [f"{when} {text}" for when, text in messages(lines) if text not in self._known]

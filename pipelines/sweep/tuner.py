@@ -33,7 +33,8 @@ from pipelines.sweep import entry, page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
-from pipelines.training.side_by_side import BEGUN_AGAIN, Run, free_runs, said, slots
+from pipelines.training.room_for_runs import free_runs, slots
+from pipelines.training.side_by_side import BEGUN_AGAIN, Run, said
 
 log = logging.getLogger(__name__)
 _POLL_S = 1.0
@@ -229,11 +230,10 @@ class _Record(tune.Callback):
     """Writes a line of the ledger when a trial is over, and says what trials warn of."""
 
     def __init__(self, ledger: Ledger, runs: Runs, signals: ending.Signals) -> None:
-        self.signals, self.known = signals, runs.known
+        self.signals, self.news = signals, warned.News(runs.known)
         self.ledger, self.objective = ledger, runs.study.search.objective
         minutes = runs.study.search.budget.minutes
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
-        self.shown: dict[Path, int] = {}
         self.looked = 0.0
 
     def on_step_end(self, iteration: int, trials: list[Trial], **_: object) -> None:
@@ -249,7 +249,7 @@ class _Record(tune.Callback):
     ) -> None:
         """What an earlier command warned of is not shown again."""
         for folder in self._folders(trial):
-            self.shown.setdefault(folder, len(warned.read(folder)))
+            self.news.skip(folder)
 
     def on_trial_recover(
         self, iteration: int, trials: list[Trial], trial: Trial, **_: object
@@ -304,11 +304,8 @@ class _Record(tune.Callback):
 
     def _show_warnings(self, trial: Trial) -> None:
         for folder in self._folders(trial):
-            lines = warned.read(folder)[self.shown.get(folder, 0) :]
-            self.shown[folder] = self.shown.get(folder, 0) + len(lines)
-            for when, text in warned.messages(lines):
-                if text not in self.known:
-                    console.print(f"{trial}: {when} {text}", markup=False)
+            for warning in self.news.of(folder):
+                console.print(f"{trial}: {warning}", markup=False)
 
     def _folders(self, trial: Trial) -> list[Path]:
         """Where a trial's watcher and its runs write down what they warn of."""

@@ -22,7 +22,7 @@ from pipelines.errors import UserError
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space
 from pipelines.sweep.ledger import Ledger
-from pipelines.training.side_by_side import slots
+from pipelines.training.room_for_runs import slots
 from tests.pipelines.searches import KEEP, WEIGHT, ended, search_writer
 
 

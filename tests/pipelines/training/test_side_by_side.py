@@ -17,7 +17,7 @@ from pipelines.cluster import capacity, nodes
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
-from pipelines.training import side_by_side
+from pipelines.training import room_for_runs, side_by_side
 
 Bundles = list[dict[str, float]]
 
@@ -41,7 +41,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     result = Cluster(gpus=1)
     for which in ("alive", "usable"):
         monkeypatch.setattr(nodes, which, result.machines)
-    monkeypatch.setattr(side_by_side, "request_resources", result.ask)
+    monkeypatch.setattr(room_for_runs, "request_resources", result.ask)
     monkeypatch.setattr(capacity, "may_grow", lambda config: True)
     return result
 
@@ -54,7 +54,7 @@ def test_what_has_room_begins_and_machines_are_asked_for(
     make_config: Callable[..., RunConfig], cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config("trainer.num_workers=1")
-    with side_by_side.growing(config, use_gpu=True) as limit:
+    with room_for_runs.growing(config, use_gpu=True) as limit:
         cluster.gpus = 0
         assert limit(4) == 1, "the first waits for machines itself, and says so"
         cluster.gpus = 1
@@ -75,10 +75,10 @@ def test_workers_are_counted_and_cpus_for_images(
     make_config: Callable[..., RunConfig], cluster: Cluster
 ) -> None:
     config = make_config("trainer.num_workers=2")
-    with side_by_side.growing(config, use_gpu=True) as limit:
+    with room_for_runs.growing(config, use_gpu=True) as limit:
         cluster.gpus = 5
         assert limit(3) == 2
-    with side_by_side.growing(config, use_gpu=False) as limit:
+    with room_for_runs.growing(config, use_gpu=False) as limit:
         cluster.gpus = 1
         assert limit(3) == 1
     assert cluster.asked == [of(3, workers=2), [], [{"CPU": 1.0}] * 9, []]
@@ -94,7 +94,7 @@ def test_a_request_is_not_kept_longer_than_its_limit(
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     config = make_config("trainer.num_workers=1", "ray.wait_for_nodes_s=60")
-    with side_by_side.growing(config, use_gpu=True) as limit:
+    with room_for_runs.growing(config, use_gpu=True) as limit:
         assert limit(2) == 1
         now[0] = 61
         assert limit(2) == limit(2) == 1
