@@ -37,8 +37,8 @@ from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
-from pipelines.runs import runlog
 from pipelines.runs.console import console
+from pipelines.storage import lock
 from reid_core.types import Modality
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def embed(
         source=str(source.path),
     )
     vectors.claim(out, info, checkpoint)
-    with runlog.held(out, "embeds"):
+    with lock.held(out, "embeds"):
         survey, num_new, seconds = _list(source, loaded, out), 0, 0.0
         allowed = max_unreadable, share_of or survey.num_samples
         if survey.missing or survey.left_out:

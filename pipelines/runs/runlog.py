@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
-import fcntl
-import importlib.metadata
 import json
 import logging
-import os
-import platform
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
-import torch
 
 from pipelines.config import files
 from pipelines.config import run as configuration
@@ -25,16 +14,15 @@ from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.runs import tensorboard
 from pipelines.runs.checkpoint import WITHIN, is_done
+from pipelines.runs.environment import environment
 from pipelines.runs.records import EpochLine, Summary
 from pipelines.storage.files import Json, append_line, finite, replace_file, to_json, write_json
+from pipelines.storage.lock import unwritable
 from pipelines.storage.shards import location
 
 log = logging.getLogger(__name__)
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
-_LOCK = ".lock"
-_FREE_POLL_S = 0.5
-_PACKAGES = ("crossreid", "torch", "torchvision", "ray", "open_clip_torch", "numpy", "scipy")
 
 
 def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
@@ -56,7 +44,7 @@ def claim(run_dir: Path, config: RunConfig, command: Sequence[str]) -> None:
             now["started"] = _started(run_dir) or now["started"]
         write_json(run_dir / ENVIRONMENT, now)
     except OSError as error:
-        raise _unwritable(run_dir, error) from error
+        raise unwritable(run_dir, error) from error
 
 
 def refuse_another(run_dir: Path, config: RunConfig) -> RunConfig | None:
@@ -120,81 +108,6 @@ def _started(run_dir: Path) -> Json:
 def has_checkpoint(run_dir: Path) -> bool:
     """Whether there is something to go on from, of a finished epoch or from within one."""
     return any(run_dir.glob("checkpoint_*")) or (run_dir / WITHIN).exists()
-
-
-class InUseError(UserError):
-    """Another process works in a folder."""
-
-
-@contextmanager
-def held(run_dir: Path, does: str = "trains") -> Iterator[None]:
-    """Keep the run directory to this process; the system gives it back however the process ends.
-
-    Args:
-        run_dir: run directory, or another folder that one command writes.
-        does: what a process does in it, in the words of whoever is refused.
-
-    Raises:
-        UserError: not writable.
-        InUseError: another process of this machine works in it.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC  # may hold nobody's data
-        lock = os.fdopen(os.open(run_dir / _LOCK, flags, 0o666), "r+")
-    except OSError as error:
-        raise _unwritable(run_dir, error) from error
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InUseError(
-                f"another process {does} in {run_dir}: wait for it, end it, or choose another --out"
-            ) from error
-        except OSError:
-            log.warning("the file system of %s has no locks: run one process in it", run_dir)
-        yield
-
-
-def wait_until_free(run_dir: Path, within_s: float) -> None:
-    """Wait while another process works in a run directory, so many seconds at most."""
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        try:
-            with held(run_dir):
-                return
-        except InUseError:
-            time.sleep(_FREE_POLL_S)
-
-
-def _unwritable(run_dir: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to {run_dir}: {error.strerror}; choose another --out, or make room"
-    )
-
-
-def environment(command: Sequence[str]) -> dict[str, Json]:
-    """Versions and machine, for repeating a run."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "python": platform.python_version(),
-        **versions,
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-            "gpu": ", ".join(gpus) or "none",
-        },
-        "command": " ".join(command),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
 
 
 def append_metrics(run_dir: Path, line: EpochLine) -> None:
@@ -266,28 +179,3 @@ def rewind(run_dir: Path, stage: str, epoch: int, stages: Sequence[str]) -> None
 def write_summary(run_dir: Path, summary: Summary) -> None:
     """Write summary.json."""
     write_json(run_dir / SUMMARY, finite(summary))
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
-
-
-class Clock:
-    """Seconds per phase of one epoch."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - began

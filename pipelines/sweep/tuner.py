@@ -28,6 +28,7 @@ from pipelines.cluster.session import session, uses_gpu
 from pipelines.errors import Terminated, UserError, said_at_the_end
 from pipelines.runs import ending, runlog, warned
 from pipelines.runs.console import console
+from pipelines.storage import lock
 from pipelines.storage.files import Json, replace_file
 from pipelines.sweep import entry, page, search_space
 from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
@@ -87,7 +88,7 @@ def search_for_best(
         UserError: something the user can put right; no trial finished.
         Terminated: a signal asked for an end; with `resume` the same call goes on from there.
     """
-    with runlog.held(root, "tunes"), said_at_the_end(_ENDED):
+    with lock.held(root, "tunes"), said_at_the_end(_ENDED):
         ledger = Ledger(root, study, resume=resume)
         _finish(study, ledger, command)
         best = write_best(ledger.root, study)

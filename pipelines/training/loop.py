@@ -22,6 +22,7 @@ from pipelines.runs import runlog
 from pipelines.runs.records import EpochLine, State
 from pipelines.training import state as states
 from pipelines.training import step, within_epoch
+from pipelines.training.clock import Clock
 from pipelines.training.embedding import Embedding
 from pipelines.training.equipment import Equipment, OpenBatches
 from pipelines.training.job import EpochSource, Job
@@ -121,7 +122,7 @@ class TrainingLoop:
         if first < stage.epochs:
             epochs.cache()
         for epoch in range(first, stage.epochs):
-            clock = runlog.Clock()
+            clock = Clock()
             line = epochs.run(epoch, clock)
             last, every = epoch + 1 == stage.epochs, stage.evaluate_every
             if every is not None and (last or (every and (epoch + 1) % every == 0)):
@@ -138,7 +139,7 @@ class TrainingLoop:
     def _finish_epoch(
         self,
         line: EpochLine,
-        clock: runlog.Clock,
+        clock: Clock,
         stage: Stage,
         optimizer: torch.optim.Optimizer,
         *,

@@ -22,6 +22,7 @@ from pipelines.errors import Terminated
 from pipelines.runs import ending, runlog, warned
 from pipelines.runs.epoch_lines import follow
 from pipelines.runs.records import Summary
+from pipelines.storage import lock
 from pipelines.training.progress import Progress, is_over
 from pipelines.training.summary import finish
 
@@ -78,7 +79,7 @@ def complete(
         # 1. What is wrong with settings, data or weights costs no start of Ray and no directory.
         passed = passed or gate.check(config, run_dir)
         # 2. One process at a time; then the directory is this configuration's, from now on.
-        with runlog.held(run_dir):
+        with lock.held(run_dir):
             runlog.claim(run_dir, config, command)
             warnings.write_to(run_dir, passed.warnings)
             # 3. The machines; before they read an image, what they could never do is refused.

@@ -20,9 +20,10 @@ from pipelines.cluster.session import session, uses_gpu
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
-from pipelines.runs import runlog, warned
+from pipelines.runs import warned
 from pipelines.runs.console import say
 from pipelines.runs.records import Summary
+from pipelines.storage import lock
 from pipelines.training.room_for_runs import Limit, growing, slots
 
 log = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ def _train_run(
     from pipelines.report import page
     from pipelines.training.driver import train
 
-    runlog.wait_until_free(run_dir, wait_s)
+    lock.wait_until_free(run_dir, wait_s)
     summary = train(config, run_dir, command, passed=passed)
     page.write(run_dir)
     return summary

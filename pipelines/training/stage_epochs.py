@@ -12,8 +12,8 @@ from torch import nn
 from pipelines.distributed import collectives
 from pipelines.distributed.prefetch import Prefetch
 from pipelines.runs.records import EpochLine, State
-from pipelines.runs.runlog import Clock
 from pipelines.training import step, within_epoch
+from pipelines.training.clock import Clock
 from pipelines.training.epoch import EpochStart, stability
 from pipelines.training.equipment import Equipment
 from pipelines.training.global_loss import Means

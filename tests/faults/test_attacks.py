@@ -30,7 +30,7 @@ from pipelines.retrieval import contact_sheet
 from pipelines.retrieval.search import Query
 from pipelines.runs import checkpoint, failures, runlog, tensorboard
 from pipelines.runs.console import _Terminal, printable
-from pipelines.storage import http
+from pipelines.storage import http, lock
 from pipelines.training import within_epoch
 from pipelines.training.summary import finish
 from reid_core.models import backbones
@@ -87,7 +87,7 @@ def write_everything(run: Path) -> None:
     split: Any = dataclasses.make_dataclass("Rows", ["samples"])(())
 
     def claim() -> None:
-        with runlog.held(run):
+        with lock.held(run):
             runlog.claim(run, config, ["crossreid"])
 
     for write in (

@@ -47,4 +47,4 @@ def test_nobody_counts_the_hosts_cores() -> None:
     """Only the record of a run's machine does."""
     files = (ROOT / "pipelines").rglob("*.py")
     names = {path.name for path in files if "cpu_count()" in path.read_text()}
-    assert names == {"runlog.py"}
+    assert names == {"environment.py"}

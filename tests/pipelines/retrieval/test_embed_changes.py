@@ -19,7 +19,7 @@ from pipelines.retrieval.embedder import Work
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.sources import Source
 from pipelines.retrieval.vectors import VectorInfo
-from pipelines.runs import runlog
+from pipelines.storage import lock
 from tests.pipelines.trained import draw_folder, save_run
 
 
@@ -125,7 +125,7 @@ def test_two_processes_do_not_embed_into_one_folder(
     half = out / f".part-0.parquet.{'a' * 12}.partial"
     embed(checkpoint, Source(folder), out)
     half.touch()
-    with runlog.held(out), pytest.raises(UserError, match=r"another process embeds in .*out"):
+    with lock.held(out), pytest.raises(UserError, match=r"another process embeds in .*out"):
         embed(checkpoint, Source(folder), out)
     assert half.exists()
     embed(checkpoint, Source(folder), out)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from pipelines.errors import UserError
-from pipelines.runs import runlog
+from pipelines.storage import lock
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space, tuner
 from pipelines.sweep.ledger import Ledger
@@ -54,7 +54,7 @@ def test_two_commands_do_not_search_in_one_folder(
     """Each would name its first trial as the other does, and write the list of its own alone."""
     study, root = search_space.load(write()), tmp_path / "sweep"
     expected = r"another process tunes in .*sweep: wait for it, end it, or choose another --out"
-    with runlog.held(root), pytest.raises(UserError, match=expected):
+    with lock.held(root), pytest.raises(UserError, match=expected):
         tuner.search_for_best(study, root, [], resume=False)
     assert not (root / ledgers.SEARCH).exists()
 

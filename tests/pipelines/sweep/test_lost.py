@@ -22,6 +22,7 @@ from ray import exceptions
 from pipelines import cli
 from pipelines.errors import UserError
 from pipelines.runs import runlog
+from pipelines.storage import lock
 from pipelines.storage.files import append_line, to_json
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space, tuner
@@ -44,8 +45,8 @@ def killed(config: Any, run_dir: Path, command: Any, wait_s: float) -> dict[str,
     It keeps one epoch, as a run does, and finds it when it is begun again. The word "mended" in its
     command is the cause of a failure gone.
     """
-    runlog.wait_until_free(run_dir, wait_s)
-    with runlog.held(run_dir):
+    lock.wait_until_free(run_dir, wait_s)
+    with lock.held(run_dir):
         append_line(run_dir / BEGUN, "again\n")
         begun = len((run_dir / BEGUN).read_text().splitlines())
         if begun == 1:
@@ -169,13 +170,13 @@ def test_what_a_run_itself_met_is_no_loss(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_a_folder_is_waited_for_while_who_was_lost_is_in_it(tmp_path: Path) -> None:
     began = time.monotonic()
-    runlog.wait_until_free(tmp_path, 60)
+    lock.wait_until_free(tmp_path, 60)
     assert time.monotonic() - began < 10
-    with runlog.held(tmp_path):
-        runlog.wait_until_free(tmp_path, 0.1)
+    with lock.held(tmp_path):
+        lock.wait_until_free(tmp_path, 0.1)
         with (
-            pytest.raises(runlog.InUseError, match="another process trains in"),
-            runlog.held(tmp_path),
+            pytest.raises(lock.InUseError, match="another process trains in"),
+            lock.held(tmp_path),
         ):
             pass
 

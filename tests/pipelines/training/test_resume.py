@@ -22,6 +22,7 @@ from pipelines.config import run as configuration
 from pipelines.config.run import RunConfig
 from pipelines.errors import StaleBankError, UserError
 from pipelines.runs import checkpoint, recovery, runlog
+from pipelines.storage import lock
 from pipelines.training import deterministic, within_epoch
 from pipelines.training.equipment import Equipment
 from pipelines.training.memory_bank import MemoryBank
@@ -348,9 +349,9 @@ def test_a_copy_that_was_cut_off_is_not_the_newest_checkpoint(tmp_path: Path) ->
 
 def test_two_processes_do_not_train_in_one_directory(tmp_path: Path) -> None:
     other = pytest.raises(UserError, match="another process trains in")
-    with runlog.held(tmp_path), other, runlog.held(tmp_path):
+    with lock.held(tmp_path), other, lock.held(tmp_path):
         pass
-    with runlog.held(tmp_path):
+    with lock.held(tmp_path):
         pass
 
 
