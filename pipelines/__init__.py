@@ -69,11 +69,6 @@ def train(
         raise UserError(f"config={config!r:.60}: give what `load_config` returns")
     out = _path("out", out)
 
-    def train_one(one: RunConfig, run_dir: Path) -> Summary:
-        summary = _trainer(backend)(one, run_dir, _command())
-        page.write(run_dir)
-        return summary
-
     def train_these(runs: Mapping[Path, RunConfig]) -> Mapping[Path, Summary]:
         if backend == "ray":
             from pipelines.training import side_by_side
@@ -85,9 +80,11 @@ def train(
         return local.train_all(runs, _command())
 
     if config.data.trial != "all":
-        return train_one(config, Path(out))
-    summary = regdb_trials.train_all(config, Path(out).resolve(), train_these)
-    trials_page.write(Path(out))
+        summary = _trainer(backend)(config, out, _command())
+        page.write(out)
+        return summary
+    summary = regdb_trials.train_all(config, out.resolve(), train_these)
+    trials_page.write(out)
     return summary
 
 

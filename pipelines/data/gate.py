@@ -37,7 +37,7 @@ class Passed:
         selection: what an epoch is selected by, where the configuration asks for it; else empty.
         why_unmeasured: why no scores can be measured, in words; "" where they can.
         wrong_counts: sentences about numbers that are not as expected.
-        warnings: what was warned of on the way.
+        warnings: what was warned of on the way, of this run or others that passed with it.
     """
 
     dataset: Dataset

@@ -1,24 +1,18 @@
 """`crossreid tune`: the trials of a sweep as training runs on one cluster, driven by Ray Tune.
 
-A trial is watched by a Tune trainable that takes no CPU. Tune places it in a placement group that
-captures whatever it starts, and the tasks of a training run would not fit in there; so the run is
-a task with its own scheduling, and lives outside of Tune as `crossreid train` does. When Tune ends
-the trainable, the task loses its owner and ends with everything that it started. A trainable that
-is lost with its machine is begun again by Tune, a task that is lost by the trainable: that is why a
-trial whose run fails reports so and ends, rather than raise what Tune would try again.
+A trial is watched by a Tune trainable that takes no CPU, see `pipelines.sweep.trial`. One that is
+lost with its machine is begun again by Tune.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
@@ -26,21 +20,20 @@ from ray.tune.search import Searcher, sample
 
 from pipelines.cluster.session import session, uses_gpu
 from pipelines.errors import Terminated, UserError, said_at_the_end
-from pipelines.runs import ending, runlog, warned
+from pipelines.runs import ending, warned
 from pipelines.runs.console import console
 from pipelines.storage import lock
-from pipelines.storage.files import Json, replace_file
+from pipelines.storage.files import Json
 from pipelines.sweep import entry, page, search_space
-from pipelines.sweep.ledger import FOLDER, Ledger, SweepTrial, mean_scores, scores_of, write_best
+from pipelines.sweep.ledger import Ledger, SweepTrial, write_best
 from pipelines.sweep.ledger import read as read_trials
 from pipelines.sweep.search_space import Domain, Study, Values
+from pipelines.sweep.trial import ERROR, Runs, train_trial
 from pipelines.training.room_for_runs import free_runs, slots
-from pipelines.training.side_by_side import BEGUN_AGAIN, Run, said
+from pipelines.training.side_by_side import BEGUN_AGAIN
 
 log = logging.getLogger(__name__)
-_POLL_S = 1.0
 _LOOK_S = 5.0  # between two looks at what trials warn of
-_ERROR = "error.txt"
 _WATCHER_MEMORY = 512 * 2**20  # bytes; a process that has imported torch
 _NO_LAST_EPOCH = 10**9
 _AT_THE_END = "the trials are stopped, and go on later from what they have kept"
@@ -48,25 +41,6 @@ _ENDED = (
     "ended by a signal: trials that are over are kept; the same command with --resume goes on with "
     "the others from their last epochs"
 )
-
-
-@dataclass(frozen=True)
-class Runs:
-    """What the trials of a sweep have in common.
-
-    Attributes:
-        study: the sweep.
-        root: its folder.
-        command: the command line, for the record of each run.
-        seeds_at_once: of a trial.
-        known: warnings that have been shown already.
-    """
-
-    study: Study
-    root: Path
-    command: tuple[str, ...]
-    seeds_at_once: int = 1
-    known: tuple[str, ...] = ()
 
 
 def search_for_best(
@@ -137,7 +111,7 @@ def _tuner(runs: Runs, ledger: Ledger, concurrent: int, signals: ending.Signals)
     points = search_space.points(study)
     asha = search.asha
     return tune.Tuner(
-        tune.with_resources(partial(_trial, runs=runs), {"memory": _WATCHER_MEMORY}),
+        tune.with_resources(partial(train_trial, runs=runs), {"memory": _WATCHER_MEMORY}),
         param_space={} if points is None else {"values": tune.grid_search(ledger.left(points))},
         tune_config=tune.TuneConfig(
             metric="score",
@@ -287,7 +261,7 @@ class _Record(tune.Callback):
         self._show_warnings(trial)
         result, error = trial.last_result or {}, ""
         if status == "failed":
-            path = self.ledger.folder(str(trial)) / _ERROR
+            path = self.ledger.folder(str(trial)) / ERROR
             error = path.read_text() if path.exists() else "the process of the trial died"
         entry = SweepTrial(
             name=str(trial),
@@ -312,78 +286,3 @@ class _Record(tune.Callback):
         """Where a trial's watcher and its runs write down what they warn of."""
         folder = self.ledger.folder(str(trial))
         return [folder, *sorted(folder.glob("seed-*"))]
-
-
-# In the trials -----------------------------------------------------------------------------------
-
-
-def _trial(point: Mapping[str, Values], *, runs: Runs) -> None:
-    """One trial: a run per seed, measured epochs reported as they come."""
-    folder = runs.root / FOLDER / tune.get_context().get_trial_name()
-    (folder / _ERROR).unlink(missing_ok=True)
-    with warned.kept(folder):
-        _train_seeds(point["values"], folder, runs)
-
-
-def _train_seeds(values: Values, folder: Path, runs: Runs) -> None:
-    objective = runs.study.search.objective
-    done: dict[str, dict[str, float]] = {}
-    epochs = 0
-    seeds, under_way = runs.study.search.seeds, dict[int, Run]()
-    for number, seed in enumerate(seeds):
-        for ahead in seeds[number : number + runs.seeds_at_once]:
-            if ahead not in under_way:
-                config = search_space.trial_config(runs.study, values, ahead)
-                # the command holds the sweep: who is still in the folder is ending
-                under_way[ahead] = Run(config, folder / f"seed-{ahead}", runs.command, held=True)
-        run, run_dir = under_way[seed], folder / f"seed-{seed}"
-        last = epochs
-        try:
-            for count, scores in _measured(run, run_dir, objective):
-                last = epochs + count
-                tune.report(_result(objective, done, scores, epochs=last))
-        except ray.exceptions.RayError as error:
-            replace_file(folder / _ERROR, said(error))
-            tune.report({"score": float("-inf"), "epochs": last, "finished": False, "failed": True})
-            return
-        *_, end = runlog.read_metrics(run_dir)
-        done[str(seed)] = scores_of(end)
-        epochs = last
-    tune.report(_result(objective, done, {}, epochs=epochs + 1) | {"finished": True})
-
-
-def _result(
-    objective: str,
-    done: Mapping[str, dict[str, float]],
-    current: dict[str, float],
-    *,
-    epochs: int,
-) -> dict[str, Json]:
-    """What Tune is told: the mean over the seeds that are done, or the current scores."""
-    scores = mean_scores(done) if done else current
-    return {
-        "score": scores[objective],
-        "scores": scores,
-        "runs": dict(done),
-        "epochs": epochs,
-        "finished": False,
-    }
-
-
-def _measured(run: Run, run_dir: Path, objective: str) -> Iterator[tuple[int, dict[str, float]]]:
-    """(epochs so far, scores) of every epoch that can be judged, until the run is over.
-
-    Raises:
-        RayError: see `Run.summary`.
-    """
-    seen = 0
-    while True:
-        over, _ = ray.wait([run.task], timeout=_POLL_S)
-        lines = list(runlog.read_metrics(run_dir))
-        for number, line in enumerate(lines[seen:], start=seen + 1):
-            scores = scores_of(line)
-            if objective in scores:
-                yield number, scores
-        seen = max(seen, len(lines))  # one that is begun again takes some of them back
-        if over and run.summary() is not None:
-            return

@@ -38,7 +38,7 @@ def trial(point, *, runs):
     shown = {"score": 40.0, "scores": scores, "runs": {"0": scores}}
     tune.report({**shown, "epochs": 1, "finished": True})
 
-tuner._trial = trial
+tuner.train_trial = trial
 cli.main()
 """
 

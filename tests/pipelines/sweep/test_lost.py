@@ -26,10 +26,11 @@ from pipelines.storage import lock
 from pipelines.storage.files import append_line, to_json
 from pipelines.sweep import ledger as ledgers
 from pipelines.sweep import search_space, tuner
+from pipelines.sweep.trial import Runs, train_trial
 from pipelines.training import side_by_side
 from tests.pipelines.searches import WEIGHT, ended, search_writer
 
-REAL_TRIAL = tuner._trial
+REAL_TRIAL = train_trial
 BEGUN, WATCHER = "begun.txt", "watcher.txt"
 TASK_LOST, WATCHER_LOST, FAILS, ALWAYS_LOST = 1.0, 2.0, 3.0, 4.0
 
@@ -64,7 +65,7 @@ def killed(config: Any, run_dir: Path, command: Any, wait_s: float) -> dict[str,
     return {"of": run_dir.name}
 
 
-def watched(point: Mapping[str, Any], *, runs: tuner.Runs) -> None:
+def watched(point: Mapping[str, Any], *, runs: Runs) -> None:
     """A trial whose runs are `killed`."""
     from ray import tune
 
@@ -89,7 +90,7 @@ def test_a_sweep_begins_again_what_is_lost_and_resume_tries_what_failed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tuner, "_trial", watched)
+    monkeypatch.setattr(tuner, "train_trial", watched)
     cases = [TASK_LOST, WATCHER_LOST, FAILS]
     search = write(space={WEIGHT: {"values": cases}}, budget={"concurrent": 2})
     study = search_space.load(search, [f"data.root={tree}", "trainer.num_workers=1"])

@@ -335,7 +335,7 @@ def test_optuna_with_halving_and_a_larger_budget(
     pytest.importorskip("optuna")
     from pipelines.sweep import tuner
 
-    monkeypatch.setattr(tuner, "_trial", peak)
+    monkeypatch.setattr(tuner, "train_trial", peak)
     search = {
         "method": "optuna",
         "space": {WEIGHT: {"loguniform": [0.001, 1000]}},
