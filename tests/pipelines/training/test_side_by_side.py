@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from pipelines.cluster import capacity, nodes
 from pipelines.config.run import RunConfig
 from pipelines.data import gate
 from pipelines.errors import UserError
-from pipelines.training import room_for_runs, side_by_side
+from pipelines.report import page
+from pipelines.training import driver, room_for_runs, side_by_side
 
 Bundles = list[dict[str, float]]
 
@@ -141,3 +143,25 @@ def test_after_a_failure_no_other_begins_or_is_asked_for(
         side_by_side.train_on_one_cluster(dict.fromkeys(map(tmp_path.joinpath, "abcd"), config), [])
     assert begun == ["a", "b"]
     assert cluster.asked == [of(4), of(4), []]
+
+
+def test_runs_one_at_a_time_pass_the_gate_once(
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {tmp_path / name: SimpleNamespace(warnings=()) for name in "ab"}
+    trained: list[tuple[Path, object]] = []
+
+    def train(config: RunConfig, run_dir: Path, command: Sequence[str], *, passed: object) -> None:
+        trained.append((run_dir, passed))
+
+    monkeypatch.setattr(gate, "check_all", lambda runs: answers)
+    for name, stand_in in {
+        "session": lambda config: nullcontext(),
+        "uses_gpu": lambda config: False,
+        "slots": lambda config, use_gpu, requested: 1,
+    }.items():
+        monkeypatch.setattr(side_by_side, name, stand_in)
+    monkeypatch.setattr(driver, "train", train)
+    monkeypatch.setattr(page, "write", lambda run_dir: None)
+    side_by_side.train_on_one_cluster(dict.fromkeys(answers, make_config()), [])
+    assert trained == list(answers.items())
