@@ -148,7 +148,7 @@ def test_the_bank_searches_beside_the_workers_that_open_it(
     local_ray: None, make_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = make_config()
-    prepared = prepare(config, lambda inputs, modality: [])
+    prepared = small_runs.prepare_data(config)
     job = Job.of(config, prepared, tmp_path)
     with actor.bank_on_ray(job, prepared, use_gpu=True) as bank:
         actor.RemoteBank(bank, {HERE: ["0", "3"]}).open()
