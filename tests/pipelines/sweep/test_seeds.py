@@ -14,10 +14,10 @@ from ray import tune
 from pipelines.config.run import RunConfig
 from pipelines.runs import runlog
 from pipelines.storage.files import append_line, to_json
-from pipelines.sweep import entry, search_space, tuner
+from pipelines.sweep import entry, search_space, trial, tuner
 from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.search_space import Study
-from pipelines.sweep.tuner import Runs
+from pipelines.sweep.trial import Runs
 from tests.pipelines.searches import WEIGHT, search_writer
 
 SEEDS = [3, 4, 5]
@@ -62,11 +62,11 @@ def test_so_many_have_begun_before_the_first_is_asked_for_its_summary(
     def begin(config: RunConfig, run_dir: Path, command: Sequence[str], *, held: bool) -> FakeRun:
         return FakeRun(happened, config, run_dir)
 
-    monkeypatch.setattr(tuner, "Run", begin)
+    monkeypatch.setattr(trial, "Run", begin)
     monkeypatch.setattr(ray, "wait", lambda tasks, *, timeout: (tasks, []))
     monkeypatch.setattr(tune, "report", reports.append)
     runs = Runs(study, tmp_path, ("crossreid", "tune"), seeds_at_once=at_once)
-    tuner._train_seeds({WEIGHT: 1.0}, tmp_path / "trial", runs)
+    trial._train_seeds({WEIGHT: 1.0}, tmp_path / "trial", runs)
     assert ", ".join(f"{what} {seed}" for what, seed in happened) == expected
     assert reports[-1]["finished"]
     assert reports[-1]["score"] == 4, "the mean over 3, 4 and 5"
