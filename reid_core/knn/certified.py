@@ -17,19 +17,16 @@ from torch import Tensor
 
 from reid_core.knn import products
 from reid_core.knn.fixed_point import exact_products, products_on_device
-from reid_core.knn.neighbors import Neighbors, order_candidates
-from reid_core.knn.products import Candidates, Features
+from reid_core.knn.neighbors import EXTRA_CANDIDATES, NO_ROW, Neighbors, order_candidates
+from reid_core.knn.products import LONGEST, Candidates, Features
 from reid_core.knn.screen import Screen
 
-_EXTRA_CANDIDATES = 8
-_NO_ROW = -1
-_LONGEST = 1.01  # of a row, see `products.unit_rows`
 _DOUBLE_BYTES = 1 << 28  # of float64 products at a time
 
 
 def single_error(width: int) -> float:
     """Most that a float32 product of two unit rows is off, whatever the order of its sum."""
-    return width * 2.0**-24 * _LONGEST**2 * 1.01
+    return width * 2.0**-24 * LONGEST**2 * 1.01
 
 
 def best_on_host(
@@ -104,7 +101,7 @@ def in_double(
     queries: Tensor, features: Tensor, k: int, own: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`best_on_device` by float64 products of all rows, for the few queries that need it."""
-    count, num_rows = min(k + _EXTRA_CANDIDATES, len(features)), len(features)
+    count, num_rows = min(k + EXTRA_CANDIDATES, len(features)), len(features)
     # rounding of D products and sums, and of the exact products' own last place
     error = 2 * features.shape[1] * 2.0**-51
     step = max(1, _DOUBLE_BYTES // (8 * num_rows))
@@ -153,9 +150,9 @@ def _ordered(
     """The k best of the candidates, the own row among them whether or not it was one."""
     if own is not None:
         # a candidate that is the own row stands twice now, and its second place goes last
-        rows = torch.cat([rows.masked_fill(rows == own[:, None], _NO_ROW), own[:, None]], dim=1)
+        rows = torch.cat([rows.masked_fill(rows == own[:, None], NO_ROW), own[:, None]], dim=1)
     exact = products_on_device(queries, features, rows.clamp_min(0))
-    exact = exact.masked_fill(rows == _NO_ROW, -torch.inf)
+    exact = exact.masked_fill(rows == NO_ROW, -torch.inf)
     return _sorted(rows, exact, own, k)
 
 
@@ -169,4 +166,4 @@ def _sorted(rows: Tensor, exact: Tensor, own: Tensor | None, k: int) -> tuple[Te
 
 
 def _own_or_none(own: np.ndarray | None, num: int) -> np.ndarray:
-    return np.full(num, _NO_ROW) if own is None else own
+    return np.full(num, NO_ROW) if own is None else own

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from reid_core.compiled import compiled
-from reid_core.knn.products import Features, on_device, on_host
+from reid_core.knn.products import Features, on_device, on_host, take
 
 _HASH_NUMBERS = 1 << 24  # size of one block of products on a device, 128 MiB
 
@@ -31,6 +31,26 @@ class EqualRows:
     member_of: np.ndarray
     starts: np.ndarray
     members: np.ndarray
+
+
+@dataclass(frozen=True)
+class DistinctRows:
+    """Rows without their repetitions, and where these stood.
+
+    Attributes:
+        features: (U, D), the first of each group; of all rows themselves where none is repeated.
+        groups: of all N rows.
+    """
+
+    features: Features
+    groups: EqualRows
+
+    @staticmethod
+    def of(features: Features) -> DistinctRows:
+        """Finds the equal rows of float32 features (N, D), and takes each once."""
+        groups = find_equal_rows(features)
+        is_whole = len(groups.first) == len(features)
+        return DistinctRows(features if is_whole else take(features, groups.first), groups)
 
 
 def find_equal_rows(features: Features) -> EqualRows:

@@ -14,6 +14,10 @@ import numpy as np
 from reid_core.compiled import compiled
 from reid_core.knn.products import Features
 
+QUERY_BLOCK = 1024  # rows of one block of a search
+EXTRA_CANDIDATES = 8  # above k: room for the proof that no absent row is nearer
+NO_ROW = -1
+
 
 @dataclass(frozen=True)
 class Neighbors:

@@ -23,6 +23,7 @@ Propose = Callable[[Features, Features, int], "Candidates"]
 
 _DEVICE_BYTES = 1 << 30  # size of one similarity block, on a device
 _MAX_NORM_ERROR = 1e-2  # bfloat16 rows normalized in bfloat16 are off by 4e-3
+LONGEST = 1 + _MAX_NORM_ERROR  # length of a row that `unit_rows` accepts
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reid_core.knn.products import LONGEST
+
 _BLOCK_BYTES = 1 << 30  # products that exist at a time
 _LEAST_QUERIES = 256  # fewer would leave tensor cores idle; the columns are cut instead
 _MOST_QUERIES = 4096
 _SCALE = 1024.0  # a power of two, so exact; keeps small numbers above float16's smallest
-_LONGEST = 1.01  # of a row, see `products.unit_rows`
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def _error_bound(queries: Tensor, rows: Tensor, width: int) -> Tensor:
     Tensor cores align the terms of a sum to the largest and cut them off: each of the D products
     and D additions loses at most 2^-23 of the largest partial sum, which is at most |a| |b|.
     """
-    rounding = (_LONGEST * queries + (_LONGEST + queries) * rows) * 1.001
-    return rounding + 2 * width * 2.0**-23 * (1.001 * _LONGEST) ** 2
+    rounding = (LONGEST * queries + (LONGEST + queries) * rows) * 1.001
+    return rounding + 2 * width * 2.0**-23 * (1.001 * LONGEST) ** 2
 
 
 def _product(queries: Tensor, rows: Tensor) -> Tensor:

@@ -19,14 +19,11 @@ from torch import Tensor
 from reid_core.knn import products
 from reid_core.knn.all_pairs import all_pairs_candidates
 from reid_core.knn.certified import best_on_device, best_on_host, candidates_on_device
-from reid_core.knn.duplicates import find_equal_rows, spread_to_equal_rows
+from reid_core.knn.duplicates import DistinctRows, spread_to_equal_rows
 from reid_core.knn.faiss_screen import open_screen
-from reid_core.knn.neighbors import BlockSearch, Neighbors
+from reid_core.knn.neighbors import EXTRA_CANDIDATES, QUERY_BLOCK, BlockSearch, Neighbors
 from reid_core.knn.products import Features, Propose
 from reid_core.knn.screen import Screen
-
-_QUERY_BLOCK = 1024  # rows of one search call
-_EXTRA_CANDIDATES = 8
 
 
 class NeighborSearch:
@@ -42,38 +39,27 @@ class NeighborSearch:
     """
 
     def __init__(
-        self, features: Features, k: int, propose: Propose = products.largest_products
+        self, rows: DistinctRows, k: int, *, screen: Screen | None, propose: Propose
     ) -> None:
-        """Checks the rows and finds equal ones.
+        """Takes rows that are prepared, maybe for several searches.
 
         Args:
-            features: (N, D) unit rows, array or tensor, CPU or CUDA.
+            rows: N unit rows, U of them distinct.
             k: neighbors per row, the row itself included; at most N are given.
+            screen: as `screen_of` gives it for the rows and k.
             propose: gives the candidates of a block on the CPU.
-
-        Raises:
-            ValueError: k below 1, or a row that is zero, not finite or not of unit length.
         """
-        if not isinstance(k, (int, np.integer)) or k < 1:
-            raise ValueError(f"k is {k!r}: a whole number, since a row has at least itself as one")
-        features = products.unit_rows(features)
-        self._propose, self._num_rows = propose, len(features)
-        self._k = min(k, self._num_rows)
-        self._groups = find_equal_rows(features)
-        first = self._groups.first
-        self._distinct = features if len(first) == len(features) else products.take(features, first)
-        self._num_found = min(self._k, len(first))
-        self._num_candidates = min(self._k + _EXTRA_CANDIDATES, len(first))
-        self._screen: Screen | None = None
-        if products.on_device(features):
-            count = candidates_on_device(self._num_found, len(first))
-            self._screen = open_screen(torch.as_tensor(self._distinct), count)
-        self.num_blocks = -(-len(first) // _QUERY_BLOCK)
+        self._groups, self._distinct = rows.groups, rows.features
+        self._screen, self._propose = screen, propose
+        self._k = min(k, len(rows.groups.member_of))
+        self._num_found = min(self._k, len(self._distinct))
+        self._num_candidates = min(self._k + EXTRA_CANDIDATES, len(self._distinct))
+        self.num_blocks = -(-len(self._distinct) // QUERY_BLOCK)
 
     def run(self, block: int) -> Neighbors:
         """Neighbors of one block of distinct rows among the distinct rows, for `join`."""
-        start = block * _QUERY_BLOCK
-        stop = min(start + _QUERY_BLOCK, len(self._distinct))
+        start = block * QUERY_BLOCK
+        stop = min(start + QUERY_BLOCK, len(self._distinct))
         if self._screen is not None:
             return self._on_device(start, stop)
         own, queries = np.arange(start, stop), self._distinct[start:stop]
@@ -88,7 +74,7 @@ class NeighborSearch:
         """
         rows = np.concatenate([block.rows for block in blocks])
         similarity = np.concatenate([block.similarity for block in blocks])
-        if len(self._groups.first) < self._num_rows:
+        if len(self._distinct) < len(self._groups.member_of):
             rows, similarity = spread_to_equal_rows(self._groups, rows, similarity, self._k)
         return Neighbors(rows, similarity.astype(np.float32))
 
@@ -113,6 +99,14 @@ class NeighborSearch:
             self._num_found,
             own=torch.arange(start, stop, device=features.device),
         )
+
+
+def screen_of(rows: DistinctRows, k: int) -> Screen | None:
+    """What proposes candidates for the k nearest of rows on an accelerator; None on the CPU."""
+    if not products.on_device(rows.features):
+        return None
+    features = torch.as_tensor(rows.features)
+    return open_screen(features, candidates_on_device(k, len(features)))
 
 
 def screened(
@@ -152,7 +146,8 @@ def nearest(features: Features, k: int, /, *, is_second: np.ndarray | None = Non
         Rows and cosines (N, min(k, N)), on the host.
 
     Raises:
-        ValueError: as `NeighborSearch` and `two_pools.BalancedSearch`.
+        ValueError: k below 1, or a row that is zero, not finite or not of unit length; and as
+            `two_pools.BalancedSearch`.
     """
     return open_search(features, k, is_second=is_second).run_here()
 
@@ -165,8 +160,12 @@ def open_search(
     propose: Propose = products.largest_products,
 ) -> BlockSearch:
     """The search that `nearest` runs, in blocks for whoever spreads them or proposes for them."""
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise ValueError(f"k is {k!r}: a whole number, since a row has at least itself as one")
+    features = products.unit_rows(features)
     if is_second is None:
-        return NeighborSearch(features, k, propose)
+        rows = DistinctRows.of(features)
+        return NeighborSearch(rows, k, screen=screen_of(rows, k), propose=propose)
     from reid_core.knn.two_pools import BalancedSearch  # which is made of searches of this module
 
     return BalancedSearch(features, is_second, k, propose)

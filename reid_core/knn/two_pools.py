@@ -10,7 +10,6 @@ the other by the same rules: proven to be the nearest, equal rows searched once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,17 +17,18 @@ import torch
 from reid_core.compiled import compiled
 from reid_core.knn import products
 from reid_core.knn.all_pairs import across_candidates
-from reid_core.knn.certified import best_on_host, candidates_on_device
-from reid_core.knn.duplicates import EqualRows, find_equal_rows, merge_ascending
-from reid_core.knn.faiss_screen import open_screen
-from reid_core.knn.neighbors import Neighbors, order_candidates
+from reid_core.knn.certified import best_on_host
+from reid_core.knn.duplicates import DistinctRows, merge_ascending
+from reid_core.knn.neighbors import (
+    EXTRA_CANDIDATES,
+    NO_ROW,
+    QUERY_BLOCK,
+    Neighbors,
+    order_candidates,
+)
 from reid_core.knn.products import Candidates, Features, Propose
 from reid_core.knn.screen import Screen
-from reid_core.knn.search import NeighborSearch, screened
-
-_QUERY_BLOCK = 1024  # as in `reid_core.knn.search`
-_EXTRA_CANDIDATES = 8
-_NO_ROW = -1
+from reid_core.knn.search import NeighborSearch, screen_of, screened
 
 
 class PoolSearch:
@@ -45,22 +45,27 @@ class PoolSearch:
         queries: DistinctRows,
         pool: DistinctRows,
         k: int,
-        propose: Propose = products.largest_products,
+        *,
+        screen: Screen | None,
+        propose: Propose,
     ) -> None:
-        """Takes k, at most the number of rows of the pool, and what gives candidates on the CPU."""
-        self._propose = propose
+        """Takes sides that are prepared, maybe for several searches.
+
+        Args:
+            queries, pool: unit rows of either side.
+            k: at most the number of rows of the pool.
+            screen: as `search.screen_of` gives it for the pool and k.
+            propose: gives the candidates of a block on the CPU.
+        """
+        self._screen, self._propose = screen, propose
         self._asked, self._groups, self._k = queries.groups, pool.groups, k
         self.queries, self.pool = queries.features, pool.features
-        self.num_candidates = min(k + _EXTRA_CANDIDATES, len(self.pool))
-        self.num_blocks = -(-len(self.queries) // _QUERY_BLOCK)
-        self._screen: Screen | None = None
-        if products.on_device(self.pool):
-            count = candidates_on_device(k, len(self.pool))
-            self._screen = open_screen(torch.as_tensor(self.pool), count)
+        self.num_candidates = min(k + EXTRA_CANDIDATES, len(self.pool))
+        self.num_blocks = -(-len(self.queries) // QUERY_BLOCK)
 
     def run(self, block: int) -> Neighbors:
         """Distinct rows of the pool that are nearest to one block of distinct queries."""
-        queries = self.queries[block * _QUERY_BLOCK : (block + 1) * _QUERY_BLOCK]
+        queries = self.queries[block * QUERY_BLOCK : (block + 1) * QUERY_BLOCK]
         if self._screen is not None:
             asked, pool = torch.as_tensor(queries), torch.as_tensor(self.pool)
             return screened(self._screen, asked, pool, min(self._k, len(pool)), own=None)
@@ -85,21 +90,6 @@ class PoolSearch:
         return Neighbors(rows[asked], similarity[asked].astype(np.float32))
 
 
-@dataclass(frozen=True)
-class DistinctRows:
-    """One pool without its repetitions, and where they stood."""
-
-    features: Features
-    groups: EqualRows
-
-    @staticmethod
-    def of(pool: Features) -> DistinctRows:
-        """Finds the rows that are equal to the last bit."""
-        groups = find_equal_rows(pool)
-        first = groups.first
-        return DistinctRows(pool if len(first) == len(pool) else products.take(pool, first), groups)
-
-
 class BalancedSearch:
     """`NeighborSearch` with half of the neighbors from either modality.
 
@@ -112,28 +102,34 @@ class BalancedSearch:
         features: Features,
         is_second: np.ndarray,
         k: int,
-        propose: Propose = products.largest_products,
+        propose: Propose,
     ) -> None:
-        """Checks the rows and parts them.
+        """Parts the rows, and prepares each part once for both of its searches.
 
         Args:
-            features: (N, D) unit rows of both modalities.
+            features: (N, D) unit rows of both modalities, as `products.unit_rows` gives them.
             is_second: (N,) bool or 0 and 1, which rows belong to the second modality.
             k: neighbors per row, the row itself included, even and 2 or above.
             propose: gives the candidates of a block on the CPU.
 
         Raises:
             ValueError: k is odd, the mask has another length, or a modality has fewer than k / 2
-                rows; and as `NeighborSearch`.
+                rows.
         """
-        features = products.unit_rows(features)
         is_second = np.asarray(is_second, dtype=bool)
         _check(is_second, len(features), k)
         self._sides = np.flatnonzero(~is_second), np.flatnonzero(is_second)
-        pools, half = [products.take(features, side) for side in self._sides], k // 2
-        a, b = (DistinctRows.of(pool) for pool in pools)
-        self._within = [NeighborSearch(pool, half, propose) for pool in pools]
-        self._across = [PoolSearch(a, b, half, propose), PoolSearch(b, a, half, propose)]
+        half = k // 2
+        a, b = (DistinctRows.of(products.take(features, side)) for side in self._sides)
+        screen_a, screen_b = screen_of(a, half), screen_of(b, half)
+        self._within = [
+            NeighborSearch(a, half, screen=screen_a, propose=propose),
+            NeighborSearch(b, half, screen=screen_b, propose=propose),
+        ]
+        self._across = [
+            PoolSearch(a, b, half, screen=screen_b, propose=propose),
+            PoolSearch(b, a, half, screen=screen_a, propose=propose),
+        ]
         self._parts: list[NeighborSearch | PoolSearch] = [*self._within, *self._across]
         self._starts = np.cumsum([0, *(part.num_blocks for part in self._parts)])
         self.num_blocks = int(self._starts[-1])
@@ -244,6 +240,6 @@ def _spread(
             begin, level = filled, value[c]
             while c < len(near) and value[c] == level:
                 twins = members[starts[near[c]] : starts[near[c] + 1]]
-                filled = merge_ascending(out_rows[i], begin, filled, twins, _NO_ROW)
+                filled = merge_ascending(out_rows[i], begin, filled, twins, NO_ROW)
                 c += 1
             out_similarity[i, begin:filled] = level

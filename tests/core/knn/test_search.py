@@ -16,7 +16,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reid_core.knn import all_pairs, certified, duplicates, fixed_point, products, screen, search
 from reid_core.knn.neighbors import Neighbors
-from reid_core.knn.search import NeighborSearch
 from tests import oracles
 from tests.core.rows import unit
 
@@ -57,7 +56,7 @@ def test_self_is_first_among_equal_rows() -> None:
 def test_any_split_over_tasks_gives_the_same_neighbors(num_tasks: int) -> None:
     x = unit(7500, 8)
     x[5000:5400] = x[100:500]
-    tasks = [NeighborSearch(x, 10) for _ in range(num_tasks)]
+    tasks = [search.open_search(x, 10) for _ in range(num_tasks)]
     num_blocks = tasks[0].num_blocks
     assert num_blocks == 7
     shares = np.array_split(np.arange(num_blocks), num_tasks)
