@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from reid_core.knn.neighbors import Search
     from reid_core.knn.products import Features
     from reid_core.models.backbones import Backbone
-    from reid_core.stage import Encoder, Epoch, Stage
+    from reid_core.stage import CachedStage, Encoder, Epoch, StreamedStage
 
 Config = TypeVar("Config", bound=BaseModel)
 Labels = Mapping[Modality, np.ndarray]
@@ -283,7 +283,7 @@ class Method(Generic[Config]):
     augmentations: Callable[[Config, Augmentation], Views]
     check: Callable[[Config], list[str]]
     begin_epoch: Callable[[Config, BetweenEpochs, Labels], EpochPlan]
-    open_stage: Callable[[Config, str, Opening], Stage]
+    open_stage: Callable[[Config, str, Opening], StreamedStage | CachedStage]
     load_encoder: Callable[[Config, Backbone, int, int, Mapping[str, Tensor] | None], Encoder]
     cluster: Callable[[Config, Modality, BetweenEpochs], np.ndarray] | None = None
     reads_features: bool = True

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reid_core.types import Modality, Term
+from reid_core.types import Batch, Modality, Term
 
 Gather = Callable[[Tensor], Tensor]
 """(B, ...) of this worker -> (global B, ...) in (rank, position) order, the order of the plan.
@@ -90,14 +90,13 @@ class Encoder(Protocol):
 
 
 class Stage(Protocol):
-    """One stage of a method on one worker.
+    """One stage of a method on one worker: a `StreamedStage` or a `CachedStage`.
 
     Attributes:
         module: what is trained and kept in checkpoints. Its BatchNorm layers may be replaced, so
             `optimizer` is asked for afterwards.
         epochs: length of the stage.
         evaluate_every: epochs between evaluations; 0 only after the last one, None never.
-        clusters: whether epochs start by embedding and clustering every training image.
         encoder: what embeds, for clustering, for caching and for evaluation; part of `module` or
             frozen.
     """
@@ -112,9 +111,6 @@ class Stage(Protocol):
     def evaluate_every(self) -> int | None: ...
 
     @property
-    def clusters(self) -> bool: ...
-
-    @property
     def encoder(self) -> Encoder: ...
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -122,12 +118,6 @@ class Stage(Protocol):
 
     def learning_rate(self, epoch: int) -> float:
         """Base learning rate of an epoch, set before it starts."""
-
-    def begin_epoch(self, number: int, epoch: Epoch) -> None:
-        """Take what was decided between epochs; streamed stages only."""
-
-    def prepare(self, batch: Any) -> Any:
-        """What of a batch is computed on the host, before it goes to the device."""
 
     def terms(self, model: nn.Module, batch: Any, gather: Gather) -> Terms:
         """Losses of one step on this worker's slice of the global batch; asks no device.
@@ -150,11 +140,26 @@ class Stage(Protocol):
     def state_dict(self) -> dict[str, Tensor]:
         """Banks, labels and pairs of the epoch, for the checkpoint; not the module."""
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take back what steps have changed, after `begin_epoch`; streamed stages only."""
-
 
 Terms = dict[str, Term]
+
+
+class StreamedStage(Stage, Protocol):
+    """A stage that trains on images, by a plan that is made between epochs."""
+
+    def begin_epoch(self, number: int, epoch: Epoch) -> None:
+        """Take what was decided between epochs.
+
+        Args:
+            number: of the epoch within the stage, from 0.
+            epoch: see `Epoch`.
+        """
+
+    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+        """The batch that goes to the device, with what of it is computed on the host."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what steps have changed, after `begin_epoch`."""
 
 
 class CachedRows(Protocol):

@@ -75,7 +75,7 @@ def _placed(
         # Beside the driver, without which there is no run: nodes with GPUs may be taken away.
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
     }
-    on_gpu = job.needs_memory and use_gpu and _has_room_on_a_gpu(node)
+    on_gpu = job.method.reads_features and use_gpu and _has_room_on_a_gpu(node)
     if on_gpu:
         options["num_gpus"] = SEARCHER_SHARE
     search = SearchOnNodes(use_gpu, takes_part=on_gpu or not use_gpu)

@@ -28,7 +28,7 @@ def epoch_maker_of(
         job, prepared: the work, and its data set; of images nothing but arrays goes along.
         search, device: see `MemoryBank`.
     """
-    if not job.needs_memory:
+    if not job.method.reads_features:
         assert job.identities is not None
         return partial(Planner, job.config, job.identities)
     inputs = job.method.inputs

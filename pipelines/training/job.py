@@ -86,11 +86,6 @@ class Job:
         views = self.method.augmentations(config.settings, config.augmentation.options())
         return {m: [TrainTransform(view) for view in of_each] for m, of_each in views.items()}
 
-    @property
-    def needs_memory(self) -> bool:
-        """Whether features decide something between the epochs, so that a `MemoryBank` is asked."""
-        return self.method.reads_features
-
 
 def _keeping_decoded(config: RunConfig, prepared: Prepared) -> Prepared:
     """The same data, whose images are decoded once, as far as there is room for them."""

@@ -16,7 +16,7 @@ from pipelines.runs.records import State
 from pipelines.training import step
 from pipelines.training.job import Job
 from reid_core.method import Opening
-from reid_core.stage import Encoder, Stage
+from reid_core.stage import CachedStage, Encoder, StreamedStage
 
 _drawing = threading.Lock()
 
@@ -58,7 +58,7 @@ class Opener:
         assert isinstance(encoder, nn.Module)
         return encoder.to(self._device)
 
-    def open(self, name: str, handed: Mapping[str, Tensor]) -> Stage:
+    def open(self, name: str, handed: Mapping[str, Tensor]) -> StreamedStage | CachedStage:
         """A stage with its modules on the device, ready for several workers.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, repeat
 
@@ -20,7 +20,7 @@ from pipelines.training.global_loss import Means
 from pipelines.training.speed import Speed
 from reid_core import optim
 from reid_core.method import Labels
-from reid_core.stage import CachedStage, Stage
+from reid_core.stage import CachedStage, StreamedStage
 from reid_core.types import Batch, Modality
 
 
@@ -41,7 +41,7 @@ class StageEpochs:
         self,
         equipment: Equipment,
         name: str,
-        stage: Stage,
+        stage: StreamedStage | CachedStage,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
@@ -71,19 +71,19 @@ class StageEpochs:
         if isinstance(self._stage, CachedStage):
             line |= self._cached(self._stage, epoch, clock)
         else:
-            line |= self._streamed(epoch, clock)
+            line |= self._streamed(self._stage, epoch, clock)
         corrupt = self._equipment.corrupt_images.end_epoch(self._device)
         line |= {**corrupt, "warnings": [*line.get("warnings", ()), *corrupt["warnings"]]}
         return line
 
-    def _streamed(self, epoch: int, clock: Clock) -> EpochLine:
+    def _streamed(self, stage: StreamedStage, epoch: int, clock: Clock) -> EpochLine:
         """Images stream in; what they are compared with was decided by all of them."""
-        underway = self._open(epoch, clock)
+        underway = self._open(stage, epoch, clock)
         plan, means = underway.start.plan, underway.means
         self._equipment.skip(plan.first)
         self._model.train()
         with clock("input"):
-            batches = Prefetch(self._on_host(underway.start), self._device)
+            batches = Prefetch(self._on_host(stage, underway.start), self._device)
         for number in range(plan.first, plan.num_batches):
             with clock("input"):
                 batch = next(batches, None)
@@ -115,33 +115,35 @@ class StageEpochs:
             losses = means.read()
         return {"losses": losses, "speed": self._speed.of_epoch(0, clock.seconds)}
 
-    def _open(self, epoch: int, clock: Clock) -> within_epoch.Underway:
+    def _open(self, stage: StreamedStage, epoch: int, clock: Clock) -> within_epoch.Underway:
         """An epoch at its beginning, or where it was when its state was kept."""
         state, self._underway = self._underway, None
         if state is not None:
             underway = within_epoch.Underway.from_state(state["within"], self._device)
-            self._stage.begin_epoch(epoch, underway.start.epoch)
-            self._stage.load_state_dict(state["epoch"])
+            stage.begin_epoch(epoch, underway.start.epoch)
+            stage.load_state_dict(state["epoch"])
             self._labels = underway.start.epoch.labels
             return underway
-        start = self._begin(epoch, clock)
-        self._stage.begin_epoch(epoch, start.epoch)
+        start = self._begin(stage, epoch, clock)
+        stage.begin_epoch(epoch, start.epoch)
         before, self._labels = self._labels, start.epoch.labels
-        clustered = self._stage.clusters and self._equipment.job.identities is None
+        job = self._equipment.job
+        clustered = job.method.reads_features and job.identities is None
         settled = stability(before if clustered else {}, self._labels)
         return within_epoch.Underway(start, start.metrics | settled)
 
-    def _begin(self, epoch: int, clock: Clock) -> EpochStart:
+    def _begin(self, stage: StreamedStage, epoch: int, clock: Clock) -> EpochStart:
         """Hand this worker's features to the bank; the first modality is clustered meanwhile."""
-        stage, equipment, key = self._stage, self._equipment, (self._name, epoch)
+        equipment, key = self._equipment, (self._name, epoch)
+        method = equipment.job.method
         bank, token = equipment.bank, equipment.token
         rank, world = collectives.rank(), collectives.world_size()
         stage.module.eval()
         with clock("embed"):
             encoder = stage.encoder
-            if stage.clusters:
+            if method.reads_features:
                 encoder = equipment.embedding.to_embed(encoder)
-        for m in equipment.job.method.inputs if stage.clusters else ():
+        for m in method.inputs if method.reads_features else ():
             with clock("embed"):
                 share = equipment.embedding.share(encoder.embed, equipment.corrupt_images, m)
             with clock("cluster"):  # a bank in this process clusters at once
@@ -154,7 +156,9 @@ class StageEpochs:
             clock.seconds["cluster"] = max(0.0, clock.seconds["cluster"] - start.seconds[phase])
         return start
 
-    def _on_host(self, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
+    def _on_host(
+        self, stage: StreamedStage, start: EpochStart
+    ) -> Iterator[Mapping[Modality, Batch]]:
         """The epoch's batches with their kind, after what is done before they go to the device."""
         plan, equipment = start.plan, self._equipment
         if plan.first == plan.num_batches:
@@ -162,7 +166,7 @@ class StageEpochs:
         kinds = chain(plan.kinds[plan.first :], repeat(""))
         for batch, kind in zip(equipment.batches(start), kinds, strict=False):
             equipment.corrupt_images.note(batch)
-            yield self._stage.prepare(
+            yield stage.on_host(
                 {m: replace(part, planned=None, kind=kind) for m, part in batch.items()}
             )
 

@@ -13,9 +13,9 @@ from pipelines.runs import checkpoint, learned_prompts
 from pipelines.runs.records import State
 from pipelines.training.progress import Progress
 from reid_core.method import Labels
-from reid_core.methods import METHODS
 from reid_core.models.backbones import Backbone
 from reid_core.stage import CachedStage, Stage
+from reid_core.types import Modality
 
 
 def collect(
@@ -65,10 +65,8 @@ def restore(
     stage.module.load_state_dict(saved, strict=False)
     # a copy, since torch keeps the tensors that it is given and steps change them
     optimizer.load_state_dict(copy.deepcopy(state["optimiser"]))
-    labels: Labels = {}
-    if stage.clusters:
-        inputs = METHODS[str(state["config"]["method"])].inputs
-        labels = {m: state["epoch"][f"labels.{m}"].numpy() for m in inputs}
+    epoch = state["epoch"]
+    labels = {m: epoch[f"labels.{m}"].numpy() for m in Modality if f"labels.{m}" in epoch}
     within = state.get("within")
     return int(within["epoch"] if within else state["progress"]["epoch"] + 1), labels
 

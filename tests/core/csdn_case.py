@@ -12,7 +12,7 @@ from reid_core.method import Opening
 from reid_core.methods.csdn import opening
 from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.models import backbones
-from reid_core.stage import Stage, Terms
+from reid_core.stage import CachedStage, Stage, StreamedStage, Terms
 
 SIZE = {"height": 64, "width": 32}
 IDENTITIES = {m: np.repeat(np.arange(6), 4) for m in INPUTS}
@@ -23,7 +23,7 @@ def rows(num: int, width: int, *, seed: int) -> Tensor:
     return torch.randn(num, width, generator=torch.Generator().manual_seed(seed))
 
 
-def open_stage(config: Config, name: str, clip: backbones.Backbone) -> Stage:
+def open_stage(config: Config, name: str, clip: backbones.Backbone) -> StreamedStage | CachedStage:
     handed = {f"texts.{m}": rows(6, 128, seed=i) for i, m in enumerate(INPUTS)}
     handed["fused"] = rows(6, 128, seed=5)
     return opening.open_stage(

@@ -12,10 +12,10 @@ from reid_core.methods.bmil.stages import Images, encoder_of
 from reid_core.methods.mirror_mean import MirrorMean, open_encoder
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
-from reid_core.stage import Stage
+from reid_core.stage import StreamedStage
 
 
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage:
     """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
     encoder = ImageEncoder(opening.backbone, height=opening.height, width=opening.width)
     weights = encoder_of(opening.handed)

@@ -42,8 +42,6 @@ class Images:
         encoder: trained in place.
     """
 
-    clusters = True
-
     def __init__(self, config: Config, name: str, encoder: ImageEncoder) -> None:
         stage: settings.Stage = getattr(config, name)
         self.config, self.name = config, name
@@ -89,7 +87,7 @@ class Images:
         if _JOINT in self._kinds:
             self._proxies = ProxyTable.of(epoch.arrays, device)
 
-    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
         """As it is."""
         return batch
 

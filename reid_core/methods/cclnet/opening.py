@@ -13,10 +13,10 @@ from reid_core.methods.cclnet.stages import Images
 from reid_core.methods.mirror_mean import MirrorMean, open_encoder
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
-from reid_core.stage import Stage
+from reid_core.stage import CachedStage, StreamedStage
 
 
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage | CachedStage:
     """One stage, ready to train from fresh CLIP weights."""
     clip = opening.backbone
     encoder = ImageEncoder(clip, height=opening.height, width=opening.width)

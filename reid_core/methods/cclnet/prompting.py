@@ -15,7 +15,7 @@ from reid_core.methods.text_stage import Side, contrast
 from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.prompts import Chosen, PromptLearner
-from reid_core.stage import CachedRows, Epoch, Gather, Terms, gather_together
+from reid_core.stage import CachedRows, Gather, Terms, gather_together
 from reid_core.types import OUTLIER, Modality
 
 TEMPLATES = {
@@ -35,7 +35,6 @@ class Prompting:
         seed: of the tokens' first values and of the batches.
     """
 
-    clusters = False
     evaluate_every = None
 
     def __init__(
@@ -90,13 +89,6 @@ class Prompting:
             chosen = {m: Chosen.of(y[own].numpy()) for m, y in labels.items()}
             yield _Positions(rows, labels, own, chosen)
 
-    def begin_epoch(self, number: int, epoch: Epoch) -> None:
-        """Nothing is decided between the epochs of this stage."""
-
-    def prepare(self, batch: _Positions) -> _Positions:
-        """As it is."""
-        return batch
-
     def terms(self, model: nn.Module, batch: _Positions, gather: Gather) -> Terms:
         """L = sum over modalities of SC(image, text) + SC(text, image)."""
         images = {m: self._images[m][batch.rows[m]] for m in INPUTS}
@@ -124,9 +116,6 @@ class Prompting:
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing beside the module."""
         return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing beside the module."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,6 @@ class Images:
         handed: what earlier stages handed on.
     """
 
-    clusters = True
-
     def __init__(
         self, config: Config, name: str, encoder: ImageEncoder, *, handed: Mapping[str, Tensor]
     ) -> None:
@@ -90,7 +88,7 @@ class Images:
                 labels={m: self._handed[f"labels.{m}"].to(device) for m in INPUTS},
             )
 
-    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
         """As it is."""
         return batch
 

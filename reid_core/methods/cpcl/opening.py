@@ -11,10 +11,10 @@ from reid_core.methods.cpcl.settings import Config
 from reid_core.methods.cpcl.stages import Train
 from reid_core.models.backbones import Backbone
 from reid_core.models.text_image import TextImageEncoder
-from reid_core.stage import Stage
+from reid_core.stage import StreamedStage
 
 
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage:
     """The stage, ready to train from CLIP's weights, all of which learn.
 
     Given identities reach it as the labels of its epochs.

@@ -75,8 +75,6 @@ class Train:
         seed: of the masked words.
     """
 
-    clusters = True
-
     def __init__(self, config: Config, encoder: TextImageEncoder, *, seed: int) -> None:
         self.config, self._seed = config, seed
         self.epochs, self.evaluate_every = config.train.epochs, config.train.evaluate_every
@@ -97,7 +95,7 @@ class Train:
         self._text_labels = torch.tensor(epoch.labels[TEXT], device=device)
         self._prototypes = open_prototypes(self.config, epoch, device)
 
-    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
         """Captions masked and cut at their longest end."""
         return {m: replace(part, tokens=self._tokens(part)) for m, part in batch.items()}
 

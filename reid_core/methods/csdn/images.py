@@ -129,8 +129,6 @@ class Imaging:
         seed: of the classifiers' first values.
     """
 
-    clusters = False
-
     def __init__(
         self,
         config: Config,
@@ -161,7 +159,7 @@ class Imaging:
         if self._guides is not None:
             self._guides = {m: x.to(device) for m, x in self._guides.items()}
 
-    def prepare(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
         """As it is."""
         return batch
 

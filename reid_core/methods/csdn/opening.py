@@ -11,10 +11,10 @@ from reid_core.methods.csdn.images import Descriptor, Imaging, build_encoder
 from reid_core.methods.csdn.settings import Config, is_guided
 from reid_core.methods.csdn.stages import Fusing, Prompting, anchors
 from reid_core.models.backbones import Backbone
-from reid_core.stage import Stage
+from reid_core.stage import CachedStage, StreamedStage
 
 
-def open_stage(config: Config, name: str, opening: Opening) -> Stage:
+def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage | CachedStage:
     """One stage, ready to train from fresh CLIP weights.
 
     Args:

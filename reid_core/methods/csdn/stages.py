@@ -23,7 +23,7 @@ from reid_core.models.backbones import Backbone
 from reid_core.models.encoders import ImageEncoder
 from reid_core.models.fusion import TextFusion, dropout_factors
 from reid_core.models.prompts import Chosen, PromptLearner
-from reid_core.stage import CachedRows, Epoch, Gather, Terms, gather_together
+from reid_core.stage import CachedRows, Gather, Terms, gather_together
 from reid_core.types import Modality
 
 TEMPLATE = "A photo of a"  # of both modalities; only the learnt words tell them apart
@@ -128,7 +128,6 @@ class Prompting:
         seed: of the words' first values and of the batches.
     """
 
-    clusters = False
     evaluate_every = None
 
     def __init__(
@@ -177,13 +176,6 @@ class Prompting:
             chosen = Chosen.of(identities[own])
             yield PairBatch(rows, torch.from_numpy(identities), own, chosen)
 
-    def begin_epoch(self, number: int, epoch: Epoch) -> None:
-        """Nothing is decided between the epochs of this stage."""
-
-    def prepare(self, batch: PairBatch) -> PairBatch:
-        """As it is."""
-        return batch
-
     def terms(self, model: nn.Module, batch: PairBatch, gather: Gather) -> Terms:
         """The contrast of images and texts, for each modality or jointly."""
         identities = batch.identities
@@ -225,9 +217,6 @@ class Prompting:
         """Nothing beside the module."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing beside the module."""
-
 
 @dataclass(frozen=True)
 class MixedBatch:
@@ -255,7 +244,6 @@ class Fusing:
         seed: of the first values, the batches and the dropout.
     """
 
-    clusters = False
     evaluate_every = None
 
     def __init__(
@@ -316,13 +304,6 @@ class Fusing:
             keep = self._keep(len(rows), seed=int(step_seed))
             yield MixedBatch(rows, own, keep[own])
 
-    def begin_epoch(self, number: int, epoch: Epoch) -> None:
-        """Nothing is decided between the epochs of this stage."""
-
-    def prepare(self, batch: MixedBatch) -> MixedBatch:
-        """As it is."""
-        return batch
-
     def terms(self, model: nn.Module, batch: MixedBatch, gather: Gather) -> Terms:
         """The contrast of images and the fused texts of their identities."""
         images, identities = self._features(batch.rows), self._labels[batch.rows]
@@ -352,9 +333,6 @@ class Fusing:
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing beside the module."""
         return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing beside the module."""
 
     def _features(self, rows: Tensor) -> Tensor:
         """Features of rows that are counted through both modalities, visible ones first."""

@@ -203,7 +203,7 @@ def batch_of(epoch: EpochPlan, number: int, views: int = 2) -> dict[Modality, Ba
 def take(stage: Any, optimizer: Any, batch: dict[Modality, Batch]) -> Tensor:
     optim.set_lr(optimizer, 1e-3)
     optimizer.zero_grad()
-    terms = stage.terms(stage.module, stage.prepare(batch), lambda x: x)
+    terms = stage.terms(stage.module, stage.on_host(batch), lambda x: x)
     total = sum(term.weight * term.mean for term in terms.values())
     total.backward()
     optimizer.step()
@@ -227,7 +227,7 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
         return {n.split(".")[1] for n, x in banks().items() if not torch.equal(x, before[n])}
 
     start, weights = banks(), stage.module.neck.weight.detach().clone()
-    first = stage.terms(stage.module, stage.prepare(batch_of(epoch, 0)), lambda x: x)
+    first = stage.terms(stage.module, stage.on_host(batch_of(epoch, 0)), lambda x: x)
     assert set(first) == {f"{m}_{bank}" for m in INPUTS for bank in ("hard", "mean")}
     stage.begin_epoch(0, epoch.for_workers())
     take(stage, optimizer, batch_of(epoch, 0))
