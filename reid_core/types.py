@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -136,6 +136,18 @@ class Batch:
     tokens: Tensor | None = None
     planned: Tensor | None = None
     kind: str = ""
+
+    def cut(self, rows: slice) -> Batch:
+        """Some of its B rows, without a step, and all views of them."""
+        views = len(self.images) // len(self.rows)
+        of_views = slice(views * rows.start, views * rows.stop)
+        columns: dict[str, Any] = {
+            name: column
+            if column is None or isinstance(column, str)
+            else column[of_views if name == "images" else rows]
+            for name, column in vars(self).items()
+        }
+        return Batch(**columns)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.distributed import collectives
+from pipelines.distributed.prefetch import mapped
 from pipelines.errors import StaleBankError
 from pipelines.runs.records import EpochLine, State
 from pipelines.training.epoch import EpochStart
@@ -235,11 +236,9 @@ def _in_order(parts: list[Tensor]) -> Tensor:
 
 def _part(whole: Batch, index: int, parts: int) -> Batch:
     """One of several equal parts; copies, so that memory is aligned alike everywhere."""
-    columns: dict[str, Any] = {
-        name: column.chunk(parts)[index].clone() if isinstance(column, Tensor) else column
-        for name, column in vars(whole).items()
-    }
-    return Batch(**columns)
+    part = whole.cut(collectives.shares(len(whole.rows), parts)[index])
+    copied: Batch = mapped(part, Tensor.clone)
+    return copied
 
 
 def _say_nothing(line: EpochLine, state: State | None) -> None:

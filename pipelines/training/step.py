@@ -111,24 +111,6 @@ def take(
 
 def _parts(batch: dict[Modality, Batch], num: int) -> Iterator[dict[Modality, Batch]]:
     """Consecutive rows of every modality, all their views together."""
-    for part in zip(*(_cut(whole, num) for whole in batch.values()), strict=True):
-        yield dict(zip(batch, part, strict=True))
-
-
-def _cut(batch: Batch, num: int) -> list[Batch]:
-    size = len(batch.rows)
-    views = len(batch.images) // size
-    cut = []
-    for part in collectives.shares(size, num):
-        of_views = slice(views * part.start, views * part.stop)
-        cut.append(
-            Batch(
-                batch.images[of_views],
-                batch.rows[part],
-                batch.labels[part],
-                None if batch.captions is None else batch.captions[part],
-                None if batch.tokens is None else batch.tokens[part],
-                kind=batch.kind,
-            )
-        )
-    return cut
+    shares = {m: collectives.shares(len(whole.rows), num) for m, whole in batch.items()}
+    for index in range(num):
+        yield {m: whole.cut(shares[m][index]) for m, whole in batch.items()}
