@@ -159,6 +159,18 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Needed:
+    """A setting that asks for something of the training rows, and how to do without.
+
+    Attributes:
+        setting, without: each a key=value.
+    """
+
+    setting: str
+    without: str
+
+
+@dataclass(frozen=True)
 class StageWords:
     """How a stage is shown to readers.
 
@@ -260,8 +272,10 @@ class Method(Generic[Config]):
             for them. Otherwise plans follow from given identities alone.
         can_accumulate: whether a batch may be worked on in parts (`trainer.gradient_accumulation`):
             no loss of it compares rows of the batch with each other.
-        needs_cameras: the setting, key=value, for which every training image must have a camera
-            number; "" where none is asked for.
+        needs_cameras: the setting for which every training image must have a camera number; None
+            where none asks.
+        averages: whether a slow average of the weights is trained beside them, and stored with
+            them.
         without_text: how a user leaves the texts out, a key=value; "" where none can.
         spent_at_opening: by stage, how the names begin of what was handed on that nothing reads
             once that stage is open: its module holds it, so its checkpoints do not hold it again.
@@ -288,7 +302,8 @@ class Method(Generic[Config]):
     cluster: Callable[[Config, Modality, BetweenEpochs], np.ndarray] | None = None
     reads_features: bool = True
     can_accumulate: bool = False
-    needs_cameras: Callable[[Config], str] = lambda _: ""
+    needs_cameras: Callable[[Config], Needed | None] = lambda _: None
+    averages: Callable[[Config], bool] = lambda _: False
     without_text: str = ""
     spent_at_opening: Mapping[str, str] = field(default_factory=dict)
     of_weights: tuple[str, ...] = ()

@@ -30,8 +30,9 @@ def check_disk(config: RunConfig, run_dirs: Sequence[Path], encoder_bytes: int) 
     left = [run_dir for run_dir in run_dirs if not checkpoint.is_done(config, run_dir)]
     if not left:
         return
-    whole = (3 + bool(getattr(config.settings, "teacher", 0))) * encoder_bytes
-    stages = METHODS[config.method].stages(config.settings)
+    method = METHODS[config.method]
+    whole = (3 + method.averages(config.settings)) * encoder_bytes
+    stages = method.stages(config.settings)
     of_stages = sum(not (d / checkpoint.STAGES / name).exists() for d in left for name in stages)
     num = len(left) * config.trainer.keep_checkpoints + of_stages + 3
     needed = num * whole + 64 * 2**20

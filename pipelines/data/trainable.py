@@ -89,13 +89,14 @@ def _check_captions(train: Split, config: RunConfig, where: str) -> None:
 
 def _check_cameras(train: Split, config: RunConfig, where: str) -> None:
     method = METHODS[config.method]
-    asking = method.needs_cameras(config.settings)
-    without = asking.partition("=")[0] + ("=false" if asking.endswith("=true") else "=null")
-    for m in method.inputs if asking else ():
+    needed = method.needs_cameras(config.settings)
+    if needed is None:
+        return
+    for m in method.inputs:
         rows = train.rows(m)
         if (unknown := rows[train.cameras[rows] == OUTLIER]).size:
             raise UserError(
                 f"{where}: {len(unknown):,} {m} rows have no camera, as "
-                f"{train.samples[unknown[0]].image}; {asking} needs one for every image: give them "
-                f"in a manifest's column 'camera', or do without, {without}"
+                f"{train.samples[unknown[0]].image}; {needed.setting} needs one for every image: "
+                f"give them in a manifest's column 'camera', or do without, {needed.without}"
             )

@@ -46,5 +46,6 @@ METHOD = Method(
     open_stage=open_stage,
     load_encoder=load_encoder,
     needs_cameras=settings.needs_cameras,
+    averages=settings.averages,
     spent_at_opening={"joint": settings.HANDED_WEIGHTS},
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from reid_core.method import Supervision
+from reid_core.method import Needed, Supervision
 from reid_core.methods import views
 from reid_core.methods.sections import (
     OF_AN_IMAGE_STAGE,
@@ -236,12 +236,18 @@ def batch_rows(config: Config) -> dict[str, int]:
     return rows
 
 
-def needs_cameras(config: Config) -> str:
+def needs_cameras(config: Config) -> Needed | None:
     """See `Method`."""
     if config.sampling.camera_aware:
-        return "bmil.sampling.camera_aware=true"
-    scaling = config.clustering.camera_scaling
-    return "" if scaling is None else f"bmil.clustering.camera_scaling={scaling:g}"
+        key = "bmil.sampling.camera_aware"
+        return Needed(f"{key}=true", without=f"{key}=false")
+    scaling, key = config.clustering.camera_scaling, "bmil.clustering.camera_scaling"
+    return None if scaling is None else Needed(f"{key}={scaling:g}", without=f"{key}=null")
+
+
+def averages(config: Config) -> bool:
+    """See `Method`."""
+    return config.teacher > 0
 
 
 def augmentations(config: Config, base: Augmentation) -> dict[Modality, tuple[Augmentation, ...]]:

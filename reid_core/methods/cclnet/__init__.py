@@ -52,6 +52,7 @@ METHOD = Method(
     load_encoder=load_encoder,
     can_accumulate=True,
     needs_cameras=settings.needs_cameras,
+    averages=settings.averages,
     without_text="cclnet.image_to_text=0",
     released=Released(
         stage="align",

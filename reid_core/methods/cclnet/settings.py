@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from reid_core.method import Supervision
+from reid_core.method import Needed, Supervision
 from reid_core.methods import views
 from reid_core.methods.cclnet import unread
 from reid_core.methods.sections import Milestones, Refinement, Section, TextStage, Views
@@ -257,12 +257,18 @@ class Config(Section):
         return self
 
 
-def needs_cameras(config: Config) -> str:
+def needs_cameras(config: Config) -> Needed | None:
     """See `Method`."""
     for name, section in (("clustering", config.clustering), ("matching", config.matching)):
         if section.camera_scaling is not None:
-            return f"cclnet.{name}.camera_scaling={section.camera_scaling:g}"
-    return ""
+            key = f"cclnet.{name}.camera_scaling"
+            return Needed(f"{key}={section.camera_scaling:g}", without=f"{key}=null")
+    return None
+
+
+def averages(config: Config) -> bool:
+    """See `Method`."""
+    return config.teacher > 0
 
 
 def is_ever_coupled(config: Config) -> bool:
