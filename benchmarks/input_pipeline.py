@@ -118,6 +118,7 @@ def product_epochs(
             world=1,
             batches_per_block=per_block,
             num_tasks=processes,
+            node=ray.get_runtime_context().get_node_id(),
         )
         return iter(stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=2))
 

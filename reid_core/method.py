@@ -130,11 +130,11 @@ class EpochPlan:
         """Per image modality (batches, B) the class of each place."""
         return {m: self.place_labels.get(m, self.labels[m][rows]) for m, rows in self.rows.items()}
 
-    def for_workers(self, repeats: Mapping[Modality, int] | None = None) -> Epoch:
+    def for_workers(self, repeats: Mapping[Modality, int]) -> Epoch:
         """What stages are told of it, see `Epoch`."""
         from reid_core.stage import Epoch
 
-        return Epoch(self.labels, self.prototypes, self.pairs, self.arrays, repeats or {})
+        return Epoch(self.labels, self.prototypes, self.pairs, self.arrays, repeats)
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def plan_dataset(
     world: int,
     batches_per_block: int,
     num_tasks: int,
-    node: str | None = None,
+    node: str,
 ) -> ray.data.Dataset:
     """One worker's share of an epoch, decoded and augmented.
 
@@ -102,7 +102,7 @@ def plan_dataset(
         num_tasks: that decode at a time. They reserve no CPU: a stream that waited for one which
             others have reserved would stop its worker, and with it all workers.
         node: id of the node that decodes, others where it takes no tasks, since it will be taken
-            away; None for any.
+            away.
     """
     source = PlanDatasource(
         plan, inputs, rank=rank, world=world, batches_per_block=batches_per_block
@@ -118,10 +118,8 @@ def plan_dataset(
     where: dict[str, Any] = {
         "num_cpus": 0,
         "compute": ray.data.TaskPoolStrategy(size=num_tasks),
-        "label_selector": None if node is None else {_NODE_LABEL: node},
-        "fallback_strategy": None
-        if node is None
-        else [{"label_selector": {_NODE_LABEL: f"!{node}"}}],
+        "label_selector": {_NODE_LABEL: node},
+        "fallback_strategy": [{"label_selector": {_NODE_LABEL: f"!{node}"}}],
     }
     # One block per read task: with a higher parallelism Ray Data would cut the blocks smaller.
     lines: ray.data.Dataset = ray.data.read_datasource(source, override_num_blocks=1, **where)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.distributed import collectives
 
 T = TypeVar("T")
+_WAITING = 2  # items drawn before they are asked for
 
 
 class Prefetch(Iterator[T]):
@@ -77,11 +78,10 @@ class Ahead(Iterator[T]):
 
     Args:
         source: drawn from in the thread alone.
-        depth: items that may wait.
     """
 
-    def __init__(self, source: Iterator[T], *, depth: int = 2) -> None:
-        self._ready: Queue[T | _End] = Queue(depth)
+    def __init__(self, source: Iterator[T]) -> None:
+        self._ready: Queue[T | _End] = Queue(_WAITING)
         dropped = threading.Event()
         weakref.finalize(self, dropped.set)
         arguments = (source, self._ready, dropped)

@@ -6,7 +6,6 @@ Reference: CCLNet, stages 0 and 2, whose scripts both swap.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -116,7 +115,7 @@ def update(
     *,
     pairs: memory.Pairs,
     epoch: int,
-    repeats: Mapping[Modality, int] = MappingProxyType({}),
+    repeats: Mapping[Modality, int],
 ) -> None:
     """Momentum update of both banks with the global batch, then the swap, in place.
 

@@ -181,7 +181,7 @@ def image_terms(
     *,
     rows: Mapping[Modality, Tensor],
     guidance: Guidance | None,
-    refined: Mapping[Modality, Refined | None] | None = None,
+    refined: Mapping[Modality, Refined | None],
 ) -> dict[str, Term]:
     """The losses of one step on this worker's slice of the global batch.
 
@@ -194,14 +194,14 @@ def image_terms(
         memories: per modality, this epoch's prototypes.
         rows: per modality (B,) rows of the modality, to look up stage-0 labels.
         guidance: anchors and labels of stages 0 and 1; None in stage 0.
-        refined: per modality what neighbors have voted for; None for hard labels.
+        refined: per modality what neighbors have voted for, or None for hard labels.
 
     Reference: CCLNet, stages 0 and 2.
     """
     result: dict[str, Term] = {}
     for m in INPUTS:
         x, bank = functional.normalize(features[m].neck), memories[m].bank
-        votes = None if refined is None else refined[m]
+        votes = refined[m]
         if votes is None:
             contrast = losses.cluster_contrast(
                 x, labels[m], bank, temperature=memories[m].temperature

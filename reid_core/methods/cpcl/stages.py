@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -273,7 +272,7 @@ def update(
     memories: Mapping[Modality, ClusterMemory],
     everyone: Pairs,
     *,
-    repeats: Mapping[Modality, int] = MappingProxyType({}),
+    repeats: Mapping[Modality, int],
 ) -> None:
     """Moves the prototypes of both modalities, in place, towards the global batch's rows.
 

@@ -217,7 +217,7 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
     config = config_of()
     epoch = epoch_of(config)
     stage = opening.open_stage(config, "joint", Opening(clip, **SIZE, handed={}, seed=0))
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     optimizer = stage.optimizer()
 
     def banks() -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ def test_steps_take_turns_each_moves_its_own_banks_and_meets_new_weights(
     start, weights = banks(), stage.module.neck.weight.detach().clone()
     first = stage.terms(stage.module, stage.on_host(batch_of(epoch, 0)), lambda x: x)
     assert set(first) == {f"{m}_{bank}" for m in INPUTS for bank in ("hard", "mean")}
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     take(stage, optimizer, batch_of(epoch, 0))
     assert moved(start) == {"visible", "infrared"}
     assert not torch.equal(stage.module.neck.weight, weights)
@@ -245,7 +245,7 @@ def test_the_state_says_which_labels_hold_for_both_modalities(clip: backbones.Ba
     for name in ("intra", "joint"):
         epoch = epoch_of(config, name)
         stage = opening.open_stage(config, name, Opening(clip, **SIZE, handed={}, seed=0))
-        stage.begin_epoch(0, epoch.for_workers())
+        stage.begin_epoch(0, epoch.for_workers({}))
         state = stage.state_dict()
         visible, infrared = (set(state[f"labels.{m}"].tolist()) - {-1} for m in INPUTS)
         both = sorted(visible & infrared) if name == "joint" else []
@@ -258,7 +258,7 @@ def test_stage_two_starts_from_the_weights_of_stage_one(clip: backbones.Backbone
     config = config_of()
     first = opening.open_stage(config, "intra", Opening(clip, **SIZE, handed={}, seed=0))
     epoch = epoch_of(config, "intra")
-    first.begin_epoch(0, epoch.for_workers())
+    first.begin_epoch(0, epoch.for_workers({}))
     take(first, first.optimizer(), batch_of(epoch, 0))
     second = opening.open_stage(
         config, "joint", Opening(clip, **SIZE, handed=first.hand_on(), seed=0)

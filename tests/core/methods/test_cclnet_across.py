@@ -100,8 +100,8 @@ def test_the_cross_term_takes_turns_and_leaves_the_banks_alone() -> None:
         swap={"start_epoch": 0},
     )
     epoch = epoch_of(config, "align")
-    across = Across.of(config, epoch.for_workers(), 0, CPU)
-    odd = Across.of(config, epoch.for_workers(), 1, CPU)
+    across = Across.of(config, epoch.for_workers({}), 0, CPU)
+    odd = Across.of(config, epoch.for_workers({}), 1, CPU)
     assert across is not None
     assert odd is not None
     assert (across.modality, odd.modality) == (VISIBLE, INFRARED)
@@ -148,7 +148,7 @@ def test_a_term_across_needs_pairs_and_no_swap(clip: backbones.Backbone) -> None
     for m in INPUTS:  # nothing was swapped
         np.testing.assert_array_equal(coupled.prototypes[m], alone.prototypes[m])
     stage = opened(config, "align", clip)
-    stage.begin_epoch(0, coupled.for_workers())
+    stage.begin_epoch(0, coupled.for_workers({}))
     assert torch.isfinite(step(stage, batch_of(coupled)))
 
 
@@ -164,14 +164,14 @@ def test_contradictory_proposals_only_exclude(clip: backbones.Backbone) -> None:
     assert len(contradictory)
     consistent = set(map(tuple, epoch.pairs.tolist()))
     assert not consistent & set(map(tuple, contradictory.tolist()))
-    early, late = (Across.of(config, epoch.for_workers(), n, CPU) for n in (0, 1))
+    early, late = (Across.of(config, epoch.for_workers({}), n, CPU) for n in (0, 1))
     assert early is not None
     assert early.proposed is None
     assert late is not None
     assert late.proposed is not None
     assert late.proposed.nonzero().tolist() == sorted(map(list, contradictory.tolist()))
     stage = opened(config, "align", clip)
-    stage.begin_epoch(1, epoch.for_workers())
+    stage.begin_epoch(1, epoch.for_workers({}))
     batch = batch_of(epoch)
     terms = stage.terms(stage.module, batch, lambda x: x)
     assert terms["visible_exclusion"].weight == 0.25

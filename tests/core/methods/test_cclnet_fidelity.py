@@ -193,7 +193,7 @@ def test_stage_0_hands_on_the_labels_of_its_last_epoch_outliers_included(clip):
     stage = opening.open_stage(config, "prepare", Opening(clip, **SIZE, handed={}, seed=0))
     for number in range(2):
         epoch = epoch_of(config, "prepare", number=number)
-        stage.begin_epoch(number, epoch.for_workers())
+        stage.begin_epoch(number, epoch.for_workers({}))
     past = stage.hand_on()
     assert sorted(past) == ["labels.infrared", "labels.visible"]
     assert past["labels.visible"].tolist() == epoch.labels[VISIBLE].tolist()
@@ -208,7 +208,7 @@ def test_later_stages_start_from_fresh_clip_weights(clip, name):
     stages = small_config()
     first.module.train()
     epoch = epoch_of(stages, "prepare")
-    first.begin_epoch(0, epoch.for_workers())
+    first.begin_epoch(0, epoch.for_workers({}))
     step(first, batch_of(epoch), lr=0.1)
     fresh = ImageEncoder(backbones.load(backbones.SMALL, "bundled"), **SIZE).state_dict()
     assert not torch.equal(
@@ -222,7 +222,7 @@ def test_later_stages_start_from_fresh_clip_weights(clip, name):
 def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
     stage, config = opened(small_config(), "align", clip), small_config()
     epoch = epoch_of(config, "align")
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     batch, given = batch_of(epoch), handed(clip)
     terms = stage.terms(stage.module.train(), batch, lambda x: x)
     for m in INPUTS:
@@ -230,7 +230,7 @@ def test_text_guidance_leaves_out_the_outliers_of_stage_0(clip):
         assert int(terms[f"{m}_to_text"].count) == int(known.sum()) < 12
     given["labels.visible"].fill_(-1)
     alone = opening.open_stage(small_config(), "align", Opening(clip, **SIZE, handed=given, seed=0))
-    alone.begin_epoch(0, epoch.for_workers())
+    alone.begin_epoch(0, epoch.for_workers({}))
     terms = alone.terms(alone.module.train(), batch, lambda x: x)
     assert terms["visible_to_text"].mean.item() == 0
     assert int(terms["visible_to_text"].count) == 0
@@ -250,7 +250,7 @@ def test_the_attention_pool_is_called_where_texts_guide_alone(clip, stage, setti
     config = small_config(**settings)
     opened_stage = opened(config, stage, clip)
     epoch, pools = epoch_of(config, stage), []
-    opened_stage.begin_epoch(0, epoch.for_workers())
+    opened_stage.begin_epoch(0, epoch.for_workers({}))
     for module in opened_stage.module.modules():
         if isinstance(module, AttentionPool):
             module.register_forward_pre_hook(lambda *_: pools.append(1))
@@ -272,7 +272,7 @@ def test_what_a_stage_does_not_train_stays_bit_identical(clip):
     frozen = deepcopy(prepare.module.attnpool.state_dict())
     prepare.module.train()
     epoch = epoch_of(config, "prepare")
-    prepare.begin_epoch(0, epoch.for_workers())
+    prepare.begin_epoch(0, epoch.for_workers({}))
     step(prepare, batch_of(epoch))
     assert all(torch.equal(frozen[k], v) for k, v in prepare.module.attnpool.state_dict().items())
     assert not prepare.module.neck.bias.any()
@@ -295,7 +295,7 @@ def test_what_a_stage_does_not_train_stays_bit_identical(clip):
     align = opening.open_stage(config, "align", Opening(clip, **SIZE, handed=past, seed=0))
     align.module.train()
     epoch = epoch_of(config, "align")
-    align.begin_epoch(0, epoch.for_workers())
+    align.begin_epoch(0, epoch.for_workers({}))
     step(align, batch_of(epoch))
     assert all(torch.equal(remaining[key], past[key]) for key in remaining)
     assert all(torch.equal(before[k], v) for k, v in clip.model.state_dict().items())

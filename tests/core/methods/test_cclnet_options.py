@@ -215,7 +215,9 @@ def test_a_trusting_vote_is_the_hard_loss_and_two_equal_views_are_one() -> None:
         for m in INPUTS
     }
 
-    def total(features, y, r, votes=None):
+    hard = dict.fromkeys(INPUTS)
+
+    def total(features, y, r, votes=hard):
         wrapped = {m: Features(f, f, f) for m, f in features.items()}
         result = image_terms(config, wrapped, y, memories, rows=r, guidance=None, refined=votes)
         return sum(term.mean for term in result.values())
@@ -248,7 +250,7 @@ def test_a_teacher_follows_slowly_and_is_what_embeds(clip: backbones.Backbone) -
     config = small_config(image_to_text=0, teacher=0.75)
     stage = opened(config, "align", clip)
     epoch = epoch_of(config, "align")
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     stage.module.train()
     assert not stage.module.teacher.training
     before = {n: x.clone() for n, x in stage.module.teacher.state_dict().items()}
@@ -289,7 +291,7 @@ def test_two_views_of_a_row_share_its_label_and_both_move_the_bank(
     config = small_config(image_to_text=0, views={"visible": 2}, swap={"when": "never"})
     stage = opened(config, "align", clip)
     epoch = epoch_of(config, "align")
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     batch = batch_of(epoch)
     twice = batch[VISIBLE].images.repeat_interleave(2, dim=0)
     doubled = type(batch[VISIBLE])(twice, batch[VISIBLE].rows, batch[VISIBLE].labels)

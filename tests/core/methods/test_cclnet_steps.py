@@ -48,7 +48,7 @@ def test_one_step_of_align_is_the_written_one(clip):
     stage, config = opened(small_config(), "align", clip), small_config()
     epoch, past = epoch_of(config, "align"), handed(clip)
     stage.module.train()
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     banks = {m: torch.tensor(epoch.prototypes[m]) for m in INPUTS}
     before = {name: p.detach().clone() for name, p in stage.module.named_parameters()}
@@ -106,7 +106,7 @@ def test_a_step_swaps_in_the_authors_order(clip, order, stage_name):
     stage = opened(config, stage_name, clip)
     epoch = epoch_of(config, stage_name)
     stage.module.train()
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     step(stage, batch)
 
@@ -142,7 +142,7 @@ def test_an_epoch_swaps_before_its_first_batch_and_after_every_update(clip):
         torch.testing.assert_close(torch.tensor(epoch.prototypes[INFRARED][j]), mixed)
 
     stage.module.train()
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     batch, twin = batch_of(epoch), deepcopy(stage.module)
     step(stage, batch)
     rows = F.normalize(twin(*(normalize(batch[m].images) for m in INPUTS)).neck.detach())

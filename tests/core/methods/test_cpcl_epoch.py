@@ -85,7 +85,7 @@ def train_one_epoch(
     epoch = cpcl.begin_epoch(
         chosen, BetweenEpochs("train", 0, 3, features=features, owners=owners), labels
     )
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     optimizer = stage.optimizer()
     optim.set_lr(optimizer, stage.learning_rate(0))
     stage.module.train()

@@ -197,7 +197,7 @@ def test_momentum_one_keeps_and_zero_copies(momentum: float, expected: str) -> N
     chosen = config(memory={"momentum": momentum})
     own, memories = pairs(), prototypes(chosen).memories
     before = {m: memories[m].bank.clone() for m in CLUSTERS}
-    stages.update(chosen, memories, own)
+    stages.update(chosen, memories, own, repeats={})
     for m, last in ((VISIBLE, 4), (TEXT, 4)):  # row 4 is the last of cluster 0 in both
         wanted = before[m][0] if expected == "bank" else own.features[m][last].detach()
         torch.testing.assert_close(memories[m].bank[0], wanted)
@@ -210,8 +210,8 @@ def test_each_memory_is_moved_by_its_own_modality_alone() -> None:
     without = replace(own, labels={**own.labels, TEXT: torch.full((6,), -1)})
     both, images = prototypes(chosen).memories, prototypes(chosen).memories
     before = images[TEXT].bank.clone()
-    stages.update(chosen, both, own)
-    stages.update(chosen, images, without)
+    stages.update(chosen, both, own, repeats={})
+    stages.update(chosen, images, without, repeats={})
     assert torch.equal(images[TEXT].bank, before)
     assert torch.equal(images[VISIBLE].bank, both[VISIBLE].bank)
 
@@ -225,7 +225,7 @@ def test_the_hardest_row_alone_moves_its_prototype() -> None:
     memory = ClusterMemory(bank, momentum=0.0, temperature=1.0)
     chosen = config(memory={"momentum": 0.0, "update": "hardest"})
     rows = Pairs({VISIBLE: x}, {VISIBLE: labels}, torch.arange(6))
-    stages.update(chosen, {VISIBLE: memory}, rows)
+    stages.update(chosen, {VISIBLE: memory}, rows, repeats={})
     torch.testing.assert_close(memory.bank, x[[1, 3]])
 
 

@@ -112,7 +112,7 @@ def test_stage_three_moves_the_whole_image_side_and_no_text(small) -> None:
         INFRARED: Batch(random_images(4, seed=1), torch.arange(4), y),
     }
     epoch = csdn.begin_epoch(Config(), BetweenEpochs("images", 0, 0), IDENTITIES)
-    stage.begin_epoch(0, epoch.for_workers())
+    stage.begin_epoch(0, epoch.for_workers({}))
     stage.module.train()
     moved = changed(
         stage,
