@@ -12,10 +12,9 @@ from reid_core.method import BetweenEpochs, Opening
 from reid_core.methods.csdn import METHOD, opening, optimization, stages
 from reid_core.methods.csdn import between_epochs as csdn
 from reid_core.methods.csdn.images import Descriptor, ImageModel, build_encoder
-from reid_core.methods.csdn.released import from_released
+from reid_core.methods.csdn.released import module_state
 from reid_core.methods.csdn.settings import INPUTS, Config
 from reid_core.models import backbones
-from reid_core.models.fusion import TextFusion
 from reid_core.types import Modality
 
 SIZE = {"height": 64, "width": 32}
@@ -299,18 +298,12 @@ def test_released_checkpoints_fill_every_tensor(published: ImageModel, wrapper: 
         wrapper + name: torch.empty(shape, device="meta")
         for name, shape in released_names().items()
     }
-    parts = from_released(REFERENCE, state)
-    published.load_state_dict(parts["images"])  # strict: names and shapes
-    with torch.device("meta"):
-        TextFusion(1024, seed=0).load_state_dict(parts["fusion"])
-    assert {name: x.shape for name, x in parts["prompts"].items()} == {
-        f"learners.{m}.tokens": (395, 4, 512) for m in INPUTS
-    }
+    published.load_state_dict(module_state(REFERENCE, state))  # strict: names and shapes
 
 
 def test_other_checkpoints_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"backbone\.conv1"):
-        from_released(
+        module_state(
             REFERENCE, {"backbone.conv1": torch.zeros(1), "attnpool.k_proj.bias": torch.ones(1)}
         )
 
@@ -319,9 +312,9 @@ def test_an_incomplete_checkpoint_and_another_profile_are_refused() -> None:
     whole = {name: torch.empty(shape, device="meta") for name, shape in released_names().items()}
     partial = {name: x for name, x in whole.items() if not name.startswith("image_encoder.3")}
     with pytest.raises(ValueError, match=r"incomplete.*image_encoder\.3"):
-        from_released(REFERENCE, partial)
+        module_state(REFERENCE, partial)
     with pytest.raises(ValueError, match=r"csdn\.profile=clean.*take csdn\.profile=reference"):
-        from_released(Config(), whole)
+        module_state(Config(), whole)
 
 
 def test_a_state_without_all_weights_names_what_is_missing(small) -> None:
@@ -357,9 +350,7 @@ def test_a_released_checkpoint_gives_the_descriptors_that_were_saved(small) -> N
         encoder.gem.p.fill_(2.5)
     model = ImageModel(encoder, 7, seed=3).eval()
     saved = {f"module.{as_released(name)}": x for name, x in model.state_dict().items()}
-    loaded = opening.load_encoder(
-        config, small, **SIZE, state=from_released(REFERENCE, saved)["images"]
-    )
+    loaded = opening.load_encoder(config, small, **SIZE, state=module_state(REFERENCE, saved))
     own = Descriptor(encoder, flip=True).eval()
     images = torch.randint(256, (3, 3, 64, 32), generator=torch.Generator().manual_seed(0))
     images = images.to(torch.uint8)
