@@ -32,13 +32,10 @@ from reid_core.methods.bmil.labels import (
     split_proxies,
     subset_parts,
 )
-from reid_core.methods.bmil.settings import INPUTS, Config, seed_of
+from reid_core.methods.bmil.settings import INPUTS, JOINT, SEPARATE, Config, seed_of
 from reid_core.methods.bmil.voting import votes_of_both, votes_of_each
 from reid_core.methods.camera_rows import rows_to_compare
 from reid_core.types import OUTLIER, Modality
-
-_TOGETHER = "joint"
-
 
 # Between epochs ----------------------------------------------------------------------------------
 
@@ -68,13 +65,13 @@ def begin_epoch(config: Config, context: BetweenEpochs, labels: Labels) -> Epoch
     arrays, counts = _memories(config, features, steps)
     if config.refine.on:
         for kind, of_kind in steps.items():
-            visible = parts[kind == _TOGETHER]
-            vote = votes_of_both if kind == _TOGETHER else votes_of_each
+            visible = parts[kind == JOINT]
+            vote = votes_of_both if kind == JOINT else votes_of_each
             votes, numbers = vote(config.refine, compared, of_kind, visible, search=search)
             arrays |= {f"{kind}.{name}": x for name, x in votes.items()}
             counts |= {f"{kind}_{name}": x for name, x in numbers.items()}
     weak: tuple[str, ...] = ()
-    if "separate" in steps and config.labels != "identities":
+    if SEPARATE in steps and config.labels != "identities":
         banks = [arrays[f"bank.{m}"] for m in INPUTS]
         share, weak = mutual_agreement.agreement(*banks, epoch=context.epoch)
         counts |= share
@@ -112,11 +109,11 @@ def _labels_of_steps(
     if config.labels != "clusters":
         given = {m: mining.contiguous(y) for m, y in labels.items()}
     if stage == "intra" or config.joint.separate_steps:
-        steps["separate"] = given or separate_clusters(how, features, parts[0], search=search)
+        steps[SEPARATE] = given or separate_clusters(how, features, parts[0], search=search)
     if stage == "joint" and config.labels == "identities":
-        steps["joint"] = labels
+        steps[JOINT] = labels
     elif stage == "joint":
-        steps["joint"] = joint_labels(how, features, parts[1], search=search, given=given)
+        steps[JOINT] = joint_labels(how, features, parts[1], search=search, given=given)
     return steps
 
 
@@ -125,7 +122,7 @@ def _parts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Visible rows that are clustered alone, and those that are clustered jointly."""
     ratio = config.clustering.subset if config.labels == "clusters" else 1.0
-    key = seed_of(context.seed, context.stage, "separate", Modality.VISIBLE)
+    key = seed_of(context.seed, context.stage, SEPARATE, Modality.VISIBLE)
     return subset_parts(num_visible, ratio, seed=key, epoch=context.epoch)
 
 
@@ -137,26 +134,26 @@ def _memories(
     """First prototypes of every kind of label; numbers for the log."""
     arrays: dict[str, np.ndarray] = {}
     counts: dict[str, float] = {}
-    if "separate" in steps:
-        for m, y in steps["separate"].items():
+    if SEPARATE in steps:
+        for m, y in steps[SEPARATE].items():
             arrays[f"bank.{m}"] = clustering.unit_centroids(features[m], y).numpy()
             counts[f"separate_clusters_{m}"] = float(len(arrays[f"bank.{m}"]))
-    if _TOGETHER in steps:
-        proxies = split_proxies(steps[_TOGETHER]) if config.memory.split else _unsplit(steps)
+    if JOINT in steps:
+        proxies = split_proxies(steps[JOINT]) if config.memory.split else _unsplit(steps)
         of_rows = [proxies.of_rows[m] for m in INPUTS]
         together = stacked([features[m] for m in INPUTS])
         bank = clustering.unit_centroids(together, np.concatenate(of_rows))
-        arrays["bank.joint"] = bank.numpy()
+        arrays[f"bank.{JOINT}"] = bank.numpy()
         arrays["proxy_labels"] = proxies.labels
-        of_label = proxies.of_label(steps[_TOGETHER])
+        of_label = proxies.of_label(steps[JOINT])
         arrays |= {f"proxies.{m}": of_label[m] for m in INPUTS}
-        counts |= _joint_counts(steps[_TOGETHER], proxies)
+        counts |= _joint_counts(steps[JOINT], proxies)
     return arrays, counts
 
 
 def _unsplit(steps: Mapping[str, Labels]) -> Proxies:
     """One proxy for every joint label, whatever its modalities."""
-    labels = steps[_TOGETHER]
+    labels = steps[JOINT]
     num = 1 + int(max(y.max(initial=OUTLIER) for y in labels.values()))
     return Proxies(np.arange(num), dict(labels))
 
@@ -181,7 +178,7 @@ def _of_both(labels: Labels) -> np.ndarray:
 
 def _similarity(arrays: Mapping[str, np.ndarray], pairs: np.ndarray) -> np.ndarray:
     """(M,) cosine of the two proxies of each label; (0,) where a label has one for both."""
-    bank, labels = arrays["bank.joint"], arrays["proxy_labels"]
+    bank, labels = arrays[f"bank.{JOINT}"], arrays["proxy_labels"]
     if len(np.unique(labels)) == len(labels):
         return np.empty(0, dtype=np.float32)
     first = np.searchsorted(labels, pairs[:, 0])
@@ -193,7 +190,7 @@ def _check_clusters(config: Config, kind: str, labels: Labels) -> None:
     for m, y in labels.items():
         if y.max(initial=OUTLIER) == OUTLIER:
             settings = config.clustering
-            eps = settings.joint_eps or settings.eps if kind == _TOGETHER else settings.eps
+            eps = settings.joint_eps or settings.eps if kind == JOINT else settings.eps
             raise ValueError(
                 f"no {kind} cluster with {m} images ({len(y)} images, subset={settings.subset}, "
                 f"eps={eps}, k1={settings.k1}, min_samples={settings.min_samples}): "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # a recipe is checked without torch
 
 INPUTS = (Modality.VISIBLE, Modality.INFRARED)
 STAGES = ("intra", "joint")
+KINDS = SEPARATE, JOINT = "separate", "joint"  # of labels, and so of batches
 _CLUSTERING: Unread = {
     "together": {"assigned": ("joint_eps", "order", "balanced")},
     "balanced": {"false": ("order",)},
@@ -206,7 +207,7 @@ class Config(Section):
 
 def seed_of(seed: int, stage: str, kind: str, modality: Modality) -> int:
     """Seed of everything random in one stage, kind of label and modality."""
-    place = STAGES.index(stage) * 2 + ("separate", "joint").index(kind)
+    place = STAGES.index(stage) * 2 + KINDS.index(kind)
     return seed * 8 + place * 2 + INPUTS.index(modality)
 
 

@@ -22,15 +22,13 @@ from reid_core.methods.bmil.objectives import (
     move_jointly,
     separate_terms,
 )
-from reid_core.methods.bmil.settings import INPUTS, Config
+from reid_core.methods.bmil.settings import INPUTS, JOINT, SEPARATE, Config
 from reid_core.methods.mirror_mean import MirrorMean
 from reid_core.methods.refinement import Refined
 from reid_core.methods.teacher import MeanTeacher
 from reid_core.models.encoders import Features, ImageEncoder
 from reid_core.stage import Epoch, Gather, Terms
 from reid_core.types import Batch, Modality
-
-_SEPARATE, _JOINT = "separate", "joint"
 
 
 class Images:
@@ -53,9 +51,9 @@ class Images:
         self._teacher = MeanTeacher(encoder, momentum=config.teacher) if config.teacher else None
         self.module = self._teacher or encoder
         self.encoder = MirrorMean(self.module) if config.flip else self.module
-        self._kinds: tuple[str, ...] = (_SEPARATE,)
-        if name == _JOINT:
-            self._kinds = (_SEPARATE, _JOINT) if config.joint.separate_steps else (_JOINT,)
+        self._kinds: tuple[str, ...] = (SEPARATE,)
+        if name == "joint":
+            self._kinds = (SEPARATE, JOINT) if config.joint.separate_steps else (JOINT,)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
@@ -84,7 +82,7 @@ class Images:
             for kind in self._kinds
             for m in INPUTS
         }
-        if _JOINT in self._kinds:
+        if JOINT in self._kinds:
             self._proxies = ProxyTable.of(epoch.arrays, device)
 
     def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
@@ -106,7 +104,7 @@ class Images:
         rows = {m: batch[m].rows for m in INPUTS}
         self._seen = kind, {m: of_rows.detach() for m, of_rows in x.items()}, labels
         votes = {m: self._refined[kind, m] for m in INPUTS}
-        if kind == _SEPARATE:
+        if kind == SEPARATE:
             memories = {m: self._memories[str(m)] for m in INPUTS}
             return separate_terms(
                 self.config, x, labels, memories, rows=rows, votes=votes, gather=gather
@@ -115,7 +113,7 @@ class Images:
             self.config,
             x,
             labels,
-            self._memories[_JOINT],
+            self._memories[JOINT],
             self._proxies,
             rows=rows,
             votes=votes,
@@ -125,14 +123,14 @@ class Images:
     def update(self, gather: Gather) -> None:
         """Moves the prototypes of the batch's kind; those of the other kind stay."""
         kind, x, labels = self._seen
-        if kind == _JOINT:
-            move_jointly(self._memories[_JOINT], self._proxies, x, labels, gather)
+        if kind == JOINT:
+            move_jointly(self._memories[JOINT], self._proxies, x, labels, gather)
             return
         move({m: self._memories[str(m)] for m in INPUTS}, x, labels, gather)
 
     def hand_on(self) -> dict[str, Tensor]:
         """Stage 1 hands on its weights, stage 2 nothing."""
-        if self.name == _JOINT:
+        if self.name == "joint":
             return {}
         encoder = self._student if self._teacher is None else self._teacher.teacher
         return {f"{settings.HANDED_WEIGHTS}{n}": x for n, x in encoder.state_dict().items()}
