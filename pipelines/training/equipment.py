@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
 from pipelines.data.corrupt_images import CorruptImages
 from pipelines.distributed import collectives
+from pipelines.training.draws import seed_torch
 from pipelines.training.embedding import Embedding
 from pipelines.training.epoch import EpochStart
 from pipelines.training.job import EpochSource, Job
@@ -91,7 +89,4 @@ class Equipment:
             return
         config = self.job.config
         number = self.job.method.stages(config.settings).index(place.stage)
-        stream = np.random.SeedSequence(
-            (config.seed, number, place.epoch, collectives.rank(), place.step)
-        )
-        torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+        seed_torch(config.seed, number, place.epoch, collectives.rank(), place.step)

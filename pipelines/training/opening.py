@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from pipelines.distributed.precision import set_tf32
 from pipelines.runs.learned import Learned
 from pipelines.runs.records import State
 from pipelines.training import step
+from pipelines.training.draws import seed_torch
 from pipelines.training.job import Job
 from reid_core.method import Opening
 from reid_core.stage import CachedStage, Encoder, StreamedStage
@@ -29,7 +29,7 @@ def _first_values(*seed: int) -> Iterator[None]:
     threads take turns, and find it as if each were the first.
     """
     with _drawing, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        seed_torch(*seed)
         yield
 
 
