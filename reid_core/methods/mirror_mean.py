@@ -51,17 +51,17 @@ class MirrorMean(nn.Module):
 
 
 def open_encoder(
-    clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None, *, flip: bool
+    backbone: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None, *, flip: bool
 ) -> ImageEncoder | MirrorMean:
     """The encoder that a stage has trained, in eval mode.
 
     Args:
-        clip: with the first weights.
+        backbone: with the first weights.
         height, width: of its images.
         state: of the stage's module, with or without a teacher; None for the first weights.
         flip: whether its descriptors are those of both mirror images.
     """
-    encoder = ImageEncoder(clip, height=height, width=width)
+    encoder = ImageEncoder(backbone, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(encoder_state(state))
     return (MirrorMean(encoder) if flip else encoder).eval()

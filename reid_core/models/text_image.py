@@ -33,29 +33,29 @@ class TextImageEncoder(nn.Module):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, clip: Backbone, *, height: int, width: int) -> None:
-        """Copies both towers of `clip`, which is left as it is.
+    def __init__(self, backbone: Backbone, *, height: int, width: int) -> None:
+        """Copies both towers of `backbone`, which is left as it is.
 
         Args:
-            clip: a CLIP with a VisionTransformer or a ModifiedResNet image tower.
+            backbone: a CLIP with a VisionTransformer or a ModifiedResNet image tower.
             height, width: of the images, in pixels.
 
         Raises:
             ValueError: another image tower, or a size that its stride does not divide.
         """
         super().__init__()
-        if clip.options != PLAIN:
+        if backbone.options != PLAIN:
             raise ValueError(
                 "model.pixels, pool, patch_stride, stem_blocks, drop_path, layer_decay, "
                 "freeze_patches and lora_rank are of image encoders; text-image retrieval takes "
                 "CLIP's towers as they are"
             )
-        self.visual = joint_tower(clip.visual, height=height, width=width)
-        self.text = deepcopy(clip.text)
+        self.visual = joint_tower(backbone.visual, height=height, width=width)
+        self.text = deepcopy(backbone.text)
         self.requires_grad_(True)
-        self.pixels = clip.pixels
+        self.pixels = backbone.pixels
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(clip.pixels, name))[:, None, None]
+            values = torch.tensor(getattr(backbone.pixels, name))[:, None, None]
             self.register_buffer(f"pixel_{name}", values, persistent=False)
 
     @property

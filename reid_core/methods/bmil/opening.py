@@ -16,7 +16,7 @@ from reid_core.stage import StreamedStage
 
 
 def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage:
-    """One stage: "intra" from CLIP's weights, "joint" from what "intra" hands on."""
+    """One stage: "intra" from the first weights, "joint" from what "intra" hands on."""
     encoder = ImageEncoder(opening.backbone, height=opening.height, width=opening.width)
     weights = encoder_of(opening.handed)
     if name == "joint" and weights:
@@ -25,7 +25,7 @@ def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage:
 
 
 def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, backbone: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> ImageEncoder | MirrorMean:
-    """The encoder that a stage has trained, or CLIP's own where `state` is None."""
-    return open_encoder(clip, height, width, state, flip=config.flip)
+    """The encoder that a stage has trained, or an untrained one where `state` is None."""
+    return open_encoder(backbone, height, width, state, flip=config.flip)

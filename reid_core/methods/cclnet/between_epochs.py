@@ -8,7 +8,7 @@ stage 0 "prepare"  cluster each modality, contrast images with their cluster pro
 stage 1 "prompts"  learn four prompt tokens per stage-0 cluster against frozen image features
 stage 2 "align"    as stage 0 again, and text guides images
 
-That stage 0 swaps too is the authors' script of it. Stages 1 and 2 start from fresh CLIP weights;
+That stage 0 swaps too is the authors' script of it. Stages 1 and 2 start from the first weights;
 only stage 0's last labels are handed on. Here is what happens between epochs, where all features
 are known; `stages` holds what a worker does within them, `settings` what can be told, with the
 published values as defaults.

@@ -17,16 +17,16 @@ from reid_core.stage import CachedStage, StreamedStage
 
 
 def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage | CachedStage:
-    """One stage, ready to train from fresh CLIP weights."""
-    clip = opening.backbone
-    encoder = ImageEncoder(clip, height=opening.height, width=opening.width)
+    """One stage, ready to train from the first weights."""
+    backbone = opening.backbone
+    encoder = ImageEncoder(backbone, height=opening.height, width=opening.width)
     if name == "prompts":
-        return Prompting(config, clip, encoder, handed=opening.handed, seed=opening.seed)
+        return Prompting(config, backbone, encoder, handed=opening.handed, seed=opening.seed)
     return Images(config, name, encoder, handed=opening.handed)
 
 
 def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, backbone: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> ImageEncoder | MirrorMean:
-    """The encoder that stage 0 or 2 has trained, or CLIP's own where `state` is None."""
-    return open_encoder(clip, height, width, state, flip=config.flip)
+    """The encoder that stage 0 or 2 has trained, or an untrained one where `state` is None."""
+    return open_encoder(backbone, height, width, state, flip=config.flip)

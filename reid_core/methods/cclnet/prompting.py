@@ -29,8 +29,8 @@ class Prompting:
 
     Args:
         config: the method's settings.
-        clip: source of the frozen text tower.
-        encoder: with CLIP's weights; frozen.
+        backbone: source of the frozen text tower.
+        encoder: with the first weights; frozen.
         handed: stage 0's labels.
         seed: of the tokens' first values and of the batches.
     """
@@ -40,7 +40,7 @@ class Prompting:
     def __init__(
         self,
         config: Config,
-        clip: Backbone,
+        backbone: Backbone,
         encoder: ImageEncoder,
         *,
         handed: Mapping[str, Tensor],
@@ -50,9 +50,9 @@ class Prompting:
         self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
         self.encoder = encoder.eval()
         self._labels = {m: handed[f"labels.{m}"] for m in INPUTS}
-        clip.text.requires_grad_(False)
+        backbone.text.requires_grad_(False)
         classes = {m: int(y.max()) + 1 for m, y in self._labels.items()}
-        self.module = Prompts(clip, classes, seed=seed)
+        self.module = Prompts(backbone, classes, seed=seed)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
@@ -138,17 +138,19 @@ class Prompts(nn.Module):
     """One prompt learner per modality, one row of four tokens per stage-0 cluster.
 
     Args:
-        clip: source of the frozen text tower.
+        backbone: source of the frozen text tower.
         num_classes: stage-0 clusters per modality.
         seed: of the tokens' first values.
     """
 
-    def __init__(self, clip: Backbone, num_classes: Mapping[Modality, int], *, seed: int) -> None:
+    def __init__(
+        self, backbone: Backbone, num_classes: Mapping[Modality, int], *, seed: int
+    ) -> None:
         super().__init__()
         self.learners = nn.ModuleDict(
             {
                 str(m): PromptLearner(
-                    clip.text,
+                    backbone.text,
                     num_classes=num_classes[m],
                     prefix=TEMPLATES[m],
                     seed=seed_of(seed, "prompts", m),

@@ -36,7 +36,7 @@ class Images:
     Args:
         config: the method's settings.
         name: of the stage.
-        encoder: with CLIP's weights; trained in place.
+        encoder: with the first weights; trained in place.
         handed: what earlier stages handed on.
     """
 

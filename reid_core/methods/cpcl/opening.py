@@ -15,7 +15,7 @@ from reid_core.stage import StreamedStage
 
 
 def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage:
-    """The stage, ready to train from CLIP's weights, all of which learn.
+    """The stage, ready to train from the first weights, all of which learn.
 
     Given identities reach it as the labels of its epochs.
     """
@@ -24,10 +24,10 @@ def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage:
 
 
 def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, backbone: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> TextImageEncoder:
-    """The trained encoder from the stage's module state, or CLIP's own where `state` is None."""
-    encoder = TextImageEncoder(clip, height=height, width=width)
+    """The encoder of a module state of the stage, or an untrained one where `state` is None."""
+    encoder = TextImageEncoder(backbone, height=height, width=width)
     if state is not None:
         encoder.load_state_dict(dict(state))
     return encoder.eval()

@@ -70,7 +70,7 @@ class Train:
 
     Args:
         config: the method's settings.
-        encoder: with CLIP's weights; trained in place.
+        encoder: with the first weights; trained in place.
         seed: of the masked words.
     """
 

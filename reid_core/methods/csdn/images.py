@@ -24,10 +24,10 @@ from reid_core.stage import Epoch, Gather, Terms, gather_together
 from reid_core.types import Batch, Modality, Term
 
 
-def build_encoder(config: Config, clip: Backbone, *, height: int, width: int) -> ImageEncoder:
+def build_encoder(config: Config, backbone: Backbone, *, height: int, width: int) -> ImageEncoder:
     """Two stems, one trunk, attention pool, GeM with a learnable exponent, neck with a bias."""
     encoder = ImageEncoder(
-        clip, height=height, width=width, stem_relu=config.stem_relu, learnable_gem=True
+        backbone, height=height, width=width, stem_relu=config.stem_relu, learnable_gem=True
     )
     encoder.requires_grad_(True)
     return encoder
@@ -89,7 +89,7 @@ class ImageModel(nn.Module):
     """The encoder with one classifier on each of its two features.
 
     Args:
-        encoder: with CLIP's weights; trained in place.
+        encoder: with the first weights; trained in place.
         num_identities: C.
         seed: of the classifiers' first values.
     """
@@ -123,7 +123,7 @@ class Imaging:
 
     Args:
         config: the method's settings.
-        encoder: with CLIP's weights; trained in place.
+        encoder: with the first weights; trained in place.
         identities: per modality (n,) identities from 0, -1 unknown.
         guides: per modality (C, E) anchors, see `anchors`; None without text.
         seed: of the classifiers' first values.

@@ -15,7 +15,7 @@ from reid_core.stage import CachedStage, StreamedStage
 
 
 def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage | CachedStage:
-    """One stage, ready to train from fresh CLIP weights.
+    """One stage, ready to train from the first weights.
 
     Args:
         config: the method's configuration.
@@ -34,14 +34,14 @@ def open_stage(config: Config, name: str, opening: Opening) -> StreamedStage | C
 
 
 def load_encoder(
-    config: Config, clip: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
+    config: Config, backbone: Backbone, height: int, width: int, state: Mapping[str, Tensor] | None
 ) -> Descriptor:
-    """The encoder that stage 3 has trained, or CLIP's own where `state` is None.
+    """The encoder that stage 3 has trained, or an untrained one where `state` is None.
 
     Raises:
         ValueError: the state is of another stage, or incomplete.
     """
-    encoder = build_encoder(config, clip, height=height, width=width)
+    encoder = build_encoder(config, backbone, height=height, width=width)
     if state is None:
         return Descriptor(encoder, flip=config.flip_test).eval()
     prefix = "encoder."

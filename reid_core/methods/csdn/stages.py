@@ -90,19 +90,21 @@ class Prompts(nn.Module):
 
     Args:
         config: the method's settings.
-        clip: source of the text tower, which is frozen.
+        backbone: source of the text tower, which is frozen.
         num_identities: C.
         seed: of the words' first values.
     """
 
-    def __init__(self, config: Config, clip: Backbone, num_identities: int, *, seed: int) -> None:
+    def __init__(
+        self, config: Config, backbone: Backbone, num_identities: int, *, seed: int
+    ) -> None:
         super().__init__()
-        clip.text.requires_grad_(False)
+        backbone.text.requires_grad_(False)
         self.shared = config.anchors == "shared"
         self.learners = nn.ModuleDict(
             {
                 str(m): PromptLearner(
-                    clip.text,
+                    backbone.text,
                     num_classes=num_identities,
                     prefix=TEMPLATE,
                     seed=seed_of(seed, f"tokens.{m}"),
@@ -122,8 +124,8 @@ class Prompting:
 
     Args:
         config: the method's settings.
-        clip: source of the frozen text tower.
-        encoder: with CLIP's weights; frozen.
+        backbone: source of the frozen text tower.
+        encoder: with the first weights; frozen.
         identities: per modality (n,) identities from 0, -1 unknown.
         seed: of the words' first values and of the batches.
     """
@@ -133,7 +135,7 @@ class Prompting:
     def __init__(
         self,
         config: Config,
-        clip: Backbone,
+        backbone: Backbone,
         encoder: ImageEncoder,
         *,
         identities: Labels,
@@ -142,7 +144,7 @@ class Prompting:
         self.config, self.seed, self._identities = config, seed, identities
         self.epochs, self.batch_rows = config.prompts.epochs, config.prompts.batch_size
         self.encoder = Descriptor(encoder.eval().requires_grad_(False), flip=False)
-        self.module = Prompts(config, clip, num_identities(identities), seed=seed)
+        self.module = Prompts(config, backbone, num_identities(identities), seed=seed)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """See `Stage`."""
@@ -238,7 +240,7 @@ class Fusing:
 
     Args:
         config: the method's settings.
-        encoder: with CLIP's weights; frozen.
+        encoder: with the first weights; frozen.
         identities: per modality (n,) identities from 0, -1 unknown.
         handed: stage 1's texts.
         seed: of the first values, the batches and the dropout.

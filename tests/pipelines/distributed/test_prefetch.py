@@ -48,7 +48,7 @@ def test_a_thread_draws_ahead_in_order_and_no_further_than_it_may() -> None:
             drawn.append(number)
             yield number
 
-    items = Ahead(source(), depth=2)
+    items = Ahead(source())
     assert next(items) == 0
     wait_until(lambda: drawn == [0, 1, 2, 3])  # two wait, one is held by the thread
     time.sleep(0.05)
