@@ -155,7 +155,7 @@ class StreamedStage(Stage, Protocol):
             epoch: see `Epoch`.
         """
 
-    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: dict[Modality, Batch]) -> dict[Modality, Batch]:
         """The batch that goes to the device, with what of it is computed on the host."""
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

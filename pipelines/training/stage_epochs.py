@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, repeat
 
@@ -156,9 +156,7 @@ class StageEpochs:
             clock.seconds["cluster"] = max(0.0, clock.seconds["cluster"] - start.seconds[phase])
         return start
 
-    def _on_host(
-        self, stage: StreamedStage, start: EpochStart
-    ) -> Iterator[Mapping[Modality, Batch]]:
+    def _on_host(self, stage: StreamedStage, start: EpochStart) -> Iterator[dict[Modality, Batch]]:
         """The epoch's batches with their kind, after what is done before they go to the device."""
         plan, equipment = start.plan, self._equipment
         if plan.first == plan.num_batches:

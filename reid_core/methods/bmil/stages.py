@@ -85,7 +85,7 @@ class Images:
         if JOINT in self._kinds:
             self._proxies = ProxyTable.of(epoch.arrays, device)
 
-    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: dict[Modality, Batch]) -> dict[Modality, Batch]:
         """As it is."""
         return batch
 

@@ -88,7 +88,7 @@ class Images:
                 labels={m: self._handed[f"labels.{m}"].to(device) for m in INPUTS},
             )
 
-    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: dict[Modality, Batch]) -> dict[Modality, Batch]:
         """As it is."""
         return batch
 

@@ -94,7 +94,7 @@ class Train:
         self._text_labels = torch.tensor(epoch.labels[TEXT], device=device)
         self._prototypes = open_prototypes(self.config, epoch, device)
 
-    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: dict[Modality, Batch]) -> dict[Modality, Batch]:
         """Captions masked and cut at their longest end."""
         return {m: replace(part, tokens=self._tokens(part)) for m, part in batch.items()}
 

@@ -159,7 +159,7 @@ class Imaging:
         if self._guides is not None:
             self._guides = {m: x.to(device) for m, x in self._guides.items()}
 
-    def on_host(self, batch: Mapping[Modality, Batch]) -> Mapping[Modality, Batch]:
+    def on_host(self, batch: dict[Modality, Batch]) -> dict[Modality, Batch]:
         """As it is."""
         return batch
 
