@@ -31,6 +31,10 @@ def test_a_recipe_is_read_and_checked_without_torch() -> None:
     assert not imported(read) & {*HEAVY} - {"pyarrow"}
 
 
+def test_the_memory_bank_loads_no_library_of_models() -> None:
+    assert not imported("import pipelines.training.actor") & {"open_clip", "timm"}
+
+
 def test_what_stands_flat_is_what_it_says() -> None:
     import reid_core
 

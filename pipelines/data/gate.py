@@ -37,6 +37,7 @@ class Passed:
         selection: what an epoch is selected by, where the configuration asks for it; else empty.
         why_unmeasured: why no scores can be measured, in words; "" where they can.
         wrong_counts: sentences about numbers that are not as expected.
+        encoder_bytes: size of what is trained; 0 where nobody looked at the weights.
         warnings: what was warned of on the way, of this run or others that passed with it.
     """
 
@@ -46,6 +47,7 @@ class Passed:
     selection: Split
     why_unmeasured: str
     wrong_counts: tuple[str, ...]
+    encoder_bytes: int = 0
     warnings: tuple[logging.LogRecord, ...] = ()
 
 
@@ -81,8 +83,8 @@ def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
         for remark in weights.remarks:
             log.warning("%s", remark)
         room.check_disk(config, list(runs), weights.encoder_bytes)
-    every = tuple(warnings.early)
-    return {run_dir: replace(one, warnings=every) for run_dir, one in passed.items()}
+    known = {"encoder_bytes": weights.encoder_bytes, "warnings": tuple(warnings.early)}
+    return {run_dir: replace(one, **known) for run_dir, one in passed.items()}
 
 
 def check_run(config: RunConfig, run_dir: Path, dataset: Dataset | None = None) -> Passed:

@@ -8,11 +8,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.config.run import RunConfig
-from pipelines.data.gate import Passed
 from pipelines.data.inputs import Inputs, Measured
 from pipelines.data.sample_list import Row, restore
 from pipelines.errors import UserError
@@ -21,6 +21,9 @@ from reid_core import text
 from reid_core.method import Supervision
 from reid_core.methods import METHODS
 from reid_core.types import OUTLIER, Dataset, Modality, Split
+
+if TYPE_CHECKING:  # the gate looks at models, whose libraries the memory bank need not load
+    from pipelines.data.gate import Passed
 
 log = logging.getLogger(__name__)
 

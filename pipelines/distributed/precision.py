@@ -13,8 +13,9 @@ def set_tf32(allowed: bool) -> None:
     """Let float32 products and convolutions on CUDA round their factors to TF32, or forbid it.
 
     torch itself allows it for convolutions and forbids it for products. CPUs never round, though
-    some could: `torch.set_float32_matmul_precision` would let them.
+    some could, where `torch.set_float32_matmul_precision` has let them.
     """
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = allowed
     torch.backends.cuda.matmul.allow_tf32 = allowed
 

@@ -40,7 +40,12 @@ def runs(config: RunConfig, out: Path) -> dict[Path, RunConfig]:
 
     Args:
         config, out: see `train_all`.
+
+    Raises:
+        UserError: `out` holds something else.
     """
+    if (out / runlog.CONFIG).exists():
+        raise UserError(f"{out} holds a single run: choose another --out for data.trial=all")
     return {folder(out, n): _with_trial(config, n) for n in TRIALS}
 
 
@@ -60,8 +65,6 @@ def train_all(config: RunConfig, out: Path, train: TrainThese) -> Summary:
         UserError: `out` holds something else, or a trial with another configuration; found before
             anything is trained.
     """
-    if (out / runlog.CONFIG).exists():
-        raise UserError(f"{out} holds a single run: choose another --out for data.trial=all")
     single = runs(config, out)
     finished = {run_dir: _finished(run_dir, one) for run_dir, one in single.items()}
     left = {run_dir: one for run_dir, one in single.items() if finished[run_dir] is None}

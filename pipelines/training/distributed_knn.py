@@ -48,7 +48,8 @@ _WORTH_SPREADING = 20_000  # rows; below, sending the features costs more than i
 _WORTH_GPUS = 200_000  # one GPU has searched fewer by the time that others have them
 _ON_THE_WAY = 2  # pieces in the object store at a time
 _ATTEMPTS = 3
-_READY_S = 30.0  # a process that imports torch takes ten; one without room waits for ever
+_READY_S = 25.0  # a process that imports torch takes ten; one without room waits for ever
+_READY_EACH_S = 5.0  # that many start at a time
 _starting = threading.Lock()  # two modalities may be searched at a time
 
 
@@ -90,28 +91,32 @@ class SearchOnNodes:
         with _starting:
             self._workers = workers
             for place in list(self._searchers):
-                if place.gpu is not None and place.gpu not in workers.get(place.node, ()):
+                reserved = workers.get(place.node, ())
+                stale = bool(reserved) if place.gpu is None else place.gpu not in reserved
+                if stale:
                     ray.kill(self._searchers.pop(place).handle)
 
     def __call__(
         self, features: Features, k: int, /, *, is_second: np.ndarray | None = None
     ) -> Neighbors:
         """See `reid_core.knn.search.nearest`."""
-        searchers = self._asked(len(features))
-        if not searchers:
-            return nearest(features, k, is_second=is_second)
-        try:
-            return nearest_by(
-                searchers, features, k, is_second=is_second, takes_part=self._takes_part
-            )
-        except ray.exceptions.RayError as error:
-            if isinstance(getattr(error, "cause", None), torch.OutOfMemoryError):
-                self._no_room_for(features)
-            elif _is_lost(error):
-                log.warning("the searchers were lost; the memory bank searches alone")
-            else:
-                raise
-            return nearest(features, k, is_second=is_second)
+        workers = self._workers
+        if searchers := self._asked(len(features)):
+            try:
+                return nearest_by(
+                    searchers, features, k, is_second=is_second, takes_part=self._takes_part
+                )
+            except ray.exceptions.RayError as error:
+                if workers is not self._workers:  # nobody waits for this search any more
+                    raise
+                if _is_full(error):
+                    self._no_room_for(features)
+                elif _is_lost(error):
+                    log.warning("the searchers were lost; the memory bank searches alone")
+                else:
+                    raise
+        # outside of `except`, which would hold what the shared search has on this GPU
+        return nearest(features, k, is_second=is_second)
 
     def _no_room_for(self, features: Features) -> None:
         """Ask for no search of so many rows again.
@@ -168,13 +173,14 @@ class SearchOnNodes:
             begun = {place: self._searchers[place] for place in places}
             if begun:
                 asked = [started.ready for started in begun.values()]
-                ray.wait(asked, num_returns=len(asked), timeout=_READY_S if new else 0)
+                patience = _READY_S + _READY_EACH_S * len(new)
+                ray.wait(asked, num_returns=len(asked), timeout=patience if new else 0)
             result = []
             for place, started in begun.items():
                 try:
                     ray.get(started.ready, timeout=0)
                 except ray.exceptions.GetTimeoutError:  # it stays, and is used once it has room
-                    self._leave_out(place, f"no searcher has started within {_READY_S:g} s")
+                    self._leave_out(place, f"no searcher has started within {patience:g} s")
                 except ray.exceptions.RayError as error:
                     del self._searchers[place]
                     self._leave_out(place, f"its searcher was lost ({type(error).__name__})")
@@ -282,6 +288,13 @@ def _is_lost(error: ray.exceptions.RayError) -> bool:
     return isinstance(error, lost) or isinstance(getattr(error, "cause", None), LostRowsError)
 
 
+def _is_full(error: ray.exceptions.RayError) -> bool:
+    """Whether a GPU has no room: for rows, or for a process at all, which torch says otherwise."""
+    cause = getattr(error, "cause", None)
+    full = isinstance(cause, torch.AcceleratorError) and "out of memory" in str(cause)
+    return full or isinstance(cause, torch.OutOfMemoryError)
+
+
 def _shared(
     searchers: Sequence[ActorHandle[Searcher]],
     features: Features,
@@ -292,8 +305,8 @@ def _shared(
     search = open_search(features, k, is_second=is_second)  # what is wrong with rows is said here
     name = uuid.uuid4().hex
     shares = np.array_split(np.arange(search.num_blocks), len(searchers) + takes_part)
-    _send(searchers, features, name)
     try:
+        _send(searchers, features, name)
         asked: list[ray.ObjectRef[dict[int, Neighbors]]] = [
             searcher.blocks.remote(name, k, is_second, share.tolist())
             for searcher, share in zip(searchers, shares, strict=False)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.config.run import RunConfig
-from pipelines.data import gate
+from pipelines.data import gate, room
 from pipelines.data.prepare import FindBroken, Prepared, prepare
 from pipelines.data.sample_list import Row, recall, remember, rows_of_checkpoint
 from pipelines.errors import Terminated
@@ -77,7 +77,10 @@ def complete(
     run_dir = run_dir.resolve()
     with warned.kept() as warnings:
         # 1. What is wrong with settings, data or weights costs no start of Ray and no directory.
-        passed = passed or gate.check(config, run_dir)
+        if passed is None:
+            passed = gate.check(config, run_dir)
+        else:  # with other runs, which may have filled the disk since
+            room.check_disk(config, [run_dir], passed.encoder_bytes)
         # 2. One process at a time; then the directory is this configuration's, from now on.
         with lock.held(run_dir):
             runlog.claim(run_dir, config, command)

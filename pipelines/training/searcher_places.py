@@ -1,6 +1,7 @@
 """Where searchers run: beside every worker of a run, or on the nodes' CPUs.
 
-Workers wait while neighbors are searched, so a searcher beside one takes nothing of Ray's: it sees
+Workers wait for the neighbors, or embed the other modality, so a searcher beside one takes nothing
+of Ray's: it sees
 the GPU that the worker has reserved, and no other. On a node where the run has no worker, one
 searcher asks Ray for a small share of a GPU. More would not help there: Ray gives small shares of
 one GPU until it is full, and does not say who holds the others.

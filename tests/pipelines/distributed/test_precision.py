@@ -25,14 +25,16 @@ def back_to_exact() -> Iterator[None]:
     set_tf32(False)
 
 
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
 @pytest.mark.parametrize("allowed", [True, False])
-def test_products_and_convolutions_are_set_alike(allowed: bool) -> None:
+def test_products_and_convolutions_are_set_alike(allowed: bool, before: str) -> None:
+    torch.set_float32_matmul_precision(before)  # as a notebook may have done
     set_tf32(allowed)
     assert torch.backends.cudnn.allow_tf32 == allowed
     assert torch.backends.cuda.matmul.allow_tf32 == allowed
     assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
     of_cpus: Any = torch.backends.mkldnn
-    assert of_cpus.matmul.fp32_precision != "tf32"
+    assert of_cpus.matmul.fp32_precision not in ("tf32", "bf16")
 
 
 def test_what_opens_a_job_or_an_encoder_sets_it(trees: Path, tmp_path: Path) -> None:

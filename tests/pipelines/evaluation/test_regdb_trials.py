@@ -170,6 +170,8 @@ def test_the_folder_of_a_single_run_is_refused(
     runlog.claim(tmp_path, make_config(), [])
     with pytest.raises(UserError, match="holds a single run"):
         regdb_trials.train_all(config, tmp_path, FakeTrainer())
+    with pytest.raises(UserError, match="holds a single run"):  # of a dry run too
+        regdb_trials.runs(config, tmp_path)
 
 
 def test_the_page_tells_mean_deviation_and_every_trial(config: RunConfig, tmp_path: Path) -> None:

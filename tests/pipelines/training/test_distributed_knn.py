@@ -106,16 +106,17 @@ def test_the_bank_searches_alone_where_a_gpu_has_no_room_for_the_rows(
         torch.empty = empty  # in its process alone
 
     features, asked = unit(900), list[Any]()
-    handle = distributed_knn.SearcherActor.options(num_cpus=0).remote()
-    ray.get(handle.__ray_call__.remote(full))
+    handles = [distributed_knn.SearcherActor.options(num_cpus=0).remote() for _ in range(2)]
+    ray.get(handles[0].__ray_call__.remote(full))
     monkeypatch.setattr(distributed_knn, "_WORTH_SPREADING", 500)
     monkeypatch.setattr(
-        distributed_knn.SearchOnNodes, "_ready", lambda *_: asked.append(1) or [handle]
+        distributed_knn.SearchOnNodes, "_ready", lambda *_: asked.append(1) or handles
     )
     search = distributed_knn.SearchOnNodes(False, takes_part=True)
     for _ in range(2):
         assert_same(search(features, 5), nearest(features, 5))
     assert len(asked) == 1  # not again
+    assert ray.get(handles[1].__ray_call__.remote(lambda s: len(s._rows))) == 0  # let go of
     (warned,) = [x.getMessage() for x in caplog.records if x.name == distributed_knn.__name__]
     assert warned.startswith("a GPU has no room beside its worker for a search among 900 rows")
     with pytest.raises(UserError, match=r"900 rows.*leave the memory bank a GPU"):
