@@ -83,8 +83,8 @@ def check_all(runs: Mapping[Path, RunConfig]) -> dict[Path, Passed]:
         for remark in weights.remarks:
             log.warning("%s", remark)
         room.check_disk(config, list(runs), weights.encoder_bytes)
-    known = {"encoder_bytes": weights.encoder_bytes, "warnings": tuple(warnings.early)}
-    return {run_dir: replace(one, **known) for run_dir, one in passed.items()}
+    every, size = tuple(warnings.early), weights.encoder_bytes
+    return {run: replace(x, encoder_bytes=size, warnings=every) for run, x in passed.items()}
 
 
 def check_run(config: RunConfig, run_dir: Path, dataset: Dataset | None = None) -> Passed:

@@ -283,7 +283,7 @@ def test_a_searcher_that_finds_no_room_is_not_waited_for_and_used_once_it_has(
     wide = SimpleNamespace(options=lambda **given: of_four.options(**given | {"num_cpus": 4}))
     monkeypatch.setattr(distributed_knn, "SearcherActor", wide)
     monkeypatch.setattr(distributed_knn, "_WORTH_SPREADING", 0)
-    monkeypatch.setattr(distributed_knn, "_READY_S", 3.0)
+    monkeypatch.setattr(distributed_knn, "_READY_S", -2.0)
     by = distributed_knn.nearest_by
     monkeypatch.setattr(
         distributed_knn, "nearest_by", lambda s, *a, **b: (shared.append(len(s)), by(s, *a, **b))[1]
