@@ -23,7 +23,7 @@ from pipelines.commands import (
     training,
     vectors,
 )
-from pipelines.errors import RunFailedError, Terminated, UserError, end_on_signals, is_own
+from pipelines.errors import RunFailedError, Terminated, end_on_signals, for_users
 from pipelines.runs.console import console, say
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(1) from error
     except Exception as error:
-        if said := _for_users(error):
+        if said := for_users(error):
             _refuse(said, 2, error)
         if _DEBUG in os.environ:
             raise
@@ -81,25 +81,6 @@ def main() -> None:
 def _refuse(said: str, code: int, error: Exception) -> NoReturn:
     console.print(f"[bold red]error:[/] {escape(said)}")
     raise SystemExit(code) from error
-
-
-def _for_users(error: Exception) -> str:
-    """What to tell about an error that its user can put right; "" of one that is ours."""
-    if isinstance(error, UserError) or (isinstance(error, ValueError) and is_own(error)):
-        return str(error)
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        names = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
-        return (
-            f"{names}: {error.strerror}: see that the path is right and yours, and that its disk "
-            "has room"
-        )
-    if isinstance(error, OSError) and is_own(error):
-        return str(error.strerror or error)
-    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
-        return f"{error}: a link leads to itself; remove it"
-    if isinstance(error, MemoryError):
-        return "this machine has too little memory for that: take fewer or smaller images"
-    return ""
 
 
 def _our_fault(error: Exception) -> None:

@@ -32,6 +32,33 @@ def is_own(error: BaseException) -> bool:
     return raised and any(Path(code.co_filename).is_relative_to(_HOME / part) for part in _PARTS)
 
 
+def for_users(error: Exception) -> str:
+    """What to tell about an error that its user can put right; "" of one that is ours.
+
+    Of a `ValueError` only the process in which it was raised can say that, see `is_own`.
+    """
+    if isinstance(error, UserError) or (isinstance(error, ValueError) and is_own(error)):
+        return str(error)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        names = " and ".join(str(name) for name in (error.filename, error.filename2) if name)
+        return (
+            f"{names}: {error.strerror}: see that the path is right and yours, and that its disk "
+            "has room"
+        )
+    if isinstance(error, OSError) and is_own(error):
+        return str(error.strerror or error)
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        return f"{error}: a link leads to itself; remove it"
+    if isinstance(error, MemoryError):
+        return "this machine has too little memory for that: take fewer or smaller images"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module does not wait for torch
+        return (
+            "the GPU has too little memory left for that: take fewer images at a time, or see what "
+            "else is on it (`nvidia-smi`)"
+        )
+    return ""
+
+
 @contextmanager
 def own_words_for_users() -> Iterator[None]:
     """Within the block a `ValueError` that says what is wrong in words of ours is for the user.

@@ -48,6 +48,7 @@ def calibrate(
     """
     if labels not in ("auto", "val", "pseudo"):
         raise UserError(f"--labels {labels}: choose auto, val or pseudo")
+    path = checkpoint.find(path)  # once for all: a run that trains on has others later
     loaded = open_encoder(path, device=device)
     dataset = read(loaded.config)
     source, split, known = _labeled(path, dataset, loaded, labels)

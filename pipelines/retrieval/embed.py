@@ -26,17 +26,19 @@ import ray.data
 import torch
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
+from ray.exceptions import RayTaskError
 
 from pipelines.cluster import preflight
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
-from pipelines.errors import UserError
+from pipelines.errors import UserError, for_users
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import devices, vectors
 from pipelines.retrieval.devices import Place
-from pipelines.retrieval.embedder import Embedder, Work
+from pipelines.retrieval.embedder import Actor, Work
 from pipelines.retrieval.sources import Source, parts
 from pipelines.retrieval.vectors import Dtype, VectorInfo
+from pipelines.runs.checkpoint import find
 from pipelines.runs.console import console
 from pipelines.storage import lock
 from reid_core.types import Modality
@@ -104,13 +106,15 @@ def embed(
 
     Raises:
         UserError: nothing to embed, `out` holds other vectors or another process embeds into it,
-            too many images cannot be read, no room (see `pipelines.retrieval.devices.place`).
+            too many images cannot be read, no room (see `pipelines.retrieval.devices.place`),
+            other weights on another machine, a full disk or GPU.
     """
     _require_sound(dtype, batch_size, max_unreadable)
     # actors have working directories of their own
     checkpoint, out = checkpoint.resolve(), out.resolve()
+    weights = find(checkpoint)  # once for all: a run that trains on has others later
     # to be asked, not to embed: GPUs are the actors', or other runs'
-    loaded = open_encoder(checkpoint, space=space, device=torch.device("cpu"))
+    loaded = open_encoder(weights, space=space, device=torch.device("cpu"))
     source = source.as_trained(loaded.config.data)
     info = VectorInfo(
         fingerprint=loaded.fingerprint,
@@ -127,7 +131,7 @@ def embed(
         if survey.missing or survey.left_out:
             with cluster.session(config := _at_address(loaded.config, ray_address)):
                 where = _place(config, out, gpu)
-                work = Work(checkpoint, space, source.root, out, dtype, batch_size)
+                work = Work(weights, loaded.fingerprint, space, source.root, out, dtype, batch_size)
                 survey, num_new, seconds = _embed_all(work, source, loaded, survey, allowed, where)
         _require_readable(survey.skipped, *allowed)
         num_vectors = vectors.finish(out, survey.planned, survey.skipped)
@@ -279,20 +283,33 @@ class _PartsSource(Datasource):
 def _run(
     work: Work, source: Source, missing: frozenset[str], where: Place
 ) -> Iterator[dict[str, Any]]:
+    """A row of counts per part, as it is embedded.
+
+    Raises:
+        UserError: what an actor, or the task that lists the source, met and users can put right.
+    """
     num_actors = where.gpus or max(1, min(where.cores // _CPUS_PER_ACTOR, len(missing)))
     threads = max(1, where.cores // num_actors)
     parts_stream = ray.data.read_datasource(_PartsSource(source, missing), override_num_blocks=1)
     # Ray Data would join small rows to large blocks, and one actor would get them all.
     parts_stream.context.target_max_block_size = 1
     results = parts_stream.map_batches(
-        Embedder,
+        Actor,
         fn_constructor_args=(work, threads, where.device),
         batch_size=1,
         concurrency=num_actors,
         num_gpus=where.gpu_share,
         num_cpus=1,
     )
-    yield from results.iter_rows()
+    try:
+        for row in results.iter_rows():
+            if row["refused"]:
+                raise UserError(row["refused"])
+            yield row
+    except RayTaskError as error:  # of the task that lists
+        if isinstance(error.cause, Exception) and (said := for_users(error.cause)):
+            raise UserError(said) from error
+        raise
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 from pipelines.cluster import machine
-from pipelines.evaluation.encoder import Space, open_encoder
+from pipelines.errors import UserError, for_users
+from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval import vectors
 from pipelines.retrieval.sources import Part, record_id
 from pipelines.retrieval.vectors import Dtype
@@ -28,7 +30,8 @@ class Work:
     """What an actor must know.
 
     Attributes:
-        checkpoint: folder of it.
+        checkpoint: folder of it, no run directory: that of a run which trains on moves.
+        fingerprint: of the encoder in it.
         space: of the vectors.
         root: folder that the samples' images are relative to.
         out: folder of the parts.
@@ -37,6 +40,7 @@ class Work:
     """
 
     checkpoint: Path
+    fingerprint: str
     space: Space
     root: Path
     out: Path
@@ -51,15 +55,16 @@ class Embedder:
         work: see there.
         threads: at most, for decoding and for what is computed on CPU cores.
         device: to compute on, None for a GPU if there is one.
+
+    Raises:
+        UserError: no checkpoint there, or one of another encoder.
     """
 
     def __init__(self, work: Work, threads: int, device: str | None = None) -> None:
         threads = min(threads, machine.cores())  # of its node
         torch.set_num_threads(threads)
         self._work = work
-        loaded = open_encoder(
-            work.checkpoint, space=work.space, device=torch.device(device) if device else None
-        )
+        loaded = _opened(work, torch.device(device) if device else None)
         assert isinstance(loaded.encoder, nn.Module)
         self._loaded = replace(loaded, encoder=folded(loaded.encoder))
         self._pool = ThreadPoolExecutor(threads)
@@ -141,6 +146,60 @@ class Embedder:
                 hashes.append(content)
         inputs = torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0)
         return inputs, remaining, hashes
+
+
+def _opened(work: Work, device: torch.device | None) -> LoadedEncoder:
+    """The encoder that the command has seen; vectors of two of them are not mixed."""
+    try:
+        loaded = open_encoder(work.checkpoint, space=work.space, device=device)
+        if loaded.fingerprint != work.fingerprint:
+            raise UserError(f"{work.checkpoint} holds other weights")
+    except UserError as error:
+        raise UserError(
+            f"on {socket.gethostname()}: {error}. The command began with another state: every "
+            "machine must see one folder, and a run that is trained on meanwhile replaces its "
+            "checkpoints: name a checkpoint folder that stays (in stages/ of the run), or wait for "
+            "its end"
+        ) from error
+    return loaded
+
+
+class Actor:
+    """An `Embedder` as Ray Data runs it: what users can put right comes back as a row.
+
+    An exception would reach the driver as text, without its class.
+
+    Args:
+        work, threads, device: see `Embedder`.
+    """
+
+    def __init__(self, work: Work, threads: int, device: str | None = None) -> None:
+        self._work, self._refused = work, ""
+        try:
+            self._embedder = Embedder(work, threads, device)
+        except Exception as error:
+            self._refused = self._said(error)
+
+    def __call__(self, block: dict[str, np.ndarray]) -> dict[str, list[int] | list[str]]:
+        """As `Embedder`, with a column that says why nothing was embedded, "" of what was."""
+        try:
+            if not self._refused:
+                return self._embedder(block) | {"refused": [""]}
+        except Exception as error:
+            self._refused = self._said(error)
+        return {"embedded": [0], "skipped": ["[]"], "refused": [self._refused]}
+
+    def _said(self, error: Exception) -> str:
+        """What to tell about an error; one that is ours is raised again."""
+        if isinstance(error, torch.OutOfMemoryError):
+            return (
+                f"a GPU of {socket.gethostname()} has too little memory for images of which "
+                f"{self._work.batch_size} are embedded at a time: choose a smaller --batch-size, "
+                "or see what else is on it (`nvidia-smi`); what is embedded is kept"
+            )
+        if said := for_users(error):
+            return said
+        raise error
 
 
 def content_hash(data: bytes) -> str:

@@ -25,6 +25,7 @@ from pipelines.retrieval.gallery_rows import schema
 from pipelines.retrieval.missing import Elsewhere, missing, remove_outdated
 from pipelines.retrieval.sources import Source, image_of, record_id
 from pipelines.retrieval.vectors import WrittenInfo
+from pipelines.runs.checkpoint import find
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.types import Modality, Sample
@@ -90,7 +91,8 @@ def add_images(
         UserError: another encoder's gallery, a name that it knows of another root's image, or
             what `embed` refuses.
     """
-    loaded = _to_be_asked(checkpoint, space)
+    weights = find(checkpoint)  # once for all: a run that trains on has others later
+    loaded = _to_be_asked(weights, space)
     source = source.as_trained(loaded.config.data)
     gallery = _table_for(uri, loaded, checkpoint, space, new_encoder=new_encoder)
     chosen = missing(source, gallery)
@@ -104,7 +106,7 @@ def add_images(
         remove_outdated(folder, source.root)
         try:
             done = embed(
-                checkpoint,
+                weights,
                 chosen,
                 folder,
                 space=space,

@@ -79,8 +79,10 @@ def replace_file(path: Path, content: str | bytes | Callable[[BinaryIO], object]
             file.flush()
             os.fsync(handle)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # a full disk does not say whose
         raise
 
 

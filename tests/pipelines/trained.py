@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipelines.config import run as configuration
-from pipelines.evaluation.encoder import Space, open_encoder
+from pipelines.evaluation.encoder import Space, describe, open_encoder
 from pipelines.retrieval import vectors
 from pipelines.retrieval.embedder import Embedder, Work
 from pipelines.retrieval.sources import Source, parts
@@ -66,18 +66,22 @@ def with_data(run: Path, out: Path, **settings: object) -> Path:
     return out
 
 
-def embed_alone(
-    checkpoint: Path, source: Source, out: Path, *, space: Space = "descriptor"
-) -> Path:
+def embed_alone(run: Path, source: Source, out: Path, *, space: Space = "descriptor") -> Path:
     """What `crossreid embed --dtype float32` leaves, in this process."""
-    loaded, root = open_encoder(checkpoint, space=space), source.root
+    loaded, root = open_encoder(run, space=space), source.root
     dim = loaded.encoder.feature_dim
     info = VectorInfo(loaded.fingerprint, space, "float32", dim, str(root), str(source.path))
-    vectors.claim(out, info, checkpoint)
-    embedder = Embedder(Work(checkpoint, space, root, out, "float32", 32), threads=1)
+    vectors.claim(out, info, run)
+    embedder = Embedder(work_of(run, root, out, space=space), threads=1)
     planned = [part.key for part in parts(source.samples()) if embedder.embed(part)]
     vectors.finish(out, planned, [])
     return out
+
+
+def work_of(run: Path, root: Path, out: Path, *, space: Space = "descriptor") -> Work:
+    """What an actor of `crossreid embed --dtype float32` is given."""
+    folder = checkpoint.find(run)
+    return Work(folder, describe(folder).fingerprints[space], space, root, out, "float32", 32)
 
 
 def draw_folder(root: Path, *, visible: int, infrared: int, first: int = 0) -> Path:

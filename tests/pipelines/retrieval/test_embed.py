@@ -23,12 +23,12 @@ from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
 from pipelines.retrieval import embedder, vectors
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embed import embed
-from pipelines.retrieval.embedder import Embedder, Work
+from pipelines.retrieval.embedder import Embedder
 from pipelines.retrieval.sources import Source, parts
 from reid_core.datasets import regdb, synthetic
 from reid_core.models import backbones
 from reid_core.types import Modality
-from tests.pipelines.trained import draw_folder, save_run, with_data
+from tests.pipelines.trained import draw_folder, save_run, with_data, work_of
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_an_embedder_takes_no_more_threads_than_its_node_has(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nodes differ: the share of a large cluster's CPUs may be more than a small one has."""
-    work = Work(checkpoint, "descriptor", tmp_path, tmp_path, "float16", 64)
+    work = work_of(checkpoint, tmp_path, tmp_path)
     monkeypatch.setattr(machine, "cores", lambda: 2)
     taken: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
@@ -59,7 +59,7 @@ def test_an_embedder_that_reserved_no_gpu_leaves_them_alone(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray hides none from it, and the GPUs are those of a training."""
-    work = Work(checkpoint, "descriptor", tmp_path, tmp_path, "float16", 64)
+    work = work_of(checkpoint, tmp_path, tmp_path)
     opened: list[torch.device | None] = []
 
     def note(*given: object, device: torch.device | None, **options: Any) -> LoadedEncoder:
@@ -268,7 +268,7 @@ def test_through_ray(
     assert re.search(
         r"^embedding on \d CPU cores?: no GPU is there$", capsys.readouterr().out, re.M
     )
-    work = Work(checkpoint, "descriptor", folder, tmp_path / "one", "float32", 64)
+    work = work_of(checkpoint, folder, tmp_path / "one")
     (tmp_path / "one").mkdir()
     for part in parts(Source(folder).samples()):
         Embedder(work, threads=1).embed(part)
