@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 _ISOTONIC_FROM = 1000  # pairs of either kind; with fewer its steps follow single pairs
 _KNOTS = 64
@@ -23,7 +24,7 @@ class Calibration:
         knots: (n,) cosines, rising.
         probabilities: (n,) at the knots, as if half of all pairs were of one identity; between
             knots the logarithm of the odds is interpolated.
-        prior: share of equal pairs among those it was fitted on.
+        prior: share of equal pairs among all of the images that it was fitted on.
         kind: "isotonic" or "logistic".
     """
 
@@ -45,8 +46,10 @@ class Calibration:
         prior = self.prior if prior is None else prior
         if not 0 < prior < 1:
             raise ValueError(f"a prior is a share between 0 and 1, not {prior}")
-        odds = np.interp(cosines, self.knots, _log_odds(np.asarray(self.probabilities)))
-        probability: np.ndarray = 1 / (1 + np.exp(-(odds + _log_odds(np.asarray(prior)))))
+        odds = np.interp(
+            cosines, self.knots, _log_odds(np.clip(self.probabilities, _FLOOR, 1 - _FLOOR))
+        )
+        probability: np.ndarray = expit(odds + _log_odds(np.asarray(prior)))
         return probability
 
 
@@ -141,6 +144,5 @@ def _logistic(
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
-    safe = np.clip(probabilities, _FLOOR, 1 - _FLOOR)
-    odds: np.ndarray = np.log(safe / (1 - safe))
+    odds: np.ndarray = np.log(probabilities) - np.log1p(-probabilities)
     return odds

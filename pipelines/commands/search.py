@@ -68,6 +68,7 @@ def search(
     out: Answers = None,
 ) -> None:
     """Find the nearest rows to an image, a sentence or a row of a gallery."""
+    from pipelines.retrieval import answer_table
     from pipelines.retrieval import search as searching
     from pipelines.retrieval.gallery import Gallery, tables
     from pipelines.retrieval.gallery_rows import Filter, time_of
@@ -101,11 +102,11 @@ def search(
         calibrated=known,
         min_probability=min_probability,
     )
-    console.print(searching.table(asked, hits))
+    console.print(answer_table.table(asked, hits))
     if known is not None:
         say(known.described())
     if out is not None:
-        _write(out, asked, hits, searching.described(opened, where=where, reranked=rerank))
+        _write(out, asked, hits, answer_table.described(opened, where=where, reranked=rerank))
 
 
 def _check(out: Path | None) -> None:

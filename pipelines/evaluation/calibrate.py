@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrated import PSEUDO, TRAINED, VALIDATION, Calibrated, pair_of
 from pipelines.evaluation.checkpoint import features_of
 from pipelines.evaluation.encoder import LoadedEncoder, open_encoder
-from pipelines.evaluation.pairs import Known, classes_of, pairs_of, sampled
+from pipelines.evaluation.pairs import Known, classes_of, pairs_of, sampled, shares_of, weights_at
 from pipelines.runs import checkpoint
 from pipelines.storage.files import reason
 from reid_core.calibration import Calibration, expected_error, fit, reliability
@@ -52,18 +53,20 @@ def calibrate(
     loaded = open_encoder(path, device=device)
     dataset = read(loaded.config)
     source, split, known = _labeled(path, dataset, loaded, labels)
-    known = {m: sampled(one, seed) for m, one in known.items()}
+    shares, known = shares_of(known), sampled(known, seed)
     known, features = _embedded(loaded, split, dataset.root, known)
     maps: dict[str, Calibration] = {}
     tables: dict[str, np.ndarray] = {}
     left_out = _of_unknown(loaded.modalities, known)
     for name, cosines, same in pairs_of(known, features):
         try:
-            maps[name] = fit(cosines, same)
+            maps[name] = replace(fit(cosines, same), prior=shares[name])
         except ValueError as error:  # no equal or no different pair of these modalities
             left_out[name] = str(error)
             continue
-        tables[name] = reliability(maps[name](cosines), same)
+        tables[name] = reliability(
+            maps[name](cosines), same, weights=weights_at(shares[name], same)
+        )
     for name, why in left_out.items():
         log.warning("no probabilities between %s: %s", name.replace(" ", " and "), why)
     if not maps:

@@ -48,6 +48,10 @@ class Calibrated:
             return "these come from the same vectors and know easy pairs alone: expect less"
         return ""
 
+    def knows(self, modality: str) -> bool:
+        """Whether a query of a modality has a probability with anything."""
+        return any(modality in name.split() for name in self.maps)
+
     def described(self) -> str:
         """What the probabilities rest on, in words."""
         text = f"probabilities were fitted on {self.source}"

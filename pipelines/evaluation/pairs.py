@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
 
 import numpy as np
 
@@ -36,18 +37,22 @@ def errors(
     Returns:
         "ece": at the split's own share of equal pairs; "ece_balanced": as if that were a half.
     """
-    known = {m: sampled(classes_of(split, m), seed) for m in Modality if len(split.rows(m))}
+    known = {m: classes_of(split, m) for m in Modality if len(split.rows(m))}
+    shares, known = shares_of(known), sampled(known, seed)
     rows = {m: features[one.rows] for m, one in known.items()}
     table: dict[str, dict[str, float]] = {}
     for name, cosines, same in pairs_of(known, rows):
         if name not in calibrated.maps or not 0 < same.mean() < 1:
             continue
-        weights = np.where(same, 0.5 / same.sum(), 0.5 / (~same).sum())
-        own = calibrated.maps[name](cosines, prior=float(same.mean()))
-        even = calibrated.maps[name](cosines, prior=0.5)
         table[name] = {
-            "ece": expected_error(reliability(own, same)),
-            "ece_balanced": expected_error(reliability(even, same, weights=weights)),
+            measure: expected_error(
+                reliability(
+                    calibrated.maps[name](cosines, prior=share),
+                    same,
+                    weights=weights_at(share, same),
+                )
+            )
+            for measure, share in (("ece", shares[name]), ("ece_balanced", 0.5))
         }
     return table
 
@@ -58,15 +63,49 @@ def classes_of(split: Split, modality: Modality) -> Known:
     return Known(rows, split.pids[rows])
 
 
-def sampled(known: Known, seed: int) -> Known:
-    """At most `_MAX_ROWS`, whole classes of them, so that equal pairs stay."""
-    if len(known.rows) <= _MAX_ROWS:
-        return known
-    classes, counts = np.unique(known.classes, return_counts=True)
-    order = np.random.default_rng(seed).permutation(len(classes))
-    chosen = classes[order[: max(int(np.searchsorted(np.cumsum(counts[order]), _MAX_ROWS)), 1)]]
-    remaining = np.isin(known.classes, chosen)
-    return Known(known.rows[remaining], known.classes[remaining])
+def sampled(known: Mapping[Modality, Known], seed: int) -> dict[Modality, Known]:
+    """At most `_MAX_ROWS` of each modality, of two classes at least: all rows of some classes.
+
+    The classes are the same in every modality, so that equal pairs stay between them too.
+    """
+    if max((len(one.rows) for one in known.values()), default=0) <= _MAX_ROWS:
+        return dict(known)
+    classes = np.unique(np.concatenate([one.classes for one in known.values()]))
+    order = np.random.default_rng(seed).permutation(classes)
+    fitting = min(_num_fitting(order, one.classes) for one in known.values())
+    chosen = order[: max(fitting, 2)]
+    return {
+        m: Known(one.rows[here], one.classes[here])
+        for m, one in known.items()
+        if (here := np.isin(one.classes, chosen)).any()
+    }
+
+
+def _num_fitting(order: np.ndarray, classes: np.ndarray) -> int:
+    """How many of some classes, from the first on, have no more rows than are needed."""
+    names, counts = np.unique(classes, return_counts=True)
+    places = np.searchsorted(names, order).clip(max=len(names) - 1)
+    rows = np.cumsum(np.where(names[places] == order, counts[places], 0))
+    return int(np.searchsorted(rows, _MAX_ROWS, side="right"))
+
+
+def shares_of(known: Mapping[Modality, Known]) -> dict[str, float]:
+    """Per pair of modalities, the share of equal ones among all pairs of rows."""
+    counts = {m: np.unique(one.classes, return_counts=True) for m, one in known.items()}
+    shares = {}
+    for one, other in combinations_with_replacement(known, 2):
+        _, first, second = np.intersect1d(counts[one][0], counts[other][0], return_indices=True)
+        same = one == other
+        equal = counts[one][1][first] @ (counts[other][1][second] - same)
+        total = len(known[one].rows) * (len(known[other].rows) - same)
+        shares[pair_of(one, other)] = float(equal / max(total, 1))
+    return shares
+
+
+def weights_at(share: float, same: np.ndarray) -> np.ndarray:
+    """(M,) weights of pairs that give the equal ones among them a share of all."""
+    weights: np.ndarray = np.where(same, share / same.sum(), (1 - share) / (~same).sum())
+    return weights
 
 
 def pairs_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -9,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.markup import escape
-from rich.table import Table
 
 from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated, pair_of
@@ -22,6 +21,7 @@ from reid_core.models import backbones
 from reid_core.reranking import rerank
 from reid_core.types import Modality
 
+log = logging.getLogger(__name__)
 _RERANKED = 200  # candidates whose order re-ranking may change
 MAX_TOP = 10_000
 
@@ -225,11 +225,27 @@ def probabilities_of(
     Args:
         gallery, checkpoint: as in `encoder_of`.
         prior: share of rows that show the queried identity; None for that of the fit.
+
+    Raises:
+        UserError: a prior that is no share, or without a calibration that it could move.
     """
     facts = gallery.facts
     place = checkpoint or Path(facts.checkpoint)
     fitted = load_calibration(place, fingerprint=facts.fingerprint)
-    return fitted.at_prior(prior) if fitted else None
+    if fitted is not None:
+        return fitted.at_prior(prior)
+    if prior is not None:
+        raise UserError(
+            f"--prior {prior:g} needs a calibration, and {place} has none of this gallery's "
+            "vectors: run `crossreid calibrate` on the run first; the joint space has none"
+        )
+    if space_of(gallery) == "descriptor":
+        log.warning(
+            "no calibration of this gallery's encoder at %s: answers are ordered by cosine and "
+            "have no probability; `crossreid calibrate` fits one, --checkpoint says where it lies",
+            place,
+        )
+    return None
 
 
 def search(
@@ -254,16 +270,22 @@ def search(
         where: what answers may be.
         reranked: order the nearest rows by k-reciprocal re-ranking.
         calibrated: gives answers their probability.
-        min_probability: answers below are left out; needs `calibrated`.
+        min_probability: answers below are left out; needs `calibrated` for the query's modality.
 
     Raises:
-        UserError: no row is left by the filter, or a number out of range.
+        UserError: no row is left by the filter, a number out of range, or a least probability
+            where none is known.
     """
     if not 1 <= top <= MAX_TOP:
         raise UserError(f"--top {top}: between 1 and {MAX_TOP:,} answers")
     if min_probability and calibrated is None:
         raise UserError(
             "--min-probability needs a calibration: run `crossreid calibrate` on the run first"
+        )
+    if min_probability and calibrated is not None and not calibrated.knows(query.modality):
+        raise UserError(
+            f"--min-probability: the calibration, fitted on {calibrated.source}, says nothing of "
+            f"{query.modality} queries; leave it out"
         )
     count = max(top, _RERANKED) if reranked else top
     parts: dict[Filter, int | None] = {where or Filter(): None}
@@ -304,48 +326,6 @@ def _parts(
     if known and (not unknown or len(known) == sum(map(bool, counts.values()))):
         return known, True
     return {where: sum(counts.values())}, False
-
-
-def table(query: Query, hits: Sequence[Hit]) -> Table:
-    """The answers for a terminal."""
-    title = f"nearest to {escape(query.name)}"
-    if not hits:
-        title += ": no row but itself, or none so likely; ask for other rows, or more of them"
-    shown = Table(title=title, title_justify="left")
-    lines = [_cells(rank, hit) for rank, hit in enumerate(hits, start=1)]
-    always = {"", "similarity", "modality", "camera", "identity", "id"}
-    columns = [name for name in _SIDES if name in always or any(line[name] for line in lines)]
-    for name in columns:
-        shown.add_column(name, justify=_SIDES[name], overflow="fold")  # type: ignore[arg-type]
-    for line in lines:
-        shown.add_row(*(line[name] for name in columns))
-    return shown
-
-
-_SIDES = {"": "right", "similarity": "right", "probability": "right", "modality": "left"}
-_SIDES |= {"camera": "right", "time": "left", "identity": "right", "id": "left"}
-
-
-def _cells(rank: int, hit: Hit) -> dict[str, str]:
-    mark = {True: " \N{CHECK MARK}", False: " \N{BALLOT X}", None: ""}[hit.right]
-    return {
-        "": str(rank),
-        "similarity": f"{hit.similarity:.3f}",
-        "probability": "" if hit.probability is None else f"{hit.probability:.3f}",
-        "modality": hit.modality,
-        "camera": str(hit.camera) if hit.camera >= 0 else "",
-        "time": "" if hit.time is None else f"{hit.time:%Y-%m-%d %H:%M:%S}",
-        "identity": escape(hit.name or (str(hit.pid) if hit.pid >= 0 else "")) + mark,
-        "id": escape(hit.id) + (f" ({hit.images} images)" if hit.images > 1 else ""),
-    }
-
-
-def described(gallery: Gallery, *, where: Filter | None, reranked: bool) -> str:
-    """What was searched, in words."""
-    text = f"{len(gallery):,} vectors"
-    if where is not None and str(where):
-        text += f", only {where}"
-    return text + (", re-ranked by shared neighbors" if reranked else "")
 
 
 def _reranked(query: Query, rows: Sequence[Match]) -> np.ndarray:

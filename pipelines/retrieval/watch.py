@@ -95,6 +95,8 @@ def _matches(
     num_identities = len(gallery.names())
     if not num_identities:  # the last one was removed meanwhile; others may be enrolled
         return []
+    if not calibrated.knows(query.modality):  # warned of at the start
+        return []
     if calibrated.prior is not None:
         calibrated = calibrated.at_prior(calibrated.prior / num_identities)
     try:

@@ -19,11 +19,21 @@ from starlette.middleware.base import RequestResponseEndpoint
 from pipelines.errors import UserError
 from pipelines.retrieval.gallery_rows import MAX_CAMERA, Filter, time_of
 from pipelines.retrieval.search import Query
-from pipelines.service.desk import Answer, Desk, Facts, Input, RefusedError, Stored
+from pipelines.service.desk import (
+    Answer,
+    Desk,
+    Facts,
+    Input,
+    RefusedError,
+    Stored,
+    UnavailableError,
+)
 from pipelines.service.guard import Guard
 
 Embed = Callable[[Input], Awaitable[np.ndarray]]
 """(D,) unit row of what a request holds."""
+Trouble = Callable[[], str]
+"""Why nothing is embedded now, "" where all is well."""
 Camera = Annotated[int, Field(ge=-1, le=MAX_CAMERA)]
 """-1 where it is unknown."""
 _POLICY = (
@@ -33,18 +43,19 @@ _POLICY = (
 )
 
 
-def build(desk: Desk, embed: Embed, *, token: str, max_bytes: int) -> Guard:
+def build(desk: Desk, embed: Embed, *, trouble: Trouble, token: str, max_bytes: int) -> Guard:
     """The application.
 
     Args:
         desk: answers.
         embed: see `Embed`.
+        trouble: see `Trouble`.
         token: see `pipelines.service.guard.Guard`.
         max_bytes: of a request.
     """
     app = FastAPI(title="CrossReID", docs_url="/docs", redoc_url=None)
     registry = _measure_requests(app, desk)
-    _add_pages(app, desk, registry)
+    _add_pages(app, desk, registry, trouble)
     _add_questions(app, desk, embed)
     return Guard(app, token=token, max_bytes=max_bytes)
 
@@ -71,12 +82,13 @@ def _measure_requests(app: FastAPI, desk: Desk) -> CollectorRegistry:
     @app.exception_handler(RefusedError)
     async def explained(request: Request, error: RefusedError) -> JSONResponse:
         refused.inc()
-        return JSONResponse({"detail": str(error)}, status_code=400)
+        status = 503 if isinstance(error, UnavailableError) else 400
+        return JSONResponse({"detail": str(error)}, status_code=status)
 
     return registry
 
 
-def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry) -> None:
+def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry, trouble: Trouble) -> None:
     """The page, and what is told of the service itself."""
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -85,8 +97,11 @@ def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry) -> None:
         return HTMLResponse(text, headers={"Content-Security-Policy": _POLICY})
 
     @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health(response: Response) -> dict[str, str]:
+        said = await run_in_threadpool(trouble)
+        if said:
+            response.status_code = 503
+        return {"status": said or "ok"}
 
     @app.get("/facts")
     async def facts() -> Facts:

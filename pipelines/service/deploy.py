@@ -23,7 +23,10 @@ from pipelines.retrieval import devices
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.gallery import Gallery, tables
 from pipelines.retrieval.search import encoder_of, probabilities_of, require_made_by, space_of
+from pipelines.runs.checkpoint import find
+from pipelines.service import encoders
 from pipelines.service.desk import MAX_BYTES, Desk, Input
+from pipelines.service.encoders import Encoders
 from pipelines.service.guard import Guard, is_loopback
 from pipelines.service.owner import owned
 from pipelines.service.start import start
@@ -140,6 +143,8 @@ class Plan:
 
     Attributes:
         settings: as they were given.
+        checkpoint: folder of the encoder: a run that is trained on has others later, and a
+            replica that starts again must find this one.
         config: of the run that trained the encoder.
         space, fingerprint: of the table that is searched.
         words: fingerprint of the table of the joint space that sentences ask, "" without.
@@ -147,6 +152,7 @@ class Plan:
     """
 
     settings: Settings
+    checkpoint: Path
     config: RunConfig
     space: str
     fingerprint: str
@@ -163,19 +169,21 @@ def plan_of(settings: Settings) -> Plan:
     """What a gallery and the checkpoint of its encoder say; no encoder is built.
 
     Raises:
-        UserError: no such gallery or checkpoint, or one of other weights.
+        UserError: no such gallery or checkpoint, one of other weights, or a prior that
+            `probabilities_of` refuses.
     """
     gallery = Gallery.open(settings.gallery, space=settings.space)
-    place = settings.checkpoint or Path(gallery.facts.checkpoint)
+    place = find(settings.checkpoint or Path(gallery.facts.checkpoint))
     encoder = describe(place)
     require_made_by(gallery, place, encoder.fingerprints[space_of(gallery)])
+    probabilities_of(gallery, place, settings.prior)  # refused here, not by a replica
     words, asked = "", encoder.modalities
     if settings.space is None and gallery.facts.space != "joint" and Modality.TEXT not in asked:
         words = _words(settings.gallery, encoder.fingerprints["joint"])
     if (words or gallery.facts.space == "joint") and Modality.TEXT not in asked:
         asked = (*asked, Modality.TEXT)
     facts = gallery.facts
-    return Plan(settings, encoder.config, facts.space, facts.fingerprint, words, asked)
+    return Plan(settings, place, encoder.config, facts.space, facts.fingerprint, words, asked)
 
 
 def _words(uri: str, fingerprint: str) -> str:
@@ -199,7 +207,7 @@ def desk_of(plan: Plan) -> Desk:
     return Desk(
         gallery,
         words=words,
-        calibrated=probabilities_of(gallery, settings.checkpoint, settings.prior),
+        calibrated=probabilities_of(gallery, plan.checkpoint, settings.prior),
         modalities=plan.modalities,
         size=(size.height, size.width),
         uploads=settings.uploads,
@@ -212,14 +220,13 @@ def encoding_of(plan: Plan, device: torch.device | None = None) -> Encoding:
     Raises:
         UserError: see `encoder_of`.
     """
-    loaded = encoder_of(plan.gallery(), plan.settings.checkpoint, device=device)
+    loaded = encoder_of(plan.gallery(), plan.checkpoint, device=device)
     return Encoding(loaded, in_joint_space(loaded, plan.words) if plan.words else None)
 
 
 def application(plan: Plan, where: Place) -> Application:
     """The deployments, bound to each other; encoders run where they were given a place."""
     from ray import serve
-    from ray.exceptions import RayActorError
 
     settings = plan.settings
     device = torch.device(where.device) if where.device else None
@@ -243,17 +250,14 @@ def application(plan: Plan, where: Place) -> Application:
     def routes() -> Guard:
         from pipelines.service.app import build
 
-        encoder = serve.get_deployment_handle("encoder", _NAME)
-
-        async def embed(asked: Input) -> np.ndarray:
-            vectors: np.ndarray
-            try:
-                vectors = await encoder.embed.remote(asked)
-            except RayActorError:  # embedding changes nothing: another replica does it
-                vectors = await encoder.embed.remote(asked)
-            return vectors
-
-        return build(desk_of(plan), embed, token=settings.token, max_bytes=MAX_BYTES + _FORM)
+        asked = Encoders(serve.get_deployment_handle(encoders.NAME, _NAME), _NAME)
+        return build(
+            desk_of(plan),
+            asked.embed,
+            trouble=asked.trouble,
+            token=settings.token,
+            max_bytes=MAX_BYTES + _FORM,
+        )
 
     @serve.ingress(routes)
     class Routes:
@@ -261,7 +265,7 @@ def application(plan: Plan, where: Place) -> Application:
             self._encoder = encoder
 
     encoding = serve.deployment(
-        name="encoder",
+        name=encoders.NAME,
         autoscaling_config=autoscaling,
         max_ongoing_requests=4 * settings.max_batch,
         ray_actor_options={"num_gpus": where.gpu_share, "num_cpus": 1},

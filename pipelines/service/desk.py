@@ -37,6 +37,10 @@ class RefusedError(Exception):
     """A request that cannot be answered; its text is for the client and names no path."""
 
 
+class UnavailableError(RefusedError):
+    """A request that could not be answered now, for a reason that is the server's."""
+
+
 @dataclass(frozen=True)
 class Input:
     """What is embedded for a request.
@@ -62,6 +66,7 @@ class Facts:
         sentences: whether sentences can be asked.
         cameras: that there are.
         calibrated: what the probabilities of answers were fitted on, "" where they have none.
+        calibrated_sentences: whether answers to sentences have them too.
     """
 
     rows: int
@@ -69,6 +74,7 @@ class Facts:
     sentences: bool
     cameras: list[int]
     calibrated: str
+    calibrated_sentences: bool
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ def _without_places() -> Iterator[None]:
     """What a search refuses, for a client: errors of the database may name places of the server.
 
     Raises:
-        RefusedError: in the place of a `UserError`.
+        RefusedError: no row is left by a filter.
+        UnavailableError: in the place of another `UserError`.
     """
     try:
         yield
@@ -117,7 +124,7 @@ def _without_places() -> Iterator[None]:
         raise RefusedError(str(error)) from error
     except UserError as error:
         log.error("%s", error)
-        raise RefusedError(
+        raise UnavailableError(
             "the gallery cannot be searched now: the log of the service says why"
         ) from error
 
@@ -157,12 +164,14 @@ class Desk:
 
     def facts(self) -> Facts:
         """What there is."""
+        known = self._calibrated
         return Facts(
             rows=len(self._gallery),
             image_modalities=[str(m) for m in self._modalities if m != Modality.TEXT],
             sentences=Modality.TEXT in self._modalities,
             cameras=self._gallery.cameras(),
-            calibrated=self._calibrated.source if self._calibrated else "",
+            calibrated=known.source if known else "",
+            calibrated_sentences=bool(known and self._words is None and known.knows(Modality.TEXT)),
         )
 
     def modality(self, name: str, *, text: bool = False) -> Modality:
@@ -213,20 +222,28 @@ class Desk:
         """The best answers.
 
         Raises:
-            RefusedError: no row is left, a number out of range, or a gallery that cannot be read.
+            RefusedError: no row is left, a number out of range, or a probability that answers to
+                such a query do not have.
+            UnavailableError: the gallery cannot be read.
         """
         if not 1 <= top <= MAX_TOP:
             raise RefusedError(f"top {top}: between 1 and {MAX_TOP}")
         with _without_places():
             gallery = self._table_of(query)
             known = self._calibrated if gallery is self._gallery else None
+            if min_probability and not (known and known.knows(query.modality)):
+                raise RefusedError(
+                    f"min_probability {min_probability:g}: answers to this "
+                    f"{'sentence' if query.modality == Modality.TEXT else 'image'} have no "
+                    "probability; send 0, or leave it out"
+                )
             hits = search(
                 gallery,
                 query,
                 top=top,
                 where=where,
                 calibrated=known,
-                min_probability=min_probability if known else 0.0,
+                min_probability=min_probability,
             )
         return [self._shown(hit) for hit in hits]
 
@@ -252,7 +269,8 @@ class Desk:
         A camera and a time that are known already stay where none is given.
 
         Raises:
-            RefusedError: this service takes no images, or they cannot be stored; says what was.
+            RefusedError: this service takes no images.
+            UnavailableError: they cannot be stored; says what was. The log says why.
         """
         if self._uploads is None:
             raise RefusedError("this service takes no images: it was started with --read-only")
@@ -268,12 +286,17 @@ class Desk:
             replace_file(self._uploads / image, data)
             added = self._gallery.add(rows)
         except (OSError, UserError) as error:
-            raise RefusedError("the image could not be stored; no row was changed") from error
+            log.error("an image could not be stored: %s", error)
+            raise UnavailableError(
+                "the image could not be stored, and no row was changed: the log of the service "
+                "says why"
+            ) from error
         try:
             if self._words is not None and in_words is not None:
                 self._words.add(rows_of([sample], in_words[None], root=root, contents=[name]))
         except UserError as error:
-            raise RefusedError(
+            log.error("an image could not be stored for sentences: %s", error)
+            raise UnavailableError(
                 "the image was stored, but no sentence finds it as it is now: send it again"
             ) from error
         return Stored(id=sample.image, new=bool(added.new), rows=added.total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reid_core.calibration import expected_error, fit, reliability
+from reid_core.calibration import Calibration, expected_error, fit, reliability
 
 
 def drawn(count: int, *, prior: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,6 +37,14 @@ def test_another_share_of_equal_pairs_is_known_beforehand(prior: float) -> None:
     assert expected_error(reliability(fitted(cosines, prior=prior), same)) < 0.02
     if prior == 0.01:
         assert expected_error(reliability(fitted(cosines), same)) > 0.05
+
+
+@pytest.mark.parametrize("prior", [0.5, 1e-3, 1e-6, 2e-7, 1e-12])
+def test_the_prior_moves_the_odds_by_its_own_however_small(prior: float) -> None:
+    """Odds of nine to one where half of all pairs are equal, times those of the prior."""
+    fitted = Calibration((-1.0, 1.0), (0.1, 0.9), prior=0.5, kind="logistic")
+    odds = 9 * prior / (1 - prior)
+    assert fitted(1.0, prior=prior) == pytest.approx(odds / (1 + odds), rel=1e-9)
 
 
 def test_a_higher_cosine_is_never_less_likely() -> None:

@@ -19,10 +19,18 @@ from pipelines.errors import UserError
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import answer_file, contact_sheet
+from pipelines.retrieval.answer_table import table
 from pipelines.retrieval.fill import add_vectors
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
-from pipelines.retrieval.search import Query, ask, query_by_image, query_by_text, search, table
+from pipelines.retrieval.search import (
+    Query,
+    ask,
+    probabilities_of,
+    query_by_image,
+    query_by_text,
+    search,
+)
 from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint as checkpoint_files
 from reid_core.calibration import fit
@@ -113,7 +121,24 @@ def test_a_sentence_asks_the_joint_space(
         ask(joint, image=None, text="  ", seen_as=None)
 
 
+def test_a_search_without_a_calibration_says_so(
+    index: Gallery, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert probabilities_of(index, None, None) is None
+    assert f"no calibration of this gallery's encoder at {index.facts.checkpoint}" in caplog.text
+    with pytest.raises(UserError, match=r"--prior 0\.1 needs a calibration"):
+        probabilities_of(index, None, 0.1)
+
+
 class TestBadInput:
+    def test_a_least_probability_that_nothing_says(self, index: Gallery) -> None:
+        """Every answer would be left out, as if none were likely."""
+        fitted = fit(np.linspace(-1, 1, 100), np.linspace(-1, 1, 100) > 0)
+        known = Calibrated("", "test", {"infrared infrared": fitted}, {}, {})
+        asked = ask(index, image="visible/2.png", text=None, seen_as=None)
+        with pytest.raises(UserError, match="nothing of visible queries"):
+            search(index, asked, calibrated=known, min_probability=0.5)
+
     def test_a_modality_that_the_encoder_never_saw(self, index: Gallery, checkpoint: Path) -> None:
         image = images_of(index) / "visible" / "2.png"
         with pytest.raises(UserError, match="--as text: this encoder embeds images as visible or"):

@@ -31,7 +31,7 @@ from pipelines.retrieval.gallery_rows import time_of
 from pipelines.retrieval.sources import Source
 from pipelines.service.app import build
 from pipelines.service.deploy import Settings, desk_of, encoding_of, plan_of
-from pipelines.service.desk import Desk, Input, RefusedError
+from pipelines.service.desk import Desk, Input, UnavailableError
 from reid_core.calibration import fit
 from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, embed_alone, save_run
@@ -68,7 +68,7 @@ def client_of(place: Path, **options: Any) -> TestClient:
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
-    app = build(desk, embed, token=settings.token, max_bytes=2**20)
+    app = build(desk, embed, trouble=lambda: "", token=settings.token, max_bytes=2**20)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
@@ -157,12 +157,17 @@ def test_what_is_known_of_an_image_stays_when_it_comes_again_without(
 @pytest.mark.parametrize(
     ("fails", "message", "rows"),
     [
-        ("descriptor", "no row was changed", 0),
+        ("descriptor", "no row was changed: the log", 0),
         ("joint", "was stored, but no sentence finds it", 1),
     ],
 )
 def test_what_was_stored_is_told_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, message: str, rows: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fails: str,
+    message: str,
+    rows: int,
 ) -> None:
     tables = [
         Gallery.create(tmp_path, Facts("f", space, 4, "/run")) for space in ("descriptor", "joint")
@@ -185,8 +190,9 @@ def test_what_was_stored_is_told_as_it_is(
     row = np.array([1, 0, 0, 0], np.float32)
     with monkeypatch.context() as broken:
         broken.setattr(Gallery, "add", add)
-        with pytest.raises(RefusedError, match=message):
+        with pytest.raises(UnavailableError, match=message):
             desk.add(png(), row, Modality.VISIBLE, in_words=row)
+    assert "the disk is full" in caplog.text, "whoever runs the service is told why"
     assert (len(tables[0]), len(tables[1])) == (rows, 0)
     desk.add(png(), row, Modality.VISIBLE, in_words=row)
     assert (len(tables[0]), len(tables[1])) == (1, 1), "sent again, it is in both"
@@ -212,11 +218,17 @@ def test_words_ask_a_table_of_their_own_and_images_keep_their_probability(
         client.post("/search", data={"id": words[0]["id"]}).json()["answers"],
     ):
         assert all(answer["probability"] is not None for answer in answers)
+    refused = client.post("/search", data={"text": "a man", "min_probability": "0.5"})
+    assert refused.status_code == 400
+    assert "to this sentence have no probability" in refused.json()["detail"]
     added = client.post("/images", files={"image": png()}, data={"seen_as": "visible"}).json()
     assert (added["new"], added["rows"]) == (True, 5)
     words = client.post("/search", data={"text": "a man in red"}).json()["answers"]
     assert added["id"] in [answer["id"] for answer in words]
     alone = client_of(tmp_path, space="joint")
+    sent["data"] |= {"min_probability": "0.5"}
+    assert "no probability" in alone.post("/search", **sent).json()["detail"]
+    assert client.get("/facts").json()["calibrated_sentences"] is False
     assert alone.get("/facts").json() | {"rows": 5, "calibrated": ""} == alone.get("/facts").json()
 
 
