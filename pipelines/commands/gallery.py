@@ -50,8 +50,13 @@ def add(
         bool, typer.Option("--new-encoder", help="Keep a table beside that of another encoder.")
     ] = False,
     recall: Annotated[
-        float, typer.Option(help="Recall at ten answers that is tuned to.", min=0.1, max=1)
-    ] = 0.95,
+        float | None,
+        typer.Option(
+            help="Recall at ten answers that is tuned to, also later; 0.95 where none was said.",
+            min=0.1,
+            max=1,
+        ),
+    ] = None,
     max_unreadable: Annotated[
         float, typer.Option(help="Share of the images that may be left out.", min=0, max=1)
     ] = 0.01,

@@ -36,7 +36,7 @@ _SHOWN = 10  # messages about images that cannot be read
 
 
 def add_vectors(
-    uri: str | Path, folder: Path, *, new_encoder: bool = False, recall: float = 0.95
+    uri: str | Path, folder: Path, *, new_encoder: bool = False, recall: float | None = None
 ) -> Added:
     """Add what a folder of `crossreid embed` holds.
 
@@ -74,7 +74,7 @@ def add_images(
     *,
     space: Space = "descriptor",
     new_encoder: bool = False,
-    recall: float = 0.95,
+    recall: float | None = None,
     **options: Unpack[EmbedOptions],
 ) -> Added:
     """Embed and add the images that a gallery does not hold, or holds with another content.

@@ -24,6 +24,7 @@ from pipelines.retrieval import gallery_rows, neighbors
 from pipelines.retrieval.database import ERRORS, connect, first_line, guarded
 from pipelines.retrieval.gallery_rows import CHANGED, COLUMNS, Filter, Match, NoRowsError
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
+from pipelines.retrieval.one_writer import alone, remove_surplus
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -85,8 +86,10 @@ class Gallery:
         facts: what its vectors are.
     """
 
-    def __init__(self, table: LanceTable, facts: Facts, *, historic: bool = False) -> None:
-        self._table, self.facts = table, facts
+    def __init__(
+        self, uri: str | Path, table: LanceTable, facts: Facts, *, historic: bool = False
+    ) -> None:
+        self._uri, self._table, self.facts = uri, table, facts
         self._historic = historic
 
     @classmethod
@@ -102,21 +105,17 @@ class Gallery:
             UserError: the gallery holds another encoder's vectors, or cannot be written.
         """
         database = connect(uri)
-        others = [one for one in _tables(database) if one.space == facts.space]
-        same = [one for one in others if one.fingerprint == facts.fingerprint]
-        if others and not same and not new_encoder:
-            raise UserError(
-                f"{uri} holds vectors of encoder {others[-1].fingerprint}, these are of "
-                f"{facts.fingerprint}, and the two cannot be compared: choose another gallery, or "
-                "say --new-encoder to keep a second table beside the old one"
-            )
-        if not same:
-            made = replace(facts, created=datetime.now(UTC).isoformat(timespec="microseconds"))
-            content = gallery_rows.schema(facts.dim).with_metadata(
-                {_FACTS: json.dumps(vars(made)).encode()}
-            )
-            with guarded(f"cannot write to {uri}"):
-                database.create_table(facts.table, schema=content, exist_ok=True)
+        with guarded(f"cannot write to {uri}"), alone(uri, "tables"):
+            others = [one for one in _tables(database) if one.space == facts.space]
+            same = [one for one in others if one.fingerprint == facts.fingerprint]
+            if others and not same and not new_encoder:
+                raise UserError(
+                    f"{uri} holds vectors of encoder {others[-1].fingerprint}, these are of "
+                    f"{facts.fingerprint}, and the two cannot be compared: choose another gallery, "
+                    "or say --new-encoder to keep a second table beside the old one"
+                )
+            if not same:
+                _make(database, facts)
         return cls.open(uri, space=facts.space, fingerprint=facts.fingerprint)
 
     @classmethod
@@ -164,39 +163,44 @@ class Gallery:
                     f"{uri} has no version {version}: there are {known[0]} to {known[-1]}"
                 )
             table.checkout(version)
-        return cls(table, chosen, historic=version is not None)
+        return cls(uri, table, chosen, historic=version is not None)
 
     @_reading
     def __len__(self) -> int:
         return int(self._table.count_rows())
 
-    def add(self, rows: pa.Table, *, recall: float = 0.95, more_follow: bool = False) -> Added:
+    def add(
+        self, rows: pa.Table, *, recall: float | None = None, more_follow: bool = False
+    ) -> Added:
         """Store rows; equal ones are left alone, those of a known id and other content replaced.
+
+        Another addition is waited for; at a URI, what two have inserted is there once afterwards.
 
         Args:
             rows: with the columns of `gallery_rows.schema`; a later row of one id wins.
-            recall: at ten answers that an approximate search is tuned to.
-            more_follow: leave the index for the last `add` of a series; until then these rows are
-                searched exactly.
+            recall: at ten answers that an approximate search is tuned to, from now on; None for
+                what an earlier addition said, or else 0.95.
+            more_follow: leave the index to `keep_indexed`; until then they are searched exactly.
 
         Raises:
             UserError: vectors of another width or not finite, or the disk is full.
         """
         assert not self._historic
         rows = gallery_rows.checked(rows, self.facts.dim)
-        with guarded("nothing was added"):
+        with guarded("nothing was added"), alone(self._uri, self.facts.table) as is_alone:
             done = (
                 self._table.merge_insert("id")
                 .when_matched_update_all(where=CHANGED)
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
+            surplus = 0 if is_alone else remove_surplus(self._table, rows["id"].to_pylist())
         if not more_follow:
-            self._keep_indexed(recall)
-        return Added(done.num_inserted_rows, done.num_updated_rows, len(self))
+            self.keep_indexed(recall)
+        return Added(max(done.num_inserted_rows - surplus, 0), done.num_updated_rows, len(self))
 
-    def _keep_indexed(self, recall: float) -> None:
-        """Rows that are stored are answers without an index too."""
+    def keep_indexed(self, recall: float | None = None) -> None:
+        """Take into the index what it lacks, see `add`; rows are answers without it too."""
         try:
             neighbors.keep_indexed(self._table, recall=recall)
         except ERRORS as error:
@@ -304,15 +308,13 @@ class Gallery:
     @_reading
     def cameras(self) -> list[int]:
         """Numbers of the cameras that are known, rising."""
-        result = self._table.search().select(["camera"]).to_arrow()["camera"].unique()
-        return sorted(set(result.to_pylist()) - {-1})
+        result = self._table.search().select(["camera"]).to_arrow()["camera"]
+        return sorted(set(result.unique().to_pylist()) - {-1})
 
     @_reading
     def some_ids(self, count: int = 3) -> list[str]:
         """The first few ids."""
-        rows = self._table.search().select(["id"]).limit(count).to_arrow()
-        ids: list[str] = rows["id"].to_pylist()
-        return ids
+        return list(self._table.search().select(["id"]).limit(count).to_arrow()["id"].to_pylist())
 
     @_reading
     def names(self) -> dict[str, int]:
@@ -342,6 +344,19 @@ def tables(uri: str | Path) -> list[Facts]:
     if not (result := _tables(connect(uri))):
         raise UserError(f"{uri} holds no vectors; `crossreid gallery add` fills it")
     return result
+
+
+def _make(database: LanceDBConnection, facts: Facts) -> None:
+    """An empty table; one that another process has made meanwhile is as good."""
+    made = replace(facts, created=datetime.now(UTC).isoformat(timespec="microseconds"))
+    content = gallery_rows.schema(facts.dim).with_metadata(
+        {_FACTS: json.dumps(vars(made)).encode()}
+    )
+    try:
+        database.create_table(facts.table, schema=content, exist_ok=True)
+    except ERRORS:
+        if all(one.table != facts.table for one in _tables(database)):
+            raise
 
 
 def _tables(database: LanceDBConnection) -> list[Facts]:

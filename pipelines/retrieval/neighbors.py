@@ -14,7 +14,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ EXACT_UP_TO = 20_000  # rows that are multiplied exactly: some 20 ms at 512 numb
 _UNINDEXED = 0.2  # share of rows outside the index, searched exactly, before they are taken in
 _MIN_BITS = 64  # so few signs say too little of a row: the lists then hold the rows themselves
 _AT = 10  # recall is that of the first ten answers
+_RECALL, _TARGET = 0.95, "target"  # unless it is said, and where a table keeps what was
 _MARGIN = 0.02  # between the recall asked for and that of the sample it is tuned on
 _SAMPLE_QUERIES = 100
 _LOG2_PROBES = 3  # of the fewest lists that are searched
@@ -84,12 +85,12 @@ class Tuning:
 
 def tuning(table: LanceTable) -> Tuning:
     """What `keep_indexed` has found for a table."""
-    known = table.schema.field("vector").metadata or {}
+    known = _metadata(table)
     return Tuning(
-        num_probes=int(known.get(b"num_probes", 0)),
-        filtered_probes=int(known.get(b"filtered_probes", 0)),
-        refined=int(known.get(b"refined", 0)),
-        recall=float(known.get(b"recall", 1)),
+        num_probes=int(known.get("num_probes", 0)),
+        filtered_probes=int(known.get("filtered_probes", 0)),
+        refined=int(known.get("refined", 0)),
+        recall=known.get("recall", 1.0),
     )
 
 
@@ -145,12 +146,21 @@ def nearest(
     return result if exact or len(result) == count else rows(exact=True)
 
 
-def keep_indexed(table: LanceTable, *, recall: float) -> None:
+def keep_indexed(table: LanceTable, *, recall: float | None = None) -> None:
     """Make the indexes that a table of this size needs, or take in what has grown outside them.
 
     No version of the table is dropped.
+
+    Args:
+        table: of unit rows.
+        recall: that is tuned to, and kept for later; None for what is kept.
     """
     from lancedb.index import Bitmap, BTree
+
+    is_new = recall is not None and recall != _metadata(table).get(_TARGET)
+    if recall is not None and is_new:
+        _keep(table, {_TARGET: recall})
+    recall = _metadata(table).get(_TARGET, _RECALL)
 
     names = {index.name for index in table.list_indices()}
     num_rows = table.count_rows()
@@ -165,7 +175,7 @@ def keep_indexed(table: LanceTable, *, recall: float) -> None:
     stats = table.index_stats("vector_idx")
     if stats is not None and stats.num_unindexed_rows > _UNINDEXED * num_rows:
         table.optimize(cleanup_older_than=_FOREVER)
-    elif tuning(table).num_probes:
+    elif tuning(table).num_probes and not is_new:
         return
     _tune(table, recall=recall)
 
@@ -175,7 +185,7 @@ def tune_filters(table: LanceTable) -> None:
     how = tuning(table)
     many = table.count_rows() > EXACT_UP_TO
     if many and how.num_probes and not how.filtered_probes:
-        _tune(table, recall=how.recall - _MARGIN)
+        _tune(table, recall=_metadata(table).get(_TARGET, how.recall - _MARGIN))
 
 
 def build(table: LanceTable, *, recall: float) -> Tuning:
@@ -226,7 +236,9 @@ def _tune(table: LanceTable, *, recall: float) -> Tuning:
             "candidates per answer from %d lists and %d under a filter",
             *(reached, recall, refined, *probes),
         )
-    return _keep(table, Tuning(*probes, refined, reached))
+    how = Tuning(*probes, refined, reached)
+    _keep(table, vars(how))
+    return how
 
 
 @dataclass(frozen=True)
@@ -288,13 +300,21 @@ def _only(modality: str) -> str:
     return Filter(modality=Modality(modality)).sql()
 
 
-def _keep(table: LanceTable, how: Tuning) -> Tuning:
+def _metadata(table: LanceTable) -> dict[str, float]:
+    """Numbers that a table keeps about its vectors."""
+    known: dict[bytes, bytes] = table.schema.field("vector").metadata or {}
+    own = (_TARGET, *Tuning.__dataclass_fields__)
+    return {name: float(known[name.encode()]) for name in own if name.encode() in known}
+
+
+def _keep(table: LanceTable, numbers: Mapping[str, float]) -> None:
+    known = table.schema.field("vector").metadata or {}
+    before = {key.decode(): value.decode() for key, value in known.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table.replace_field_metadata(
-            "vector", {key: str(value) for key, value in vars(how).items()}
+            "vector", before | {key: str(value) for key, value in numbers.items()}
         )
-    return how
 
 
 def _sampled(table: LanceTable) -> dict[str, tuple[np.ndarray, list[str]]]:

@@ -22,6 +22,7 @@ from pipelines.retrieval.fill import rows_of
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter, NoRowsError
 from pipelines.retrieval.search import Hit, Query, query_by_id, search
+from pipelines.service.indexer import Indexer
 from pipelines.storage.files import replace_file
 from reid_core.images import decode
 from reid_core.types import Modality, Sample
@@ -155,7 +156,7 @@ class Desk:
         self._gallery, self._words, self._calibrated = gallery, words, calibrated
         self._modalities, self._size, self._uploads = modalities, size, uploads
         self._hidden: OrderedDict[str, str] = OrderedDict()
-        self._lock = Lock()
+        self._lock, self._indexer = Lock(), Indexer()
 
     @property
     def has_words(self) -> bool:
@@ -284,7 +285,8 @@ class Desk:
             rows = rows_of([sample], vector[None], root=root, contents=[name])
             (self._uploads / "uploads").mkdir(parents=True, exist_ok=True)
             replace_file(self._uploads / image, data)
-            added = self._gallery.add(rows)
+            added = self._gallery.add(rows, more_follow=True)
+            self._indexer.ask(self._gallery)
         except (OSError, UserError) as error:
             log.error("an image could not be stored: %s", error)
             raise UnavailableError(
@@ -293,7 +295,9 @@ class Desk:
             ) from error
         try:
             if self._words is not None and in_words is not None:
-                self._words.add(rows_of([sample], in_words[None], root=root, contents=[name]))
+                words = rows_of([sample], in_words[None], root=root, contents=[name])
+                self._words.add(words, more_follow=True)
+                self._indexer.ask(self._words)
         except UserError as error:
             log.error("an image could not be stored for sentences: %s", error)
             raise UnavailableError(

@@ -105,7 +105,7 @@ def test_no_answer_is_missing_for_want_of_lists(two_modalities: TwoModalities) -
     """However few were tuned: a search goes on until it has what was asked for."""
     opened, stored, _ = two_modalities
     where = Filter(modality=Modality.VISIBLE)
-    neighbors._keep(opened._table, neighbors.Tuning(1, 1, 5, 0.0))
+    neighbors._keep(opened._table, vars(neighbors.Tuning(1, 1, 5, 0.0)))
     assert len(opened.search(stored[1], 1000, where=where)) == 1000
     assert len(opened.search(stored[1], 2000)) == 2000
 
@@ -138,6 +138,50 @@ def test_an_index_of_an_older_version_is_exact_under_a_filter_and_tuned_by_tidy(
     assert opened.tuning.filtered_probes == 0, "nobody who adds an image waits for it"
     opened.optimize()
     assert opened.tuning.filtered_probes > 0
+
+
+@pytest.mark.slow
+def test_a_recall_that_was_asked_for_is_asked_for_ever_after(
+    two_modalities: TwoModalities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whatever adds rows and says nothing of it, until another one is named."""
+    opened, stored, _ = two_modalities
+    asked: list[float] = []
+
+    def noted(table: Any, *, recall: float) -> None:
+        asked.append(recall)
+
+    monkeypatch.setattr(neighbors, "_tune", noted)
+
+    def add(first: int, count: int, recall: float | None = None) -> None:
+        samples = [Sample(f"new/{i}.jpg", Modality.VISIBLE) for i in range(first, first + count)]
+        table = fill.rows_of(samples, -stored[first : first + count], root="r")
+        Gallery.open(opened._uri).add(table, recall=recall)
+
+    add(0, 1, 0.98)
+    assert asked == [0.98], "an index that is there is tuned anew"
+    add(1, 1, 0.98)
+    add(2, 1)
+    assert asked == [0.98], "nothing has changed"
+    add(3, 2000)
+    assert asked == [0.98, 0.98], "a fifth of the rows is outside the index"
+    add(2003, 1, 0.9)
+    assert asked[2:] == [0.9]
+    assert opened.tuning.num_probes > 0, "what was tuned before is not forgotten"
+
+
+def test_a_recall_is_known_before_there_is_an_index(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = Gallery.create(tmp_path / "g", Facts("f", "descriptor", 64, "/run"))
+    rows = random_rows(30, 64, seed=0)
+    asked: list[float] = []
+    monkeypatch.setattr(neighbors, "build", lambda table, recall: asked.append(recall))
+    monkeypatch.setattr(neighbors, "EXACT_UP_TO", 20)
+    samples = [Sample(f"{i}.jpg", Modality.VISIBLE) for i in range(30)]
+    opened.add(fill.rows_of(samples[:10], rows[:10], root="r"), recall=0.99)
+    opened.add(fill.rows_of(samples, rows, root="r"))
+    assert asked == [0.99]
 
 
 @pytest.mark.slow
