@@ -37,6 +37,35 @@ def near_duplicates(features: np.ndarray, *, above: float) -> list[np.ndarray]:
     return sorted((one for one in sets if len(one) > 1), key=lambda one: int(one[0]))
 
 
+def representatives(features: np.ndarray, *, above: float) -> list[tuple[int, np.ndarray]]:
+    """Rows that stand for others, each with those that are near enough to it.
+
+    A set of `near_duplicates` hangs together by steps, and its ends may be nothing alike. Here the
+    first row that is left stands for all that are left and near to it itself, until none is.
+
+    Args:
+        features, above: see `near_duplicates`.
+
+    Returns:
+        A row, and the rising rows whose cosine to it is above the threshold, one or more; rows that
+        stand for none are not among them.
+
+    Raises:
+        ValueError: a threshold outside (0, 1].
+    """
+    result = []
+    for rows in near_duplicates(features, above=above):
+        while len(rows) > 1:
+            first, rest = features[rows[0]], rows[1:]
+            is_near = features[rest] @ first >= above
+            if above == 1:  # products of equal rows round
+                is_near |= (features[rest] == first).all(axis=1)
+            if is_near.any():
+                result.append((int(rows[0]), rest[is_near]))
+            rows = rest[~is_near]
+    return sorted(result, key=lambda one: one[0])
+
+
 def _components(rows: np.ndarray, above: float) -> np.ndarray:
     """(U,) number of the set of each of U distinct rows."""
     result = nearest(rows, min(_NEIGHBORS, len(rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipelines.runs.console import say
 
 if TYPE_CHECKING:
     from pipelines.retrieval.gallery import Gallery as Table
+    from pipelines.retrieval.gallery_rows import Filter
 
 gallery_app = typer.Typer(help="Fill, change and look into galleries.", no_args_is_help=True)
 
@@ -107,7 +109,7 @@ def remove(
     from pipelines.retrieval.gallery_rows import Filter, time_of
 
     where = Filter(
-        names=() if name is None else (name,),
+        names=() if name is None else tuple({name, unicodedata.normalize("NFC", name)}),
         pids=() if pid is None else (pid,),
         cameras=() if camera is None else (camera,),
         since=time_of(since, "--since"),
@@ -122,13 +124,22 @@ def remove(
     opened = _all_tables(gallery, space)
     if root is not None:
         where = replace(where, roots=(_as_stored(root, opened),))
+    places = (
+        sorted({root for one in opened for root in _roots(one, where)}) if pid is not None else []
+    )
     removed = sum(one.remove(ids=ids or (), where=None if ids else where) for one in opened)
     if not removed:
         raise UserError(
             f"{gallery} holds no row {', '.join(ids[:3]) if ids else f'that is {where}'}: "
             "`crossreid gallery info` shows what there is"
         )
-    say(f"{removed:,} removed, {sum(map(len, opened)):,} left: {gallery}")
+    said = f", of {' and '.join(places)}" if len(places) > 1 else ""
+    say(f"{removed:,} removed{said}, {sum(map(len, opened)):,} left: {gallery}")
+
+
+def _roots(opened: Table, where: Filter) -> set[str]:
+    """Folders that some rows were added from."""
+    return {root for batch in opened.scan(["root"], where) for root in batch["root"].to_pylist()}
 
 
 def _as_stored(root: str, opened: Sequence[Table]) -> str:
@@ -160,7 +171,7 @@ def enroll(
     loaded = search.encoder_of(opened, checkpoint)
     modality = search.image_modality(loaded, modality_named(seen_as, "--as"))
     fill.enroll(opened, loaded, name, images, modality)
-    count = opened.names()[name]
+    count = opened.names()[unicodedata.normalize("NFC", name)]
     say(f"{name}: {count} image{'s' * (count != 1)} on the watch list")
 
 

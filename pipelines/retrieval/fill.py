@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipelines.retrieval.vectors import WrittenInfo
 from pipelines.runs.checkpoint import find
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
+from reid_core.datasets.files import require_utf8
 from reid_core.types import Modality, Sample
 
 log = logging.getLogger(__name__)
@@ -167,16 +169,19 @@ def enroll(
         modality: of the images.
 
     Raises:
-        UserError: no name, or an image that cannot be read.
+        UserError: no name, or an image that cannot be read or is named as no table can hold.
     """
     if not name.strip():
         raise UserError("NAME is empty: say who is on the images")
-    hashes = []
+    name, hashes = unicodedata.normalize("NFC", name), []
     for image in images:
         try:
+            require_utf8(str(image.resolve()))
             hashes.append(content_hash(read_bytes(image)))
         except OSError as error:
             raise UserError(f"{image}: {reason(error)}; give files of images") from error
+        except ValueError as error:
+            raise UserError(str(error)) from error
     try:
         rows = loaded.embed_images(list(images), modality=str(modality))
     except ValueError as error:

@@ -26,7 +26,7 @@ from pipelines.retrieval.embed import Embedded, embed
 from pipelines.retrieval.sources import Source
 from pipelines.retrieval.vectors import VectorInfo, WrittenInfo
 from pipelines.storage.files import replace_file
-from reid_core.near_duplicates import near_duplicates
+from reid_core.near_duplicates import representatives
 from reid_core.types import Modality, Sample
 
 IMAGES, DUPLICATES = "images", "duplicates.jsonl"
@@ -64,7 +64,7 @@ def embed_tracklets(checkpoint: Path, source: Source, out: Path, **options: Any)
 def embed_distinct(
     checkpoint: Path, source: Source, out: Path, *, above: float, **options: Any
 ) -> tuple[Embedded, int]:
-    """Embed images, and keep one of those that are nearly the same.
+    """Embed images, and leave out those that are nearly the same as one that stays.
 
     Memory holds all vectors. Only images of one modality are compared.
 
@@ -88,10 +88,10 @@ def embed_distinct(
     remaining, lines = np.ones(len(rows), dtype=bool), []
     for modality in sorted(set(rows["modality"].to_pylist())):
         own = np.flatnonzero(pc.equal(rows["modality"], modality).to_numpy())
-        for one in near_duplicates(flat[own], above=above):
-            first, *others = own[one].tolist()
-            remaining[others] = False
-            lines.append({"kept": ids[first], "left_out": [ids[place] for place in others]})
+        for first, others in representatives(flat[own], above=above):
+            remaining[own[others]] = False
+            left_out = [ids[place] for place in own[others]]
+            lines.append({"kept": ids[own[first]], "left_out": left_out})
     replace_file(out / DUPLICATES, "".join(json.dumps(line) + "\n" for line in lines))
     chosen = rows.filter(pa.array(remaining))
     parts = (chosen.slice(start, _ROWS) for start in range(0, len(chosen), _ROWS))

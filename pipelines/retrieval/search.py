@@ -17,6 +17,7 @@ from pipelines.evaluation.calibrated import load as load_calibration
 from pipelines.evaluation.encoder import LoadedEncoder, Space, open_encoder
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter, Match
+from reid_core.datasets.files import require_utf8
 from reid_core.models import backbones
 from reid_core.reranking import rerank
 from reid_core.types import Modality
@@ -89,14 +90,18 @@ def ask(
     """The query that a command line means: a sentence, an image file, or an id of the gallery.
 
     Raises:
-        UserError: not exactly one of image and text, no such file or id, or an image of unknown
-            modality.
+        UserError: not exactly one of image and text, no such file or id, a name that no table can
+            hold, or an image of unknown modality.
     """
     if (image is None) == (text is None):
         raise UserError("give an image file or an id of the gallery, or --text, and not both")
     if text is not None:
         return query_by_text(encoder_of(gallery, checkpoint), text)
     assert image is not None
+    try:
+        require_utf8(image)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if (known := query_by_id(gallery, image)) is not None:
         return known
     if not Path(image).is_file():

@@ -16,12 +16,13 @@ from pipelines.config.sections import DataConfig
 from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted, without_detours
 from pipelines.errors import UserError
-from reid_core.datasets import LAYOUTS, manifest_rows
-from reid_core.datasets.files import ImageFiles
+from reid_core.datasets import LAYOUTS, folder, manifest_rows
+from reid_core.datasets.files import ImageFiles, require_utf8
 from reid_core.types import Modality, Sample, Split
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test", "all")
+_PID_BYTES = 6  # of a hash: numbers that JSON's readers keep, and that do not meet
 _PART_ROWS = 1024  # on average; a part is embedded again as a whole
 
 
@@ -45,7 +46,8 @@ class Source:
     Attributes:
         path: a folder, a manifest (.csv, .jsonl or .parquet with the columns image and modality,
             perhaps pid, camera, tracklet, time and caption), or the root of a data set.
-        kind: layout of the data set, None for a folder or manifest.
+        kind: layout of the data set, None for a folder or manifest. Identities of the layout
+            folder are numbered by the names of their folders, so that sources agree.
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
         trial: which of RegDB's divisions; None takes that of the run, see `embed`.
@@ -81,6 +83,14 @@ class Source:
                 f"{self.path} is no manifest: expected {', '.join(manifest_rows.SUFFIXES)}, or a "
                 "folder"
             )
+        if self.path.is_file() and self.kind not in (None, "manifest"):
+            raise UserError(
+                f"--kind {self.kind} is the layout of a folder, and {self.path} is none"
+            )
+        try:
+            require_utf8(str(self.path.absolute()))
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def as_trained(self, data: DataConfig) -> Source:
         """With what a run's data says of places and trials, where the source says none."""
@@ -114,12 +124,30 @@ class Source:
 
     def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
-        result = roots.read(self.kind, self.root, trial=self.trial or 1, trusted=self.trusted)
+        result = roots.read(
+            self.kind, self.path.resolve(), trial=self.trial or 1, trusted=self.trusted
+        )
         for note in result.notes:
             log.warning("%s: %s", self.path, note)
         splits: dict[str, Split] = {name: getattr(result, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
-        return tuple(sample for split in chosen for sample in split.samples)
+        samples = tuple(sample for split in chosen for sample in split.samples)
+        return tuple(self._named(samples)) if self.kind == folder.LAYOUT.name else samples
+
+    def _named(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Identities of folders, numbered by their names alone: other sources are to agree."""
+        names: dict[int, str] = {}
+        for sample in samples:
+            if not (name := folder.identity_of(sample.image)):
+                yield sample
+                continue
+            number = _number(name, num_bytes=_PID_BYTES)
+            if (other := names.setdefault(number, name)) != name:
+                raise UserError(
+                    f"{self.path}: the folders {other} and {name} would be one identity, "
+                    f"{number}: rename one of them"
+                )
+            yield replace(sample, pid=number)
 
     def _folder(self) -> Iterator[Sample]:
         files = ImageFiles(self.root)
@@ -139,9 +167,9 @@ class Source:
 
     def _named_by_folder(self, image: PurePosixPath) -> Modality:
         names = [str(m) for m in Modality if m != Modality.TEXT]
-        for folder in image.parts[:-1]:
-            if folder in names:
-                return Modality(folder)
+        for part in image.parts[:-1]:
+            if part in names:
+                return Modality(part)
         raise UserError(
             f"{self.path / image}: its modality is not known. Put images into folders named "
             f"{' and '.join(names)}, or say --modality {' (or '.join(names)}) for all of them"
@@ -202,9 +230,14 @@ def parts(samples: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
 
 def _tracklet(name: str) -> int:
     """A track's number: its name where that is one, else a hash: a stream keeps no table."""
-    if name.lstrip("-").isdecimal():
+    return _number(name, num_bytes=7) if name else -1
+
+
+def _number(name: str, *, num_bytes: int) -> int:
+    """A name that is a number is that one; of another one a hash."""
+    if name.isascii() and name.isdecimal() and int(name) < 2**63:
         return int(name)
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest()) if name else -1
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=num_bytes).digest())
 
 
 def modality_named(name: str | None, option: str) -> Modality | None:

@@ -10,10 +10,11 @@ from rich.segment import Segment
 # A name may hold what moves the cursor, clears the screen or types into some terminals.
 _SHOWN = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
 _SHOWN |= {127: 0x2421} | dict.fromkeys(range(128, 160), 0xFFFD)
+_SHOWN |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # bytes of a name that is not UTF-8
 
 
 def printable(text: str) -> str:
-    """Text whose control characters, but for lines and tabs, are shown by their symbols."""
+    """Text whose control characters, but for lines and tabs, and broken ones show as symbols."""
     return text.translate(_SHOWN)
 
 

@@ -167,7 +167,7 @@ class ImageFiles:
                 continue
             path = prefix + entry.name
             try:
-                _check_utf8(entry.name, folder.below)
+                require_utf8(entry.name, folder.below)
                 if not is_folder:
                     _check_regular(entry, self._root / path)
             except ValueError as error:
@@ -213,14 +213,24 @@ def _within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
-def _check_utf8(name: str, folder: str) -> None:
+def require_utf8(name: str, folder: str = "") -> None:
+    """Refuse a name that no table can hold.
+
+    Args:
+        name: of a file or folder, or a path.
+        folder: that it lies in, "" for the root.
+
+    Raises:
+        ValueError: it is not UTF-8; says what to do.
+    """
     try:
         name.encode()
     except UnicodeEncodeError:
         shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+        where = f" in {folder}" if folder else ""
         raise ValueError(
-            f"the name {shown} in {folder or 'the root'} is not UTF-8, which tables and reports "
-            "need: rename it (convmv -f latin1 -t utf8 does so for a whole tree)"
+            f"the name {shown}{where} is not UTF-8, which tables and reports need: rename "
+            "it (convmv -f latin1 -t utf8 does so for a whole tree)"
         ) from None
 
 

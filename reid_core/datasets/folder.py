@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
 
     Without the folders ``train``, ``val`` and ``test`` all images train. An image right below
     ``visible`` or ``infrared`` shows an unknown identity; otherwise the first folder names the
-    identity, in both modalities and all splits.
+    identity, in both modalities and all splits, however its accents are coded.
 
     Args:
         root: folder that holds the above.
@@ -119,8 +120,19 @@ def _images(files: ImageFiles, top: str) -> list[tuple[str, str]]:
     images = []
     for image in files.below(top):
         inside = image[len(top) + 1 :]
-        images.append((image, inside.partition("/")[0] if "/" in inside else ""))
+        images.append((image, _name(inside)))
     return sorted(images)
+
+
+def identity_of(image: str) -> str:
+    """Name of the identity that an image of `read` shows, "" where it is unknown."""
+    split, _, below = image.partition("/")
+    return _name((below if split in _SPLITS else image).partition("/")[2])
+
+
+def _name(inside: str) -> str:
+    """The first folder below that of a modality; accents are coded in two ways (macOS, Linux)."""
+    return unicodedata.normalize("NFC", inside.partition("/")[0]) if "/" in inside else ""
 
 
 LAYOUT = Layout(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reid_core.near_duplicates import near_duplicates
+from reid_core.near_duplicates import near_duplicates, representatives
 from reid_core.tracklets import lengths, numbered, pooled
 from reid_core.types import Modality, Sample, Split
 
@@ -73,3 +73,28 @@ class TestNearDuplicates:
         for above in (0, 1.5):
             with pytest.raises(ValueError, match="near-duplicates above"):
                 near_duplicates(np.eye(2, dtype=np.float32), above=above)
+
+
+def test_what_is_left_out_is_like_what_stays_itself() -> None:
+    """Views that turn by five degrees hang together; the first and the last are at right angles."""
+    angles = np.deg2rad(np.arange(0, 95, 5))
+    rows = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    (chain,) = near_duplicates(rows, above=0.98)
+    assert len(chain) == len(rows)
+    result = representatives(rows, above=0.98)
+    # cos 10 degrees is 0.985, cos 15 degrees 0.966
+    assert [(first, others.tolist()) for first, others in result] == [
+        (first, [first + 1, first + 2][: 18 - first]) for first in range(0, 18, 3)
+    ]
+    left_out = np.concatenate([others for _, others in result])
+    kept = np.setdiff1d(np.arange(len(rows)), left_out)
+    products = rows @ rows[kept].T
+    assert (products[left_out].max(axis=1) >= 0.98).all()
+    assert (products[kept] - np.eye(len(kept)) < 0.98).all(), "what stays is not alike"
+
+
+def test_equal_rows_are_left_out_though_their_products_round() -> None:
+    row = np.random.default_rng(0).normal(size=64).astype(np.float32)
+    rows = np.tile(row / np.linalg.norm(row), (4, 1))
+    ((first, others),) = representatives(rows, above=1)
+    assert (first, others.tolist()) == (0, [1, 2, 3])

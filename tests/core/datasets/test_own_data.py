@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -202,3 +203,27 @@ def test_a_parquet_of_bytes_needs_no_image_names(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "set.parquet")
     train = manifest.read(tmp_path / "set.parquet").train
     assert [r.image for r in train.samples] == ["set.parquet#0", "set.parquet#1"]
+
+
+def test_an_identity_is_one_however_its_accents_are_coded(tmp_path: Path) -> None:
+    """macOS writes an e and its accent apart, and a copy to Linux keeps them so."""
+    for modality, form in (("visible", "NFC"), ("infrared", "NFD")):
+        for name in ("Jos\N{LATIN SMALL LETTER E WITH ACUTE}", "anna"):
+            place = tmp_path / "test" / modality / unicodedata.normalize(form, name)
+            place.mkdir(parents=True)
+            (place / "1.jpg").write_bytes(b"")
+    samples = folder.read(tmp_path).test.samples
+    assert sorted(sample.pid for sample in samples) == [0, 0, 1, 1]
+    names = {(sample.pid, folder.identity_of(sample.image)) for sample in samples}
+    assert names == {(0, "Jos\N{LATIN SMALL LETTER E WITH ACUTE}"), (1, "anna")}
+
+
+def test_the_identity_of_an_image_stands_in_its_path() -> None:
+    for image, name in (
+        ("visible/a.jpg", ""),
+        ("train/infrared/a.jpg", ""),
+        ("visible/anna/a.jpg", "anna"),
+        ("test/visible/anna/day 1/a.jpg", "anna"),
+        ("visible/train/a.jpg", "train"),
+    ):
+        assert folder.identity_of(image) == name

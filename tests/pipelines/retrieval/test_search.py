@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import answer_file, contact_sheet
 from pipelines.retrieval.answer_table import table
-from pipelines.retrieval.fill import add_vectors
+from pipelines.retrieval.fill import add_vectors, enroll
 from pipelines.retrieval.gallery import Gallery
 from pipelines.retrieval.gallery_rows import Filter
 from pipelines.retrieval.search import (
@@ -33,6 +34,7 @@ from pipelines.retrieval.search import (
 )
 from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint as checkpoint_files
+from pipelines.runs.console import printable
 from reid_core.calibration import fit
 from reid_core.types import Modality
 from tests.pipelines.fake_run import Page
@@ -131,6 +133,18 @@ def test_a_search_without_a_calibration_says_so(
 
 
 class TestBadInput:
+    def test_a_file_whose_name_is_not_utf8(
+        self, index: Gallery, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        """No table can hold it, nor a terminal show it."""
+        image = tmp_path / os.fsdecode(b"caf\xe9.png")
+        image.write_bytes((images_of(index) / "visible" / "2.png").read_bytes())
+        with pytest.raises(UserError, match=r"caf\\xe9\.png is not UTF-8.*rename it"):
+            ask(index, image=str(image), text=None, seen_as=Modality.VISIBLE)
+        with pytest.raises(UserError, match=r"caf\\xe9\.png is not UTF-8.*rename it"):
+            enroll(index, open_encoder(checkpoint), "Ada", [image], Modality.VISIBLE)
+        assert printable(str(image)).endswith("caf\N{REPLACEMENT CHARACTER}.png")
+
     def test_a_least_probability_that_nothing_says(self, index: Gallery) -> None:
         """Every answer would be left out, as if none were likely."""
         fitted = fit(np.linspace(-1, 1, 100), np.linspace(-1, 1, 100) > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,58 @@ class TestSource:
         draw_folder(tmp_path / "gallery", visible=1, infrared=0)
         assert len(list(Source(tmp_path, "folder").samples())) == 1
         assert f"{tmp_path}: not read: gallery, which holds images" in caplog.text
+
+    def test_folders_of_other_sources_share_identities_by_name_alone(self, tmp_path: Path) -> None:
+        days = {"monday": ("anna", "carl", "0012"), "tuesday": ("bob", "carl")}
+        known: dict[str, dict[str, int]] = {}
+        for day, names in days.items():
+            for name in names:
+                draw_folder(tmp_path / day / "drawn", visible=1, infrared=0)
+                place = tmp_path / day / "test" / "visible" / name
+                place.mkdir(parents=True)
+                (tmp_path / day / "drawn" / "visible" / "0.png").rename(place / "1.png")
+            samples = Source(tmp_path / day, "folder").samples()
+            known[day] = {sample.image.split("/")[2]: sample.pid for sample in samples}
+        assert known["monday"]["carl"] == known["tuesday"]["carl"] < 2**53
+        assert known["monday"]["0012"] == 12
+        assert len({pid for names in known.values() for pid in names.values()}) == 4
+        (tmp_path / "monday" / "test" / "visible" / "0012").rename(
+            other := tmp_path / "monday" / "test" / "visible" / "12"
+        )
+        assert 12 in {sample.pid for sample in Source(tmp_path / "monday", "folder").samples()}
+        twin = other.with_name("012")
+        twin.mkdir()
+        (twin / "1.png").write_bytes((other / "1.png").read_bytes())
+        with pytest.raises(UserError, match=r"012 and 12 would be one identity, 12"):
+            list(Source(tmp_path / "monday", "folder").samples())
+
+    def test_a_manifest_that_is_named_is_the_one_that_is_read(self, tmp_path: Path) -> None:
+        for name in ("manifest", "night"):
+            rows = f"image,modality,split\n{name}.jpg,visible,test\n"
+            (tmp_path / f"{name}.csv").write_text(rows)
+        (sample,) = Source(tmp_path / "night.csv", "manifest").samples()
+        assert sample.image == "night.jpg"
+        assert Source(tmp_path / "night.csv", "manifest").root == tmp_path
+        with pytest.raises(UserError, match="--kind folder is the layout of a folder"):
+            Source(tmp_path / "night.csv", "folder")
+
+    def test_a_track_is_a_number_where_its_name_is_one(self, tmp_path: Path) -> None:
+        wide = "\N{FULLWIDTH DIGIT FIVE}"
+        names = ["5", "5.0", "--5", wide, "9" * 30 + "x", ""]
+        rows = [f"{i}.jpg,visible,{name}" for i, name in enumerate(names)]
+        text = "\n".join(["image,modality,tracklet", *rows])
+        (tmp_path / "m.csv").write_text(text, encoding="utf-8")
+        tracks = [sample.tracklet for sample in Source(tmp_path / "m.csv").samples()]
+        assert tracks[:2] == [5, 5]
+        assert tracks[-1] == -1
+        assert len({5, *tracks[2:5]}) == 4, "neither is track 5"
+        assert all(0 <= track < 2**63 for track in tracks[:-1])
+
+    def test_a_place_whose_name_is_not_utf8(self, tmp_path: Path) -> None:
+        place = tmp_path / os.fsdecode(b"caf\xe9")
+        place.mkdir()
+        with pytest.raises(UserError, match=r"caf\\xe9 is not UTF-8.*rename it"):
+            Source(place)
 
     def test_unknown_modality_names_the_image_and_the_remedy(self, tmp_path: Path) -> None:
         Image.new("RGB", (8, 16)).save(tmp_path / "who.png")
