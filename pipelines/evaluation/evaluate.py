@@ -107,12 +107,23 @@ def calibration_lines(evaluation: Evaluation) -> list[str]:
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """Mean, and where galleries are drawn standard deviation, one line per protocol."""
+    """Mean, and where galleries are drawn standard deviation, one line per protocol.
+
+    Queries without a right answer in the gallery are in no mean; where there are some, a column
+    says how many were measured.
+    """
     title = f"percent; a random ranking has Rank-1 {evaluation.chance:.1f}"
     table = Table(title=title, box=box.SIMPLE)
     table.add_column("protocol / mode / direction")
     for name in SCORES:
         table.add_column(name, justify="right", no_wrap=True)
+    asked = {
+        name: (row["num_valid_queries"], row["num_valid_queries"] + row["num_invalid_queries"])
+        for name, row in evaluation.table.items()
+    }
+    some_lack = any(valid < total for valid, total in asked.values())
+    if some_lack:  # have no right answer in the gallery
+        table.add_column("queries", justify="right")
     suffix = ""
     for name, row in evaluation.table.items():
         if name.partition("+")[2] != suffix:
@@ -120,7 +131,9 @@ def score_table(evaluation: Evaluation) -> Table:
             table.add_section()
         spread = {key: f"\n± {row['std'][key]:.2f}" if is_drawn(row) else "" for key in SCORES}
         cells = [f"{row['mean'][key]:.2f}{spread[key]}" for key in SCORES]
-        table.add_row(name.replace("/", " / "), *cells)
+        valid, total = asked[name]
+        queries = [f"{valid:,} of {total:,}" if valid < total else f"{total:,}"] * some_lack
+        table.add_row(name.replace("/", " / "), *cells, *queries)
     return table
 
 

@@ -5,18 +5,23 @@ Runs that agree in all that decides a result but the seed are one group, whereve
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import run as configuration
 from pipelines.config.files import Tree
 from pipelines.config.run import differences
+from pipelines.data.sample_list import ROWS
 from pipelines.errors import UserError
 from pipelines.report import figures, words
 from pipelines.report.figures import Bar
@@ -177,8 +182,38 @@ def _grouped(runs: Sequence[Run]) -> list[Group]:
         settings = {name: str(flat[name]) for name in sorted(differing) if name in flat}
         changed = [line.replace(": ", " ", 1) for line in differences(base, trees[key])]
         name = "; ".join(changed) or words.method(result[0].method).name or "first"
+        _warn_of_other_data(result)
         groups.append(Group(name, tuple(result), _spreads(result), settings))
     return groups
+
+
+def _warn_of_other_data(runs: Sequence[Run]) -> None:
+    """A mean over seeds is one of equal images; what tells others apart is said."""
+    first = runs[0]
+    for run in runs[1:]:
+        pairs = zip(_data_of(first).items(), _data_of(run).values(), strict=True)
+        apart = [name for (name, one), other in pairs if one and other and one != other]
+        if run.root != first.root and run.summary.get("seed") == first.summary.get("seed"):
+            apart.append("their seeds do not")
+        if apart:
+            log.warning(
+                "%s and %s are averaged as seeds of one data set, but their data differ (%s): %s "
+                "and %s",
+                *(first.directory, run.directory, "; ".join(apart), first.root, run.root),
+            )
+
+
+def _data_of(run: Run) -> dict[str, Json]:
+    """What tells data sets apart, None where a run does not say it."""
+    ap = run.rankings.get("final", {}).get("ap")
+    try:
+        rows = hashlib.sha256(gzip.decompress((run.directory / ROWS).read_bytes())).hexdigest()
+    except (OSError, EOFError, zlib.error):
+        rows = ""
+    return {
+        "other training rows": rows or None,
+        "other numbers of queries": None if ap is None else int(np.isfinite(ap).sum()),
+    }
 
 
 def _compared(run: Run) -> Tree:

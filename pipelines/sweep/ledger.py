@@ -10,6 +10,7 @@ report.html            the trials, and the score against each key
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,7 @@ from pipelines.storage.shards import location
 from pipelines.sweep import search_space
 from pipelines.sweep.search_space import STABILITY, Study, Values
 
+log = logging.getLogger(__name__)
 SEARCH, TRIALS, BEST, FOLDER = "search.yaml", "trials.jsonl", "best.yaml", "trials"
 _VALUES = "values.json"
 _SHOWN = 20
@@ -161,11 +163,11 @@ def write_best(root: Path, study: Study) -> SweepTrial:
     """Write best.yaml: the recipe with the best values, fit and measured as the recipe says.
 
     Raises:
-        UserError: no trial finished; quotes the first error.
+        UserError: no trial finished with a score; quotes the first error.
     """
     objective = study.search.objective
     trials = ranked(read(root), objective)
-    if not trials or trials[0].status != "finished":
+    if not trials or trials[0].status != "finished" or objective not in trials[0].scores:
         errors = [trial.error for trial in trials if trial.error]
         reason = f": {errors[0]}" if errors else "; give it more minutes and use --resume"
         raise UserError(f"no trial of the sweep finished{reason}")
@@ -201,9 +203,15 @@ def judged(objective: str) -> str:
 
 
 def mean_scores(runs: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each score over runs."""
-    names = next(iter(runs.values()), {})
-    return {name: fmean(scores[name] for scores in runs.values()) for name in names}
+    """Mean of each score that all runs have; a warning names what some lack."""
+    names = dict.fromkeys(name for scores in runs.values() for name in scores)
+    lacking = {name: [run for run, scores in runs.items() if name not in scores] for name in names}
+    for name, some in lacking.items():
+        if some:
+            log.warning("no mean of %s: seed %s has none", name, " and ".join(some))
+    return {
+        name: fmean(scores[name] for scores in runs.values()) for name in names if not lacking[name]
+    }
 
 
 def table(trials: Sequence[SweepTrial], objective: str) -> Table:

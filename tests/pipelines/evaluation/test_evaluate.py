@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -22,7 +24,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import checkpoint as measuring
 from pipelines.evaluation import measured_data
 from pipelines.evaluation.encoder import LoadedEncoder
-from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.evaluate import evaluate, score_table
 from pipelines.runs.learned import Learned
 from reid_core import protocols
 from reid_core.datasets import LAYOUTS, regdb, synthetic, sysu
@@ -91,6 +93,23 @@ class TestBlocksOfQueries:
         trial = protocols.Trial("x", 0, np.zeros(9000, np.int64), np.arange(3), None, "image")
         protocols.score_similarity(similarity, np.arange(3), trial)
         assert asked == [4096, 4096, 808]
+
+
+def test_queries_without_a_right_answer_are_told() -> None:
+    """A mean over one query of three looks like one over three."""
+
+    def shown(pids: tuple[int, ...]) -> str:
+        samples = [Sample(f"v{pid}.jpg", Modality.VISIBLE, pid) for pid in (0, 1, 2)]
+        samples += [Sample(f"i{i}.jpg", Modality.INFRARED, pid) for i, pid in enumerate(pids)]
+        result = evaluate("folder", Split(tuple(samples)), unit_rows(6))
+        console = Console(width=150, record=True, file=io.StringIO())
+        console.print(score_table(result))
+        return console.export_text()
+
+    some = shown((0, 7, 8))
+    assert "queries" in some
+    assert "1 of 3" in some
+    assert "queries" not in shown((0, 1, 2))
 
 
 def test_similarities_are_counted_per_pair_of_modalities() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 import yaml
 from rich.console import Console
 
+from pipelines.data import sample_list
 from pipelines.errors import UserError
 from pipelines.report import comparison, heatmaps, page
 from pipelines.runs import learned_prompts
 from pipelines.sweep import page as sweep_page
 from reid_core.models import backbones
 from reid_core.models.prompts import PromptLearner
+from reid_core.types import Modality, Sample, Split
 from tests.pipelines.fake_run import SUMMARY, Page, draw_identity, fake_run, small_run
 from tests.pipelines.trained import save_run
 
@@ -94,6 +97,40 @@ def test_settings_that_this_version_cannot_read_are_compared_as_written(
     (group,) = comparison.read(runs)
     assert group.seeds == ("0", "1")
     assert "b is compared by its settings as they are written" in caplog.text
+
+
+def test_runs_of_other_images_are_no_seeds_of_one_data_set(
+    save: Save, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = [save("a", 0, 40.0), save("b", 1, 44.0)]
+    split = Split((Sample("a.jpg", Modality.VISIBLE), Sample("b.jpg", Modality.VISIBLE)))
+    for run in runs:
+        sample_list.remember(run, split)
+    comparison.read(runs)
+    assert not caplog.text, "another root may be a copy"
+    sample_list.remember(runs[1], split.take([0]))
+    comparison.read(runs)
+    assert "other training rows" in caplog.text
+    assert "/data/0 and /data/1" in caplog.text
+    caplog.clear()
+    again = save("again", 0, 41.0)
+    config = yaml.safe_load((again / "config.yaml").read_text())
+    config["data"]["root"] = "/data/elsewhere"
+    (again / "config.yaml").write_text(yaml.safe_dump(config))
+    comparison.read([runs[0], again])
+    assert "their seeds do not): /data/0 and /data/elsewhere" in caplog.text
+    caplog.clear()
+    for run, count in zip(runs, (5, 4), strict=True):
+        shutil.rmtree(run / "evaluation", ignore_errors=True)
+        (run / "rows.json.gz").unlink()
+        (run / "evaluation").mkdir()
+        ap = np.r_[np.ones(count), np.full(5 - count, np.nan)]
+        assert (
+            comparison._data_of(replace(comparison.read_run(run), rankings={"final": {"ap": ap}}))[
+                "other numbers of queries"
+            ]
+            == count
+        )
 
 
 def test_table_and_page_show_the_same(save: Save, tmp_path: Path) -> None:

@@ -303,3 +303,13 @@ class TestSummary:
     def test_mean_over_seeds(self) -> None:
         runs = {"0": {"mAP": 10.0}, "1": {"mAP": 20.0}}
         assert ledgers.mean_scores(runs) == {"mAP": 15.0}
+
+    def test_mean_of_what_all_seeds_have(self, caplog: pytest.LogCaptureFixture) -> None:
+        """A last epoch may lack a score: the first of a stage has no stability."""
+        runs = {"0": {"mAP": 10.0, "stability": 3.0}, "1": {"rank1": 5.0, "mAP": 20.0}, "2": {}}
+        assert ledgers.mean_scores(runs) == {}
+        del runs["2"]
+        caplog.clear()
+        assert ledgers.mean_scores(runs) == {"mAP": 15.0}
+        assert "no mean of stability: seed 1 has none" in caplog.text
+        assert "no mean of rank1: seed 0 has none" in caplog.text
