@@ -87,10 +87,10 @@ def test_what_is_left_out_is_like_what_stays_itself() -> None:
         (first, [first + 1, first + 2][: 18 - first]) for first in range(0, 18, 3)
     ]
     left_out = np.concatenate([others for _, others in result])
-    kept = np.setdiff1d(np.arange(len(rows)), left_out)
-    products = rows @ rows[kept].T
+    staying = np.setdiff1d(np.arange(len(rows)), left_out)
+    products = rows @ rows[staying].T
     assert (products[left_out].max(axis=1) >= 0.98).all()
-    assert (products[kept] - np.eye(len(kept)) < 0.98).all(), "what stays is not alike"
+    assert (products[staying] - np.eye(len(staying)) < 0.98).all(), "what stays is not alike"
 
 
 def test_equal_rows_are_left_out_though_their_products_round() -> None:

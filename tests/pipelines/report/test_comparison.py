@@ -20,6 +20,7 @@ from rich.console import Console
 from pipelines.data import sample_list
 from pipelines.errors import UserError
 from pipelines.report import comparison, heatmaps, page
+from pipelines.report.run import read as read_run
 from pipelines.runs import learned_prompts
 from pipelines.sweep import page as sweep_page
 from reid_core.models import backbones
@@ -126,7 +127,7 @@ def test_runs_of_other_images_are_no_seeds_of_one_data_set(
         (run / "evaluation").mkdir()
         ap = np.r_[np.ones(count), np.full(5 - count, np.nan)]
         assert (
-            comparison._data_of(replace(comparison.read_run(run), rankings={"final": {"ap": ap}}))[
+            comparison._data_of(replace(read_run(run), rankings={"final": {"ap": ap}}))[
                 "other numbers of queries"
             ]
             == count

@@ -9,14 +9,16 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("lancedb")
 
+from pipelines import cli
 from pipelines.errors import UserError
 from pipelines.retrieval import fill, missing, pooling, vectors
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import add_images, add_vectors
-from pipelines.retrieval.gallery import Added, Gallery
+from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.sources import Source
 from reid_core.datasets import regdb, synthetic
 from reid_core.types import Modality, Sample
@@ -207,3 +209,14 @@ def test_a_sentence_takes_the_row_of_an_equal_one_only_with_its_image(tmp_path: 
     assert added("b", alone).replaced == 1, "is about no image"
     assert added("b", image).replaced == 1, "was moved"
     assert added("b", about).replaced == 1
+
+
+def test_an_identity_of_several_sources_is_taken_from_all_and_that_is_said(tmp_path: Path) -> None:
+    """Folders of one name show one identity; numbers of manifests are taken as they are."""
+    opened = Gallery.create(tmp_path / "g", Facts("f", "descriptor", 16, "/run"))
+    for number, root in enumerate(("/monday", "/tuesday")):
+        sample = Sample(f"{number}.jpg", Modality.VISIBLE, pid=3)
+        opened.add(fill.rows_of([sample], random_rows(1, 16, seed=number), root=root))
+    command = ["gallery", "remove", str(tmp_path / "g"), "--pid", "3"]
+    result = CliRunner().invoke(cli.app, command)
+    assert "2 removed, of /monday and /tuesday, 0 left" in " ".join(result.output.split())
