@@ -38,7 +38,7 @@ def alone(uri: str | Path, name: str) -> Iterator[bool]:
         yield False
         return
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(Path(uri) / f".writing-{name}.lock", flags, 0o666)
+    handle = os.open(Path(uri) / f".writing-{name}", flags, 0o666)
     try:
         yield _locked(handle)
     finally:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pipelines.errors import UserError
 from pipelines.evaluation.encoder import describe, open_encoder
 from pipelines.retrieval import embed as embedding
-from pipelines.retrieval import fill, vectors
+from pipelines.retrieval import fill
 from pipelines.retrieval.devices import Place
 from pipelines.retrieval.embedder import Actor, Embedder, Work
 from pipelines.retrieval.gallery import Gallery
@@ -104,7 +105,7 @@ def test_what_an_actor_meets_is_said_in_words(
     def fail(*given: object) -> None:
         raise error
 
-    monkeypatch.setattr(vectors.pq, "write_table", fail)
+    monkeypatch.setattr(pq, "write_table", fail)
     result = actor(block)
     assert result["embedded"] == [0]
     with pytest.raises(UserError, match=said):
