@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -74,11 +75,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
     end = time.monotonic() + _STARTS_S
     while time.monotonic() < end and process.poll() is None:
-        try:
+        with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
-        except httpx.HTTPError:
-            time.sleep(0.5)
+        time.sleep(0.5)
     raise AssertionError(f"did not start: {log.read_text()}")
 
 
