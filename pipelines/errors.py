@@ -51,7 +51,9 @@ def for_users(error: Exception) -> str:
         return f"{error}: a link leads to itself; remove it"
     if isinstance(error, MemoryError):
         return "this machine has too little memory for that: take fewer or smaller images"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; this module does not wait for torch
+    if type(error).__name__ == "OutOfMemoryError":  # this module does not wait for torch or Ray
+        if not type(error).__module__.startswith("torch"):
+            return f"a machine has too little memory for that: take fewer at a time. {error}"
         return (
             "the GPU has too little memory left for that: take fewer images at a time, or see what "
             "else is on it (`nvidia-smi`)"

@@ -64,21 +64,33 @@ def classes_of(split: Split, modality: Modality) -> Known:
 
 
 def sampled(known: Mapping[Modality, Known], seed: int) -> dict[Modality, Known]:
-    """At most `_MAX_ROWS` of each modality, of two classes at least: all rows of some classes.
+    """At most `_MAX_ROWS` of each modality that has any, of two classes at least.
 
-    The classes are the same in every modality, so that equal pairs stay between them too.
+    All rows of some classes, which are the same in every modality, so that equal pairs stay between
+    them too; of classes that are larger than that some of their rows.
     """
+    known = {m: one for m, one in known.items() if len(one.rows)}
     if max((len(one.rows) for one in known.values()), default=0) <= _MAX_ROWS:
-        return dict(known)
-    classes = np.unique(np.concatenate([one.classes for one in known.values()]))
-    order = np.random.default_rng(seed).permutation(classes)
+        return known
+    random = np.random.default_rng(seed)
+    order = random.permutation(np.unique(np.concatenate([x.classes for x in known.values()])))
     fitting = min(_num_fitting(order, one.classes) for one in known.values())
-    chosen = order[: max(fitting, 2)]
-    return {
-        m: Known(one.rows[here], one.classes[here])
-        for m, one in known.items()
-        if (here := np.isin(one.classes, chosen)).any()
-    }
+    seen_by = sum(np.isin(order, one.classes).astype(int) for one in known.values())
+    shared_first = order[np.argsort(-seen_by, kind="stable")]
+    chosen = set(order[:fitting].tolist())
+    for one in known.values():
+        own = shared_first[np.isin(shared_first, one.classes)].tolist()
+        if len(chosen & set(own)) < 2:
+            chosen |= set(own[:2])
+    return {m: _of(one, list(chosen), random) for m, one in known.items()}
+
+
+def _of(known: Known, classes: list[int], random: np.random.Generator) -> Known:
+    """The rows of some classes, or as many of them as are needed."""
+    places = np.flatnonzero(np.isin(known.classes, classes))
+    if len(places) > _MAX_ROWS:
+        places = np.sort(random.choice(places, _MAX_ROWS, replace=False))
+    return Known(known.rows[places], known.classes[places])
 
 
 def _num_fitting(order: np.ndarray, classes: np.ndarray) -> int:

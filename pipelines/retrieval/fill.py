@@ -101,6 +101,8 @@ def add_images(
     if not chosen.num_listed:
         raise UserError(f"{source.root} holds no images: nothing to add")
     if not len(chosen.keys):
+        if recall is not None:
+            gallery.keep_indexed(recall)
         return Added(0, 0, len(gallery))
     of_source = gallery.facts.table, repr(source), source.path
     folders = additions.folders(uri, of_source, chosen.keys.tobytes())

@@ -24,7 +24,7 @@ from pipelines.retrieval import gallery_rows, neighbors
 from pipelines.retrieval.database import ERRORS, connect, first_line, guarded
 from pipelines.retrieval.gallery_rows import CHANGED, COLUMNS, Filter, Match, NoRowsError
 from pipelines.retrieval.neighbors import EXACT_UP_TO, Tuning
-from pipelines.retrieval.one_writer import alone, remove_surplus
+from pipelines.retrieval.one_writer import alone, remove_repeated, remove_surplus
 
 if TYPE_CHECKING:
     from lancedb.db import LanceDBConnection
@@ -194,7 +194,9 @@ class Gallery:
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
-            surplus = 0 if is_alone else remove_surplus(self._table, rows["id"].to_pylist())
+            stored = done.num_inserted_rows + done.num_updated_rows
+            repeated = not is_alone or stored > len(rows)  # by a version that had no lock
+            surplus = remove_surplus(self._table, rows["id"].to_pylist()) if repeated else 0
         if not more_follow:
             self.keep_indexed(recall)
         return Added(max(done.num_inserted_rows - surplus, 0), done.num_updated_rows, len(self))
@@ -228,8 +230,12 @@ class Gallery:
         return removed
 
     def optimize(self, *, keep_for: timedelta = _KEPT) -> None:
-        """Join small files, bring all rows into the index, drop versions older than `keep_for`."""
-        with guarded("the gallery was not tidied"):
+        """Join small files, bring all rows into the index, drop versions older than `keep_for`.
+
+        An id of several rows, which versions without a lock could leave, has its last one alone.
+        """
+        with guarded("the gallery was not tidied"), alone(self._uri, self.facts.table):
+            remove_repeated(self._table)
             self._table.optimize(cleanup_older_than=keep_for)
             neighbors.tune_filters(self._table)
 

@@ -56,6 +56,12 @@ def _locked(handle: int) -> bool:
     return True
 
 
+def remove_repeated(table: LanceTable) -> int:
+    """Delete all rows but the last of every id that has several; returns how many."""
+    ids = table.search().select(["id"]).to_arrow()["id"].value_counts()
+    return remove_surplus(table, [x["values"] for x in ids.to_pylist() if x["counts"] > 1])
+
+
 def remove_surplus(table: LanceTable, ids: Sequence[str]) -> int:
     """Delete all rows but the last of each of some ids; returns how many.
 

@@ -32,7 +32,7 @@ from pipelines.service.guard import Guard
 
 Embed = Callable[[Input], Awaitable[np.ndarray]]
 """(D,) unit row of what a request holds."""
-Trouble = Callable[[], str]
+Trouble = Callable[[], Awaitable[str]]
 """Why nothing is embedded now, "" where all is well."""
 Camera = Annotated[int, Field(ge=-1, le=MAX_CAMERA)]
 """-1 where it is unknown."""
@@ -98,7 +98,7 @@ def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry, trouble: T
 
     @app.get("/health")
     async def health(response: Response) -> dict[str, str]:
-        said = await run_in_threadpool(trouble)
+        said = await trouble()
         if said:
             response.status_code = 503
         return {"status": said or "ok"}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 NAME = "encoder"
 _ANSWER_S = 60.0  # of a request, in which a replica that died can start again
+_STATUS_S = 5.0
 _NONE = "no encoder runs: the log of the service says why"
 
 
@@ -40,10 +41,8 @@ class Encoders:
         try:
             return await asyncio.wait_for(self._embed(asked), _ANSWER_S)
         except TimeoutError as error:
-            trouble = await asyncio.to_thread(self.trouble)
-            raise UnavailableError(
-                trouble or f"no encoder was free within {_ANSWER_S:.0f} s: ask again later"
-            ) from error
+            busy = f"no encoder was free within {_ANSWER_S:.0f} s: ask again later"
+            raise UnavailableError(await self.trouble() or busy) from error
 
     async def _embed(self, asked: Input) -> np.ndarray:
         vector: np.ndarray
@@ -53,11 +52,18 @@ class Encoders:
             vector = await self._handle.embed.remote(asked)
         return vector
 
-    def trouble(self) -> str:
+    async def trouble(self) -> str:
         """Why nothing is embedded now, for a client; "" where an encoder runs.
 
         What Ray says of it goes to the log: it may name places of the server.
         """
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(self._trouble), _STATUS_S)
+        except Exception as error:  # of Serve's controller, which is gone or starts again
+            log.error("nobody says whether an encoder runs: %s", error or type(error).__name__)
+            return _NONE
+
+    def _trouble(self) -> str:
         from ray import serve
 
         app = serve.status().applications.get(self._application)

@@ -55,8 +55,23 @@ def test_classes_of_one_modality_alone_are_drawn_with_the_others() -> None:
 def test_few_rows_are_all_taken_and_two_classes_at_least() -> None:
     few = {Modality.VISIBLE: known(1, 2, 3)}
     assert sampled(few, seed=0) == few
-    large = sampled({Modality.VISIBLE: known(1, 2, 3, each=2500)}, seed=0)
-    assert len(set(large[Modality.VISIBLE].classes)) == 2
+    large = sampled({Modality.VISIBLE: known(1, 2, 3, each=2500)}, seed=0)[Modality.VISIBLE]
+    assert len(set(large.classes)) == 2
+    assert len(large.rows) == 3000, "some rows of classes that are larger than what is needed"
+    assert len(set(large.rows)) == 3000
+
+
+def test_no_modality_is_lost_to_the_large_classes_of_another() -> None:
+    rows = {
+        Modality.VISIBLE: known(900, 901, each=20_000),
+        Modality.INFRARED: known(*range(50), each=2),
+        Modality.TEXT: known(),
+    }
+    chosen = sampled(rows, seed=0)
+    assert list(chosen) == [Modality.VISIBLE, Modality.INFRARED], "of a text nothing is known"
+    assert len(set(chosen[Modality.VISIBLE].classes)) == 2
+    rows[Modality.INFRARED] = known(3, 901, 7, each=2)
+    assert 901 in sampled(rows, seed=0)[Modality.INFRARED].classes, "what both have seen"
 
 
 def test_weights_give_equal_pairs_their_share() -> None:

@@ -85,6 +85,18 @@ def test_of_rows_of_one_id_the_last_stays(tmp_path: Path) -> None:
     assert (contents["0.jpg"], contents["1.jpg"], contents["2.jpg"]) == ("c0", "c1", "c2")
 
 
+def test_rows_that_a_version_without_locks_left_twice_are_mended(tmp_path: Path) -> None:
+    opened = Gallery.create(tmp_path / "g", FACTS)
+    for number in range(2):
+        opened._table.add(some_rows(0, seed=number, content=f"c{number}"))
+    assert set(ids_of(opened).values()) == {2}
+    done = opened.add(some_rows(0, seed=5, content="new", count=1))
+    assert ids_of(opened) == {"0.jpg": 1, "1.jpg": 2, "2.jpg": 2}, "those that are added again"
+    assert done.total == 5
+    opened.optimize()
+    assert ids_of(opened) == {"0.jpg": 1, "1.jpg": 1, "2.jpg": 1}
+
+
 def test_first_additions_at_once_make_one_table(tmp_path: Path) -> None:
     for number in range(3):
         place, ready = tmp_path / str(number), Barrier(WRITERS)

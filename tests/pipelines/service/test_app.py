@@ -65,10 +65,13 @@ def client_of(place: Path, **options: Any) -> TestClient:
     plan = plan_of(settings)
     desk, encoding = desk_of(plan), encoding_of(plan)
 
+    async def none() -> str:
+        return ""
+
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
-    app = build(desk, embed, trouble=lambda: "", token=settings.token, max_bytes=2**20)
+    app = build(desk, embed, trouble=none, token=settings.token, max_bytes=2**20)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 

@@ -66,6 +66,13 @@ def test_a_request_does_not_wait_for_ever(
     assert "/srv" in caplog.text
     assert "/srv" not in str(refused.value)
 
+    def gone() -> None:
+        raise RuntimeError("the controller of Serve is gone")
+
+    monkeypatch.setattr(serve, "status", gone)
+    with pytest.raises(UnavailableError, match="no encoder runs"):
+        asyncio.run(waits.embed(asked))
+
     async def row() -> np.ndarray:
         return np.ones(3)
 
@@ -80,7 +87,10 @@ def test_the_state_and_the_answer_say_that_it_is_the_server(tmp_path: Path) -> N
     async def embed(asked: Input) -> np.ndarray:
         raise UnavailableError(troubles[0])
 
-    app = build(desk, embed, trouble=lambda: troubles[0], token="", max_bytes=2**20)
+    async def trouble() -> str:
+        return troubles[0]
+
+    app = build(desk, embed, trouble=trouble, token="", max_bytes=2**20)
     client = TestClient(app, base_url="http://127.0.0.1:8000")
     health = client.get("/health")
     assert (health.status_code, health.json()) == (200, {"status": "ok"})

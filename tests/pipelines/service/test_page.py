@@ -59,10 +59,13 @@ def address(request: pytest.FixtureRequest, place: Path) -> Iterator[tuple[str, 
     plan = plan_of(settings)
     desk, encoding = desk_of(plan), encoding_of(plan)
 
+    async def none() -> str:
+        return ""
+
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
-    app: Any = build(desk, embed, trouble=lambda: "", token=token, max_bytes=2**20)
+    app: Any = build(desk, embed, trouble=none, token=token, max_bytes=2**20)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
