@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +91,11 @@ def remove(
     name: Annotated[str | None, typer.Option(help="Of an identity on the watch list.")] = None,
     pid: Annotated[
         int | None,
-        typer.Option(help="Rows of the identity that `search` shows by this number.", min=0),
+        typer.Option(
+            help="Rows of the identity that `search` shows by this number; of one --root where "
+            "several have it.",
+            min=0,
+        ),
     ] = None,
     camera: Annotated[int | None, typer.Option(help="Rows of this camera.", min=0)] = None,
     since: Annotated[str | None, typer.Option(help="Rows from this time on.")] = None,
@@ -106,10 +109,10 @@ def remove(
 
     Older versions keep them until `gallery tidy`.
     """
-    from pipelines.retrieval.gallery_rows import Filter, time_of
+    from pipelines.retrieval.gallery_rows import Filter, spellings, time_of
 
     where = Filter(
-        names=() if name is None else tuple({name, unicodedata.normalize("NFC", name)}),
+        names=() if name is None else (name,),
         pids=() if pid is None else (pid,),
         cameras=() if camera is None else (camera,),
         since=time_of(since, "--since"),
@@ -124,22 +127,29 @@ def remove(
     opened = _all_tables(gallery, space)
     if root is not None:
         where = replace(where, roots=(_as_stored(root, opened),))
-    places = (
-        sorted({root for one in opened for root in _roots(one, where)}) if pid is not None else []
-    )
+    if name is not None:
+        stored = {known for one in opened for known in one.names()}
+        where = replace(where, names=tuple(spellings(name, stored)))
+    if pid is not None and root is None:
+        _require_one_root(opened, where)
     removed = sum(one.remove(ids=ids or (), where=None if ids else where) for one in opened)
     if not removed:
         raise UserError(
             f"{gallery} holds no row {', '.join(ids[:3]) if ids else f'that is {where}'}: "
             "`crossreid gallery info` shows what there is"
         )
-    said = f", of {' and '.join(places)}" if len(places) > 1 else ""
-    say(f"{removed:,} removed{said}, {sum(map(len, opened)):,} left: {gallery}")
+    say(f"{removed:,} removed, {sum(map(len, opened)):,} left: {gallery}")
 
 
-def _roots(opened: Table, where: Filter) -> set[str]:
-    """Folders that some rows were added from."""
-    return {root for batch in opened.scan(["root"], where) for root in batch["root"].to_pylist()}
+def _require_one_root(opened: Sequence[Table], where: Filter) -> None:
+    """Refuse a number that several sources may have given to different identities."""
+    batches = (batch for one in opened for batch in one.scan(["root"], where))
+    places = sorted({root for batch in batches for root in batch["root"].to_pylist()})
+    if len(places) > 1:
+        raise UserError(
+            f"rows that are {where} were added from {' and '.join(places)}, whose numbers may mean "
+            "different identities: nothing was removed. Say --root, once for each that is meant"
+        )
 
 
 def _as_stored(root: str, opened: Sequence[Table]) -> str:
@@ -163,6 +173,7 @@ def enroll(
     """Put an identity on the watch list; with --checkpoint also of a gallery that is new."""
     from pipelines.retrieval import fill, search
     from pipelines.retrieval.gallery import Gallery
+    from pipelines.retrieval.gallery_rows import spellings
     from pipelines.retrieval.sources import modality_named
 
     if checkpoint is not None and "://" not in gallery and not Path(gallery).exists():
@@ -171,7 +182,8 @@ def enroll(
     loaded = search.encoder_of(opened, checkpoint)
     modality = search.image_modality(loaded, modality_named(seen_as, "--as"))
     fill.enroll(opened, loaded, name, images, modality)
-    count = opened.names()[unicodedata.normalize("NFC", name)]
+    known = opened.names()
+    count = known[spellings(name, known)[0]]
     say(f"{name}: {count} image{'s' * (count != 1)} on the watch list")
 
 

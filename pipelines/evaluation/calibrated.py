@@ -30,6 +30,8 @@ class Calibrated:
         error: per pair, expected calibration error on the pairs of the fit, at `Calibration.prior`.
         reliability: per pair, rows of weight, mean probability and share of equal pairs.
         prior: share of equal pairs to assume, None for that of the fit.
+        of_all: whether the priors of the fit are shares of all labeled images; those of older
+            versions are too high where there were more images than a fit takes.
     """
 
     fingerprint: str
@@ -38,6 +40,7 @@ class Calibrated:
     error: dict[str, float]
     reliability: dict[str, list[list[float]]]
     prior: float | None = None
+    of_all: bool = True
 
     @property
     def caution(self) -> str:
@@ -107,6 +110,7 @@ def load(path: Path, *, fingerprint: str | None = None) -> Calibrated | None:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise UserError(f"{file} has another format: run `crossreid calibrate` again")
+        content.setdefault("of_all", False)
         maps = {name: _map(one) for name, one in content.pop("maps").items()}
         known = Calibrated(maps=maps, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +21,15 @@ from pipelines.retrieval import additions, vectors
 from pipelines.retrieval.embed import EmbedOptions, embed
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.gallery import Added, Facts, Gallery
-from pipelines.retrieval.gallery_rows import schema
+from pipelines.retrieval.gallery_rows import schema, spellings
 from pipelines.retrieval.missing import Elsewhere, missing, remove_outdated
-from pipelines.retrieval.sources import Source, image_of, record_id
+from pipelines.retrieval.sources import Source, image_of, pid_of, record_id
 from pipelines.retrieval.vectors import WrittenInfo
 from pipelines.runs.checkpoint import find
 from pipelines.storage.files import reason
 from pipelines.storage.shards import read_bytes
 from reid_core.datasets.files import require_utf8
+from reid_core.datasets.folder import identity_of
 from reid_core.types import Modality, Sample
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def add_vectors(
         raise UserError(f"{folder} holds no vectors: embed again into a new folder")
     facts = Facts(info["fingerprint"], info["space"], info["dim"], info["checkpoint"])
     gallery = Gallery.create(uri, facts, new_encoder=new_encoder)
+    if "folder_pids" not in info and info["root"] == info.get("source"):
+        _warn_of_other_numbers(folder)
     elsewhere = Elsewhere(gallery, info["root"])
     for path in vectors.part_files(folder):
         for sample in _named(path):
@@ -166,7 +168,7 @@ def enroll(
     Args:
         gallery: of the encoder.
         loaded: the encoder.
-        name: of the identity.
+        name: of the identity; one that is stored in another coding of accents is that one.
         images: of it.
         modality: of the images.
 
@@ -175,7 +177,7 @@ def enroll(
     """
     if not name.strip():
         raise UserError("NAME is empty: say who is on the images")
-    name, hashes = unicodedata.normalize("NFC", name), []
+    name, hashes = spellings(name, gallery.names())[0], []
     for image in images:
         try:
             require_utf8(str(image.resolve()))
@@ -243,6 +245,25 @@ def _named(path: Path) -> Iterator[tuple[str, str, str]]:
         columns = {name: part[name].to_pylist() for name in part.column_names}
         contents = columns.get("content", [""] * len(part))
         yield from zip(columns["id"], contents, columns["modality"], strict=True)
+
+
+def _warn_of_other_numbers(folder: Path) -> None:
+    """Of identities that an older `embed` numbered otherwise than by the names of their folders."""
+    for path in vectors.part_files(folder):
+        with _whole(path):
+            rows = pq.read_table(path, columns=["id", "modality", "pid"]).to_pylist()
+        for row in rows:
+            name = identity_of(row["id"]) if row["modality"] in row["id"].split("/")[:2] else ""
+            if name and row["pid"] not in (-1, pid_of(name)):
+                log.warning(
+                    "%s is of an older version, which numbered identity %s %d; now it is %d: these "
+                    "rows do not agree with those of other sources. Embed again into a new folder",
+                    folder,
+                    name,
+                    row["pid"],
+                    pid_of(name),
+                )
+                return
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -227,6 +228,16 @@ def time_of(text: str | None, option: str) -> datetime | None:
             f"{option} {text or 'is empty'}: write a time as 2026-11-27T14:05"
         ) from None
     return known if known.tzinfo else known.replace(tzinfo=UTC)
+
+
+def spellings(name: str, stored: Iterable[str]) -> list[str]:
+    """How a name stands among some, first with composed accents, which it is alone if it is new.
+
+    Older versions stored names as they were typed, and macOS takes accents apart.
+    """
+    composed = unicodedata.normalize("NFC", name)
+    known = [one for one in stored if unicodedata.normalize("NFC", one) == composed]
+    return sorted(known, key=lambda one: one != composed) or [composed]
 
 
 def _quoted(text: str) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.errors import UserError
 from pipelines.retrieval.gallery_rows import Filter
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _IDS_AT_ONCE = 1000  # a condition of the database
+_SAID_AFTER_S = 5.0
+_GIVEN_UP_AFTER_S = 60.0  # no merge takes as long, but one whose machine died
+_ASKED_EVERY_S = 0.05
 
 
 @contextmanager
@@ -33,27 +38,44 @@ def alone(uri: str | Path, name: str) -> Iterator[bool]:
 
     Yields:
         Whether nobody else writes: False at a URI, and on a file system without locks.
+
+    Raises:
+        UserError: another one has written for a minute; says what to do.
     """
     if "://" in str(uri):
         yield False
         return
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(Path(uri) / f".writing-{name}", flags, 0o666)
+    path = Path(uri) / f".writing-{name}"
+    handle = os.open(path, flags, 0o666)
     try:
-        yield _locked(handle)
+        yield _locked(handle, path)
     finally:
         os.close(handle)
 
 
-def _locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except InterruptedError:
-        raise
-    except OSError as error:
-        log.debug("no locks here: %s", error)
-        return False
-    return True
+def _locked(handle: int, path: Path) -> bool:
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = time.monotonic() - began
+        except OSError as error:
+            log.debug("no locks here: %s", error)
+            return False
+        else:
+            return True
+        if waited > _GIVEN_UP_AFTER_S:
+            raise UserError(
+                f"another addition to {path.parent} has not ended within {waited:.0f} s: try again "
+                "when it has. Where none runs on any machine, the one that wrote is gone and its "
+                f"lock is not: delete {path}, then try again"
+            )
+        if waited > _SAID_AFTER_S and not said:
+            log.warning("another addition to %s is waited for", path.parent)
+            said = True
+        time.sleep(_ASKED_EVERY_S)
 
 
 def remove_repeated(table: LanceTable) -> int:

@@ -238,6 +238,12 @@ def probabilities_of(
     place = checkpoint or Path(facts.checkpoint)
     fitted = load_calibration(place, fingerprint=facts.fingerprint)
     if fitted is not None:
+        if prior is None and not fitted.of_all:
+            log.warning(
+                "the calibration at %s is of an older version: where it was fitted on more than "
+                "3,000 images, probabilities are too high; run `crossreid calibrate` again",
+                place,
+            )
         return fitted.at_prior(prior)
     if prior is not None:
         raise UserError(

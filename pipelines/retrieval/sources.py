@@ -16,7 +16,7 @@ from pipelines.config.sections import DataConfig
 from pipelines.data import roots
 from pipelines.data.places import ROOT_ALONE, Trusted, without_detours
 from pipelines.errors import UserError
-from reid_core.datasets import LAYOUTS, folder, manifest_rows
+from reid_core.datasets import LAYOUTS, folder, manifest, manifest_rows
 from reid_core.datasets.files import ImageFiles, require_utf8
 from reid_core.types import Modality, Sample, Split
 
@@ -47,7 +47,8 @@ class Source:
         path: a folder, a manifest (.csv, .jsonl or .parquet with the columns image and modality,
             perhaps pid, camera, tracklet, time and caption), or the root of a data set.
         kind: layout of the data set, None for a folder or manifest. Identities of the layout
-            folder are numbered by the names of their folders, so that sources agree.
+            folder are numbered by the names of their folders, also in a set that was converted
+            from it, so that sources agree.
         split: of the data set: train, val, test or all.
         modality: of every image of a folder; None where a folder named visible or infrared says it.
         trial: which of RegDB's divisions; None takes that of the run, see `embed`.
@@ -120,7 +121,10 @@ class Source:
     def _listed(self) -> Iterator[Sample]:
         if self.kind is not None:
             return iter(self._data_set())
-        return self._manifest() if self.path.is_file() else self._folder()
+        if not self.path.is_file():
+            return self._folder()
+        was_folder = _layout_of(self.path) == folder.LAYOUT.name
+        return self._named(self._manifest()) if was_folder else self._manifest()
 
     def _data_set(self) -> tuple[Sample, ...]:
         assert self.kind is not None
@@ -132,7 +136,7 @@ class Source:
         splits: dict[str, Split] = {name: getattr(result, name) for name in SPLITS[:3]}
         chosen = splits.values() if self.split == "all" else [splits[self.split]]
         samples = tuple(sample for split in chosen for sample in split.samples)
-        return tuple(self._named(samples)) if self.kind == folder.LAYOUT.name else samples
+        return tuple(self._named(samples)) if result.kind == folder.LAYOUT.name else samples
 
     def _named(self, samples: Iterable[Sample]) -> Iterator[Sample]:
         """Identities of folders, numbered by their names alone: other sources are to agree."""
@@ -141,7 +145,7 @@ class Source:
             if not (name := folder.identity_of(sample.image)):
                 yield sample
                 continue
-            number = _number(name, num_bytes=_PID_BYTES)
+            number = pid_of(name)
             if (other := names.setdefault(number, name)) != name:
                 raise UserError(
                     f"{self.path}: the folders {other} and {name} would be one identity, "
@@ -226,6 +230,19 @@ def parts(samples: Iterable[Sample], *, mean_rows: int = _PART_ROWS) -> Iterator
             rows, digest = [], hashlib.blake2b(digest_size=8)
     if rows:
         yield Part(digest.hexdigest(), tuple(rows))
+
+
+def pid_of(name: str) -> int:
+    """The number of the identity that a folder names."""
+    return _number(name, num_bytes=_PID_BYTES)
+
+
+def _layout_of(path: Path) -> str:
+    """The layout that a manifest was converted from, "" where it was written otherwise."""
+    try:
+        return manifest.notes_of(path).get(manifest.KIND_KEY, "")
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _tracklet(name: str) -> int:

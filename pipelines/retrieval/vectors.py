@@ -27,6 +27,7 @@ Dtype = Literal["float16", "float32"]
 INFO, UNREADABLE = "embedding.json", "unreadable.jsonl"
 FORMAT = 1
 _SKIPPED = b"crossreid.skipped"
+_BY_NAME = "by name"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ class VectorInfo:
 
 
 class WrittenInfo(TypedDict):
-    """embedding.json: a `VectorInfo`, the checkpoint's folder, and whether all parts are there."""
+    """embedding.json: a `VectorInfo`, the checkpoint's folder, and whether all parts are there.
+
+    folder_pids says how identities of the layout folder are numbered: by their names, or, where it
+    is missing, as older versions did, in sorted order.
+    """
 
     format: int
     checkpoint: str
@@ -66,6 +71,7 @@ class WrittenInfo(TypedDict):
     root: str
     source: str
     pool: NotRequired[str]
+    folder_pids: NotRequired[str]
 
 
 def claim(out: Path, info: VectorInfo, checkpoint: Path) -> None:
@@ -100,6 +106,7 @@ def describe(out: Path, info: VectorInfo, checkpoint: Path) -> None:
         UserError: not writable.
     """
     content = asdict(info) | {"format": FORMAT, "checkpoint": str(checkpoint.resolve())}
+    content["folder_pids"] = _BY_NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / INFO, content | {"complete": False})

@@ -18,6 +18,7 @@ import torch
 from pipelines.cluster import session as cluster
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
+from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import LoadedEncoder, describe, in_joint_space
 from pipelines.retrieval import devices
 from pipelines.retrieval.devices import Place
@@ -26,7 +27,6 @@ from pipelines.retrieval.search import encoder_of, probabilities_of, require_mad
 from pipelines.runs.checkpoint import find
 from pipelines.service import encoders
 from pipelines.service.desk import MAX_BYTES, Desk, Input
-from pipelines.service.encoders import Encoders
 from pipelines.service.guard import Guard, is_loopback
 from pipelines.service.owner import owned
 from pipelines.service.start import start
@@ -145,6 +145,7 @@ class Plan:
         settings: as they were given.
         checkpoint: folder of the encoder: a run that is trained on has others later, and a
             replica that starts again must find this one.
+        calibrated: of the encoder, None where nothing was; routes that start again need no file.
         config: of the run that trained the encoder.
         space, fingerprint: of the table that is searched.
         words: fingerprint of the table of the joint space that sentences ask, "" without.
@@ -153,6 +154,7 @@ class Plan:
 
     settings: Settings
     checkpoint: Path
+    calibrated: Calibrated | None
     config: RunConfig
     space: str
     fingerprint: str
@@ -176,14 +178,14 @@ def plan_of(settings: Settings) -> Plan:
     place = find(settings.checkpoint or Path(gallery.facts.checkpoint))
     encoder = describe(place)
     require_made_by(gallery, place, encoder.fingerprints[space_of(gallery)])
-    probabilities_of(gallery, place, settings.prior)  # refused here, not by a replica
+    calibrated = probabilities_of(gallery, place, settings.prior)
     words, asked = "", encoder.modalities
     if settings.space is None and gallery.facts.space != "joint" and Modality.TEXT not in asked:
         words = _words(settings.gallery, encoder.fingerprints["joint"])
     if (words or gallery.facts.space == "joint") and Modality.TEXT not in asked:
         asked = (*asked, Modality.TEXT)
-    facts = gallery.facts
-    return Plan(settings, place, encoder.config, facts.space, facts.fingerprint, words, asked)
+    of = gallery.facts
+    return Plan(settings, place, calibrated, encoder.config, of.space, of.fingerprint, words, asked)
 
 
 def _words(uri: str, fingerprint: str) -> str:
@@ -200,14 +202,13 @@ def _words(uri: str, fingerprint: str) -> str:
 
 def desk_of(plan: Plan) -> Desk:
     """What answers."""
-    settings, size = plan.settings, plan.config.model
-    gallery, words = plan.gallery(), None
+    settings, size, words = plan.settings, plan.config.model, None
     if plan.words:
         words = Gallery.open(settings.gallery, space="joint", fingerprint=plan.words)
     return Desk(
-        gallery,
+        plan.gallery(),
         words=words,
-        calibrated=probabilities_of(gallery, plan.checkpoint, settings.prior),
+        calibrated=plan.calibrated,
         modalities=plan.modalities,
         size=(size.height, size.width),
         uploads=settings.uploads,
@@ -250,7 +251,7 @@ def application(plan: Plan, where: Place) -> Application:
     def routes() -> Guard:
         from pipelines.service.app import build
 
-        asked = Encoders(serve.get_deployment_handle(encoders.NAME, _NAME), _NAME)
+        asked = encoders.Encoders(serve.get_deployment_handle(encoders.NAME, _NAME), _NAME)
         return build(
             desk_of(plan),
             asked.embed,

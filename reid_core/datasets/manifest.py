@@ -50,7 +50,7 @@ def read(root: str | os.PathLike[str]) -> Dataset:
             the row.
     """
     path = _find(Path(root))
-    notes, listed = _notes(path), list(rows(path))
+    notes, listed = notes_of(path), list(rows(path))
     splits: dict[str, list[Sample]] = {name: [] for name in SPLITS}
     for row, tracklet in zip(listed, number_tracklets([r.tracklet for r in listed]), strict=True):
         splits[row.split] += row.samples(tracklet)
@@ -86,8 +86,12 @@ def _find(root: Path) -> Path:
     raise ValueError(f"{root / NAMES[0]} is missing: expected one of {', '.join(NAMES)}")
 
 
-def _notes(path: Path) -> dict[str, str]:
-    """What a converted data set says of itself; of other files nothing."""
+def notes_of(path: Path) -> dict[str, str]:
+    """What the manifest of a converted data set says of it, see `KIND_KEY`; of others nothing.
+
+    Raises:
+        ValueError: a damaged Parquet file.
+    """
     if path.suffix.lower() != ".parquet":
         return {}
     try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -15,6 +18,7 @@ pytest.importorskip("lancedb")
 
 from pipelines import cli
 from pipelines.errors import UserError
+from pipelines.evaluation.encoder import open_encoder
 from pipelines.retrieval import fill, missing, pooling, vectors
 from pipelines.retrieval.embedder import content_hash
 from pipelines.retrieval.fill import add_images, add_vectors
@@ -211,12 +215,56 @@ def test_a_sentence_takes_the_row_of_an_equal_one_only_with_its_image(tmp_path: 
     assert added("b", about).replaced == 1
 
 
-def test_an_identity_of_several_sources_is_taken_from_all_and_that_is_said(tmp_path: Path) -> None:
+def test_a_number_of_several_sources_is_removed_of_one_that_is_named(tmp_path: Path) -> None:
     """Folders of one name show one identity; numbers of manifests are taken as they are."""
     opened = Gallery.create(tmp_path / "g", Facts("f", "descriptor", 16, "/run"))
     for number, root in enumerate(("/monday", "/tuesday")):
         sample = Sample(f"{number}.jpg", Modality.VISIBLE, pid=3)
         opened.add(fill.rows_of([sample], random_rows(1, 16, seed=number), root=root))
-    command = ["gallery", "remove", str(tmp_path / "g"), "--pid", "3"]
-    result = CliRunner().invoke(cli.app, command)
-    assert "2 removed, of /monday and /tuesday, 0 left" in " ".join(result.output.split())
+
+    def removed(*options: str) -> str:
+        command = ["gallery", "remove", str(tmp_path / "g"), "--pid", "3", *options]
+        result = CliRunner().invoke(cli.app, command)
+        return " ".join(f"{result.output} {result.exception or ''}".split())
+
+    assert "/monday and /tuesday, whose numbers" in removed()
+    assert len(opened) == 2
+    assert "1 removed, 1 left" in removed("--root", "/monday")
+    assert "1 removed, 0 left" in removed()
+
+
+def test_vectors_of_an_older_version_number_folders_otherwise(
+    checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("0002", "anna"):
+        draw_folder(tmp_path / "drawn", visible=1, infrared=0)
+        (tmp_path / "i" / "visible").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "drawn" / "visible").rename(tmp_path / "i" / "visible" / name)
+    out = embed_alone(checkpoint, Source(tmp_path / "i", "folder", "train"), tmp_path / "v")
+    older = {key: x for key, x in vectors.read_info(out).items() if key != "folder_pids"}
+    (out / vectors.INFO).write_text(json.dumps(older))
+    add_vectors(tmp_path / "g", out)
+    assert not caplog.messages, "its numbers are those of the names"
+    (part,) = vectors.part_files(out)
+    rows = pq.read_table(part)
+    place = rows.schema.get_field_index("pid")
+    pq.write_table(rows.set_column(place, "pid", pa.array([0, 1], pa.int64())), part)
+    add_vectors(tmp_path / "h", out)
+    assert "older version, which numbered identity 0002 0; now it is 2" in caplog.text
+
+
+def test_a_name_has_one_identity_however_its_accents_are_coded(
+    checkpoint: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Older versions kept them as they were typed."""
+    composed, apart = (unicodedata.normalize(form, "Jos\u00e9") for form in ("NFC", "NFD"))
+    loaded = open_encoder(checkpoint)
+    facts = Facts(loaded.fingerprint, "descriptor", loaded.encoder.feature_dim, str(checkpoint))
+    opened = Gallery.create(tmp_path / "g", facts)
+    sample = Sample(f"enrolled/{apart}/c", Modality.VISIBLE)
+    opened.add(fill.rows_of([sample], random_rows(1, facts.dim, seed=0), root="", name=apart))
+    for name in (composed, apart):
+        fill.enroll(opened, loaded, name, [folder / "visible" / "0.png"], Modality.VISIBLE)
+        assert opened.names() == {apart: 2}
+    command = ["gallery", "remove", str(tmp_path / "g"), "--name", composed]
+    assert "2 removed" in CliRunner().invoke(cli.app, command).output

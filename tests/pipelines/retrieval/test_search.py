@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.console import Console
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
+from pipelines.evaluation import calibrated
 from pipelines.evaluation.calibrated import Calibrated
 from pipelines.evaluation.encoder import Space, open_encoder
 from pipelines.retrieval import answer_file, contact_sheet
@@ -130,6 +132,24 @@ def test_a_search_without_a_calibration_says_so(
     assert f"no calibration of this gallery's encoder at {index.facts.checkpoint}" in caplog.text
     with pytest.raises(UserError, match=r"--prior 0\.1 needs a calibration"):
         probabilities_of(index, None, 0.1)
+
+
+def test_a_calibration_of_an_older_version_is_to_be_fitted_again(
+    index: Gallery, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its priors are those of a sample."""
+    fitted = fit(np.linspace(-1, 1, 100), np.linspace(-1, 1, 100) > 0)
+    known = Calibrated(index.facts.fingerprint, "test", {"visible visible": fitted}, {}, {})
+    file = calibrated.save(shutil.copytree(checkpoint, tmp_path / "run"), known)
+    assert probabilities_of(index, tmp_path / "run", None) == known
+    assert not caplog.messages
+    file.write_text(
+        json.dumps({k: x for k, x in json.loads(file.read_text()).items() if k != "of_all"})
+    )
+    assert probabilities_of(index, tmp_path / "run", 0.1) is not None
+    assert not caplog.messages, "another prior was asked for"
+    assert probabilities_of(index, tmp_path / "run", None) is not None
+    assert "run `crossreid calibrate` again" in caplog.text
 
 
 class TestBadInput:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipelines.errors import UserError
 from pipelines.retrieval.sources import Part, Source, parts, record_id
+from reid_core.datasets.manifest import KIND_KEY
 from reid_core.types import Modality, Sample
 from tests.pipelines.trained import draw_folder
 
@@ -95,6 +96,22 @@ class TestSource:
         (twin / "1.png").write_bytes((other / "1.png").read_bytes())
         with pytest.raises(UserError, match=r"012 and 12 would be one identity, 12"):
             list(Source(tmp_path / "monday", "folder").samples())
+
+    def test_a_converted_folder_shares_identities_with_the_folder(self, tmp_path: Path) -> None:
+        """Its manifest counts them from 0."""
+        images = ("visible/0002/a.png", "visible/anna/a.png", "visible/a.png")
+        for image in images:
+            (tmp_path / "tree" / image).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "tree" / image).write_bytes(b"not opened")
+        columns = {"image": images, "modality": ["visible"] * 3, "pid": [0, 1, -1]}
+        table = pa.table(columns).replace_schema_metadata({KIND_KEY: "folder"})
+        (tmp_path / "packed").mkdir()
+        pq.write_table(table, listed := tmp_path / "packed" / "manifest.parquet")
+        tree = Source(tmp_path / "tree", "folder", "train").samples()
+        expected = {sample.image: sample.pid for sample in tree}
+        assert expected["visible/0002/a.png"] == 2
+        for source in (Source(listed.parent, "manifest", "train"), Source(listed)):
+            assert {sample.image: sample.pid for sample in source.samples()} == expected
 
     def test_a_manifest_that_is_named_is_the_one_that_is_read(self, tmp_path: Path) -> None:
         for name in ("manifest", "night"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("lancedb")
 
 from pipelines.errors import UserError
-from pipelines.retrieval import fill, gallery
+from pipelines.retrieval import fill, gallery, one_writer
 from pipelines.retrieval.database import connect
 from pipelines.retrieval.gallery import Added, Facts, Gallery, tables
 from pipelines.retrieval.one_writer import remove_surplus
@@ -68,6 +69,21 @@ def test_an_id_has_one_row(
         if has_locks:
             assert sorted(one.new for one in done) == [0, 0, 3]
     assert len(opened) == 3 * 7
+
+
+def test_a_writer_that_never_ends_is_waited_for_aloud_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(one_writer, "_SAID_AFTER_S", 0.0)
+    monkeypatch.setattr(one_writer, "_GIVEN_UP_AFTER_S", 0.1)
+    opened = Gallery.create(tmp_path / "g", FACTS)
+    lock = tmp_path / "g" / f".writing-{FACTS.table}"
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=f"another addition to .*delete {lock}, then try again"):
+            opened.add(some_rows(0, seed=0))
+    assert caplog.messages == [f"another addition to {tmp_path / 'g'} is waited for"]
+    assert opened.add(some_rows(0, seed=0)).new == 3
 
 
 def test_of_rows_of_one_id_the_last_stays(tmp_path: Path) -> None:

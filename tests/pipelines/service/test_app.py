@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import socket
 import zipfile
 from pathlib import Path
@@ -58,6 +59,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Calibrated(open_encoder(run).fingerprint, "test", dict.fromkeys(names, known), {}, {}),
     )
     return root
+
+
+def test_routes_that_start_again_know_the_calibration_of_the_plan(
+    place: Path, tmp_path: Path
+) -> None:
+    """The run was trained on meanwhile, and its checkpoint is gone."""
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    plan = plan_of(Settings(str(place / "gallery"), checkpoint=run, prior=0.01))
+    shutil.rmtree(run)
+    assert desk_of(plan).facts().calibrated == "test"
+    assert plan.calibrated is not None
+    assert plan.calibrated.prior == 0.01
 
 
 def client_of(place: Path, **options: Any) -> TestClient:
