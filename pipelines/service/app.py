@@ -5,9 +5,11 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from importlib.resources import files
 from typing import Annotated
 
+import anyio
 import numpy as np
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
@@ -36,6 +38,7 @@ Trouble = Callable[[], Awaitable[str]]
 """Why nothing is embedded now, "" where all is well."""
 Camera = Annotated[int, Field(ge=-1, le=MAX_CAMERA)]
 """-1 where it is unknown."""
+_ADDING = 16  # threads of their own, since an addition may wait for another writer
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -115,6 +118,7 @@ def _add_pages(app: FastAPI, desk: Desk, registry: CollectorRegistry, trouble: T
 
 def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
     """Searching, and adding images."""
+    adding = anyio.CapacityLimiter(_ADDING)
 
     @app.post("/search")
     async def search(
@@ -162,9 +166,8 @@ def _add_questions(app: FastAPI, desk: Desk, embed: Embed) -> None:
         vector = await embed(Input(pixels, seen))
         in_words = await embed(Input(pixels, seen, joint=True)) if desk.has_words else None
         when = _time(time, "time")
-        return await run_in_threadpool(
-            desk.add, data, vector, seen, in_words=in_words, camera=camera, time=when
-        )
+        store = partial(desk.add, data, vector, seen, in_words=in_words, camera=camera, time=when)
+        return await anyio.to_thread.run_sync(store, limiter=adding)
 
 
 def _filter(desk: Desk, modality: str, cameras: list[int] | None, since: str, until: str) -> Filter:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +101,44 @@ def test_the_state_and_the_answer_say_that_it_is_the_server(tmp_path: Path) -> N
     assert (health.status_code, health.json()) == (503, {"status": "no encoder runs"})
     answer = client.post("/search", data={"text": "a man"})
     assert (answer.status_code, answer.json()) == (503, {"detail": "no encoder runs"})
+
+
+def test_additions_that_wait_for_a_writer_leave_room_for_other_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than all other requests have threads."""
+    gallery = Gallery.create(tmp_path, Facts("f", "descriptor", 4, "/run"))
+    desk = Desk(gallery, calibrated=None, modalities=(Modality.VISIBLE,), size=(64, 32))
+    ended = threading.Event()
+
+    def waits(*given: object, **options: object) -> None:
+        ended.wait(60)
+        raise UnavailableError("another addition")
+
+    monkeypatch.setattr(desk, "add", waits)
+    monkeypatch.setattr(desk, "pixels", lambda data: np.zeros((3, 64, 32), np.uint8))
+
+    async def embed(asked: Input) -> np.ndarray:
+        embedded.append(asked)
+        return np.ones(4)
+
+    embedded: list[Input] = []
+    app = build(desk, embed, trouble=lambda: "", token="", max_bytes=2**20)
+    with (
+        TestClient(app, base_url="http://127.0.0.1:8000") as client,
+        ThreadPoolExecutor(51) as pool,
+    ):
+        posts = [
+            pool.submit(client.post, "/images", files={"image": b"an image"}) for _ in range(50)
+        ]
+        try:
+            while len(embedded) < 40:
+                time.sleep(0.01)
+            health = pool.submit(client.get, "/health").result(timeout=20)
+            assert health.json() == {"status": "ok"}
+        finally:
+            ended.set()
+        assert {post.result().status_code for post in posts} == {503}
 
 
 def test_an_encoder_that_starts_again_has_the_weights_of_the_plan(tmp_path: Path) -> None:
