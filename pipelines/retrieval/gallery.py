@@ -194,8 +194,7 @@ class Gallery:
                 .when_not_matched_insert_all()
                 .execute(rows)
             )
-            stored = done.num_inserted_rows + done.num_updated_rows
-            repeated = not is_alone or stored > len(rows)  # by a version that had no lock
+            repeated = not is_alone or done.num_inserted_rows + done.num_updated_rows > len(rows)
             surplus = remove_surplus(self._table, rows["id"].to_pylist()) if repeated else 0
         if not more_follow:
             self.keep_indexed(recall)
@@ -230,10 +229,7 @@ class Gallery:
         return removed
 
     def optimize(self, *, keep_for: timedelta = _KEPT) -> None:
-        """Join small files, bring all rows into the index, drop versions older than `keep_for`.
-
-        An id of several rows, which versions without a lock could leave, has its last one alone.
-        """
+        """Join small files, index all rows, the last one of every id, drop older versions."""
         with guarded("the gallery was not tidied"), alone(self._uri, self.facts.table):
             remove_repeated(self._table)
             self._table.optimize(cleanup_older_than=keep_for)

@@ -8,6 +8,7 @@ import socket
 import zipfile
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pyarrow as pa
@@ -78,13 +79,12 @@ def client_of(place: Path, **options: Any) -> TestClient:
     plan = plan_of(settings)
     desk, encoding = desk_of(plan), encoding_of(plan)
 
-    async def none() -> str:
-        return ""
-
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
-    app = build(desk, embed, trouble=none, token=settings.token, max_bytes=2**20)
+    app = build(
+        desk, embed, trouble=AsyncMock(return_value=""), token=settings.token, max_bytes=2**20
+    )
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 

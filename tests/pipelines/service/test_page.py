@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -59,13 +60,10 @@ def address(request: pytest.FixtureRequest, place: Path) -> Iterator[tuple[str, 
     plan = plan_of(settings)
     desk, encoding = desk_of(plan), encoding_of(plan)
 
-    async def none() -> str:
-        return ""
-
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
-    app: Any = build(desk, embed, trouble=none, token=token, max_bytes=2**20)
+    app: Any = build(desk, embed, trouble=AsyncMock(return_value=""), token=token, max_bytes=2**20)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
