@@ -82,9 +82,8 @@ def client_of(place: Path, **options: Any) -> TestClient:
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
-    app = build(
-        desk, embed, trouble=AsyncMock(return_value=""), token=settings.token, max_bytes=2**20
-    )
+    well = AsyncMock(return_value="")
+    app = build(desk, embed, trouble=well, token=settings.token, max_bytes=2**20)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
