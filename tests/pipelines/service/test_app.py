@@ -75,15 +75,14 @@ def test_routes_that_start_again_know_the_calibration_of_the_plan(
 
 
 def client_of(place: Path, **options: Any) -> TestClient:
-    settings = Settings(str(place / "gallery"), **options)
-    plan = plan_of(settings)
+    plan = plan_of(Settings(str(place / "gallery"), **options))
     desk, encoding = desk_of(plan), encoding_of(plan)
 
     async def embed(asked: Input) -> np.ndarray:
         return encoding.embed([asked])[0]
 
     well = AsyncMock(return_value="")
-    app = build(desk, embed, trouble=well, token=settings.token, max_bytes=2**20)
+    app = build(desk, embed, trouble=well, token=plan.settings.token, max_bytes=2**20)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
