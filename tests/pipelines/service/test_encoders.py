@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx2 as httpx
 import numpy as np
@@ -123,7 +124,7 @@ def test_additions_that_wait_for_a_writer_leave_room_for_other_requests(
         return np.ones(4)
 
     embedded: list[Input] = []
-    app = build(desk, embed, trouble=lambda: "", token="", max_bytes=2**20)
+    app = build(desk, embed, trouble=AsyncMock(return_value=""), token="", max_bytes=2**20)
     with (
         TestClient(app, base_url="http://127.0.0.1:8000") as client,
         ThreadPoolExecutor(51) as pool,
