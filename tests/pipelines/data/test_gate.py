@@ -71,7 +71,8 @@ def test_a_data_set_that_cannot_be_trained_on_is_refused(
 def test_shared_identities_are_allowed_by_a_setting(make_config: Make, tmp_path: Path) -> None:
     root = draw(tmp_path / "data", *pairs("train", "a"), *pairs("test", "a"))
     config = make_config("data.kind=folder", "data.allow_shared_identities=true", root=root)
-    gate.check(config, tmp_path / "run")
+    passed = gate.check(config, tmp_path / "run")
+    assert set(passed.train.pids) == set(passed.dataset.test.pids)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,17 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     return search_writer(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that is not refused says so where it would start Ray."""
+    from pipelines.sweep import tuner
+
+    def begin(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    monkeypatch.setattr(tuner, "session", begin)
+
+
 def test_identities_without_labels_are_judged_by_stability(
     write: Callable[..., Path], tree: Path, tmp_path: Path
 ) -> None:
@@ -69,17 +80,12 @@ def test_what_would_end_every_trial_ends_the_sweep_before_ray_starts(
     tmp_path: Path,
     write: Callable[..., Path],
     tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
     overrides: list[str],
     message: str,
 ) -> None:
     from pipelines.sweep import tuner
 
-    def begin(*_: object) -> None:
-        raise AssertionError("Ray starts")
-
-    monkeypatch.setattr(tuner, "session", begin)
     study = search_space.load(write(**changes), [f"data.root={tree}", *SMALL, *overrides])
     with pytest.raises(UserError, match=message):
         tuner.search_for_best(study, tmp_path / "sweep", [], resume=False)
@@ -96,10 +102,6 @@ def test_a_trial_that_cannot_train_is_warned_of_and_stops_no_other(
     from pipelines.data import gate, listed, sound_settings, sound_weights
     from pipelines.sweep import entry, tuner
 
-    def begin(*_: object) -> None:
-        raise AssertionError("Ray starts")
-
-    monkeypatch.setattr(tuner, "session", begin)
     settings, weights = Mock(wraps=sound_settings.check), Mock(wraps=sound_weights.check)
     read = Mock(wraps=listed.read)
     for module, name, counted in (
@@ -122,20 +124,15 @@ def test_rows_are_asked_of_every_trial_and_idle_settings_said_of_all(
     tmp_path: Path,
     write: Callable[..., Path],
     tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Images of a folder have no cameras, which one of two values asks for."""
     from pipelines.sweep import tuner
 
-    def begin(*_: object) -> None:
-        raise AssertionError("Ray starts")
-
     root = tmp_path / "crops"
     for modality in ("visible", "infrared"):
         (root / modality).mkdir(parents=True)
         shutil.copy(next(tree.rglob("*.jpg")), root / modality)
-    monkeypatch.setattr(tuner, "session", begin)
     given = [f"data.root={root}", "data.kind=folder", *SMALL]
     space = {
         "cclnet.clustering.camera_scaling": {"values": [0.5, None]},
@@ -154,15 +151,10 @@ def test_points_that_scores_will_choose_refuse_no_sweep(
     tmp_path: Path,
     write: Callable[..., Path],
     tree: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     from pipelines.sweep import tuner
 
-    def begin(*_: object) -> None:
-        raise AssertionError("Ray starts")
-
-    monkeypatch.setattr(tuner, "session", begin)
     given = [f"data.root={tree}", *SMALL, "trainer.num_workers=8"]
     space = {ROWS: {"integers": [1, 15]}}
     changes = {"method": "optuna", "budget": {"trials": 2}}
@@ -174,15 +166,11 @@ def test_points_that_scores_will_choose_refuse_no_sweep(
 
 
 def test_a_sweep_whose_recipe_alone_is_refused_begins(
-    tmp_path: Path, write: Callable[..., Path], tree: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, write: Callable[..., Path], tree: Path
 ) -> None:
     """No trial has it: the values of the space take its place."""
     from pipelines.sweep import tuner
 
-    def begin(*_: object) -> None:
-        raise AssertionError("Ray starts")
-
-    monkeypatch.setattr(tuner, "session", begin)
     odd = [f"data.root={tree}", *SMALL, "trainer.num_workers=8", f"{ROWS}=15"]
     study = search_space.load(write(space={ROWS: {"values": [16]}}), odd)
     with pytest.raises(AssertionError, match="Ray starts"):
