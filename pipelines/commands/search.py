@@ -209,10 +209,11 @@ def serve(
 ) -> None:
     """Serve a gallery over HTTP, with a page to search it in; Ctrl-C ends it."""
     from pipelines.service import deploy
+    from pipelines.service.plan import Settings
 
     if "://" in gallery and not read_only:
         raise UserError(f"{gallery} is no folder that images could be kept in: say --read-only")
-    settings = deploy.Settings(
+    settings = Settings(
         gallery if "://" in gallery else str(Path(gallery).resolve()),
         space=space,
         checkpoint=checkpoint.resolve() if checkpoint else None,

@@ -34,6 +34,7 @@ from pipelines.retrieval.model_file import Exported
 from pipelines.retrieval.sources import Source
 from pipelines.retrieval.vectors import read_info
 from pipelines.service import deploy
+from pipelines.service.plan import Settings
 from reid_core.images import as_rgb
 from reid_core.types import Modality, Sample
 from tests.pipelines.fake_run import fake_run, small_run
@@ -326,7 +327,7 @@ def test_a_command_that_cannot_go_on_says_so_when_a_signal_ends_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @contextmanager
-    def running(settings: deploy.Settings, **_: object) -> Iterator[None]:
+    def running(settings: Settings, **_: object) -> Iterator[None]:
         yield
 
     def wait() -> None:

@@ -32,8 +32,8 @@ from pipelines.retrieval.gallery import Added, Facts, Gallery
 from pipelines.retrieval.gallery_rows import time_of
 from pipelines.retrieval.sources import Source
 from pipelines.service.app import build
-from pipelines.service.deploy import Settings, desk_of, encoding_of, plan_of
 from pipelines.service.desk import Desk, Input, UnavailableError
+from pipelines.service.plan import Settings, desk_of, encoding_of, plan_of
 from reid_core.calibration import fit
 from reid_core.types import Modality
 from tests.pipelines.trained import draw_folder, embed_alone, save_run

@@ -33,9 +33,10 @@ from pipelines.retrieval.sources import Source
 from pipelines.runs import checkpoint
 from pipelines.service import encoders
 from pipelines.service.app import build
-from pipelines.service.deploy import Settings, encoding_of, plan_of, running
+from pipelines.service.deploy import running
 from pipelines.service.desk import Desk, Input, UnavailableError
 from pipelines.service.encoders import Encoders
+from pipelines.service.plan import Settings, encoding_of, plan_of
 from reid_core.types import Modality
 from tests.pipelines.processes import free_port
 from tests.pipelines.trained import draw_folder, embed_alone, save_run

@@ -20,7 +20,8 @@ from pipelines.errors import UserError
 from pipelines.retrieval import devices
 from pipelines.retrieval.devices import Place
 from pipelines.service import deploy
-from pipelines.service.deploy import Settings, running
+from pipelines.service.deploy import running
+from pipelines.service.plan import Settings
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from ray import serve
 from pipelines.config.run import RunConfig
 from pipelines.errors import UserError
 from pipelines.service import deploy
-from pipelines.service.deploy import Settings, running
+from pipelines.service.deploy import running
+from pipelines.service.plan import Settings
 from tests.pipelines.processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -32,12 +33,13 @@ import sys, time
 from types import SimpleNamespace
 from pipelines.config import run as configuration
 from pipelines.service import deploy
+from pipelines.service.plan import Settings
 from tests.pipelines.service.test_joined import Says
 
 config = configuration.validate({"data": {"root": "unused"}}, source="test")
 deploy.plan_of = lambda settings: SimpleNamespace(config=config)
 deploy.application = lambda plan, num_gpus: Says.bind("the first")
-with deploy.running(deploy.Settings("gallery", port=int(sys.argv[2])), ray_address=sys.argv[1]):
+with deploy.running(Settings("gallery", port=int(sys.argv[2])), ray_address=sys.argv[1]):
     print("serving", flush=True)
     time.sleep(600)
 """

@@ -18,7 +18,8 @@ from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError
 from pipelines.cluster import session
 from pipelines.errors import UserError
 from pipelines.service import deploy, owner
-from pipelines.service.deploy import Settings, _require_place_in
+from pipelines.service.deploy import _require_place_in
+from pipelines.service.plan import Settings
 
 PORT = 8123
 

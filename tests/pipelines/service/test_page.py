@@ -26,8 +26,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from pipelines.service.app import build
-from pipelines.service.deploy import Settings, desk_of, encoding_of, plan_of
 from pipelines.service.desk import Input
+from pipelines.service.plan import Settings, desk_of, encoding_of, plan_of
 from tests.pipelines.processes import free_port
 from tests.pipelines.service.test_app import TOKEN, place  # noqa: F401
 
